@@ -1,0 +1,1 @@
+"""Foreign weights to MLX tensors: knows formats, knows nothing of generation."""

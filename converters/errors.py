@@ -1,0 +1,93 @@
+"""The root of every expected failure, and the failures of reading and converting weights.
+
+The lowest package owns the root so that ``converters`` never imports ``mlxrun``. The whole tree is
+drawn in ``mlxrun/errors.py``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class MlxrunError(Exception):
+    """An expected failure: what went wrong, where, and what to do about it.
+
+    ``str(error)`` is a single line that the command line prints as it stands.
+
+    Args:
+        message: what was wrong and where.
+        hint: what the user can do, as a sentence; omitted when there is nothing to do.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        self.message = " ".join(message.split())
+        self.hint = " ".join(hint.split()) if hint else None
+        super().__init__(f"{self.message}. {self.hint}" if self.hint else self.message)
+
+
+class ConversionError(MlxrunError):
+    """Weights could not be read, repacked or written."""
+
+
+class GGUFError(ConversionError):
+    """A GGUF file is malformed or says something impossible.
+
+    Args:
+        path: the file.
+        field: the header field, metadata key or tensor that is wrong.
+        offset: the byte offset in the file where that field is stored.
+        expected: what a valid file has there.
+        found: what this file has there.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        field: str,
+        offset: int,
+        expected: str,
+        found: str,
+        hint: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.field = field
+        self.offset = offset
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"{self.path.name}: {field} at byte {offset}: expected {expected}, found {found}",
+            hint=hint,
+        )
+
+
+class UnsupportedArchitectureError(ConversionError):
+    """The file names a model architecture that this project does not know."""
+
+
+class InexactError(ConversionError):
+    """Policy ``exact`` was asked for and some tensors have no exact MLX form.
+
+    ``tensors`` lists them as ``(name, GGML type, reason)``.
+    """
+
+    def __init__(self, tensors: list[tuple[str, str, str]]) -> None:
+        self.tensors = tensors
+        shown = "; ".join(f"{name} ({kind}): {why}" for name, kind, why in tensors[:8])
+        more = f"; and {len(tensors) - 8} more" if len(tensors) > 8 else ""
+        super().__init__(
+            f"{len(tensors)} tensors have no exact MLX form: {shown}{more}",
+            hint="Convert with policy near to accept a measured error of at most 1%.",
+        )
+
+
+class CheckpointError(ConversionError):
+    """A model directory is incomplete, unreadable or contradicts itself."""
+
+
+class TargetExistsError(ConversionError):
+    """The place to write to is taken."""
+
+
+class OutOfSpaceError(ConversionError):
+    """The disk has no room for what is to be written."""

@@ -1,0 +1,1 @@
+"""mlxrun: run any GGUF model on Apple Silicon through MLX."""

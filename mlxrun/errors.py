@@ -1,0 +1,91 @@
+"""Every expected failure of mlxrun, as one tree.
+
+::
+
+    MlxrunError                           the root: catch this one
+    ├── ConversionError                   (converters.errors)
+    │   ├── GGUFError                     malformed file: field, byte offset, expected, found
+    │   ├── UnsupportedArchitectureError  a model family that nothing here knows
+    │   ├── InexactError                  policy "exact" cannot be kept: the list of tensors
+    │   ├── CheckpointError               a model directory that is incomplete or contradictory
+    │   ├── TargetExistsError             the output is already there
+    │   └── OutOfSpaceError               the disk is full
+    ├── SourceError                       no model where the user points
+    │   └── HubError                      the hub refused, is unreachable, or has no such file
+    ├── ParameterError                    a value outside its allowed range
+    ├── TokenizerError                    a vocabulary that cannot be used
+    ├── TemplateError                     a chat template that fails or runs away
+    ├── ContextLengthError                more tokens than the model can hold
+    └── CacheError                        an operation that this kind of cache cannot do
+"""
+
+from __future__ import annotations
+
+from converters.errors import (
+    CheckpointError,
+    ConversionError,
+    GGUFError,
+    InexactError,
+    MlxrunError,
+    OutOfSpaceError,
+    TargetExistsError,
+    UnsupportedArchitectureError,
+)
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "ContextLengthError",
+    "ConversionError",
+    "GGUFError",
+    "HubError",
+    "InexactError",
+    "MlxrunError",
+    "OutOfSpaceError",
+    "ParameterError",
+    "SourceError",
+    "TargetExistsError",
+    "TemplateError",
+    "TokenizerError",
+    "UnsupportedArchitectureError",
+]
+
+
+class SourceError(MlxrunError):
+    """There is no usable model where the user points."""
+
+
+class HubError(SourceError):
+    """The model hub refused, cannot be reached, or has no such file."""
+
+
+class ParameterError(MlxrunError):
+    """A value is outside its allowed range.
+
+    Args:
+        name: the parameter.
+        value: what was given.
+        allowed: the allowed range in words, e.g. ``"between 0 and 1"``.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{name} must be {allowed}, not {value!r}")
+
+
+class TokenizerError(MlxrunError):
+    """A vocabulary is missing, damaged or of a kind that cannot be used."""
+
+
+class TemplateError(MlxrunError):
+    """A chat template does not parse, fails, or exceeds its limits."""
+
+
+class ContextLengthError(MlxrunError):
+    """A request needs more tokens than the model or the cache can hold."""
+
+
+class CacheError(MlxrunError):
+    """An operation that this kind of cache cannot do, such as trimming past its window."""

@@ -1,0 +1,1 @@
+"""From logits to events: requests, sampling, the engine."""

@@ -1,0 +1,1 @@
+"""The transformer, its configuration and its loader."""
