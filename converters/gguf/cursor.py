@@ -1,0 +1,199 @@
+"""A bounds-checked walk over the header of one mapped GGUF file.
+
+Every length is compared with what is left before anything is allocated, so a hostile file costs no
+more than its own header. Knows how values are stored; does not know which keys or tensors exist.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.errors import GGUFError
+from converters.gguf.types import SCALARS, Value, ValueType, show
+
+__all__ = ["MAX_HEADER", "PARTIAL", "Cursor"]
+
+#: Bounds that no real file comes near (the largest headers are some 30 MB: vocabularies of 260,000
+#: tokens with twice as many merges) and that keep the worst hostile file within a second.
+MAX_HEADER: Final = 1 << 28
+MAX_OBJECTS: Final = 1 << 21  # strings and, at NESTED_COST each, nested arrays
+MAX_DEPTH: Final = 4
+NESTED_COST: Final = 16
+
+PARTIAL: Final = "The file is cut short, as a download that stopped is: fetch it again"
+
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+class Cursor:
+    """Reads little-endian values at ``pos`` and moves past them.
+
+    Every reader takes ``field``, the name that an error gives to what is being read.
+
+    Attributes:
+        pos: the byte offset of the next value.
+        end: where the header must have ended: the file's size, or the bound on headers.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path = path
+        self.data = data
+        self.pos = 0
+        self.end = min(len(data), MAX_HEADER)
+        self._budget = MAX_OBJECTS
+
+    def error(
+        self,
+        field: str,
+        expected: str,
+        found: str,
+        *,
+        at: int | None = None,
+        hint: str | None = None,
+    ) -> GGUFError:
+        """An error about ``field`` at the byte offset ``at`` (default: the next value's)."""
+        offset = self.pos if at is None else at
+        return GGUFError(
+            self.path,
+            field=printable(field),
+            offset=offset,
+            expected=expected,
+            found=found,
+            hint=hint,
+        )
+
+    def need(self, size: int, field: str, *, at: int | None = None) -> None:
+        """Raise unless ``size`` more bytes are there."""
+        left = self.end - self.pos
+        if size <= left:
+            return
+        if self.end < len(self.data):
+            limit, hint = f"the bound of {MAX_HEADER} bytes on a header", None
+        else:
+            limit, hint = "the end of the file", PARTIAL
+        raise self.error(field, f"{size} bytes", f"{left} before {limit}", at=at, hint=hint)
+
+    def u32(self, field: str) -> int:
+        """An unsigned 32-bit integer."""
+        self.need(4, field)
+        (value,) = _U32.unpack_from(self.data, self.pos)
+        self.pos += 4
+        return int(value)
+
+    def u64(self, field: str) -> int:
+        """An unsigned 64-bit integer."""
+        self.need(8, field)
+        (value,) = _U64.unpack_from(self.data, self.pos)
+        self.pos += 8
+        return int(value)
+
+    def name(self, field: str, limit: int) -> str:
+        """A key or a tensor's name: UTF-8, not empty, at most ``limit`` bytes."""
+        start = self.pos
+        size = self.u64(field)
+        if not 0 < size <= limit:
+            raise self.error(field, f"a length of 1 to {limit} bytes", str(size), at=start)
+        self.need(size, field, at=start)
+        raw = self.data[self.pos : self.pos + size]
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise self.error(field, "UTF-8 text", show(raw), at=start) from None
+        self.pos += size
+        return text
+
+    def value(self, kind: ValueType, field: str) -> Value:
+        """One metadata value of the given type."""
+        if kind is ValueType.STRING:
+            return self.strings(1, field)[0]
+        if kind is ValueType.ARRAY:
+            return self._array(field, depth=1)
+        scalar: bool | int | float = self._numbers(kind, 1, field)[0].item()
+        return scalar
+
+    def kind(self, field: str) -> ValueType:
+        """The id of a metadata type."""
+        start = self.pos
+        number = self.u32(f"{field} type")
+        try:
+            return ValueType(number)
+        except ValueError:
+            expected = f"a metadata type from 0 to {max(ValueType)}"
+            raise self.error(f"{field} type", expected, str(number), at=start) from None
+
+    def _array(self, field: str, depth: int) -> list[Any] | npt.NDArray[Any]:
+        if depth > MAX_DEPTH:
+            raise self.error(field, f"arrays nested at most {MAX_DEPTH} deep", "a deeper one")
+        kind = self.kind(f"{field} element")
+        start = self.pos
+        count = self.u64(f"{field} length")
+        if kind is ValueType.STRING:
+            return self.strings(count, field, start)
+        if kind is not ValueType.ARRAY:
+            return self._numbers(kind, count, field, start)
+        self._spend(count, NESTED_COST, 12, field, start)
+        return [self._array(f"{field}[{index}]", depth + 1) for index in range(count)]
+
+    def _numbers(
+        self, kind: ValueType, count: int, field: str, start: int | None = None
+    ) -> npt.NDArray[Any]:
+        dtype = SCALARS[kind]
+        self.need(count * dtype.itemsize, field, at=start)
+        numbers = np.frombuffer(self.data, dtype, count, self.pos).copy()
+        if kind is ValueType.BOOL:
+            numbers = self._booleans(numbers, field)
+        self.pos += count * dtype.itemsize
+        return numbers
+
+    def _booleans(self, stored: npt.NDArray[Any], field: str) -> npt.NDArray[np.bool_]:
+        if stored.size and stored.max() > 1:
+            index = int(np.argmax(stored > 1))
+            raise self.error(
+                field, "a boolean byte of 0 or 1", str(stored[index]), at=self.pos + index
+            )
+        return stored.astype(np.bool_)
+
+    def _spend(self, count: int, cost: int, size: int, field: str, start: int | None) -> None:
+        """Check that ``count`` objects of at least ``size`` bytes fit into file and budget."""
+        self.need(count * size, field, at=start)
+        self._budget -= count * cost
+        if self._budget < 0:
+            expected = f"at most {MAX_OBJECTS // cost} strings or nested arrays in all the metadata"
+            raise self.error(field, expected, f"{count} more", at=start)
+
+    def strings(self, count: int, field: str, start: int | None = None) -> list[str]:
+        """``count`` strings; bytes that are not UTF-8 become lone surrogates.
+
+        The loop is the hot path of opening a model (half a million strings): no calls but the
+        unavoidable ones.
+        """
+        self._spend(count, 1, 8, field, start)
+        data, pos, end, unpack = self.data, self.pos, self.end, _U64.unpack_from
+        strings: list[str] = []
+        for index in range(count):
+            body = pos + 8
+            if body > end:
+                self.pos = pos
+                self.need(8, f"{field}[{index}]")
+            stop: int = body + unpack(data, pos)[0]
+            if stop > end:
+                self.pos = body
+                self.need(stop - body, f"{field}[{index}]", at=pos)
+            strings.append(str(data[body:stop], "utf-8", "surrogateescape"))
+            pos = stop
+        self.pos = pos
+        return strings
+
+
+def printable(name: str, limit: int = 100) -> str:
+    """A field's name with whatever a terminal might obey escaped."""
+    if name.isprintable() and len(name) <= limit:
+        return name
+    return show(name, limit)[1:-1]
