@@ -1,0 +1,180 @@
+"""What a caller asks for and what it gets back: requests, chunks and completions.
+
+Plain values from the standard library only: a scheduler, a server or a test can handle them without
+a tensor library. This module does not know tokenizers, models or how a token is drawn.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from mlxrun.errors import ParameterError
+from mlxrun.generation.parameters import Range, SamplingParams, checked_strings, checked_token
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "FinishReason",
+    "Request",
+    "SamplingParams",
+    "TokenLogprob",
+    "Usage",
+]
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to continue.
+
+    Args:
+        prompt: token ids, at least one.
+        params: how tokens are chosen.
+        max_tokens: the most tokens to generate; None generates until the context is full.
+        stop: strings that end the reply and are no part of it; a single string will do.
+        ignore_eos: go on past the model's end-of-turn tokens.
+
+    Raises:
+        ParameterError: an empty prompt, a token that is no id, or a value outside its range.
+    """
+
+    prompt: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        prompt = tuple(checked_token("prompt", token) for token in self.prompt)
+        if not prompt:
+            raise ParameterError("prompt", (), "at least one token long")
+        object.__setattr__(self, "prompt", prompt)
+        if self.max_tokens is not None:
+            limit = Range(1, whole=True).check("max_tokens", self.max_tokens)
+            object.__setattr__(self, "max_tokens", limit)
+        object.__setattr__(self, "stop", checked_strings("stop", self.stop))
+        if not isinstance(self.ignore_eos, bool):
+            raise ParameterError("ignore_eos", self.ignore_eos, "True or False")
+        if not isinstance(self.params, SamplingParams):
+            raise ParameterError("params", self.params, "SamplingParams")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request cost.
+
+    Args:
+        prompt_tokens: length of the prompt, cached part included.
+        cached_tokens: how many of them a cache already held.
+        completion_tokens: tokens generated.
+        time_to_first_token: seconds from the request's start to its first token.
+        tokens_per_second: rate of decoding, the first token apart; 0 where it cannot be told.
+        prompt_tokens_per_second: rate of prefill over the tokens that no cache held.
+        total_time: seconds from start to end.
+        peak_memory: the most bytes that MLX held meanwhile.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    time_to_first_token: float = 0.0
+    tokens_per_second: float = 0.0
+    prompt_tokens_per_second: float = 0.0
+    total_time: float = 0.0
+    peak_memory: int = 0
+
+    def to_dict(self) -> dict[str, int | float]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's log-probability under the model, before any sampling parameter acts.
+
+    ``top`` holds the likeliest tokens as ``(id, logprob)``, likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: a log-probability of minus infinity becomes None."""
+        top = [{"token": token, "logprob": _finite(value)} for token, value in self.top]
+        return {"token": self.token, "logprob": _finite(self.logprob), "top": top}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed reply: the text that became certain and the tokens it took.
+
+    The last chunk, and only that, has a ``finish_reason`` and ``usage``. ``text`` may be empty
+    while a character or a possible stop string is incomplete. ``str(chunk)`` is the text.
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        return _as_dict(self)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Completion:
+    """A finished reply. ``str(completion)`` is its text."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:59] + "…"
+        return f"Completion({text!r}, {self._summary()})"
+
+    def _repr_html_(self) -> str:
+        """The reply and its cost, for a notebook. The text is escaped: a model may write markup."""
+        return (
+            f'<div><pre style="white-space: pre-wrap">{html.escape(self.text)}</pre>'
+            f"<small>{html.escape(self._summary())}</small></div>"
+        )
+
+    def _summary(self) -> str:
+        usage = self.usage
+        return (
+            f"{len(self.tokens)} tokens, {self.finish_reason}, "
+            f"first after {usage.time_to_first_token:.2f} s, {usage.tokens_per_second:.1f} tokens/s"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types, ready for ``json.dumps``."""
+        return _as_dict(self)
+
+
+def _as_dict(reply: Chunk | Completion) -> dict[str, Any]:
+    return {
+        "text": reply.text,
+        "tokens": list(reply.tokens),
+        "finish_reason": reply.finish_reason,
+        "usage": reply.usage.to_dict() if reply.usage else None,
+        "logprobs": [entry.to_dict() for entry in reply.logprobs],
+    }
