@@ -1,16 +1,278 @@
-"""Metadata that lies: values that no model can have, found before anything relies on them."""
+"""Metadata that lies: values that no model can have, found before anything relies on them.
+
+Knows what must hold whatever the architecture (as llama.cpp reads the keys), and only checks keys
+that are there: which ones a family needs is ``config.py``'s to say, which tensors is the loader's.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from converters.gguf.types import show
 
 if TYPE_CHECKING:
     from converters.gguf.reader import GGUFFile
 
 __all__ = ["check"]
 
+_U32: Final = 2**32 - 1
+
+
+class Range(NamedTuple):
+    """The values that a number may have; ``low`` itself is not one where ``above`` is set."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    integer: bool = True
+    above: bool = False
+
+    def __str__(self) -> str:
+        if self.integer:
+            return f"an integer from {self.low} to {self.high}"
+        if self.low == -math.inf:
+            return "a finite number"
+        return f"a finite number {'above' if self.above else 'of at least'} {self.low:g}"
+
+    def holds(self, value: object) -> bool:
+        """Whether ``value`` is a number of this range."""
+        if isinstance(value, bool) or not isinstance(value, int if self.integer else (int, float)):
+            return False
+        inside = self.low < value if self.above else self.low <= value
+        return inside and value <= self.high and (self.integer or math.isfinite(value))
+
+
+_FINITE: Final = Range(integer=False)
+_NOT_NEGATIVE: Final = Range(0, integer=False)
+_POSITIVE: Final = Range(0, integer=False, above=True)
+
+#: Keys of the architecture (without its prefix) that hold one number.
+NUMBERS: Final[dict[str, Range]] = {
+    "block_count": Range(1, 512),  # llama.cpp's own bound
+    "context_length": Range(1, _U32),
+    "embedding_length": Range(1, _U32),
+    "vocab_size": Range(1, _U32),
+    "expert_count": Range(0, 65_535),
+    "attention.key_length": Range(1, _U32),
+    "attention.value_length": Range(1, _U32),
+    "rope.dimension_count": Range(0, _U32),
+    "rope.freq_base": _POSITIVE,
+    "rope.freq_base_swa": _POSITIVE,
+    "rope.scale_linear": _NOT_NEGATIVE,
+    "rope.scaling.factor": _NOT_NEGATIVE,
+    "rope.scaling.attn_factor": _NOT_NEGATIVE,
+    "rope.scaling.original_context_length": Range(0, _U32),
+    "attention.layer_norm_epsilon": _NOT_NEGATIVE,
+    "attention.layer_norm_rms_epsilon": _NOT_NEGATIVE,
+    "attention.group_norm_epsilon": _NOT_NEGATIVE,
+    "attn_logit_softcapping": _FINITE,
+    "final_logit_softcapping": _FINITE,
+    "logit_scale": _FINITE,
+    "residual_scale": _FINITE,
+    "embedding_scale": _FINITE,
+}
+
+#: Keys of the architecture that hold one number, or one for each block.
+PER_BLOCK: Final[dict[str, Range]] = {
+    "attention.head_count": Range(0, _U32),
+    "attention.head_count_kv": Range(0, _U32),
+    "feed_forward_length": Range(0, _U32),
+    "expert_feed_forward_length": Range(0, _U32),
+    "expert_used_count": Range(0, 65_535),
+}
+
+STRINGS: Final = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
+BOOLEANS: Final = tuple(
+    f"tokenizer.ggml.{name}"
+    for name in ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix")
+)
+
+TOKENS: Final = "tokenizer.ggml.tokens"
+SCORES: Final = "tokenizer.ggml.scores"
+TOKEN_TYPE: Final = "tokenizer.ggml.token_type"
+MERGES: Final = "tokenizer.ggml.merges"
+
+_TOKEN_ID: Final = re.compile(r"tokenizer\.ggml\.\w+_token_id")
+_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
+
 
 def check(file: GGUFFile) -> None:
     """Raise GGUFError for the first value that is impossible."""
-    if not isinstance(file.get("general.architecture"), str):
+    architecture = file.get("general.architecture")
+    if not isinstance(architecture, str) or not architecture:
         raise file.error("general.architecture", expected="a string naming the model's family")
+    _check_types(file)
+    _check_attention(file)
+    _check_experts(file)
+    _check_vocabulary(file)
+    _check_tensors(file)
+
+
+def _check_types(file: GGUFFile) -> None:
+    prefix = f"{file.architecture}."
+    for key, value in file.metadata.items():
+        suffix = key.removeprefix(prefix) if key.startswith(prefix) else ""
+        if key in STRINGS or suffix == "rope.scaling.type":
+            if not isinstance(value, str):
+                raise file.error(key, expected="a string")
+        elif key in BOOLEANS:
+            if not isinstance(value, bool):
+                raise file.error(key, expected="a boolean")
+        elif suffix in NUMBERS:
+            if not NUMBERS[suffix].holds(value):
+                raise file.error(key, expected=str(NUMBERS[suffix]))
+        elif suffix not in PER_BLOCK and suffix and _has_nan(value):
+            raise file.error(key, expected="a number", found="NaN")
+    for suffix, allowed in PER_BLOCK.items():
+        if prefix + suffix in file.metadata:
+            _check_per_block(file, prefix + suffix, allowed)
+
+
+def _check_per_block(file: GGUFFile, key: str, allowed: Range) -> None:
+    value = file.metadata[key]
+    if not isinstance(value, np.ndarray):
+        if not allowed.holds(value):
+            raise file.error(key, expected=f"{allowed}, or one for each block")
+        return
+    blocks = file.key("block_count", len(value))
+    if len(value) != blocks:
+        raise file.error(key, expected=f"one number for each of the {blocks} blocks")
+    for index, number in enumerate(value.tolist()):
+        if not allowed.holds(number):
+            raise file.error(key, expected=f"{allowed} for block {index}", found=show(number))
+
+
+def _has_nan(value: object) -> bool:
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return bool(np.isnan(value).any())
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _per_block(file: GGUFFile, suffix: str, default: Sequence[int]) -> list[int]:
+    """One number for each block; a scalar stands for all."""
+    value = file.key(suffix, default)
+    if isinstance(value, int):
+        return [value] * max(len(default), 1)
+    return [int(number) for number in value]
+
+
+def _check_attention(file: GGUFFile) -> None:
+    """Heads, groups of heads, and the size of a head.
+
+    State-space models have no heads, hybrid ones none in some blocks, and there are attention-free
+    blocks with query heads alone: a zero is a lie only where no block has heads.
+    """
+    blocks = file.key("block_count", 1)
+    heads = _per_block(file, "attention.head_count", [0] * blocks)
+    groups = _per_block(file, "attention.head_count_kv", heads)
+    if len(groups) != len(heads):  # one is per block and there is no block_count
+        groups = (groups * len(heads))[: len(heads)]
+    state_space = any(
+        key.startswith((f"{file.architecture}.ssm.", f"{file.architecture}.wkv."))
+        for key in file.metadata
+    )
+    key = f"{file.architecture}.attention.head_count"
+    if key in file.metadata and not any(heads) and not state_space:
+        raise file.error(key, expected="at least one attention head")
+    for index, (query, group) in enumerate(zip(heads, groups, strict=True)):
+        if group and query % group:
+            expected = f"a divisor of the {query} attention heads of block {index}"
+            raise file.error(f"{key}_kv", expected=expected, found=str(group))
+    if any(heads) and not any(groups) and not state_space:
+        raise file.error(f"{key}_kv", expected="at least one key-value head")
+    _check_head_size(file, next(filter(None, heads), 0))
+
+
+def _check_head_size(file: GGUFFile, heads: int) -> None:
+    """``heads`` is the number of heads of the first block that has any, 0 if none has."""
+    embedding = file.key("embedding_length", 0)
+    if not heads or not embedding:
+        return
+    size = file.key("attention.key_length", None)
+    if size is None:
+        if embedding % heads:
+            raise file.error(
+                f"{file.architecture}.attention.head_count",
+                expected=f"a divisor of the embedding length {embedding}, "
+                "as there is no attention.key_length",
+                found=str(heads),
+            )
+        size = embedding // heads
+    if file.key("rope.dimension_count", 0) > size:
+        expected = f"at most {size}, the size of a head"
+        raise file.error(f"{file.architecture}.rope.dimension_count", expected=expected)
+
+
+def _check_experts(file: GGUFFile) -> None:
+    experts = file.key("expert_count", 0)
+    used = max(_per_block(file, "expert_used_count", [0]))
+    if experts > 1 and used > experts:
+        raise file.error(
+            f"{file.architecture}.expert_used_count",
+            expected=f"at most {experts}, the number of experts",
+            found=str(used),
+        )
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and (not value or isinstance(value[0], str))
+
+
+def _check_vocabulary(file: GGUFFile) -> None:
+    """Token lists of one length, merges of strings, special tokens inside the vocabulary."""
+    if not _is_strings(file.get(MERGES, [])):
+        raise file.error(MERGES, expected="an array of strings")
+    if TOKENS not in file.metadata:
+        return
+    tokens = file.get(TOKENS)
+    if not _is_strings(tokens) or not tokens:
+        raise file.error(TOKENS, expected="an array of strings, one for each token")
+    _check_token_list(file, SCORES, "fiu", "numbers", len(tokens))
+    _check_token_list(file, TOKEN_TYPE, "iu", "integers", len(tokens))
+    if _has_nan(file.get(SCORES)):
+        raise file.error(SCORES, expected="numbers", found="NaN among them")
+    inside = Range(0, len(tokens) - 1)
+    for key, value in file.metadata.items():
+        if _TOKEN_ID.fullmatch(key) and not inside.holds(value):
+            raise file.error(key, expected=f"the id of a token, {inside}")
+
+
+def _check_token_list(file: GGUFFile, key: str, kinds: str, what: str, tokens: int) -> None:
+    """``kinds`` are numpy's letters for the element types that will do."""
+    if key not in file.metadata:
+        return
+    value = file.get(key)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds or len(value) != tokens:
+        raise file.error(key, expected=f"an array of {tokens} {what}, one for each token")
+
+
+def _check_tensors(file: GGUFFile) -> None:
+    """What the metadata says of the blocks and of the vocabulary, against the tensors' shapes."""
+    blocks = file.key("block_count", None)
+    for tensor in file.tensors if blocks is not None else ():
+        match = _BLOCK.match(tensor.name)
+        if match and int(match[1]) >= blocks:
+            expected = f"a block below {file.architecture}.block_count, {blocks}"
+            raise tensor.error(expected=expected, found=f"block {match[1]}")
+    if "token_embd.weight" not in file:
+        return
+    tensor = file.tensor("token_embd.weight")
+    if len(tensor.shape) != 2:
+        raise tensor.error(expected="2 dimensions", found=str(len(tensor.shape)))
+    rows, columns = tensor.shape
+    width = f"{file.architecture}.embedding_length"
+    if f"{file.architecture}.features_length" in file.metadata:  # what goes in, where it differs
+        width = f"{file.architecture}.features_length"
+    vocabulary = f"{file.architecture}.vocab_size"
+    for key, value, size in (
+        (width, file.get(width, columns), columns),
+        (vocabulary, file.get(vocabulary, rows), rows),
+        (TOKENS, len(file.get(TOKENS, range(rows))), rows),
+    ):
+        if value != size:
+            expected = f"{size}, as token_embd.weight is {rows} x {columns}"
+            raise file.error(key, expected=expected, found=str(value))

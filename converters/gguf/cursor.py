@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import GGUFError
-from converters.gguf.types import SCALARS, Value, ValueType, show
+from converters.gguf.types import SCALARS, Value, ValueType, printable, show
 
 __all__ = ["MAX_HEADER", "PARTIAL", "Cursor"]
 
 #: Bounds that no real file comes near (the largest headers are some 30 MB: vocabularies of 260,000
 #: tokens with twice as many merges) and that keep the worst hostile file within a second.
 MAX_HEADER: Final = 1 << 28
-MAX_OBJECTS: Final = 1 << 21  # strings and, at NESTED_COST each, nested arrays
+MAX_OBJECTS: Final = 1_500_000  # strings and, at NESTED_COST each, nested arrays
 MAX_DEPTH: Final = 4
 NESTED_COST: Final = 16
 
@@ -177,6 +177,7 @@ class Cursor:
         self._spend(count, 1, 8, field, start)
         data, pos, end, unpack = self.data, self.pos, self.end, _U64.unpack_from
         strings: list[str] = []
+        append = strings.append
         for index in range(count):
             body = pos + 8
             if body > end:
@@ -186,14 +187,7 @@ class Cursor:
             if stop > end:
                 self.pos = body
                 self.need(stop - body, f"{field}[{index}]", at=pos)
-            strings.append(str(data[body:stop], "utf-8", "surrogateescape"))
+            append(data[body:stop].decode("utf-8", "surrogateescape"))
             pos = stop
         self.pos = pos
         return strings
-
-
-def printable(name: str, limit: int = 100) -> str:
-    """A field's name with whatever a terminal might obey escaped."""
-    if name.isprintable() and len(name) <= limit:
-        return name
-    return show(name, limit)[1:-1]

@@ -28,7 +28,8 @@ MAX_KEY_BYTES: Final = 65_535
 MAX_NAME_BYTES: Final = 64
 MAX_ELEMENTS: Final = 2**63 - 1
 
-ALIGNMENT = "general.alignment"
+MAGIC: Final = b"GGUF"
+ALIGNMENT: Final = "general.alignment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,14 @@ def _map(path: Path) -> mmap.mmap:
         )
 
     try:
-        mode = path.stat().st_mode  # before opening: to open a pipe is to wait for its writer
-        if stat.S_ISDIR(mode):
+        status = path.stat()  # before opening: to open a pipe is to wait for its writer
+        if stat.S_ISDIR(status.st_mode):
             raise error("a directory", "Give the .gguf file itself")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(status.st_mode):
             raise error("something that is not a regular file")
+        if status.st_size == 0:
+            raise error("an empty file", PARTIAL)
         with path.open("rb") as file:
-            if path.stat().st_size == 0:
-                raise error("an empty file", PARTIAL)
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise error("nothing at this path") from None
@@ -86,25 +87,24 @@ def _map(path: Path) -> mmap.mmap:
 
 def _prologue(cursor: Cursor) -> tuple[int, int, int]:
     """Version, number of tensors, number of keys."""
-    magic = cursor.data[:4]
-    if magic != b"GGUF":
-        found, hint = describe(cursor.data[:512])
+    start = cursor.data[:512]
+    if not MAGIC.startswith(start[:4]):
+        found, hint = describe(start)
         raise cursor.error("magic", "the bytes 'GGUF'", found, hint=hint)
+    cursor.need(4, "magic")
     cursor.pos = 4
     _check_version(cursor, version := cursor.u32("version"))
-    counts = []
-    for field, smallest, bound in (
-        ("tensor_count", 33, MAX_TENSORS),  # name of 1 byte, 1 axis
-        ("metadata_kv_count", 14, MAX_KEYS),  # key of 1 byte, value of 1 byte
+    tensors, keys = cursor.u64("tensor_count"), cursor.u64("metadata_kv_count")
+    for field, at, count, smallest, bound in (
+        ("tensor_count", 8, tensors, 33, MAX_TENSORS),  # a name of 1 byte, 1 axis
+        ("metadata_kv_count", 16, keys, 14, MAX_KEYS),  # a key of 1 byte, a value of 1 byte
     ):
-        start = cursor.pos
-        count = cursor.u64(field)
-        fits = min(bound, (cursor.end - cursor.pos) // smallest)
-        if count > bound or (count > fits and len(cursor.data) >= 24):
-            hint = PARTIAL if count <= bound else None
-            raise cursor.error(field, f"at most {fits}", str(count), at=start, hint=hint)
-        counts.append(count)
-    return version, counts[0], counts[1]
+        if count > bound:
+            raise cursor.error(field, f"at most {bound}", str(count), at=at)
+        if count * smallest > cursor.end - cursor.pos:
+            fits = f"at most {(cursor.end - cursor.pos) // smallest}, what the file has room for"
+            raise cursor.error(field, fits, str(count), at=at, hint=PARTIAL)
+    return version, tensors, keys
 
 
 def _check_version(cursor: Cursor, version: int) -> None:
@@ -235,10 +235,10 @@ def _check_extents(
     room = len(cursor.data) - base
     packed = sum(-(-nbytes // alignment) * alignment for _, nbytes, _, _ in extents)
     for offset, nbytes, name, at in extents:
-        if offset > packed:
-            expected = f"at most {packed}, the size of all tensors together"
-            raise cursor.error(f"tensor {name} offset", expected, str(offset), at=at)
         if offset + nbytes > room:
+            if offset > packed:  # not for want of bytes
+                expected = f"at most {packed}, the size of all tensors together"
+                raise cursor.error(f"tensor {name} offset", expected, str(offset), at=at)
             needed = base + max(o + n for o, n, _, _ in extents)
             raise cursor.error(
                 f"tensor {name} data",

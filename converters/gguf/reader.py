@@ -18,7 +18,7 @@ from converters.gguf.checks import check
 from converters.gguf.header import Shard
 from converters.gguf.splits import read_shards
 from converters.gguf.tensor import GGUFTensor
-from converters.gguf.types import BLOCKS, GGMLType, Value, show
+from converters.gguf.types import BLOCKS, GGMLType, Value, printable, show
 
 __all__ = ["BLOCKS", "GGMLType", "GGUFFile", "GGUFTensor", "Value", "read_gguf"]
 
@@ -96,7 +96,7 @@ class GGUFFile:
             return self._by_name[name]
         raise GGUFError(
             self.path,
-            field=f"tensor {name}",
+            field=printable(f"tensor {name}"),
             offset=self._metadata_end,
             expected="an entry in the tensor directory",
             found="none",
@@ -118,7 +118,7 @@ class GGUFFile:
             found = show(self.metadata[key]) if key in self.metadata else "no such key"
         return GGUFError(
             self.path,
-            field=key,
+            field=printable(key),
             offset=self.field_offset(key),
             expected=expected,
             found=found,

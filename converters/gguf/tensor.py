@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import GGUFError
-from converters.gguf.types import GGMLType
+from converters.gguf.types import GGMLType, printable
 
 __all__ = ["GGUFTensor"]
 
@@ -65,7 +65,7 @@ class GGUFTensor:
         """An error about this tensor, to raise; it points at the directory entry."""
         return GGUFError(
             self.path,
-            field=f"tensor {self.name}",
+            field=printable(f"tensor {self.name}"),
             offset=self.entry,
             expected=expected,
             found=found,

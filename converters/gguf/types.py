@@ -13,7 +13,17 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BLOCKS", "MAX_DIMS", "REMOVED", "SCALARS", "GGMLType", "Value", "ValueType", "show"]
+__all__ = [
+    "BLOCKS",
+    "MAX_DIMS",
+    "REMOVED",
+    "SCALARS",
+    "GGMLType",
+    "Value",
+    "ValueType",
+    "printable",
+    "show",
+]
 
 #: A metadata value. Arrays of numbers or booleans are 1-D numpy arrays, whatever their length;
 #: arrays of strings and nested arrays are lists. Bytes of a string that are not UTF-8 appear as
@@ -158,3 +168,8 @@ def show(value: object, limit: int = 60) -> str:
     else:
         text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def printable(name: str, limit: int = 100) -> str:
+    """A field's name as it stands, or with whatever a terminal might obey escaped."""
+    return name if name.isprintable() and len(name) <= limit else show(name, limit)[1:-1]
