@@ -1,26 +1,183 @@
-"""From logits to a token, on the device and without waiting for it."""
+"""From logits to a token, on the device and without waiting for it.
+
+The stages of a step, in order; each is absent from the graph unless its parameter turns it on:
+
+ 1. logit bias
+ 2. repetition, presence and frequency penalties, over the last ``penalty_last_n`` tokens
+ 3. DRY, over the last ``dry_penalty_last_n`` tokens
+    (temperature 0 ends here: the likeliest token, of equal ones the lowest id)
+ 4. top-k       (40)
+ 5. typical-p   (off)
+ 6. top-p       (0.95)
+ 7. min-p       (0.05)
+ 8. XTC         (off)
+ 9. temperature (0.8)
+10. the draw, with noise from the request's own seed
+
+Order and defaults are llama.cpp's. Mirostat takes the place of stages 4 to 8 and acts after the
+temperature. Prompt and reply both count as recent tokens. The log-probabilities that a step reports
+are the model's own, before stage 1.
+
+``next_token`` is a pure function of arrays for any number of rows with the same ``Plan``, and a
+row's token never depends on the other rows; ``Sampler`` drives it for one request. Not known here:
+what a token means, when a reply ends, who else is in the batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import secrets
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxrun.generation.request import SamplingParams
+from mlxrun.errors import ParameterError
+from mlxrun.generation import noise, penalties, truncation
+from mlxrun.generation.parameters import SamplingParams
+from mlxrun.generation.plan import Plan, Settings, State
+
+__all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "next_token"]
 
 
 class Sampled(NamedTuple):
-    """What one step drew, unevaluated."""
+    """What one step drew, unevaluated. The log-probabilities are None unless asked for."""
 
     token: mx.array  # (B,) uint32
-    logprob: mx.array | None = None  # (B,) of the drawn token
-    top_tokens: mx.array | None = None  # (B, N)
+    logprob: mx.array | None = None  # (B,) of the token
+    top_tokens: mx.array | None = None  # (B, N) uint32, likeliest first
     top_logprobs: mx.array | None = None  # (B, N)
 
 
+def next_token(
+    plan: Plan, settings: Settings, state: State, logits: mx.array
+) -> tuple[Sampled, State]:
+    """One step: the tokens of logits (B, V) and the state after them, all unevaluated."""
+    logits = logits.astype(mx.float32)
+    adjusted = _adjust(plan, settings, state, logits)
+    mu = state.mu
+    if plan.greedy:
+        token = mx.argmax(adjusted, axis=-1)
+    elif plan.mirostat:
+        token, mu = _draw_mirostat(settings, state, adjusted)
+    else:
+        candidates, ids = _candidates(plan, settings, state, adjusted)
+        token = _draw(settings, state, _cool(candidates, settings.temperature), ids)
+    return _report(plan, logits, token), _advance(plan, settings, state._replace(mu=mu), token)
+
+
+def _adjust(plan: Plan, settings: Settings, state: State, logits: mx.array) -> mx.array:
+    """Stages 1 to 3."""
+    if settings.bias_ids.size:
+        logits = penalties.add_bias(logits, settings.bias_ids, settings.bias_values)
+    if plan.penalty_window:
+        logits = penalties.penalise(
+            logits,
+            _last(state.window, plan.penalty_window),
+            settings.repetition_penalty,
+            settings.presence_penalty,
+            settings.frequency_penalty,
+        )
+    if plan.dry_window:
+        logits = penalties.dry(
+            logits,
+            _last(state.window, plan.dry_window),
+            _last(state.repeats, plan.dry_window),
+            settings.dry_multiplier,
+            settings.dry_base,
+            settings.dry_allowed_length,
+        )
+    return logits
+
+
+def _last(window: mx.array, n: int) -> mx.array:
+    return window if n < 0 else window[:, -n:]
+
+
+def _candidates(
+    plan: Plan, settings: Settings, state: State, logits: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Stages 4 to 8: logits (B, K), -inf where dropped, and their token ids (B, K) or (1, K)."""
+    if plan.ranks:
+        logits, ids = truncation.ranked(logits, plan.top_k or logits.shape[-1])
+    else:
+        ids = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
+    if plan.typical_p:
+        logits = truncation.typical_p(logits, settings.typical_p)
+    if plan.top_p:
+        logits = truncation.top_p(logits, settings.top_p)
+    if plan.min_p:
+        logits = truncation.min_p(logits, settings.min_p)
+    if plan.xtc:
+        active = noise.uniform(settings.key, state.step) < settings.xtc_probability
+        logits = truncation.xtc(logits, settings.xtc_threshold, active)
+    return logits, ids
+
+
+def _cool(logits: mx.array, temperature: mx.array) -> mx.array:
+    """Logits over temperature, shifted to a peak of 0 so that no temperature overflows."""
+    return (logits - mx.max(logits, axis=-1, keepdims=True)) / temperature
+
+
+def _draw(settings: Settings, state: State, logits: mx.array, ids: mx.array) -> mx.array:
+    """Tokens (B,) drawn from logits (B, K) by the Gumbel-max trick."""
+    scores = logits + noise.gumbel(settings.key, state.step, ids)
+    chosen = mx.argmax(scores, axis=-1, keepdims=True)
+    return mx.take_along_axis(mx.broadcast_to(ids, scores.shape), chosen, axis=-1)[:, 0]
+
+
+def _draw_mirostat(settings: Settings, state: State, logits: mx.array) -> tuple[mx.array, mx.array]:
+    """Tokens (B,) and the mu (B, 1) that their surprise leads to."""
+    kept = truncation.mirostat(_cool(logits, settings.temperature), state.mu)
+    ids = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
+    token = _draw(settings, state, kept, ids)
+    chosen = mx.take_along_axis(kept, token[:, None], axis=-1)
+    surprise = mx.logsumexp(kept, axis=-1, keepdims=True) - chosen  # (B, 1) in nats
+    error = surprise / mx.log(mx.array(2.0)) - settings.mirostat_tau
+    return token, state.mu - settings.mirostat_eta * error
+
+
+def _report(plan: Plan, logits: mx.array, token: mx.array) -> Sampled:
+    if not plan.logprobs:
+        return Sampled(token)
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = mx.take_along_axis(logits, token[:, None], axis=-1)
+    top, ids = truncation.ranked(logits, plan.logprobs)
+    return Sampled(token, (chosen - total)[:, 0], ids, top - total)
+
+
+def _advance(plan: Plan, settings: Settings, state: State, token: mx.array) -> State:
+    window, repeats = state.window, state.repeats
+    if window.shape[-1]:
+        window = penalties.append(window, token)
+    if plan.dry_window:
+        repeats = penalties.extend_repeats(repeats, window)
+        if settings.breakers.size:
+            broken = penalties.ends_with_any(window, settings.breakers)
+            repeats = mx.where(broken, 0, repeats)
+    return State(state.step + 1, window, repeats, state.mu)
+
+
 class Sampler:
-    """Draws the tokens of one request, one step after another."""
+    """Draws the tokens of one request, step after step, without waiting for any of them.
+
+    Args:
+        params: how tokens are chosen.
+        vocab_size: V, the number of logits.
+        context_tokens: the prompt, for the stages that look back.
+        dry_breakers: token sequences across which DRY sees no repetition, as
+            ``mlxrun.generation.breakers`` finds them for ``params.dry_sequence_breakers``.
+
+    Attributes:
+        seed: the seed in use, also where ``params`` leaves it to chance.
+        plan, settings: what ``next_token`` takes; constant.
+        state: what the next step starts from.
+
+    ``copy.copy(sampler)`` is a snapshot: both go on from here on their own, at no cost.
+
+    Raises:
+        ParameterError: a token id in ``params.logit_bias``, the prompt or the breakers that the
+            vocabulary does not have.
+    """
 
     def __init__(
         self,
@@ -30,12 +187,26 @@ class Sampler:
         context_tokens: Sequence[int] = (),
         dry_breakers: Collection[Sequence[int]] = (),
     ) -> None:
-        self.params = params
-        self._key = mx.random.key(params.seed or 0)
+        _check_ids("logit_bias", params.logit_bias, vocab_size)
+        _check_ids("context_tokens", context_tokens, vocab_size)
+        self.seed = secrets.randbits(32) if params.seed is None else params.seed
+        self.plan = Plan.of(params, vocab_size)
+        breakers = [tuple(each) for each in dry_breakers if each] if self.plan.dry_window else []
+        _check_ids("dry_breakers", {token for each in breakers for token in each}, vocab_size)
+        self.settings = Settings.of(params, self.seed, breakers)
+        self.state = State.of(self.plan, params, context_tokens, breakers)
+        self._tokens = len(context_tokens)
 
     def sample(self, logits: mx.array) -> Sampled:
         """The next token of logits (1, V); may be called again before anything is evaluated."""
-        if self.params.greedy:
-            return Sampled(mx.argmax(logits, axis=-1))
-        self._key, key = mx.random.split(self._key)
-        return Sampled(mx.random.categorical(logits / self.params.temperature, key=key))
+        if self.plan.unlimited and self._tokens == self.state.window.shape[-1]:
+            self.state = self.state.widened()
+        sampled, self.state = next_token(self.plan, self.settings, self.state, logits)
+        self._tokens += 1
+        return sampled
+
+
+def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ParameterError(name, token, f"made of token ids from 0 to {vocab_size - 1}")

@@ -1,0 +1,170 @@
+"""What a step of sampling is told: its plan, its settings and its state.
+
+The plan is static and says what the graph looks like; settings and state are arrays with a row for
+each request. This module turns parameters into them; what the stages do is written elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import mlx.core as mx
+
+from mlxrun.generation import noise, penalties
+from mlxrun.generation.parameters import SamplingParams
+
+__all__ = ["Plan", "Settings", "State"]
+
+Breakers = Sequence[tuple[int, ...]]
+
+GROWTH: Final = 256  # places by which the window of an unlimited past grows
+_COLDEST: Final = 1e-30  # keeps a positive temperature positive in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which stages are in the graph, and their shapes. Rows of one step share it."""
+
+    greedy: bool
+    mirostat: bool
+    penalty_window: int  # 0: no penalties, -1: everything
+    dry_window: int
+    top_k: int  # 0: every token stays a candidate
+    typical_p: bool
+    top_p: bool
+    min_p: bool
+    xtc: bool
+    logprobs: int
+
+    @classmethod
+    def of(cls, params: SamplingParams, vocab_size: int) -> Plan:
+        """The plan of a request's parameters."""
+        truncates = not params.greedy and not params.mirostat
+        penalises = bool(
+            params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
+        )
+        return cls(
+            greedy=params.greedy,
+            mirostat=not params.greedy and params.mirostat == 2,
+            penalty_window=params.penalty_last_n if penalises else 0,
+            dry_window=params.dry_penalty_last_n if params.dry_multiplier else 0,
+            top_k=params.top_k if truncates and params.top_k < vocab_size else 0,
+            typical_p=truncates and params.typical_p < 1,
+            top_p=truncates and params.top_p < 1,
+            min_p=truncates and params.min_p > 0,
+            xtc=truncates and params.xtc_probability > 0 and params.xtc_threshold <= 0.5,
+            logprobs=min(params.logprobs, vocab_size),
+        )
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether some stage looks at the whole past."""
+        return self.penalty_window < 0 or self.dry_window < 0
+
+    def window(self, past: int, longest_breaker: int) -> int:
+        """How many recent tokens the state of a request with ``past`` tokens has to hold."""
+        if self.unlimited:
+            return past + GROWTH
+        dry = max(self.dry_window, longest_breaker) if self.dry_window else 0
+        return max(self.penalty_window, dry)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether some stage needs the candidates in order of likelihood."""
+        return bool(self.top_k or self.typical_p or self.top_p or self.xtc)
+
+
+class Settings(NamedTuple):
+    """A request's values, (B, 1) float32 where nothing else is said; constant over its life."""
+
+    key: mx.array  # (B, 2) uint32
+    temperature: mx.array
+    top_p: mx.array
+    min_p: mx.array
+    typical_p: mx.array
+    xtc_probability: mx.array
+    xtc_threshold: mx.array
+    repetition_penalty: mx.array
+    presence_penalty: mx.array
+    frequency_penalty: mx.array
+    dry_multiplier: mx.array
+    dry_base: mx.array
+    dry_allowed_length: mx.array
+    mirostat_tau: mx.array
+    mirostat_eta: mx.array
+    bias_ids: mx.array  # (B, N) uint32, N may be 0
+    bias_values: mx.array  # (B, N)
+    breakers: mx.array  # (B, P, L) int32, see penalties.ends_with_any; P may be 0
+
+    @classmethod
+    def of(cls, params: SamplingParams, seed: int, breakers: Breakers) -> Settings:
+        """The settings (one row) of a request."""
+        return cls(
+            key=noise.request_key(seed),
+            temperature=_column(max(params.temperature, _COLDEST)),
+            top_p=_column(params.top_p),
+            min_p=_column(params.min_p),
+            typical_p=_column(params.typical_p),
+            xtc_probability=_column(params.xtc_probability),
+            xtc_threshold=_column(params.xtc_threshold),
+            repetition_penalty=_column(params.repetition_penalty),
+            presence_penalty=_column(params.presence_penalty),
+            frequency_penalty=_column(params.frequency_penalty),
+            dry_multiplier=_column(params.dry_multiplier),
+            dry_base=_column(params.dry_base),
+            dry_allowed_length=_column(params.dry_allowed_length),
+            mirostat_tau=_column(params.mirostat_tau),
+            mirostat_eta=_column(params.mirostat_eta),
+            bias_ids=mx.array(list(params.logit_bias.keys()), dtype=mx.uint32)[None],
+            bias_values=mx.array(list(params.logit_bias.values()), dtype=mx.float32)[None],
+            breakers=_patterns(breakers)[None],
+        )
+
+
+def _column(value: float) -> mx.array:
+    return mx.array([[value]], dtype=mx.float32)
+
+
+def _patterns(breakers: Breakers) -> mx.array:
+    """The breakers as rows (P, L) int32, each at the right of its row after -1 as filling."""
+    length = max(map(len, breakers), default=0)
+    rows = [[-1] * (length - len(each)) + list(each) for each in breakers]
+    return mx.array(rows, dtype=mx.int32).reshape(len(rows), length)
+
+
+class State(NamedTuple):
+    """What a request carries from step to step."""
+
+    step: mx.array  # (B,) uint32
+    window: mx.array  # (B, W) int32: recent tokens, the latest last, -1 where there is none
+    repeats: mx.array  # (B, W) int32, see penalties.extend_repeats; (B, 0) without DRY
+    mu: mx.array  # (B, 1) float32: mirostat's limit on the surprise, in bits
+
+    @classmethod
+    def of(
+        cls, plan: Plan, params: SamplingParams, past: Sequence[int], breakers: Breakers
+    ) -> State:
+        """The state (one row) of a request whose tokens so far are ``past``."""
+        width = plan.window(len(past), max(map(len, breakers), default=0))
+        repeats = penalties.initial_repeats(past, breakers) if plan.dry_window else []
+        return cls(
+            step=mx.zeros(1, dtype=mx.uint32),
+            window=_right(past, width, -1),
+            repeats=_right(repeats, width if plan.dry_window else 0, 0),
+            mu=_column(2 * params.mirostat_tau),
+        )
+
+    def widened(self) -> State:
+        """The same state with room for more tokens, for a plan that is ``unlimited``."""
+        left = [(0, 0), (GROWTH, 0)]
+        repeats = mx.pad(self.repeats, left) if self.repeats.size else self.repeats
+        window = mx.pad(self.window, left, constant_values=mx.array(-1))
+        return self._replace(window=window, repeats=repeats)
+
+
+def _right(values: Sequence[int], width: int, fill: int) -> mx.array:
+    """The last ``width`` of the values as a row (1, width) int32, filled up on the left."""
+    last = list(values)[max(0, len(values) - width) :]
+    return mx.array([fill] * (width - len(last)) + last, dtype=mx.int32)[None]

@@ -1,0 +1,91 @@
+"""Stages that drop candidates: each maps logits (B, K) to logits with -inf where it dropped one.
+
+Candidates stand in the order of ``ranked``: likeliest first, equal ones by ascending id. Parameters
+are floats, or arrays (B, 1) with a value for each row. Each stage takes probabilities over what the
+stages before it left. At least one candidate of a row always survives. Nothing here knows which
+stages are on or in which order they run.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+Value = float | mx.array
+
+
+def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k likeliest of logits (B, V) float32 and their ids, both (B, k), in order.
+
+    Of equal logits the lower id goes first. Each logit and its id make one 64-bit key that sorts
+    that way, so that the outcome never depends on how a device's partition treats ties.
+    """
+    bits = (logits + 0.0).view(mx.int32)  # + 0.0 turns -0.0 into 0.0, its equal
+    ascending = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    ids = mx.arange(logits.shape[-1], dtype=mx.int64)
+    keys = ((~ascending).astype(mx.int64) << 32) | ids
+    if k < logits.shape[-1]:
+        keys = mx.partition(keys, k - 1, axis=-1)[:, :k]
+    order = (mx.sort(keys, axis=-1) & 0xFFFFFFFF).astype(mx.uint32)
+    return mx.take_along_axis(logits, order, axis=-1), order
+
+
+def top_p(logits: mx.array, p: Value) -> mx.array:
+    """Keep the likeliest tokens until their probabilities reach p (0 to 1).
+
+    Holtzman et al. 2020, "The curious case of neural text degeneration" (nucleus sampling).
+    """
+    before = mx.cumsum(mx.softmax(logits, axis=-1), axis=-1, inclusive=False)
+    # Nothing but dropped candidates precedes the first survivor: it has 0 before it and stays.
+    return _keep(logits, (before < p) | (before == 0))
+
+
+def min_p(logits: mx.array, p: Value) -> mx.array:
+    """Keep tokens at least p (0 to 1) times as likely as the likeliest. Any order of candidates.
+
+    Nguyen et al. 2024, "Turning up the heat: min-p sampling for creative and coherent LLM outputs".
+    """
+    peak = mx.max(logits, axis=-1, keepdims=True)
+    return _keep(logits, logits >= peak + mx.log(mx.array(p)))
+
+
+def typical_p(logits: mx.array, p: Value) -> mx.array:
+    """Keep tokens whose surprise is nearest to the entropy until their probabilities exceed p.
+
+    Meister et al. 2023, "Locally typical sampling".
+    """
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    probs = mx.exp(logprobs)
+    surprise = mx.where(probs > 0, -logprobs, 0)
+    entropy = mx.sum(probs * surprise, axis=-1, keepdims=True)
+    distance = mx.where(probs > 0, mx.abs(surprise - entropy), mx.inf)
+    order = mx.argsort(distance, axis=-1)
+    ordered = mx.take_along_axis(probs, order, axis=-1)
+    near = mx.cumsum(ordered, axis=-1, inclusive=False) <= p
+    return _keep(logits, mx.put_along_axis(mx.zeros_like(near), order, near, axis=-1))
+
+
+def xtc(logits: mx.array, threshold: Value, active: mx.array) -> mx.array:
+    """Drop all but the least likely of the tokens with a probability of at least ``threshold``.
+
+    ``active`` (B, 1) bool says for which rows the dice fell so. "Exclude top choices", by
+    p-e-w 2024: https://github.com/oobabooga/text-generation-webui/pull/6335
+    """
+    top = mx.softmax(logits, axis=-1) >= threshold
+    less_likely = mx.cumsum(top.astype(mx.int32), axis=-1, reverse=True, inclusive=False)
+    return _keep(logits, ~(active & top & (less_likely > 0)))
+
+
+def mirostat(logits: mx.array, mu: Value) -> mx.array:
+    """Keep tokens whose surprise is at most mu bits, or the likeliest alone. Any order.
+
+    Basu et al. 2021, "Mirostat: a neural text decoding algorithm that directly controls
+    perplexity", in the second version of its reference implementation.
+    """
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    likeliest = mx.argmax(logits, axis=-1, keepdims=True)
+    is_likeliest = mx.arange(logits.shape[-1]) == likeliest
+    return _keep(logits, (-logprobs <= mu * mx.log(mx.array(2.0))) | is_likeliest)
+
+
+def _keep(logits: mx.array, mask: mx.array) -> mx.array:
+    return mx.where(mask, logits, -mx.inf)
