@@ -1,0 +1,142 @@
+"""One GGUF tensor into its MLX form: try the policy's candidates, keep the first good one.
+
+Knows how GGML types and MLX layouts meet; knows nothing of names, files or models. Works in chunks
+of rows that a pool of threads shares (numpy releases the interpreter lock), so that intermediate
+arrays stay in the processor's caches and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.errors import GGUFError
+from converters.forms import Arrays, Error, Packed, keep_codes, keep_floats, regroup, requantise
+from converters.gguf.quants import CODECS
+from converters.gguf.tensor import GGUFTensor
+from converters.gguf.types import GGMLType
+from converters.layout import Layout
+from converters.microscaling import repack
+from converters.policy import FIXED, FLOATS, Policy, kept_group
+
+Bytes = npt.NDArray[np.uint8]
+Map = Callable[[Callable[[slice], Packed], list[slice]], Iterator[Packed]]
+
+CHUNK_WEIGHTS = 1 << 20
+SAMPLE_WEIGHTS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A whole tensor in MLX form.
+
+    Attributes:
+        layout: the form.
+        arrays: by suffix; leading axes are the tensor's own.
+        error: against the source, over all weights.
+        kept: whether the source's own codes (or floats) were kept.
+    """
+
+    layout: Layout
+    arrays: Arrays
+    error: Error
+    kept: bool
+
+    @property
+    def fidelity(self) -> str:
+        if self.error.equal:
+            return "exact"
+        return "rounded" if self.kept else "requantised"
+
+
+def supported(kind: GGMLType) -> bool:
+    """Whether weights of a type can be converted at all."""
+    return kind in CODECS or kind in FLOATS or kind in FIXED
+
+
+def encode(
+    tensor: GGUFTensor, policy: Policy, *, module: bool, pool: ThreadPoolExecutor
+) -> Encoded:
+    """Convert a tensor by a policy.
+
+    Args:
+        module: whether MLX's quantised modules can hold it (a matrix, not a norm or a bias).
+
+    Raises:
+        GGUFError: nothing that the policy allows can hold the tensor (not-a-number or infinite
+            scales are the usual reason).
+    """
+    columns = tensor.shape[-1]
+    rows = tensor.elements // columns
+    data = tensor.raw().reshape(rows, -1)
+
+    def work(layout: Layout, part: slice) -> Packed:
+        with np.errstate(invalid="ignore", over="ignore"):
+            return _encode_rows(data[part], tensor.type, layout)
+
+    sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
+    step = max(1, CHUNK_WEIGHTS // columns)
+    parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
+    for layout in policy.candidates(tensor.type, module=module):
+        if len(parts) > 1 and not policy.accept(work(layout, sample).error):
+            continue
+        arrays, error = _join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
+        if policy.accept(error):
+            shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
+            return Encoded(layout, shaped, error, _keeps_codes(tensor.type, layout))
+    raise GGUFError(
+        tensor.path,
+        field=f"tensor {tensor.name}",
+        offset=tensor.offset,
+        expected=f"weights that policy {policy.name!r} can keep",
+        found=f"{tensor.type.name} blocks with values that no MLX form holds",
+    )
+
+
+def _join(results: Iterator[Packed], parts: list[slice]) -> tuple[Arrays, Error]:
+    """Chunks of rows into whole arrays (rows, ...) and their common error."""
+    arrays: Arrays = {}
+    error = Error()
+    rows = parts[-1].stop
+    for part, packed in zip(parts, results, strict=True):
+        if len(parts) == 1:
+            return packed.arrays, packed.error
+        for name, chunk in packed.arrays.items():
+            if name not in arrays:
+                arrays[name] = np.empty((rows, chunk.shape[1]), chunk.dtype)
+            arrays[name][part] = chunk
+        error.merge(packed.error)
+    return arrays, error
+
+
+def _keeps_codes(kind: GGMLType, layout: Layout) -> bool:
+    if kind not in CODECS or not layout.quantized:
+        return True
+    return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
+
+
+def _encode_rows(raw: Bytes, kind: GGMLType, layout: Layout) -> Packed:
+    """Rows of raw blocks (n, bytes per row) in one layout."""
+    rows = len(raw)
+    if kind in FLOATS:
+        return keep_floats(_floats(raw, kind), layout.dtype)
+    if kind in FIXED:
+        return repack(raw, kind, layout)
+    codes = CODECS[kind].decode(raw)
+    if layout.quantized and _keeps_codes(kind, layout):
+        return keep_codes(regroup(codes, rows, layout.group_size), layout)
+    values = codes.values().reshape(rows, -1)
+    return requantise(values, layout) if layout.quantized else keep_floats(values, layout.dtype)
+
+
+def _floats(raw: Bytes, kind: GGMLType) -> npt.NDArray[np.float32]:
+    """Plain weights as float32 (n, c)."""
+    raw = np.ascontiguousarray(raw)
+    if kind is GGMLType.BF16:
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    stored = {GGMLType.F32: "<f4", GGMLType.F16: "<f2", GGMLType.F64: "<f8"}[kind]
+    return raw.view(stored).astype(np.float32, copy=False)

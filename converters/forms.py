@@ -1,0 +1,283 @@
+"""Codes and floats into MLX's packed arrays, with the error that this costs.
+
+Knows MLX's layouts (packed least significant bit first along the row, in uint32 words) and nothing
+of GGUF files or model names. Works on numpy arrays, chunk by chunk, so that memory stays bounded and
+the threads of a pool can share the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.gguf.quants import Codes
+from converters.layout import Layout, dense
+
+Floats = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+# Widths of the lanes that are merged in pairs while the codes of eight bytes are squeezed together.
+_LANES = (8, 16, 32)
+
+
+@dataclass
+class Error:
+    """Sums from which the error of a tensor follows; chunks add up.
+
+    ``relative RMSE = sqrt(sum((w' - w)^2) / sum(w^2))``; not-a-number and infinite weights count
+    as errors of their own only when they change.
+    """
+
+    squared_error: float = 0.0
+    squared_weight: float = 0.0
+    maximum: float = 0.0
+    equal: bool = True
+
+    def add(self, wanted: Floats, got: Floats) -> None:
+        """Account for one chunk of weights, both float32 and of the same shape."""
+        same = np.array_equal(wanted, got) or np.array_equal(wanted, got, equal_nan=True)
+        flat = wanted.reshape(-1)
+        self.squared_weight += float(np.vdot(flat, flat))
+        if same:
+            return
+        self.equal = False
+        difference = (got - wanted).reshape(-1)
+        self.squared_error += float(np.vdot(difference, difference))
+        self.maximum = max(self.maximum, float(np.abs(difference).max()))
+
+    def merge(self, other: Error) -> None:
+        self.squared_error += other.squared_error
+        self.squared_weight += other.squared_weight
+        self.maximum = max(self.maximum, other.maximum)
+        self.equal = self.equal and other.equal
+
+    @property
+    def rmse(self) -> float:
+        """Root mean square error relative to the root mean square weight."""
+        if self.squared_error == 0.0:
+            return 0.0
+        if not self.squared_weight:
+            return float("inf")
+        return float(np.sqrt(self.squared_error / self.squared_weight))
+
+
+@dataclass
+class Packed:
+    """A chunk of rows in MLX form: arrays by suffix (``weight``, ``scales``, ``biases``)."""
+
+    layout: Layout
+    arrays: Arrays
+    error: Error = field(default_factory=Error)
+
+
+def to_float(x: Floats, dtype: str) -> npt.NDArray[np.generic]:
+    """Round float32 to ``dtype``; bfloat16 comes back as uint16 bit patterns."""
+    if dtype == "float32":
+        return x
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16)
+    bits = x.view(np.uint32)
+    # Round to nearest even on the upper half; a quiet bit keeps not-a-number what it is.
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def from_float(x: npt.NDArray[np.generic], dtype: str) -> Floats:
+    """The float32 values of what :func:`to_float` returned."""
+    if dtype == "bfloat16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32, copy=False)
+
+
+def pack_bits(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
+    """Pack uint8 codes (n, c) into MLX's words, uint32 (n, c * bits / 32).
+
+    Eight codes at a time, as lanes of one 64-bit word: each step moves the upper half of a lane
+    down against its lower half, so lanes double while the codes in them become contiguous.
+    """
+    n, columns = codes.shape
+    if bits == 8:
+        return np.ascontiguousarray(codes).view("<u4")
+    x = np.ascontiguousarray(codes).view("<u8")
+    for lane in _LANES:
+        width = bits * lane // 8
+        every = (2**64 - 1) // (2 ** (2 * lane) - 1)  # a one at the foot of each pair of lanes
+        low = ((1 << width) - 1) * every
+        x = (x & np.uint64(low)) | (x >> np.uint64(lane - width) & np.uint64(low << width))
+    packed = np.ascontiguousarray(x).view(np.uint8).reshape(n, columns // 8, 8)[:, :, :bits]
+    return np.ascontiguousarray(packed).reshape(n, -1).view("<u4")
+
+
+def unpack_bits(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint8]:
+    """The inverse of :func:`pack_bits`: uint8 codes (n, c)."""
+    n = words.shape[0]
+    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(n, -1, bits)
+    return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
+
+
+def _affine_values(q: npt.NDArray[np.uint8], scale: Floats, bias: Floats) -> Floats:
+    """What MLX computes from codes (n, c) with scales and biases (n, groups), in float32."""
+    return Codes(q, scale, bias).values()
+
+
+def regroup(codes: Codes, rows: int, group_size: int) -> Codes:
+    """Codes of blocks as codes of rows, with groups of ``group_size`` that divide a block's."""
+    repeat = codes.group // group_size
+    return Codes(
+        codes.q.reshape(rows, -1),
+        np.repeat(codes.scale.reshape(rows, -1), repeat, axis=1),
+        np.repeat(codes.bias.reshape(rows, -1), repeat, axis=1),
+    )
+
+
+def keep_codes(codes: Codes, layout: Layout) -> Packed:
+    """An affine form with the file's own codes; only scales and biases are rounded.
+
+    Args:
+        codes: of whole rows, with the layout's group size.
+        layout: affine, wide enough for every code.
+    """
+    scales, biases = to_float(codes.scale, layout.dtype), to_float(codes.bias, layout.dtype)
+    packed = Packed(
+        layout,
+        {"weight": pack_bits(codes.q, layout.bits), "scales": scales, "biases": biases},
+    )
+    if layout.dtype != "float32":
+        s, b = from_float(scales, layout.dtype), from_float(biases, layout.dtype)
+        _measure_rounding(codes, s, b, packed.error)
+    return packed
+
+
+def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -> None:
+    """Error of ``scale * q + bias`` against the codes' own values, from sums over each group.
+
+    The difference is linear in q, so its square needs only the sum and the sum of squares of q in
+    each group, and its largest value is at the smallest or largest q.
+    """
+    q = codes.q.reshape(-1, codes.group)
+    x = q.astype(np.float32)
+    ones = np.ones(codes.group, np.float32)
+    total = (x @ ones).astype(np.float64)
+    x *= x
+    squares = (x @ ones).astype(np.float64)
+    s, b = codes.scale.reshape(-1).astype(np.float64), codes.bias.reshape(-1).astype(np.float64)
+    weight = s * s * squares + 2 * s * b * total + codes.group * b * b
+    error.squared_weight += float(weight.sum())
+    ds = scale.reshape(-1).astype(np.float64) - s
+    db = bias.reshape(-1).astype(np.float64) - b
+    if not (ds.any() or db.any()):
+        return
+    error.equal = False
+    squared = ds * ds * squares + 2 * ds * db * total + codes.group * db * db
+    error.squared_error += float(np.maximum(squared, 0).sum())
+    low, high = _extremes(q)
+    worst = np.maximum(np.abs(ds * low + db), np.abs(ds * high + db))
+    error.maximum = max(error.maximum, float(worst.max()))
+
+
+def _extremes(
+    x: npt.NDArray[np.generic],
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+    """Smallest and largest of each row (n, 2^k) by halving: far faster than a short reduction."""
+    low = high = x
+    while low.shape[1] > 1:
+        middle = low.shape[1] // 2
+        low = np.minimum(low[:, :middle], low[:, middle:])
+        high = np.maximum(high[:, :middle], high[:, middle:])
+    return low[:, 0], high[:, 0]
+
+
+def keep_floats(x: Floats, dtype: str) -> Packed:
+    """A plain array of ``dtype`` from float32 weights of any shape."""
+    stored = to_float(x, dtype)
+    packed = Packed(dense(dtype), {"weight": stored})
+    packed.error.add(x, from_float(stored, dtype))
+    return packed
+
+
+def requantise(w: Floats, layout: Layout) -> Packed:
+    """Round float32 weights (n, c) to an affine form, group by group.
+
+    Codes span each group from its smallest to its largest weight. Below six bits, where that wastes
+    levels on outliers, scale and bias are then refined by alternating least squares (codes fixed,
+    solve for scale and bias; then round again), keeping what lowers the error.
+    """
+    groups = w.reshape(-1, layout.group_size)
+    low, high = _extremes(groups)
+    levels = (1 << layout.bits) - 1
+    scale = (high - low).astype(np.float32) / np.float32(levels)
+    scale, bias = _round_pair(scale, low.astype(np.float32), layout.dtype)
+    q = _nearest(groups, scale, bias, levels)
+    if layout.bits < 6:
+        q, scale, bias = _refine(groups, q, scale, bias, levels, layout.dtype)
+    rows = w.shape[0]
+    shape = (rows, -1)
+    packed = Packed(
+        layout,
+        {
+            "weight": pack_bits(q.reshape(w.shape), layout.bits),
+            "scales": to_float(scale, layout.dtype).reshape(shape),
+            "biases": to_float(bias, layout.dtype).reshape(shape),
+        },
+    )
+    packed.error.add(groups, _affine_values(q, scale[:, None], bias[:, None]))
+    return packed
+
+
+def _round_pair(scale: Floats, bias: Floats, dtype: str) -> tuple[Floats, Floats]:
+    return (
+        from_float(to_float(scale, dtype), dtype),
+        from_float(to_float(bias, dtype), dtype),
+    )
+
+
+def _nearest(w: Floats, scale: Floats, bias: Floats, levels: int) -> npt.NDArray[np.uint8]:
+    """The code nearest to each weight of groups (n, g), given scales and biases (n,)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
+    x = w - bias[:, None]
+    x *= inverse[:, None]
+    np.rint(x, out=x)
+    np.clip(x, 0, levels, out=x)
+    with np.errstate(invalid="ignore"):
+        return x.astype(np.uint8)
+
+
+def _refine(
+    w: Floats,
+    q: npt.NDArray[np.uint8],
+    scale: Floats,
+    bias: Floats,
+    levels: int,
+    dtype: str,
+    rounds: int = 3,
+) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:
+    """Alternate least squares for scale and bias with rounding, group by group."""
+    best = _squared_errors(w, q, scale, bias)
+    for _ in range(rounds):
+        x = q.astype(np.float32)
+        x_mean, w_mean = x.mean(axis=1), w.mean(axis=1)
+        x -= x_mean[:, None]
+        spread = np.einsum("ij,ij->i", x, x)
+        fit = np.einsum("ij,ij->i", x, w)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            s = np.where(spread > 0, fit / spread, scale).astype(np.float32)
+        s, b = _round_pair(s, (w_mean - s * x_mean).astype(np.float32), dtype)
+        tried = _nearest(w, s, b, levels)
+        error = _squared_errors(w, tried, s, b)
+        better = error < best
+        if not better.any():
+            break
+        q = np.where(better[:, None], tried, q)
+        scale, bias = np.where(better, s, scale), np.where(better, b, bias)
+        best = np.minimum(error, best)
+    return q, scale, bias
+
+
+def _squared_errors(w: Floats, q: npt.NDArray[np.uint8], scale: Floats, bias: Floats) -> Floats:
+    d = _affine_values(q, scale[:, None], bias[:, None]) - w
+    result: Floats = np.einsum("ij,ij->i", d, d)
+    return result

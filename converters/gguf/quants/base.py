@@ -1,0 +1,103 @@
+"""What a GGML block type means: integer codes on an affine lattice, one scale and bias per group.
+
+Every GGML weight type stores ``w = scale * code + bias`` for groups of 16 to 256 neighbours, only
+packed differently. A :class:`Codec` undoes the packing and nothing else; choosing an MLX form for
+the codes is the business of ``converters.forms``.
+
+Source of all block layouts: ggml's ``ggml-common.h`` (facts), checked bit for bit against the
+``gguf`` package in the tests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.gguf.types import BLOCKS, GGMLType
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Unpacked weights of ``n`` blocks: ``w[i, g*G + k] = scale[i, g] * q[i, g*G + k] + bias[i, g]``.
+
+    In float32 the product is exact for every type, so the sum rounds at most once and the value is
+    bit-equal to ggml's own dequantisation.
+
+    Attributes:
+        q: uint8 codes, shape (n, elements per block).
+        scale: float32, shape (n, groups per block).
+        bias: float32, shape (n, groups per block).
+    """
+
+    q: Bytes
+    scale: Floats
+    bias: Floats
+
+    @property
+    def group(self) -> int:
+        """Neighbouring weights that share one scale and bias."""
+        return self.q.shape[1] // self.scale.shape[1]
+
+    def values(self) -> Floats:
+        """Dequantised weights, float32, shape (n, elements per block)."""
+        q = self.q.reshape(*self.scale.shape, -1).astype(np.float32)  # (n, groups, group)
+        q *= self.scale[..., None]
+        q += self.bias[..., None]
+        return q.reshape(self.q.shape)
+
+
+class Codec(ABC):
+    """One GGML block type. Subclasses register themselves by ``type``.
+
+    Attributes:
+        type: the GGML type.
+        bits: the fewest bits MLX can hold the codes in (2, 3, 4, 5, 6 or 8).
+    """
+
+    type: ClassVar[GGMLType]
+    bits: ClassVar[int]
+
+    def __init_subclass__(cls) -> None:
+        if hasattr(cls, "type"):
+            CODECS[cls.type] = cls()
+
+    def decode(self, raw: Bytes) -> Codes:
+        """Unpack raw bytes, a whole number of blocks, into codes."""
+        return self.unpack(raw.reshape(-1, BLOCKS[self.type][1]))
+
+    @abstractmethod
+    def unpack(self, blocks: Bytes) -> Codes:
+        """Unpack blocks of shape (n, bytes per block)."""
+
+
+CODECS: dict[GGMLType, Codec] = {}
+
+
+def half(blocks: Bytes, start: int, count: int = 1) -> Floats:
+    """Read ``count`` little-endian float16 values of each block as float32, shape (n, count)."""
+    raw = np.ascontiguousarray(blocks[:, start : start + 2 * count])
+    return raw.view("<f2").astype(np.float32)
+
+
+def bit_fields(x: npt.NDArray[np.uint8], width: int, per_run: int) -> Bytes:
+    """Split bytes into fields of ``width`` bits, lowest first, run by run.
+
+    Within each run of ``per_run`` bytes all lowest fields come first, then all second ones: the
+    order in which ggml lays out nibbles and bit planes. (n, b) -> (n, b * 8 / width).
+    """
+    n = x.shape[0]
+    runs = x.reshape(n, -1, per_run)
+    count = 8 // width
+    out = np.empty((n, runs.shape[1], count, per_run), np.uint8)
+    for i in range(count):
+        np.right_shift(runs, np.uint8(i * width), out=out[:, :, i])
+    if width < 8:
+        out &= np.uint8((1 << width) - 1)
+    return out.reshape(n, -1)

@@ -1,0 +1,133 @@
+"""Which MLX forms a tensor may take, in order of preference, and when one is good enough.
+
+``exact``
+    every weight bit-equal to the source in float32. Packed with half-precision scales where they
+    hold it, with float32 scales where only those do, else as plain float32.
+``near`` (default)
+    the source's own codes wherever MLX can hold them (only scales are rounded to half precision);
+    types that MLX cannot hold are requantised to the smallest form with a relative RMSE of at most
+    1%. Tensors that are floats stay floats, in half precision.
+``compact``
+    as near, but no tensor grows by more than half a bit a weight, whatever the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from converters.forms import Error
+from converters.gguf.quants import CODECS
+from converters.gguf.types import BLOCKS, GGMLType
+from converters.layout import Layout, affine, dense, fixed
+
+POLICIES = ("exact", "near", "compact")
+NEAR_RMSE = 0.01
+COMPACT_GROWTH = 0.5
+
+FLOATS = {
+    GGMLType.F32: "float32",
+    GGMLType.F16: "float16",
+    GGMLType.BF16: "bfloat16",
+    GGMLType.F64: "float32",
+}
+FIXED = {GGMLType.MXFP4: "mxfp4", GGMLType.NVFP4: "nvfp4"}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy bound to the floating-point type of plain arrays and of scales.
+
+    Attributes:
+        name: ``exact``, ``near`` or ``compact``.
+        half: the type that ``near`` and ``compact`` round to: float16 or bfloat16 for a
+            checkpoint, float32 when weights go straight into a float32 run.
+    """
+
+    name: str
+    half: str = "float16"
+
+    def candidates(self, kind: GGMLType, *, module: bool) -> Iterator[Layout]:
+        """Forms to try, best first.
+
+        Args:
+            kind: GGML type of the tensor.
+            module: whether it is a matrix that MLX's quantised modules can hold.
+        """
+        if kind in FLOATS:
+            yield from self._floats(FLOATS[kind])
+            return
+        if module:
+            if kind in FIXED:
+                yield fixed(FIXED[kind])
+            elif self.name == "compact":
+                yield from self._compact(kind)
+                return
+            else:
+                yield from self._packed(kind)
+        yield from self._floats("float32")
+
+    def accept(self, error: Error) -> bool:
+        """Whether a form with this error keeps the policy's promise."""
+        if self.name == "exact":
+            return error.equal
+        if self.name == "near":
+            return error.rmse <= NEAR_RMSE
+        return error.rmse < float("inf")
+
+    def _floats(self, own: str) -> Iterator[Layout]:
+        order = [own, "float32"] if self.name == "exact" else [self.half, own, "float32"]
+        for dtype in dict.fromkeys(order):
+            yield dense(dtype)
+
+    def _packed(self, kind: GGMLType) -> Iterator[Layout]:
+        group = kept_group(kind)
+        bits = CODECS[kind].bits
+        if group:
+            for dtype in dict.fromkeys((self.half, "float32")):
+                yield affine(bits, group, dtype)
+        elif self.name == "near":
+            yield from by_size(lambda layout: layout.bits >= bits, self.half)
+
+    def _compact(self, kind: GGMLType) -> Iterator[Layout]:
+        limit = source_bits(kind) + COMPACT_GROWTH
+        group = kept_group(kind)
+        if group:
+            kept = affine(CODECS[kind].bits, group, self.half)
+            if kept.bits_per_weight <= limit:
+                yield kept
+        fitting = list(by_size(lambda layout: layout.bits_per_weight <= limit, self.half))
+        yield from reversed(fitting)
+        # Nothing in MLX is as small as the 1-bit types: the smallest form there is.
+        yield affine(2, 128, self.half)
+
+
+def by_size(wanted: Callable[[Layout], bool], dtype: str) -> Iterator[Layout]:
+    """All affine forms that fulfil a condition, smallest first."""
+    forms = (affine(bits, group, dtype) for bits in (2, 3, 4, 5, 6, 8) for group in (128, 64, 32))
+    yield from sorted(filter(wanted, forms), key=lambda layout: layout.bits_per_weight)
+
+
+def kept_group(kind: GGMLType) -> int:
+    """The MLX group size that holds a type's own codes; 0 where its groups are too narrow."""
+    group = _GROUPS.get(kind, 32)
+    return min(group, 128) if group >= 32 else 0
+
+
+# Weights that share a scale, where that is not 32.
+_GROUPS = {
+    GGMLType.Q2_K: 16,
+    GGMLType.Q6_K: 16,
+    GGMLType.IQ2_XS: 16,
+    GGMLType.IQ2_S: 16,
+    GGMLType.Q1_0: 128,
+    GGMLType.Q2_0: 64,
+    GGMLType.TQ1_0: 256,
+    GGMLType.TQ2_0: 256,
+}
+
+
+def source_bits(kind: GGMLType) -> float:
+    """Bits per weight of a GGML type."""
+    elements, size = BLOCKS[kind]
+    return 8 * size / elements
