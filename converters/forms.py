@@ -1,13 +1,14 @@
 """Codes and floats into MLX's packed arrays, with the error that this costs.
 
 Knows MLX's layouts (packed least significant bit first along the row, in uint32 words) and nothing
-of GGUF files or model names. Works on numpy arrays, chunk by chunk, so that memory stays bounded and
-the threads of a pool can share the work.
+of GGUF files or model names. Works on numpy arrays, chunk by chunk, so that memory stays bounded
+and the threads of a pool can share the work.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -178,9 +179,7 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
     error.maximum = max(error.maximum, float(worst.max()))
 
 
-def _extremes(
-    x: npt.NDArray[np.generic],
-) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]:
+def _extremes(x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Smallest and largest of each row (n, 2^k) by halving: far faster than a short reduction."""
     low = high = x
     while low.shape[1] > 1:

@@ -104,5 +104,6 @@ class ConversionReport:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(self.fidelity().items()))
         return (
             f"{len(self.tensors)} tensors ({counts}), {self.bits_before:.2f} -> "
-            f"{self.bits_after:.2f} bits per weight, {self.nbytes / 1e6:.1f} MB, policy {self.policy}"
+            f"{self.bits_after:.2f} bits per weight, {self.nbytes / 1e6:.1f} MB, "
+            f"policy {self.policy}"
         )

@@ -102,7 +102,7 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
         scaling["mscale_all_dim"] = _tidy(all_dim)
     attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
     if attention != 1.0 and factor > 1.0:
-        # The ecosystem has no key for an extra factor that mlx-lm reads too, so it goes into mscale:
+        # mlx-lm reads no key for such an extra factor, so it goes into mscale:
         # attention * (0.1 ln(factor) + 1) = 0.1 * mscale * ln(factor) + 1.
         growth = 0.1 * math.log(factor)
         scaling["mscale"] = (attention * (growth + 1) - 1) / growth

@@ -1,7 +1,7 @@
 """Tensor names per architecture: from GGUF's to Hugging Face's, as tables.
 
-Knows names and which rows a GGUF stores in another order; knows nothing of types or values. To add an
-architecture, add its row to ``ARCHITECTURES``.
+Knows names and which rows a GGUF stores in another order; knows nothing of types or values. To add
+an architecture, add its row to ``ARCHITECTURES``.
 """
 
 from __future__ import annotations

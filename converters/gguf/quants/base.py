@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Codes:
-    """Unpacked weights of ``n`` blocks: ``w[i, g*G + k] = scale[i, g] * q[i, g*G + k] + bias[i, g]``.
+    """Unpacked weights of ``n`` blocks: ``w[i, g G + k] = scale[i, g] q[i, g G + k] + bias[i, g]``.
 
     In float32 the product is exact for every type, so the sum rounds at most once and the value is
     bit-equal to ggml's own dequantisation.
@@ -43,7 +43,7 @@ class Codes:
     @property
     def group(self) -> int:
         """Neighbouring weights that share one scale and bias."""
-        return self.q.shape[1] // self.scale.shape[1]
+        return int(self.q.shape[1] // self.scale.shape[1])
 
     def values(self) -> Floats:
         """Dequantised weights, float32, shape (n, elements per block)."""
