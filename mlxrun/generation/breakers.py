@@ -1,8 +1,8 @@
 """Which token sequences carry the strings that break a sequence for DRY.
 
-A breaker is a string, but the sampler sees tokens, and a tokenizer may bury a string inside a longer
-token or spread it over several. This module looks through the vocabulary once; it knows tokens as
-bytes and nothing about sampling. Standard library only.
+A breaker is a string, but the sampler sees tokens, and a tokenizer may bury a string inside a
+longer token or spread it over several. This module looks through the vocabulary once; it knows
+tokens as bytes and nothing about sampling. Standard library only.
 """
 
 from __future__ import annotations

@@ -44,12 +44,14 @@ def dry(
     multiplier: Value,
     base: Value,
     allowed_length: Value,
+    exempt: mx.array | None = None,
 ) -> mx.array:
     """Subtract ``multiplier * base ** (n - allowed_length)`` from what continues a repetition.
 
     n is the length of the longest earlier stretch of the window (B, W) that equals its end and is
-    followed by the token; ``repeats`` (B, W) comes from ``extend_repeats``. "Don't repeat
-    yourself", by p-e-w 2024: https://github.com/oobabooga/text-generation-webui/pull/5677
+    followed by the token; ``repeats`` (B, W) comes from ``extend_repeats``. ``exempt`` (B, V) bool
+    are tokens that may repeat: those that break a sequence by themselves. "Don't repeat yourself",
+    by p-e-w 2024: https://github.com/oobabooga/text-generation-webui/pull/5677
     """
     if window.shape[-1] < 2:
         return logits
@@ -59,7 +61,10 @@ def dry(
     ends, following = lengths[:, :-1].astype(mx.float32), window[:, 1:]
     longest = _scatter(mx.zeros_like(logits), following).maximum(ends)
     penalty = mx.minimum(multiplier * base ** (longest - allowed_length), _LARGEST_PENALTY)
-    return mx.where(longest >= allowed_length, logits - penalty, logits)
+    penalised = longest >= allowed_length
+    if exempt is not None:
+        penalised = penalised & ~exempt
+    return mx.where(penalised, logits - penalty, logits)
 
 
 def _scatter(target: mx.array, ids: mx.array) -> mx.ArrayAt:

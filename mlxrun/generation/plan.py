@@ -96,10 +96,11 @@ class Settings(NamedTuple):
     mirostat_eta: mx.array
     bias_ids: mx.array  # (B, N) uint32, N may be 0
     bias_values: mx.array  # (B, N)
-    breakers: mx.array  # (B, P, L) int32, see penalties.ends_with_any; P may be 0
+    breaker_tokens: mx.array  # (B, V) bool: these break a sequence by themselves; V is 0 for none
+    breaker_patterns: mx.array  # (B, P, L) int32, see penalties.ends_with_any; P may be 0
 
     @classmethod
-    def of(cls, params: SamplingParams, seed: int, breakers: Breakers) -> Settings:
+    def of(cls, params: SamplingParams, vocab_size: int, seed: int, breakers: Breakers) -> Settings:
         """The settings (one row) of a request."""
         return cls(
             key=noise.request_key(seed),
@@ -119,12 +120,23 @@ class Settings(NamedTuple):
             mirostat_eta=_column(params.mirostat_eta),
             bias_ids=mx.array(list(params.logit_bias.keys()), dtype=mx.uint32)[None],
             bias_values=mx.array(list(params.logit_bias.values()), dtype=mx.float32)[None],
-            breakers=_patterns(breakers)[None],
+            breaker_tokens=_mask([each[0] for each in breakers if len(each) == 1], vocab_size)[
+                None
+            ],
+            breaker_patterns=_patterns([each for each in breakers if len(each) > 1])[None],
         )
 
 
 def _column(value: float) -> mx.array:
     return mx.array([[value]], dtype=mx.float32)
+
+
+def _mask(tokens: Sequence[int], vocab_size: int) -> mx.array:
+    """Where in the vocabulary the tokens are: (V,) bool, or (0,) for no tokens at all."""
+    if not tokens:
+        return mx.zeros(0, dtype=mx.bool_)
+    ids = mx.array(list(tokens), dtype=mx.uint32)
+    return mx.put_along_axis(mx.zeros(vocab_size, dtype=mx.bool_), ids, mx.array(True), axis=0)
 
 
 def _patterns(breakers: Breakers) -> mx.array:

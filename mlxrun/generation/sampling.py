@@ -85,6 +85,7 @@ def _adjust(plan: Plan, settings: Settings, state: State, logits: mx.array) -> m
             settings.dry_multiplier,
             settings.dry_base,
             settings.dry_allowed_length,
+            settings.breaker_tokens if settings.breaker_tokens.size else None,
         )
     return logits
 
@@ -151,8 +152,11 @@ def _advance(plan: Plan, settings: Settings, state: State, token: mx.array) -> S
         window = penalties.append(window, token)
     if plan.dry_window:
         repeats = penalties.extend_repeats(repeats, window)
-        if settings.breakers.size:
-            broken = penalties.ends_with_any(window, settings.breakers)
+        if settings.breaker_tokens.size:
+            broken = mx.take_along_axis(settings.breaker_tokens, token[:, None], axis=-1)
+            repeats = mx.where(broken, 0, repeats)
+        if settings.breaker_patterns.size:
+            broken = penalties.ends_with_any(window, settings.breaker_patterns)
             repeats = mx.where(broken, 0, repeats)
     return State(state.step + 1, window, repeats, state.mu)
 
@@ -193,7 +197,7 @@ class Sampler:
         self.plan = Plan.of(params, vocab_size)
         breakers = [tuple(each) for each in dry_breakers if each] if self.plan.dry_window else []
         _check_ids("dry_breakers", {token for each in breakers for token in each}, vocab_size)
-        self.settings = Settings.of(params, self.seed, breakers)
+        self.settings = Settings.of(params, vocab_size, self.seed, breakers)
         self.state = State.of(self.plan, params, context_tokens, breakers)
         self._tokens = len(context_tokens)
 
