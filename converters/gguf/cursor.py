@@ -112,7 +112,7 @@ class Cursor:
     def value(self, kind: ValueType, field: str) -> Value:
         """One metadata value of the given type."""
         if kind is ValueType.STRING:
-            return self.strings(1, field)[0]
+            return self._string(field)
         if kind is ValueType.ARRAY:
             return self._array(field, depth=1)
         scalar: bool | int | float = self._numbers(kind, 1, field)[0].item()
@@ -135,7 +135,7 @@ class Cursor:
         start = self.pos
         count = self.u64(f"{field} length")
         if kind is ValueType.STRING:
-            return self.strings(count, field, start)
+            return self._strings(count, field, start)
         if kind is not ValueType.ARRAY:
             return self._numbers(kind, count, field, start)
         self._spend(count, NESTED_COST, 12, field, start)
@@ -160,7 +160,7 @@ class Cursor:
             )
         return stored.astype(np.bool_)
 
-    def _spend(self, count: int, cost: int, size: int, field: str, start: int | None) -> None:
+    def _spend(self, count: int, cost: int, size: int, field: str, start: int) -> None:
         """Check that ``count`` objects of at least ``size`` bytes fit into file and budget."""
         self.need(count * size, field, at=start)
         self._budget -= count * cost
@@ -168,11 +168,18 @@ class Cursor:
             expected = f"at most {MAX_OBJECTS // cost} strings or nested arrays in all the metadata"
             raise self.error(field, expected, f"{count} more", at=start)
 
-    def strings(self, count: int, field: str, start: int | None = None) -> list[str]:
+    def _string(self, field: str) -> str:
+        start = self.pos
+        size = self.u64(field)
+        self.need(size, field, at=start)
+        raw = self.data[self.pos : self.pos + size]
+        self.pos += size
+        return raw.decode("utf-8", "surrogateescape")
+
+    def _strings(self, count: int, field: str, start: int) -> list[str]:
         """``count`` strings; bytes that are not UTF-8 become lone surrogates.
 
-        The loop is the hot path of opening a model (half a million strings): no calls but the
-        unavoidable ones.
+        The hot path of opening a model (half a million strings): nothing but the unavoidable.
         """
         self._spend(count, 1, 8, field, start)
         data, pos, end, unpack = self.data, self.pos, self.end, _U64.unpack_from

@@ -126,7 +126,8 @@ class GGUFFile:
         )
 
     def __repr__(self) -> str:
+        files = f"{len(self.paths)} file{'s' if len(self.paths) > 1 else ''}"
         return (
             f"GGUFFile({self.path.name!r}, {self.architecture!r}, {len(self.metadata)} keys, "
-            f"{len(self.tensors)} tensors, {len(self.paths)} files)"
+            f"{len(self.tensors)} tensors, {files})"
         )

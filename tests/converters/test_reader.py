@@ -1,0 +1,319 @@
+"""Reading good files: every metadata type, every tensor type, mapped data, real vocabularies."""
+
+from __future__ import annotations
+
+import gc
+import json
+import mmap
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf_builder import (
+    ARRAY,
+    BOOL,
+    F32,
+    F64,
+    I8,
+    I16,
+    I32,
+    I64,
+    STRING,
+    U8,
+    U16,
+    U32,
+    U64,
+    Builder,
+    Tensor,
+    llama,
+)  # fmt: skip
+
+from converters.errors import GGUFError
+from converters.gguf.reader import BLOCKS, GGMLType, read_gguf
+
+SCALARS: list[tuple[int, Any]] = [
+    (U8, 255), (I8, -128), (U16, 65535), (I16, -32768), (U32, 2**32 - 1), (I32, -(2**31)),
+    (U64, 2**64 - 1), (I64, -(2**63)), (F32, 0.5), (F64, 1e300), (BOOL, True), (BOOL, False),
+]  # fmt: skip
+
+
+def write(folder: Path, content: Builder | bytes, name: str = "model.gguf") -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.build())
+    return path
+
+
+def test_writer_of_the_gguf_package(tmp_path: Path) -> None:
+    """What the format's own package writes comes back: values, shapes, types and bytes."""
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_array("some.names", ["a", "été", ""])
+    writer.add_array("some.numbers", [1, 2, 3])
+    rng = np.random.default_rng(0)
+    weights = {
+        "a": rng.standard_normal((3, 5, 64), dtype=np.float32),
+        "b": rng.standard_normal(7).astype(np.float16),
+        "d": rng.standard_normal((2, 2)),
+        "i": np.arange(6, dtype=np.int64).reshape(3, 2),
+    }
+    for name, data in weights.items():
+        writer.add_tensor(name, data)
+    packed = gguf.quants.quantize(weights["a"], gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("q", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    file = read_gguf(path)
+    assert (file.version, file.alignment, file.architecture) == (3, 32, "llama")
+    assert file.path == path and file.paths == (path,)
+    assert file.get("some.names") == ["a", "été", ""]
+    assert file.get("some.numbers").tolist() == [1, 2, 3]
+    assert [tensor.name for tensor in file.tensors] == ["a", "b", "d", "i", "q"]
+    kinds = [tensor.type for tensor in file.tensors]
+    assert kinds == [GGMLType.F32, GGMLType.F16, GGMLType.F64, GGMLType.I64, GGMLType.Q8_0]
+    for name, data in weights.items():
+        tensor = file.tensor(name)
+        assert tensor.shape == data.shape and tensor.elements == data.size
+        assert tensor.raw().tobytes() == data.tobytes()
+    assert file.tensor("q").shape == (3, 5, 64)
+    assert file.tensor("q").raw().tobytes() == packed.tobytes()
+
+
+@pytest.mark.parametrize(("kind", "content"), SCALARS)
+def test_scalars(tmp_path: Path, kind: int, content: Any) -> None:
+    found = read_gguf(write(tmp_path, llama().set("some.key", kind, content))).get("some.key")
+    assert found == content and type(found) is type(content)
+
+
+@pytest.mark.parametrize(("kind", "content"), SCALARS)
+def test_arrays_of_numbers(tmp_path: Path, kind: int, content: Any) -> None:
+    path = write(tmp_path, llama().set("some.key", ARRAY, (kind, [content, 0, 1])))
+    found = read_gguf(path).get("some.key")
+    assert isinstance(found, np.ndarray) and found.tolist() == [content, 0, 1]
+    assert (found.dtype == np.bool_) == (kind == BOOL)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ((STRING, []), []),
+        ((STRING, ["", "x", "é"]), ["", "x", "é"]),
+        ((ARRAY, []), []),
+        ((ARRAY, [(STRING, ["a"]), (STRING, [])]), [["a"], []]),
+        ((ARRAY, [(ARRAY, [(ARRAY, [(STRING, ["deep"])])])]), [[[["deep"]]]]),
+    ],
+)
+def test_arrays_of_strings_and_nested(tmp_path: Path, content: Any, expected: Any) -> None:
+    file = read_gguf(write(tmp_path, llama().set("some.key", ARRAY, content)))
+    assert file.get("some.key") == expected
+
+
+def test_empty_array_of_numbers_and_nested_numbers(tmp_path: Path) -> None:
+    b = llama().set("empty", ARRAY, (F32, [])).set("nested", ARRAY, (ARRAY, [(U8, [1, 2])]))
+    file = read_gguf(write(tmp_path, b))
+    assert file.get("empty").shape == (0,)
+    assert [part.tolist() for part in file.get("nested")] == [[1, 2]]
+
+
+def test_bytes_that_are_not_utf8_survive(tmp_path: Path) -> None:
+    """Tokens may be any bytes: they come back as surrogates and give the same bytes again."""
+    raw = bytes(range(256))
+    b = llama().set("some.text", STRING, raw)
+    file = read_gguf(write(tmp_path, b))
+    assert file.get("some.text").encode("utf-8", "surrogateescape") == raw
+    assert file.get("tokenizer.ggml.tokens")[4].encode("utf-8", "surrogateescape") == b"\xff\xfe"
+    repr(file), str(file.error("some.text", expected="text")).encode()  # printable all the same
+
+
+def test_version_2_and_other_alignments(tmp_path: Path) -> None:
+    b = llama().set("general.alignment", U32, 256)
+    b.version, b.alignment = 2, 256
+    file = read_gguf(write(tmp_path, b))
+    assert (file.version, file.alignment) == (2, 256)
+    assert all(tensor.offset % 256 == 0 for tensor in file.tensors)
+
+
+def test_order_and_offsets_are_kept(tmp_path: Path) -> None:
+    b = llama()
+    content = b.build()
+    file = read_gguf(write(tmp_path, content))
+    assert list(file.metadata) == list(b.keys)
+    assert [tensor.name for tensor in file.tensors] == [tensor.name for tensor in b.tensors]
+    for key in b.keys:
+        assert file.field_offset(key) == b.marks[f"value:{key}"]
+    assert file.field_offset("no.such.key") == b.marks["directory"]
+    for tensor in file.tensors:
+        assert tensor.entry == b.marks[f"tensor:{tensor.name}"]
+        assert tensor.raw().tobytes() == content[tensor.offset : tensor.offset + tensor.nbytes]
+
+
+def test_data_may_lie_in_any_order_and_with_gaps(tmp_path: Path) -> None:
+    b = llama()
+    for tensor, offset in zip(b.tensors, (4096, 2048, 0, 1024), strict=True):
+        tensor.offset = offset
+    file = read_gguf(write(tmp_path, b))
+    base = b.marks["data"]
+    assert [tensor.offset - base for tensor in file.tensors] == [4096, 2048, 0, 1024]
+
+
+def test_access_by_name(tmp_path: Path) -> None:
+    b = llama()
+    file = read_gguf(write(tmp_path, b))
+    assert file.key("block_count") == 2 and file.key("no.such", 7) == 7
+    assert file.get("no.such.key") is None and file.get("no.such.key", 3) == 3
+    assert "output_norm.weight" in file and "output.weight" not in file
+    assert repr(file) == "GGUFFile('model.gguf', 'llama', 24 keys, 4 tensors, 1 file)"
+    with pytest.raises(GGUFError) as caught:
+        file.key("no.such")
+    assert (caught.value.field, caught.value.found) == ("llama.no.such", "no such key")
+    assert caught.value.offset == b.marks["directory"]
+    with pytest.raises(GGUFError) as caught:
+        file.tensor("output.weight")
+    assert caught.value.field == "tensor output.weight"
+
+
+def test_errors_to_raise_about_keys_and_tensors(tmp_path: Path) -> None:
+    b = llama()
+    file = read_gguf(write(tmp_path, b))
+    error = file.error("llama.block_count", expected="3", hint="Do this")
+    assert (error.field, error.expected, error.found) == ("llama.block_count", "3", "2")
+    assert error.offset == b.marks["value:llama.block_count"] and error.hint == "Do this"
+    assert file.error("tokenizer.ggml.tokens", expected="x").found == "an array of 5"
+    assert file.error("bad\x1b[2Jkey", expected="x").field == r"bad\x1b[2Jkey"
+    tensor = file.tensor("output_norm.weight")
+    wrong = tensor.error(expected="F16", found="F32")
+    assert (wrong.field, wrong.offset) == ("tensor output_norm.weight", tensor.entry)
+
+
+def test_raw_is_a_view_that_outlives_the_file_object(tmp_path: Path) -> None:
+    content = llama().build()
+    file = read_gguf(write(tmp_path, content))
+    tensor = file.tensors[0]
+    first, second = tensor.raw(), tensor.raw()
+    assert first.dtype == np.uint8 and first.shape == (tensor.nbytes,)
+    assert np.shares_memory(first, second) and not first.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+    start, end = tensor.offset, tensor.offset + tensor.nbytes
+    del file, tensor, second
+    gc.collect()
+    assert first.tobytes() == content[start:end]
+
+
+def test_release_drops_pages_and_keeps_views(tmp_path: Path) -> None:
+    b = llama()
+    big = Tensor("big", [1024, 4096], 4 * 1024 * 4096)
+    b.tensors.append(big)
+    content = b.build()
+    file = read_gguf(write(tmp_path, content))
+    tensor = file.tensor("big")
+    before = int(tensor.raw().sum(dtype=np.int64))
+    resident = _resident()
+    tensor.release()
+    if resident:
+        assert _resident() < resident - tensor.nbytes // 2
+    assert int(tensor.raw().sum(dtype=np.int64)) == before
+
+
+def _resident() -> int:
+    """Resident bytes of this process, 0 where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * mmap.PAGESIZE if status.exists() else 0
+
+
+def test_release_without_madvise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
+    tensor = read_gguf(write(tmp_path, llama())).tensors[0]
+    tensor.release()
+    assert tensor.raw().size == tensor.nbytes
+
+
+def test_type_table() -> None:
+    """Ids and blocks agree with the gguf package where it is right; ggml's Q8_1 is 36 bytes."""
+    assert BLOCKS.keys() == set(GGMLType)
+    for kind in gguf.GGMLQuantizationType:
+        assert GGMLType[kind.name] == kind.value
+        if kind.name != "Q8_1":
+            assert BLOCKS[GGMLType[kind.name]] == gguf.GGML_QUANT_SIZES[kind]
+
+
+@pytest.mark.parametrize("kind", list(GGMLType))
+def test_every_tensor_type(tmp_path: Path, kind: GGMLType) -> None:
+    block, size = BLOCKS[kind]
+    b = llama()
+    b.tensors.append(Tensor("t", [2 * block, 3], 6 * size, type=kind.value))
+    tensor = read_gguf(write(tmp_path, b)).tensor("t")
+    assert (tensor.type, tensor.shape, tensor.nbytes) == (kind, (3, 2 * block), 6 * size)
+
+
+def test_vocabulary_without_tensors(tmp_path: Path) -> None:
+    b = Builder().set("general.architecture", STRING, "any")
+    b.set("tokenizer.ggml.tokens", ARRAY, (STRING, ["a", "b"]))
+    file = read_gguf(str(write(tmp_path, b)))
+    assert file.tensors == () and file.get("tokenizer.ggml.tokens") == ["a", "b"]
+
+
+def test_files_of_the_oracle(oracle: Path) -> None:
+    """Every file reads, and its tensors end where the file does: so the block sizes are right."""
+    paths = sorted(oracle.glob("*/*.gguf"))
+    assert paths
+    for path in paths:
+        file = read_gguf(path)
+        if file.tensors:
+            end = max(tensor.offset + tensor.nbytes for tensor in file.tensors)
+            assert 0 <= path.stat().st_size - end < file.alignment
+
+
+def test_agrees_with_the_gguf_package(oracle: Path) -> None:
+    for path in (oracle / "stories" / "stories260K.gguf", oracle / "quants" / "Q4_K_M.gguf"):
+        ours, theirs = read_gguf(path), gguf.GGUFReader(path)
+        for key, value in ours.metadata.items():
+            expected = theirs.fields[key].contents()
+            assert (value.tolist() if isinstance(value, np.ndarray) else value) == expected
+        assert len(ours.tensors) == len(theirs.tensors)
+        for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+            assert (a.name, a.type, a.offset) == (b.name, b.tensor_type, b.data_offset)
+            assert a.shape == tuple(reversed(b.shape.tolist()))
+            assert np.array_equal(a.raw(), b.data.view(np.uint8).ravel())
+
+
+KINDS = {
+    "UINT8": U8, "INT8": I8, "UINT16": U16, "INT16": I16, "UINT32": U32, "INT32": I32,
+    "UINT64": U64, "INT64": I64, "FLOAT32": F32, "FLOAT64": F64, "BOOL": BOOL, "STRING": STRING,
+}  # fmt: skip
+
+
+def test_skeletons_of_every_architecture(oracle: Path, tmp_path: Path) -> None:
+    """No check refuses what llama.cpp's own architecture test writes."""
+    skeletons = sorted([*oracle.glob("archs/*.json"), *oracle.glob("peer/*.json")])
+    assert skeletons
+    for skeleton in skeletons:
+        described = json.loads(skeleton.read_text())
+        b = Builder()
+        for key, (kind, element, content) in described["kv"].items():
+            if kind == "ARRAY":
+                b.set(key, ARRAY, (KINDS[element], content))
+            else:
+                b.set(key, KINDS[kind], content)
+        for name, (shape, kind) in described["tensors"].items():
+            size = np.dtype({"F32": np.float32, "F16": np.float16}[kind]).itemsize
+            b.tensors.append(Tensor(name, shape[::-1], prod(shape) * size, GGMLType[kind]))
+        file = read_gguf(write(tmp_path, b))
+        assert file.architecture == described["arch"]
+        assert [[t.name, list(t.shape)] for t in file.tensors] == [
+            [name, shape] for name, (shape, _) in described["tensors"].items()
+        ]
+
+
+def test_imports_neither_mlx_nor_gguf() -> None:
+    code = "import sys, converters.gguf.reader; print({'mlx', 'gguf'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
