@@ -13,6 +13,7 @@ import numpy as np
 
 from converters.gguf.names import architecture_of
 from converters.gguf.reader import GGUFFile
+from converters.rope import llama3_factors
 
 Config = dict[str, Any]
 
@@ -136,20 +137,6 @@ def _frequency_factors(gguf: GGUFFile, config: Config) -> Config:
         "long_factor": exact,
         "original_max_position_embeddings": context,
     }
-
-
-def llama3_factors(dims: int, base: float, scaling: Config) -> np.ndarray:
-    """What Llama 3.1 divides its inverse frequencies by, float64, shape (dims / 2,).
-
-    Wavelengths beyond ``original / low_freq_factor`` are stretched by ``factor``, those below
-    ``original / high_freq_factor`` are left alone, and between the two the inverse is interpolated.
-    """
-    wavelength = 2 * np.pi * base ** (np.arange(0, dims, 2) / dims)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    ratio = scaling["original_max_position_embeddings"] / wavelength
-    smooth = np.clip((ratio - low) / (high - low), 0, 1)
-    factors: np.ndarray = 1 / ((1 - smooth) / scaling["factor"] + smooth)
-    return factors
 
 
 def _scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:

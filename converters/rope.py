@@ -1,0 +1,65 @@
+"""Scaled rotary frequencies: what each inverse frequency is divided by.
+
+Shared by the converter, which recognises a formula in stored factors, and by the model, which applies
+it. Pure arithmetic on numpy arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Factors = npt.NDArray[np.float64]
+
+
+def llama3_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
+    """Llama 3.1's scaling, shape (dims / 2,).
+
+    Wavelengths beyond ``original / low_freq_factor`` are stretched by ``factor``, those below
+    ``original / high_freq_factor`` are left alone; between the two the inverse is interpolated.
+    Source: the ``rope_type`` "llama3" of Hugging Face's transformers.
+    """
+    low, high = scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)
+    wavelength = 2 * np.pi * base ** (np.arange(0, dims, 2) / dims)
+    ratio = scaling.get("original_max_position_embeddings", 8192) / wavelength
+    smooth = np.clip((ratio - low) / (high - low), 0, 1)
+    factors: Factors = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    return factors
+
+
+def yarn_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
+    """YaRN's "NTK by parts" (Peng et al., 2023, arXiv:2309.00071, section 3.2), shape (dims / 2,).
+
+    Dimensions that turn more than ``beta_fast`` times over the original context keep their
+    frequency, those that turn less than ``beta_slow`` times are stretched by ``factor``.
+    """
+    original = scaling.get("original_max_position_embeddings", 4096)
+
+    def turning(rotations: float) -> float:
+        return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(turning(scaling.get("beta_fast", 32))), 0)
+    high = min(math.ceil(turning(scaling.get("beta_slow", 1))), dims - 1)
+    ramp = np.clip((np.arange(dims // 2) - low) / max(high - low, 0.001), 0, 1)
+    factors: Factors = 1 / ((1 - ramp) + ramp / scaling["factor"])
+    return factors
+
+
+def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
+    """What YaRN multiplies queries and keys by, from ``mscale`` and ``mscale_all_dim``."""
+
+    def growth(mscale: float) -> float:
+        factor = scaling["factor"]
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    return growth(scaling.get("mscale", 1)) / growth(scaling.get("mscale_all_dim", 0))
+
+
+def longrope_attention_factor(context: int, original: int) -> float:
+    """LongRoPE's factor on queries and keys (Ding et al., 2024, arXiv:2402.13753; Phi-3's form)."""
+    factor = context / original
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))

@@ -1,0 +1,66 @@
+"""The contract between a transformer and what it remembers.
+
+One cache serves one layer and every row of a batch. Who owns what, and for how long:
+
+* The cache owns its arrays. ``update`` appends to them; nothing else changes them.
+* What ``update`` returns is valid for the forward pass that called it: views of the cache's arrays
+  in slot order, which need not be the order of time. Keep nothing from one step to the next.
+* ``fork`` shares arrays between two caches. MLX arrays are values: the first of the two to be
+  updated copies what it changes, so neither can see the other's tokens.
+* All of it is lazy: building the graph of the next step before this one is evaluated is fine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import mlx.core as mx
+
+Mask = mx.array | str | None
+
+
+class Cache(ABC):
+    """Keys and values of one layer.
+
+    Attributes:
+        offset: tokens seen so far; the position of the next one.
+    """
+
+    offset: int = 0
+
+    @abstractmethod
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
+        """Append T tokens and return what they attend to.
+
+        Args:
+            keys: (B, H, T, D), already rotated by position.
+            values: (B, H, T, D).
+
+        Returns:
+            Keys and values (B, H, S, D) and the mask for ``scaled_dot_product_attention``: None
+            (every query sees every key), ``"causal"`` (aligned at the lower right), or booleans
+            (T, S).
+        """
+
+    @abstractmethod
+    def trim(self, n: int) -> int:
+        """Forget the last ``n`` tokens; returns n.
+
+        Raises:
+            CacheError: the cache no longer holds what it would need to go back.
+        """
+
+    @abstractmethod
+    def fork(self) -> Self:
+        """A cache with the same contents that goes its own way from here."""
+
+    @property
+    @abstractmethod
+    def state(self) -> list[mx.array]:
+        """The arrays to evaluate so that nothing of this cache stays unevaluated."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(int(array.nbytes) for array in self.state)

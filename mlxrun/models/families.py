@@ -1,0 +1,149 @@
+"""One short function per family: a Hugging Face ``config.json`` becomes a ``ModelConfig``.
+
+A family is data. To add one, write its function and its row in ``FAMILIES``; if it needs a knob
+that no family has yet, the knob goes into ``config.py`` and is read once, where the layer is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from converters.rope import (
+    llama3_factors,
+    longrope_attention_factor,
+    yarn_attention_factor,
+    yarn_factors,
+)
+from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
+from mlxrun.models.config import Attention, FeedForward, Layer, ModelConfig, Rope
+
+HFConfig = Mapping[str, Any]
+
+
+def llama(config: HFConfig) -> ModelConfig:
+    """Llama 1-3, Mistral, TinyLlama, SmolLM2 and everything that shares their layers."""
+    return _decoder(config)
+
+
+def qwen2(config: HFConfig) -> ModelConfig:
+    """Qwen 2 and 2.5. Their biases on queries, keys and values come with the weights."""
+    return _decoder(config)
+
+
+def qwen3(config: HFConfig) -> ModelConfig:
+    """Qwen 3, dense: normalises queries and keys per head."""
+    return _decoder(config, qk_norm=True)
+
+
+FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
+    "llama": llama,
+    "mistral": llama,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}
+
+
+def model_config(config: HFConfig) -> ModelConfig:
+    """The transformer that a ``config.json`` describes.
+
+    Raises:
+        UnsupportedArchitectureError: no family of that ``model_type`` is defined here.
+        CheckpointError: a needed key is missing or a value is one that the family does not have.
+    """
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise UnsupportedArchitectureError(
+            f"model_type {kind!r} is not supported",
+            hint=f"Supported: {', '.join(sorted(FAMILIES))}",
+        )
+    try:
+        return FAMILIES[kind](config)
+    except KeyError as missing:
+        raise CheckpointError(f"config.json has no {missing.args[0]!r}") from missing
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"config.json has an impossible value: {error}") from error
+
+
+def _decoder(config: HFConfig, *, qk_norm: bool = False) -> ModelConfig:
+    """The plan that these families share: pre-norm blocks, grouped queries, gated feed-forward."""
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    activation = str(config.get("hidden_act", "silu"))
+    if activation not in ("silu", "swish"):
+        raise CheckpointError(f"config.json: hidden_act {activation!r} is not one of this family")
+    rope, sharpening = rope_of(config, head_dim)
+    feed_forward = FeedForward(int(config["intermediate_size"]))
+
+    def layer(window: int | None) -> Layer:
+        # Scaling queries and keys alike is scaling their products twice.
+        scale = head_dim**-0.5 * sharpening**2
+        return Layer(
+            Attention(heads, kv_heads, head_dim, scale, rope, window, qk_norm), feed_forward
+        )
+
+    return ModelConfig(
+        family=str(config["model_type"]),
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=hidden,
+        layers=tuple(layer(window) for window in _windows(config)),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        context_length=int(config.get("max_position_embeddings", 4096)),
+    )
+
+
+def _windows(config: HFConfig) -> list[int | None]:
+    """The sliding window of each layer, or None."""
+    layers = int(config["num_hidden_layers"])
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is not None:
+        if len(kinds) != layers:
+            raise CheckpointError(
+                f"config.json: layer_types has {len(kinds)} entries for {layers} layers"
+            )
+        return [int(window) if kind == "sliding_attention" and window else None for kind in kinds]
+    # Qwen 2 states a window and switches it off; Mistral 0.1 states it and means every layer.
+    if window is None or not config.get("use_sliding_window", config["model_type"] == "mistral"):
+        return [None] * layers
+    full = int(config.get("max_window_layers", 0))
+    return [None if i < full else int(window) for i in range(layers)]
+
+
+def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
+    """The rotary embedding of a config, and what it multiplies queries and keys by.
+
+    Raises:
+        CheckpointError: a scaling that is not known; running without it would give wrong text.
+    """
+    # transformers 5 moved everything rotary into one section.
+    scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    base = float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+    dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
+    traditional = bool(config.get("rope_traditional", False))
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+
+    def rope(**more: Any) -> Rope:
+        return Rope(dims, base, traditional=traditional, **more)
+
+    if kind == "default":
+        return rope(), 1.0
+    if kind == "linear":
+        return rope(scale=1.0 / float(scaling["factor"])), 1.0
+    if kind == "llama3":
+        return rope(factors=tuple(llama3_factors(dims, base, scaling))), 1.0
+    if kind == "yarn":
+        factors = tuple(yarn_factors(dims, base, scaling))
+        return rope(factors=factors), yarn_attention_factor(scaling)
+    if kind == "longrope":
+        context = int(config["max_position_embeddings"])
+        original = int(scaling["original_max_position_embeddings"])
+        factors = tuple(float(x) for x in scaling["long_factor"])
+        if len(factors) != dims // 2:
+            raise CheckpointError(f"config.json: long_factor needs {dims // 2} entries")
+        return rope(factors=factors), longrope_attention_factor(context, original)
+    raise CheckpointError(f"config.json: rope scaling {kind!r} is not supported")

@@ -1,0 +1,221 @@
+"""Weights from a GGUF file or a model directory into a transformer, in one dtype.
+
+Reads what is there and casts floats to the dtype of the run; a GGUF goes through the converter's
+stream, tensor by tensor, and nothing is written. Knows files and names; arithmetic is elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from converters.convert import Converted, check_policy, half_dtype, skipped, stream
+from converters.gguf.config import model_config as gguf_config
+from converters.gguf.names import map_names
+from converters.gguf.reader import GGUFFile
+from converters.layout import FIXED_MODES, Layout, affine, fixed
+from converters.policy import Policy
+from converters.report import ConversionReport
+from mlxrun.errors import CheckpointError, ParameterError
+from mlxrun.models.families import model_config
+from mlxrun.models.parameters import Parameters
+from mlxrun.models.transformer import Transformer
+
+Progress = Callable[[int, int, str], None]
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+# Share of the free memory that float32 copies of what MLX cannot pack exactly may take on the CPU.
+EXACT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory and what is known of where it came from.
+
+    Attributes:
+        model: ready to run.
+        config: ``config.json`` in Hugging Face terms.
+        report: the conversion's report for a GGUF; None for a directory.
+        unused: parameters of the source that the model has no place for.
+    """
+
+    model: Transformer
+    config: dict[str, Any]
+    report: ConversionReport | None
+    unused: list[str]
+
+
+def on_cpu() -> bool:
+    """Whether MLX computes on the CPU by default."""
+    return bool(mx.default_device() == mx.cpu)
+
+
+def resolve_dtype(dtype: str | None, preferred: str) -> str:
+    """The dtype of activations: float32 on the CPU, else half precision as the weights prefer."""
+    if dtype is None:
+        return "float32" if on_cpu() else preferred
+    if dtype not in DTYPES:
+        raise ParameterError("dtype", dtype, f"one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def load_gguf(
+    gguf: GGUFFile,
+    *,
+    dtype: str | None = None,
+    policy: str | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Convert a GGUF straight into memory.
+
+    Args:
+        dtype: of activations and scales; by default float32 on the CPU, half precision elsewhere.
+        policy: ``exact``, ``near`` or ``compact``. By default exact on the CPU where memory allows,
+            where float32 scales and copies cost little, and near elsewhere.
+
+    Raises:
+        UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
+    """
+    names = map_names(gguf)
+    config = gguf_config(gguf)
+    run = resolve_dtype(dtype, half_dtype(gguf))
+    chosen = check_policy(policy) if policy else _default_policy(gguf, run)
+    # Compact counts bits: float32 scales would leave none for the codes.
+    bound = Policy(chosen, half_dtype(gguf) if chosen == "compact" else run)
+    arrays: dict[str, mx.array] = {}
+    layouts: dict[str, Layout] = {}
+    report = ConversionReport({"name": gguf.path.name}, chosen, skipped=skipped(names))
+    for converted in stream(gguf, names, bound, progress=progress):
+        arrays |= _to_mlx(converted)
+        if converted.layout.quantized:
+            layouts[converted.target.removesuffix(".weight")] = converted.layout
+        if converted.record:
+            report.tensors.append(converted.record)
+    return _build(config, Parameters(arrays, layouts, DTYPES[run]), report)
+
+
+def _default_policy(gguf: GGUFFile, dtype: str) -> str:
+    if dtype != "float32" or not on_cpu():
+        return "near"
+    worst = 4 * sum(tensor.elements for tensor in gguf.tensors)
+    return "exact" if worst < EXACT_SHARE * free_memory() else "near"
+
+
+def free_memory() -> int:
+    """Bytes of physical memory that are free or can be freed; 0 where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError):
+        return 0
+
+
+def _to_mlx(converted: Converted) -> dict[str, mx.array]:
+    arrays = {}
+    for name, array, dtype in converted.named_arrays():
+        made = mx.array(np.ascontiguousarray(array))
+        arrays[name] = made.view(mx.bfloat16) if dtype == "bfloat16" else made
+    return arrays
+
+
+def load_directory(path: Path, *, dtype: str | None = None) -> Loaded:
+    """Load a converted directory, or any mlx-lm or Hugging Face one of a supported family.
+
+    Raises:
+        CheckpointError: files are missing, unreadable or contradict each other.
+        UnsupportedArchitectureError: no family here has its ``model_type``.
+    """
+    config = read_config(path)
+    family = model_config(config)
+    arrays = _read_safetensors(path)
+    if family.tied:
+        arrays = {name: a for name, a in arrays.items() if not name.startswith("lm_head.")}
+    layouts = _layouts(config, arrays)
+    floats = {str(a.dtype) for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating)}
+    preferred = "bfloat16" if floats <= {"mlx.core.bfloat16", "mlx.core.float32"} else "float16"
+    run = resolve_dtype(dtype, preferred)
+    return _build(config, Parameters(arrays, layouts, DTYPES[run]), None)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The ``config.json`` of a directory.
+
+    Raises:
+        CheckpointError: it is missing or not a JSON object.
+    """
+    file = path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is not a model directory: it has no config.json",
+            hint="Give a .gguf file, a model directory or org/repo",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is not a JSON object")
+    return config
+
+
+def _read_safetensors(path: Path) -> dict[str, mx.array]:
+    files = sorted(path.glob("model*.safetensors"))
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise CheckpointError(f"cannot read {index}: {error}") from error
+        files = sorted(path / str(name) for name in names)
+    if not files:
+        raise CheckpointError(
+            f"{path} has no model*.safetensors", hint="Only safetensors weights are read"
+        )
+    arrays: dict[str, mx.array] = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{path} lacks {file.name}", hint="Download it again")
+        try:
+            loaded = mx.load(str(file))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"cannot read {file}: {error}") from error
+        assert isinstance(loaded, dict)
+        arrays |= loaded
+    return arrays
+
+
+def _layouts(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, Layout]:
+    """Which modules are quantised and how, from the ``quantization`` section."""
+    modules = [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]
+    section = config.get("quantization") or config.get("quantization_config") or {}
+    if modules and not section:
+        raise CheckpointError("the weights are quantised but config.json does not say how")
+    layouts = {}
+    for module in modules:
+        own = section.get(module)
+        form = section | own if isinstance(own, dict) else section
+        mode = form.get("mode", "affine")
+        if mode in FIXED_MODES:
+            layouts[module] = fixed(mode)
+        elif mode == "affine":
+            dtype = str(arrays[f"{module}.scales"].dtype).removeprefix("mlx.core.")
+            layouts[module] = affine(int(form["bits"]), int(form["group_size"]), dtype)
+        else:
+            raise CheckpointError(f"config.json: quantization mode {mode!r} is not known")
+    return layouts
+
+
+def _build(config: dict[str, Any], params: Parameters, report: ConversionReport | None) -> Loaded:
+    model = Transformer(model_config(config), params)
+    return Loaded(model, config, report, params.unused())

@@ -1,0 +1,111 @@
+"""Weights in any MLX layout, and the products that a transformer takes with them.
+
+A :class:`Weight` knows how to multiply, to look up rows and to say its size. It is immutable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import mlx.core as mx
+
+from converters.layout import Layout
+
+# From this many rows on, the CPU dequantises a packed matrix once rather than per row: its packed
+# product runs on one core, row by row (measured, docs/architecture.md).
+CPU_DENSE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A matrix of shape (rows, columns) in one layout.
+
+    Attributes:
+        layout: mode, bits, group size and dtype.
+        weight: the plain array, or the packed codes.
+        scales, biases: of a quantised layout; ``biases`` only of an affine one.
+    """
+
+    layout: Layout
+    weight: mx.array
+    scales: mx.array | None = None
+    biases: mx.array | None = None
+
+    @property
+    def rows(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def columns(self) -> int:
+        if not self.layout.quantized:
+            return int(self.weight.shape[1])
+        return int(self.weight.shape[1]) * 32 // self.layout.bits
+
+    @property
+    def nbytes(self) -> int:
+        parts = (self.weight, self.scales, self.biases)
+        return sum(int(part.nbytes) for part in parts if part is not None)
+
+    def product(self) -> Callable[[mx.array], mx.array]:
+        """A function ``x (..., columns) -> x @ W.T (..., rows)``, chosen once for this layout."""
+        if not self.layout.quantized:
+            transposed = self.weight.T
+            return lambda x: x @ transposed
+        if mx.default_device() == mx.cpu:
+            return lambda x: (
+                self._packed_product(x)
+                if prod(x.shape[:-1]) < CPU_DENSE_ROWS
+                else x @ self.dequantize(x.dtype).T
+            )
+        return self._packed_product
+
+    def _packed_product(self, x: mx.array) -> mx.array:
+        layout = self.layout
+        assert self.scales is not None
+        return mx.quantized_matmul(
+            x,
+            self.weight,
+            self.scales,
+            self.biases,
+            transpose=True,
+            group_size=layout.group_size,
+            bits=layout.bits,
+            mode=layout.mode,
+        )
+
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        """The plain matrix, (rows, columns), in ``dtype``."""
+        return self._expand(self.weight, self.scales, self.biases, dtype)
+
+    def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Rows by index, as an embedding needs them: (...) -> (..., columns) in ``dtype``."""
+        scales = None if self.scales is None else self.scales[ids]
+        biases = None if self.biases is None else self.biases[ids]
+        return self._expand(self.weight[ids], scales, biases, dtype)
+
+    def _expand(
+        self, weight: mx.array, scales: mx.array | None, biases: mx.array | None, dtype: mx.Dtype
+    ) -> mx.array:
+        layout = self.layout
+        if not layout.quantized:
+            return weight.astype(dtype)
+        assert scales is not None
+        return mx.dequantize(
+            weight,
+            scales,
+            biases,
+            group_size=layout.group_size,
+            bits=layout.bits,
+            mode=layout.mode,
+            dtype=dtype,
+        )
+
+
+def linear(weight: Weight, bias: mx.array | None) -> Callable[[mx.array], mx.array]:
+    """``x -> x @ W.T + b``; without a bias the addition is not there at all."""
+    product = weight.product()
+    if bias is None:
+        return product
+    return lambda x: product(x) + bias
