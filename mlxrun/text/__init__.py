@@ -1,1 +1,10 @@
-"""Text in and out: tokenizer, chat template, detokenizer, stop strings. Never imports mlx."""
+"""Text to tokens and back: tokenizers, chat templates, streaming, stop strings. Free of MLX."""
+
+from __future__ import annotations
+
+from mlxrun.text.detokenizer import StreamingDetokenizer
+from mlxrun.text.stops import StopMatcher
+from mlxrun.text.template import ChatTemplate
+from mlxrun.text.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["ChatTemplate", "StopMatcher", "StreamingDetokenizer", "Tokenizer", "load_tokenizer"]

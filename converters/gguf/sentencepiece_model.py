@@ -1,0 +1,98 @@
+"""SPM vocabularies as sentencepiece's ModelProto, and as the merges that a BPE tokenizer needs.
+
+The messages are written by hand (protobuf's wire format: https://protobuf.dev/programming-guides/
+encoding/; field numbers: ``sentencepiece_model.proto``), so that neither protobuf nor generated
+code is needed. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from converters.gguf.vocabulary import Vocabulary
+
+__all__ = ["UNKNOWN_PIECE", "merges_from_scores", "model_proto"]
+
+UNKNOWN_PIECE: Final = "\ufffd<unknown>"
+"""Stands past the end of a vocabulary that has no unknown token: sentencepiece insists on one."""
+
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # piece types, the same numbers as GGUF's
+_UNIGRAM, _BPE = 1, 2
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def model_proto(vocabulary: Vocabulary) -> bytes:
+    """A ModelProto that cuts text as llama.cpp does with this vocabulary.
+
+    The dummy prefix is left to the caller. Whatever is neither control, unknown nor a byte may be
+    made by merging, whether the file calls it user-defined, unused or normal.
+    """
+    types = _piece_types(vocabulary)
+    pieces = list(zip(vocabulary.tokens, vocabulary.scores.tolist(), types, strict=True))
+    if _UNKNOWN not in types:
+        pieces.append((UNKNOWN_PIECE, 0.0, _UNKNOWN))
+    parts = [_bytes(1, _piece(*piece)) for piece in pieces]
+    unigram = vocabulary.kind == "unigram"
+    trainer = _varint(3, _UNIGRAM if unigram else _BPE)
+    # sentencepiece refuses a model with byte fallback that lacks one of the 256
+    trainer += _varint(35, types.count(_BYTE) == 256)
+    normalizer = _bytes(2, vocabulary.charsmap)
+    normalizer += _varint(3, unigram and vocabulary.add_space_prefix)
+    normalizer += _varint(4, unigram and vocabulary.remove_extra_whitespaces) + _varint(5, 1)
+    return b"".join(parts) + _bytes(2, trainer) + _bytes(3, normalizer)
+
+
+def _piece_types(vocabulary: Vocabulary) -> list[int]:
+    """The type that sentencepiece is told for each token; exactly one may be unknown."""
+    types = [t if t in (_UNKNOWN, _CONTROL, _BYTE) else _NORMAL for t in vocabulary.types]
+    unknowns = [index for index, type_ in enumerate(types) if type_ == _UNKNOWN]
+    for index in unknowns[1:]:
+        types[index] = _CONTROL
+    return types
+
+
+def _piece(text: str, score: float, type_: int) -> bytes:
+    raw = text.encode("utf-8", "replace")
+    return _bytes(1, raw) + b"\x15" + struct.pack("<f", score) + _varint(3, type_)
+
+
+def _varint(field: int, value: int) -> bytes:
+    return _number(field << 3 | _VARINT) + _number(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _number(field << 3 | _BYTES) + _number(len(value)) + value
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges, best first, that a BPE tokenizer needs to do what sentencepiece does.
+
+    sentencepiece joins the neighbours whose union is the piece of the highest score, the leftmost
+    of equals; every way to cut a piece into two pieces is therefore a merge of that piece's rank.
+    Tokens that text cannot become (control, unknown, bytes) must not be among ``tokens``.
+    """
+    known = set(tokens)
+    found = [
+        (-score, place, left, right)
+        for place, (token, score) in enumerate(zip(tokens, scores, strict=True))
+        for left, right in _cuts(token)
+        if left in known and right in known
+    ]
+    found.sort(key=lambda merge: merge[:2])
+    return [(left, right) for _, _, left, right in found]
+
+
+def _cuts(token: str) -> Iterator[tuple[str, str]]:
+    return ((token[:i], token[i:]) for i in range(1, len(token)))

@@ -1,0 +1,97 @@
+"""What each token of a vocabulary stands for: its text, its type and its bytes.
+
+Knows the two alphabets in which vocabularies spell bytes: GPT-2's, where every byte is a printable
+character, and sentencepiece's, where U+2581 is a space and ``<0xXX>`` a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Final
+
+from converters.gguf.vocabulary import TokenType
+from mlxrun.errors import TokenizerError
+
+__all__ = ["Pieces"]
+
+_LITERAL: Final = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
+_CONTROL: Final = (TokenType.CONTROL, TokenType.UNKNOWN)
+
+
+def _gpt2_alphabet() -> dict[str, int]:
+    """Character -> byte (Radford et al. 2019, ``encoder.py``): printable Latin-1 stands for itself,
+    the other bytes in order for U+0100 onwards."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_ALPHABET: Final = _gpt2_alphabet()
+
+
+class Pieces:
+    """The tokens of a vocabulary.
+
+    Args:
+        texts: of each token, as the vocabulary spells it.
+        types: of each token.
+        byte_level: spelled in GPT-2's alphabet rather than in sentencepiece's.
+        escaped: whether U+2581 stands for a space.
+    """
+
+    def __init__(
+        self, texts: Sequence[str], types: Sequence[TokenType], byte_level: bool, escaped: bool
+    ) -> None:
+        self._texts = texts
+        self._types = types
+        self._byte_level = byte_level
+        self._escaped = escaped
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def text(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; raises TokenizerError."""
+        self._check(token_id)
+        return self._texts[token_id]
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether the token is a mark rather than text; raises TokenizerError."""
+        self._check(token_id)
+        return self._types[token_id] in _CONTROL
+
+    def spell(self, token_id: int) -> bytes:
+        """What the token adds to a text; raises TokenizerError."""
+        self._check(token_id)
+        text, type_ = self._texts[token_id], self._types[token_id]
+        if type_ == TokenType.BYTE:
+            return bytes([int(text[3:5], 16)])
+        if type_ in _LITERAL:
+            return _raw(text)
+        if self._byte_level:
+            return b"".join(bytes([_ALPHABET[c]]) if c in _ALPHABET else _raw(c) for c in text)
+        return _raw(text.replace("\u2581", " ") if self._escaped else text)
+
+    def spell_visible(self, token_id: int) -> bytes:
+        """What the token adds to a text without marks; raises TokenizerError."""
+        return b"" if self.is_control(token_id) else self.spell(token_id)
+
+    def ids(self) -> dict[str, int]:
+        """Text -> id."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {text: index for index, text in enumerate(self._texts)}
+
+    def _check(self, token_id: int) -> None:
+        if not 0 <= token_id < len(self._texts):
+            raise TokenizerError(
+                f"token {token_id} is outside the vocabulary of {len(self._texts)} tokens"
+            )
+
+
+def _raw(text: str) -> bytes:
+    """UTF-8, with the bytes that were none when the vocabulary was read."""
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,72 @@
+"""Keep what users wrote from turning into control tokens on its way through a chat template.
+
+The template prints control tokens as text, and so may a message. Before rendering, every place of a
+message that is a control token's text, or could become part of one next to other text, is replaced
+by a placeholder of private-use characters; after the rendered prompt has been cut at its control
+tokens, ``restore`` puts the original text back into the plain pieces. Knows neither templates nor
+tokens' ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+__all__ = ["Shield"]
+
+_OPEN, _DIGITS, _CLOSE = "\ue0f0", "\ue0f1\ue0f2", "\ue0f3"
+_MARKS: Final = _OPEN + _DIGITS + _CLOSE
+_ESCAPED: Final = re.compile(r"\\u(e0f[0-3])")  # as JSON writes them if told to keep to ASCII
+
+
+class Shield:
+    """Placeholders for one conversation.
+
+    Args:
+        control: the texts of all control tokens.
+    """
+
+    def __init__(self, control: Sequence[str]) -> None:
+        longest_first = sorted(control, key=len, reverse=True)
+        parts = [re.escape(text) for text in longest_first] + [f"[{_MARKS}]"]
+        self._pattern = re.compile("|".join(parts))
+        self._heads = frozenset(text[:n] for text in control for n in range(1, len(text)))
+        self._longest = max(map(len, control), default=0)
+        self._originals: list[str] = []
+
+    def cover(self, value: Any) -> Any:
+        """A message, or any value in it, with placeholders in all of its strings."""
+        if isinstance(value, str):
+            return self._cover_tail(self._pattern.sub(lambda match: self._put(match[0]), value))
+        if isinstance(value, Mapping):
+            return {self.cover(key): self.cover(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.cover(item) for item in value]
+        return value
+
+    def restore(self, text: str) -> str:
+        """The text with the originals in place of placeholders."""
+        if not self._originals:
+            return text
+        text = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
+        return _PLACEHOLDER.sub(self._original, text)
+
+    def _cover_tail(self, text: str) -> str:
+        """Cover an end that the beginning of the next string could complete to a control token."""
+        for size in range(min(self._longest - 1, len(text)), 0, -1):
+            if text[-size:] in self._heads:
+                return text[:-size] + self._put(text[-size:])
+        return text
+
+    def _put(self, original: str) -> str:
+        self._originals.append(original)
+        digits = f"{len(self._originals) - 1:b}".translate({48: _DIGITS[0], 49: _DIGITS[1]})
+        return f"{_OPEN}{digits}{_CLOSE}"
+
+    def _original(self, match: re.Match[str]) -> str:
+        index = int(match[1].translate({ord(_DIGITS[0]): "0", ord(_DIGITS[1]): "1"}), 2)
+        return self._originals[index] if index < len(self._originals) else ""
+
+
+_PLACEHOLDER: Final = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")

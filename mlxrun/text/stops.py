@@ -1,0 +1,109 @@
+"""Find stop strings in text that arrives in pieces.
+
+Aho-Corasick (Aho and Corasick, "Efficient string matching", CACM 1975): one step a character,
+however many stop strings there are, and the automaton's depth is exactly how much text may still
+become a stop string and must be held back. What is shown does not depend on how the text was cut.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from mlxrun.errors import ParameterError
+
+__all__ = ["StopMatcher"]
+
+
+class StopMatcher:
+    """Passes text through until the first stop string, which is swallowed with all that follows.
+
+    Of the stop strings in the whole text the one that begins first wins, even if another that
+    begins later ends sooner.
+
+    Args:
+        stops: the strings to stop at; none of them may be empty.
+
+    Raises:
+        ParameterError: a stop string is empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        for stop in stops:
+            if not isinstance(stop, str) or not stop:
+                raise ParameterError("stop", stop, "a string of at least one character")
+        self._next: list[dict[str, int]] = [{}]
+        self._fail: list[int] = [0]
+        self._depth: list[int] = [0]
+        self._match: list[int] = [0]  # length of the longest stop that ends in this state
+        for stop in stops:
+            self._insert(stop)
+        self._link()
+        self._state = 0
+        self._held = ""  # from where the longest candidate begins, or an earlier match
+        self._match_at: int | None = None  # in _held; a candidate that began earlier is alive
+        self._stopped = False
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """Take more text; returns what may be shown now and whether a stop string was found.
+
+        Once stopped, nothing more is emitted.
+        """
+        if self._stopped:
+            return "", True
+        held = self._held + text
+        begin = 0
+        for end, character in enumerate(text, start=len(self._held) + 1):
+            self._step(character)
+            if self._match[self._state]:
+                found = end - self._match[self._state]
+                self._match_at = found if self._match_at is None else min(found, self._match_at)
+            begin = end - self._depth[self._state]
+            if self._match_at is not None and self._match_at <= begin:
+                return held[: self._stop()], True
+        self._held = held[begin:]
+        if self._match_at is not None:
+            self._match_at -= begin
+        return held[:begin], False
+
+    def finish(self) -> str:
+        """What was held back, now that no more text comes."""
+        held = self._held if self._match_at is None else self._held[: self._match_at]
+        self._stop()
+        return held
+
+    def _stop(self) -> int:
+        at = self._match_at or 0
+        self._stopped, self._held, self._match_at = True, "", None
+        return at
+
+    def _step(self, character: str) -> None:
+        state = self._state
+        while state and character not in self._next[state]:
+            state = self._fail[state]
+        self._state = self._next[state].get(character, 0)
+
+    def _insert(self, stop: str) -> None:
+        state = 0
+        for character in stop:
+            if character not in self._next[state]:
+                self._next[state][character] = len(self._next)
+                self._next.append({})
+                self._fail.append(0)
+                self._depth.append(self._depth[state] + 1)
+                self._match.append(0)
+            state = self._next[state][character]
+        self._match[state] = len(stop)
+
+    def _link(self) -> None:
+        """Failure links, breadth first; a state inherits the matches of what it fails to."""
+        queue = deque(self._next[0].values())
+        while queue:
+            state = queue.popleft()
+            for character, child in self._next[state].items():
+                fail = self._fail[state]
+                while fail and character not in self._next[fail]:
+                    fail = self._fail[fail]
+                self._fail[child] = self._next[fail].get(character, 0)
+                self._match[child] = self._match[child] or self._match[self._fail[child]]
+                queue.append(child)

@@ -1,0 +1,168 @@
+"""Chat templates: messages in, the prompt's text out.
+
+Renders as transformers' ``apply_chat_template`` does, within limits on the template's size, its
+output and its time. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import jinja2
+
+from mlxrun.errors import TemplateError
+from mlxrun.text.growth import LimitError
+from mlxrun.text.sandbox import RefusalError, Sandbox
+
+__all__ = ["ChatTemplate", "Message"]
+
+Message = Mapping[str, Any]
+"""A chat message: at least ``role`` and ``content``."""
+
+MAX_SOURCE: Final = 256_000
+"""Characters of a template; the largest in use have about 20,000."""
+
+_REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+
+
+class ChatTemplate:
+    """A compiled chat template; may be used from several threads.
+
+    Args:
+        source: the Jinja source.
+        bos_token, eos_token: what the template may print under these names.
+        special_tokens: more such names, e.g. ``{"unk_token": "<unk>"}``.
+        max_seconds: of one rendering.
+        max_output: characters that one rendering may print.
+
+    Raises:
+        TemplateError: the source is too long or does not parse.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        *,
+        special_tokens: Mapping[str, str] | None = None,
+        max_seconds: float = 3.0,
+        max_output: int = 16_000_000,
+    ) -> None:
+        if len(source) > MAX_SOURCE:
+            raise TemplateError(
+                f"the chat template has {len(source)} characters, more than {MAX_SOURCE}"
+            )
+        self.source = source
+        tokens = {"bos_token": bos_token, "eos_token": eos_token, **(special_tokens or {})}
+        self._tokens = {name: text for name, text in tokens.items() if text is not None}
+        self._sandbox = Sandbox(max_seconds, max_output)
+        try:
+            self._template = self._sandbox.from_string(source)
+        except jinja2.TemplateSyntaxError as reason:
+            raise TemplateError(
+                f"the chat template does not parse: {reason.message} (line {reason.lineno})"
+            ) from None
+        except Exception as reason:  # a source nested too deeply for Python's own compiler
+            raise TemplateError(f"the chat template does not compile: {_say(reason)}") from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """The prompt for a conversation.
+
+        A template that refuses a system message gets its text at the head of the first user's.
+
+        Args:
+            messages: mappings with ``role`` and ``content``, and whatever else the template reads.
+            add_generation_prompt: whether to open the assistant's turn at the end.
+            tools: JSON schemas of functions.
+            kwargs: more variables for the template, e.g. ``enable_thinking=False``.
+
+        Raises:
+            TemplateError: the messages are no messages; the template refuses them, fails, or
+                exceeds its limits.
+        """
+        variables = {
+            **self._tokens,
+            **{name: _plain(value) for name, value in kwargs.items()},
+            "messages": _conversation(messages),
+            "tools": None if tools is None else _plain(list(tools)),
+            "documents": _plain(kwargs.get("documents")),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return self._render(variables)
+        except RefusalError as refusal:
+            folded = _fold_system(variables["messages"])
+            if folded is None:
+                raise TemplateError(f"the chat template refuses: {refusal}") from None
+        try:
+            return self._render({**variables, "messages": folded})
+        except RefusalError as refusal:
+            raise TemplateError(f"the chat template refuses: {refusal}") from None
+
+    def _render(self, variables: dict[str, Any]) -> str:
+        self._sandbox.start()
+        parts = []
+        try:
+            for part in self._template.generate(variables):
+                self._sandbox.tick()
+                parts.append(part)
+        except RefusalError:
+            raise
+        except LimitError as reason:
+            raise TemplateError(f"the chat template {reason}") from None
+        except Exception as reason:  # whatever a template's author can get wrong
+            raise TemplateError(f"the chat template fails: {_say(reason)}") from None
+        return "".join(parts)
+
+
+def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as plain data, with a reasoning text under each name that templates read."""
+    conversation = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise TemplateError(f"a message must be a mapping with role and content: {message!r}")
+        plain = _plain(message)
+        reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
+        if reasoning is not None:
+            plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+        conversation.append(plain)
+    return conversation
+
+
+def _plain(value: Any) -> Any:
+    """Rebuild a value from JSON's own types, so that a template meets no foreign methods."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for base in (str, int, float):
+        if isinstance(value, base):
+            return base(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return f"<{type(value).__name__}>"
+
+
+def _fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The conversation with a leading system message put into the first user's, if there is one."""
+    if len(messages) < 2 or messages[0].get("role") != "system" or messages[1]["role"] != "user":
+        return None
+    system, user, *rest = messages
+    contents = system.get("content"), user.get("content")
+    if not all(isinstance(content, str) for content in contents):
+        return None
+    return [{**user, "content": f"{contents[0]}\n\n{contents[1]}"}, *rest]
+
+
+def _say(reason: Exception) -> str:
+    return f"{type(reason).__name__}: {reason}" if str(reason) else type(reason).__name__
