@@ -29,7 +29,7 @@ class Range:
         kind = "a whole number" if self.whole else "a number"
         if self.high == math.inf:
             return f"{kind} of at least {self.low:g}"
-        return f"{kind} between {self.low:g} and {self.high:g}"
+        return f"{kind} between {self.low:.15g} and {self.high:.15g}"
 
     def check(self, name: str, value: object) -> int | float:
         """``value`` as a plain int or float; ParameterError when it is not in the range."""
@@ -54,9 +54,10 @@ def _plain(value: Any, whole: bool) -> int | float | None:
 
 
 _FRACTION: Final = Range(0, 1)
+_MANY: Final = 2**31 - 1
 _RANGES: Final[Mapping[str, Range]] = {
     "temperature": Range(0, 100),
-    "top_k": Range(0, whole=True),
+    "top_k": Range(0, _MANY, whole=True),
     "top_p": _FRACTION,
     "min_p": _FRACTION,
     "typical_p": _FRACTION,
@@ -64,15 +65,15 @@ _RANGES: Final[Mapping[str, Range]] = {
     "xtc_threshold": _FRACTION,
     "dry_multiplier": Range(0, 100),
     "dry_base": Range(1, 100),
-    "dry_allowed_length": Range(1, whole=True),
-    "dry_penalty_last_n": Range(-1, whole=True),
+    "dry_allowed_length": Range(1, _MANY, whole=True),
+    "dry_penalty_last_n": Range(-1, _MANY, whole=True),
     "mirostat_tau": Range(0, 100),
     "mirostat_eta": _FRACTION,
     "repetition_penalty": Range(0.01, 100),
     "presence_penalty": Range(-2, 2),
     "frequency_penalty": Range(-2, 2),
-    "penalty_last_n": Range(-1, whole=True),
-    "logprobs": Range(0, whole=True),
+    "penalty_last_n": Range(-1, _MANY, whole=True),
+    "logprobs": Range(0, _MANY, whole=True),
 }
 _SEED: Final = Range(0, 2**64 - 1, whole=True)
 _BIAS: Final = Range(-1000, 1000)

@@ -6,6 +6,7 @@ each request. This module turns parameters into them; what the stages do is writ
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -19,7 +20,7 @@ __all__ = ["Plan", "Settings", "State"]
 
 Breakers = Sequence[tuple[int, ...]]
 
-GROWTH: Final = 256  # places by which the window of an unlimited past grows
+GROWTH: Final = 256  # places by which a window grows: shapes change seldom, small ones stay small
 _COLDEST: Final = 1e-30  # keeps a positive temperature positive in float32
 
 
@@ -59,16 +60,11 @@ class Plan:
         )
 
     @property
-    def unlimited(self) -> bool:
-        """Whether some stage looks at the whole past."""
-        return self.penalty_window < 0 or self.dry_window < 0
-
-    def window(self, past: int, longest_breaker: int) -> int:
-        """How many recent tokens the state of a request with ``past`` tokens has to hold."""
-        if self.unlimited:
-            return past + GROWTH
-        dry = max(self.dry_window, longest_breaker) if self.dry_window else 0
-        return max(self.penalty_window, dry)
+    def reach(self) -> int:
+        """How far back some stage looks, in tokens."""
+        if self.penalty_window < 0 or self.dry_window < 0:
+            return sys.maxsize
+        return max(self.penalty_window, self.dry_window)
 
     @property
     def ranks(self) -> bool:
@@ -159,7 +155,8 @@ class State(NamedTuple):
         cls, plan: Plan, params: SamplingParams, past: Sequence[int], breakers: Breakers
     ) -> State:
         """The state (one row) of a request whose tokens so far are ``past``."""
-        width = plan.window(len(past), max(map(len, breakers), default=0))
+        longest_breaker = max(map(len, breakers), default=0)
+        width = max(longest_breaker, min(plan.reach, len(past) + GROWTH))
         repeats = penalties.initial_repeats(past, breakers) if plan.dry_window else []
         return cls(
             step=mx.zeros(1, dtype=mx.uint32),
@@ -168,9 +165,9 @@ class State(NamedTuple):
             mu=_column(2 * params.mirostat_tau),
         )
 
-    def widened(self) -> State:
-        """The same state with room for more tokens, for a plan that is ``unlimited``."""
-        left = [(0, 0), (GROWTH, 0)]
+    def widened(self, reach: int) -> State:
+        """The same state with room for more tokens, as far as the plan's ``reach`` needs it."""
+        left = [(0, 0), (min(GROWTH, reach - self.window.shape[-1]), 0)]
         repeats = mx.pad(self.repeats, left) if self.repeats.size else self.repeats
         window = mx.pad(self.window, left, constant_values=mx.array(-1))
         return self._replace(window=window, repeats=repeats)

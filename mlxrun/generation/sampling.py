@@ -25,6 +25,7 @@ what a token means, when a reply ends, who else is in the batch.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from mlxrun.generation import noise, penalties, truncation
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.plan import Plan, Settings, State
 
-__all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "next_token"]
+__all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "distribution", "next_token"]
 
 
 class Sampled(NamedTuple):
@@ -53,16 +54,33 @@ def next_token(
 ) -> tuple[Sampled, State]:
     """One step: the tokens of logits (B, V) and the state after them, all unevaluated."""
     logits = logits.astype(mx.float32)
-    adjusted = _adjust(plan, settings, state, logits)
-    mu = state.mu
+    candidates, ids = distribution(plan, settings, state, logits)
+    token = ids[:, 0] if plan.greedy else _draw(settings, state, candidates, ids)
+    if plan.mirostat:
+        state = state._replace(mu=_steer(settings, state.mu, candidates, token))
+    return _report(plan, logits, token), _advance(plan, settings, state, token)
+
+
+def distribution(
+    plan: Plan, settings: Settings, state: State, logits: mx.array
+) -> tuple[mx.array, mx.array]:
+    """What the draw chooses from: stages 1 to 9 on logits (B, V) float32.
+
+    Returns log-probabilities (B, K), not normalised and -inf where dropped, and the candidates'
+    token ids, (B, K) or (1, K). Without chance there is one candidate.
+    """
+    logits = _adjust(plan, settings, state, logits)
+    every_id = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
     if plan.greedy:
-        token = mx.argmax(adjusted, axis=-1)
-    elif plan.mirostat:
-        token, mu = _draw_mirostat(settings, state, adjusted)
+        likeliest = mx.argmax(logits, axis=-1, keepdims=True)
+        return mx.zeros(likeliest.shape), likeliest
+    if plan.mirostat:
+        return truncation.mirostat(_cool(logits, settings.temperature), state.mu), every_id
+    if plan.ranks:
+        logits, ids = truncation.ranked(logits, plan.top_k or logits.shape[-1])
     else:
-        candidates, ids = _candidates(plan, settings, state, adjusted)
-        token = _draw(settings, state, _cool(candidates, settings.temperature), ids)
-    return _report(plan, logits, token), _advance(plan, settings, state._replace(mu=mu), token)
+        ids = every_id
+    return _cool(_truncate(plan, settings, state, logits), settings.temperature), ids
 
 
 def _adjust(plan: Plan, settings: Settings, state: State, logits: mx.array) -> mx.array:
@@ -94,14 +112,8 @@ def _last(window: mx.array, n: int) -> mx.array:
     return window if n < 0 else window[:, -n:]
 
 
-def _candidates(
-    plan: Plan, settings: Settings, state: State, logits: mx.array
-) -> tuple[mx.array, mx.array]:
-    """Stages 4 to 8: logits (B, K), -inf where dropped, and their token ids (B, K) or (1, K)."""
-    if plan.ranks:
-        logits, ids = truncation.ranked(logits, plan.top_k or logits.shape[-1])
-    else:
-        ids = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
+def _truncate(plan: Plan, settings: Settings, state: State, logits: mx.array) -> mx.array:
+    """Stages 5 to 8 on ranked candidates (B, K)."""
     if plan.typical_p:
         logits = truncation.typical_p(logits, settings.typical_p)
     if plan.top_p:
@@ -111,7 +123,7 @@ def _candidates(
     if plan.xtc:
         active = noise.uniform(settings.key, state.step) < settings.xtc_probability
         logits = truncation.xtc(logits, settings.xtc_threshold, active)
-    return logits, ids
+    return logits
 
 
 def _cool(logits: mx.array, temperature: mx.array) -> mx.array:
@@ -126,15 +138,11 @@ def _draw(settings: Settings, state: State, logits: mx.array, ids: mx.array) -> 
     return mx.take_along_axis(mx.broadcast_to(ids, scores.shape), chosen, axis=-1)[:, 0]
 
 
-def _draw_mirostat(settings: Settings, state: State, logits: mx.array) -> tuple[mx.array, mx.array]:
-    """Tokens (B,) and the mu (B, 1) that their surprise leads to."""
-    kept = truncation.mirostat(_cool(logits, settings.temperature), state.mu)
-    ids = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
-    token = _draw(settings, state, kept, ids)
+def _steer(settings: Settings, mu: mx.array, kept: mx.array, token: mx.array) -> mx.array:
+    """Mirostat's mu (B, 1) after the tokens (B,) drawn from the logits ``kept`` (B, V)."""
     chosen = mx.take_along_axis(kept, token[:, None], axis=-1)
-    surprise = mx.logsumexp(kept, axis=-1, keepdims=True) - chosen  # (B, 1) in nats
-    error = surprise / mx.log(mx.array(2.0)) - settings.mirostat_tau
-    return token, state.mu - settings.mirostat_eta * error
+    surprise = (mx.logsumexp(kept, axis=-1, keepdims=True) - chosen) / math.log(2)
+    return mu - settings.mirostat_eta * (surprise - settings.mirostat_tau)
 
 
 def _report(plan: Plan, logits: mx.array, token: mx.array) -> Sampled:
@@ -158,7 +166,9 @@ def _advance(plan: Plan, settings: Settings, state: State, token: mx.array) -> S
         if settings.breaker_patterns.size:
             broken = penalties.ends_with_any(window, settings.breaker_patterns)
             repeats = mx.where(broken, 0, repeats)
-    return State(state.step + 1, window, repeats, state.mu)
+    # Nothing reads a greedy request's step: counting would pile up a graph that nobody evaluates.
+    step = state.step if plan.greedy else state.step + 1
+    return State(step, window, repeats, state.mu)
 
 
 class Sampler:
@@ -203,8 +213,8 @@ class Sampler:
 
     def sample(self, logits: mx.array) -> Sampled:
         """The next token of logits (1, V); may be called again before anything is evaluated."""
-        if self.plan.unlimited and self._tokens == self.state.window.shape[-1]:
-            self.state = self.state.widened()
+        if self._tokens == self.state.window.shape[-1] < self.plan.reach:
+            self.state = self.state.widened(self.plan.reach)
         sampled, self.state = next_token(self.plan, self.settings, self.state, logits)
         self._tokens += 1
         return sampled

@@ -8,6 +8,8 @@ stages are on or in which order they run.
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 Value = float | mx.array
@@ -84,7 +86,7 @@ def mirostat(logits: mx.array, mu: Value) -> mx.array:
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     likeliest = mx.argmax(logits, axis=-1, keepdims=True)
     is_likeliest = mx.arange(logits.shape[-1]) == likeliest
-    return _keep(logits, (-logprobs <= mu * mx.log(mx.array(2.0))) | is_likeliest)
+    return _keep(logits, (-logprobs <= mu * math.log(2)) | is_likeliest)
 
 
 def _keep(logits: mx.array, mask: mx.array) -> mx.array:
