@@ -1,1 +1,77 @@
-"""mlxrun: run any GGUF model on Apple Silicon through MLX."""
+"""mlxrun: run any GGUF model on Apple Silicon through MLX.
+
+::
+
+    import mlxrun
+
+    llm = mlxrun.load("model.gguf")
+    print(llm.chat([{"role": "user", "content": "Hello!"}]))
+
+Names are imported when they are first used, so that ``import mlxrun`` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mlxrun import blas as _blas
+
+# Before anything imports MLX: a BLAS that is loaded later is ignored.
+_blas.preload()
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Chunk": "mlxrun.generation.request",
+    "Completion": "mlxrun.generation.request",
+    "ConversionReport": "converters.report",
+    "LLM": "mlxrun.llm",
+    "MlxrunError": "mlxrun.errors",
+    "SamplingParams": "mlxrun.generation.parameters",
+    "Session": "mlxrun.generation.engine",
+    "Tokenizer": "mlxrun.text.tokenizer",
+    "Usage": "mlxrun.generation.request",
+    "convert": "mlxrun.conversion",
+    "load": "mlxrun.llm",
+    "load_tokenizer": "mlxrun.conversion",
+}
+
+__all__ = [
+    "LLM",
+    "Chunk",
+    "Completion",
+    "ConversionReport",
+    "MlxrunError",
+    "SamplingParams",
+    "Session",
+    "Tokenizer",
+    "Usage",
+    "__version__",
+    "convert",
+    "load",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mlxrun' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
+
+
+if TYPE_CHECKING:
+    from converters.report import ConversionReport
+    from mlxrun.conversion import convert, load_tokenizer
+    from mlxrun.errors import MlxrunError
+    from mlxrun.generation.engine import Session
+    from mlxrun.generation.parameters import SamplingParams
+    from mlxrun.generation.request import Chunk, Completion, Usage
+    from mlxrun.llm import LLM, load
+    from mlxrun.text.tokenizer import Tokenizer

@@ -1,0 +1,164 @@
+"""Prefill, decode, sample: the loop that turns a request into tokens.
+
+Knows models, caches and samplers; knows nothing of text. The weights are immutable; what a
+conversation remembers lives in a :class:`Session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Cache
+from mlxrun.errors import CacheError
+from mlxrun.generation.request import TokenLogprob
+from mlxrun.generation.sampling import Sampled, Sampler
+from mlxrun.models.transformer import Transformer
+
+# Tokens per forward pass of the prefill: enough for matrix products to be efficient, few enough to
+# bound the memory of a pass and to let a caller show progress.
+PREFILL_CHUNK = 512
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Session:
+    """What one conversation has put through the model: its caches and the tokens they hold.
+
+    A session belongs to one model and to one request at a time.
+
+    Args:
+        make: empty caches, one per layer.
+        windowed: whether old tokens are forgotten, so that the context never fills.
+
+    Attributes:
+        cache: one per layer.
+        tokens: ids that went through the caches, in order.
+    """
+
+    make: Callable[[], list[Cache]]
+    windowed: bool = False
+    cache: list[Cache] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cache = self.cache or self.make()
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Go back to where the prompt leaves what is remembered; returns the tokens kept.
+
+        At least one token is left to compute: its logits are needed.
+        """
+        shared = 0
+        for mine, wanted in zip(self.tokens, prompt[:-1], strict=False):
+            if mine != wanted:
+                break
+            shared += 1
+        return self.rewind(shared)
+
+    def rewind(self, length: int) -> int:
+        """Forget all but the first ``length`` tokens; forget all where a cache cannot go back."""
+        try:
+            for cache in self.cache:
+                cache.trim(cache.offset - length)
+            del self.tokens[length:]
+        except CacheError:
+            self.reset()
+        return len(self.tokens)
+
+    def reset(self) -> None:
+        """Start afresh."""
+        self.cache, self.tokens = self.make(), []
+
+    def fork(self) -> Session:
+        """A session with the same past that goes its own way from here."""
+        forks = [cache.fork() for cache in self.cache]
+        return Session(self.make, self.windowed, forks, list(self.tokens))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the caches have allocated."""
+        return sum(cache.nbytes for cache in self.cache)
+
+
+def prefill(
+    model: Transformer,
+    session: Session,
+    prompt: Sequence[int],
+    progress: Progress | None = None,
+) -> mx.array:
+    """Put what a session does not hold of a prompt through the model.
+
+    Returns:
+        Logits after the last token, (1, V), unevaluated.
+    """
+    start = session.reuse(prompt)
+    while len(prompt) - start > PREFILL_CHUNK:
+        part = prompt[start : start + PREFILL_CHUNK]
+        model(mx.array([part]), session.cache, last_only=True)
+        mx.eval([array for cache in session.cache for array in cache.state])
+        session.tokens.extend(part)
+        start += len(part)
+        if progress:
+            progress(start, len(prompt))
+    logits = model(mx.array([prompt[start:]]), session.cache, last_only=True)
+    session.tokens.extend(prompt[start:])
+    return logits[:, -1]
+
+
+class Step(NamedTuple):
+    """One drawn token, known to the host; ``logprobs`` is empty unless asked for."""
+
+    token: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @classmethod
+    def of(cls, sampled: Sampled) -> Step:
+        """Wait for what a sampler drew for one row."""
+        token = cast(list[int], sampled.token.tolist())[0]
+        if sampled.logprob is None or sampled.top_tokens is None or sampled.top_logprobs is None:
+            return cls(token)
+        own = cast(list[float], sampled.logprob.tolist())[0]
+        ids = cast(list[list[int]], sampled.top_tokens.tolist())[0]
+        values = cast(list[list[float]], sampled.top_logprobs.tolist())[0]
+        return cls(token, (TokenLogprob(token, own, tuple(zip(ids, values, strict=True))),))
+
+
+def decode(
+    model: Transformer, session: Session, sampler: Sampler, logits: mx.array, limit: int
+) -> Generator[Step, None, None]:
+    """Draw up to ``limit`` tokens after ``logits`` (1, V), yielding each when it is known.
+
+    The graph of the next step is queued before this step's token is read, so that the device never
+    waits for the host. Closing the iterator leaves the session with the tokens it yielded.
+    """
+    drawn: list[int] = []
+    sampled = sampler.sample(logits)
+    mx.async_eval(*filter(_is_array, sampled))
+    try:
+        for remaining in range(limit - 1, -1, -1):
+            upcoming = None
+            if remaining:
+                upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
+                mx.async_eval(*filter(_is_array, upcoming))
+            step = Step.of(sampled)
+            drawn.append(step.token)
+            yield step
+            if upcoming is None:
+                break
+            sampled = upcoming
+    finally:
+        # The last token is in the caches only if a step after it was queued.
+        session.tokens.extend(drawn)
+        held = session.cache[0].offset
+        if held > len(session.tokens):
+            session.rewind(len(session.tokens))
+        del session.tokens[held:]
+
+
+def _is_array(x: object) -> bool:
+    return isinstance(x, mx.array)

@@ -1,0 +1,326 @@
+"""LLM: a model, its tokenizer, and the four ways to use them: generate, stream, chat, logits.
+
+Joins text to tokens; the loop that makes tokens is in ``generation.engine``.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from mlxrun import blas
+
+blas.preload()
+
+import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
+
+from converters.gguf.reader import read_gguf  # noqa: E402
+from converters.report import ConversionReport  # noqa: E402
+from mlxrun.errors import ContextLengthError, ParameterError  # noqa: E402
+from mlxrun.generation.breakers import breaker_tokens  # noqa: E402
+from mlxrun.generation.engine import Progress, Session, decode, prefill  # noqa: E402
+from mlxrun.generation.parameters import SamplingParams  # noqa: E402
+from mlxrun.generation.request import (  # noqa: E402
+    Chunk,
+    Completion,
+    FinishReason,
+    Request,
+    TokenLogprob,
+    Usage,
+)
+from mlxrun.generation.sampling import Sampler  # noqa: E402
+from mlxrun.hub import resolve  # noqa: E402
+from mlxrun.models.loader import Loaded, load_directory, load_gguf  # noqa: E402
+from mlxrun.text.stops import StopMatcher  # noqa: E402
+from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+MAX_TOKENS = 512
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str | None = None,
+    policy: str | None = None,
+    progress: Progress | None = None,
+) -> LLM:
+    """Load a model.
+
+    Args:
+        source: a ``.gguf`` file (or a shard of a split one), a converted directory, any mlx-lm or
+            Hugging Face directory of a supported family, or ``org/repo[:QUANT]`` on the hub.
+        dtype: of activations: ``float32``, ``float16`` or ``bfloat16``. By default float32 on the
+            CPU and half precision, as the weights have it, on a GPU.
+        policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
+            exact on the CPU where memory allows and near elsewhere.
+        progress: called with (bytes done, bytes in all) while a GGUF is repacked.
+
+    Raises:
+        MlxrunError: one of its subclasses says what is wrong with the source.
+    """
+    path = resolve(source)
+    if path.is_dir():
+        return LLM(load_directory(path, dtype=dtype), Tokenizer.from_directory(path), str(source))
+    gguf = read_gguf(path)
+
+    def report(done: int, total: int, _: str) -> None:
+        if progress:
+            progress(done, total)
+
+    loaded = load_gguf(gguf, dtype=dtype, policy=policy, progress=report)
+    return LLM(loaded, Tokenizer.from_gguf(gguf), str(source))
+
+
+class LLM:
+    """A loaded model with its tokenizer. Weights never change; conversations live in sessions.
+
+    Attributes:
+        model: the transformer.
+        tokenizer: text to token ids and back.
+        config: ``config.json`` in Hugging Face terms.
+        report: what the conversion of a GGUF did to each tensor; None for a directory.
+        source: where it came from.
+    """
+
+    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, source: str) -> None:
+        self.model = loaded.model
+        self.config = loaded.config
+        self.report: ConversionReport | None = loaded.report
+        self.unused = loaded.unused
+        self.tokenizer = tokenizer
+        self.source = source
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model was trained to see at once."""
+        return self.model.config.context_length
+
+    def logits(self, ids: Sequence[int]) -> mx.array:
+        """What the model expects after each token.
+
+        Args:
+            ids: T token ids, at least one.
+
+        Returns:
+            Logits, float32, shape (T, V).
+
+        Raises:
+            ParameterError: no ids, or ids that the model does not have.
+        """
+        self._check(ids)
+        return self.model(mx.array([list(ids)]), self.model.make_cache())[0].astype(mx.float32)
+
+    def session(self, *, window: int | None = None, keep: int = 0) -> Session:
+        """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.
+
+        What a prompt shares with the one before is not computed again.
+
+        Args:
+            window: remember only the last ``window`` tokens (rotating cache), for conversations
+                without end in bounded memory.
+            keep: first tokens to remember all the same, e.g. the system message.
+        """
+
+        return Session(
+            lambda: self.model.make_cache(window=window, keep=keep), windowed=window is not None
+        )
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """Continue a prompt to its end; takes the options of :meth:`stream`."""
+        text: list[str] = []
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        last = None
+        for last in self.stream(prompt, **options):
+            text.append(last.text)
+            tokens.extend(last.tokens)
+            logprobs.extend(last.logprobs)
+        assert last is not None and last.finish_reason is not None and last.usage is not None
+        return Completion("".join(text), tokens, last.finish_reason, last.usage, tuple(logprobs))
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """The model's reply to a conversation; takes the options of :meth:`stream`.
+
+        Args:
+            messages: ``{"role": "system" | "user" | "assistant", "content": ...}`` in order.
+        """
+        return self.generate(list(messages), **options)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = MAX_TOKENS,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        parse_special: bool = False,
+        template: Mapping[str, Any] | None = None,
+        session: Session | None = None,
+        progress: Progress | None = None,
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """Continue a prompt, yielding text as it becomes certain.
+
+        Args:
+            prompt: text, token ids, or messages to put through the chat template.
+            max_tokens: the most tokens to generate; None goes on until the context is full.
+            stop: strings that end the reply and are no part of it.
+            ignore_eos: go on past the model's end-of-turn tokens.
+            parse_special: let ``<|markers|>`` in a text prompt become control tokens.
+            template: variables for the chat template, e.g. ``{"enable_thinking": False}``.
+            session: memory of what came before; see :meth:`session`.
+            progress: called with (tokens done, tokens in all) while a long prompt is read.
+            params: how tokens are chosen; or give its fields one by one, such as
+                ``temperature=0, seed=1``.
+
+        Raises:
+            ParameterError: a value outside its range (at once, not at the first chunk).
+            ContextLengthError: the prompt leaves no room in the model's context.
+        """
+        started = time.perf_counter()
+        ids = self._encode(prompt, parse_special, template)
+        if params is None:
+            params = SamplingParams(**sampling)
+        elif sampling:
+            raise ParameterError("params", sampling, "given alone, without single fields")
+        request = Request(ids, params, max_tokens, stop, ignore_eos)
+        limit = self._limit(request, session)
+        return self._run(request, limit, session or self.session(), progress, started)
+
+    def _encode(
+        self, prompt: Prompt, parse_special: bool, template: Mapping[str, Any] | None
+    ) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, parse_special=parse_special)
+        elif len(prompt) and isinstance(prompt[0], Mapping):
+            ids = self.tokenizer.encode_chat(prompt, **(template or {}))
+        else:
+            ids = list(prompt)
+        self._check(ids)
+        return ids
+
+    def _check(self, ids: Sequence[int]) -> None:
+        size = self.model.config.vocab_size
+        if not len(ids):
+            raise ParameterError("prompt", "", "at least one token long")
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+                raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
+
+    def _limit(self, request: Request, session: Session | None) -> int:
+        """How many tokens may be generated."""
+        if session is not None and session.windowed:
+            return request.max_tokens or self.context_length
+        room = self.context_length - len(request.prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(request.prompt)} tokens, the model's context holds "
+                f"{self.context_length}",
+                hint="Shorten it, or use a session with a window",
+            )
+        return min(request.max_tokens or room, room)
+
+    def _run(
+        self,
+        request: Request,
+        limit: int,
+        session: Session,
+        progress: Progress | None,
+        started: float,
+    ) -> Iterator[Chunk]:
+        mx.reset_peak_memory()
+        sampler = self._sampler(request)
+        cached = session.reuse(request.prompt)
+        logits = prefill(self.model, session, request.prompt, progress)
+        text = self.tokenizer.detokenizer()
+        matcher = StopMatcher(request.stop)
+        clock = _Clock(started, len(request.prompt), cached)
+        ending = frozenset() if request.ignore_eos else self.tokenizer.eog_ids
+        reason: FinishReason = "length"
+        with closing(decode(self.model, session, sampler, logits, limit)) as steps:
+            for step in steps:
+                clock.tick()
+                if step.token in ending:
+                    reason = "stop"
+                    break
+                shown, stopped = matcher.add(text.add(step.token))
+                yield Chunk(shown, (step.token,), step.logprobs)
+                if stopped:
+                    reason = "stop"
+                    break
+        rest, _ = matcher.add(text.finish())
+        yield Chunk(rest + matcher.finish(), (), (), reason, clock.usage())
+
+    def _sampler(self, request: Request) -> Sampler:
+        size = self.model.config.vocab_size
+        params = request.params
+        breakers: frozenset[tuple[int, ...]] = frozenset()
+        if params.dry_multiplier:
+            pieces = [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
+            breakers = breaker_tokens(
+                params.dry_sequence_breakers,
+                pieces,
+                lambda text: self.tokenizer.encode(text, add_special=False),
+            )
+        return Sampler(params, size, context_tokens=request.prompt, dry_breakers=breakers)
+
+    def __repr__(self) -> str:
+        config = self.model.config
+        return (
+            f"LLM({self.source!r}, {config.family}, {len(config.layers)} layers, "
+            f"{self.model.nbytes / 1e6:.1f} MB, {str(self.model.dtype).removeprefix('mlx.core.')})"
+        )
+
+    def _repr_html_(self) -> str:
+        config = self.model.config
+        attention = config.layers[0].attention
+        rows = {
+            "source": self.source,
+            "family": config.family,
+            "layers": f"{len(config.layers)} x {config.hidden_size} wide",
+            "heads": f"{attention.heads} query, {attention.kv_heads} key/value",
+            "vocabulary": f"{config.vocab_size} tokens",
+            "context": f"{config.context_length} tokens",
+            "weights": f"{self.model.nbytes / 1e6:.1f} MB",
+            "activations": str(self.model.dtype).removeprefix("mlx.core."),
+        }
+        if self.report:
+            rows["conversion"] = str(self.report)
+        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+
+class _Clock:
+    """Times one request: a tick for each token, the end-of-turn token included."""
+
+    def __init__(self, started: float, prompt: int, cached: int) -> None:
+        self._started, self._prompt, self._cached = started, prompt, cached
+        self._first = self._last = started
+        self._count = 0
+
+    def tick(self) -> None:
+        self._last = time.perf_counter()
+        self._count += 1
+        if self._count == 1:
+            self._first = self._last
+
+    def usage(self) -> Usage:
+        first, decoding = self._first - self._started, self._last - self._first
+        return Usage(
+            prompt_tokens=self._prompt,
+            completion_tokens=self._count,
+            cached_tokens=self._cached,
+            time_to_first_token=first,
+            tokens_per_second=(self._count - 1) / decoding if decoding > 0 else 0.0,
+            prompt_tokens_per_second=(self._prompt - self._cached) / first if first > 0 else 0.0,
+            total_time=time.perf_counter() - self._started,
+            peak_memory=mx.get_peak_memory(),
+        )
