@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 _U32: Final = 2**32 - 1
+MAX_BLOCKS: Final = 512  # llama.cpp's own bound
 
 
 class Range(NamedTuple):
@@ -52,9 +53,10 @@ _POSITIVE: Final = Range(0, integer=False, above=True)
 
 #: Keys of the architecture (without its prefix) that hold one number.
 NUMBERS: Final[dict[str, Range]] = {
-    "block_count": Range(1, 512),  # llama.cpp's own bound
+    "block_count": Range(1, MAX_BLOCKS),
     "context_length": Range(1, _U32),
     "embedding_length": Range(1, _U32),
+    "features_length": Range(1, _U32),
     "vocab_size": Range(1, _U32),
     "expert_count": Range(0, 65_535),
     "attention.key_length": Range(1, _U32),
@@ -138,7 +140,7 @@ def _check_per_block(file: GGUFFile, key: str, allowed: Range) -> None:
         if not allowed.holds(value):
             raise file.error(key, expected=f"{allowed}, or one for each block")
         return
-    blocks = file.key("block_count", len(value))
+    blocks = file.key("block_count", min(len(value), MAX_BLOCKS))
     if len(value) != blocks:
         raise file.error(key, expected=f"one number for each of the {blocks} blocks")
     for index, number in enumerate(value.tolist()):

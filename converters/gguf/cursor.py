@@ -21,7 +21,7 @@ __all__ = ["MAX_HEADER", "PARTIAL", "Cursor"]
 
 #: Bounds that no real file comes near (the largest headers are some 30 MB: vocabularies of 260,000
 #: tokens with twice as many merges) and that keep the worst hostile file within a second.
-MAX_HEADER: Final = 1 << 28
+MAX_HEADER: Final = 1 << 27
 MAX_OBJECTS: Final = 1_500_000  # strings and, at NESTED_COST each, nested arrays
 MAX_DEPTH: Final = 4
 NESTED_COST: Final = 16

@@ -23,7 +23,7 @@ from converters.gguf.types import BLOCKS, MAX_DIMS, REMOVED, GGMLType, Value, Va
 __all__ = ["Shard", "read_shard"]
 
 MAX_KEYS: Final = 1 << 16
-MAX_TENSORS: Final = 1 << 17
+MAX_TENSORS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 65_535
 MAX_NAME_BYTES: Final = 64
 MAX_ELEMENTS: Final = 2**63 - 1

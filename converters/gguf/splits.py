@@ -32,9 +32,9 @@ def read_shards(path: Path) -> tuple[Shard, ...]:
         GGUFError: a shard is missing or malformed, or the shards do not belong together.
     """
     given = read_shard(path)
-    if given.metadata.get(COUNT, 0) in (0, 1):  # merging writes 0
+    count = _integer(given, COUNT, 0, MAX_SHARDS) if COUNT in given.metadata else 0
+    if count < 2:  # merging writes 0
         return (given,)
-    count = _integer(given, COUNT, 2, MAX_SHARDS)
     number = _integer(given, NUMBER, 0, count - 1)
     name = _NAME.fullmatch(path.name)
     if name is None or (int(name["number"]), int(name["count"])) != (number + 1, count):
@@ -62,7 +62,7 @@ def _sibling(path: Path, index: int, count: int) -> Shard:
         )
     shard = read_shard(path)
     for key, value in ((COUNT, count), (NUMBER, index)):
-        if shard.metadata.get(key) != value:
+        if _number(shard, key) != value:
             raise _error(
                 shard, key, str(value), _found(shard, key), "The shards are not of one set"
             )
@@ -85,9 +85,15 @@ def _check_tensors(shards: list[Shard]) -> None:
                 raise _error(shard, TENSORS, f"{len(where)}, the tensors found", str(promised))
 
 
-def _integer(shard: Shard, key: str, low: int, high: int) -> int:
+def _number(shard: Shard, key: str) -> int | None:
+    """The key's value if it is an integer."""
     value = shard.metadata.get(key)
-    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _integer(shard: Shard, key: str, low: int, high: int) -> int:
+    value = _number(shard, key)
+    if value is not None and low <= value <= high:
         return value
     raise _error(shard, key, f"an integer from {low} to {high}", _found(shard, key))
 

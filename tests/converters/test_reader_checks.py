@@ -199,6 +199,12 @@ def test_truths(tmp_path: Path, case: str) -> None:
     assert read_gguf(write(tmp_path, b)).architecture == "llama"
 
 
+def test_a_number_for_each_of_a_million_blocks(tmp_path: Path) -> None:
+    b = llama().drop("llama.block_count").set(HEADS, ARRAY, (U32, [4] * 1_000_000))
+    error = refused(tmp_path, b)
+    assert error.field == HEADS and error.expected == "one number for each of the 512 blocks"
+
+
 def test_first_lie_wins_whatever_the_order(tmp_path: Path) -> None:
     """A count that lies is named itself, not the per-block list that disagrees with it."""
     b = llama().set("llama.feed_forward_length", ARRAY, (U32, [48, 48]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 import tracemalloc
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gguf_builder import ARRAY, F32, STRING, U8, U32, Builder, llama
+from gguf_builder import ARRAY, BOOL, F32, F64, I8, I64, STRING, U8, U32, U64, Builder, llama
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +73,7 @@ def check(path: Path, content: bytes) -> None:
 
 
 fuzz = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 names = st.sampled_from(sorted(FILES))
 
@@ -107,6 +108,20 @@ def test_spliced(path: Path, name: str, at: int, removed: int, added: bytes) -> 
 @given(st.binary(max_size=200), st.sampled_from([b"", b"GGUF", b"GGUF\3\0\0\0", b"GGUF\2\0\0\0"]))
 def test_noise(path: Path, noise: bytes, start: bytes) -> None:
     check(path, start + noise)
+
+
+ODD = [
+    (U8, 0), (I8, -1), (U64, 2**64 - 1), (F32, math.nan), (F64, math.inf), (BOOL, 1), (STRING, ""),
+    (STRING, b"\xff"), (ARRAY, (U32, [])), (ARRAY, (F32, [1, math.nan])), (ARRAY, (STRING, ["a"])),
+    (ARRAY, (I64, [-1] * 5)), (ARRAY, (BOOL, [0, 1])), (ARRAY, (ARRAY, [(U8, [1]), (ARRAY, [])])),
+]  # fmt: skip
+MORE = ["attention.key_length", "features_length", "ssm.state_size", "logit_scale", "some.key"]
+
+
+@pytest.mark.parametrize("key", [*llama().keys, *(f"llama.{key}" for key in MORE), "split.count"])
+def test_any_value_under_any_key(path: Path, key: str) -> None:
+    for kind, content in ODD:
+        check(path, llama().set(key, kind, content).build())
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gguf_builder import STRING, U16, U32, Builder, Tensor, llama
+from gguf_builder import ARRAY, BOOL, STRING, U16, U32, Builder, Tensor, llama
 
 from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
@@ -100,10 +100,19 @@ CASES: dict[str, tuple[int, Callable[[Builder], object], str, str, str]] = {
     "number of another type": (
         0, lambda b: b.set("split.no", STRING, "0"), "split.no", "an integer", "'0'",
     ),
+    "number in an array": (
+        1, lambda b: b.set("split.no", ARRAY, (U16, [1, 2])), "split.no", "1", "an array of 2",
+    ),
+    "number as a boolean": (
+        1, lambda b: b.set("split.no", BOOL, 1), "split.no", "1", "True",
+    ),
+    "count in an array": (
+        0, lambda b: b.set("split.count", ARRAY, (U16, [])), "split.count", "0 to", "array of 0",
+    ),
     "other count": (1, lambda b: b.set("split.count", U16, 4), "split.count", "3", "4"),
     "no count later": (1, lambda b: b.drop("split.count"), "split.count", "3", "no such key"),
     "count of another type": (
-        0, lambda b: b.set("split.count", STRING, "3"), "split.count", "from 2 to 99999", "'3'",
+        0, lambda b: b.set("split.count", STRING, "3"), "split.count", "from 0 to 99999", "'3'",
     ),
     "absurd count": (
         0, lambda b: b.set("split.count", U32, 2**32 - 1), "split.count", "99999", str(2**32 - 1),
