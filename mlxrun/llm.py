@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mlxrun import blas
 
@@ -201,9 +201,10 @@ class LLM:
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, parse_special=parse_special)
         elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self.tokenizer.encode_chat(prompt, **(template or {}))
+            messages = cast(Sequence[Message], prompt)
+            ids = self.tokenizer.encode_chat(messages, **(template or {}))
         else:
-            ids = list(prompt)
+            ids = list(cast(Sequence[int], prompt))
         self._check(ids)
         return ids
 

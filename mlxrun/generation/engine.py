@@ -138,13 +138,13 @@ def decode(
     """
     drawn: list[int] = []
     sampled = sampler.sample(logits)
-    mx.async_eval(*filter(_is_array, sampled))
+    _queue(sampled)
     try:
         for remaining in range(limit - 1, -1, -1):
             upcoming = None
             if remaining:
                 upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
-                mx.async_eval(*filter(_is_array, upcoming))
+                _queue(upcoming)
             step = Step.of(sampled)
             drawn.append(step.token)
             yield step
@@ -160,5 +160,5 @@ def decode(
         del session.tokens[held:]
 
 
-def _is_array(x: object) -> bool:
-    return isinstance(x, mx.array)
+def _queue(sampled: Sampled) -> None:
+    mx.async_eval([array for array in sampled if array is not None])  # type: ignore[no-untyped-call]
