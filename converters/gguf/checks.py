@@ -59,8 +59,8 @@ NUMBERS: Final[dict[str, Range]] = {
     "features_length": Range(1, _U32),
     "vocab_size": Range(1, _U32),
     "expert_count": Range(0, 65_535),
-    "attention.key_length": Range(1, _U32),
-    "attention.value_length": Range(1, _U32),
+    "attention.key_length": Range(0, _U32),
+    "attention.value_length": Range(0, _U32),
     "rope.dimension_count": Range(0, _U32),
     "rope.freq_base": _POSITIVE,
     "rope.freq_base_swa": _POSITIVE,
@@ -204,6 +204,9 @@ def _check_head_size(file: GGUFFile, heads: int) -> None:
                 found=str(heads),
             )
         size = embedding // heads
+    if size == 0:
+        expected = "a head of at least 1 element"
+        raise file.error(f"{file.architecture}.attention.key_length", expected=expected)
     if file.key("rope.dimension_count", 0) > size:
         expected = f"at most {size}, the size of a head"
         raise file.error(f"{file.architecture}.rope.dimension_count", expected=expected)

@@ -47,7 +47,7 @@ LIES: list[tuple[str, int, Any, str, str]] = [
     ("llama.attention.head_count_kv", U32, 3, "a divisor of the 4 attention heads", "3"),
     ("llama.attention.head_count_kv", U32, 8, "a divisor of the 4 attention heads", "8"),
     ("llama.attention.head_count_kv", ARRAY, (U32, [2, 3]), "heads of block 1", "3"),
-    ("llama.attention.key_length", U32, 0, "an integer from 1", "0"),
+    ("llama.attention.key_length", U32, 0, "a head of at least 1 element", "0"),
     ("llama.rope.dimension_count", U32, 16, "at most 8, the size of a head", "16"),
     ("llama.rope.freq_base", F32, math.nan, "a finite number above 0", "nan"),
     ("llama.rope.freq_base", F32, math.inf, "a finite number above 0", "inf"),
@@ -161,6 +161,13 @@ TRUTHS: dict[str, Any] = {
     ),
     "a block without key-value heads": lambda b: b.set(GROUPS, ARRAY, (U32, [0, 2])),
     "state space without heads": lambda b: state_space(b).set(HEADS, U32, 0).set(GROUPS, U32, 0),
+    "state space without head size": lambda b: (
+        state_space(b)
+        .drop(GROUPS)
+        .set(HEADS, U32, 0)
+        .set("llama.attention.key_length", U32, 0)
+        .set("llama.attention.value_length", U32, 0)
+    ),
     "state space without groups": lambda b: state_space(b).set(GROUPS, U32, 0),
     "heads alone": lambda b: b.drop(GROUPS),
     "groups alone": lambda b: b.drop(HEADS),
