@@ -23,6 +23,7 @@ class PreTokenizer:
         patterns: Oniguruma patterns, applied one after another; matches and gaps become pieces.
         ignore_merges: a piece that is a token as a whole is not merged from its characters.
         add_bos: whether text starts with BOS where the file does not say.
+        forces_bos: text starts with BOS even if the file denies it, as many files wrongly do.
         byte_level: pieces are spelled in GPT-2's byte alphabet; otherwise in plain UTF-8 with
             ``<0xXX>`` tokens for what the vocabulary lacks.
         escape_spaces: spaces are spelled U+2581.
@@ -33,6 +34,7 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    forces_bos: bool = False
     byte_level: bool = True
     escape_spaces: bool = False
     digits_from_right: bool = False
@@ -270,7 +272,11 @@ _FAMILIES: Final[tuple[tuple[str, PreTokenizer], ...]] = (
             add_bos=True,
         ),
     ),
-    ("gemma4 granite-embed-multi-311m", replace(_lines, add_bos=True)),
+    # Runs of line feeds are tokens that no merges make; llama.cpp looks only them up as a whole.
+    (
+        "gemma4 granite-embed-multi-311m",
+        replace(_lines, ignore_merges=True, add_bos=True, forces_bos=True),
+    ),
     ("sarvam-moe", _lines),
     ("whitespace", PreTokenizer((r"\S+",), byte_level=False)),
 )

@@ -219,9 +219,7 @@ def _special_ids(gguf: GGUFFile, kind: str, size: int) -> dict[str, int]:
 
 def _add_bos(gguf: GGUFFile, kind: str, pre: PreTokenizer | None) -> bool:
     default = pre.add_bos if pre else kind in ("spm", "wordpiece")
-    # Gemma 4 cannot do without, and files in circulation say otherwise.
-    forced = pre is not None and pre in (PRE_TOKENIZERS["gemma4"],)
-    return forced or _flag(gguf, "add_bos_token", default)
+    return _flag(gguf, "add_bos_token", default) or (pre is not None and pre.forces_bos)
 
 
 def _strips(

@@ -18,8 +18,12 @@ from converters.gguf.sentencepiece_model import model_proto
 from converters.gguf.tokenizer import bpe_pipeline, known_merges
 from converters.gguf.vocabulary import TokenType, Vocabulary
 from mlxrun.errors import TokenizerError
+from mlxrun.text.pieces import BYTE_ALPHABET
 
 __all__ = ["BPEEncoder", "Encoder", "SPMEncoder", "encoder_of"]
+
+
+_NOTHING: Final = "\ufffd<nothing>"
 
 
 class Encoder(Protocol):
@@ -69,6 +73,10 @@ class BPEEncoder:
             )
             if type_ not in hidden
         }
+        self._size = len(vocabulary.tokens)
+        # What is no token must still keep its neighbours apart: ids past the end, dropped later.
+        missing = [c for c in BYTE_ALPHABET if c not in vocab] if pre.byte_level else [_NOTHING]
+        vocab |= {text: self._size + index for index, text in enumerate(missing)}
         self._tokenizer = _pipeline(pre)
         self._tokenizer.model = _bpe(vocab, vocabulary.merges, pre)
         self._cut: Callable[[str], Iterator[str]] = _thirds if pre.digits_from_right else _whole
@@ -77,7 +85,7 @@ class BPEEncoder:
         ids: list[int] = []
         for part in self._cut(text):
             ids += self._tokenizer.encode(part, add_special_tokens=False).ids
-        return ids
+        return [index for index in ids if index < self._size]
 
 
 def _bpe(
@@ -89,6 +97,7 @@ def _bpe(
             list(merges),
             ignore_merges=pre.ignore_merges,
             byte_fallback=not pre.byte_level,
+            unk_token=None if pre.byte_level else _NOTHING,
         )
 
     try:

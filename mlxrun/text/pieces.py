@@ -13,7 +13,7 @@ from typing import Final
 from converters.gguf.vocabulary import TokenType
 from mlxrun.errors import TokenizerError
 
-__all__ = ["Pieces"]
+__all__ = ["BYTE_ALPHABET", "Pieces"]
 
 _LITERAL: Final = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.USER_DEFINED)
 _CONTROL: Final = (TokenType.CONTROL, TokenType.UNKNOWN)
@@ -27,7 +27,8 @@ def _gpt2_alphabet() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_ALPHABET: Final = _gpt2_alphabet()
+BYTE_ALPHABET: Final = _gpt2_alphabet()
+"""GPT-2's spelling of bytes: character -> byte."""
 
 
 class Pieces:
@@ -70,7 +71,7 @@ class Pieces:
         if type_ in _LITERAL:
             return _raw(text)
         if self._byte_level:
-            return b"".join(bytes([_ALPHABET[c]]) if c in _ALPHABET else _raw(c) for c in text)
+            return b"".join(bytes([BYTE_ALPHABET[c]]) if c in BYTE_ALPHABET else _raw(c) for c in text)
         return _raw(text.replace("\u2581", " ") if self._escaped else text)
 
     def spell_visible(self, token_id: int) -> bytes:
