@@ -17,6 +17,7 @@ from converters.gguf.quants import Codes
 from converters.layout import Layout, dense
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 # Widths of the lanes that are merged in pairs while the codes of eight bytes are squeezed together.
@@ -38,15 +39,16 @@ class Error:
 
     def add(self, wanted: Floats, got: Floats) -> None:
         """Account for one chunk of weights, both float32 and of the same shape."""
-        same = np.array_equal(wanted, got) or np.array_equal(wanted, got, equal_nan=True)
-        flat = wanted.reshape(-1)
-        self.squared_weight += float(np.vdot(flat, flat))
-        if same:
+        self.squared_weight += _squares(wanted)
+        difference = got - wanted
+        squared = _squares(difference)
+        if squared == 0.0 or (
+            not np.isfinite(squared) and np.array_equal(wanted, got, equal_nan=True)
+        ):
             return
         self.equal = False
-        difference = (got - wanted).reshape(-1)
-        self.squared_error += float(np.vdot(difference, difference))
-        self.maximum = max(self.maximum, float(np.abs(difference).max()))
+        self.squared_error += squared
+        self.maximum = max(self.maximum, float(np.abs(difference, out=difference).max()))
 
     def merge(self, other: Error) -> None:
         self.squared_error += other.squared_error
@@ -62,6 +64,11 @@ class Error:
         if not self.squared_weight:
             return float("inf")
         return float(np.sqrt(self.squared_error / self.squared_weight))
+
+
+def _squares(x: Floats) -> float:
+    flat = x.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat))
 
 
 @dataclass
@@ -156,27 +163,36 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
     """Error of ``scale * q + bias`` against the codes' own values, from sums over each group.
 
     The difference is linear in q, so its square needs only the sum and the sum of squares of q in
-    each group, and its largest value is at the smallest or largest q.
+    each group, and its largest value is at the ends of the range of q.
     """
     q = codes.q.reshape(-1, codes.group)
     x = q.astype(np.float32)
-    ones = np.ones(codes.group, np.float32)
-    total = (x @ ones).astype(np.float64)
-    x *= x
-    squares = (x @ ones).astype(np.float64)
+    # Not a matrix product: a BLAS would start threads of its own within the pool's.
+    total = np.einsum("ij->i", x).astype(np.float64)
+    squares = np.einsum("ij,ij->i", x, x).astype(np.float64)
     s, b = codes.scale.reshape(-1).astype(np.float64), codes.bias.reshape(-1).astype(np.float64)
-    weight = s * s * squares + 2 * s * b * total + codes.group * b * b
-    error.squared_weight += float(weight.sum())
+    error.squared_weight += float((s * (s * squares + 2 * b * total) + codes.group * b * b).sum())
     ds = scale.reshape(-1).astype(np.float64) - s
     db = bias.reshape(-1).astype(np.float64) - b
     if not (ds.any() or db.any()):
         return
     error.equal = False
-    squared = ds * ds * squares + 2 * ds * db * total + codes.group * db * db
+    squared = ds * (ds * squares + 2 * db * total) + codes.group * db * db
     error.squared_error += float(np.maximum(squared, 0).sum())
-    low, high = _extremes(q)
-    worst = np.maximum(np.abs(ds * low + db), np.abs(ds * high + db))
-    error.maximum = max(error.maximum, float(worst.max()))
+    error.maximum = max(error.maximum, _largest(q, ds, db))
+
+
+def _largest(q: npt.NDArray[np.uint8], ds: Doubles, db: Doubles, first: int = 64) -> float:
+    """The largest ``|ds * q + db|`` over groups (n, g), looking only at groups that can have it."""
+    bound = np.maximum(np.abs(db), np.abs(ds * int(q.max()) + db))
+    if np.isnan(bound).any():
+        return float("nan")
+    likely = np.argpartition(bound, -min(first, len(bound)))[-first:]
+    found = float(np.abs(q[likely] * ds[likely, None] + db[likely, None]).max())
+    rest = np.flatnonzero(bound > found)
+    if len(rest) > first:
+        found = max(found, float(np.abs(q[rest] * ds[rest, None] + db[rest, None]).max()))
+    return found
 
 
 def _extremes(x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

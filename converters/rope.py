@@ -1,7 +1,7 @@
 """Scaled rotary frequencies: what each inverse frequency is divided by.
 
-Shared by the converter, which recognises a formula in stored factors, and by the model, which applies
-it. Pure arithmetic on numpy arrays.
+Shared by the converter, which recognises a formula in stored factors, and by the model, which
+applies it. Pure arithmetic on numpy arrays.
 """
 
 from __future__ import annotations

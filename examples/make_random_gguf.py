@@ -1,0 +1,119 @@
+"""Write a GGUF of a real model's shape with random weights, to time conversion and loading.
+
+    python examples/make_random_gguf.py tinyllama /tmp/tinyllama.gguf
+
+The mixture of types is llama-quantize's Q4_K_M: Q6_K for the output head, for half of the layers'
+values and down projections, Q4_K for the rest. The vocabulary is made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import gguf
+import numpy as np
+
+Kind = gguf.GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides a llama's size."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    vocab: int
+
+
+SHAPES = {
+    "tinyllama": Shape(22, 2048, 5632, 32, 4, 32000),
+    "small": Shape(6, 512, 1536, 8, 4, 4096),
+}
+
+
+def blocks(rng: np.random.Generator, kind: Kind, rows: int, columns: int) -> np.ndarray:
+    """Random Q4_K or Q6_K blocks whose weights have the size of a trained model's."""
+    elements, size = gguf.GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (rows, columns // elements, size), dtype=np.uint8)
+    scale = 1.0 / (np.sqrt(columns) * 32 * 8)
+    scales = np.array([scale], np.float16).view(np.uint8)
+    if kind is Kind.Q4_K:
+        raw[..., 0:2] = scales
+        raw[..., 2:4] = np.array([scale * 8], np.float16).view(np.uint8)
+    else:
+        raw[..., -2:] = np.array([scale / 4], np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def write(shape: Shape, path: str, seed: int = 0) -> None:
+    """Write the file."""
+    rng = np.random.default_rng(seed)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("random weights")
+    writer.add_context_length(2048)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.hidden // shape.heads)
+    _add_vocabulary(writer, shape.vocab)
+
+    def matrix(name: str, rows: int, columns: int, kind: Kind = Kind.Q4_K) -> None:
+        writer.add_tensor(f"{name}.weight", blocks(rng, kind, rows, columns), raw_dtype=kind)
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", np.ones(shape.hidden, np.float32))
+
+    width = shape.hidden // shape.heads * shape.kv_heads
+    matrix("token_embd", shape.vocab, shape.hidden)
+    norm("output_norm")
+    matrix("output", shape.vocab, shape.hidden, Kind.Q6_K)
+    for i in range(shape.layers):
+        finer = Kind.Q6_K if i % 2 == 0 else Kind.Q4_K
+        norm(f"blk.{i}.attn_norm")
+        norm(f"blk.{i}.ffn_norm")
+        matrix(f"blk.{i}.attn_q", shape.hidden, shape.hidden)
+        matrix(f"blk.{i}.attn_k", width, shape.hidden)
+        matrix(f"blk.{i}.attn_v", width, shape.hidden, finer)
+        matrix(f"blk.{i}.attn_output", shape.hidden, shape.hidden)
+        matrix(f"blk.{i}.ffn_gate", shape.feed_forward, shape.hidden)
+        matrix(f"blk.{i}.ffn_up", shape.feed_forward, shape.hidden)
+        matrix(f"blk.{i}.ffn_down", shape.hidden, shape.feed_forward, finer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """An SPM vocabulary: three control tokens, the bytes, and numbered words."""
+    control, byte, normal = 3, 6, 1
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    kinds = [2, control, control, *([byte] * 256)]
+    words = [f"▁w{i}" for i in range(size - len(tokens))]
+    kinds += [normal] * len(words)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens + words)
+    writer.add_token_scores([-float(i) for i in range(size)])
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("out")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    write(SHAPES[arguments.shape], arguments.out, arguments.seed)
