@@ -165,9 +165,9 @@ class State(NamedTuple):
             mu=_column(2 * params.mirostat_tau),
         )
 
-    def widened(self, reach: int) -> State:
-        """The same state with room for more tokens, as far as the plan's ``reach`` needs it."""
-        left = [(0, 0), (min(GROWTH, reach - self.window.shape[-1]), 0)]
+    def widened(self) -> State:
+        """The same state with room for more tokens."""
+        left = [(0, 0), (GROWTH, 0)]
         repeats = mx.pad(self.repeats, left) if self.repeats.size else self.repeats
         window = mx.pad(self.window, left, constant_values=mx.array(-1))
         return self._replace(window=window, repeats=repeats)

@@ -214,7 +214,7 @@ class Sampler:
     def sample(self, logits: mx.array) -> Sampled:
         """The next token of logits (1, V); may be called again before anything is evaluated."""
         if self._tokens == self.state.window.shape[-1] < self.plan.reach:
-            self.state = self.state.widened(self.plan.reach)
+            self.state = self.state.widened()
         sampled, self.state = next_token(self.plan, self.settings, self.state, logits)
         self._tokens += 1
         return sampled

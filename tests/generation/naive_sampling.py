@@ -11,11 +11,26 @@ import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
+from hypothesis import strategies as st
+
 from mlxrun.generation.request import SamplingParams
 
 Candidates = list[tuple[int, float]]
 
 CLOSE: list[float] = []
+
+
+@st.composite
+def pasts(draw: st.DrawFn, vocabulary: int) -> list[int]:
+    """Up to 40 tokens of a few kinds: long enough to repeat itself in many ways."""
+    length, kinds = draw(st.integers(0, 40)), draw(st.integers(1, vocabulary))
+    return draw(st.randoms(use_true_random=False)).choices(range(kinds), k=length)
+
+
+def breakers(vocabulary: int) -> st.SearchStrategy[set[tuple[int, ...]]]:
+    """A few sequences of one to three tokens."""
+    sequence = st.lists(st.integers(0, vocabulary - 1), min_size=1, max_size=3).map(tuple)
+    return st.just(set()) | st.sets(sequence, min_size=1, max_size=2)
 
 
 def compare(left: float, right: float) -> float:

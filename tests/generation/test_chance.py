@@ -42,6 +42,12 @@ def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
     assert float(((counts - expected) ** 2 / expected).sum()) < 18.47
 
 
+def test_steps_differ() -> None:
+    """The same logits again and again do not give the same token again and again."""
+    sampler = Sampler(SamplingParams(**OPEN, seed=0), 12)
+    assert len(set(draw(sampler, [mx.zeros((1, 12))] * 200))) == 12
+
+
 def test_the_seed_decides() -> None:
     logits = [random_logits(i, size=100) for i in range(30)]
 

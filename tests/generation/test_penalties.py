@@ -5,16 +5,16 @@ from __future__ import annotations
 import mlx.core as mx
 import naive_sampling as naive
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrun.generation import penalties
 
 VOCABULARY = 6
 token = st.integers(0, VOCABULARY - 1)
-past_tokens = st.lists(st.integers(0, 2), max_size=40) | st.lists(token, max_size=40)
+past_tokens = naive.pasts(VOCABULARY)
 row = st.lists(st.floats(-20, 20, width=32), min_size=VOCABULARY, max_size=VOCABULARY)
-break_sequences = st.sets(st.lists(token, min_size=1, max_size=3).map(tuple), max_size=3)
+break_sequences = naive.breakers(3)
 
 
 def window_of(past: list[int], width: int) -> mx.array:
@@ -64,6 +64,7 @@ def repeats_after(
     return repeats
 
 
+@settings(max_examples=200)
 @given(row, past_tokens, break_sequences, st.integers(3, 50), st.integers(1, 4), st.data())
 def test_dry(
     logits: list[float],
@@ -81,6 +82,20 @@ def test_dry(
     )
     expected = naive.dry(logits, past, width, breakers, 0.8, 1.5, allowed)
     np.testing.assert_allclose(np.array(result)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=300)
+@given(past_tokens, break_sequences)
+def test_initial_repeats_are_found_by_a_search(
+    past: list[int], breakers: set[tuple[int, ...]]
+) -> None:
+    limit = naive.since_breaker(past, breakers)
+    found = penalties.initial_repeats(past, sorted(breakers))
+    for place in range(len(past)):
+        length = 0
+        while length < min(limit, place + 1) and past[place - length] == past[-1 - length]:
+            length += 1
+        assert found[place] == length
 
 
 def test_dry_stays_finite_in_a_long_repetition() -> None:

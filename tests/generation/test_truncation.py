@@ -87,6 +87,11 @@ def test_mirostat(row: list[float], mu: float) -> None:
     check(row, lambda x: truncation.mirostat(x, mu), lambda c: naive.mirostat(c, mu))
 
 
+def test_min_p_of_one_keeps_the_likeliest_and_its_equals() -> None:
+    left = truncation.min_p(mx.array([[1.5, 1.5, 1.4, -3.0]]), 1.0)
+    assert (left > -math.inf).tolist() == [[True, True, False, False]]
+
+
 @pytest.mark.parametrize("stage", [truncation.top_p, truncation.typical_p])
 @pytest.mark.parametrize("size", [1, 2, 3, 17])
 def test_the_smallest_share_leaves_one_candidate(
