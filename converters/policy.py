@@ -42,10 +42,12 @@ class Policy:
         name: ``exact``, ``near`` or ``compact``.
         half: the type that ``near`` and ``compact`` round to: float16 or bfloat16 for a
             checkpoint, float32 when weights go straight into a float32 run.
+        packed: use MLX's quantised forms at all; a CPU multiplies plain float32 faster.
     """
 
     name: str
     half: str = "float16"
+    packed: bool = True
 
     def candidates(self, kind: GGMLType, *, module: bool) -> Iterator[Layout]:
         """Forms to try, best first.
@@ -57,7 +59,7 @@ class Policy:
         if kind in FLOATS:
             yield from self._floats(FLOATS[kind])
             return
-        if module:
+        if module and self.packed:
             if kind in FIXED:
                 yield fixed(FIXED[kind])
             elif self.name == "compact":

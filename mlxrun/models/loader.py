@@ -27,11 +27,12 @@ from mlxrun.errors import CheckpointError, ParameterError
 from mlxrun.models.families import model_config
 from mlxrun.models.parameters import Parameters
 from mlxrun.models.transformer import Transformer
+from mlxrun.models.weights import Weight
 
 Progress = Callable[[int, int, str], None]
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-# Share of the free memory that float32 copies of what MLX cannot pack exactly may take on the CPU.
-EXACT_SHARE = 0.5
+# Share of the free memory that plain float32 weights may take on the CPU.
+PLAIN_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def load_gguf(
 
     Args:
         dtype: of activations and scales; by default float32 on the CPU, half precision elsewhere.
-        policy: ``exact``, ``near`` or ``compact``. By default exact on the CPU where memory allows,
-            where float32 scales and copies cost little, and near elsewhere.
+        policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
+            where memory allows, and near elsewhere.
 
     Raises:
         UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
@@ -85,12 +86,10 @@ def load_gguf(
     names = map_names(gguf)
     config = gguf_config(gguf)
     run = resolve_dtype(dtype, half_dtype(gguf))
-    chosen = check_policy(policy) if policy else _default_policy(gguf, run)
-    # Compact counts bits: float32 scales would leave none for the codes.
-    bound = Policy(chosen, half_dtype(gguf) if chosen == "compact" else run)
+    bound = _policy(gguf, policy, run)
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
-    report = ConversionReport({"name": gguf.path.name}, chosen, skipped=skipped(names))
+    report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
     for converted in stream(gguf, names, bound, progress=progress):
         arrays |= _to_mlx(converted)
         if converted.layout.quantized:
@@ -100,11 +99,21 @@ def load_gguf(
     return _build(config, Parameters(arrays, layouts, DTYPES[run]), report)
 
 
-def _default_policy(gguf: GGUFFile, dtype: str) -> str:
-    if dtype != "float32" or not on_cpu():
-        return "near"
-    worst = 4 * sum(tensor.elements for tensor in gguf.tensors)
-    return "exact" if worst < EXACT_SHARE * free_memory() else "near"
+def _policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
+    if name is None:
+        plain = expands(sum(tensor.elements for tensor in gguf.tensors), dtype)
+        return Policy("exact", dtype, packed=False) if plain else Policy("near", dtype)
+    # Compact counts bits: float32 scales would leave none for the codes.
+    return Policy(check_policy(name), half_dtype(gguf) if name == "compact" else dtype)
+
+
+def expands(elements: int, dtype: str) -> bool:
+    """Whether quantised weights are held as plain float32.
+
+    On the CPU that is exact and, where memory allows, several times faster than packed codes: MLX's
+    packed product there runs on one core (docs/architecture.md has the figures).
+    """
+    return dtype == "float32" and on_cpu() and 4 * elements < PLAIN_SHARE * free_memory()
 
 
 def free_memory() -> int:
@@ -145,7 +154,9 @@ def load_directory(path: Path, *, dtype: str | None = None) -> Loaded:
     floats = {str(a.dtype) for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating)}
     preferred = "bfloat16" if floats <= {"mlx.core.bfloat16", "mlx.core.float32"} else "float16"
     run = resolve_dtype(dtype, preferred)
-    return _build(config, Parameters(arrays, layouts, DTYPES[run]), None)
+    elements = sum(Weight(form, arrays[f"{m}.weight"]).elements for m, form in layouts.items())
+    expand = bool(layouts) and expands(elements, run)
+    return _build(config, Parameters(arrays, layouts, DTYPES[run], expand), None)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -218,4 +229,6 @@ def _layouts(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, L
 
 def _build(config: dict[str, Any], params: Parameters, report: ConversionReport | None) -> Loaded:
     model = Transformer(model_config(config), params)
+    # Files are read lazily: a damaged one must fail here, not at the first token.
+    mx.eval(params.handed)
     return Loaded(model, config, report, params.unused())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
-from converters.layout import Layout
+from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
 from mlxrun.models.weights import Weight, linear
 
@@ -20,19 +20,23 @@ class Parameters:
         arrays: full name to array, e.g. ``model.layers.0.mlp.up_proj.weight``.
         layouts: module name to layout, for quantised modules.
         dtype: of activations; plain arrays and scales are cast to it as they are handed out.
+        expand: hand out quantised matrices as plain ones.
         prefix: what names are relative to.
         used: full names handed out so far; shared between views.
+        handed: the arrays handed out, as the model holds them; shared between views.
     """
 
     arrays: Mapping[str, mx.array]
     layouts: Mapping[str, Layout]
     dtype: mx.Dtype
+    expand: bool = False
     prefix: str = ""
     used: set[str] = field(default_factory=set)
+    handed: list[mx.array] = field(default_factory=list)
 
     def under(self, name: str) -> Parameters:
         """The same weights, with names relative to a module."""
-        return Parameters(self.arrays, self.layouts, self.dtype, f"{self.prefix}{name}.", self.used)
+        return replace(self, prefix=f"{self.prefix}{name}.")
 
     def _get(self, name: str) -> mx.array:
         full = self.prefix + name
@@ -46,7 +50,8 @@ class Parameters:
 
     def vector(self, name: str) -> mx.array:
         """A norm's weight or a bias, (n,), in the run's dtype."""
-        return self._get(name).astype(self.dtype)
+        self.handed.append(self._get(name).astype(self.dtype))
+        return self.handed[-1]
 
     def weight(self, module: str) -> Weight:
         """A matrix in its own layout, its floats in the run's dtype.
@@ -56,13 +61,21 @@ class Parameters:
         layout = self.layouts.get(self.prefix + module)
         weight = self._get(f"{module}.weight")
         if layout is None:
-            name = str(self.dtype).removeprefix("mlx.core.")
-            return Weight(Layout("dense", name), weight.astype(self.dtype))
-        scales = self._get(f"{module}.scales")
-        if layout.mode != "affine":
-            return Weight(layout, weight, scales)
-        biases = self._get(f"{module}.biases")
-        return Weight(layout, weight, scales.astype(self.dtype), biases.astype(self.dtype))
+            return self._plain(weight)
+        scales, biases = self._get(f"{module}.scales"), None
+        if layout.mode == "affine":
+            scales = scales.astype(self.dtype)
+            biases = self._get(f"{module}.biases").astype(self.dtype)
+        packed = Weight(layout, weight, scales, biases)
+        if self.expand:
+            return self._plain(packed.dequantize(self.dtype))
+        self.handed.extend(packed.arrays)
+        return packed
+
+    def _plain(self, weight: mx.array) -> Weight:
+        name = str(self.dtype).removeprefix("mlx.core.")
+        self.handed.append(weight.astype(self.dtype))
+        return Weight(dense(name), self.handed[-1])
 
     def linear(self, module: str) -> Callable[[mx.array], mx.array]:
         """A projection, with its bias if it has one."""
@@ -72,8 +85,8 @@ class Parameters:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays as they were given."""
-        return sum(int(array.nbytes) for array in self.arrays.values())
+        """Bytes of the arrays handed out."""
+        return sum(int(array.nbytes) for array in self.handed)
 
     def unused(self) -> list[str]:
         """Names that the model did not ask for."""

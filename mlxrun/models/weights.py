@@ -40,13 +40,17 @@ class Weight:
     @property
     def columns(self) -> int:
         if not self.layout.quantized:
-            return int(self.weight.shape[1])
-        return int(self.weight.shape[1]) * 32 // self.layout.bits
+            return int(self.weight.shape[-1])
+        return int(self.weight.shape[-1]) * 32 // self.layout.bits
 
     @property
-    def nbytes(self) -> int:
+    def elements(self) -> int:
+        return prod(self.weight.shape[:-1]) * self.columns
+
+    @property
+    def arrays(self) -> list[mx.array]:
         parts = (self.weight, self.scales, self.biases)
-        return sum(int(part.nbytes) for part in parts if part is not None)
+        return [part for part in parts if part is not None]
 
     def product(self) -> Callable[[mx.array], mx.array]:
         """A function ``x (..., columns) -> x @ W.T (..., rows)``, chosen once for this layout."""
