@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -140,7 +139,10 @@ def _check_per_block(file: GGUFFile, key: str, allowed: Range) -> None:
         if not allowed.holds(value):
             raise file.error(key, expected=f"{allowed}, or one for each block")
         return
-    blocks = file.key("block_count", min(len(value), MAX_BLOCKS))
+    blocks = file.key("block_count", None)
+    if blocks is None:
+        expected = f"a number of blocks, as {key} has one number for each"
+        raise file.error(f"{file.architecture}.block_count", expected=expected)
     if len(value) != blocks:
         raise file.error(key, expected=f"one number for each of the {blocks} blocks")
     for index, number in enumerate(value.tolist()):
@@ -154,11 +156,11 @@ def _has_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _per_block(file: GGUFFile, suffix: str, default: Sequence[int]) -> list[int]:
-    """One number for each block; a scalar stands for all."""
+def _per_block(file: GGUFFile, suffix: str, default: int | list[int]) -> list[int]:
+    """One number for each block (one, if blocks are not counted); a scalar stands for all."""
     value = file.key(suffix, default)
     if isinstance(value, int):
-        return [value] * max(len(default), 1)
+        return [value] * file.key("block_count", 1)
     return [int(number) for number in value]
 
 
@@ -168,11 +170,8 @@ def _check_attention(file: GGUFFile) -> None:
     State-space models have no heads, hybrid ones none in some blocks, and there are attention-free
     blocks with query heads alone: a zero is a lie only where no block has heads.
     """
-    blocks = file.key("block_count", 1)
-    heads = _per_block(file, "attention.head_count", [0] * blocks)
+    heads = _per_block(file, "attention.head_count", 0)
     groups = _per_block(file, "attention.head_count_kv", heads)
-    if len(groups) != len(heads):  # one is per block and there is no block_count
-        groups = (groups * len(heads))[: len(heads)]
     state_space = any(
         key.startswith((f"{file.architecture}.ssm.", f"{file.architecture}.wkv."))
         for key in file.metadata
@@ -214,7 +213,7 @@ def _check_head_size(file: GGUFFile, heads: int) -> None:
 
 def _check_experts(file: GGUFFile) -> None:
     experts = file.key("expert_count", 0)
-    used = max(_per_block(file, "expert_used_count", [0]))
+    used = max(_per_block(file, "expert_used_count", 0))
     if experts > 1 and used > experts:
         raise file.error(
             f"{file.architecture}.expert_used_count",

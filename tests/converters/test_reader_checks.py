@@ -172,12 +172,7 @@ TRUTHS: dict[str, Any] = {
     "heads alone": lambda b: b.drop(GROUPS),
     "groups alone": lambda b: b.drop(HEADS),
     "no heads": lambda b: b.drop(HEADS, GROUPS),
-    "heads for each block, no count": lambda b: b.drop("llama.block_count").set(
-        HEADS, ARRAY, (U32, [4, 4, 4])
-    ),
-    "groups for each block, no count": lambda b: b.drop("llama.block_count").set(
-        GROUPS, ARRAY, (U32, [2, 2, 2])
-    ),
+    "no block count": lambda b: b.drop("llama.block_count"),
     "head size given": lambda b: b.set(HEADS, U32, 6).set("llama.attention.key_length", U32, 64),
     "feed-forward of 0": lambda b: b.set("llama.feed_forward_length", ARRAY, (U32, [0, 48])),
     "scaling factor of 0": lambda b: b.set("llama.rope.scaling.factor", F32, 0.0),
@@ -206,10 +201,13 @@ def test_truths(tmp_path: Path, case: str) -> None:
     assert read_gguf(write(tmp_path, b)).architecture == "llama"
 
 
-def test_a_number_for_each_of_a_million_blocks(tmp_path: Path) -> None:
-    b = llama().drop("llama.block_count").set(HEADS, ARRAY, (U32, [4] * 1_000_000))
+@pytest.mark.parametrize("length", [0, 2, 1_000_000])
+def test_numbers_for_blocks_that_are_not_counted(tmp_path: Path, length: int) -> None:
+    b = llama().drop("llama.block_count").set(HEADS, ARRAY, (U32, [4] * length))
     error = refused(tmp_path, b)
-    assert error.field == HEADS and error.expected == "one number for each of the 512 blocks"
+    assert (error.field, error.found) == ("llama.block_count", "no such key")
+    assert error.expected == f"a number of blocks, as {HEADS} has one number for each"
+    assert error.offset == b.marks["directory"]
 
 
 def test_first_lie_wins_whatever_the_order(tmp_path: Path) -> None:

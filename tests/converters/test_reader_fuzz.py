@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_builder import ARRAY, BOOL, F32, F64, I8, I64, STRING, U8, U32, U64, Builder, llama
@@ -110,7 +111,7 @@ def test_noise(path: Path, noise: bytes, start: bytes) -> None:
     check(path, start + noise)
 
 
-ODD = [
+ODD: list[tuple[int, Any]] = [
     (U8, 0), (I8, -1), (U64, 2**64 - 1), (F32, math.nan), (F64, math.inf), (BOOL, 1), (STRING, ""),
     (STRING, b"\xff"), (ARRAY, (U32, [])), (ARRAY, (F32, [1, math.nan])), (ARRAY, (STRING, ["a"])),
     (ARRAY, (I64, [-1] * 5)), (ARRAY, (BOOL, [0, 1])), (ARRAY, (ARRAY, [(U8, [1]), (ARRAY, [])])),
@@ -118,10 +119,27 @@ ODD = [
 MORE = ["attention.key_length", "features_length", "ssm.state_size", "logit_scale", "some.key"]
 
 
-@pytest.mark.parametrize("key", [*llama().keys, *(f"llama.{key}" for key in MORE), "split.count"])
+KEYS = [*llama().keys, *(f"llama.{key}" for key in MORE), "split.count"]
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_any_value_under_any_key(path: Path, key: str) -> None:
     for kind, content in ODD:
         check(path, llama().set(key, kind, content).build())
+
+
+@fuzz
+@given(
+    st.dictionaries(st.sampled_from(KEYS), st.sampled_from(ODD), min_size=1, max_size=3),
+    st.sets(st.sampled_from(list(llama().keys)), max_size=3),
+)
+def test_keys_changed_and_dropped(
+    path: Path, changed: dict[str, tuple[int, Any]], dropped: set[str]
+) -> None:
+    b = llama().drop(*dropped)
+    for key, (kind, content) in changed.items():
+        b.set(key, kind, content)
+    check(path, b.build())
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

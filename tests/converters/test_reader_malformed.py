@@ -285,7 +285,7 @@ def test_says_what_to_do(tmp_path: Path, case: str, advice: str) -> None:
 
 
 def test_truncated_anywhere(tmp_path: Path) -> None:
-    """Every prefix of the header, and many of the data: refused at a byte that is (almost) there."""
+    """Every prefix of the header and many of the data are refused, at a byte that is there."""
     b = llama()
     content = b.build()
     end = b.marks["data"] + b.tensors[-1].nbytes + 1536
