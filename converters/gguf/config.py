@@ -13,6 +13,7 @@ import numpy as np
 
 from converters.gguf.names import architecture_of
 from converters.gguf.reader import GGUFFile
+from converters.gguf.shapes import check_shapes
 from converters.rope import llama3_factors
 
 Config = dict[str, Any]
@@ -60,6 +61,7 @@ def model_config(gguf: GGUFFile) -> Config:
         token = gguf.get(f"tokenizer.ggml.{name}_token_id")
         if token is not None:
             config[f"{name}_token_id"] = int(token)
+    check_shapes(gguf, config)
     return config
 
 
@@ -69,20 +71,32 @@ def rope_scaling(gguf: GGUFFile, config: Config) -> Config | None:
     YaRN: Peng et al., 2023, arXiv:2309.00071. Per-frequency factors (``rope_freqs``): the Llama 3.1
     formula where the stored factors follow it, else ``longrope`` with the factors written out.
     """
-    if "rope_freqs.weight" in gguf:
-        return _frequency_factors(gguf, config)
     # llama.cpp's default for a file that states a factor and no type.
     kind = gguf.key("rope.scaling.type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise gguf.error(
+            f"{gguf.architecture}.rope.scaling.type",
+            expected="none, linear or yarn",
+            found=repr(kind),
+        )
     factor = float(gguf.key("rope.scaling.factor", gguf.key("rope.scale_linear", 0.0))) or 1.0
-    if kind == "none" or (kind == "linear" and factor == 1.0):
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "type": "linear", "factor": _tidy(factor)}
+    _check_attention_factor(gguf, kind, factor)
+    if "rope_freqs.weight" in gguf:
+        return _frequency_factors(gguf, config, kind, factor)
     if kind == "yarn":
         return _yarn(gguf, factor, config["max_position_embeddings"])
-    raise gguf.error(
-        f"{gguf.architecture}.rope.scaling.type", expected="none, linear or yarn", found=repr(kind)
-    )
+    if kind == "none" or factor == 1.0:
+        return None
+    return {"rope_type": "linear", "type": "linear", "factor": _tidy(factor)}
+
+
+def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
+    """Only YaRN has a place in ``config.json`` for a factor on queries and keys."""
+    attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
+    if attention != 1.0 and (kind != "yarn" or factor <= 1.0 or "rope_freqs.weight" in gguf):
+        raise gguf.error(
+            f"{gguf.architecture}.rope.scaling.attn_factor", expected="1 without YaRN scaling"
+        )
 
 
 def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
@@ -102,7 +116,7 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
     if all_dim:
         scaling["mscale_all_dim"] = _tidy(all_dim)
     attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
-    if attention != 1.0 and factor > 1.0:
+    if attention != 1.0:
         # mlx-lm reads no key for such an extra factor, so it goes into mscale:
         # attention * (0.1 ln(factor) + 1) = 0.1 * mscale * ln(factor) + 1.
         growth = 0.1 * math.log(factor)
@@ -110,14 +124,18 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
     return scaling
 
 
-def _frequency_factors(gguf: GGUFFile, config: Config) -> Config:
+def _frequency_factors(gguf: GGUFFile, config: Config, kind: str, factor: float) -> Config:
     tensor = gguf.tensor("rope_freqs.weight")
+    if kind == "yarn":
+        raise tensor.error(expected="no frequency factors beside YaRN scaling", found="both")
     factors = tensor.raw().view("<f4")
     dims = int(gguf.key("rope.dimension_count", config["head_dim"]))
     if tensor.type.name != "F32" or len(factors) != dims // 2:
         raise tensor.error(
             expected=f"F32 with {dims // 2} factors", found=f"{tensor.type.name} {tensor.shape}"
         )
+    if not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise tensor.error(expected="positive factors", found="others among them")
     llama3 = {
         "rope_type": "llama3",
         "type": "llama3",
@@ -126,9 +144,11 @@ def _frequency_factors(gguf: GGUFFile, config: Config) -> Config:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    if np.allclose(llama3_factors(dims, config["rope_theta"], llama3), factors, rtol=1e-4):
+    linear = factor if kind == "linear" else 1.0
+    known = llama3_factors(dims, config["rope_theta"], llama3)
+    if linear == 1.0 and np.allclose(known, factors, rtol=1e-6):
         return llama3
-    exact = [float(value) for value in factors]
+    exact = [float(value) * linear for value in factors]
     context = config["max_position_embeddings"]
     return {
         "rope_type": "longrope",
@@ -171,7 +191,8 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
 
 
 def _any_bias(gguf: GGUFFile, *modules: str) -> bool:
-    return any(f"blk.0.{module}.bias" in gguf for module in modules)
+    layers = range(int(gguf.key("block_count")))
+    return any(f"blk.{i}.{module}.bias" in gguf for i in layers for module in modules)
 
 
 def _tidy(value: Any) -> float:

@@ -50,6 +50,7 @@ class Architecture:
         permuted: modules whose rows are stored for interleaved rotary embedding.
         zero_biases: modules that get a zero bias where a sibling has one, because stock classes
             switch all of a group on together.
+        always_biased: whether stock classes have those biases even where a file has none.
     """
 
     model_type: str
@@ -57,6 +58,7 @@ class Architecture:
     layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
     permuted: frozenset[str] = frozenset()
     zero_biases: tuple[tuple[str, ...], ...] = ()
+    always_biased: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -70,7 +72,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     ),
     "qwen2": Architecture(
-        "qwen2", "Qwen2ForCausalLM", zero_biases=(("attn_q", "attn_k", "attn_v"),)
+        "qwen2",
+        "Qwen2ForCausalLM",
+        zero_biases=(("attn_q", "attn_k", "attn_v"),),
+        always_biased=True,
     ),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", layer=_LLAMA | _QK_NORMS),
 }
@@ -132,6 +137,11 @@ def map_names(gguf: GGUFFile) -> NameMap:
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
     for tensor in gguf.tensors:
+        if tensor.name.endswith(".scale"):
+            # Beside NVFP4 blocks; to leave it out would change every weight of the matrix.
+            raise tensor.error(
+                expected="a tensor that can be converted", found="a factor on a whole matrix"
+            )
         target, permuted, reason = _target(tensor.name, architecture, layers)
         if target:
             mapped.append(Mapped(tensor, target, permuted))
@@ -171,7 +181,9 @@ def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
 def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> list[tuple[str, int]]:
     zeros = []
     for group in architecture.zero_biases:
-        present = any(f"blk.{i}.{m}.bias" in gguf for i in range(layers) for m in group)
+        present = architecture.always_biased or any(
+            f"blk.{i}.{m}.bias" in gguf for i in range(layers) for m in group
+        )
         for i in range(layers if present else 0):
             for module in group:
                 if f"blk.{i}.{module}.bias" not in gguf:

@@ -1,0 +1,64 @@
+"""Whether the tensors of a file have the shapes that its own metadata implies.
+
+Knows dense decoders in GGUF's names; a contradiction is found before anything is converted rather
+than by a matrix product halfway through the first prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from converters.gguf.reader import GGUFFile
+
+Shape = tuple[int, ...]
+
+
+def check_shapes(gguf: GGUFFile, config: Mapping[str, Any]) -> None:
+    """Compare every known tensor with the hyperparameters.
+
+    Args:
+        config: ``config.json`` in Hugging Face terms.
+
+    Raises:
+        GGUFError: a tensor has another shape; the message names it.
+    """
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    ends = {
+        "token_embd": (vocabulary, hidden),
+        "output": (vocabulary, hidden),
+        "output_norm": (hidden,),
+    }
+    layer = _layer_shapes(config)
+    for tensor in gguf.tensors:
+        module, _, kind = tensor.name.rpartition(".")
+        shape = ends.get(module) or layer.get(module.split(".", 2)[-1])
+        if shape is None or kind not in ("weight", "bias"):
+            continue
+        wanted = shape if kind == "weight" else shape[:1]
+        if tensor.shape != wanted:
+            raise tensor.error(expected=f"{_show(wanted)} weights", found=_show(tensor.shape))
+
+
+def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """By module of a layer, as rows and columns."""
+    hidden, dim, inner = config["hidden_size"], config["head_dim"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * dim
+    keys = config["num_key_value_heads"] * dim
+    return {
+        "attn_norm": (hidden,),
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_output": (hidden, queries),
+        "attn_q_norm": (dim,),
+        "attn_k_norm": (dim,),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+    }
+
+
+def _show(shape: Shape) -> str:
+    return " x ".join(str(size) for size in shape)
