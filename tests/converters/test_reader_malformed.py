@@ -326,65 +326,6 @@ def test_too_many_objects(tmp_path: Path, kind: int, size: int) -> None:
     assert error.offset == b.marks["value:some.key"] + 4
 
 
-LOOKS: dict[str, tuple[bytes, str]] = {
-    "safetensors": (struct.pack("<Q", 60) + b'{"__metadata__":{}}', "a safetensors file"),
-    "zip": (b"PK\x03\x04rest", "a zip archive"),
-    "pickle": (b"\x80\x02}q\x00", "a Python pickle"),
-    "html": (b"\n<!DOCTYPE html><html>", "an HTML page"),
-    "html without doctype": (b"<HTML><body>", "an HTML page"),
-    "xml": (b"<?xml version='1.0'?><Error>", "an XML document"),
-    "json": (b'{"error": "not found"}', "a JSON document"),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a git-lfs pointer"),
-    "ggml": (struct.pack("<I", 0x67676D6C) + bytes(9), "a GGML file"),
-    "ggjt": (struct.pack("<I", 0x67676A74) + bytes(9), "a GGJT file"),
-    "zeros": (bytes(100), "zero bytes"),
-    "gzip": (b"\x1f\x8b\x08", "a gzip archive"),
-    "swapped": (b"FUGG" + bytes(20), "a byte-swapped GGUF"),
-    "other": (b"ELF\x7f and so on", r"b'ELF\x7f'"),
-    "lower case": (b"gguf" + bytes(20), "b'gguf'"),
-}
-
-
-@pytest.mark.parametrize("name", LOOKS)
-def test_other_formats(tmp_path: Path, name: str) -> None:
-    content, found = LOOKS[name]
-    path = tmp_path / "other.gguf"
-    path.write_bytes(content)
-    error = refused(path)
-    assert (error.field, error.offset, error.expected) == ("magic", 0, "the bytes 'GGUF'")
-    assert found in error.found
-
-
-def test_nothing_to_read(tmp_path: Path) -> None:
-    empty, folder, pipe = tmp_path / "empty.gguf", tmp_path / "folder.gguf", tmp_path / "pipe.gguf"
-    empty.touch()
-    folder.mkdir()
-    os.mkfifo(pipe)
-    for path, found in (
-        (tmp_path / "absent.gguf", "nothing at this path"),
-        (empty, "an empty file"),
-        (folder, "a directory"),
-        (pipe, "something that is not a regular file"),
-        (empty / "below.gguf", "cannot be read"),
-        (tmp_path / ("n" * 300), "cannot be read"),
-        (tmp_path / "a\0b", "cannot be read"),
-    ):
-        error = refused(path)
-        assert (error.field, error.offset, error.expected) == ("file", 0, "a GGUF file")
-        assert found in error.found
-
-
-def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "locked.gguf"
-    path.write_bytes(llama().build())
-
-    def denied(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", denied)  # root may read whatever the mode says
-    assert "Permission denied" in refused(path).found
-
-
 def test_error_text_is_safe_to_print(tmp_path: Path) -> None:
     """What a file says cannot drive a terminal or break the encoding of the message."""
     b = llama().set("k\x1b[31m", ARRAY, raw_array(99, 0))
