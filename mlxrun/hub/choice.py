@@ -1,0 +1,187 @@
+"""Which files of a repository make up the model that a name asks for.
+
+Knows file names and sizes only: not where the list came from (the hub or the cache on disk), nor
+what is in the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from mlxrun.errors import HubError
+from mlxrun.hub.names import HubName
+
+DEFAULT_QUANT = "Q4_K_M"  # what llama.cpp and Ollama take when nothing is said
+
+_MOST_SHARDS = 1000  # more is no split file: keeps a hostile list from costing memory
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.(?:gguf|safetensors)")
+_NOT_A_MODEL = re.compile(r"(?<![a-z0-9])(?:mmproj|imatrix)(?![a-z0-9])", re.IGNORECASE)
+_LABEL = re.compile(
+    r"(?<![A-Z0-9])(?:UD-)?(?:I?Q[1-8]_\w+|TQ[12]_0|(?:MX|NV)FP4\w*|B?F16|F32|FP16|FP32|Q[1-8])"
+    r"(?![A-Z0-9])",
+    re.IGNORECASE,
+)
+_TEXT_FILES = re.compile(
+    r"config\.json|generation_config\.json|tokenizer[\w.-]*|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.(?:json|txt)|merges\.txt|chat_template\.\w+"
+    r"|[\w.-]+\.tiktoken|tekken\.json|model[\w.-]*\.safetensors\.index\.json"
+)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a repository: its path there, bytes, and its hash where the hub has one."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files of one model, in the order to fetch them.
+
+    Attributes:
+        files: every file.
+        first: the path to open: a GGUF, the first of its shards, or ``""`` for the directory.
+    """
+
+    files: tuple[HubFile, ...]
+    first: str
+
+    @property
+    def size(self) -> int:
+        """Of all files together, in bytes."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def label(self) -> str:
+        """What to type after the colon; the whole path where the name tells no quantisation."""
+        labels = _LABEL.findall(PurePosixPath(self.first).name) or _LABEL.findall(self.first)
+        return labels[-1] if labels else self.first
+
+
+def choose(name: HubName, files: Sequence[HubFile]) -> Choice:
+    """The files that a name asks for, out of all files of its repository.
+
+    Raises:
+        HubError: nothing there is a model, or the name fits none or several; lists the choices.
+    """
+    if name.file:
+        return _file(name, files)
+    choices = _gguf_models(file for file in files if not _NOT_A_MODEL.search(file.path))
+    if not choices and not name.quant:
+        return _directory(name, files)
+    if not choices:
+        raise HubError(
+            f"{name.repo} has no GGUF files, so no {name.quant}", hint=f"Ask for {name.repo} alone"
+        )
+    if not name.quant and len(choices) == 1:
+        return _complete(name, choices[0])
+    fitting = _fitting(name.quant or DEFAULT_QUANT, choices)
+    if len(fitting) == 1:
+        return _complete(name, fitting[0])
+    shown = "; ".join(_shown(choice, fitting or choices) for choice in fitting or choices)
+    if not name.quant:
+        problem = f"{name.repo} has {len(choices)} models"
+    else:
+        problem = f"{name.repo} has {len(fitting) or 'no'} {name.quant} model" + "s" * (
+            len(fitting) > 1
+        )
+    raise HubError(
+        f"{problem}: {shown}", hint=f"Name one, as in {_example(name, fitting or choices)}"
+    )
+
+
+def missing_shards(files: Iterable[HubFile]) -> list[str]:
+    """Paths of shards that the numbering of the given ones promises."""
+    here = {file.path for file in files}
+    promised = {path for each in here for path in _siblings(each)}
+    return sorted(promised - here)
+
+
+def size_text(size: int) -> str:
+    """``4.7 GB``: decimal units, as disks and the hub have them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _file(name: HubName, files: Sequence[HubFile]) -> Choice:
+    """The named file, with its siblings when it is a shard."""
+    wanted = set(_siblings(name.file or ""))
+    found = sorted((file for file in files if file.path in wanted), key=lambda file: file.path)
+    if name.file not in {file.path for file in found}:
+        choices = _gguf_models(files)
+        listed = "; ".join(_shown(choice, ()) for choice in choices) or "no GGUF files"
+        raise HubError(f"{name.repo} has no file {name.file}", hint=f"It has {listed}")
+    return _complete(name, Choice(tuple(found), found[0].path))
+
+
+def _gguf_models(files: Iterable[HubFile]) -> list[Choice]:
+    """GGUF files, shards of one model together, smallest first."""
+    groups: dict[str, list[HubFile]] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        if file.path.lower().endswith(".gguf"):
+            groups.setdefault(_siblings(file.path)[0], []).append(file)
+    choices = [Choice(tuple(group), first) for first, group in groups.items()]
+    return sorted(choices, key=lambda choice: (choice.size, choice.first))
+
+
+def _fitting(quant: str, choices: Sequence[Choice]) -> list[Choice]:
+    """Choices whose path has the quantisation as a whole word, or the one that is just that."""
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(quant)}(?![a-z0-9_])", re.IGNORECASE)
+    found = [choice for choice in choices if word.search(choice.first)]
+    exact = [choice for choice in found if choice.label.lower() == quant.lower()]
+    return exact if len(exact) == 1 else found
+
+
+def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
+    """Config, tokenizer and safetensors of a repository without GGUF; small files come first."""
+    top = [file for file in files if "/" not in file.path]
+    weights = [file for file in top if file.path.endswith(".safetensors")]
+    ours = [file for file in weights if file.path.startswith("model")] or weights
+    texts = [file for file in top if _TEXT_FILES.fullmatch(file.path)]
+    if not ours or "config.json" not in {file.path for file in texts}:
+        kinds = sorted({PurePosixPath(file.path).suffix or file.path for file in files})
+        raise HubError(
+            f"{name.repo} has neither GGUF files nor config.json with safetensors, "
+            f"only {', '.join(kinds[:12]) or 'nothing'}",
+            hint="Look for a GGUF or MLX version of the model",
+        )
+    ordered = sorted(texts, key=lambda file: file.path) + sorted(ours, key=lambda file: file.path)
+    return _complete(name, Choice(tuple(ordered), ""))
+
+
+def _complete(name: HubName, choice: Choice) -> Choice:
+    """The choice itself, when none of its shards is missing."""
+    if missing := missing_shards(choice.files):
+        raise HubError(
+            f"{name.repo} lacks {len(missing)} shards of {choice.first or 'its weights'}, "
+            f"{missing[0]} among them"
+        )
+    return choice
+
+
+def _siblings(path: str) -> list[str]:
+    """All shards of the split file that a path belongs to, or the path alone."""
+    found = _SHARD.fullmatch(path)
+    if not found or not 0 < int(found["index"]) <= int(found["count"]) <= _MOST_SHARDS:
+        return [path]
+    stem, count, suffix = found["stem"], int(found["count"]), PurePosixPath(path).suffix
+    return [f"{stem}-{index:05}-of-{count:05}{suffix}" for index in range(1, count + 1)]
+
+
+def _shown(choice: Choice, among: Sequence[Choice]) -> str:
+    labels = [other.label for other in among]
+    name = choice.label if labels.count(choice.label) == 1 else choice.first
+    return f"{name} ({size_text(choice.size)})"
+
+
+def _example(name: HubName, choices: Sequence[Choice]) -> str:
+    labels = [choice.label for choice in choices]
+    first = choices[0]
+    unique = labels.count(first.label) == 1 and first.label != first.first
+    return f"{name.repo}:{first.label}" if unique else f"{name.repo}/{first.first}"

@@ -1,0 +1,272 @@
+"""Lists repositories and brings their files into huggingface_hub's own cache.
+
+Settings are huggingface_hub's: ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``.
+Large files are fetched here, into the place where huggingface_hub looks for them, because its own
+download drops the part it has when it is interrupted and does not compare hashes. They come over
+plain HTTP, so that a part is a prefix of the file: ``blobs/SHA256.incomplete``, renamed once the
+hash is right. A branch or tag is recorded last: offline, it leads to complete models only.
+
+Knows nothing of which files make a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    WeakFileLock,
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from mlxrun.errors import HubError, OutOfSpaceError
+from mlxrun.hub.choice import Choice, HubFile, size_text
+from mlxrun.hub.failures import FAILURES, TRANSPORT, is_transient, translate
+from mlxrun.hub.names import HubName, is_safe
+
+Progress = Callable[[int, int], None]
+
+_TIMEOUT = 15.0  # seconds for the list of files
+_LARGEST = 50_000_000_000  # bytes that the hub serves over plain HTTP
+_BARS = "huggingface_hub"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository at one commit.
+
+    Attributes:
+        commit: 40 hexadecimal digits.
+        files: what the hub says is there; what the cache has when the hub is out of reach.
+        problem: why the hub could not be asked; None when it was.
+    """
+
+    commit: str
+    files: tuple[HubFile, ...]
+    problem: HubError | None = None
+
+
+def list_files(name: HubName) -> Listing:
+    """The files of a repository, from the hub or, when it is out of reach, from the cache.
+
+    Raises:
+        HubError: no such repository or revision, no access, or neither hub nor cache has it.
+    """
+    try:
+        info = HfApi(endpoint=constants.ENDPOINT).model_info(
+            name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
+        )
+        files = tuple(
+            HubFile(file.rfilename, file.size or 0, _sha256(file.lfs.sha256 if file.lfs else None))
+            for file in info.siblings or ()
+            if is_safe(file.rfilename)
+        )
+        if not _COMMIT.fullmatch(info.sha or ""):
+            raise ValueError(f"{info.sha!r} is no commit")
+        return Listing(str(info.sha), files)
+    except FAILURES as error:
+        problem = translate(error, name)
+        cached = _list_cached(name)
+        if cached is None or not is_transient(error) or not isinstance(problem, HubError):
+            raise problem from error
+        return Listing(*cached, problem)
+
+
+def fetch(name: HubName, listing: Listing, choice: Choice, progress: Progress | None) -> Path:
+    """Bring the chosen files into the cache; what is there already is not fetched again.
+
+    Args:
+        name: whose files.
+        listing: the commit to take them from.
+        choice: the files.
+        progress: called with (bytes here, bytes in all) while something is fetched.
+
+    Returns:
+        The file to open, or the directory.
+
+    Raises:
+        OutOfSpaceError: the disk has no room for them.
+        HubError: a file cannot be had, or is not what the hub says it is.
+    """
+    snapshot = _folder(name.repo) / "snapshots" / listing.commit
+    missing = [file for file in choice.files if not (snapshot / file.path).exists()]
+    try:
+        _check_space(name, missing)
+        done = choice.size - sum(file.size for file in missing)
+        for file in missing:
+            _fetch_file(name, listing.commit, file, _meter(progress, done, choice.size))
+            done += file.size
+    except FAILURES as error:
+        raise translate(error, name, file.path) from error
+    if listing.problem is None:
+        with suppress(OSError):  # a read-only cache serves as well
+            _record(name, listing.commit)
+    return snapshot / choice.first
+
+
+def _list_cached(name: HubName) -> tuple[str, tuple[HubFile, ...]] | None:
+    """The commit that a revision had when it was last fetched, and the files of it on disk."""
+    folder = _folder(name.repo)
+    commit = name.revision
+    with suppress(OSError, UnicodeDecodeError):
+        commit = (folder / "refs" / name.revision).read_text().strip()
+    snapshot = folder / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        return None
+    files = (path for path in sorted(snapshot.rglob("*")) if path.is_file())
+    return commit, tuple(
+        HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size) for path in files
+    )
+
+
+def _fetch_file(name: HubName, commit: str, file: HubFile, meter: Callable[[int], None]) -> None:
+    """One file into the cache, verified when the hub knows its SHA-256."""
+    meter(0)
+    if file.sha256 and file.size <= _LARGEST:
+        _fetch_blob(name, commit, file, file.sha256, meter)
+    with _quiet():  # finds the blob and links to it; fetches whatever is not there
+        path = Path(
+            hf_hub_download(name.repo, file.path, revision=commit, endpoint=constants.ENDPOINT)
+        )
+    blob = path.resolve()
+    if file.sha256 and blob.name != file.sha256 and _hash(blob) != file.sha256:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise _damaged(name, file)
+    meter(file.size)
+
+
+def _fetch_blob(
+    name: HubName, commit: str, file: HubFile, sha256: str, meter: Callable[[int], None]
+) -> None:
+    """Complete ``blobs/SHA256.incomplete``, check it, and rename it to ``blobs/SHA256``."""
+    blob = _folder(name.repo) / "blobs" / sha256
+    partial = blob.with_name(f"{sha256}.incomplete")
+    lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parts[-3], f"{sha256}.lock")
+    for directory in (blob.parent, lock.parent):
+        directory.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        if _size(partial) > file.size:  # not a prefix of this file
+            partial.unlink()
+        _stream(name, commit, file, partial, meter)
+        if _hash(partial) != sha256:
+            partial.unlink()
+            raise _damaged(name, file)
+        partial.rename(blob)
+
+
+def _stream(
+    name: HubName, commit: str, file: HubFile, partial: Path, meter: Callable[[int], None]
+) -> None:
+    """Append what is missing of a file, for as long as every attempt brings some bytes."""
+    url = hf_hub_url(name.repo, file.path, revision=commit, endpoint=constants.ENDPOINT)
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    partial.touch()
+    while (before := _size(partial)) < file.size:
+        try:
+            with _quiet(), _Partial(partial, meter) as sink:
+                http_get(url, sink, resume_size=before, headers=headers, expected_size=file.size)
+        except TRANSPORT as error:
+            if not is_transient(error) or _size(partial) <= before:
+                raise
+
+
+class _Partial(io.BufferedWriter):
+    """A file that is appended to, and says how long it is."""
+
+    def __init__(self, path: Path, meter: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self._meter = meter
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
+        written = super().write(data)
+        self._meter(self.tell())
+        return written
+
+
+def _check_space(name: HubName, files: Sequence[HubFile]) -> None:
+    """Refuse a download that cannot fit, before it starts."""
+    blobs = _folder(name.repo) / "blobs"
+    here = sum(
+        max(_size(blobs / file.sha256), _size(blobs / f"{file.sha256}.incomplete"))
+        for file in files
+        if file.sha256
+    )
+    needed = sum(file.size for file in files) - here
+    existing = next(path for path in (blobs, *blobs.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise OutOfSpaceError(
+            f"{name} needs {size_text(needed)} and {existing} has {size_text(free)} free",
+            hint="Free some space or set HF_HOME to another disk",
+        )
+
+
+def _record(name: HubName, commit: str) -> None:
+    """Remember which commit a branch or tag was, as huggingface_hub does."""
+    ref = _folder(name.repo) / "refs" / name.revision
+    if name.revision != commit and not (ref.is_file() and ref.read_text() == commit):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+
+
+def _meter(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
+    """Turn bytes of one file into bytes of all."""
+
+    def report(position: int) -> None:
+        if progress:
+            progress(done + position, total)
+
+    return report
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without huggingface_hub's own bars: the caller has ``progress``, and pipes have none."""
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled(_BARS):
+        yield
+        return
+    disable_progress_bars(_BARS)
+    try:
+        yield
+    finally:
+        enable_progress_bars(_BARS)
+
+
+def _folder(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+
+
+def _sha256(text: str | None) -> str | None:
+    return text if text and _SHA256.fullmatch(text) else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(name: HubName, file: HubFile) -> HubError:
+    return HubError(
+        f"{file.path} of {name.repo} arrived damaged (not the hub's SHA-256) and was removed",
+        hint="Run it again; if it fails again, the mirror or proxy alters files",
+    )

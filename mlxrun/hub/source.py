@@ -1,0 +1,137 @@
+"""Where a model is: a file, a directory, or a repository on the hub that is fetched first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from mlxrun.errors import HubError, SourceError
+from mlxrun.hub.choice import choose
+from mlxrun.hub.names import GRAMMAR, HubName, has_address
+
+Progress = Callable[[int, int], None]
+
+
+def resolve(source: str | Path, *, progress: Progress | None = None) -> Path:
+    """The local file or directory that a source names, downloaded if need be.
+
+    An existing path wins. What looks like a path (a ``Path`` object, ``./`` ``../`` ``/`` ``~`` in
+    front, no or many slashes, a ``.gguf`` next to existing files) is never looked up on the hub.
+
+    Args:
+        source: a path, or a name on the hub as :class:`mlxrun.hub.names.HubName` reads it.
+        progress: called with (bytes here, bytes in all) while something is downloaded.
+
+    Raises:
+        SourceError: there is nothing there; the error suggests the nearest name.
+        HubError: the hub has no such model, refuses it, or cannot be reached and it is not cached.
+        OutOfSpaceError: the disk has no room for the download.
+    """
+    text = os.fspath(source)
+    if isinstance(source, str) and has_address(text):
+        return pull(text, progress=progress)
+    path = _expand(text)
+    if _exists(path):
+        return path
+    if isinstance(source, Path) or _looks_local(text):
+        raise _missing(text, path)
+    try:
+        return pull(text, progress=progress)
+    except HubError as error:  # "models/tinylama" could be either
+        if nearest := _nearest(path):
+            hint = f"{error.hint or 'Check the name'}. Or did you mean the local {nearest}?"
+            raise HubError(error.message, hint=hint) from error
+        raise
+
+
+def pull(source: str, *, progress: Progress | None = None) -> Path:
+    """Bring a model of the hub into the local cache and say where it is.
+
+    Out of reach of the hub, or with ``HF_HUB_OFFLINE=1``, what is in the cache serves.
+
+    Args:
+        source: a name on the hub.
+        progress: called with (bytes here, bytes in all) while something is downloaded.
+
+    Returns:
+        The GGUF file (the first shard of a split one), or the directory of a model without GGUF.
+
+    Raises:
+        SourceError: this is not a name.
+        HubError: the hub has no such model, refuses it, or cannot be reached and it is not cached;
+            several files fit; a file arrived damaged.
+        OutOfSpaceError: the disk has no room for the download.
+    """
+    name = HubName.parse(source)
+    from mlxrun.hub import download  # imports huggingface_hub: only where a hub name is used
+
+    listing = download.list_files(name)
+    try:
+        choice = choose(name, listing.files)
+    except HubError as error:
+        if listing.problem is None:
+            raise
+        problem = f"{listing.problem.message}; in the cache, {error.message}"
+        raise HubError(problem, hint=listing.problem.hint) from error
+    return download.fetch(name, listing, choice, progress)
+
+
+def _expand(text: str) -> Path:
+    if not text or "\0" in text:
+        raise SourceError(f"{text!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # "~nobody"
+        raise SourceError(
+            f"there is no home directory for {text}", hint="Check the path"
+        ) from error
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError as error:
+        raise SourceError(f"{path} may not be read", hint="Check its permissions") from error
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
+
+
+def _looks_local(text: str) -> bool:
+    """Whether a source that does not exist was meant as a path."""
+    if text.startswith(("/", "./", "../", "~")) or text in (".", ".."):
+        return True
+    slashes = text.partition("@")[0].count("/")
+    if text.lower().endswith(".gguf"):  # org/repo/file.gguf, unless there is such a directory
+        return slashes < 2 or _exists(Path(text).parent)
+    return slashes != 1 and ".gguf@" not in text.lower()
+
+
+def _missing(text: str, path: Path) -> SourceError:
+    nearest = _nearest(path)
+    if nearest:
+        hint = f"Did you mean {nearest}?"
+    elif _exists(path.parent):
+        hint = f"{path.parent.resolve()} has nothing of a similar name; {_lower(GRAMMAR)}"
+    else:
+        hint = f"Even the directory {path.parent} does not exist; {_lower(GRAMMAR)}"
+    return SourceError(f"there is no model at {text}", hint=hint)
+
+
+def _nearest(path: Path) -> Path | None:
+    """The model in the same directory whose name is most like the missing one's."""
+    try:
+        names = {
+            each.name.lower(): each.name
+            for each in path.parent.iterdir()
+            if each.suffix.lower() == ".gguf" or each.is_dir()
+        }
+    except (OSError, ValueError):
+        return None
+    found = get_close_matches(path.name.lower(), names, n=1)
+    return path.with_name(names[found[0]]) if found else None
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
