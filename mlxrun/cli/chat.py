@@ -1,0 +1,126 @@
+"""``mlxrun chat``: a conversation, typed or piped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxrun.cli.console import note, visible
+from mlxrun.cli.loading import load_model, usage_line, with_loading
+from mlxrun.cli.settings import defaults, given, with_settings
+from mlxrun.errors import SourceError
+
+if TYPE_CHECKING:
+    from mlxrun.cli.conversation import Conversation
+    from mlxrun.generation.engine import Session
+    from mlxrun.llm import LLM
+
+DEMO = Path(__file__).parent.parent / "assets" / "demo.gguf"
+# Attention collapses without the first tokens (Xiao et al., 2023, arXiv:2309.17453).
+SINKS = 4
+MAX_TOKENS = 2048
+
+
+@click.command("chat")
+@click.argument("model", required=False)
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--load", "saved", type=click.Path(), metavar="FILE", help="Continue a saved chat.")
+@click.option(
+    "--window",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Remember only the last N tokens, for a chat without end.",
+)
+@click.option(
+    "--keep",
+    type=click.IntRange(0),
+    metavar="N",
+    help="With --window: also remember the first N tokens.  [default: the system message]",
+)
+@click.option("--stats", is_flag=True, help="Show what each reply costs.")
+@with_settings
+@with_loading
+def command(
+    model: str | None,
+    system: str | None,
+    saved: str | None,
+    window: int | None,
+    keep: int | None,
+    stats: bool,
+    dtype: str | None,
+    policy: str | None,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Talk with a model.
+
+    Without a MODEL, talks with the small demo model that comes with mlxrun. On a terminal, /help
+    lists the commands; Ctrl-C stops a reply, Ctrl-D leaves. Without a terminal, each line of
+    standard input is a message of one conversation, and the replies go to standard output.
+
+    \b
+    Examples:
+      mlxrun chat
+      mlxrun chat model.gguf --system "Answer in one sentence." --temperature 0.5
+      mlxrun chat model.gguf --window 4096
+      printf 'Hello!\\nWho are you?\\n' | mlxrun chat
+    """
+    if keep is not None and window is None:
+        raise click.UsageError("--keep needs --window.")
+    if model is None and not DEMO.exists():
+        raise SourceError(
+            f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
+        )
+    llm = load_model(model or str(DEMO), dtype=dtype, policy=policy, verbose=verbose)
+    from mlxrun.cli.conversation import Conversation
+
+    conversation = Conversation(
+        llm, _session(llm, system, window, keep), settings=defaults() | {"max_tokens": MAX_TOKENS}
+    )
+    if saved:
+        conversation.load(Path(saved))
+    conversation.settings |= given(options)
+    if system is not None:
+        conversation.system = system
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _type(conversation, model or "the demo model", stats or verbose)
+    else:
+        _pipe(conversation, stats or verbose)
+
+
+def _session(llm: LLM, system: str | None, window: int | None, keep: int | None) -> Session:
+    if window is None:
+        return llm.session()
+    if keep is None:
+        keep = SINKS
+        if system is not None:
+            message = [{"role": "system", "content": system}]
+            keep += len(llm.tokenizer.encode_chat(message, add_generation_prompt=False))
+    return llm.session(window=window, keep=keep)
+
+
+def _type(conversation: Conversation, name: str, stats: bool) -> None:
+    from mlxrun.cli.editor import Editor, history_path
+    from mlxrun.cli.slash import CHAT_SETTINGS, COMMANDS
+    from mlxrun.cli.terminal import TerminalChat
+
+    chat = TerminalChat(
+        conversation, Editor(list(COMMANDS), list(CHAT_SETTINGS), history_path()).read, stats=stats
+    )
+    chat.say(f"Talking with {name}. /help lists the commands, Ctrl-D leaves.")
+    chat.run()
+
+
+def _pipe(conversation: Conversation, stats: bool) -> None:
+    for line in sys.stdin:
+        if not line.strip():
+            continue
+        for text in conversation.ask(line.rstrip("\n")):
+            sys.stdout.write(visible(text))
+            sys.stdout.flush()
+        print(flush=True)
+        if stats and conversation.usage:
+            note(usage_line(conversation.usage))

@@ -1,0 +1,140 @@
+"""What the commands share of a terminal: safe text, notes, tables, and progress bars.
+
+Results go to standard output, everything else to standard error. Colour and bars appear only on a
+terminal. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.table import Table
+
+# A terminal obeys these characters; only newline and tab are harmless. C0 characters and DEL become
+# their pictures, C1 characters the replacement character, and a carriage return vanishes.
+_NEUTRAL = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+    | {ord("\r"): None}
+)
+
+
+def visible(text: str) -> str:
+    """The text without what a terminal would obey: files and models may write anything."""
+    return text.translate(_NEUTRAL)
+
+
+def one_line(text: str) -> str:
+    """The text on a single, harmless line."""
+    return visible(" ".join(text.split()))
+
+
+def complain(message: str) -> None:
+    """Print an error."""
+    note(f"error: {message}")
+
+
+def note(message: str) -> None:
+    """Print a line beside the results."""
+    print(one_line(message), file=sys.stderr, flush=True)
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as they need to be unless a terminal limits them."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 1000
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A plain table; a column whose name begins with ``#`` holds numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title or None, title_justify="left", title_style="bold", box=None)
+    made.pad_edge = False
+    for name in columns:
+        right = name.startswith("#")
+        made.add_column(name.removeprefix("#"), justify="right" if right else "left")
+    for row in rows:
+        made.add_row(*(Text(one_line(str(cell))) for cell in row))
+    return made
+
+
+def size(nbytes: float) -> str:
+    """A number of bytes for people, in powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 999.5:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.4g} TB"
+
+
+class Bar:
+    """A progress bar on standard error, for work that turns out to be long.
+
+    Call it with (done, total). Shows nothing where standard error is no terminal.
+
+    Args:
+        label: what is being done.
+        delay: seconds before the bar appears.
+        count: what is counted, where it is not bytes.
+    """
+
+    def __init__(self, label: str, *, delay: float = 0.5, count: str | None = None) -> None:
+        self._label, self._count = label, count
+        self._due = time.monotonic() + delay if sys.stderr.isatty() else float("inf")
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away; it does not come back."""
+        self._due = float("inf")
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, done: int, total: int, *_: object) -> None:
+        if self._bar is None and time.monotonic() >= self._due:
+            self._start()
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def _start(self) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        counting = (
+            [progress.MofNCompleteColumn(), progress.TextColumn(self._count)]
+            if self._count
+            else [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+        )
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            *counting,
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.start()
+        self._bar.add_task(self._label)

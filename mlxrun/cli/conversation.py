@@ -1,0 +1,250 @@
+"""A conversation with a model, without a terminal: messages, settings, memory, file.
+
+The whole conversation lives in one session, so that a turn computes only what is new. Knows nothing
+of how messages are typed or shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mlxrun.cli.respell import respell
+from mlxrun.cli.settings import Values, parse_settings, store_settings
+from mlxrun.errors import MlxrunError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from mlxrun.generation.engine import Progress, Session
+    from mlxrun.generation.request import Chunk, FinishReason, Usage
+    from mlxrun.llm import LLM
+
+FORMAT = "mlxrun-chat"
+# A reply that was stopped is marked with this key; templates never see it.
+STOPPED = "stopped"
+
+
+class ConversationError(MlxrunError):
+    """A conversation cannot be saved, read, taken back or continued."""
+
+
+class Conversation:
+    """Messages, and a session that remembers what the model has seen of them.
+
+    Args:
+        llm: the model.
+        session: its memory, empty.
+        system: a message that stands before all others.
+        settings: keywords of ``LLM.stream``.
+
+    Attributes:
+        messages: ``{"role": "user" | "assistant", "content": str}`` in turn.
+        usage: what the latest reply cost; None if it was stopped.
+        finish_reason: of the latest reply; ``"cancelled"`` if it was stopped.
+    """
+
+    def __init__(
+        self, llm: LLM, session: Session, *, system: str | None = None, settings: Values
+    ) -> None:
+        self.llm, self.session = llm, session
+        self.system, self.settings = system, dict(settings)
+        self.messages: list[dict[str, Any]] = []
+        self.usage: Usage | None = None
+        self.finish_reason: FinishReason | None = None
+
+    def ask(
+        self,
+        text: str,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """Add a message and stream the reply to it.
+
+        The reply joins the messages when the iterator ends, or what there is of it when ``stopped``
+        says so or the iterator is closed. Without any reply the message is taken back.
+
+        Args:
+            stopped: asked after each piece of text.
+            progress: called with (tokens done, tokens in all) while a long prompt is read.
+            settings: for this reply only.
+
+        Raises:
+            MlxrunError: the model cannot reply; the message is taken back.
+        """
+        self.messages.append({"role": "user", "content": text})
+        self.usage, self.finish_reason = None, "cancelled"
+        reply: list[str] = []
+        try:
+            chunks = self.llm.stream(
+                self.prompt(), session=self.session, progress=progress, **self.settings | settings
+            )
+            yield from self._collect(chunks, reply, stopped)
+        except KeyboardInterrupt:
+            # It may have struck between the caches of two layers.
+            self.session.reset()
+        finally:
+            self._close(reply)
+
+    def _collect(
+        self, chunks: Iterator[Chunk], reply: list[str], stopped: Callable[[], bool]
+    ) -> Iterator[str]:
+        # Closing makes the session hold what was yielded and no more.
+        with closing(cast("Generator[Chunk, None, None]", chunks)):
+            for chunk in chunks:
+                reply.append(chunk.text)
+                if chunk.finish_reason:
+                    self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
+                yield chunk.text
+                if stopped():
+                    break
+
+    def _close(self, reply: Sequence[str]) -> None:
+        text = "".join(reply)
+        if not text and self.finish_reason == "cancelled":
+            self.messages.pop()
+            return
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self.finish_reason == "cancelled":
+            message[STOPPED] = True
+        self.messages.append(message)
+
+    def retry(self, **options: Any) -> Iterator[str]:
+        """Stream another reply to the last message; takes the options of :meth:`ask`.
+
+        The old exchange comes back where there is no new one.
+
+        Raises:
+            ConversationError: there is nothing to reply to.
+            MlxrunError: the model cannot reply.
+        """
+        before = list(self.messages)
+        text = self.undo()
+        kept = len(self.messages)
+        try:
+            yield from self.ask(text, **options)
+        finally:
+            if len(self.messages) == kept:
+                self.messages = before
+
+    def prompt(self) -> list[int]:
+        """Token ids of the conversation so far, spelled as the session remembers them."""
+        tokenizer = self.llm.tokenizer
+        ids = tokenizer.encode_chat(self.template_messages())
+        return respell(self.session.tokens, ids, tokenizer)
+
+    def template_messages(self) -> list[dict[str, str]]:
+        """What the chat template gets: the system message and all others."""
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        shown = [{"role": m["role"], "content": m["content"]} for m in self.messages]
+        return [*system, *shown]
+
+    def undo(self) -> str:
+        """Take the last exchange back; returns what the user had said.
+
+        Raises:
+            ConversationError: there is none.
+        """
+        if not self.messages:
+            raise ConversationError("there is nothing to take back")
+        while self.messages[-1]["role"] != "user":
+            self.messages.pop()
+        return str(self.messages.pop()["content"])
+
+    def clear(self) -> None:
+        """Forget all messages; the system message and the settings stay."""
+        self.messages.clear()
+        self.session.reset()
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON, all or nothing.
+
+        Raises:
+            ConversationError: it cannot be written, or the file there is something else.
+        """
+        if path.exists():
+            try:
+                _read(path)
+            except ConversationError as error:
+                raise ConversationError(f"not replaced: {error.message}") from None
+        text = json.dumps(
+            {
+                "format": FORMAT,
+                "version": 1,
+                "model": self.llm.source,
+                "system": self.system,
+                "settings": store_settings(self.settings),
+                "messages": self.messages,
+            },
+            ensure_ascii=False,
+            indent=1,
+        )
+        try:
+            _write_atomically(path, text + "\n")
+        except OSError as error:
+            raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def load(self, path: Path) -> None:
+        """Continue a saved conversation: messages, system message and settings.
+
+        Raises:
+            ConversationError: the file cannot be read or is damaged; nothing has changed then.
+            ParameterError: it holds a setting outside its range; nothing has changed then.
+        """
+        stored = _read(path)
+        settings = parse_settings(stored["settings"])
+        self.system, self.messages = stored["system"], stored["messages"]
+        self.settings |= settings
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A saved conversation, checked: ``system``, ``settings`` and ``messages``."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConversationError(f"{path} is no saved conversation: {error}") from error
+    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+        raise ConversationError(f"{path} is no saved conversation")
+    if stored.get("version") != 1:
+        raise ConversationError(f"{path} was saved by a newer mlxrun")
+    system, settings = stored.get("system"), stored.get("settings", {})
+    messages = stored.get("messages")
+    if not (system is None or isinstance(system, str)) or not isinstance(settings, dict):
+        raise ConversationError(f"{path} is damaged: its system message or settings")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise ConversationError(f"{path} is damaged: its messages")
+    if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
+        raise ConversationError(f"{path} is damaged: user and assistant do not take turns")
+    return {"system": system, "settings": settings, "messages": messages}
+
+
+def _is_message(message: object) -> bool:
+    return (
+        isinstance(message, Mapping)
+        and message.get("role") in ("user", "assistant")
+        and isinstance(message.get("content"), str)
+    )

@@ -1,0 +1,164 @@
+"""Line editing for a chat on a terminal: history, several lines, completion of commands.
+
+Knows how messages are typed; knows nothing of what they mean.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+if TYPE_CHECKING:
+    from prompt_toolkit.input import Input
+    from prompt_toolkit.output import Output
+
+FENCE = '"""'
+
+
+class Editor:
+    """Reads messages from a terminal.
+
+    Args:
+        commands: what to complete at the start of a line.
+        settings: what to complete after ``/set``.
+        history: file of past messages; None keeps them in memory.
+    """
+
+    def __init__(
+        self,
+        commands: Sequence[str],
+        settings: Sequence[str],
+        history: Path | None,
+        *,
+        input: Input | None = None,
+        output: Output | None = None,
+    ) -> None:
+        self._session: PromptSession[str] = PromptSession(
+            message="> ",
+            multiline=True,
+            prompt_continuation="  ",
+            key_bindings=_bindings(),
+            completer=_Completer(commands, settings),
+            complete_while_typing=False,
+            history=_history(history),
+            input=input,
+            output=output,
+        )
+
+    def read(self) -> str:
+        """The next message.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the line is gone.
+            EOFError: Ctrl-D on an empty line, or the terminal is gone.
+        """
+        return unfold(self._session.prompt())
+
+
+def wants_more(text: str) -> bool:
+    """Whether Enter continues a message rather than sends it."""
+    if text.startswith(FENCE):
+        return text.count(FENCE) < 2
+    return text.endswith("\\")
+
+
+def unfold(text: str) -> str:
+    """The message that was typed: without fences, and without backslashes at the ends of lines."""
+    if text.startswith(FENCE):
+        inner, _, after = text.removeprefix(FENCE).partition(FENCE)
+        return inner.removeprefix("\n").removesuffix("\n") + after
+    return text.replace("\\\n", "\n")
+
+
+def _bindings() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if wants_more(buffer.text):
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return bindings
+
+
+class _Completer(Completer):
+    """Commands at the start of a line, names of settings after ``/set``."""
+
+    def __init__(self, commands: Sequence[str], settings: Sequence[str]) -> None:
+        self._commands, self._settings = commands, settings
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        text = document.text_before_cursor
+        first, _, rest = text.partition(" ")
+        if not text.startswith("/") or "\n" in text:
+            return
+        if text == first:
+            yield from _matching(self._commands, first)
+        elif first == "/set" and " " not in rest:
+            yield from _matching(self._settings, rest)
+
+
+def _matching(words: Sequence[str], start: str) -> Iterable[Completion]:
+    for word in words:
+        if word.startswith(start):
+            yield Completion(word, start_position=-len(start))
+
+
+def history_path() -> Path | None:
+    """Where past messages are kept; None where the user has no home."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    try:
+        if state and Path(state).is_absolute():
+            base = Path(state)
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Application Support"
+        else:
+            base = Path.home() / ".local" / "state"
+    except RuntimeError:
+        return None
+    return base / "mlxrun" / "chat_history"
+
+
+class _PrivateHistory(FileHistory):
+    """A history that only its owner may read, and that a full or lost disk does not end."""
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []
+
+    def store_string(self, string: str) -> None:
+        with suppress(OSError):
+            super().store_string(string)
+
+
+def _history(path: Path | None) -> History:
+    if path is None:
+        return InMemoryHistory()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+    except OSError:
+        return InMemoryHistory()
+    return _PrivateHistory(path)

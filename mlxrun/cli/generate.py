@@ -1,0 +1,128 @@
+"""``mlxrun generate``: one prompt in, its continuation out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxrun.cli.console import Bar, note, visible
+from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
+from mlxrun.cli.settings import Values, given, with_settings
+
+if TYPE_CHECKING:
+    from mlxrun.generation.request import Usage
+    from mlxrun.llm import LLM
+
+
+@click.command("generate")
+@click.argument("model")
+@click.option(
+    "-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="The prompt; - is stdin."
+)
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="Read the prompt from a file; - is stdin.",
+)
+@click.option("--chat", is_flag=True, help="Put the prompt through the model's chat template.")
+@click.option("--system", metavar="TEXT", help="System message; implies --chat.")
+@click.option(
+    "--parse-special", is_flag=True, help="Let <|markers|> in the prompt be control tokens."
+)
+@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@click.option("--stats", is_flag=True, help="Print what it cost on standard error.")
+@with_settings
+@with_loading
+def command(
+    model: str,
+    prompts: tuple[str, ...],
+    files: tuple[str, ...],
+    chat: bool,
+    system: str | None,
+    parse_special: bool,
+    ignore_eos: bool,
+    as_json: bool,
+    stats: bool,
+    dtype: str | None,
+    policy: str | None,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Continue a text.
+
+    Prints the continuation as it comes. Without --prompt and --file the prompt is what standard
+    input holds. Where several are given, they are joined by newlines, prompts first; a prompt of
+    "-" stands for standard input, which is otherwise left alone, so that the command is safe in
+    loops. One newline at the end of a file or of standard input is dropped.
+
+    \b
+    Examples:
+      mlxrun generate model.gguf --prompt "Once upon a time" --max-tokens 100
+      mlxrun generate model.gguf < question.txt
+      mlxrun generate model.gguf --chat -p "Summarise this:" -p - < article.txt
+      mlxrun generate model.gguf -p "2 + 2 =" --temperature 0 --json
+    """
+    chat = chat or system is not None
+    if chat and parse_special:
+        raise click.UsageError("--parse-special is for plain prompts, not for --chat.")
+    if options["logprobs"] and not as_json:
+        raise click.UsageError("--logprobs needs --json.")
+    text = _prompt(prompts, files)
+    llm = load_model(model, dtype=dtype, policy=policy, verbose=verbose)
+    settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
+    prompt: Any = _messages(text, system) if chat else text
+    if as_json:
+        with Bar("Reading the prompt", count="tokens") as bar:
+            completion = llm.generate(prompt, progress=bar, **settings)
+        print(json.dumps({"model": model, **completion.to_dict()}, ensure_ascii=False))
+        usage = completion.usage
+    else:
+        usage = _print_stream(llm, prompt, settings)
+    if stats or verbose:
+        note(usage_line(usage))
+
+
+def _print_stream(llm: LLM, prompt: Any, settings: Values) -> Usage:
+    """Print a continuation as it comes; a pipe gets it as it is, a terminal without escapes."""
+    shown = visible if sys.stdout.isatty() else str
+    last = None
+    for last in reading(lambda bar: llm.stream(prompt, progress=bar, **settings)):
+        sys.stdout.write(shown(last.text))
+        sys.stdout.flush()
+    print(flush=True)
+    assert last is not None and last.usage is not None
+    return last.usage
+
+
+def _prompt(prompts: tuple[str, ...], files: tuple[str, ...]) -> str:
+    if not prompts and not files:
+        if sys.stdin.isatty():
+            raise click.UsageError("Give --prompt or --file, or pipe a text in.")
+        return _read("-")
+    parts = [_read("-") if prompt == "-" else prompt for prompt in prompts]
+    return "\n".join(parts + [_read(file) for file in files])
+
+
+def _read(name: str) -> str:
+    """The text of a file, or of standard input for ``-``, without the newline at its end."""
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        source = "Standard input" if name == "-" else name
+        raise click.UsageError(
+            f"{source} is not UTF-8 text: {error.reason} at {error.start}."
+        ) from None
+
+
+def _messages(text: str, system: str | None) -> list[dict[str, str]]:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]

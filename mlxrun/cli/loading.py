@@ -1,0 +1,112 @@
+"""Open a model for a command: options, progress, and what ``-v`` tells about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mlxrun.cli.console import Bar, note, size
+
+if TYPE_CHECKING:
+    from mlxrun.generation.request import Chunk, Usage
+    from mlxrun.llm import LLM
+
+POLICIES = ("exact", "near", "compact")
+DTYPES = ("float32", "float16", "bfloat16")
+# A model this large makes a slow BLAS felt.
+LARGE = 50_000_000
+
+Command = Callable[..., None]
+
+
+def with_loading(command: Command) -> Command:
+    """Give a command the options that say how a model is loaded."""
+    for option in (
+        click.option(
+            "-v", "--verbose", is_flag=True, help="Tell what was chosen and what it cost."
+        ),
+        click.option(
+            "--policy",
+            type=click.Choice(POLICIES),
+            help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU where memory "
+            "allows, else near]",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            help="Type of the activations.  [default: float32 on the CPU, half precision on a GPU]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def load_model(
+    source: str, *, dtype: str | None = None, policy: str | None = None, verbose: bool = False
+) -> LLM:
+    """Load a model, with a progress bar on a terminal.
+
+    Raises:
+        MlxrunError: the model cannot be loaded.
+    """
+    from mlxrun import llm as models
+
+    with Bar(f"Loading {Path(source).name}") as bar:
+        model = models.load(source, dtype=dtype, policy=policy, progress=bar)
+    if verbose:
+        _describe(model)
+    _hint_blas(model, always=verbose)
+    return model
+
+
+def _describe(llm: LLM) -> None:
+    from mlxrun import blas
+
+    config = llm.model.config
+    dtype = str(llm.model.dtype).removeprefix("mlx.core.")
+    note(
+        f"model: {llm.source}, {config.family}, {len(config.layers)} layers, "
+        f"{size(llm.model.nbytes)}, context {config.context_length}"
+    )
+    note(f"dtype: {dtype}; BLAS: {blas.loaded or 'what MLX brings'}")
+    if llm.report:
+        note(f"conversion: {llm.report}")
+        for skipped in llm.report.skipped:
+            note(f"skipped: {skipped['name']} ({skipped['type']}): {skipped['reason']}")
+        for line in llm.report.notes():
+            note(f"note: {line}")
+    if llm.unused:
+        more = f" and {len(llm.unused) - 8} more" if len(llm.unused) > 8 else ""
+        note(f"unused: {', '.join(llm.unused[:8])}{more}")
+
+
+def _hint_blas(llm: LLM, *, always: bool) -> None:
+    from mlxrun import blas
+
+    weights = llm.report.elements if llm.report else llm.model.nbytes // 2
+    hint = blas.hint()
+    if hint and (always or weights > LARGE):
+        note(f"hint: {hint}")
+
+
+def reading(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:
+    """The chunks of a reply, with a progress bar while a long prompt is read."""
+    with Bar("Reading the prompt", count="tokens") as bar:
+        chunks = start(bar)
+        first = next(chunks)
+    yield first
+    yield from chunks
+
+
+def usage_line(usage: Usage) -> str:
+    """What a reply cost, on one line."""
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    return (
+        f"{usage.completion_tokens} tokens at {usage.tokens_per_second:.1f} tokens/s, "
+        f"first after {usage.time_to_first_token:.2f} s, "
+        f"prompt {usage.prompt_tokens} tokens{cached} at "
+        f"{usage.prompt_tokens_per_second:.1f} tokens/s, peak memory {size(usage.peak_memory)}"
+    )

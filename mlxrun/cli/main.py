@@ -1,0 +1,130 @@
+"""The entry point: names the commands, loads the one that is asked for, and ends every failure.
+
+Nothing is imported here that ``mlxrun --help`` does not need. Exit codes: 0 done, 1 an error
+(one line on standard error), 2 wrong usage, 130 interrupted, 141 the reader of a pipe left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from mlxrun import __version__
+from mlxrun.errors import MlxrunError
+
+# Each is a module of this package with a ``command``; the line is that command's short help.
+COMMANDS = {
+    "chat": "Talk with a model.",
+    "generate": "Continue a text.",
+    "convert": "Convert a GGUF file to a model directory.",
+    "pull": "Download a model from the hub.",
+}
+
+ERROR, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it runs, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"mlxrun.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            nearest = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{nearest}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="mlxrun", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run any GGUF model through MLX.
+
+    A MODEL is a .gguf file (or the first shard of a split one), a directory that 'mlxrun convert'
+    or mlx-lm wrote, any Hugging Face directory of a supported family, or org/repo[:QUANT] on the
+    hub, which is downloaded once.
+
+    \b
+    Examples:
+      mlxrun chat
+      mlxrun generate model.gguf --prompt "Once upon a time"
+      mlxrun convert model.gguf -o model-mlx
+    """
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(run(args))
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code and lets no exception out."""
+    _tolerate_encodings()
+    try:
+        code = cli.main(args, prog_name="mlxrun", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except SystemExit as leaving:  # click's answer to a closed pipe
+        return _closed_pipe() if leaving.code == 1 else int(leaving.code or 0)
+    except BrokenPipeError:
+        return _closed_pipe()
+    except Exception as error:
+        return _report(error)
+
+
+def _tolerate_encodings() -> None:
+    """Print ``?`` for what a terminal's encoding lacks, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _closed_pipe() -> int:
+    """Leave the rest of the output nowhere, or Python complains when it closes the pipe."""
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives until the process ends
+    return CLOSED_PIPE
+
+
+def _report(error: Exception) -> int:
+    from mlxrun.cli.console import complain
+
+    if os.environ.get("MLXRUN_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    elif isinstance(error, MlxrunError):
+        complain(str(error))
+    else:
+        complain(
+            f"{type(error).__name__}: {error} - this is a bug in mlxrun or its surroundings; "
+            "run again with MLXRUN_DEBUG=1 for the traceback"
+        )
+    return ERROR

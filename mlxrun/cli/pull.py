@@ -1,0 +1,26 @@
+"""``mlxrun pull``: a model from the hub, ahead of its use."""
+
+from __future__ import annotations
+
+import click
+
+from mlxrun.cli.console import Bar, visible
+
+
+@click.command("pull")
+@click.argument("source", metavar="ORG/REPO[:QUANT]")
+def command(source: str) -> None:
+    """Download a model from the hub.
+
+    Prints where it is. Any command takes the same name and downloads what is missing; an
+    interrupted download goes on where it stopped.
+
+    \b
+    Example:
+      mlxrun pull org/repo:Q4_K_M
+    """
+    from mlxrun.hub import pull
+
+    with Bar("Downloading", delay=0) as bar:
+        path = pull(source, progress=bar)
+    print(visible(str(path)))
