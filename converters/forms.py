@@ -42,9 +42,7 @@ class Error:
         self.squared_weight += _squares(wanted)
         difference = got - wanted
         squared = _squares(difference)
-        if squared == 0.0 or (
-            not np.isfinite(squared) and np.array_equal(wanted, got, equal_nan=True)
-        ):
+        if squared == 0.0 or (np.isnan(squared) and np.array_equal(wanted, got, equal_nan=True)):
             return
         self.equal = False
         self.squared_error += squared
@@ -67,8 +65,13 @@ class Error:
 
 
 def _squares(x: Floats) -> float:
+    """Sum of squares; again in float64 where squares leave the range of float32."""
     flat = x.reshape(-1)
-    return float(np.einsum("i,i->", flat, flat))
+    total = float(np.einsum("i,i->", flat, flat))
+    if 1e-20 < total < 1e38 or (total == 0.0 and not flat.any()):
+        return total
+    wide = flat.astype(np.float64)
+    return float(wide @ wide)
 
 
 @dataclass
@@ -209,7 +212,8 @@ def keep_floats(x: Floats, dtype: str) -> Packed:
     """A plain array of ``dtype`` from float32 weights of any shape."""
     stored = to_float(x, dtype)
     packed = Packed(dense(dtype), {"weight": stored})
-    packed.error.add(x, from_float(stored, dtype))
+    if dtype != "float32":
+        packed.error.add(x, from_float(stored, dtype))
     return packed
 
 

@@ -139,7 +139,7 @@ class Completion:
     """A finished reply. ``str(completion)`` is its text."""
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: list[int]
     finish_reason: FinishReason
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
