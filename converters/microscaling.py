@@ -45,12 +45,13 @@ def repack(raw: Bytes, kind: GGMLType, layout: Layout) -> Packed:
 def _values(codes: Bytes, scales: Bytes, kind: GGMLType) -> Floats:
     """Dequantised weights (blocks, elements) as ggml reads them."""
     if kind is GGMLType.MXFP4:
-        scale = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+        # In float64: the largest scale is 2^128, which float32 cannot hold but its halves can.
+        scale = np.ldexp(1.0, scales.astype(np.int32) - 127)
     else:
         exponent, mantissa = (scales >> 3 & 15).astype(np.int32), (scales & 7).astype(np.float32)
         normal = np.ldexp(1 + mantissa / 8, exponent - 7)
         scale = np.where(exponent == 0, mantissa * np.float32(2**-9), normal)
         scale = np.where(scales == 0x7F, 0, scale)
-    grouped = E2M1[codes].reshape(*scales.shape, -1) * scale[..., None].astype(np.float32)
-    values: Floats = grouped.reshape(codes.shape)
+    grouped = E2M1[codes].reshape(*scales.shape, -1) * scale[..., None]
+    values: Floats = grouped.reshape(codes.shape).astype(np.float32)
     return values

@@ -1,0 +1,197 @@
+"""Packing against MLX itself, and the errors that forms state against errors recomputed."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converters.forms import (
+    Error,
+    Packed,
+    from_float,
+    keep_codes,
+    keep_floats,
+    pack_bits,
+    requantise,
+    to_float,
+    unpack_bits,
+)
+from converters.gguf.quants import Codes
+from converters.layout import affine
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+DTYPES = ("float32", "float16", "bfloat16")
+MX = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+
+
+def dequantised(packed: Packed) -> np.ndarray:
+    """What MLX computes from a form, in float32."""
+    layout = packed.layout
+    if not layout.quantized:
+        return from_float(packed.arrays["weight"], layout.dtype)
+    scales, biases = (
+        mx.array(from_float(packed.arrays[name], layout.dtype)) for name in ("scales", "biases")
+    )
+    return np.array(
+        mx.dequantize(
+            mx.array(packed.arrays["weight"]),
+            scales,
+            biases,
+            group_size=layout.group_size,
+            bits=layout.bits,
+        )
+    )
+
+
+def assert_states_its_error(packed: Packed, wanted: np.ndarray) -> None:
+    got, exact = dequantised(packed).astype(np.float64), wanted.astype(np.float64)
+    rmse = np.sqrt(((got - exact) ** 2).sum() / (exact**2).sum())
+    # MLX rounds each product and sum to float32, of the size of its terms.
+    noise = 1e-6 * float(np.abs(exact).max())
+    assert packed.error.rmse == pytest.approx(rmse, rel=1e-3, abs=2e-6)
+    assert packed.error.maximum == pytest.approx(np.abs(got - exact).max(), rel=1e-3, abs=noise)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@given(seed=st.integers(0, 2**32), rows=st.integers(1, 5), groups=st.integers(1, 5))
+@settings(max_examples=30)
+def test_mlx_reads_packed_codes(bits: int, seed: int, rows: int, groups: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 1 << bits, (rows, 32 * groups), dtype=np.uint8)
+    words = pack_bits(codes, bits)
+    assert words.dtype == np.uint32
+    assert words.shape == (rows, groups * bits)
+    one = mx.ones((rows, groups))
+    got = mx.dequantize(mx.array(words), one, mx.zeros_like(one), group_size=32, bits=bits)
+    np.testing.assert_array_equal(np.array(got), codes.astype(np.float32))
+    np.testing.assert_array_equal(unpack_bits(words, bits), codes)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_unpacks_what_mlx_packs(bits: int) -> None:
+    w = mx.random.normal((4, 256), key=mx.random.key(bits))
+    words, scales, biases = mx.quantize(w, group_size=64, bits=bits)
+    codes = unpack_bits(np.array(words), bits)
+    np.testing.assert_array_equal(pack_bits(codes, bits), np.array(words))
+    values = codes.reshape(4, 4, 64) * np.array(scales)[..., None] + np.array(biases)[..., None]
+    got = np.array(mx.dequantize(words, scales, biases, group_size=64, bits=bits))
+    np.testing.assert_allclose(values.reshape(4, 256), got, rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.sampled_from(DTYPES[1:]))
+def test_halves_are_rounded_as_mlx_rounds(values: list[float], dtype: str) -> None:
+    x = np.array(values, np.float32)
+    ours = from_float(to_float(x, dtype), dtype)
+    theirs = np.array(mx.array(x).astype(MX[dtype]).astype(mx.float32))
+    # MLX on this CPU may flush subnormals to zero; they keep their value here.
+    near = np.isclose(ours, theirs, rtol=0, atol=1.2e-38, equal_nan=True)
+    assert near.all(), (x[~near], ours[~near], theirs[~near])
+
+
+def random_codes(seed: int, bits: int, group: int, spread: float) -> Codes:
+    rng = np.random.default_rng(seed)
+    q = rng.integers(0, 1 << bits, (3, 4 * group), dtype=np.uint8)
+    scale = (rng.standard_normal((3, 4)) * 10 ** rng.uniform(-spread, spread)).astype(np.float32)
+    bias = (rng.standard_normal((3, 4)) * 10 ** rng.uniform(-spread, spread)).astype(np.float32)
+    return Codes(q, scale, bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", BITS)
+@given(seed=st.integers(0, 2**32), group=st.sampled_from(GROUPS))
+@settings(max_examples=20)
+def test_kept_codes_state_the_error_of_their_rounded_scales(
+    dtype: str, bits: int, seed: int, group: int
+) -> None:
+    codes = random_codes(seed, bits, group, spread=1.5)
+    packed = keep_codes(codes, affine(bits, group, dtype))
+    np.testing.assert_array_equal(unpack_bits(packed.arrays["weight"], bits), codes.q)
+    values = codes.q.reshape(3, 4, group) * codes.scale.astype(np.float64)[..., None]
+    values += codes.bias[..., None]
+    assert_states_its_error(packed, values.reshape(3, -1))
+    assert packed.error.equal == (packed.error.maximum == 0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=10)
+def test_requantised_weights_state_their_error(
+    bits: int, group: int, seed: int, dtype: str
+) -> None:
+    w = np.random.default_rng(seed).standard_normal((3, 256)).astype(np.float32)
+    packed = requantise(w, affine(bits, group, dtype))
+    assert packed.arrays["scales"].shape == packed.arrays["biases"].shape == (3, 256 // group)
+    assert_states_its_error(packed, w)
+    assert not packed.error.equal
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_requantising_is_no_worse_than_mlx_own_quantiser(bits: int) -> None:
+    w = np.random.default_rng(bits).standard_t(4, (32, 512)).astype(np.float32)
+    theirs = mx.dequantize(*mx.quantize(mx.array(w), group_size=64, bits=bits), 64, bits)
+    error = Error()
+    error.add(w, np.array(theirs))
+    assert requantise(w, affine(bits, 64, "float32")).error.rmse <= 1.001 * error.rmse
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", BITS)
+def test_constant_groups_keep_what_a_bias_can_hold(bits: int, dtype: str) -> None:
+    w = np.repeat(np.array([[0.0, 0.5, -2.0, 1024.0]], np.float32), 32, axis=1)
+    packed = requantise(w, affine(bits, 32, dtype))
+    assert packed.error.equal
+    np.testing.assert_array_equal(dequantised(packed), w)
+
+
+@given(st.integers(0, 2**32), st.sampled_from(DTYPES))
+def test_plain_floats_state_their_error(seed: int, dtype: str) -> None:
+    w = np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32)
+    packed = keep_floats(w, dtype)
+    assert packed.error.equal == (dtype == "float32")
+    assert_states_its_error(packed, w)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e-10, 1.0, 1e15, 1e25, 1e37])
+def test_errors_are_measured_at_any_magnitude(size: float) -> None:
+    """Squares of float32 numbers leave float32's range long before the numbers do."""
+    w = (np.random.default_rng(6).standard_normal(1000) * size).astype(np.float32)
+    error = Error()
+    error.add(w, np.float32(1.25) * w)
+    assert error.rmse == pytest.approx(0.25, rel=1e-3)
+    lost = Error()
+    lost.add(w, np.zeros_like(w))
+    assert lost.rmse == pytest.approx(1, rel=1e-3)
+
+
+def test_an_error_of_nothing_is_infinite_and_no_error_is_none() -> None:
+    zeros, error = np.zeros(4, np.float32), Error()
+    error.add(zeros, zeros)
+    assert error.rmse == 0
+    error.add(zeros, zeros + 1)
+    assert error.rmse == float("inf")
+
+
+def test_an_overflow_is_never_a_small_error() -> None:
+    w = np.array([[1e6, 1.0, 2.0, 3.0] * 8], np.float32)
+    with np.errstate(all="ignore"):
+        for packed in (keep_floats(w, "float16"), requantise(1e6 * w, affine(8, 32, "float16"))):
+            assert not packed.error.rmse < 1e6
+            assert not packed.error.equal
+
+
+@given(st.integers(0, 2**32), st.integers(1, 9))
+def test_errors_of_chunks_add_up(seed: int, cut: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((10, 8)).astype(np.float32)
+    got = w + rng.standard_normal((10, 8)).astype(np.float32)
+    whole, parts, second = Error(), Error(), Error()
+    whole.add(w, got)
+    parts.add(w[:cut], got[:cut])
+    second.add(w[cut:], got[cut:])
+    parts.merge(second)
+    assert parts.rmse == pytest.approx(whole.rmse, rel=1e-5)
+    assert parts.maximum == whole.maximum
