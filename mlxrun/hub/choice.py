@@ -158,9 +158,10 @@ def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
 def _complete(name: HubName, choice: Choice) -> Choice:
     """The choice itself, when none of its shards is missing."""
     if missing := missing_shards(choice.files):
+        total = len(missing) + sum(bool(_SHARD.fullmatch(file.path)) for file in choice.files)
         raise HubError(
-            f"{name.repo} lacks {len(missing)} shards of {choice.first or 'its weights'}, "
-            f"{missing[0]} among them"
+            f"{name.repo} lacks {len(missing)} of {total} shards of "
+            f"{choice.first or 'its weights'}, {missing[0]} among them"
         )
     return choice
 

@@ -1,0 +1,276 @@
+"""Downloads from a hub on loopback: what arrives, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fake_hub import FakeHub, sha256
+from huggingface_hub import constants
+
+from mlxrun.errors import HubError, OutOfSpaceError
+from mlxrun.hub import pull, resolve
+
+BODY = bytes(range(256)) * 200  # 51,200 bytes: more than a few chunks
+
+
+def parts_of(hub_cache: str) -> list[Path]:
+    return sorted(Path(hub_cache).rglob("*.incomplete"))
+
+
+def test_a_single_gguf_is_fetched_and_comes_back_from_the_cache(hub: FakeHub) -> None:
+    hub.add("org/repo", {"README.md": b"hello", "model.gguf": BODY})
+    path = resolve("org/repo")
+    assert path.name == "model.gguf" and path.read_bytes() == BODY
+    assert len(hub.blobs()) == 1
+    hub.seen.clear()
+    assert resolve("org/repo") == path
+    (asked,) = hub.seen
+    assert asked.path.startswith("/api/models/org/repo/revision/main?")
+
+
+def test_progress_counts_bytes_up_to_the_whole(hub: FakeHub) -> None:
+    hub.add("org/repo", {f"m-0000{i}-of-00002.gguf": BODY + bytes([i]) for i in (1, 2)})
+    calls: list[tuple[int, int]] = []
+    pull("org/repo", progress=lambda done, total: calls.append((done, total)))
+    total = 2 * len(BODY) + 2
+    assert calls[0] == (0, total) and calls[-1] == (total, total)
+    assert len(calls) > 10
+    assert all(a <= b for (a, _), (b, _) in pairwise(calls))
+    assert {whole for _, whole in calls} == {total}
+
+
+def test_shards_in_a_folder_are_fetched_together_and_the_first_is_returned(hub: FakeHub) -> None:
+    shards = {f"Q8_0/m-Q8_0-0000{i}-of-00003.gguf": BODY + bytes([i]) for i in (3, 1, 2)}
+    hub.add("org/repo", {**shards, "Q4_0/m-Q4_0.gguf": b"small"})
+    path = resolve("org/repo:q8_0")
+    assert path.name == "m-Q8_0-00001-of-00003.gguf"
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == {
+        Path(name).name: content for name, content in shards.items()
+    }
+
+
+def test_a_repository_without_gguf_gives_a_directory_of_what_loads(hub: FakeHub) -> None:
+    wanted = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{ }",
+        "tokenizer_config.json": b"{  }",
+        "chat_template.jinja": b"{{ x }}",
+        "generation_config.json": b"{   }",
+        "model.safetensors.index.json": b"{    }",
+        "model-00001-of-00002.safetensors": BODY,
+        "model-00002-of-00002.safetensors": BODY + b"2",
+    }
+    unwanted = {
+        "pytorch_model.bin": b"1",
+        "consolidated.safetensors": b"2",
+        "original/model.safetensors": b"3",
+        "onnx/model.onnx": b"4",
+        "modeling_evil.py": b"5",
+    }
+    hub.add("org/repo", wanted | unwanted)
+    path = resolve("org/repo")
+    assert {each.name: each.read_bytes() for each in path.iterdir()} == wanted
+
+
+def test_a_dropped_connection_is_resumed_where_it_broke(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.drops = [20_000]
+    assert resolve("org/repo").read_bytes() == BODY
+    first, second = hub.blobs()
+    assert first.range is None
+    assert second.range is not None and 0 < int(second.range[6:-1]) <= 20_000
+
+
+def test_a_reset_connection_is_resumed_too(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.drops, hub.switches.reset = [30_000], True
+    assert resolve("org/repo").read_bytes() == BODY
+
+
+def test_an_interrupt_leaves_a_part_that_the_next_run_completes(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull("org/repo", progress=interrupt)
+    (part,) = parts_of(constants.HF_HUB_CACHE)
+    kept = part.stat().st_size
+    assert kept > len(BODY) // 2
+    calls: list[int] = []
+    path = pull("org/repo", progress=lambda done, total: calls.append(done))
+    assert path.read_bytes() == BODY
+    assert hub.blobs()[-1].range == f"bytes={kept}-"
+    assert parts_of(constants.HF_HUB_CACHE) == []
+    assert calls[1] > kept
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    blobs = Path(constants.HF_HUB_CACHE, "models--org--repo", "blobs")
+    blobs.mkdir(parents=True)
+    (blobs / f"{sha256(BODY)}.incomplete").write_bytes(BODY[:9000])
+    hub.switches.ignore_range = True
+    assert resolve("org/repo").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("junk", [b"not this file", BODY + b"longer", b"x" * len(BODY)])
+def test_a_part_that_is_no_prefix_is_found_out(hub: FakeHub, junk: bytes) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    blobs = Path(constants.HF_HUB_CACHE, "models--org--repo", "blobs")
+    blobs.mkdir(parents=True)
+    (blobs / f"{sha256(BODY)}.incomplete").write_bytes(junk)
+    if len(junk) <= len(BODY):
+        with pytest.raises(HubError, match="damaged"):
+            resolve("org/repo")
+    assert resolve("org/repo").read_bytes() == BODY
+
+
+def test_a_wrong_hash_is_an_error_and_nothing_stays(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.corrupt = True
+    with pytest.raises(HubError, match=r"model\.gguf of org/repo arrived damaged"):
+        resolve("org/repo")
+    left = [path for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_file()]
+    assert not [path for path in left if path.stat().st_size >= len(BODY)]
+    hub.switches.corrupt = False
+    assert resolve("org/repo").read_bytes() == BODY
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OutOfSpaceError, match=r"org/repo needs 0\.1 MB .* has 0\.0 MB free"):
+        resolve("org/repo")
+    assert hub.blobs() == []
+
+
+def test_a_full_disk_in_the_middle_is_an_error_and_keeps_the_part(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+
+    def full(done: int, total: int) -> None:
+        if done > total // 2:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutOfSpaceError, match="full"):
+        pull("org/repo", progress=full)
+    assert len(parts_of(constants.HF_HUB_CACHE)) == 1
+
+
+def test_the_token_goes_to_the_hub_and_not_to_the_host_of_blobs(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY}, private=True, gated=True)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    assert resolve("org/repo").read_bytes() == BODY
+    assert {seen.authorization for seen in hub.blobs()} == {None}
+
+
+def test_a_gated_model_says_where_to_accept_and_how_to_log_in(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY}, gated=True)
+    with pytest.raises(HubError, match="org/repo is gated") as caught:
+        resolve("org/repo")
+    assert f"{hub.url}/org/repo" in str(caught.value) and "HF_TOKEN" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("org/other", "the hub has no model org/other, or it is private"),
+        ("org/secret", "the hub has no model org/secret, or it is private"),
+        ("org/repo@v9", "org/repo has no revision v9"),
+        ("org/repo/nope.gguf", r"org/repo has no file nope\.gguf\. It has model\.gguf \(0\.1 MB\)"),
+        ("org/repo:Q5_0", r"org/repo has no Q5_0 model: model\.gguf"),
+    ],
+)
+def test_what_is_not_there_is_named(hub: FakeHub, source: str, message: str) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.add("org/secret", {"model.gguf": BODY}, private=True)
+    with pytest.raises(HubError, match=message) as caught:
+        resolve(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "message"),
+    [
+        (500, b"", "status 500"),
+        (429, b"", "rate"),
+        (403, b"", "refuses access"),
+        (404, b"", "has no org/repo"),
+        (0, b"<html>log in</html>", "does not answer as a hub"),
+        (0, b"[]", "does not answer as a hub"),
+        (0, b'{"id": "org/repo", "sha": "../..", "siblings": []}', "does not answer as a hub"),
+    ],
+)
+def test_a_hub_in_trouble_is_one_line(hub: FakeHub, status: int, page: bytes, message: str) -> None:
+    hub.switches.status, hub.switches.page = status, page
+    with pytest.raises(HubError, match=message) as caught:
+        resolve("org/repo")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY}, revisions=("main", "refs/pr/1"))
+    assert resolve("org/repo@refs/pr/1") == resolve(f"org/repo@{'c' * 40}") == resolve("org/repo")
+    refs = Path(constants.HF_HUB_CACHE, "models--org--repo", "refs")
+    names = {path.relative_to(refs).as_posix() for path in refs.rglob("*") if path.is_file()}
+    assert names == {"main", "refs/pr/1"}
+
+
+def test_a_new_commit_is_seen_and_unchanged_files_are_kept(hub: FakeHub) -> None:
+    repo = hub.add("org/repo", {"a-Q4_K_M.gguf": BODY, "a-Q8_0.gguf": BODY + b"8"})
+    resolve("org/repo")
+    repo.commit = "d" * 40
+    assert "d" * 40 in str(resolve("org/repo"))
+    assert len(hub.blobs()) == 1
+
+
+def test_out_of_reach_the_cache_serves_and_says_what_it_lacks(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {"a-Q4_K_M.gguf": BODY, "a-Q8_0.gguf": BODY + b"8"})
+    path = resolve("org/repo:Q4_K_M")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert resolve("org/repo:Q4_K_M") == resolve("org/repo") == path
+    with pytest.raises(HubError, match=r"127\.0\.0\.1:1.*in the cache, org/repo has no Q8_0 model"):
+        resolve("org/repo:Q8_0")
+    with pytest.raises(HubError, match="org/other could not be fetched"):
+        resolve("org/other")
+
+
+def test_an_interrupted_model_is_not_taken_for_a_complete_one(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {f"m-0000{i}-of-00002.gguf": BODY + bytes([i]) for i in (1, 2)})
+
+    def interrupt(done: int, total: int) -> None:
+        if done > len(BODY) + 5000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pull("org/repo", progress=interrupt)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(HubError):
+        resolve("org/repo")
+
+
+def test_paths_that_leave_the_repository_are_ignored(hub: FakeHub) -> None:
+    hub.add("org/repo", {"../../evil.gguf": BODY, "/abs.gguf": BODY, "model.gguf": BODY + b"1"})
+    assert resolve("org/repo").name == "model.gguf"
+
+
+def test_nothing_is_printed(hub: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
+    hub.add("org/repo", {"config.json": b"{}", "model.safetensors": BODY})
+    resolve("org/repo")
+    assert capfd.readouterr() == ("", "")
