@@ -68,8 +68,8 @@ def encode(
         module: whether MLX's quantised modules can hold it (a matrix, not a norm or a bias).
 
     Raises:
-        GGUFError: nothing that the policy allows can hold the tensor (not-a-number or infinite
-            scales are the usual reason).
+        GGUFError: blocks have not-a-number or infinite scales, or nothing that the policy allows
+            can hold the tensor.
     """
     columns = tensor.shape[-1]
     rows = tensor.elements // columns
@@ -77,18 +77,20 @@ def encode(
 
     def work(layout: Layout, part: slice) -> Packed:
         with np.errstate(invalid="ignore", over="ignore"):
-            return _encode_rows(data[part], tensor.type, layout)
+            return _encode_rows(data[part], tensor, layout)
 
     sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
     step = max(1, CHUNK_WEIGHTS // columns)
     parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
     for layout in policy.candidates(tensor.type, module=module):
+        if layout.quantized and columns % layout.group_size:
+            continue
         if len(parts) > 1 and not policy.accept(work(layout, sample).error):
             continue
         arrays, error = _join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
         if policy.accept(error):
             shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
-            return Encoded(layout, shaped, error, _keeps_codes(tensor.type, layout))
+            return Encoded(layout, shaped, error, keeps_codes(tensor.type, layout))
     raise GGUFError(
         tensor.path,
         field=f"tensor {tensor.name}",
@@ -114,21 +116,28 @@ def _join(results: Iterator[Packed], parts: list[slice]) -> tuple[Arrays, Error]
     return arrays, error
 
 
-def _keeps_codes(kind: GGMLType, layout: Layout) -> bool:
+def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
+    """Whether a layout holds the codes (or floats) of a type as they are."""
     if kind not in CODECS or not layout.quantized:
         return True
     return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
 
 
-def _encode_rows(raw: Bytes, kind: GGMLType, layout: Layout) -> Packed:
+def _encode_rows(raw: Bytes, tensor: GGUFTensor, layout: Layout) -> Packed:
     """Rows of raw blocks (n, bytes per row) in one layout."""
-    rows = len(raw)
+    rows, kind = len(raw), tensor.type
     if kind in FLOATS:
         return keep_floats(_floats(raw, kind), layout.dtype)
     if kind in FIXED:
         return repack(raw, kind, layout)
     codes = CODECS[kind].decode(raw)
-    if layout.quantized and _keeps_codes(kind, layout):
+    if not (np.isfinite(codes.scale).all() and np.isfinite(codes.bias).all()):
+        raise tensor.error(
+            expected="finite scales",
+            found="blocks with infinite or not-a-number ones",
+            hint="The file is damaged: download or quantise it again",
+        )
+    if layout.quantized and keeps_codes(kind, layout):
         return keep_codes(regroup(codes, rows, layout.group_size), layout)
     values = codes.values().reshape(rows, -1)
     return requantise(values, layout) if layout.quantized else keep_floats(values, layout.dtype)

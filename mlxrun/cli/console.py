@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress as RichProgress
     from rich.table import Table
 
@@ -47,20 +46,41 @@ def note(message: str) -> None:
     print(one_line(message), file=sys.stderr, flush=True)
 
 
-def console() -> Console:
-    """Where tables are printed: as wide as they need to be unless a terminal limits them."""
-    from rich.console import Console
+class Output:
+    """Standard output for lines and tables; in a pipe as wide as they are, without padding."""
 
-    width = None if sys.stdout.isatty() else 1000
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._piped = not sys.stdout.isatty()
+        width = 1000 if self._piped else None
+        self._console = Console(width=width, highlight=False, markup=False, emoji=False)
+
+    def print(self, content: str | Table = "") -> None:
+        """Print a line, or a table."""
+        if isinstance(content, str):
+            print(one_line(content))
+        elif self._piped:
+            with self._console.capture() as capture:
+                self._console.print(content)
+            print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        else:
+            self._console.print(content)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    header: bool = True,
+) -> Table:
     """A plain table; a column whose name begins with ``#`` holds numbers."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title or None, title_justify="left", title_style="bold", box=None)
+    made.show_header = header
     made.pad_edge = False
     for name in columns:
         right = name.startswith("#")

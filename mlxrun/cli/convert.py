@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import click
 
-from mlxrun.cli.console import Bar, console, size, table, visible
+from mlxrun.cli.console import Bar, Output, size, table
 from mlxrun.cli.loading import POLICIES
 
 if TYPE_CHECKING:
@@ -49,9 +50,12 @@ def command(source: str, output: str | None, policy: str, overwrite: bool, as_js
       mlxrun convert model-Q4_K_M.gguf -o ~/models/mine --policy exact
     """
     from mlxrun.conversion import convert
+    from mlxrun.hub import resolve
 
+    with Bar("Downloading") as bar:
+        path = resolve(source, progress=bar)
     with Bar("Converting", delay=0) as bar:
-        report = convert(source, output, policy=policy, overwrite=overwrite, progress=bar)
+        report = convert(path, output, policy=policy, overwrite=overwrite, progress=bar)
     if as_json:
         summary = {"path": report.path, "seconds": report.seconds, "bytes": report.nbytes}
         print(json.dumps(summary | report.to_dict()))
@@ -60,7 +64,7 @@ def command(source: str, output: str | None, policy: str, overwrite: bool, as_js
 
 
 def _print_report(report: ConversionReport) -> None:
-    out = console()
+    out = Output()
     groups: dict[tuple[str, str, str], list[TensorRecord]] = defaultdict(list)
     for record in report.tensors:
         groups[record.type, record.form, record.fidelity].append(record)
@@ -68,15 +72,15 @@ def _print_report(report: ConversionReport) -> None:
     out.print(table("", columns, [_row(*key, group) for key, group in groups.items()]))
     out.print()
     for skipped in report.skipped:
-        out.print(visible(f"skipped {skipped['name']} ({skipped['type']}): {skipped['reason']}"))
+        out.print(f"skipped {skipped['name']} ({skipped['type']}): {skipped['reason']}")
     for note in report.notes():
-        out.print(visible(f"note: {note}"))
+        out.print(f"note: {note}")
     out.print(
         f"{len(report.tensors)} tensors, {report.bits_before:.2f} -> {report.bits_after:.2f} bits "
         f"a weight, {size(report.nbytes)}, {report.seconds:.1f} s"
     )
-    out.print(visible(f"Wrote {report.path}"))
-    out.print(visible(f"Next: mlxrun chat {report.path}"))
+    out.print(f"Wrote {report.path}")
+    out.print(f"Next: mlxrun chat {shlex.quote(str(report.path))}")
 
 
 def _row(kind: str, form: str, fidelity: str, group: list[TensorRecord]) -> tuple[object, ...]:

@@ -24,6 +24,7 @@ COMMANDS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text.",
     "convert": "Convert a GGUF file to a model directory.",
+    "inspect": "Show what is in a model and what it needs.",
     "pull": "Download a model from the hub.",
 }
 

@@ -1,0 +1,155 @@
+"""``mlxrun inspect``: what is in a model, what conversion would do, and the memory it needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from mlxrun.cli.console import Bar, Output, size, table
+from mlxrun.cli.loading import POLICIES
+
+# Longest metadata value that is shown in full.
+WIDEST = 100
+
+
+@click.command("inspect")
+@click.argument("model")
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Tokens to plan memory for.  [default: the model's context length]",
+)
+@click.option(
+    "--policy", type=click.Choice(POLICIES), help="Estimate this conversion only, type by type."
+)
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def command(
+    model: str, context: int | None, policy: str | None, tensors: bool, as_json: bool
+) -> None:
+    """Show what is in a model and what it needs.
+
+    Reads headers only: metadata, architecture, tensors by type, what a conversion would do under
+    each policy and how large it would get, and the memory at a context. MODEL may also be a
+    vocabulary without weights, or of an architecture that mlxrun cannot run.
+
+    \b
+    Examples:
+      mlxrun inspect model.gguf
+      mlxrun inspect model.gguf --context 32768 --policy near
+    """
+    from mlxrun.cli.inspection import inspect_model
+    from mlxrun.hub import resolve
+
+    with Bar("Downloading") as bar:
+        path = resolve(model, progress=bar)
+    facts = inspect_model(path, context=context, policies=[policy] if policy else POLICIES)
+    if not tensors:
+        del facts["tensors"]
+    if as_json:
+        print(json.dumps({"source": model, **facts}, ensure_ascii=False))
+    else:
+        _print(facts, detailed=policy is not None)
+
+
+def _print(facts: Mapping[str, Any], *, detailed: bool) -> None:
+    out = Output()
+    for file in facts["files"]:
+        out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
+    out.print()
+    metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
+    out.print(table("Metadata", ("", ""), metadata, header=False))
+    out.print()
+    if facts["problem"]:
+        out.print(f"Cannot be run: {facts['problem']}")
+    else:
+        model = [(name, value) for name, value in facts["model"].items() if value is not None]
+        out.print(table("Model", ("", ""), model, header=False))
+    out.print()
+    _print_tensors(facts)
+    _print_policies(facts, detailed)
+    _print_memory(facts)
+
+
+def _print_tensors(facts: Mapping[str, Any]) -> None:
+    out = Output()
+    if facts["types"]:
+        columns = ("type", "#tensors", "#weights", "#size", "#bits a weight")
+        rows = [
+            (t["type"], t["tensors"], f"{t['weights']:,}", size(t["bytes"]), f"{t['bits']:.4g}")
+            for t in facts["types"]
+        ]
+        out.print(table("Tensors by type", columns, rows))
+        out.print()
+    if facts.get("tensors"):
+        entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
+        out.print(table("Tensors", ("name", "type", "shape", "#size"), entries))
+        out.print()
+    for skipped in facts["skipped"]:
+        line = f"A conversion skips {skipped['name']} ({skipped['type']}): {skipped['reason']}"
+        out.print(line)
+    if facts.get("conversion"):
+        report = facts["conversion"]
+        counts = ", ".join(f"{count} {kind}" for kind, count in report["fidelity"].items())
+        line = f"Converted from {report['source']}, policy {report['policy']}: {counts}"
+        out.print(line)
+        out.print()
+
+
+def _print_policies(facts: Mapping[str, Any], detailed: bool) -> None:
+    out = Output()
+    if not facts["policies"]:
+        return
+    for estimate in facts["policies"] if detailed else ():
+        forms = [
+            (f["type"], f["form"], f["fidelity"], f["tensors"], size(f["bytes"]))
+            for f in estimate["forms"]
+        ]
+        columns = ("GGUF", "MLX", "fidelity", "#tensors", "#size")
+        out.print(table(f"Forms under policy {estimate['policy']} (expected)", columns, forms))
+        out.print()
+    columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantised", "note")
+    estimates = [_policy_row(estimate) for estimate in facts["policies"]]
+    out.print(table("Conversion (expected from types; no weight was read)", columns, estimates))
+    out.print()
+
+
+def _policy_row(estimate: Mapping[str, Any]) -> tuple[object, ...]:
+    counts = dict.fromkeys(("exact", "rounded", "requantised"), 0)
+    for form in estimate["forms"]:
+        counts[form["fidelity"]] += form["tensors"]
+    impossible = ", ".join(estimate["impossible"])
+    return (
+        estimate["policy"],
+        size(estimate["bytes"]),
+        f"{estimate['bits']:.2f}",
+        *counts.values(),
+        f"refused: {impossible} cannot be converted" if impossible else "",
+    )
+
+
+def _print_memory(facts: Mapping[str, Any]) -> None:
+    out = Output()
+    memory = facts["memory"]
+    if memory is None:
+        return
+    rows = [("cache alone", *(size(held) for held in memory["cache"].values()))]
+    for policy, totals in memory["total"].items():
+        rows.append((f"with weights, {policy}", *(size(total) for total in totals.values())))
+    columns = ("", *(f"#{name} cache" for name in memory["cache"]))
+    out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
+    if memory["beyond_training"]:
+        out.print("The model was trained for fewer tokens than that.")
+
+
+def _value(value: Any) -> str:
+    """A metadata value on one line."""
+    if isinstance(value, dict) and set(value) == {"length", "first"}:
+        first = ", ".join(_value(entry) for entry in value["first"])
+        return f"[{first}, ...] ({value['length']} entries)"
+    text = f"{value:.7g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= WIDEST else f"{text[:WIDEST]}... ({len(text)} characters)"

@@ -1,0 +1,249 @@
+"""What is in a model and what it needs, as JSON types. Reads headers, never weights.
+
+``inspect`` prints what this module finds out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.convert import half_dtype
+from converters.errors import CheckpointError, MlxrunError
+from converters.estimate import expected_layout
+from converters.gguf.config import model_config as gguf_config
+from converters.gguf.names import map_names
+from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
+from converters.policy import POLICIES, Policy
+from mlxrun.cli.safetensors import StoredTensor, stored_tensors
+from mlxrun.models.config import ModelConfig
+from mlxrun.models.families import model_config
+
+Facts = dict[str, Any]
+
+# Entries of a long array that are shown.
+SHOWN = 6
+CACHE_TYPES = {"float16": 2, "float32": 4}
+
+
+def inspect_model(path: Path, *, context: int | None, policies: Iterable[str] = POLICIES) -> Facts:
+    """Everything that headers tell about a model.
+
+    Args:
+        path: a ``.gguf`` file (vocabulary-only and of any architecture, too) or a model directory.
+        context: tokens to plan memory for; by default the model's own context length.
+        policies: those to estimate conversions for.
+
+    Raises:
+        GGUFError, CheckpointError: the header is damaged or missing.
+    """
+    if path.is_dir():
+        return _directory(path, context)
+    return _gguf(read_gguf(path), context, list(policies))
+
+
+def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
+    facts: Facts = {
+        "format": f"GGUF v{gguf.version}",
+        "files": [{"name": p.name, "bytes": p.stat().st_size} for p in gguf.paths],
+        "architecture": gguf.architecture,
+        "metadata": {key: _short(value) for key, value in gguf.metadata.items()},
+        "types": _by_type((t.type.name, t.elements, t.nbytes) for t in gguf.tensors),
+        "tensors": [
+            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes}
+            for t in gguf.tensors
+        ],
+    }
+    model, problem, tensors = _model_of(gguf)
+    facts |= {"problem": problem, "model": _hyperparameters(model)}
+    facts["skipped"] = _skipped(gguf) if model else []
+    facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
+    facts["memory"] = _memory(model, context, facts["policies"]) if model else None
+    return facts
+
+
+def _model_of(gguf: GGUFFile) -> tuple[ModelConfig | None, str | None, list[GGUFTensor]]:
+    """The model if it can be run, else why not; and the tensors that a conversion would take."""
+    if not gguf.tensors:
+        return None, "a vocabulary without weights: it can tokenize, not generate", []
+    try:
+        names = map_names(gguf)
+        model = model_config(gguf_config(gguf))
+    except MlxrunError as error:
+        return None, str(error), list(gguf.tensors)
+    return model, None, [mapped.source for mapped in names.mapped]
+
+
+def _skipped(gguf: GGUFFile) -> list[Facts]:
+    skipped = map_names(gguf).skipped
+    return [{"name": t.name, "type": t.type.name, "reason": why} for t, why in skipped]
+
+
+def _short(value: Any) -> Any:
+    """A metadata value as JSON; of a long array the beginning and the length."""
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "tolist"):
+        values, count = value[:SHOWN].tolist(), len(value)
+    elif isinstance(value, list):
+        values, count = value[:SHOWN], len(value)
+    else:
+        return value
+    values = [_short(entry) for entry in values]
+    return values if count <= SHOWN else {"length": count, "first": values}
+
+
+def _by_type(tensors: Iterable[tuple[str, int, int]]) -> list[Facts]:
+    """(type, weights, bytes) of each tensor, summed by type, the largest first."""
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for kind, weights, nbytes in tensors:
+        for i, value in enumerate((1, weights, nbytes)):
+            sums[kind][i] += value
+    rows = sorted(sums.items(), key=lambda item: -item[1][2])
+    return [
+        {"type": kind, "tensors": n, "weights": w, "bytes": b, "bits": 8 * b / w}
+        for kind, (n, w, b) in rows
+    ]
+
+
+def _hyperparameters(model: ModelConfig | None) -> Facts | None:
+    if model is None:
+        return None
+    first = model.layers[0]
+    windows = [layer.attention.window for layer in model.layers]
+    return {
+        "family": model.family,
+        "layers": len(model.layers),
+        "hidden_size": model.hidden_size,
+        "heads": first.attention.heads,
+        "kv_heads": first.attention.kv_heads,
+        "head_dim": first.attention.head_dim,
+        "feed_forward": first.feed_forward.size,
+        "vocabulary": model.vocab_size,
+        "context_length": model.context_length,
+        "tied_embeddings": model.tied,
+        "windows": windows if any(windows) else None,
+    }
+
+
+def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
+    """What a conversion under a policy would make of the tensors."""
+    policy = Policy(name, half_dtype(gguf))
+    forms: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0, 0, 0])
+    impossible = set()
+    for tensor in tensors:
+        expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
+        if expected is None:
+            impossible.add(tensor.type.name)
+            continue
+        sums = forms[tensor.type.name, str(expected.layout), expected.fidelity]
+        sums[0] += 1
+        sums[1] += tensor.elements
+        sums[2] += tensor.elements * expected.layout.bits_per_weight / 8
+    weights, nbytes = (sum(sums[i] for sums in forms.values()) for i in (1, 2))
+    return {
+        "policy": name,
+        "bytes": round(nbytes),
+        "bits": 8 * nbytes / weights if weights else 0.0,
+        "impossible": sorted(impossible),
+        "forms": [
+            {"type": kind, "form": form, "fidelity": fidelity, "tensors": sums[0],
+             "bytes": round(sums[2])}
+            for (kind, form, fidelity), sums in forms.items()
+        ],
+    }  # fmt: skip
+
+
+def cache_values(model: ModelConfig, context: int) -> int:
+    """Numbers that the caches hold after ``context`` tokens; a window layer holds its window."""
+    total = 0
+    for layer in model.layers:
+        attention = layer.attention
+        tokens = min(context, attention.window or context)
+        total += 2 * attention.kv_heads * attention.head_dim * tokens
+    return total
+
+
+def _memory(model: ModelConfig, context: int | None, policies: list[Facts]) -> Facts:
+    """Bytes of the caches by type, and with the weights of each policy."""
+    tokens = context or model.context_length
+    cache = {name: cache_values(model, tokens) * size for name, size in CACHE_TYPES.items()}
+    return {
+        "context": tokens,
+        "beyond_training": tokens > model.context_length,
+        "cache": cache,
+        "total": {
+            each["policy"]: {name: each["bytes"] + held for name, held in cache.items()}
+            for each in policies
+        },
+    }
+
+
+def _directory(path: Path, context: int | None) -> Facts:
+    config = _json(path / "config.json")
+    if config is None:
+        raise CheckpointError(
+            f"{path} is not a model directory: it has no config.json",
+            hint="Give a .gguf file, a model directory or org/repo",
+        )
+    files = sorted(path.glob("*.safetensors"))
+    tensors = stored_tensors(files, config)
+    model, problem = None, None
+    try:
+        model = model_config(config)
+    except MlxrunError as error:
+        problem = str(error)
+    facts: Facts = {
+        "format": "model directory",
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+        "architecture": str(config.get("model_type")),
+        "metadata": {k: _short(v) for k, v in config.items() if not k.startswith("quantization")},
+        "types": _by_type((t.form, t.weights, t.nbytes) for t in tensors),
+        "tensors": [_entry(tensor) for tensor in tensors],
+        "problem": problem,
+        "model": _hyperparameters(model),
+        "skipped": [],
+        "policies": [],
+        "conversion": _conversion(path),
+    }
+    weights: Facts = {"policy": "as stored", "bytes": sum(t.nbytes for t in tensors)}
+    facts["memory"] = _memory(model, context, [weights]) if model else None
+    return facts
+
+
+def _entry(tensor: StoredTensor) -> Facts:
+    shape = list(tensor.shape)
+    return {"name": tensor.name, "type": tensor.form, "shape": shape, "bytes": tensor.nbytes}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return value
+
+
+def _conversion(path: Path) -> Facts | None:
+    """Where a converted directory came from and how faithful it is, by its own report."""
+    report = _json(path / "conversion.json")
+    if report is None:
+        return None
+    source, tensors = report.get("source"), report.get("tensors")
+    counts: dict[str, int] = defaultdict(int)
+    for record in tensors if isinstance(tensors, list) else []:
+        if isinstance(record, Mapping):
+            counts[str(record.get("fidelity"))] += 1
+    return {
+        "source": source.get("name") if isinstance(source, Mapping) else None,
+        "policy": report.get("policy"),
+        "fidelity": dict(counts),
+    }
