@@ -122,6 +122,7 @@ class CheckpointWriter:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _sweep(self.path)
+            self._check_target()
             shutil.rmtree(self._partial, ignore_errors=True)
             self._partial.mkdir()
         return self
@@ -171,6 +172,7 @@ class CheckpointWriter:
     def _publish(self) -> None:
         old = self._partial.with_name(self._partial.name + "-old")
         if self.path.exists():
+            self._check_target()  # somebody else may have made it meanwhile
             self.path.rename(old)
         self._partial.rename(self.path)
         shutil.rmtree(old, ignore_errors=True)
@@ -193,10 +195,18 @@ def any_entries(path: Path) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed conversions to the same target left behind."""
-    for stale in path.parent.glob(f".{path.name}.partial-*"):
-        pid = stale.name.rpartition("-")[2]
-        if pid.isdigit() and not _alive(int(pid)):
+    """Remove what killed conversions to the same target left behind.
+
+    A model that was being replaced when its conversion was killed gets its name back.
+    """
+    prefix = f".{path.name}.partial-"
+    for stale in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
+        pid = stale.name.removeprefix(prefix).removesuffix("-old")
+        if not pid.isdigit() or _alive(int(pid)):
+            continue
+        if stale.name.endswith("-old") and not path.exists():
+            stale.rename(path)
+        else:
             shutil.rmtree(stale, ignore_errors=True)
 
 

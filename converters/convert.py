@@ -87,8 +87,8 @@ def stream(
         progress: called with (bytes read, bytes in all, tensor name) after each tensor.
 
     Raises:
-        InexactError: the policy is ``exact`` and tensors are of types without an exact form; raised
-            before anything is converted.
+        InexactError: tensors are of types that no form can hold; raised before anything is
+            converted.
         GGUFError: a tensor holds values that no form can keep.
     """
     _refuse(names)
@@ -113,7 +113,10 @@ def _numpy_dtype(dtype: str) -> str:
 def _refuse(names: NameMap) -> None:
     bad = [m.source for m in names.mapped if not supported(m.source.type)]
     if bad:
-        raise InexactError([(t.name, t.type.name, "no known meaning as weights") for t in bad])
+        raise InexactError(
+            [(t.name, t.type.name, "no known meaning as weights") for t in bad],
+            hint="Get the model in another quantisation: no policy can convert these",
+        )
 
 
 def _convert_one(
@@ -188,7 +191,7 @@ def convert(
     Raises:
         GGUFError: the file is malformed.
         UnsupportedArchitectureError: the architecture is unknown.
-        InexactError: policy ``exact`` cannot be kept.
+        InexactError: tensors are of types that no form can hold.
         TargetExistsError, OutOfSpaceError, CheckpointError: the target cannot be written.
     """
     started = time.perf_counter()

@@ -66,19 +66,16 @@ class UnsupportedArchitectureError(ConversionError):
 
 
 class InexactError(ConversionError):
-    """Policy ``exact`` was asked for and some tensors have no exact MLX form.
+    """Some tensors have no MLX form that the policy allows.
 
     ``tensors`` lists them as ``(name, GGML type, reason)``.
     """
 
-    def __init__(self, tensors: list[tuple[str, str, str]]) -> None:
+    def __init__(self, tensors: list[tuple[str, str, str]], *, hint: str | None = None) -> None:
         self.tensors = tensors
         shown = "; ".join(f"{name} ({kind}): {why}" for name, kind, why in tensors[:8])
         more = f"; and {len(tensors) - 8} more" if len(tensors) > 8 else ""
-        super().__init__(
-            f"{len(tensors)} tensors have no exact MLX form: {shown}{more}",
-            hint="Convert with policy near to accept a measured error of at most 1%.",
-        )
+        super().__init__(f"{len(tensors)} tensors have no exact MLX form: {shown}{more}", hint=hint)
 
 
 class CheckpointError(ConversionError):
