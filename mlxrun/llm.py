@@ -241,7 +241,7 @@ class LLM:
         sampler = self._sampler(request)
         cached = session.reuse(request.prompt)
         logits = prefill(self.model, session, request.prompt, progress)
-        text = self.tokenizer.detokenizer()
+        text = self.tokenizer.detokenizer(skip_special=True, continues=True)
         matcher = StopMatcher(request.stop)
         clock = _Clock(started, len(request.prompt), cached)
         ending = frozenset() if request.ignore_eos else self.tokenizer.eog_ids

@@ -134,10 +134,20 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special)
         return "".join(map(detokenizer.add, ids)) + detokenizer.finish()
 
-    def detokenizer(self, skip_special: bool = False) -> StreamingDetokenizer:
-        """A decoder for tokens that come one by one; the whole equals ``decode``."""
+    def detokenizer(
+        self, skip_special: bool = False, *, continues: bool = False
+    ) -> StreamingDetokenizer:
+        """A decoder for tokens that come one by one; the whole equals ``decode``.
+
+        Args:
+            skip_special: leave out control tokens.
+            continues: the tokens go on from a text before them, so that a leading space is theirs.
+        """
+        spell = self._pieces.spell_visible if skip_special else self._pieces.spell
+        if continues:
+            return StreamingDetokenizer(spell)
         return StreamingDetokenizer(
-            self._pieces.spell_visible if skip_special else self._pieces.spell,
+            spell,
             skip_first=self._parts.before[0] if self._parts.before else None,
             strip_space=self._parts.strips_space,
         )
