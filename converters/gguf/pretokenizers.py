@@ -27,8 +27,8 @@ class PreTokenizer:
         byte_level: pieces are spelled in GPT-2's byte alphabet; otherwise in plain UTF-8 with
             ``<0xXX>`` tokens for what the vocabulary lacks.
         escape_spaces: spaces are spelled U+2581.
-        digits_from_right: digits are grouped in threes from the right, so that a long run of them
-            may be cut at a multiple of three from its end without changing any piece.
+        digits_from_right: the class of digits that are grouped in threes from the right, if any; a
+            long run of them may be cut a multiple of three from its end without changing a piece.
     """
 
     patterns: tuple[str, ...]
@@ -37,7 +37,7 @@ class PreTokenizer:
     forces_bos: bool = False
     byte_level: bool = True
     escape_spaces: bool = False
-    digits_from_right: bool = False
+    digits_from_right: str | None = None
 
 
 # Building blocks. English contractions, in lower case only and in any case.
@@ -125,7 +125,7 @@ _bailing = PreTokenizer(
         rf"|\s*[\r\n]|{_SPACES}",
     )
 )
-_tiny_aya = PreTokenizer((_THREES, _FOLDED), digits_from_right=True)
+_tiny_aya = PreTokenizer((_THREES, _FOLDED), digits_from_right=r"\p{N}")
 
 _FAMILIES: Final[tuple[tuple[str, PreTokenizer], ...]] = (
     (
@@ -253,10 +253,10 @@ _FAMILIES: Final[tuple[tuple[str, PreTokenizer], ...]] = (
         "superbpe",
         PreTokenizer(
             (r"\p{N}+", r"(?=([0-9]{3})++(?![0-9]))"),
-            digits_from_right=True,
+            digits_from_right="[0-9]",
         ),
     ),
-    ("afmoe", PreTokenizer((_THREES, _CJK_AFMOE, _PUNCTUATED), digits_from_right=True)),
+    ("afmoe", PreTokenizer((_THREES, _CJK_AFMOE, _PUNCTUATED), digits_from_right=r"\p{N}")),
     ("kimi-k2", PreTokenizer((_KIMI,))),
     (
         "chameleon",

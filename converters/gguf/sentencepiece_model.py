@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from converters.gguf.vocabulary import Vocabulary
+from converters.gguf.vocabulary import Vocabulary, spelled
 
-__all__ = ["UNKNOWN_PIECE", "merges_from_scores", "model_proto"]
+__all__ = ["merges_from_scores", "model_proto", "read_model"]
 
 UNKNOWN_PIECE: Final = "\ufffd<unknown>"
 """Stands past the end of a vocabulary that has no unknown token: sentencepiece insists on one."""
@@ -31,9 +30,10 @@ def model_proto(vocabulary: Vocabulary) -> bytes:
     made by merging, whether the file calls it user-defined, unused or normal.
     """
     types = _piece_types(vocabulary)
-    pieces = list(zip(vocabulary.tokens, vocabulary.scores.tolist(), types, strict=True))
+    texts = [text.encode() for text in spelled(vocabulary.tokens)]
+    pieces = list(zip(texts, vocabulary.scores.tolist(), types, strict=True))
     if _UNKNOWN not in types:
-        pieces.append((UNKNOWN_PIECE, 0.0, _UNKNOWN))
+        pieces.append((UNKNOWN_PIECE.encode(), 0.0, _UNKNOWN))
     parts = [_bytes(1, _piece(*piece)) for piece in pieces]
     unigram = vocabulary.kind == "unigram"
     trainer = _varint(3, _UNIGRAM if unigram else _BPE)
@@ -54,9 +54,10 @@ def _piece_types(vocabulary: Vocabulary) -> list[int]:
     return types
 
 
-def _piece(text: str, score: float, type_: int) -> bytes:
-    raw = text.encode("utf-8", "replace")
-    return _bytes(1, raw) + b"\x15" + struct.pack("<f", score) + _varint(3, type_)
+def _piece(text: bytes, score: float, type_: int) -> bytes:
+    return (
+        _bytes(1, text) + _number(2 << 3 | _FIXED32) + struct.pack("<f", score) + _varint(3, type_)
+    )
 
 
 def _varint(field: int, value: int) -> bytes:
@@ -96,3 +97,65 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[t
 
 def _cuts(token: str) -> Iterator[tuple[str, str]]:
     return ((token[:i], token[i:]) for i in range(1, len(token)))
+
+
+def read_model(proto: bytes) -> dict[str, Any]:
+    """What a ``tokenizer.model`` says.
+
+    Its ``tokens``, ``scores``, ``types``, whether it is a ``unigram`` model, its ``charsmap``,
+    ``add_space_prefix`` and ``remove_extra_whitespaces``.
+
+    Raises:
+        ValueError: the bytes are no ModelProto.
+    """
+    pieces, trainer, normalizer = [], {}, {}
+    for field, value in _fields(proto):
+        if field == 1:
+            pieces.append(dict(_fields(value)))
+        elif field == 2:
+            trainer = dict(_fields(value))
+        elif field == 3:
+            normalizer = dict(_fields(value))
+    own = [piece for piece in pieces if piece.get(1) != UNKNOWN_PIECE.encode()]
+    return {
+        "tokens": [piece.get(1, b"").decode() for piece in own],
+        "scores": [struct.unpack("<f", piece.get(2, bytes(4)))[0] for piece in own],
+        "types": [piece.get(3, _NORMAL) for piece in own],
+        "unigram": trainer.get(3, _UNIGRAM) == _UNIGRAM,
+        "charsmap": normalizer.get(2, b""),
+        "add_space_prefix": bool(normalizer.get(3, 1)),
+        "remove_extra_whitespaces": bool(normalizer.get(4, 1)),
+    }
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a message: ints for varints, bytes for the rest."""
+    at = 0
+    while at < len(message):
+        key, at = _read_number(message, at)
+        kind = key & 7
+        if kind == _VARINT:
+            value, at = _read_number(message, at)
+            yield key >> 3, value
+            continue
+        if kind == _BYTES:
+            size, at = _read_number(message, at)
+        elif kind in (_FIXED32, _FIXED64):
+            size = 4 if kind == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {kind}")
+        if at + size > len(message):
+            raise ValueError("a field that is cut off")
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+def _read_number(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message) and shift < 70:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise ValueError("a number that is cut off")

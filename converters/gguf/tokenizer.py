@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.gguf.pretokenizers import PreTokenizer
 from converters.gguf.sentencepiece_model import merges_from_scores, model_proto
-from converters.gguf.vocabulary import TokenType, Vocabulary, read_vocabulary
+from converters.gguf.vocabulary import TokenType, Vocabulary, read_vocabulary, spelled
 
 if TYPE_CHECKING:
     from converters.gguf.reader import GGUFFile
@@ -63,7 +63,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
         "fuse_unk": spm,
         "byte_fallback": vocabulary.pre is None or not vocabulary.pre.byte_level,
         "ignore_merges": vocabulary.pre is not None and vocabulary.pre.ignore_merges,
-        "vocab": {token: index for index, token in enumerate(vocabulary.tokens)},
+        "vocab": {token: index for index, token in enumerate(spelled(vocabulary.tokens))},
         "merges": merges,
     }
     return {
@@ -198,6 +198,8 @@ def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
         "add_eos_token": _adds(vocabulary, "eos"),
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
+        # Read by mlxrun only: tokenizer.model holds the exact scores, merges are their image.
+        "gguf": {"kind": vocabulary.kind, "add_space_prefix": vocabulary.add_space_prefix},
     }
 
 

@@ -6,6 +6,7 @@ what a checkpoint's tokenizer files look like (``tokenizer.py``). Free of MLX.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from converters.gguf.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 if TYPE_CHECKING:
     from converters.gguf.reader import GGUFFile
 
-__all__ = ["BPE_MODELS", "KINDS", "TokenType", "Vocabulary", "read_vocabulary"]
+__all__ = ["BPE_MODELS", "KINDS", "TokenType", "Vocabulary", "read_vocabulary", "spelled"]
 
 
 class TokenType(IntEnum):
@@ -95,6 +96,16 @@ class Vocabulary:
         """The text of the special token with a role, if there is one."""
         index = self.ids.get(role)
         return None if index is None else self.tokens[index]
+
+
+def spelled(tokens: Sequence[str]) -> Sequence[str]:
+    """The tokens with those that are not UTF-8 replaced by names that text never contains."""
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError:
+        lone = re.compile("[\ud800-\udfff]")
+        return [f"\ufffd<{i}>" if lone.search(token) else token for i, token in enumerate(tokens)]
+    return tokens
 
 
 def read_vocabulary(gguf: GGUFFile) -> Vocabulary:

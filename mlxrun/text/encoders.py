@@ -7,8 +7,8 @@ Who finds special tokens and adds BOS is ``tokenizer.py``.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import tokenizers
@@ -16,14 +16,21 @@ import tokenizers
 from converters.gguf.pretokenizers import PreTokenizer
 from converters.gguf.sentencepiece_model import model_proto
 from converters.gguf.tokenizer import bpe_pipeline, known_merges
-from converters.gguf.vocabulary import TokenType, Vocabulary
+from converters.gguf.vocabulary import TokenType, Vocabulary, spelled
 from mlxrun.errors import TokenizerError
 from mlxrun.text.pieces import BYTE_ALPHABET
 
-__all__ = ["BPEEncoder", "Encoder", "SPMEncoder", "encoder_of"]
-
+__all__ = ["BPEEncoder", "Encoder", "LibraryEncoder", "SPMEncoder", "encoder_of", "missing_bytes"]
 
 _NOTHING: Final = "\ufffd<nothing>"
+_BPE_OPTIONS: Final = (
+    "unk_token",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+)
 
 
 class Encoder(Protocol):
@@ -36,7 +43,7 @@ class Encoder(Protocol):
 
 def encoder_of(vocabulary: Vocabulary) -> Encoder:
     """The encoder for a vocabulary; raises TokenizerError where there is none."""
-    if vocabulary.kind == "spm":
+    if vocabulary.kind in ("spm", "unigram"):
         return SPMEncoder(vocabulary)
     if vocabulary.pre is not None:
         return BPEEncoder(vocabulary, vocabulary.pre)
@@ -49,7 +56,8 @@ class SPMEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         import sentencepiece
 
-        self._prefix = " " if vocabulary.add_space_prefix else ""
+        spm = vocabulary.kind == "spm"  # a unigram model's own normaliser sees to the prefix
+        self._prefix = " " if spm and vocabulary.add_space_prefix else ""
         self._size = len(vocabulary.tokens)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model_proto(vocabulary))
@@ -66,20 +74,22 @@ class BPEEncoder:
 
     def __init__(self, vocabulary: Vocabulary, pre: PreTokenizer) -> None:
         hidden = (TokenType.CONTROL, TokenType.UNKNOWN)
-        vocab = {
-            token: index
-            for index, (token, type_) in enumerate(
-                zip(vocabulary.tokens, vocabulary.types, strict=True)
-            )
-            if type_ not in hidden
-        }
+        rows = zip(spelled(vocabulary.tokens), vocabulary.types, strict=True)
+        vocab = {text: index for index, (text, type_) in enumerate(rows) if type_ not in hidden}
         self._size = len(vocabulary.tokens)
-        # What is no token must still keep its neighbours apart: ids past the end, dropped later.
-        missing = [c for c in BYTE_ALPHABET if c not in vocab] if pre.byte_level else [_NOTHING]
-        vocab |= {text: self._size + index for index, text in enumerate(missing)}
-        self._tokenizer = _pipeline(pre)
-        self._tokenizer.model = _bpe(vocab, vocabulary.merges, pre)
-        self._cut: Callable[[str], Iterator[str]] = _thirds if pre.digits_from_right else _whole
+        vocab |= missing_bytes(vocab, self._size) if pre.byte_level else {_NOTHING: self._size}
+        model = {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": vocabulary.merges,
+            "ignore_merges": pre.ignore_merges,
+            "byte_fallback": not pre.byte_level,
+            "unk_token": None if pre.byte_level else _NOTHING,
+        }
+        self._tokenizer = assemble({**bpe_pipeline(pre), "model": model})
+        self._cut: Callable[[str], Iterator[str]] = (
+            _digit_cutter(pre.digits_from_right) if pre.digits_from_right else _whole
+        )
 
     def __call__(self, text: str, first: bool) -> list[int]:
         ids: list[int] = []
@@ -88,51 +98,95 @@ class BPEEncoder:
         return [index for index in ids if index < self._size]
 
 
-def _bpe(
-    vocab: dict[str, int], merges: Sequence[tuple[str, str]], pre: PreTokenizer
-) -> tokenizers.models.BPE:
-    def build(merges: Sequence[tuple[str, str]]) -> tokenizers.models.BPE:
-        return tokenizers.models.BPE(
-            vocab,
-            list(merges),
-            ignore_merges=pre.ignore_merges,
-            byte_fallback=not pre.byte_level,
-            unk_token=None if pre.byte_level else _NOTHING,
-        )
+class LibraryEncoder:
+    """What a ``tokenizer.json`` describes, less its special tokens.
 
+    Args:
+        document: the file's contents, without added tokens and post-processor.
+        rest: the same for text that does not stand at the beginning, if that differs.
+        size: of the vocabulary; ids past it stand for nothing.
+    """
+
+    def __init__(
+        self, document: Mapping[str, Any], rest: Mapping[str, Any] | None, size: int
+    ) -> None:
+        self._first = assemble(document)
+        self._rest = self._first if rest is None else assemble(rest)
+        self._size = size
+
+    def __call__(self, text: str, first: bool) -> list[int]:
+        tokenizer = self._first if first else self._rest
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return [index for index in ids if index < self._size]
+
+
+def missing_bytes(vocab: Container[str], size: int) -> dict[str, int]:
+    """Entries past the end of a vocabulary for the bytes that it has no token for.
+
+    Such a byte is dropped, but what stands on its two sides must not be merged.
+    """
+    missing = [text for text in BYTE_ALPHABET if text not in vocab]
+    return {text: size + index for index, text in enumerate(missing)}
+
+
+def assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """A tokenizer from the contents of a ``tokenizer.json`` without added tokens.
+
+    A BPE model is handed over as Python objects, which is faster than through JSON.
+
+    Raises:
+        TokenizerError: the library refuses the document.
+    """
+    model = document["model"]
+    bpe = model.get("type") == "BPE"
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    base: dict[str, Any] = {"version": "1.0", "added_tokens": [], "post_processor": None}
     try:
-        return build(merges)
-    except Exception:  # the library has no type of its own: a merge names no token
-        return build(known_merges(list(vocab), merges))
+        text = json.dumps({**base, **document, "model": empty if bpe else model})
+        tokenizer = tokenizers.Tokenizer.from_str(text)
+        if bpe:
+            tokenizer.model = _bpe(model)
+    except Exception as reason:  # the library raises nothing more precise
+        raise TokenizerError(f"the tokenizer is damaged: {reason}") from None
+    return tokenizer
 
 
-def _pipeline(pre: PreTokenizer) -> tokenizers.Tokenizer:
-    document: dict[str, Any] = {
-        "version": "1.0",
-        "added_tokens": [],
-        "post_processor": None,
-        **bpe_pipeline(pre),
-        "model": {"type": "BPE", "vocab": {}, "merges": []},
-    }
-    return tokenizers.Tokenizer.from_str(json.dumps(document))
+def _bpe(model: Mapping[str, Any]) -> tokenizers.models.BPE:
+    options = {name: model[name] for name in _BPE_OPTIONS if model.get(name) is not None}
+    vocab, merges = model["vocab"], list(model["merges"])
+    try:
+        return tokenizers.models.BPE(vocab, merges, **options)
+    except Exception:  # probably a merge that names no token: rare, so not looked for before
+        return tokenizers.models.BPE(vocab, list(known_merges(list(vocab), merges)), **options)
 
 
-_LONG_RUN: Final = re.compile(r"\d{1200,}")
-_STEP: Final = 600
+_LONG_RUN: Final = 1200
+_STEP: Final = 600  # a multiple of three
+
+
+def _digit_cutter(digits: str) -> Callable[[str], Iterator[str]]:
+    """Cuts long runs of digits a multiple of three from their end, where the pattern cuts anyway.
+
+    The pattern looks from every group to the end of its run, which is quadratic without this.
+    """
+    pattern = tokenizers.Regex(f"{digits}{{{_LONG_RUN},}}")
+    between = tokenizers.pre_tokenizers.Split(pattern, "removed")
+
+    def cut(text: str) -> Iterator[str]:
+        if len(text) < _LONG_RUN:
+            yield text
+            return
+        gaps = [offsets for _, offsets in between.pre_tokenize_str(text)]
+        ends = [(0, 0), *gaps, (len(text), len(text))]
+        start = 0
+        for (_, run_start), (run_end, _) in pairwise(ends):
+            for place in range(run_start + (run_end - run_start) % 3 + _STEP, run_end, _STEP):
+                yield text[start:place]
+                start = place
+        yield text[start:]
+
+    return cut
 
 
 def _whole(text: str) -> Iterator[str]:
     yield text
-
-
-def _thirds(text: str) -> Iterator[str]:
-    """Cut long runs of digits a multiple of three from their end, where the pattern cuts anyway.
-
-    The pattern looks from every group to the end of its run: quadratic without this.
-    """
-    start = 0
-    for run in _LONG_RUN.finditer(text):
-        for cut in range(run.start() + (run.end() - run.start()) % 3 + _STEP, run.end(), _STEP):
-            yield text[start:cut]
-            start = cut
-    yield text[start:]

@@ -71,7 +71,9 @@ class Pieces:
         if type_ in _LITERAL:
             return _raw(text)
         if self._byte_level:
-            return b"".join(bytes([BYTE_ALPHABET[c]]) if c in BYTE_ALPHABET else _raw(c) for c in text)
+            return b"".join(
+                bytes([BYTE_ALPHABET[c]]) if c in BYTE_ALPHABET else _raw(c) for c in text
+            )
         return _raw(text.replace("\u2581", " ") if self._escaped else text)
 
     def spell_visible(self, token_id: int) -> bytes:
