@@ -6,6 +6,7 @@ terminal. Knows nothing of models.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +30,12 @@ _NEUTRAL = (
 def visible(text: str) -> str:
     """The text without what a terminal would obey: files and models may write anything."""
     return text.translate(_NEUTRAL)
+
+
+def dim(text: str) -> str:
+    """The text in a fainter shade, on a terminal that has one and may show it."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return text if plain or not sys.stdout.isatty() else f"\x1b[2m{text}\x1b[22m"
 
 
 def one_line(text: str) -> str:

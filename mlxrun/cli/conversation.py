@@ -226,7 +226,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ConversationError(f"{path} is no saved conversation: {error}") from error
+        raise ConversationError(f"{path} is no saved conversation") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ConversationError(f"{path} is no saved conversation")
     if stored.get("version") != 1:

@@ -109,8 +109,8 @@ def _print_policies(facts: Mapping[str, Any], detailed: bool) -> None:
             (f["type"], f["form"], f["fidelity"], f["tensors"], size(f["bytes"]))
             for f in estimate["forms"]
         ]
-        columns = ("GGUF", "MLX", "fidelity", "#tensors", "#size")
-        out.print(table(f"Forms under policy {estimate['policy']} (expected)", columns, forms))
+        title = f"Forms under policy {estimate['policy']} (expected)"
+        out.print(table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
         out.print()
     columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantised", "note")
     estimates = [_policy_row(estimate) for estimate in facts["policies"]]

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mlxrun.cli import slash
-from mlxrun.cli.console import Bar, complain, visible
+from mlxrun.cli.console import Bar, complain, dim, visible
 from mlxrun.cli.conversation import Conversation
 from mlxrun.errors import ContextLengthError, MlxrunError
 
@@ -65,7 +65,7 @@ class TerminalChat:
 
     def say(self, text: str) -> None:
         """Print a line that is no part of the conversation."""
-        print(visible(text), flush=True)
+        print(dim(visible(text)), flush=True)
 
     def retry(self) -> None:
         """Show another reply to the last message."""

@@ -47,13 +47,13 @@ _LLAMA2: Final = """\
 {{ bos_token + '[INST] ' + ns.system + message['content'] + ' [/INST]' }}
 {%- set ns.system = '' -%}
 {%- else -%}
-{{ ' ' + message['content'] + eos_token }}
+{{ ' ' + message['content'] | trim + eos_token }}
 {%- endif -%}
 {%- endfor -%}"""
 
 _PLAIN: Final = """\
 {%- for message in messages -%}
-{{ message['role'] | capitalize + ': ' + message['content'] + '\\n' }}
+{{ message['role'] | capitalize + ': ' + message['content'] | trim + '\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}"""
 
