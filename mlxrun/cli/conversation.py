@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mlxrun.cli.respell import respell
 from mlxrun.cli.settings import Values, parse_settings, store_settings
-from mlxrun.errors import MlxrunError
+from mlxrun.errors import ContextLengthError, MlxrunError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMAT = "mlxrun-chat"
 # A reply that was stopped is marked with this key; templates never see it.
 STOPPED = "stopped"
+# What to do about a full context.
+ROOM = "/undo takes back the last exchange, /clear starts anew, chat --window N forgets as it goes"
 
 
 class ConversationError(MlxrunError):
@@ -87,6 +89,8 @@ class Conversation:
                 self.prompt(), session=self.session, progress=progress, **self.settings | settings
             )
             yield from self._collect(chunks, reply, stopped)
+        except ContextLengthError as error:
+            raise ContextLengthError(error.message, hint=ROOM) from error
         except KeyboardInterrupt:
             # It may have struck between the caches of two layers.
             self.session.reset()

@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and lets no exception out."""
-    _tolerate_encodings()
+    _prepare_streams()
     try:
         code = cli.main(args, prog_name="mlxrun", standalone_mode=False)
         sys.stdout.flush()
@@ -103,10 +103,13 @@ def run(args: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
-def _tolerate_encodings() -> None:
-    """Print ``?`` for what a terminal's encoding lacks, rather than fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+def _prepare_streams() -> None:
+    """Have three streams, whatever was closed, that print and read ``?`` for what they cannot."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115
+        elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
@@ -125,7 +128,6 @@ def _report(error: Exception) -> int:
         complain(str(error))
     else:
         complain(
-            f"{type(error).__name__}: {error} - this is a bug in mlxrun or its surroundings; "
-            "run again with MLXRUN_DEBUG=1 for the traceback"
+            f"{type(error).__name__}: {error}; run again with MLXRUN_DEBUG=1 for the traceback"
         )
     return ERROR

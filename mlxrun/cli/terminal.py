@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlxrun.cli import slash
 from mlxrun.cli.console import Bar, complain, dim, visible
-from mlxrun.cli.conversation import Conversation
-from mlxrun.errors import ContextLengthError, MlxrunError
+from mlxrun.cli.conversation import ROOM, Conversation
+from mlxrun.errors import MlxrunError
 
 if TYPE_CHECKING:
     from mlxrun.generation.request import Usage
@@ -58,8 +58,6 @@ class TerminalChat:
                 slash.run(self, text)
             elif text.strip():
                 self._show(self.conversation.ask, text)
-        except ContextLengthError as error:
-            complain(f"{error.message}. {_ROOM}")
         except MlxrunError as error:
             complain(str(error))
 
@@ -102,7 +100,7 @@ class TerminalChat:
         usage, limit = conversation.usage, conversation.settings["max_tokens"]
         if usage and limit and usage.completion_tokens >= limit:
             return f"max_tokens is {limit}; /set max_tokens N allows more"
-        return f"the context is full. {_ROOM}"
+        return f"the context is full. {ROOM}"
 
     def _cost(self, usage: Usage) -> str:
         used = len(self.conversation.session.tokens)
@@ -112,9 +110,6 @@ class TerminalChat:
             f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached, "
             f"context {used}/{self.conversation.llm.context_length}"
         )
-
-
-_ROOM = "/undo takes back the last exchange, /clear starts anew, chat --window N forgets as it goes"
 
 
 class Interrupt:
