@@ -9,6 +9,7 @@ import html
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,8 +115,8 @@ class LLM:
         Raises:
             ParameterError: no ids, or ids that the model does not have.
         """
-        self._check(ids)
-        return self.model(mx.array([list(ids)]), self.model.make_cache())[0].astype(mx.float32)
+        tokens = mx.array([self._checked(ids)])
+        return self.model(tokens, self.model.make_cache())[0].astype(mx.float32)
 
     def session(self, *, window: int | None = None, keep: int = 0) -> Session:
         """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.
@@ -204,17 +205,20 @@ class LLM:
             messages = cast(Sequence[Message], prompt)
             ids = self.tokenizer.encode_chat(messages, **(template or {}))
         else:
-            ids = list(cast(Sequence[int], prompt))
-        self._check(ids)
-        return ids
+            ids = cast(Sequence[int], prompt)
+        return self._checked(ids)
 
-    def _check(self, ids: Sequence[int]) -> None:
+    def _checked(self, ids: Sequence[int] | mx.array) -> list[int]:
+        """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
         size = self.model.config.vocab_size
-        if not len(ids):
+        tokens = list(cast(list[int], ids.tolist() if isinstance(ids, mx.array) else ids))
+        if not tokens:
             raise ParameterError("prompt", "", "at least one token long")
-        for token in ids:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
+        for token in tokens:
+            whole = isinstance(token, Integral) and not isinstance(token, bool)
+            if not whole or not 0 <= token < size:
                 raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
+        return [int(token) for token in tokens]
 
     def _limit(self, request: Request, session: Session | None) -> int:
         """How many tokens may be generated."""
