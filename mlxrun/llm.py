@@ -199,6 +199,7 @@ class LLM:
     def _encode(
         self, prompt: Prompt, parse_special: bool, template: Mapping[str, Any] | None
     ) -> list[int]:
+        ids: Sequence[int]
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, parse_special=parse_special)
         elif len(prompt) and isinstance(prompt[0], Mapping):
