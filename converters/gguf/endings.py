@@ -69,11 +69,13 @@ def end_ids(ids: Mapping[str, int], roles: Mapping[str, int]) -> frozenset[int]:
     ends |= {roles[role] for role in ("eos", "eot", "eom") if role in roles}
     for role, texts in _FILE_ENDS.items():
         ends.update([roles[role]] if role in roles else _first(ids, texts))
-    return frozenset(ends - {ids[text] for text in _not_ends(ids)})
+    return frozenset(ends - {ids[text] for text in _not_ends(ids, roles)})
 
 
-def correct_types(ids: Mapping[str, int], types: Sequence[int]) -> list[int]:
-    """Token types with those corrected that the tokens' texts belie."""
+def correct_types(
+    ids: Mapping[str, int], roles: Mapping[str, int], types: Sequence[int]
+) -> list[int]:
+    """Token types with those corrected that the tokens' texts belie; arguments as ``end_ids``."""
     fixed = list(types)
     for text in _ENDS:
         if text in ids:
@@ -84,7 +86,7 @@ def correct_types(ids: Mapping[str, int], types: Sequence[int]) -> list[int]:
     for text in _CHANNELS:
         if text in ids:
             fixed[ids[text]] = _USER_DEFINED
-    for text, type_ in _not_ends(ids).items():
+    for text, type_ in _not_ends(ids, roles).items():
         fixed[ids[text]] = type_
     return fixed
 
@@ -93,12 +95,13 @@ def _first(ids: Mapping[str, int], texts: Sequence[str]) -> list[int]:
     return [ids[text] for text in texts if text in ids][:1]
 
 
-def _not_ends(ids: Mapping[str, int]) -> dict[str, int]:
+def _not_ends(ids: Mapping[str, int], roles: Mapping[str, int]) -> dict[str, int]:
     """Texts that end a turn elsewhere but not in this vocabulary, with their type here."""
     others: dict[str, int] = {}
     calls = "<|call|>" in ids or "<|calls|>" in ids
     if "<|end|>" in ids and calls and ("<|return|>" in ids or "<|flush|>" in ids):
         others["<|end|>"] = _USER_DEFINED  # parts the messages of one turn
-    if "</s>" in ids and ("<|tool_response>" in ids or "<|plamo:eos|>" in ids):
+    plamo = ids.get("<|plamo:eos|>") in [roles.get(role, -1) for role in ("eos", "eot", "eom")]
+    if "</s>" in ids and ("<|tool_response>" in ids or plamo):
         others["</s>"] = _NORMAL
     return others

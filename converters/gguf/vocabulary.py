@@ -49,6 +49,7 @@ KINDS: Final = {
 
 BPE_MODELS: Final = tuple(model for model, kind in KINDS.items() if kind == "bpe")
 
+_BYTES: Final = frozenset(f"<0x{value:02X}>" for value in range(256))
 _SPECIALS: Final = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")
 _DEFAULT_IDS: Final[Mapping[str, Mapping[str, int]]] = {
     "spm": {"bos": 1, "eos": 2, "unknown": 0},
@@ -120,7 +121,7 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
     pre = _pre_tokenizer(gguf) if kind == "bpe" else None
     ids = _special_ids(gguf, kind, len(tokens))
     by_text = {token: index for index, token in enumerate(tokens)}
-    types = correct_types(by_text, _types(gguf, tokens))
+    types = correct_types(by_text, ids, _types(gguf, tokens))
     lstrip, rstrip = _strips(gguf, tokens, types)
     return Vocabulary(
         kind=kind,
@@ -178,13 +179,18 @@ def _tokens(gguf: GGUFFile) -> list[str]:
 
 
 def _types(gguf: GGUFFile, tokens: Sequence[str]) -> list[int]:
-    """Token types; all normal but for ``<0xXX>`` where the file does not say."""
+    """Token types; bytes are known by their text, and all else is normal, where none are given."""
     key = "tokenizer.ggml.token_type"
     if key not in gguf.metadata:
-        bytes_ = {f"<0x{value:02X}>" for value in range(256)}
-        return [TokenType.BYTE if t in bytes_ else TokenType.NORMAL for t in tokens]
+        return [TokenType.BYTE if t in _BYTES else TokenType.NORMAL for t in tokens]
     types = _numbers(gguf, key, len(tokens), "iu").tolist()
-    return [value if 0 <= value <= TokenType.BYTE else TokenType.UNDEFINED for value in types]
+    return [_type(token, type_) for token, type_ in zip(tokens, types, strict=True)]
+
+
+def _type(token: str, type_: int) -> int:
+    if type_ == TokenType.BYTE:
+        return TokenType.BYTE if token in _BYTES else TokenType.NORMAL
+    return type_ if 0 <= type_ < TokenType.BYTE else TokenType.UNDEFINED
 
 
 def _scores(gguf: GGUFFile, size: int) -> npt.NDArray[np.float32]:

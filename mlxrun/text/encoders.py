@@ -61,7 +61,7 @@ class SPMEncoder:
         self._size = len(vocabulary.tokens)
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=model_proto(vocabulary))
-        except RuntimeError as reason:
+        except (RuntimeError, ValueError, OSError) as reason:
             raise TokenizerError(f"sentencepiece refuses the vocabulary: {reason}") from None
 
     def __call__(self, text: str, first: bool) -> list[int]:
