@@ -10,7 +10,7 @@ import click
 
 from mlxrun.cli.console import note, visible
 from mlxrun.cli.loading import load_model, usage_line, with_loading
-from mlxrun.cli.settings import defaults, given, with_settings
+from mlxrun.cli.settings import given, with_settings
 from mlxrun.errors import SourceError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 DEMO = Path(__file__).parent.parent / "assets" / "demo.gguf"
 # Attention collapses without the first tokens (Xiao et al., 2023, arXiv:2309.17453).
 SINKS = 4
-MAX_TOKENS = 2048
 
 
 @click.command("chat")
@@ -41,7 +40,7 @@ MAX_TOKENS = 2048
     help="With --window: also remember the first N tokens.  [default: the system message]",
 )
 @click.option("--stats", is_flag=True, help="Show what each reply costs.")
-@with_settings
+@with_settings(chat_defaults())
 @with_loading
 def command(
     model: str | None,
@@ -77,9 +76,8 @@ def command(
     llm = load_model(model or str(DEMO), dtype=dtype, policy=policy, verbose=verbose)
     from mlxrun.cli.conversation import Conversation
 
-    conversation = Conversation(
-        llm, _session(llm, system, window, keep), settings=defaults() | {"max_tokens": MAX_TOKENS}
-    )
+    session = _session(llm, system, window, keep)
+    conversation = Conversation(llm, session, settings=chat_defaults())
     if saved:
         conversation.load(Path(saved))
     conversation.settings |= given(options)
@@ -104,12 +102,11 @@ def _session(llm: LLM, system: str | None, window: int | None, keep: int | None)
 
 def _type(conversation: Conversation, name: str, stats: bool) -> None:
     from mlxrun.cli.editor import Editor, history_path
-    from mlxrun.cli.slash import CHAT_SETTINGS, COMMANDS
+    from mlxrun.cli.slash import COMMANDS
     from mlxrun.cli.terminal import TerminalChat
 
-    chat = TerminalChat(
-        conversation, Editor(list(COMMANDS), list(CHAT_SETTINGS), history_path()).read, stats=stats
-    )
+    editor = Editor(list(COMMANDS), list(conversation.settings), history_path())
+    chat = TerminalChat(conversation, editor.read, stats=stats)
     chat.say(f"Talking with {name}. /help lists the commands, Ctrl-D leaves.")
     chat.run()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -109,7 +109,8 @@ def size(nbytes: float) -> str:
 class Bar:
     """A progress bar on standard error, for work that turns out to be long.
 
-    Call it with (done, total). Shows nothing where standard error is no terminal.
+    Call it with (done, total); until then it only shows that something goes on. Shows nothing where
+    standard error is no terminal.
 
     Args:
         label: what is being done.
@@ -118,11 +119,17 @@ class Bar:
     """
 
     def __init__(self, label: str, *, delay: float = 0.5, count: str | None = None) -> None:
-        self._label, self._count = label, count
-        self._due = time.monotonic() + delay if sys.stderr.isatty() else float("inf")
+        self._label, self._count = one_line(label), count
+        self._done, self._total = 0, 0
+        self._lock = threading.Lock()
         self._bar: RichProgress | None = None
+        self._over = False
+        self._timer = threading.Timer(delay, self._appear)
+        self._timer.daemon = True
 
     def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            self._timer.start()
         return self
 
     def __exit__(
@@ -133,35 +140,44 @@ class Bar:
     ) -> None:
         self.stop()
 
+    def __call__(self, done: int, total: int, *_: object) -> None:
+        with self._lock:
+            self._done, self._total = done, total
+            if self._bar:
+                self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
     def stop(self) -> None:
         """Take the bar away; it does not come back."""
-        self._due = float("inf")
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
+        self._timer.cancel()
+        with self._lock:
+            self._over = True
+            if self._bar:
+                self._bar.stop()
+                self._bar = None
 
-    def __call__(self, done: int, total: int, *_: object) -> None:
-        if self._bar is None and time.monotonic() >= self._due:
-            self._start()
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+    def _appear(self) -> None:
+        bar = _progress(self._count)  # takes a while: imports rich
+        with self._lock:
+            if not self._over:
+                bar.add_task(self._label, completed=self._done, total=self._total or None)
+                bar.start()
+                self._bar = bar
 
-    def _start(self) -> None:
-        from rich import progress
-        from rich.console import Console
 
-        counting = (
-            [progress.MofNCompleteColumn(), progress.TextColumn(self._count)]
-            if self._count
-            else [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-        )
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            *counting,
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._bar.start()
-        self._bar.add_task(self._label)
+def _progress(count: str | None) -> RichProgress:
+    from rich import progress
+    from rich.console import Console
+
+    counting = (
+        [progress.MofNCompleteColumn(), progress.TextColumn(count)]
+        if count
+        else [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    )
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        *counting,
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -36,6 +36,10 @@ class ConversationError(MlxrunError):
     """A conversation cannot be saved, read, taken back or continued."""
 
 
+class _StoppedError(Exception):
+    """The user stopped the model before its reply began."""
+
+
 class Conversation:
     """Messages, and a session that remembers what the model has seen of them.
 
@@ -43,7 +47,7 @@ class Conversation:
         llm: the model.
         session: its memory, empty.
         system: a message that stands before all others.
-        settings: keywords of ``LLM.stream``.
+        settings: a value for each setting that may be changed; see ``settings.py``.
 
     Attributes:
         messages: ``{"role": "user" | "assistant", "content": str}`` in turn.
@@ -74,21 +78,30 @@ class Conversation:
         says so or the iterator is closed. Without any reply the message is taken back.
 
         Args:
-            stopped: asked after each piece of text.
+            stopped: asked after each piece of text, and while a long prompt is read.
             progress: called with (tokens done, tokens in all) while a long prompt is read.
             settings: for this reply only.
 
         Raises:
             MlxrunError: the model cannot reply; the message is taken back.
         """
+
+        def reading(done: int, total: int) -> None:
+            if stopped():
+                raise _StoppedError
+            if progress:
+                progress(done, total)
+
         self.messages.append({"role": "user", "content": text})
         self.usage, self.finish_reason = None, "cancelled"
         reply: list[str] = []
         try:
             chunks = self.llm.stream(
-                self.prompt(), session=self.session, progress=progress, **self.settings | settings
+                self.prompt(), session=self.session, progress=reading, **self.settings | settings
             )
             yield from self._collect(chunks, reply, stopped)
+        except _StoppedError:
+            pass
         except ContextLengthError as error:
             raise ContextLengthError(error.message, hint=ROOM) from error
         except KeyboardInterrupt:
@@ -203,7 +216,7 @@ class Conversation:
             ParameterError: it holds a setting outside its range; nothing has changed then.
         """
         stored = _read(path)
-        settings = parse_settings(stored["settings"])
+        settings = parse_settings(stored["settings"], self.settings)
         self.system, self.messages = stored["system"], stored["messages"]
         self.settings |= settings
 

@@ -11,7 +11,7 @@ import click
 
 from mlxrun.cli.console import Bar, note, visible
 from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
-from mlxrun.cli.settings import Values, given, with_settings
+from mlxrun.cli.settings import Values, defaults, given, with_settings
 
 if TYPE_CHECKING:
     from mlxrun.generation.request import Usage
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print what it cost on standard error.")
-@with_settings
+@with_settings(defaults())
 @with_loading
 def command(
     model: str,

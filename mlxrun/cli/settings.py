@@ -161,11 +161,19 @@ SETTINGS = {
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
 
 
-def defaults() -> Values:
-    """The value of every setting when nobody says otherwise."""
+def defaults(**others: Any) -> Values:
+    """The value of every setting when nobody says otherwise; ``others`` replaces some."""
     params = SamplingParams()
     sampling = {name: getattr(params, name) for name in _SAMPLING}
-    return {"max_tokens": 512, "stop": (), **sampling}
+    values = {"max_tokens": 512, "stop": (), **sampling, **others}
+    return {name: values[name] for name in SETTINGS}
+
+
+def chat_defaults() -> Values:
+    """The same for a chat, which has no use for log-probabilities and wants whole replies."""
+    values = defaults(max_tokens=2048)
+    del values["logprobs"]
+    return values
 
 
 class _Value(click.ParamType[list[str]]):
@@ -185,20 +193,28 @@ class _Value(click.ParamType[list[str]]):
         return [value]
 
 
-def with_settings(command: Command) -> Command:
-    """Give a command an option for every setting."""
-    for setting in reversed(SETTINGS.values()):
-        default = setting.show(defaults()[setting.name])
-        spellings = [name for name in (setting.alias, setting.option) if name]
-        command = click.option(
-            *spellings,
-            setting.name,
-            type=_Value(setting),
-            metavar=setting.metavar,
-            multiple=setting.many,
-            help=f"{setting.help}{' Repeatable.' if setting.many else ''}  [default: {default}]",
-        )(command)
-    return command
+def with_settings(values: Values) -> Callable[[Command], Command]:
+    """Give a command an option for each of some settings, and tell their default values."""
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(values):
+            command = _option(SETTINGS[name], values[name])(command)
+        return command
+
+    return decorate
+
+
+def _option(setting: Setting, default: Any) -> Callable[[Command], Command]:
+    spellings = [name for name in (setting.alias, setting.option) if name]
+    repeatable = " Repeatable." if setting.many else ""
+    return click.option(
+        *spellings,
+        setting.name,
+        type=_Value(setting),
+        metavar=setting.metavar,
+        multiple=setting.many,
+        help=f"{setting.help}{repeatable}  [default: {setting.show(default)}]",
+    )
 
 
 def given(options: Mapping[str, Any]) -> Values:
@@ -215,16 +231,19 @@ def _flat(lists: Iterable[Sequence[str]]) -> list[str]:
     return [word for words in lists for word in words]
 
 
-def parse_settings(stored: Mapping[str, Any]) -> Values:
+def parse_settings(stored: Mapping[str, Any], known: Iterable[str]) -> Values:
     """Settings from JSON, checked.
+
+    Args:
+        known: the names that may be there.
 
     Raises:
         ParameterError: a name that is none, or a value outside its range.
     """
     values: Values = {}
     for name, value in stored.items():
-        if name not in SETTINGS:
-            raise ParameterError("a setting", name, f"one of {', '.join(SETTINGS)}")
+        if name not in known:
+            raise ParameterError("a setting", name, f"one of {', '.join(known)}")
         words = value if isinstance(value, list) else [value]
         values[name] = SETTINGS[name].read(["none" if w is None else str(w) for w in words])
     return values

@@ -20,9 +20,6 @@ from mlxrun.cli.settings import SETTINGS
 if TYPE_CHECKING:
     from mlxrun.cli.terminal import TerminalChat
 
-# Settings that show nothing in a chat.
-CHAT_SETTINGS = {name: each for name, each in SETTINGS.items() if name != "logprobs"}
-
 
 @dataclass(frozen=True)
 class Command:
@@ -66,24 +63,32 @@ def _system(chat: TerminalChat, text: str) -> None:
 def _set(chat: TerminalChat, text: str) -> None:
     settings = chat.conversation.settings
     if not text:
-        width = max(map(len, CHAT_SETTINGS))
-        for name, setting in CHAT_SETTINGS.items():
-            chat.say(f"{name:{width}}  {setting.show(settings[name])}")
+        width = max(map(len, settings))
+        for name, value in settings.items():
+            chat.say(f"{name:{width}}  {SETTINGS[name].show(value)}")
         return
-    name, value = [*re.split(r"\s*=\s*|\s+", text, maxsplit=1), ""][:2]
+    name, written = [*re.split(r"\s*=\s*|\s+", text, maxsplit=1), ""][:2]
     name = name.replace("-", "_")
-    if name not in CHAT_SETTINGS:
-        near = get_close_matches(name, CHAT_SETTINGS, n=1, cutoff=0.5)
+    if name not in settings:
+        near = get_close_matches(name, settings, n=1, cutoff=0.5)
         nearest = f"Did you mean {near[0]}?" if near else "/set lists all."
         raise ConversationError(f"there is no setting {name}", hint=nearest)
-    setting = CHAT_SETTINGS[name]
+    setting = SETTINGS[name]
+    if written:
+        settings[name] = setting.read(_words(name, written))
+        chat.say(f"{name}: {setting.show(settings[name])}")
+    else:
+        chat.say(f"{name}: {setting.show(settings[name])}  ({setting.help})")
+
+
+def _words(name: str, text: str) -> list[str]:
+    """Words as a shell would read them, except that backslashes outside quotes stay."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
     try:
-        words = shlex.split(value)
+        return list(lexer)
     except ValueError as error:
-        raise ConversationError(f"{name}: {error}") from error
-    if words:
-        settings[name] = setting.read(words)
-    chat.say(f"{name}: {setting.show(settings[name])}")
+        raise ConversationError(f"{name}: {str(error).lower()} in {text}") from error
 
 
 def _save(chat: TerminalChat, text: str) -> None:

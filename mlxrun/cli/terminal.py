@@ -78,18 +78,20 @@ class TerminalChat:
 
     def _show(self, reply: Callable[..., Iterator[str]], *args: str, **options: Any) -> None:
         with Interrupt() as stopped, Bar("Reading the conversation", count="tokens") as bar:
+            begun = False
             for text in reply(*args, stopped=stopped, progress=bar, **options):
                 bar.stop()
+                begun = begun or bool(text)
                 sys.stdout.write(visible(text))
                 sys.stdout.flush()
         print(flush=True)
-        self._explain()
+        self._explain(begun)
 
-    def _explain(self) -> None:
+    def _explain(self, begun: bool) -> None:
         """Say why a reply ended early, and what it cost."""
         conversation = self.conversation
         if conversation.finish_reason == "cancelled":
-            self.say("[stopped]")
+            self.say("[stopped]" if begun else "[stopped before the reply: nothing was kept]")
         elif conversation.finish_reason == "length":
             self.say(f"[cut off: {self._limit()}]")
         if self.stats and conversation.usage:

@@ -1,0 +1,59 @@
+"""The page ``docs/cli.md``, made of the help texts.
+
+``python -m mlxrun.cli.reference > docs/cli.md`` writes it; a test keeps it up to date.
+"""
+
+from __future__ import annotations
+
+import click
+
+from mlxrun.cli.main import COMMANDS, cli
+
+WIDTH = 100
+
+_INTRODUCTION = """\
+# The command line
+
+<!-- Made by `python -m mlxrun.cli.reference > docs/cli.md` from the help texts: edit those. -->
+
+Results go to standard output; notes, errors and progress go to standard error. Progress bars and
+colour appear on a terminal only, and no colour where `NO_COLOR` is set.
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error; one line on standard error says what, where and what to do |
+| 2 | wrong usage |
+| 130 | interrupted by Ctrl-C |
+| 141 | the reader of a pipe has left |
+
+`MLXRUN_DEBUG=1` shows the traceback of an error. `MLXRUN_BLAS` names the BLAS library that MLX is
+to use on Linux, or switches the search for one off with `0`.
+"""
+
+
+def render() -> str:
+    """The whole page, Markdown."""
+    root = click.Context(cli, info_name="mlxrun", max_content_width=WIDTH, terminal_width=WIDTH)
+    parts = [_INTRODUCTION, _section("mlxrun", cli.get_help(root))]
+    for name in COMMANDS:
+        command = cli.get_command(root, name)
+        assert command is not None
+        context = click.Context(
+            command,
+            parent=root,
+            info_name=name,
+            max_content_width=WIDTH,
+            terminal_width=WIDTH,
+            help_option_names=["-h", "--help"],
+        )
+        parts.append(_section(f"mlxrun {name}", command.get_help(context)))
+    return "\n".join(parts)
+
+
+def _section(title: str, text: str) -> str:
+    return f"## {title}\n\n```text\n{text}\n```\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
