@@ -10,7 +10,7 @@ import click
 
 from mlxrun.cli.console import note, visible
 from mlxrun.cli.loading import load_model, usage_line, with_loading
-from mlxrun.cli.settings import given, with_settings
+from mlxrun.cli.settings import chat_defaults, given, with_settings
 from mlxrun.errors import SourceError
 
 if TYPE_CHECKING:
