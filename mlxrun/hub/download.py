@@ -135,14 +135,15 @@ def _list_cached(name: HubName) -> tuple[str, tuple[HubFile, ...]] | None:
 def _fetch_file(name: HubName, commit: str, file: HubFile, meter: Callable[[int], None]) -> None:
     """One file into the cache, verified when the hub knows its SHA-256."""
     meter(0)
+    verified = None
     if file.sha256 and file.size <= _LARGEST:
-        _fetch_blob(name, commit, file, file.sha256, meter)
+        verified = _fetch_blob(name, commit, file, file.sha256, meter)
     with _quiet():  # finds the blob and links to it; fetches whatever is not there
         path = Path(
             hf_hub_download(name.repo, file.path, revision=commit, endpoint=constants.ENDPOINT)
         )
     blob = path.resolve()
-    if file.sha256 and blob.name != file.sha256 and _hash(blob) != file.sha256:
+    if file.sha256 and blob != verified and _hash(blob) != file.sha256:
         path.unlink()
         blob.unlink(missing_ok=True)
         raise _damaged(name, file)
@@ -151,7 +152,7 @@ def _fetch_file(name: HubName, commit: str, file: HubFile, meter: Callable[[int]
 
 def _fetch_blob(
     name: HubName, commit: str, file: HubFile, sha256: str, meter: Callable[[int], None]
-) -> None:
+) -> Path:
     """Complete ``blobs/SHA256.incomplete``, check it, and rename it to ``blobs/SHA256``."""
     blob = _folder(name.repo) / "blobs" / sha256
     partial = blob.with_name(f"{sha256}.incomplete")
@@ -160,14 +161,18 @@ def _fetch_blob(
         directory.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
-            return
+            return blob.resolve()
         if _size(partial) > file.size:  # not a prefix of this file
             partial.unlink()
+        resumed = _size(partial) > 0
         _stream(name, commit, file, partial, meter)
-        if _hash(partial) != sha256:
+        while _hash(partial) != sha256:
             partial.unlink()
-            raise _damaged(name, file)
-        partial.rename(blob)
+            if not resumed:
+                raise _damaged(name, file)
+            resumed = False  # the part from before may be to blame: once more, from the start
+            _stream(name, commit, file, partial, meter)
+        return partial.rename(blob).resolve()
 
 
 def _stream(

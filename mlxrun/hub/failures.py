@@ -68,7 +68,7 @@ def translate(error: BaseException, name: HubName, file: str = "") -> MlxrunErro
             f"{name} is not in the cache and offline mode is on",
             hint="Unset HF_HUB_OFFLINE to download it",
         )
-    if isinstance(error, GARBLED) and not isinstance(error, OSError):
+    if isinstance(error, GARBLED):
         return HubError(
             f"{constants.ENDPOINT} does not answer as a hub: {type(error).__name__}: {error}",
             hint="Check HF_ENDPOINT, the proxy and whether the network asks for a login",

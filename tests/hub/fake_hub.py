@@ -47,6 +47,7 @@ class Switches:
     reset: bool = False
     corrupt: bool = False
     ignore_range: bool = False
+    odd_etags: bool = False
     status: int = 0
     page: bytes = b""
 
@@ -79,7 +80,7 @@ class FakeHub:
 
     def _serve(self, answer: object) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "answer": answer})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
@@ -90,6 +91,11 @@ def git_id(content: bytes) -> str:
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up in the middle is what some tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -157,11 +163,12 @@ def _resolve(handler: _Handler, repo: Repo, path: str) -> None:
         return handler.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=repo.commit)
     if not path.endswith(LFS_SUFFIXES):
         return handler.reply(200, content, X_Repo_Commit=repo.commit, ETag=f'"{git_id(content)}"')
+    etag = git_id(content) if handler.hub.switches.odd_etags else sha256(content)
     return handler.reply(
         302,
         Location=f"{handler.hub.blob_url}/blob/{sha256(content)}",
         X_Repo_Commit=repo.commit,
-        X_Linked_Etag=f'"{sha256(content)}"',
+        X_Linked_Etag=f'"{etag}"',
         X_Linked_Size=str(len(content)),
     )
 

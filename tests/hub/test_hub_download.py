@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fake_hub import FakeHub, sha256
 from huggingface_hub import constants
 
 from mlxrun.errors import HubError, OutOfSpaceError
-from mlxrun.hub import pull, resolve
+from mlxrun.hub import download, pull, resolve
 
 BODY = bytes(range(256)) * 200  # 51,200 bytes: more than a few chunks
 
@@ -120,14 +121,11 @@ def test_a_server_that_ignores_ranges_sends_all_again(hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"not this file", BODY + b"longer", b"x" * len(BODY)])
-def test_a_part_that_is_no_prefix_is_found_out(hub: FakeHub, junk: bytes) -> None:
+def test_a_part_that_is_no_prefix_is_fetched_anew(hub: FakeHub, junk: bytes) -> None:
     hub.add("org/repo", {"model.gguf": BODY})
     blobs = Path(constants.HF_HUB_CACHE, "models--org--repo", "blobs")
     blobs.mkdir(parents=True)
     (blobs / f"{sha256(BODY)}.incomplete").write_bytes(junk)
-    if len(junk) <= len(BODY):
-        with pytest.raises(HubError, match="damaged"):
-            resolve("org/repo")
     assert resolve("org/repo").read_bytes() == BODY
 
 
@@ -274,3 +272,43 @@ def test_nothing_is_printed(hub: FakeHub, capfd: pytest.CaptureFixture[str]) -> 
     hub.add("org/repo", {"config.json": b"{}", "model.safetensors": BODY})
     resolve("org/repo")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_mirror_with_etags_of_its_own_is_checked_too(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.odd_etags = True
+    path = resolve("org/repo")
+    assert path.read_bytes() == BODY and path.resolve().name != sha256(BODY)
+
+
+def test_what_huggingface_hub_fetched_itself_is_checked_too(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    monkeypatch.setattr(download, "_LARGEST", 1000)
+    hub.switches.corrupt = True
+    with pytest.raises(HubError, match="damaged"):
+        resolve("org/repo")
+    hub.switches.corrupt = False
+    assert resolve("org/repo").read_bytes() == BODY
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_named(hub: FakeHub) -> None:
+    repo = hub.add("org/repo", {"model.gguf": BODY})
+    with pytest.raises(HubError, match=r"org/repo has no file model\.gguf"):
+        pull("org/repo", progress=lambda done, total: repo.files.clear())
+
+
+def test_a_cache_that_cannot_be_written_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    Path(constants.HF_HUB_CACHE).write_bytes(b"a file where a directory should be")
+    with pytest.raises(HubError, match=r"cache .* cannot be written.*HF_HOME"):
+        resolve("org/repo")
+
+
+def test_two_at_once_fetch_once(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(resolve, ["org/repo"] * 2)
+    assert first == second and first.read_bytes() == BODY
+    assert len(hub.blobs()) == 1
