@@ -61,12 +61,13 @@ def load(
             CPU and half precision, as the weights have it, on a GPU.
         policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
             exact on the CPU where memory allows and near elsewhere.
-        progress: called with (bytes done, bytes in all) while a GGUF is repacked.
+        progress: called with (bytes done, bytes in all), first while a model of the hub is
+            downloaded, then from zero again while a GGUF is repacked.
 
     Raises:
         MlxrunError: one of its subclasses says what is wrong with the source.
     """
-    path = resolve(source)
+    path = resolve(source, progress=progress)
     if path.is_dir():
         return LLM(load_directory(path, dtype=dtype), Tokenizer.from_directory(path), str(source))
     gguf = read_gguf(path)
