@@ -28,6 +28,8 @@ COMMANDS = {
     "pull": "Download a model from the hub.",
 }
 
+HELP_OPTIONS = ["-h", "--help"]
+
 ERROR, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 
 
@@ -60,7 +62,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": HELP_OPTIONS, "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="mlxrun", message="%(prog)s %(version)s")
 def cli() -> None:

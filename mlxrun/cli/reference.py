@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from mlxrun.cli.main import COMMANDS, cli
+from mlxrun.cli.main import COMMANDS, HELP_OPTIONS, cli
 
 WIDTH = 100
 
@@ -34,21 +34,25 @@ to use on Linux, or switches the search for one off with `0`.
 
 def render() -> str:
     """The whole page, Markdown."""
-    root = click.Context(cli, info_name="mlxrun", max_content_width=WIDTH, terminal_width=WIDTH)
+    root = _context(cli, "mlxrun", None)
     parts = [_INTRODUCTION, _section("mlxrun", cli.get_help(root))]
     for name in COMMANDS:
         command = cli.get_command(root, name)
         assert command is not None
-        context = click.Context(
-            command,
-            parent=root,
-            info_name=name,
-            max_content_width=WIDTH,
-            terminal_width=WIDTH,
-            help_option_names=["-h", "--help"],
-        )
+        context = _context(command, name, root)
         parts.append(_section(f"mlxrun {name}", command.get_help(context)))
     return "\n".join(parts)
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
+    return click.Context(
+        command,
+        parent=parent,
+        info_name=name,
+        max_content_width=WIDTH,
+        terminal_width=WIDTH,
+        help_option_names=HELP_OPTIONS,
+    )
 
 
 def _section(title: str, text: str) -> str:

@@ -64,10 +64,10 @@ class Setting:
         if value is None:
             return ["none"]
         if isinstance(value, Mapping):
-            return [f"{key}={number:g}" for key, number in value.items()]
+            return [f"{key}={_digits(number)}" for key, number in value.items()]
         if isinstance(value, tuple):
             return [_escape(text) for text in value]
-        return [f"{value:g}" if isinstance(value, float) else str(value)]
+        return [_digits(value)]
 
     def show(self, value: Any) -> str:
         """A value on one line, as ``/set`` takes it."""
@@ -76,6 +76,10 @@ class Setting:
 
 def _check_request(**values: Any) -> Request:
     return Request((0,), **values)
+
+
+def _digits(number: float) -> str:
+    return repr(number).removesuffix(".0")
 
 
 def _number(words: Sequence[str]) -> Any:

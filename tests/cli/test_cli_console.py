@@ -1,0 +1,76 @@
+"""What reaches a terminal is harmless, and a bar appears on a terminal only."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxrun.cli.console import Bar, Output, dim, one_line, size, table, visible
+
+
+@given(st.text())
+def test_visible_has_no_control_characters(text):
+    assert not [c for c in visible(text) if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t")))
+def test_visible_keeps_all_other_text(text):
+    assert visible(text) == text
+
+
+@given(st.text())
+def test_one_line_is_one_line(text):
+    assert len(one_line(text).splitlines()) <= 1
+
+
+def test_escape_sequences_become_readable():
+    assert visible("\x1b]0;title\x07 a\rb \x9b2J") == "␛]0;title␇ ab \ufffd2J"
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (4_682_000_000, "4.68 GB")],
+)
+def test_size(nbytes, text):
+    assert size(nbytes) == text
+
+
+def test_piped_tables_are_bare(capsys):
+    Output().print(table("Title", ("a", "#n"), [("x\x1b[31m", 1), ("[bold]y", "2" * 150)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Title"
+    assert lines[1].split() == ["a", "n"]
+    assert lines[2].split() == ["x␛[31m", "1"]
+    assert lines[3].split() == ["[bold]y", "2" * 150]
+    assert all(line == line.rstrip() for line in lines)
+
+
+def test_no_bar_in_a_pipe(capsys):
+    with Bar("Working", delay=0) as bar:
+        bar(1, 2)
+    assert capsys.readouterr().err == ""
+
+
+def test_bar_on_a_terminal_leaves_nothing_behind(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Bar("Working", delay=0) as bar:
+        bar._timer.join()
+        bar(1, 2)
+    assert "Working" in capsys.readouterr().err
+    bar(2, 2)  # a late report
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_dim_only_where_wanted(monkeypatch, variable, value):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert dim("x") == "\x1b[2mx\x1b[22m"
+    monkeypatch.setenv(variable, value)
+    assert dim("x") == "x"

@@ -1,0 +1,120 @@
+"""The table of settings: complete, checked, the same as options, in /set and in JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+
+import pytest
+from hypothesis import given as examples
+from hypothesis import strategies as st
+
+from mlxrun.cli.settings import (
+    SETTINGS,
+    chat_defaults,
+    defaults,
+    given,
+    parse_settings,
+    store_settings,
+)
+from mlxrun.errors import ParameterError
+from mlxrun.generation.request import SamplingParams
+
+WORDS = st.text(min_size=1).filter(lambda text: text.lower() != "none")
+VALUES = {
+    "max_tokens": st.none() | st.integers(1, 10**9),
+    "stop": st.lists(WORDS).map(tuple),
+    "seed": st.none() | st.integers(0, 2**64 - 1),
+    "temperature": st.floats(0, 100),
+    "top_k": st.integers(0, 2**31 - 1),
+    "xtc_threshold": st.floats(0, 1),
+    "dry_sequence_breakers": st.lists(WORDS).map(tuple),
+    "mirostat": st.sampled_from([0, 2]),
+    "frequency_penalty": st.floats(-2, 2),
+    "logit_bias": st.dictionaries(
+        st.integers(0, 10**6), st.floats(-1000, 1000) | st.just(-math.inf)
+    ),
+}
+
+
+def test_every_sampling_parameter_has_a_setting():
+    assert set(SETTINGS) == {field.name for field in fields(SamplingParams)} | {
+        "max_tokens",
+        "stop",
+    }
+
+
+def test_defaults_are_those_of_the_owner():
+    params = SamplingParams()
+    for name, value in defaults().items():
+        if name not in ("max_tokens", "stop"):
+            assert getattr(params, name) == value
+    assert "logprobs" not in chat_defaults()
+
+
+@pytest.mark.parametrize("name", VALUES)
+@examples(data=st.data())
+def test_words_and_json_give_the_value_back(name, data):
+    value, setting = data.draw(VALUES[name]), SETTINGS[name]
+    assert setting.read(setting.words(value)) == value
+    stored = json.loads(json.dumps(store_settings({name: value}), allow_nan=False))
+    assert parse_settings(stored, SETTINGS) == {name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "allowed"),
+    [
+        ("temperature", ["101"], "between 0 and 100"),
+        ("temperature", ["hot"], "between 0 and 100"),
+        ("temperature", ["nan"], "between 0 and 100"),
+        ("temperature", ["1", "2"], "one value"),
+        ("top_k", ["1.5"], "a whole number"),
+        ("mirostat", ["1"], "0 (off) or 2"),
+        ("seed", ["-1"], "None or a whole number"),
+        ("max_tokens", ["0"], "at least 1"),
+        ("stop", [""], "none of them empty"),
+        ("logit_bias", ["x=1"], "token ids"),
+        ("logit_bias", ["5"], "a number"),
+    ],
+)
+def test_wrong_values_name_the_range(name, words, allowed):
+    with pytest.raises(ParameterError, match=name) as caught:
+        SETTINGS[name].read(words)
+    assert allowed in caught.value.allowed
+
+
+def test_unknown_setting_in_json():
+    with pytest.raises(ParameterError, match="temprature"):
+        parse_settings({"temprature": 1}, SETTINGS)
+
+
+@pytest.mark.parametrize("stored", [{"top_k": {"a": 1}}, {"stop": 3.5}, {"seed": [1, 2]}])
+def test_nonsense_in_json(stored):
+    try:
+        values = parse_settings(stored, SETTINGS)
+    except ParameterError:
+        return
+    assert values == {"stop": ("3.5",)}
+
+
+def test_only_what_was_given_counts():
+    options = {name: () if setting.many else None for name, setting in SETTINGS.items()}
+    options |= {"temperature": ["0"], "stop": (["a"], ["\\n"]), "logit_bias": (["3=-inf"],)}
+    assert given(options) == {
+        "temperature": 0.0,
+        "stop": ("a", "\n"),
+        "logit_bias": {3: -math.inf},
+    }
+
+
+@pytest.mark.parametrize(
+    "args", [["--temp", "-1"], ["--top-p", "2"], ["-n", "0"], ["--logit-bias", "x"]]
+)
+def test_wrong_options_are_wrong_usage(mlxrun_cli, args):
+    """Refused before anything is loaded: there is no such model."""
+    result = mlxrun_cli("generate", "nowhere.gguf", "-p", "x", *args)
+    assert result.code == 2
+    assert f"Invalid value for {args[0]!r}" in result.err.replace("'-n' / ", "'-n', ") or (
+        "must be" in result.err
+    )
