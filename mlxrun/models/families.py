@@ -52,7 +52,7 @@ def model_config(config: HFConfig) -> ModelConfig:
         CheckpointError: a needed key is missing or a value is one that the family does not have.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UnsupportedArchitectureError(
             f"model_type {kind!r} is not supported",
             hint=f"Supported: {', '.join(sorted(FAMILIES))}",
@@ -61,7 +61,7 @@ def model_config(config: HFConfig) -> ModelConfig:
         return FAMILIES[kind](config)
     except KeyError as missing:
         raise CheckpointError(f"config.json has no {missing.args[0]!r}") from missing
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise CheckpointError(f"config.json has an impossible value: {error}") from error
 
 

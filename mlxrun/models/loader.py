@@ -186,7 +186,7 @@ def _read_safetensors(path: Path) -> dict[str, mx.array]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(f"cannot read {index}: {error}") from error
         files = sorted(path / str(name) for name in names)
     if not files:
@@ -221,10 +221,19 @@ def _layouts(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, L
             layouts[module] = fixed(mode)
         elif mode == "affine":
             dtype = str(arrays[f"{module}.scales"].dtype).removeprefix("mlx.core.")
-            layouts[module] = affine(int(form["bits"]), int(form["group_size"]), dtype)
+            layouts[module] = affine(*_bits_and_group(form), dtype)
         else:
             raise CheckpointError(f"config.json: quantization mode {mode!r} is not known")
     return layouts
+
+
+def _bits_and_group(form: dict[str, Any]) -> tuple[int, int]:
+    bits, group = form.get("bits"), form.get("group_size")
+    if bits not in (2, 3, 4, 5, 6, 8) or group not in (32, 64, 128):
+        raise CheckpointError(
+            f"config.json: quantization of {bits!r} bits in groups of {group!r} is none of MLX's"
+        )
+    return bits, group
 
 
 def _build(config: dict[str, Any], params: Parameters, report: ConversionReport | None) -> Loaded:

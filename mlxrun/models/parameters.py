@@ -48,12 +48,14 @@ class Parameters:
         self.used.add(full)
         return self.arrays[full]
 
-    def vector(self, name: str) -> mx.array:
-        """A norm's weight or a bias, (n,), in the run's dtype."""
-        self.handed.append(self._get(name).astype(self.dtype))
-        return self.handed[-1]
+    def vector(self, name: str, size: int) -> mx.array:
+        """A norm's weight or a bias, (size,), in the run's dtype."""
+        array = self._cast(name, self._get(name))
+        self._expect(name, array.shape, (size,))
+        self.handed.append(array)
+        return array
 
-    def weight(self, module: str) -> Weight:
+    def weight(self, module: str, rows: int, columns: int) -> Weight:
         """A matrix in its own layout, its floats in the run's dtype.
 
         One dtype everywhere: MLX promotes a product of two half types to float32.
@@ -61,27 +63,58 @@ class Parameters:
         layout = self.layouts.get(self.prefix + module)
         weight = self._get(f"{module}.weight")
         if layout is None:
-            return self._plain(weight)
-        scales, biases = self._get(f"{module}.scales"), None
-        if layout.mode == "affine":
-            scales = scales.astype(self.dtype)
-            biases = self._get(f"{module}.biases").astype(self.dtype)
-        packed = Weight(layout, weight, scales, biases)
+            self._expect(f"{module}.weight", weight.shape, (rows, columns))
+            return self._plain(self._cast(f"{module}.weight", weight))
+        packed = self._packed(module, layout, weight)
+        words, groups = columns * layout.bits // 32, columns // layout.group_size
+        self._expect(f"{module}.weight", weight.shape, (rows, words))
+        for name, array in (("scales", packed.scales), ("biases", packed.biases)):
+            if array is not None:
+                self._expect(f"{module}.{name}", array.shape, (rows, groups))
         if self.expand:
             return self._plain(packed.dequantize(self.dtype))
         self.handed.extend(packed.arrays)
         return packed
 
-    def _plain(self, weight: mx.array) -> Weight:
-        name = str(self.dtype).removeprefix("mlx.core.")
-        self.handed.append(weight.astype(self.dtype))
-        return Weight(dense(name), self.handed[-1])
+    def _packed(self, module: str, layout: Layout, weight: mx.array) -> Weight:
+        scales = self._get(f"{module}.scales")
+        if layout.mode != "affine":
+            return Weight(layout, weight, scales)
+        biases = self._get(f"{module}.biases")
+        return Weight(
+            layout,
+            weight,
+            self._cast(f"{module}.scales", scales),
+            self._cast(f"{module}.biases", biases),
+        )
 
-    def linear(self, module: str) -> Callable[[mx.array], mx.array]:
-        """A projection, with its bias if it has one."""
-        weight = self.weight(module)
+    def _plain(self, weight: mx.array) -> Weight:
+        self.handed.append(weight)
+        return Weight(dense(str(weight.dtype).removeprefix("mlx.core.")), weight)
+
+    def _cast(self, name: str, array: mx.array) -> mx.array:
+        """The array in the run's dtype, unless that would change it beyond rounding."""
+        if not mx.issubdtype(array.dtype, mx.floating):
+            raise CheckpointError(f"{self.prefix}{name} holds {array.dtype} and no floats")
+        cast = array.astype(self.dtype)
+        if self.dtype == mx.float16 and array.dtype != mx.float16 and _damaged(array, cast):
+            raise CheckpointError(
+                f"{self.prefix}{name} has values that float16 cannot hold",
+                hint="Load the model with dtype bfloat16 or float32",
+            )
+        return cast
+
+    def _expect(self, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if found != wanted:
+            raise CheckpointError(
+                f"{self.prefix}{name} has the shape {found}, config.json implies {wanted}"
+            )
+
+    def linear(self, module: str, rows: int, columns: int) -> Callable[[mx.array], mx.array]:
+        """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one."""
+        weight = self.weight(module, rows, columns)
         biased = f"{self.prefix}{module}.bias" in self.arrays
-        return linear(weight, self.vector(f"{module}.bias") if biased else None)
+        return linear(weight, self.vector(f"{module}.bias", rows) if biased else None)
 
     @property
     def nbytes(self) -> int:
@@ -91,3 +124,16 @@ class Parameters:
     def unused(self) -> list[str]:
         """Names that the model did not ask for."""
         return sorted(set(self.arrays) - self.used)
+
+
+def _damaged(wide: mx.array, narrow: mx.array) -> bool:
+    """Whether a cast made numbers infinite, or changed a matrix as a whole by more than 1%."""
+    back = narrow.astype(mx.float32)
+    wide = wide.astype(mx.float32)
+    lost = bool(mx.any(mx.isinf(back) & ~mx.isinf(wide)).item())
+    if lost or wide.ndim < 2:
+        return lost
+    # Where weights are tiny enough to vanish, so do their squares: measure relative to the largest.
+    largest = mx.maximum(mx.abs(wide).max(), 1e-38)
+    error, size = ((back - wide) / largest).square().sum(), (wide / largest).square().sum()
+    return bool((error > 1e-4 * size).item())

@@ -27,16 +27,18 @@ def _rms_norm(weight: mx.array, eps: float) -> Function:
 
 
 def _attention(
-    config: Attention, params: Parameters, eps: float
+    config: Attention, params: Parameters, hidden: int, eps: float
 ) -> Callable[[mx.array, Cache], mx.array]:
     """``(x (B, T, hidden), cache) -> (B, T, hidden)``."""
-    q_proj, k_proj = params.linear("q_proj"), params.linear("k_proj")
-    v_proj, o_proj = params.linear("v_proj"), params.linear("o_proj")
-    rotate = rotation(config.rope)
     heads, kv_heads, dim, scale = config.heads, config.kv_heads, config.head_dim, config.scale
+    q_proj = params.linear("q_proj", heads * dim, hidden)
+    k_proj = params.linear("k_proj", kv_heads * dim, hidden)
+    v_proj = params.linear("v_proj", kv_heads * dim, hidden)
+    o_proj = params.linear("o_proj", hidden, heads * dim)
+    rotate = rotation(config.rope)
     if config.qk_norm:
-        q_norm = _rms_norm(params.vector("q_norm.weight"), eps)
-        k_norm = _rms_norm(params.vector("k_norm.weight"), eps)
+        q_norm = _rms_norm(params.vector("q_norm.weight", dim), eps)
+        k_norm = _rms_norm(params.vector("k_norm.weight", dim), eps)
     else:
         q_norm = k_norm = _identity
 
@@ -62,18 +64,22 @@ def _identity(x: mx.array) -> mx.array:
 ACTIVATIONS: dict[str, Function] = {"silu": lambda x: x * mx.sigmoid(x)}
 
 
-def _feed_forward(config: FeedForward, params: Parameters) -> Function:
+def _feed_forward(config: FeedForward, params: Parameters, hidden: int) -> Function:
     """``x (B, T, hidden) -> (B, T, hidden)``."""
-    gate, up, down = (params.linear(f"{name}_proj") for name in ("gate", "up", "down"))
+    gate = params.linear("gate_proj", config.size, hidden)
+    up = params.linear("up_proj", config.size, hidden)
+    down = params.linear("down_proj", hidden, config.size)
     activation = ACTIVATIONS[config.activation]
     return lambda x: down(activation(gate(x)) * up(x))
 
 
-def _block(config: Layer, params: Parameters, eps: float) -> Callable[[mx.array, Cache], mx.array]:
-    attend = _attention(config.attention, params.under("self_attn"), eps)
-    feed_forward = _feed_forward(config.feed_forward, params.under("mlp"))
-    before_attention = _rms_norm(params.vector("input_layernorm.weight"), eps)
-    before_feed_forward = _rms_norm(params.vector("post_attention_layernorm.weight"), eps)
+def _block(
+    config: Layer, params: Parameters, hidden: int, eps: float
+) -> Callable[[mx.array, Cache], mx.array]:
+    attend = _attention(config.attention, params.under("self_attn"), hidden, eps)
+    feed_forward = _feed_forward(config.feed_forward, params.under("mlp"), hidden)
+    before_attention = _rms_norm(params.vector("input_layernorm.weight", hidden), eps)
+    before_feed_forward = _rms_norm(params.vector("post_attention_layernorm.weight", hidden), eps)
 
     def forward(x: mx.array, cache: Cache) -> mx.array:
         h = x + attend(before_attention(x), cache)
@@ -96,14 +102,17 @@ class Transformer:
     def __init__(self, config: ModelConfig, params: Parameters) -> None:
         self.config = config
         self.dtype = params.dtype
-        model = params.under("model")
-        self._embedding = model.weight("embed_tokens")
+        model, hidden = params.under("model"), config.hidden_size
+        self._embedding = model.weight("embed_tokens", config.vocab_size, hidden)
         self._layers = [
-            _block(layer, model.under(f"layers.{i}"), config.norm_eps)
+            _block(layer, model.under(f"layers.{i}"), hidden, config.norm_eps)
             for i, layer in enumerate(config.layers)
         ]
-        self._norm = _rms_norm(model.vector("norm.weight"), config.norm_eps)
-        self._head = (self._embedding if config.tied else params.weight("lm_head")).product()
+        self._norm = _rms_norm(model.vector("norm.weight", hidden), config.norm_eps)
+        head = self._embedding
+        if not config.tied:
+            head = params.weight("lm_head", config.vocab_size, hidden)
+        self._head = head.product()
         self.nbytes = params.nbytes
 
     def __call__(
