@@ -1,0 +1,42 @@
+"""A cache that keeps everything and masks: what every other cache has to agree with."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class NaiveCache:
+    """All keys and values ever given, by position; a query sees by the rule alone."""
+
+    def __init__(self, window: int | None = None, keep: int = 0) -> None:
+        self.window, self.keep = window, keep
+        self.keys = self.values = np.zeros((0, 0, 0, 0), np.float32)
+        self.offset = 0
+
+    def update(self, keys: np.ndarray, values: np.ndarray) -> None:
+        if self.offset:
+            keys = np.concatenate([self.keys[:, :, : self.offset], keys], axis=2)
+            values = np.concatenate([self.values[:, :, : self.offset], values], axis=2)
+        self.keys, self.values, self.offset = keys, values, keys.shape[2]
+
+    def attend(self, queries: np.ndarray) -> np.ndarray:
+        """Attention of the last T tokens' queries (B, Hq, T, D), float64."""
+        t, group = queries.shape[2], queries.shape[1] // self.keys.shape[1]
+        keys = np.repeat(self.keys, group, axis=1).astype(np.float64)
+        values = np.repeat(self.values, group, axis=1).astype(np.float64)
+        now, past = np.arange(self.offset - t, self.offset)[:, None], np.arange(self.offset)
+        visible = past <= now
+        if self.window is not None:
+            visible &= (past < self.keep) | (past > now - self.window)
+        scores = queries.astype(np.float64) @ keys.swapaxes(2, 3)
+        scores = np.where(visible, scores, -np.inf)
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        return scores / scores.sum(-1, keepdims=True) @ values
+
+    def trim(self, n: int) -> None:
+        self.offset -= n
+
+    def fork(self) -> NaiveCache:
+        other = NaiveCache(self.window, self.keep)
+        other.keys, other.values, other.offset = self.keys.copy(), self.values.copy(), self.offset
+        return other

@@ -1,0 +1,102 @@
+"""The rotating cache against one that keeps everything and masks."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from agreement import Life, lives, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_cache import NaiveCache
+
+from mlxrun.cache.rotating import RotatingCache
+from mlxrun.errors import CacheError, ParameterError
+
+
+def tokens(n: int, dtype: mx.Dtype = mx.float32) -> mx.array:
+    return mx.ones((1, 2, n, 4), dtype)
+
+
+@given(
+    life=lives(),
+    window=st.integers(1, 12),
+    keep=st.integers(0, 6),
+    seed=st.integers(0, 1000),
+    batch=st.integers(1, 2),
+)
+@settings(max_examples=120, deadline=None)
+def test_agrees_with_a_cache_that_keeps_everything(
+    life: Life, window: int, keep: int, seed: int, batch: int
+) -> None:
+    run(lambda: RotatingCache(window, keep=keep), NaiveCache(window, keep), life, seed, batch)
+
+
+@given(
+    life=lives(longest=400),
+    window=st.sampled_from([250, 256, 300, 520]),
+    keep=st.sampled_from([0, 4, 256]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=15, deadline=None)
+def test_agrees_across_buckets(life: Life, window: int, keep: int, seed: int) -> None:
+    run(lambda: RotatingCache(window, keep=keep), NaiveCache(window, keep), life, seed, batch=1)
+
+
+@pytest.mark.parametrize(("window", "keep"), [(1, 0), (5, 0), (4, 3), (300, 7)])
+def test_never_holds_more_than_it_may(window: int, keep: int) -> None:
+    cache = RotatingCache(window, keep=keep)
+    for n in (1, 1, 7, 400, 1, 1, 3, 1):
+        cache.update(tokens(n), tokens(n))
+        assert all(array.shape[2] <= window + keep for array in cache.state)
+        assert cache.size <= window + keep
+    assert cache.offset == 415
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_keeps_the_dtype_it_is_given(dtype: mx.Dtype) -> None:
+    cache = RotatingCache(8, keep=2)
+    for n in (3, 1, 30, 1, 5):
+        keys, values, mask = cache.update(tokens(n, dtype), tokens(n, dtype))
+        assert keys.dtype == values.dtype == dtype
+        assert not isinstance(mask, mx.array) or mask.dtype == mx.bool_
+        assert {array.dtype for array in cache.state} == {dtype}
+
+
+def test_a_decode_step_needs_no_mask() -> None:
+    cache = RotatingCache(4, keep=1)
+    for _ in range(12):
+        assert cache.update(tokens(1), tokens(1))[2] is None
+
+
+def test_what_the_window_dropped_cannot_come_back() -> None:
+    cache = RotatingCache(4, keep=1)
+    cache.update(tokens(5), tokens(5))
+    assert cache.trim(2) == 2
+    cache.update(tokens(3), tokens(3))
+    assert cache.trim(0) == 0
+    with pytest.raises(CacheError, match="window of 4 has dropped"):
+        cache.trim(1)
+    with pytest.raises(CacheError, match="cannot forget 7 of 6"):
+        cache.trim(7)
+    assert cache.offset == 6
+
+
+def test_wrong_sizes_are_refused() -> None:
+    with pytest.raises(ParameterError, match="window must be at least 1"):
+        RotatingCache(0)
+    with pytest.raises(ParameterError, match="keep must be at least 0"):
+        RotatingCache(4, keep=-1)
+
+
+def test_a_step_writes_one_slot_and_copies_nothing() -> None:
+    cache = RotatingCache(100_000, keep=4)
+    cache.update(tokens(99_990), tokens(99_990))
+    for _ in range(30):  # up to the edge of the window, around it and on
+        key = mx.random.normal((1, 2, 1, 4))
+        mx.eval(key, cache.state)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        keys, values, _ = cache.update(key, key)
+        mx.eval(keys.sum() + values.sum(), cache.state)
+        assert mx.get_peak_memory() - before < cache.nbytes / 10
+    assert cache.offset == 100_020
