@@ -67,6 +67,7 @@ class Tiny:
         biases: modules that have one, for each layer.
         drop: tensors to leave out.
         weights: values to use instead of random ones.
+        template: the chat template.
     """
 
     arch: str = "llama"
@@ -86,6 +87,7 @@ class Tiny:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     raw: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
+    template: str | None = None
     seed: int = 0
 
     @property
@@ -154,6 +156,8 @@ class Tiny:
         for key, value in self.metadata().items():
             _add(w, f"{self.arch}.{key}", value)
         _add_vocabulary(w, self.vocab)
+        if self.template:
+            w.add_chat_template(self.template)
         for name, shape in self.shapes().items():
             data, kind = self.stored(name, shape)
             if expand:

@@ -1,0 +1,243 @@
+"""A conversation without a terminal: memory is reused, nothing is lost, files are checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlxrun.cli.conversation import STOPPED, Conversation, ConversationError
+from mlxrun.cli.settings import chat_defaults
+from mlxrun.errors import ContextLengthError, ParameterError, TemplateError
+
+
+@pytest.fixture
+def chat(llm):
+    letters = {token: -float("inf") for token in range(259)}  # neither marks nor bytes
+    settings = chat_defaults() | {"max_tokens": 8, "seed": 1, "logit_bias": letters}
+    return Conversation(llm, llm.session(), settings=settings)
+
+
+def ask(chat: Conversation, text: str, **options) -> str:
+    return "".join(chat.ask(text, **options))
+
+
+def stop_after(pieces: int):
+    """A ``stopped`` that says so when it is asked for that many times."""
+    asked = iter([False] * (pieces - 1))
+    return lambda: next(asked, True)
+
+
+def fresh_reply(chat: Conversation, seed: int = 1) -> str:
+    """The same reply by a session that remembers nothing, to the same tokens."""
+    options = chat.settings | {"seed": seed}
+    return chat.llm.generate(chat.prompt(), session=chat.llm.session(), **options).text
+
+
+def test_each_turn_computes_only_what_is_new(chat):
+    ask(chat, "one")
+    for text in ("two", "three", "four"):
+        held = len(chat.session.tokens)
+        ask(chat, text)
+        assert chat.usage.cached_tokens == held
+
+
+def test_memory_changes_nothing(chat):
+    ask(chat, "one")
+    ask(chat, "two")
+    reply = chat.messages.pop()
+    assert fresh_reply(chat) == reply["content"]
+
+
+def test_memory_after_undo_retry_and_stop(chat):
+    ask(chat, "one")
+    ask(chat, "two")
+    assert chat.undo() == "two"
+    ask(chat, "other")
+    assert chat.usage.cached_tokens > 0
+    "".join(chat.retry(seed=5))
+    assert chat.usage.cached_tokens == chat.usage.prompt_tokens - 1
+    assert [m["content"] for m in chat.messages[::2]] == ["one", "other"]
+    ask(chat, "stop", stopped=stop_after(3))
+    held = len(chat.session.tokens)
+    ask(chat, "go on")
+    assert chat.usage.cached_tokens == held
+    reply = chat.messages.pop()
+    assert fresh_reply(chat) == reply["content"]
+
+
+def test_a_stopped_reply_is_kept_and_marked(chat):
+    shown = ask(chat, "one", stopped=stop_after(3))
+    assert shown
+    assert chat.messages[-1] == {"role": "assistant", "content": shown, STOPPED: True}
+    assert chat.finish_reason == "cancelled" and chat.usage is None
+    assert all(set(message) == {"role", "content"} for message in chat.template_messages())
+
+
+def test_a_closed_iterator_stops_the_reply(chat):
+    reply = chat.ask("one")
+    first = next(reply)
+    reply.close()
+    assert chat.messages[-1] == {"role": "assistant", "content": first, STOPPED: True}
+
+
+def test_interrupted_between_layers(chat):
+    """The memory is not to be trusted then, and is dropped."""
+    ask(chat, "one")
+
+    class Interrupting:
+        def __call__(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    model, chat.llm = chat.llm, Interrupting()
+    chat.llm.tokenizer, chat.llm.stream = model.tokenizer, Interrupting()
+    assert ask(chat, "two") == ""
+    assert chat.session.tokens == [] and len(chat.messages) == 2
+    chat.llm = model
+    ask(chat, "three")
+    reply = chat.messages.pop()
+    assert fresh_reply(chat) == reply["content"]
+
+
+def test_stopped_while_a_long_prompt_is_read(llm, monkeypatch):
+    monkeypatch.setattr("mlxrun.generation.engine.PREFILL_CHUNK", 32)
+    chat = Conversation(llm, llm.session(), settings=chat_defaults())
+    assert ask(chat, "x" * 150, stopped=lambda: True) == ""
+    assert chat.messages == [] and chat.finish_reason == "cancelled"
+    held = len(chat.session.tokens)
+    assert held == 32
+    ask(chat, "x" * 150)
+    assert chat.usage.cached_tokens == held
+
+
+def test_a_full_context_says_what_to_do(chat):
+    ask(chat, "one")
+    with pytest.raises(ContextLengthError, match=r"holds 256\. /undo .* /clear .* --window N"):
+        ask(chat, "x" * 300)
+    assert len(chat.messages) == 2
+    ask(chat, "two")
+    assert len(chat.messages) == 4
+
+
+def test_a_window_goes_on_for_ever(llm):
+    session = llm.session(window=48, keep=8)
+    chat = Conversation(llm, session, settings=chat_defaults() | {"max_tokens": 8})
+    for turn in range(12):
+        ask(chat, f"message {turn}")
+    assert chat.usage.prompt_tokens > llm.context_length
+    assert session.cache[0].state[0].shape[2] <= 56
+
+
+def test_a_template_that_refuses_takes_the_message_back(chat, monkeypatch):
+    def refuse(messages):
+        raise TemplateError("no")
+
+    monkeypatch.setattr(chat.llm.tokenizer, "encode_chat", refuse)
+    with pytest.raises(TemplateError):
+        ask(chat, "one")
+    assert chat.messages == []
+
+
+def test_retry_that_fails_keeps_the_old_exchange(chat):
+    ask(chat, "one")
+    before = list(chat.messages)
+    with pytest.raises(ParameterError):
+        list(chat.retry(temperature=-1))
+    assert chat.messages == before
+
+
+def test_nothing_to_take_back(chat):
+    with pytest.raises(ConversationError, match="nothing to take back"):
+        chat.undo()
+    with pytest.raises(ConversationError, match="nothing to take back"):
+        list(chat.retry())
+
+
+def test_clear_keeps_system_and_settings(chat):
+    chat.system = "be"
+    ask(chat, "one")
+    chat.clear()
+    assert chat.messages == [] and chat.session.tokens == []
+    assert chat.system == "be" and chat.settings["seed"] == 1
+
+
+def test_save_and_load(chat, llm, tmp_path):
+    chat.system = "be"
+    chat.settings |= {"stop": ("\n", "ü"), "logit_bias": {3: -float("inf")}, "top_k": 7}
+    ask(chat, "one ☃")
+    ask(chat, "two", stopped=stop_after(2))
+    chat.save(tmp_path / "chat.json")
+    chat.save(tmp_path / "chat.json")  # over itself
+    other = Conversation(llm, llm.session(), settings=chat_defaults())
+    other.load(tmp_path / "chat.json")
+    assert (other.system, other.settings) == (chat.system, chat.settings)
+    assert other.messages == chat.messages
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
+
+
+def stored(**changes) -> str:
+    return json.dumps({"format": "mlxrun-chat", "version": 1, "messages": []} | changes)
+
+
+USER, REPLY = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no saved conversation"),
+        ('{"format": "mlxrun-chat", "ver', "no saved conversation"),
+        ("[" * 100_000, "no saved conversation"),
+        ("[]", "no saved conversation"),
+        ('{"messages": []}', "no saved conversation"),
+        (stored(version=2), "newer mlxrun"),
+        (stored(messages=None), "its messages"),
+        (stored(messages=[1]), "its messages"),
+        (stored(messages=[USER, {"role": "assistant", "content": 1}]), "its messages"),
+        (stored(messages=[USER]), "take turns"),
+        (stored(messages=[REPLY, USER]), "take turns"),
+        (stored(system=1), "system message"),
+        (stored(settings=[]), "settings"),
+        (stored(settings={"top_k": -1}), "top_k must be"),
+        (stored(settings={"unknown": 1}), "a setting must be"),
+    ],
+)
+def test_damaged_files_change_nothing(chat, tmp_path, text, message):
+    ask(chat, "one")
+    before = list(chat.messages), dict(chat.settings)
+    (tmp_path / "chat.json").write_text(text)
+    with pytest.raises((ConversationError, ParameterError), match=message) as caught:
+        chat.load(tmp_path / "chat.json")
+    assert "\n" not in str(caught.value)
+    assert (chat.messages, chat.settings) == before
+
+
+def test_other_files_are_not_replaced(chat, tmp_path):
+    (tmp_path / "precious.txt").write_text("precious")
+    with pytest.raises(ConversationError, match="not replaced"):
+        chat.save(tmp_path / "precious.txt")
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+
+
+def test_a_save_that_fails_leaves_the_old_file(chat, tmp_path, monkeypatch):
+    ask(chat, "one")
+    chat.save(tmp_path / "chat.json")
+    before = (tmp_path / "chat.json").read_bytes()
+    ask(chat, "two")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ConversationError, match=r"cannot write .*: No space left on device"):
+        chat.save(tmp_path / "chat.json")
+    assert (tmp_path / "chat.json").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_no_such_folder(chat, tmp_path):
+    with pytest.raises(ConversationError, match="cannot write"):
+        chat.save(tmp_path / "no" / "chat.json")
+    with pytest.raises(ConversationError, match="cannot read"):
+        chat.load(tmp_path / "no" / "chat.json")

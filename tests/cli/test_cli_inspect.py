@@ -1,0 +1,167 @@
+"""``mlxrun inspect``: what it says of a model is true of the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from converters.gguf.reader import read_gguf
+from mlxrun.cli.inspection import inspect_model
+
+MIXED = {"*": "Q4_K", "output.weight": "Q6_K", "blk.0.ffn_down.weight": "Q8_0"}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("mixed") / "mixed.gguf"
+    return Tiny(hidden=256, ffn=256, kinds=MIXED).write(path)
+
+
+def test_tensors_by_type(mixed):
+    facts = inspect_model(mixed, context=None)
+    file = read_gguf(mixed)
+    for row in facts["types"]:
+        tensors = [t for t in file.tensors if t.type.name == row["type"]]
+        assert row["tensors"] == len(tensors)
+        assert row["bytes"] == sum(t.nbytes for t in tensors)
+        assert row["weights"] == sum(t.elements for t in tensors)
+    assert sum(row["tensors"] for row in facts["types"]) == len(file.tensors)
+
+
+@pytest.mark.parametrize("policy", ["exact", "near", "compact"])
+def test_estimates_are_what_conversion_does(mixed, policy, tmp_path):
+    (estimate,) = inspect_model(mixed, context=None, policies=[policy])["policies"]
+    report = mlxrun.convert(mixed, tmp_path / "out", policy=policy)
+    assert estimate["bytes"] == report.nbytes
+    assert estimate["bits"] == pytest.approx(report.bits_after)
+    found = {(t.type, t.form, t.fidelity) for t in report.tensors}
+    assert {(f["type"], f["form"], f["fidelity"]) for f in estimate["forms"]} == found
+
+
+def test_a_directory_is_what_was_converted(mixed, tmp_path):
+    report = mlxrun.convert(mixed, tmp_path / "out")
+    facts = inspect_model(tmp_path / "out", context=100)
+    assert facts["problem"] is None
+    assert sum(row["weights"] for row in facts["types"]) == report.elements
+    assert sum(row["bytes"] for row in facts["types"]) == report.nbytes
+    assert facts["conversion"] == {
+        "source": "mixed.gguf",
+        "policy": "near",
+        "fidelity": report.fidelity(),
+    }
+    assert facts["memory"]["total"]["as stored"]["float16"] == (
+        report.nbytes + facts["memory"]["cache"]["float16"]
+    )
+
+
+def test_memory_of_the_cache(llm, model):
+    """Keys and values of 2 layers, 2 heads, 16 wide."""
+    facts = inspect_model(model, context=200)
+    values = 2 * 2 * 2 * 16 * 200
+    assert facts["memory"]["cache"] == {"float16": 2 * values, "float32": 4 * values}
+    session = llm.session()
+    llm.generate([1] * 199, max_tokens=2, session=session, ignore_eos=True)
+    per_slot = session.nbytes / session.cache[0].state[0].shape[2]
+    assert facts["memory"]["cache"]["float32"] == 200 * per_slot
+
+
+def test_window_layers_hold_their_window(tmp_path):
+    config = {
+        "model_type": "mistral", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 8,
+        "num_key_value_heads": 2, "num_hidden_layers": 3, "intermediate_size": 96,
+        "sliding_window": 32, "max_position_embeddings": 64,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = inspect_model(tmp_path, context=1000)
+    assert facts["memory"]["cache"]["float16"] == 3 * 2 * 2 * 16 * 32 * 2
+    assert facts["memory"]["beyond_training"]
+    assert facts["model"]["windows"] == [32, 32, 32]
+
+
+def test_printed(mlxrun_cli, mixed):
+    result = mlxrun_cli("inspect", mixed, "--context", "4096", "--policy", "near", "--tensors")
+    assert (result.code, result.err) == (0, "")
+    rows = [line.split() for line in result.out.splitlines()]
+    assert ["llama.embedding_length", "256"] in rows
+    assert ["kv_heads", "2"] in rows
+    assert any(row[:2] == ["Q6_K", "1"] for row in rows)
+    assert ["blk.0.attn_k.weight", "Q4_K", "[128,", "256]", "18.4", "kB"] in rows
+    assert "(288 entries)" in result.out
+    assert "Memory at a context of 4096 tokens" in result.out
+    assert "trained for fewer tokens" in result.out
+
+
+def test_json_has_everything(mlxrun_cli, mixed):
+    facts = json.loads(mlxrun_cli("inspect", mixed, "--json").out)
+    assert facts["metadata"]["llama.block_count"] == 2
+    assert facts["metadata"]["tokenizer.ggml.tokens"]["length"] == 288
+    assert [each["policy"] for each in facts["policies"]] == ["exact", "near", "compact"]
+    assert "tensors" not in facts
+    assert json.loads(mlxrun_cli("inspect", mixed, "--json", "--tensors").out)["tensors"]
+
+
+def written(path: Path, arch: str, tensors: dict[str, np.ndarray], **keys: str) -> Path:
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(1)
+    for key, value in keys.items():
+        writer.add_string(f"general.{key}", value)
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_vocabulary_only(mlxrun_cli, tmp_path):
+    result = mlxrun_cli("inspect", written(tmp_path / "vocab.gguf", "llama", {}))
+    assert result.code == 0
+    assert "Cannot be run: a vocabulary without weights" in result.out
+
+
+def test_unknown_architecture(mlxrun_cli, tmp_path):
+    tensors = {"a.weight": np.ones((4, 32), np.float32), "b.weight": np.ones(4, np.int32)}
+    path = written(tmp_path / "odd.gguf", "quaint", tensors)
+    result = mlxrun_cli("inspect", path)
+    assert result.code == 0
+    assert "Cannot be run: odd.gguf: architecture 'quaint' is not supported" in result.out
+    assert "refused: I32 cannot be converted" in result.out
+    assert "Memory" not in result.out
+
+
+def test_hostile_metadata_is_shown_harmlessly(mlxrun_cli, tmp_path):
+    path = written(tmp_path / "evil.gguf", "llama", {}, name="\x1b]0;owned\x07[red]\nnext\x9b2J")
+    shown = mlxrun_cli("inspect", path).out
+    assert "[red]" in shown
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 8,
+        (5).to_bytes(8, "little") + b"nojson",
+        (2).to_bytes(8, "little") + b"[]",
+        (14).to_bytes(8, "little") + b'{"a": {"b": 1}}',
+        (9).to_bytes(8, "little") + b'{"a": 1} ',
+        b"",
+    ],
+)
+def test_damaged_safetensors(mlxrun_cli, tmp_path, header):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(header)
+    result = mlxrun_cli("inspect", tmp_path)
+    assert result.code == 1
+    assert "safetensors" in result.error
+
+
+def test_damaged_config(mlxrun_cli, tmp_path):
+    (tmp_path / "config.json").write_text("[1]")
+    assert "not a JSON object" in mlxrun_cli("inspect", tmp_path).error
