@@ -1,0 +1,181 @@
+"""``mlxrun chat`` from outside: through a pipe, and on a terminal of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+GREEDY = ["--temp", "0", "-n", "8"]
+
+
+def replies(llm, *texts: str, **options) -> list[str]:
+    """What a conversation gives through the API."""
+    messages: list[dict[str, str]] = []
+    for text in texts:
+        messages.append({"role": "user", "content": text})
+        reply = llm.chat(messages, **{"temperature": 0, "max_tokens": 8} | options).text
+        messages.append({"role": "assistant", "content": reply})
+    return [m["content"] for m in messages[1::2]]
+
+
+LETTERS = [arg for token in range(259) for arg in ("--logit-bias", f"{token}=-inf")]
+BIAS = {token: -float("inf") for token in range(259)}
+
+
+def test_a_pipe_is_one_conversation(mlxrun_cli, model, llm):
+    result = mlxrun_cli("chat", model, *GREEDY, *LETTERS, stdin=b"one\n\ntwo\r\n/stats\nlast")
+    assert (result.code, result.err) == (0, "")
+    wanted = replies(llm, "one", "two", "/stats", "last", logit_bias=BIAS)
+    assert result.out == "".join(f"{reply}\n" for reply in wanted)
+
+
+def test_a_pipe_gets_no_control_characters(mlxrun_cli, model):
+    result = mlxrun_cli("chat", model, "--temp", "3", "-n", "20", stdin=b"one\ntwo\n\xff\n")
+    assert result.code == 0
+    assert not [c for c in result.out if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+
+
+def test_a_pipe_that_fills_the_context(mlxrun_cli, model):
+    result = mlxrun_cli("chat", model, *GREEDY, stdin=b"one\n" + b"x" * 300 + b"\ntwo\n")
+    assert result.code == 1
+    assert len(result.out) > 0 and "chat --window N" in result.error
+
+
+def test_a_window_makes_room(mlxrun_cli, model):
+    lines = b"".join(b"message %d\n" % i for i in range(20))
+    result = mlxrun_cli("chat", model, *GREEDY, "--window", "64", "--system", "be", stdin=lines)
+    assert (result.code, result.err) == (0, "")
+
+
+def test_load_then_options_win(mlxrun_cli, model, llm, tmp_path):
+    stored = {
+        "format": "mlxrun-chat", "version": 1, "system": "be", "settings": {"max_tokens": 3},
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+    }  # fmt: skip
+    (tmp_path / "chat.json").write_text(json.dumps(stored))
+    args = ["chat", model, "--temp", "0", "--load", tmp_path / "chat.json"]
+    messages = [{"role": "system", "content": "be"}, *stored["messages"]]
+    messages.append({"role": "user", "content": "one"})
+    result = mlxrun_cli(*args, stdin=b"one\n")
+    three = llm.chat(messages, temperature=0, max_tokens=3).text
+    assert result.out.rstrip() == three.rstrip()
+    messages[0] = {"role": "system", "content": "other"}
+    result = mlxrun_cli(*args, "-n", "5", "--system", "other", stdin=b"one\n")
+    assert result.out.rstrip() == llm.chat(messages, temperature=0, max_tokens=5).text.rstrip()
+
+
+def test_stats_of_a_pipe(mlxrun_cli, model):
+    result = mlxrun_cli("chat", model, *GREEDY, *LETTERS, "--stats", stdin=b"one\ntwo\n")
+    first, second = result.err.splitlines()
+    assert "cached" not in first and "cached)" in second
+
+
+def test_keep_without_window(mlxrun_cli, model):
+    assert mlxrun_cli("chat", model, "--keep", "4").code == 2
+
+
+def test_no_demo_model(mlxrun_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("mlxrun.cli.chat.DEMO", tmp_path / "demo.gguf")
+    result = mlxrun_cli("chat", stdin=b"hello\n")
+    assert result.code == 1 and "mlxrun chat MODEL" in result.error
+
+
+class Terminal:
+    """A terminal in which a program runs: type into it, wait for what it shows."""
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        self.process, self._descriptor = process, descriptor
+        self.shown = ""
+
+    def type(self, keys: str) -> None:
+        os.write(self._descriptor, keys.encode())
+
+    def expect(self, pattern: str, timeout: float = 60) -> str:
+        """Wait until the pattern is shown; forgets what came before it."""
+        until = time.monotonic() + timeout
+        while not (match := re.search(pattern, self.shown, re.DOTALL)):
+            assert time.monotonic() < until, f"{pattern!r} is not in {self.shown!r}"
+            if select.select([self._descriptor], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self._descriptor, 65536).decode(errors="replace")
+                except OSError:  # Linux: the other side is closed
+                    data = ""
+                assert data, f"ended without {pattern!r}: {self.shown!r}"
+                self.shown += re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b[=>]", "", data)
+        self.shown = self.shown[match.end() :]
+        return match[0]
+
+
+@contextmanager
+def terminal(tmp_path: Path, *args: object) -> Iterator[Terminal]:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+    environment = os.environ | {
+        "TERM": "xterm",
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlxrun", *map(str, args)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_own_terminal,
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def _own_terminal() -> None:
+    """Make standard input the controlling terminal, so that Ctrl-C is a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_a_terminal(model, tmp_path):
+    with terminal(tmp_path, "chat", model, "--temp", "0", *LETTERS, "--stats") as screen:
+        screen.expect("/help lists the commands.*>")
+        screen.type("/set max_tokens 5\r")
+        screen.expect(r"max_tokens: 5\s.*>")
+        screen.type("hello\r")
+        screen.expect(r"\[cut off: max_tokens is 5")
+        screen.expect(r"0 of \d+ prompt tokens cached.*>")
+        screen.type("/set max_tokens none\r")
+        screen.expect(r"max_tokens: none\s.*>")
+        screen.type("more\r")
+        screen.expect("piece")
+        screen.type("\x03")  # while the reply streams
+        screen.expect(r"\[stopped\].*>")
+        screen.type("half a line\x03")
+        screen.expect("Ctrl-C once more.*>")
+        screen.type("/set max_tokens 4\r")
+        screen.expect(r"max_tokens: 4\s.*>")
+        screen.type("\x1b[A\x1b[A\r")  # history: the message before
+        screen.expect(r"prompt tokens cached.*>")
+        screen.type(f"/save {tmp_path}/chat.json\r")
+        screen.expect("saved 6 messages.*>")
+        screen.type("\x04")
+        assert screen.process.wait(30) == 0
+    stored = json.loads((tmp_path / "chat.json").read_text())
+    assert [m["content"] for m in stored["messages"][::2]] == ["hello", "more", "more"]
+    assert stored["messages"][3]["stopped"] is True
+    assert "hello" in (tmp_path / "state" / "mlxrun" / "chat_history").read_text()
