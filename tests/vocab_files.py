@@ -87,3 +87,15 @@ _PARTS = [*_HARD.split(), *_SPACES]
 
 hard_text = st.lists(st.sampled_from(_PARTS) | st.text(max_size=4), max_size=12).map("".join)
 """Text of everything that tokenizers get wrong."""
+
+
+def pairs() -> dict[str, Any]:
+    """A byte-level vocabulary in which any two bytes merge: every cut between words shows."""
+    letters = bpe()["tokenizer.ggml.tokens"][:256]
+    ranked = sorted(range(1 << 16), key=lambda number: number * 40503 % 65537)
+    merges = [(letters[number >> 8], letters[number & 255]) for number in ranked]
+    tokens = [*letters, *(left + right for left, right in merges), "<|endoftext|>"]
+    types = [NORMAL] * (len(tokens) - 1) + [CONTROL]
+    ids = {"bos_token_id": len(tokens) - 1, "eos_token_id": len(tokens) - 1}
+    spelled = [f"{left} {right}" for left, right in merges]
+    return keys(model="gpt2", pre="gpt-2", tokens=tokens, token_type=types, merges=spelled, **ids)

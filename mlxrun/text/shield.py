@@ -17,7 +17,8 @@ __all__ = ["Shield"]
 
 _OPEN, _DIGITS, _CLOSE = "\ue0f0", "\ue0f1\ue0f2", "\ue0f3"
 _MARKS: Final = _OPEN + _DIGITS + _CLOSE
-_ESCAPED: Final = re.compile(r"\\u(e0f[0-3])")  # as JSON writes them if told to keep to ASCII
+_ESCAPE: Final = r"(?<=\\)ue0f[0-3]"  # of one of them as JSON writes it when kept to ASCII
+_ROLES: Final = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
 
 
 class Shield:
@@ -29,9 +30,11 @@ class Shield:
 
     def __init__(self, control: Sequence[str]) -> None:
         longest_first = sorted(control, key=len, reverse=True)
-        parts = [re.escape(text) for text in longest_first] + [f"[{_MARKS}]"]
+        parts = [*map(re.escape, longest_first), f"[{_MARKS}]", _ESCAPE]
         self._pattern = re.compile("|".join(parts))
-        self._heads = frozenset(text[:n] for text in control for n in range(1, len(text)))
+        heads = (text[:n] for text in control for n in range(1, len(text)))
+        # Words are left alone: templates compare roles and types, and no marker begins with one.
+        self._heads = frozenset(head for head in heads if not head.isalnum())
         self._longest = max(map(len, control), default=0)
         self._originals: list[str] = []
 
@@ -40,7 +43,10 @@ class Shield:
         if isinstance(value, str):
             return self._cover_tail(self._pattern.sub(lambda match: self._put(match[0]), value))
         if isinstance(value, Mapping):
-            return {self.cover(key): self.cover(item) for key, item in value.items()}
+            return {
+                self.cover(key): item if key == "role" and _is_role(item) else self.cover(item)
+                for key, item in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.cover(item) for item in value]
         return value
@@ -49,7 +55,7 @@ class Shield:
         """The text with the originals in place of placeholders."""
         if not self._originals:
             return text
-        text = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), text)
+        text = _ESCAPED_PLACEHOLDER.sub(lambda match: _unescape(match[0]), text)
         return _PLACEHOLDER.sub(self._original, text)
 
     def _cover_tail(self, text: str) -> str:
@@ -69,4 +75,13 @@ class Shield:
         return self._originals[index] if index < len(self._originals) else ""
 
 
+def _is_role(value: Any) -> bool:
+    return isinstance(value, str) and value in _ROLES
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\u(e0f[0-3])", lambda match: chr(int(match[1], 16)), text)
+
+
+_ESCAPED_PLACEHOLDER: Final = re.compile(r"\\ue0f0(?:\\ue0f[12])+\\ue0f3")
 _PLACEHOLDER: Final = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")
