@@ -1,0 +1,177 @@
+"""Who may import whom, read from the source, and what is in memory after common commands."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import Tiny
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("converters", "mlxrun")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, also inside functions and for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            assert node.module is not None
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = {
+    module_name(path): imports_of(path)
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+# Packages from the top of the house down: each may import itself and what is named here.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "converters": (),
+    "mlxrun.errors": ("converters.errors",),
+    "mlxrun.blas": (),
+    "mlxrun.text": ("converters", "mlxrun.errors"),
+    "mlxrun.cache": ("mlxrun.errors",),
+    "mlxrun.models": ("converters", "mlxrun.cache", "mlxrun.errors"),
+    "mlxrun.generation": ("mlxrun.models", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
+    "mlxrun.hub": ("mlxrun.errors", "converters"),
+}
+WITHOUT_MLX = (
+    "mlxrun.text",
+    "mlxrun.generation.request",
+    "mlxrun.generation.parameters",
+    "mlxrun.generation.scheduler",
+    "converters.gguf.reader",
+    "converters.gguf.tokenizer",
+)
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_rooms_import_only_what_lies_below_them(package: str) -> None:
+    members = [name for name in MODULES if within(name, package)]
+    assert members
+    for name in members:
+        ours = {m for m in MODULES[name] if within(m, *PACKAGES) and m != "mlxrun"}
+        above = {m for m in ours if not within(m, package, *ALLOWED[package])}
+        assert not above, f"{name} imports {above}"
+
+
+def test_nothing_below_imports_the_front() -> None:
+    front = ("mlxrun.cli", "mlxrun.server", "mlxrun.bench")
+    for name, imported in MODULES.items():
+        if not within(name, *front, "mlxrun.__main__"):
+            assert not {m for m in imported if within(m, *front)}, name
+
+
+def test_the_converter_never_imports_mlxrun() -> None:
+    for name, imported in MODULES.items():
+        if within(name, "converters"):
+            assert not {m for m in imported if within(m, "mlxrun")}, name
+
+
+@pytest.mark.parametrize("room", WITHOUT_MLX)
+def test_rooms_that_never_name_mlx(room: str) -> None:
+    for name, imported in MODULES.items():
+        if within(name, room):
+            assert not {m for m in imported if within(m, "mlx", "mlx_lm")}, name
+
+
+def test_transformers_is_never_imported_and_mlx_lm_only_as_a_fallback() -> None:
+    for name, imported in MODULES.items():
+        assert not {m for m in imported if within(m, "transformers", "torch")}, name
+        if not within(name, "mlxrun.models.fallback"):
+            assert not {m for m in imported if within(m, "mlx_lm")}, name
+
+
+def loaded_after(code: str, *arguments: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after running ``code``."""
+    script = f"{code}\nimport json, sys\nprint()\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+HEAVY = {"mlx", "mlx.core", "mlx_lm", "transformers", "torch"}
+FREE_OF_MLX = sorted(name for name in MODULES if within(name, *WITHOUT_MLX))
+
+
+def test_they_do_not_load_mlx_by_way_of_others_either() -> None:
+    code = "\n".join(f"import {name}" for name in FREE_OF_MLX)
+    assert not HEAVY & loaded_after(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import mlxrun",
+        "import mlxrun.cli.main",
+        "import mlxrun; dir(mlxrun); mlxrun.__version__",
+        "import mlxrun.errors, converters.errors",
+    ],
+)
+def test_starting_up_loads_nothing_heavy(code: str) -> None:
+    slow = {"numpy", "tokenizers", "sentencepiece", "jinja2", "gguf", "huggingface_hub", "rich"}
+    assert not (HEAVY | slow) & loaded_after(code)
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['mlxrun', '--help']\n"
+        "from mlxrun.cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass"
+    )
+    assert not (HEAVY | {"numpy"}) & loaded_after(code)
+
+
+GENERATE = """
+import sys, mlxrun
+llm = mlxrun.load(sys.argv[1])
+assert llm.generate([1, 5, 6], max_tokens=3, temperature=0, ignore_eos=True).tokens
+llm.chat([{"role": "user", "content": "a"}], max_tokens=2)
+"""
+
+
+def test_running_a_gguf_loads_neither_mlx_lm_nor_transformers(tmp_path: Path) -> None:
+    source = Tiny(kinds={"*": "Q4_0"}).write(tmp_path / "x.gguf")
+    loaded = loaded_after(GENERATE, str(source))
+    assert "mlx.core" in loaded
+    assert not {"mlx_lm", "transformers", "torch", "gguf", "huggingface_hub"} & loaded
+
+
+def test_converting_loads_neither_mlx_lm_nor_transformers(tmp_path: Path) -> None:
+    source = Tiny().write(tmp_path / "x.gguf")
+    code = "import sys, mlxrun\nmlxrun.convert(sys.argv[1], sys.argv[2])"
+    loaded = loaded_after(code, str(source), str(tmp_path / "out"))
+    assert not {"mlx_lm", "transformers", "torch"} & loaded
+
+
+def test_public_names_exist_and_are_the_ones_listed() -> None:
+    import mlxrun
+
+    for name in mlxrun.__all__:
+        assert getattr(mlxrun, name) is not None
+    assert set(mlxrun.__all__) <= set(dir(mlxrun))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mlxrun.nothing  # noqa: B018
