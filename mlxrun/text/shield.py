@@ -17,7 +17,8 @@ __all__ = ["Shield"]
 
 _OPEN, _DIGITS, _CLOSE = "\ue0f0", "\ue0f1\ue0f2", "\ue0f3"
 _MARKS: Final = _OPEN + _DIGITS + _CLOSE
-_ESCAPE: Final = r"(?<=\\)ue0f[0-3]"  # of one of them as JSON writes it when kept to ASCII
+# The marks themselves, and what JSON writes after the backslash when it is kept to ASCII.
+_RESERVED: Final = (f"[{_MARKS}]", r"(?<=\\)ue0f[0-3]")
 _ROLES: Final = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
 
 
@@ -29,9 +30,7 @@ class Shield:
     """
 
     def __init__(self, control: Sequence[str]) -> None:
-        longest_first = sorted(control, key=len, reverse=True)
-        parts = [*map(re.escape, longest_first), f"[{_MARKS}]", _ESCAPE]
-        self._pattern = re.compile("|".join(parts))
+        self._control = sorted(control, key=len, reverse=True)
         heads = (text[:n] for text in control for n in range(1, len(text)))
         # Words are left alone: templates compare roles and types, and no marker begins with one.
         self._heads = frozenset(head for head in heads if not head.isalnum())
@@ -41,7 +40,10 @@ class Shield:
     def cover(self, value: Any) -> Any:
         """A message, or any value in it, with placeholders in all of its strings."""
         if isinstance(value, str):
-            return self._cover_tail(self._pattern.sub(lambda match: self._put(match[0]), value))
+            # of a thousand control tokens hardly one is there: a pattern of all would be slow
+            present = [re.escape(text) for text in self._control if text in value]
+            pattern = "|".join([*present, *_RESERVED])
+            return self._cover_tail(re.sub(pattern, lambda match: self._put(match[0]), value))
         if isinstance(value, Mapping):
             return {
                 self.cover(key): item if key == "role" and _is_role(item) else self.cover(item)
