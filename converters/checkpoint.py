@@ -143,9 +143,11 @@ class CheckpointWriter:
         self._shards.append(_Shard(path, self._header_bytes))
 
     def write_file(self, name: str, data: bytes | str) -> None:
-        """Write one small file into the directory."""
+        """Write one small file into the directory, or into a folder of it."""
+        path = self._partial / name
         with disk_errors(self.path):
-            (self._partial / name).write_bytes(data.encode() if isinstance(data, str) else data)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data.encode() if isinstance(data, str) else data)
 
     def commit(self) -> None:
         """Finish the shards, write their index, and give the directory its name."""
