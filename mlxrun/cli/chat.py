@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ from mlxrun.errors import SourceError
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
-    from mlxrun.generation.engine import Session
-    from mlxrun.llm import LLM
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo.gguf"
 # Attention collapses without the first tokens (Xiao et al., 2023, arXiv:2309.17453).
@@ -37,7 +36,7 @@ SINKS = 4
     "--keep",
     type=click.IntRange(0),
     metavar="N",
-    help="With --window: also remember the first N tokens.  [default: the system message]",
+    help="With --window: also remember the first N tokens.  [default: all before the messages]",
 )
 @click.option("--stats", is_flag=True, help="Show what each reply costs.")
 @with_settings(chat_defaults())
@@ -76,28 +75,28 @@ def command(
     llm = load_model(model or str(DEMO), dtype=dtype, policy=policy, verbose=verbose)
     from mlxrun.cli.conversation import Conversation
 
-    session = _session(llm, system, window, keep)
-    conversation = Conversation(llm, session, settings=chat_defaults())
+    conversation = Conversation(llm, llm.session(), settings=chat_defaults())
     if saved:
         conversation.load(Path(saved))
     conversation.settings |= given(options)
     if system is not None:
         conversation.system = system
+    if window is not None:
+        keep = _preamble(conversation) if keep is None else keep
+        conversation.session = llm.session(window=window, keep=keep)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _type(conversation, model or "the demo model", stats or verbose)
     else:
         _pipe(conversation, stats or verbose)
 
 
-def _session(llm: LLM, system: str | None, window: int | None, keep: int | None) -> Session:
-    if window is None:
-        return llm.session()
-    if keep is None:
-        keep = SINKS
-        if system is not None:
-            message = [{"role": "system", "content": system}]
-            keep += len(llm.tokenizer.encode_chat(message, add_generation_prompt=False))
-    return llm.session(window=window, keep=keep)
+def _preamble(conversation: Conversation) -> int:
+    """How many tokens every prompt begins with, whatever the user says first."""
+    system = conversation.template_messages()[:1] if conversation.system is not None else []
+    encode = conversation.llm.tokenizer.encode_chat
+    one, other = (encode([*system, {"role": "user", "content": text}]) for text in "ab")
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return max(SINKS, same)
 
 
 def _type(conversation: Conversation, name: str, stats: bool) -> None:

@@ -84,6 +84,7 @@ class Conversation:
 
         Raises:
             MlxrunError: the model cannot reply; the message is taken back.
+            KeyboardInterrupt: what there is of a reply is kept, the session's memory is not.
         """
 
         def reading(done: int, total: int) -> None:
@@ -107,6 +108,7 @@ class Conversation:
         except KeyboardInterrupt:
             # It may have struck between the caches of two layers.
             self.session.reset()
+            raise
         finally:
             self._close(reply)
 

@@ -139,7 +139,7 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         return
     rows = [("cache alone", *(size(held) for held in memory["cache"].values()))]
     for policy, totals in memory["total"].items():
-        rows.append((f"with weights, {policy}", *(size(total) for total in totals.values())))
+        rows.append((f"with weights: {policy}", *(size(total) for total in totals.values())))
     columns = ("", *(f"#{name} cache" for name in memory["cache"]))
     out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
     if memory["beyond_training"]:

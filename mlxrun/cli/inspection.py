@@ -17,6 +17,7 @@ from converters.estimate import expected_layout
 from converters.gguf.config import model_config as gguf_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
+from converters.layout import dense
 from converters.policy import POLICIES, Policy
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
 from mlxrun.models.config import ModelConfig
@@ -61,8 +62,29 @@ def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
     facts |= {"problem": problem, "model": _hyperparameters(model)}
     facts["skipped"] = _skipped(gguf) if model else []
     facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
-    facts["memory"] = _memory(model, context, facts["policies"]) if model else None
+    if model:
+        loaded = _as_loaded(gguf, tensors)
+        facts["loaded"] = loaded
+        facts["memory"] = _memory(model, context, [*facts["policies"], loaded])
+    else:
+        facts["loaded"] = facts["memory"] = None
     return facts
+
+
+def _as_loaded(gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
+    """What the tensors take when the file is run as it is on this machine."""
+    from mlxrun.models.loader import resolve_dtype, run_policy
+
+    dtype = resolve_dtype(None, half_dtype(gguf))
+    policy = run_policy(gguf, None, dtype)
+    bits = 0.0
+    for tensor in tensors:
+        expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
+        if expected:
+            # Plain arrays are held in the type of the activations.
+            layout = expected.layout if expected.layout.quantized else dense(dtype)
+            bits += tensor.elements * layout.bits_per_weight
+    return {"policy": f"run here ({policy.name}, {dtype})", "bytes": round(bits / 8)}
 
 
 def _model_of(gguf: GGUFFile) -> tuple[ModelConfig | None, str | None, list[GGUFTensor]]:

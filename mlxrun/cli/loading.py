@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -50,12 +49,20 @@ def load_model(
     """Load a model, with a progress bar on a terminal.
 
     Raises:
+        UsageError: a policy for what is converted already.
         MlxrunError: the model cannot be loaded.
     """
     from mlxrun import llm as models
+    from mlxrun.hub import resolve
 
-    with Bar(f"Loading {Path(source).name}") as bar:
-        model = models.load(source, dtype=dtype, policy=policy, progress=bar)
+    with Bar(f"Downloading {source}") as bar:
+        path = resolve(source, progress=bar)
+    if policy and path.is_dir():
+        raise click.UsageError(
+            "--policy is for GGUF files; a model directory is converted already."
+        )
+    with Bar(f"Loading {path.name}") as bar:
+        model = models.load(path, dtype=dtype, policy=policy, progress=bar)
     if verbose:
         _describe(model)
     _hint_blas(model, always=verbose)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from mlxrun.cli import slash
 from mlxrun.cli.console import Bar, complain, dim, visible
@@ -77,13 +78,18 @@ class TerminalChat:
         self._show(self.conversation.retry, seed=seed)
 
     def _show(self, reply: Callable[..., Iterator[str]], *args: str, **options: Any) -> None:
+        begun = False
         with Interrupt() as stopped, Bar("Reading the conversation", count="tokens") as bar:
-            begun = False
-            for text in reply(*args, stopped=stopped, progress=bar, **options):
-                bar.stop()
-                begun = begun or bool(text)
-                sys.stdout.write(visible(text))
-                sys.stdout.flush()
+            pieces = cast(
+                "Generator[str, None, None]",
+                reply(*args, stopped=stopped, progress=bar, **options),
+            )
+            with closing(pieces), suppress(KeyboardInterrupt):
+                for text in pieces:
+                    bar.stop()
+                    begun = begun or bool(text)
+                    sys.stdout.write(visible(text))
+                    sys.stdout.flush()
         print(flush=True)
         self._explain(begun)
 

@@ -86,7 +86,7 @@ def load_gguf(
     names = map_names(gguf)
     config = gguf_config(gguf)
     run = resolve_dtype(dtype, half_dtype(gguf))
-    bound = _policy(gguf, policy, run)
+    bound = run_policy(gguf, policy, run)
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
@@ -99,7 +99,8 @@ def load_gguf(
     return _build(config, Parameters(arrays, layouts, DTYPES[run]), report)
 
 
-def _policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
+def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
+    """The policy that a file is loaded with on this machine, for activations of a dtype."""
     if name is None:
         plain = expands(sum(tensor.elements for tensor in gguf.tensors), dtype)
         return Policy("exact", dtype, packed=False) if plain else Policy("near", dtype)

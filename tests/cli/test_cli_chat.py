@@ -18,6 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from mlxrun.cli.chat import _preamble
+from mlxrun.cli.conversation import Conversation
+from mlxrun.cli.settings import chat_defaults
+
 GREEDY = ["--temp", "0", "-n", "8"]
 
 
@@ -58,6 +64,30 @@ def test_a_window_makes_room(mlxrun_cli, model):
     lines = b"".join(b"message %d\n" % i for i in range(20))
     result = mlxrun_cli("chat", model, *GREEDY, "--window", "64", "--system", "be", stdin=lines)
     assert (result.code, result.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("system", "text"), [(None, "[user]"), ("be brief", "[system]be brief\n[user]")]
+)
+def test_a_window_keeps_what_precedes_the_messages(llm, system, text):
+    conversation = Conversation(llm, llm.session(), system=system, settings=chat_defaults())
+    keep = _preamble(conversation)
+    conversation.messages.append({"role": "user", "content": "x"})
+    assert llm.tokenizer.decode(conversation.prompt()[:keep]) == text
+
+
+def test_interrupt_ends_a_pipe(mlxrun_cli, model, monkeypatch):
+    def interrupt(self, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "ask", interrupt)
+    assert mlxrun_cli("chat", model, stdin=b"one\ntwo\n").code == 130
+
+
+def test_policy_of_a_converted_model(mlxrun_cli, model, tmp_path):
+    assert mlxrun_cli("convert", model, "-o", tmp_path / "out").code == 0
+    result = mlxrun_cli("chat", tmp_path / "out", "--policy", "near")
+    assert result.code == 2 and "converted already" in result.err
 
 
 def test_load_then_options_win(mlxrun_cli, model, llm, tmp_path):

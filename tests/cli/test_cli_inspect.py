@@ -44,6 +44,11 @@ def test_estimates_are_what_conversion_does(mixed, policy, tmp_path):
     assert {(f["type"], f["form"], f["fidelity"]) for f in estimate["forms"]} == found
 
 
+def test_memory_as_it_is_run_here(mixed):
+    facts = inspect_model(mixed, context=None)
+    assert facts["loaded"]["bytes"] == mlxrun.load(mixed).model.nbytes
+
+
 def test_a_directory_is_what_was_converted(mixed, tmp_path):
     report = mlxrun.convert(mixed, tmp_path / "out")
     facts = inspect_model(tmp_path / "out", context=100)
