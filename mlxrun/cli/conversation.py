@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,11 +19,12 @@ from mlxrun.cli.settings import Values, parse_settings, store_settings
 from mlxrun.errors import ContextLengthError, MlxrunError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from mlxrun.generation.engine import Progress, Session
     from mlxrun.generation.request import Chunk, FinishReason, Usage
     from mlxrun.llm import LLM
+
+# A reply, piece by piece; closing it stops the reply.
+Pieces = Generator[str, None, None]
 
 FORMAT = "mlxrun-chat"
 # A reply that was stopped is marked with this key; templates never see it.
@@ -71,7 +72,7 @@ class Conversation:
         stopped: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
         **settings: Any,
-    ) -> Iterator[str]:
+    ) -> Pieces:
         """Add a message and stream the reply to it.
 
         The reply joins the messages when the iterator ends, or what there is of it when ``stopped``
@@ -114,7 +115,7 @@ class Conversation:
 
     def _collect(
         self, chunks: Iterator[Chunk], reply: list[str], stopped: Callable[[], bool]
-    ) -> Iterator[str]:
+    ) -> Pieces:
         # Closing makes the session hold what was yielded and no more.
         with closing(cast("Generator[Chunk, None, None]", chunks)):
             for chunk in chunks:
@@ -135,7 +136,7 @@ class Conversation:
             message[STOPPED] = True
         self.messages.append(message)
 
-    def retry(self, **options: Any) -> Iterator[str]:
+    def retry(self, **options: Any) -> Pieces:
         """Stream another reply to the last message; takes the options of :meth:`ask`.
 
         The old exchange comes back where there is no new one.

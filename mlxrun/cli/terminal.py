@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from mlxrun.cli import slash
 from mlxrun.cli.console import Bar, complain, dim, visible
-from mlxrun.cli.conversation import ROOM, Conversation
+from mlxrun.cli.conversation import ROOM, Conversation, Pieces
 from mlxrun.errors import MlxrunError
 
 if TYPE_CHECKING:
@@ -77,13 +77,10 @@ class TerminalChat:
             seed = (seed + self._retries) % 2**64
         self._show(self.conversation.retry, seed=seed)
 
-    def _show(self, reply: Callable[..., Iterator[str]], *args: str, **options: Any) -> None:
+    def _show(self, reply: Callable[..., Pieces], *args: str, **options: Any) -> None:
         begun = False
         with Interrupt() as stopped, Bar("Reading the conversation", count="tokens") as bar:
-            pieces = cast(
-                "Generator[str, None, None]",
-                reply(*args, stopped=stopped, progress=bar, **options),
-            )
+            pieces = reply(*args, stopped=stopped, progress=bar, **options)
             with closing(pieces), suppress(KeyboardInterrupt):
                 for text in pieces:
                     bar.stop()
