@@ -124,7 +124,7 @@ def _convert_one(
 ) -> Converted:
     tensor = mapped.source
     module = len(tensor.shape) > 1
-    encoded = encode(tensor, policy, module=module, pool=pool)
+    encoded = encode(tensor, policy, module=module, pool=pool, subtract=mapped.subtract)
     arrays = encoded.arrays
     if mapped.permuted:
         order = _split_halves(tensor.shape[0], _head_dim(gguf))

@@ -60,12 +60,18 @@ def supported(kind: GGMLType) -> bool:
 
 
 def encode(
-    tensor: GGUFTensor, policy: Policy, *, module: bool, pool: ThreadPoolExecutor
+    tensor: GGUFTensor,
+    policy: Policy,
+    *,
+    module: bool,
+    pool: ThreadPoolExecutor,
+    subtract: float = 0.0,
 ) -> Encoded:
     """Convert a tensor by a policy.
 
     Args:
         module: whether MLX's quantised modules can hold it (a matrix, not a norm or a bias).
+        subtract: taken from every element of a tensor of floats first.
 
     Raises:
         GGUFError: blocks have not-a-number or infinite scales, or nothing that the policy allows
@@ -77,7 +83,7 @@ def encode(
 
     def work(layout: Layout, part: slice) -> Packed:
         with np.errstate(invalid="ignore", over="ignore"):
-            return _encode_rows(data[part], tensor, layout)
+            return _encode_rows(data[part], tensor, layout, subtract)
 
     sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
     step = max(1, CHUNK_WEIGHTS // columns)
@@ -123,11 +129,14 @@ def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
     return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
 
 
-def _encode_rows(raw: Bytes, tensor: GGUFTensor, layout: Layout) -> Packed:
+def _encode_rows(
+    raw: Bytes, tensor: GGUFTensor, layout: Layout, subtract: float = 0.0
+) -> Packed:
     """Rows of raw blocks (n, bytes per row) in one layout."""
     rows, kind = len(raw), tensor.type
     if kind in FLOATS:
-        return keep_floats(_floats(raw, kind), layout.dtype)
+        floats = _floats(raw, kind)
+        return keep_floats(floats - np.float32(subtract) if subtract else floats, layout.dtype)
     if kind in FIXED:
         return repack(raw, kind, layout)
     codes = CODECS[kind].decode(raw)

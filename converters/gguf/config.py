@@ -7,6 +7,7 @@ tensors themselves are stored.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def model_config(gguf: GGUFFile) -> Config:
     embedding = gguf.tensor("token_embd.weight")
     heads = _scalar(gguf, "attention.head_count")
     hidden = _scalar(gguf, "embedding_length")
+    head_dim = _head_dim(gguf, hidden // heads)
     config: Config = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
@@ -45,11 +47,12 @@ def model_config(gguf: GGUFFile) -> Config:
         "num_hidden_layers": _scalar(gguf, "block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": _scalar(gguf, "attention.head_count_kv", heads),
-        "head_dim": _head_dim(gguf, hidden // heads),
+        "head_dim": head_dim,
         "max_position_embeddings": _scalar(gguf, "context_length", 4096),
-        "rms_norm_eps": _tidy(gguf.key("attention.layer_norm_rms_epsilon")),
+        **_epsilon(gguf, architecture.model_type),
         "hidden_act": "silu",
         "rope_theta": _tidy(gguf.key("rope.freq_base", 10000.0)),
+        "partial_rotary_factor": _rotated(gguf, head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in gguf,
         "attention_bias": _any_bias(gguf, "attn_q", "attn_k", "attn_v", "attn_output"),
         "mlp_bias": _any_bias(gguf, "ffn_gate", "ffn_up", "ffn_down"),
@@ -61,8 +64,23 @@ def model_config(gguf: GGUFFile) -> Config:
         token = gguf.get(f"tokenizer.ggml.{name}_token_id")
         if token is not None:
             config[f"{name}_token_id"] = int(token)
+    config |= FAMILY_KEYS.get(gguf.architecture, lambda *_: {})(gguf, config)
     check_shapes(gguf, config)
     return config
+
+
+def _epsilon(gguf: GGUFFile, model_type: str) -> Config:
+    """The norms' epsilon, under the name that a family gives it."""
+    name = {
+        "cohere": "layer_norm_eps",
+        "cohere2": "layer_norm_eps",
+        "nemotron": "norm_eps",
+        "phi": "layer_norm_eps",
+        "stablelm": "layer_norm_eps",
+        "starcoder2": "norm_epsilon",
+    }.get(model_type, "rms_norm_eps")
+    suffix = "rms_epsilon" if name == "rms_norm_eps" else "epsilon"
+    return {name: _tidy(gguf.key(f"attention.layer_norm_{suffix}"))}
 
 
 def rope_scaling(gguf: GGUFFile, config: Config) -> Config | None:
@@ -80,6 +98,8 @@ def rope_scaling(gguf: GGUFFile, config: Config) -> Config | None:
             found=repr(kind),
         )
     factor = float(gguf.key("rope.scaling.factor", gguf.key("rope.scale_linear", 0.0))) or 1.0
+    if "rope_factors_long.weight" in gguf:
+        return _longrope(gguf, config)
     _check_attention_factor(gguf, kind, factor)
     if "rope_freqs.weight" in gguf:
         return _frequency_factors(gguf, config, kind, factor)
@@ -159,6 +179,30 @@ def _frequency_factors(gguf: GGUFFile, config: Config, kind: str, factor: float)
     }
 
 
+def _longrope(gguf: GGUFFile, config: Config) -> Config:
+    """Phi 3's factors for contexts beyond the original one, and those for shorter ones."""
+    context = config["max_position_embeddings"]
+    original = int(gguf.key("rope.scaling.original_context_length", context))
+    long, short = (_stored_factors(gguf, config, kind) for kind in ("long", "short"))
+    return {
+        "rope_type": "longrope",
+        "type": "longrope",
+        "long_factor": long if context > original else short,
+        "short_factor": short,
+        "original_max_position_embeddings": original,
+        "attention_factor": float(gguf.key("rope.scaling.attn_factor", 1.0)),
+    }
+
+
+def _stored_factors(gguf: GGUFFile, config: Config, kind: str) -> list[float]:
+    tensor = gguf.tensor(f"rope_factors_{kind}.weight")
+    half = int(gguf.key("rope.dimension_count", config["head_dim"])) // 2
+    factors = tensor.raw().view("<f4") if tensor.type.name == "F32" else np.zeros(0, np.float32)
+    if len(factors) != half or not (np.isfinite(factors).all() and (factors > 0).all()):
+        raise tensor.error(expected=f"F32 with {half} positive factors", found=str(tensor.shape))
+    return [float(value) for value in factors]
+
+
 def _scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:
     """A hyperparameter that may be stored per layer but must be the same in all of them."""
     value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
@@ -181,13 +225,19 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
         raise gguf.error(
             f"{gguf.architecture}.attention.value_length", expected=f"key_length, {head_dim}"
         )
+    return head_dim
+
+
+def _rotated(gguf: GGUFFile, head_dim: int) -> int:
+    """Dimensions of a head that turn."""
     rotated = _scalar(gguf, "rope.dimension_count", head_dim)
-    if rotated != head_dim:
+    partly = gguf.architecture in ("glm4", "nemotron", "phi2", "stablelm")
+    if rotated != head_dim and not partly:
         raise gguf.error(
             f"{gguf.architecture}.rope.dimension_count",
             expected=f"the whole head, {head_dim}, in this architecture",
         )
-    return head_dim
+    return rotated
 
 
 def _any_bias(gguf: GGUFFile, *modules: str) -> bool:
@@ -198,3 +248,129 @@ def _any_bias(gguf: GGUFFile, *modules: str) -> bool:
 def _tidy(value: Any) -> float:
     """A float32 as the shortest decimal that reads back as the same float32."""
     return float(str(np.float32(value)))
+
+
+def _windows(gguf: GGUFFile, every: int) -> Config:
+    """Sliding windows: in all layers but each of a number, unless the file has its own pattern."""
+    window = gguf.key("attention.sliding_window", None)
+    if not window:
+        return {}
+    layers = _scalar(gguf, "block_count")
+    pattern = gguf.key("attention.sliding_window_pattern", every)
+    if isinstance(pattern, np.ndarray | list):
+        sliding = [bool(x) for x in pattern]
+    else:
+        every = int(pattern)
+        sliding = [every > 0 and (i + 1) % every != 0 for i in range(layers)]
+    return {
+        "sliding_window": _scalar(gguf, "attention.sliding_window"),
+        "sliding_window_pattern": every,
+        "layer_types": ["sliding_attention" if x else "full_attention" for x in sliding],
+    }
+
+
+def _float(gguf: GGUFFile, suffix: str, default: float | None = None) -> float:
+    return _tidy(gguf.key(suffix) if default is None else gguf.key(suffix, default))
+
+
+def _gemma(gguf: GGUFFile, config: Config) -> Config:
+    return {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _gemma_scalar(gguf: GGUFFile, config: Config, layers_of_27b: int) -> Config:
+    """The largest models divide scores by the square root of another width."""
+    largest = config["num_hidden_layers"] == layers_of_27b
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": width if largest else config["head_dim"]}
+
+
+def _gemma2(gguf: GGUFFile, config: Config) -> Config:
+    return {
+        **_gemma(gguf, config),
+        **_gemma_scalar(gguf, config, 46),
+        **_windows(gguf, 2),
+        "attn_logit_softcapping": _float(gguf, "attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": _float(gguf, "final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(gguf: GGUFFile, config: Config) -> Config:
+    cap = float(gguf.key("final_logit_softcapping", 0.0))
+    return {
+        **_gemma(gguf, config),
+        **_gemma_scalar(gguf, config, 62),
+        **_windows(gguf, 6),
+        "rope_local_base_freq": _float(gguf, "rope.freq_base_swa", 10000.0),
+        **({"final_logit_softcapping": cap} if cap else {}),
+    }
+
+
+def _granite(gguf: GGUFFile, config: Config) -> Config:
+    return {
+        "embedding_multiplier": _float(gguf, "embedding_scale", 1.0),
+        "residual_multiplier": _float(gguf, "residual_scale", 1.0),
+        "logits_scaling": _float(gguf, "logit_scale", 1.0),
+        "attention_multiplier": _float(gguf, "attention.scale", config["head_dim"] ** -0.5),
+    }
+
+
+def _cohere(gguf: GGUFFile, config: Config) -> Config:
+    windows = _windows(gguf, 4) if gguf.architecture == "cohere2" else {}
+    return {
+        "logit_scale": _float(gguf, "logit_scale", 1.0),
+        "use_qk_norm": False,
+        "rope_traditional": True,
+        **windows,
+    }
+
+
+def _olmo2(gguf: GGUFFile, config: Config) -> Config:
+    windows = _windows(gguf, 4)
+    if not windows:
+        return {}
+    return {"model_type": "olmo3", "architectures": ["Olmo3ForCausalLM"], **windows}
+
+
+def _exaone4(gguf: GGUFFile, config: Config) -> Config:
+    windows = _windows(gguf, 4)
+    if not windows:
+        return {"sliding_window": None, "sliding_window_pattern": None}
+    pattern = "L" * (windows["sliding_window_pattern"] - 1) + "G"
+    return {**windows, "sliding_window_pattern": pattern}
+
+
+def _mistral3(gguf: GGUFFile, config: Config) -> Config:
+    """Everything rotary in one section, as Hugging Face has it for this family."""
+    scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
+    scale = float(gguf.key("attention.temperature_scale", 0.0))
+    if scale:
+        scaling["llama_4_scaling_beta"] = _tidy(scale)
+        scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    scaling["rope_theta"] = config["rope_theta"]
+    return {"rope_parameters": scaling}
+
+
+def _stablelm(gguf: GGUFFile, config: Config) -> Config:
+    together = bool(gguf.key("use_parallel_residual", False))
+    return {
+        "use_qkv_bias": config["attention_bias"],
+        "use_parallel_residual": together or "blk.0.ffn_norm.weight" not in gguf,
+    }
+
+
+FAMILY_KEYS: dict[str, Callable[[GGUFFile, Config], Config]] = {
+    "cohere2": _cohere,
+    "command-r": _cohere,
+    "exaone4": _exaone4,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "glm4": lambda gguf, config: {"rope_traditional": True},
+    "granite": _granite,
+    "mistral3": _mistral3,
+    "nemotron": lambda gguf, config: {"hidden_act": "relu2"},
+    "olmo2": _olmo2,
+    "phi2": lambda gguf, config: {"hidden_act": "gelu_new"},
+    "stablelm": _stablelm,
+    "starcoder2": lambda gguf, config: {"hidden_act": "gelu_pytorch_tanh", "use_bias": True},
+}

@@ -22,21 +22,34 @@ _ENDS = {
     "output": "lm_head",
 }
 # Modules of one layer, below ``blk.N.`` and ``model.layers.N.``.
-_LLAMA = {
+_ATTENTION = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
 }
+_GATED = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_UNGATED = {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_FUSED_GATE = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
+_FFN_NORM = {"ffn_norm": "post_attention_layernorm"}
+_LLAMA = {**_ATTENTION, **_FFN_NORM, **_GATED}
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_AFTER_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_SANDWICH = {**_LLAMA, **_AFTER_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
+_BIASED_QKV = ("attn_q", "attn_k", "attn_v")
+_BIASED_ATTENTION = (*_BIASED_QKV, "attn_output")
+_BIASED_FFN = ("ffn_gate", "ffn_up", "ffn_down")
 
 # Tensors whose values move into config.json.
-_IN_CONFIG = {"rope_freqs.weight"}
+_IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+def _without(names: Mapping[str, str], *left_out: str) -> dict[str, str]:
+    return {name: target for name, target in names.items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -47,47 +60,135 @@ class Architecture:
         model_type: ``model_type`` of ``config.json``.
         class_name: the entry of ``architectures`` in ``config.json``.
         layer: module names of a layer.
-        permuted: modules whose rows are stored for interleaved rotary embedding.
+        ends: module names outside the layers that differ from the usual ones.
+        permuted: whether rows of queries and keys are stored for interleaved rotary embedding
+            although the Hugging Face model rotates halves.
+        norm_offset: what GGUF has added to the weights of norms.
         zero_biases: modules that get a zero bias where a sibling has one, because stock classes
             switch all of a group on together.
         always_biased: whether stock classes have those biases even where a file has none.
+        optional: modules that a file may lack.
     """
 
     model_type: str
     class_name: str
     layer: Mapping[str, str] = field(default_factory=lambda: _LLAMA)
-    permuted: frozenset[str] = frozenset()
+    ends: Mapping[str, str] = field(default_factory=dict)
+    permuted: bool = False
+    norm_offset: float = 0.0
     zero_biases: tuple[tuple[str, ...], ...] = ()
     always_biased: bool = False
+    optional: frozenset[str] = frozenset()
 
+
+_LLAMA_BIASES = (_BIASED_ATTENTION, _BIASED_FFN)
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(
-        "llama",
-        "LlamaForCausalLM",
-        permuted=frozenset({"attn_q", "attn_k"}),
-        zero_biases=(
-            ("attn_q", "attn_k", "attn_v", "attn_output"),
-            ("ffn_gate", "ffn_up", "ffn_down"),
-        ),
+    "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _without(_LLAMA, "ffn_norm")),
+    "command-r": Architecture("cohere", "CohereForCausalLM", _without(_LLAMA, "ffn_norm")),
+    "exaone4": Architecture(
+        "exaone4",
+        "Exaone4ForCausalLM",
+        _without(_LLAMA, "attn_norm", "ffn_norm") | _QK_NORMS | _AFTER_NORMS,
+    ),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", norm_offset=1.0),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _SANDWICH, norm_offset=1.0),
+    "gemma3": Architecture(
+        "gemma3_text", "Gemma3ForCausalLM", _SANDWICH | _QK_NORMS, norm_offset=1.0
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        {
+            **_ATTENTION,
+            "post_attention_norm": "post_self_attn_layernorm",
+            **_FFN_NORM,
+            "post_ffw_norm": "post_mlp_layernorm",
+            **_FUSED_GATE,
+        },
+        zero_biases=(_BIASED_QKV,),
+    ),
+    "granite": Architecture(
+        "granite", "GraniteForCausalLM", permuted=True, zero_biases=_LLAMA_BIASES
+    ),
+    "internlm2": Architecture(
+        "llama", "LlamaForCausalLM", permuted=True, zero_biases=_LLAMA_BIASES
+    ),
+    "llama": Architecture("llama", "LlamaForCausalLM", permuted=True, zero_biases=_LLAMA_BIASES),
+    "mistral3": Architecture("ministral3", "Ministral3ForCausalLM", permuted=True),
+    "nemotron": Architecture(
+        "nemotron",
+        "NemotronForCausalLM",
+        {**_ATTENTION, **_FFN_NORM, **_UNGATED},
+        norm_offset=1.0,
+        zero_biases=(_BIASED_ATTENTION, ("ffn_up", "ffn_down")),
+    ),
+    "olmo2": Architecture(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        _without(_LLAMA, "attn_norm", "ffn_norm") | _QK_NORMS | _AFTER_NORMS,
+    ),
+    "phi2": Architecture(
+        "phi",
+        "PhiForCausalLM",
+        {
+            **_ATTENTION,
+            "attn_output": "self_attn.dense",
+            "ffn_up": "mlp.fc1",
+            "ffn_down": "mlp.fc2",
+        },
+        ends={"output_norm": "model.final_layernorm"},
+    ),
+    "phi3": Architecture(
+        "phi3",
+        "Phi3ForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            **_FFN_NORM,
+            **_FUSED_GATE,
+        },
     ),
     "qwen2": Architecture(
-        "qwen2",
-        "Qwen2ForCausalLM",
-        zero_biases=(("attn_q", "attn_k", "attn_v"),),
-        always_biased=True,
+        "qwen2", "Qwen2ForCausalLM", zero_biases=(_BIASED_QKV,), always_biased=True
     ),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", layer=_LLAMA | _QK_NORMS),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LLAMA | _QK_NORMS),
+    "seed_oss": Architecture(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        {**_ATTENTION, "post_attention_norm": "post_attention_layernorm", **_GATED},
+        zero_biases=(_BIASED_QKV,),
+    ),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", permuted=True),
+    "stablelm": Architecture(
+        "stablelm",
+        "StableLmForCausalLM",
+        zero_biases=(_BIASED_QKV,),
+        optional=frozenset({"ffn_norm"}),
+    ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {**_ATTENTION, **_FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+    ),
 }
+_PERMUTED = ("attn_q", "attn_k")
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """One tensor of the file and the parameter it becomes."""
+    """One tensor of the file and the parameter it becomes.
+
+    Attributes:
+        permuted: rows are to be reordered for rotating halves.
+        subtract: what GGUF has added to every element.
+    """
 
     source: GGUFTensor
     target: str
     permuted: bool
+    subtract: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -144,7 +245,9 @@ def map_names(gguf: GGUFFile) -> NameMap:
             )
         target, permuted, reason = _target(tensor.name, architecture, layers)
         if target:
-            mapped.append(Mapped(tensor, target, permuted))
+            norm = "norm" in tensor.name and tensor.name.endswith(".weight")
+            subtract = architecture.norm_offset if norm else 0.0
+            mapped.append(Mapped(tensor, target, permuted, subtract))
         else:
             skipped.append((tensor, reason))
     _require(gguf, architecture, layers)
@@ -157,8 +260,9 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bo
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return "", False, "the architecture has no such parameter"
-    if module in _ENDS:
-        return f"{_ENDS[module]}.{kind}", False, ""
+    ends = {**_ENDS, **architecture.ends}
+    if module in ends:
+        return f"{ends[module]}.{kind}", False, ""
     inner = _LAYER.fullmatch(module)
     if not inner or inner[2] not in architecture.layer:
         return "", False, "the architecture has no such parameter"
@@ -166,7 +270,7 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bo
     if layer >= layers:
         return "", False, f"beyond the {layers} layers of block_count (not used for generation)"
     target = f"model.layers.{layer}.{architecture.layer[module]}.{kind}"
-    return target, module in architecture.permuted, ""
+    return target, architecture.permuted and module in _PERMUTED, ""
 
 
 def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
@@ -175,7 +279,8 @@ def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
     gguf.tensor("output_norm.weight")
     for layer in range(layers):
         for module in architecture.layer:
-            gguf.tensor(f"blk.{layer}.{module}.weight")
+            if module not in architecture.optional:
+                gguf.tensor(f"blk.{layer}.{module}.weight")
 
 
 def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> list[tuple[str, int]]:

@@ -45,7 +45,7 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     hidden, dim, inner = config["hidden_size"], config["head_dim"], config["intermediate_size"]
     queries = config["num_attention_heads"] * dim
     keys = config["num_key_value_heads"] * dim
-    return {
+    shapes: dict[str, Shape] = {
         "attn_norm": (hidden,),
         "attn_q": (queries, hidden),
         "attn_k": (keys, hidden),
@@ -57,7 +57,17 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         "ffn_gate": (inner, hidden),
         "ffn_up": (inner, hidden),
         "ffn_down": (hidden, inner),
+        "post_attention_norm": (hidden,),
+        "post_ffw_norm": (hidden,),
     }
+    kind = config["model_type"]
+    if kind in ("olmo2", "olmo3"):  # queries and keys are normalised as a whole
+        shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
+    if kind in ("glm4", "phi3"):  # gate and up in one
+        shapes["ffn_up"] = (2 * inner, hidden)
+    if kind == "phi3":
+        shapes["attn_qkv"] = (queries + 2 * keys, hidden)
+    return shapes
 
 
 def _show(shape: Shape) -> str:

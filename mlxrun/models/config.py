@@ -2,7 +2,7 @@
 
 A family (``families.py``) turns a Hugging Face ``config.json`` into a :class:`ModelConfig`; the
 transformer reads nothing else. Every difference between families is a value here, per layer where
-models differ per layer.
+models differ per layer; names are those of the checkpoint's parameters.
 """
 
 from __future__ import annotations
@@ -30,6 +30,30 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A normalisation over the last axis; a bias is added where the weights have one.
+
+    Attributes:
+        kind: ``rms`` (Zhang and Sennrich, 2019, arXiv:1910.07467) or ``layer`` (Ba et al., 2016,
+            arXiv:1607.06450).
+        eps: added to the variance.
+        offset: added to the stored weight when it is loaded.
+    """
+
+    kind: str = "rms"
+    eps: float = 1e-6
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Sharper queries at later positions p: ``1 + scale * log(1 + floor(p / length))``."""
+
+    scale: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Attention:
     """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
 
@@ -40,7 +64,12 @@ class Attention:
         scale: of the products of queries and keys.
         rope: positions, or None for a layer without.
         window: attend to the last ``window`` tokens only, or None for all.
-        qk_norm: RMS-normalise each head of the queries and keys before the rotation.
+        qk_norm: normalise queries and keys before the rotation: each ``head``, or the ``whole``
+            projection, or not at all (None).
+        softcap: bound scores to this by tanh, or None.
+        temperature: scale of the queries by position, or None.
+        fused: queries, keys and values come from one projection, ``qkv_proj``.
+        out: name of the output projection.
     """
 
     heads: int
@@ -49,28 +78,49 @@ class Attention:
     scale: float
     rope: Rope | None
     window: int | None = None
-    qk_norm: bool = False
+    qk_norm: str | None = None
+    softcap: float | None = None
+    temperature: Temperature | None = None
+    fused: bool = False
+    out: str = "o_proj"
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """A gated feed-forward block: ``down(act(gate(x)) * up(x))`` (Shazeer, 2020, arXiv:2002.05202).
+    """``down(act(gate(x)) * up(x))`` (Shazeer, 2020, arXiv:2002.05202), or without a gate.
 
     Attributes:
         size: width between the projections.
-        activation: name of the gate's activation.
+        activation: name of the activation; see ``transformer.ACTIVATIONS``.
+        names: of the projections: gate, up and down; or up and down without a gate.
+        fused: gate and up are one projection, named first, and ``names`` has that and down.
     """
 
     size: int
     activation: str = "silu"
+    names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    fused: bool = False
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: attention and feed-forward, each after a norm, each added to its input."""
+    """One block: attention and feed-forward, each with norms around it, added to the stream.
+
+    Attributes:
+        before_attention, after_attention, before_feed_forward, after_feed_forward: names of the
+            norms there, or None for none.
+        parallel: both sublayers read the block's input, instead of one after the other.
+        residual: what each sublayer's output is multiplied by.
+    """
 
     attention: Attention
     feed_forward: FeedForward
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_feed_forward: str | None = "post_attention_layernorm"
+    after_feed_forward: str | None = None
+    parallel: bool = False
+    residual: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,15 +132,22 @@ class ModelConfig:
         vocab_size: rows of the embedding.
         hidden_size: width of the residual stream.
         layers: one entry per block.
-        norm_eps: epsilon of every RMS norm.
+        norm: every norm of the model.
         tied: the output head is the embedding.
         context_length: tokens the model was trained for.
+        final_norm: name of the last norm.
+        embedding_scale, logit_scale: what embeddings and logits are multiplied by.
+        logit_softcap: bound logits to this by tanh, or None.
     """
 
     family: str
     vocab_size: int
     hidden_size: int
     layers: tuple[Layer, ...]
-    norm_eps: float
+    norm: Norm
     tied: bool
     context_length: int
+    final_norm: str = "norm"
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None

@@ -6,7 +6,8 @@ that no family has yet, the knob goes into ``config.py`` and is read once, where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from converters.rope import (
@@ -16,9 +17,18 @@ from converters.rope import (
     yarn_factors,
 )
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
-from mlxrun.models.config import Attention, FeedForward, Layer, ModelConfig, Rope
+from mlxrun.models.config import (
+    Attention,
+    FeedForward,
+    Layer,
+    ModelConfig,
+    Norm,
+    Rope,
+    Temperature,
+)
 
 HFConfig = Mapping[str, Any]
+Options = dict[str, Any]
 
 
 def llama(config: HFConfig) -> ModelConfig:
@@ -26,21 +36,225 @@ def llama(config: HFConfig) -> ModelConfig:
     return _decoder(config)
 
 
-def qwen2(config: HFConfig) -> ModelConfig:
-    """Qwen 2 and 2.5. Their biases on queries, keys and values come with the weights."""
-    return _decoder(config)
-
-
 def qwen3(config: HFConfig) -> ModelConfig:
     """Qwen 3, dense: normalises queries and keys per head."""
-    return _decoder(config, qk_norm=True)
+    return _decoder(config, attention={"qk_norm": "head"})
+
+
+def smollm3(config: HFConfig) -> ModelConfig:
+    """SmolLM 3: every fourth layer has no positions."""
+    every = int(config.get("no_rope_layer_interval", 4))
+    turning = config.get("no_rope_layers") or [
+        int((i + 1) % every != 0) for i in range(int(config["num_hidden_layers"]))
+    ]
+    return _decoder(config, layers=lambda i: {"attention": {} if turning[i] else {"rope": None}})
+
+
+def granite(config: HFConfig) -> ModelConfig:
+    """Granite 3, dense: a multiplier at every joint."""
+    return _decoder(
+        config,
+        attention={"scale": float(config["attention_multiplier"])},
+        layer={"residual": float(config["residual_multiplier"])},
+        embedding_scale=float(config["embedding_multiplier"]),
+        logit_scale=1 / float(config["logits_scaling"]),
+    )
+
+
+def gemma(config: HFConfig) -> ModelConfig:
+    """Gemma 1: norms store their distance from one, embeddings are scaled by sqrt(hidden)."""
+    return _gemma(config)
+
+
+def gemma2(config: HFConfig) -> ModelConfig:
+    """Gemma 2: norms on both sides of each sublayer, soft caps, every other layer windowed."""
+    return _gemma(
+        config,
+        attention={
+            "scale": float(config["query_pre_attn_scalar"]) ** -0.5,
+            "softcap": _optional(config, "attn_logit_softcapping"),
+        },
+        layer=_SANDWICH,
+        windows=_windows(config, every=2),
+        logit_softcap=_optional(config, "final_logit_softcapping"),
+    )
+
+
+def gemma3(config: HFConfig) -> ModelConfig:
+    """Gemma 3: five windowed layers with a base of their own to one that sees everything."""
+    every = int(config.get("sliding_window_pattern", 6))
+    windows = _windows(config, every=every)
+    local = Rope(int(config["head_dim"]), float(config.get("rope_local_base_freq", 10000.0)))
+    return _gemma(
+        config,
+        attention={
+            "scale": float(config["query_pre_attn_scalar"]) ** -0.5,
+            "qk_norm": "head",
+            "softcap": _optional(config, "attn_logit_softcapping"),
+        },
+        layer=_SANDWICH,
+        layers=lambda i: {"attention": {"rope": local} if windows[i] else {}},
+        windows=windows,
+        logit_softcap=_optional(config, "final_logit_softcapping"),
+    )
+
+
+def olmo2(config: HFConfig) -> ModelConfig:
+    """OLMo 2: norms after the sublayers, queries and keys normalised as a whole."""
+    return _decoder(config, attention={"qk_norm": "whole"}, layer=_AFTER)
+
+
+def olmo3(config: HFConfig) -> ModelConfig:
+    """OLMo 3: OLMo 2 with windows; only layers that see everything stretch their positions."""
+    windows = _windows(config, every=4)
+    plain = Rope(_head_dim(config), _base(config))
+    return _decoder(
+        config,
+        attention={"qk_norm": "whole"},
+        layer=_AFTER,
+        layers=lambda i: (
+            {"attention": {"rope": plain, "scale": plain.dims**-0.5}} if windows[i] else {}
+        ),
+        windows=windows,
+    )
+
+
+def exaone4(config: HFConfig) -> ModelConfig:
+    """EXAONE 4: norms after the sublayers; where there are windows, the rest has no positions."""
+    pattern = config.get("sliding_window_pattern")
+    every = len(pattern) if isinstance(pattern, str) else int(pattern or 4)
+    windows = _windows(config, every=every) if config.get("sliding_window") else None
+    return _decoder(
+        config,
+        attention={"qk_norm": "head"},
+        layer=_AFTER,
+        layers=lambda i: {"attention": {"rope": None} if windows and not windows[i] else {}},
+        windows=windows,
+    )
+
+
+def cohere(config: HFConfig) -> ModelConfig:
+    """Command R: parallel blocks under one norm, rotation of neighbours, scaled logits."""
+    return _cohere(config)
+
+
+def cohere2(config: HFConfig) -> ModelConfig:
+    """Command R7B: Command R with windows; layers that see everything have no positions."""
+    windows = _windows(config, every=int(config.get("sliding_window_pattern", 4)))
+    return _cohere(
+        config,
+        layers=lambda i: {"attention": {} if windows[i] else {"rope": None}},
+        windows=windows,
+    )
+
+
+def phi(config: HFConfig) -> ModelConfig:
+    """Phi 1 and 2: parallel blocks under one norm, a plain feed-forward, biases everywhere."""
+    return _decoder(
+        config,
+        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        attention={"out": "dense"},
+        feed_forward={"activation": "gelu_tanh", "names": ("fc1", "fc2")},
+        layer={"before_feed_forward": "input_layernorm", "parallel": True},
+        final_norm="final_layernorm",
+    )
+
+
+def phi3(config: HFConfig) -> ModelConfig:
+    """Phi 3 and 4: queries, keys and values from one projection, gate and up from another."""
+    return _decoder(
+        config,
+        attention={"fused": True},
+        feed_forward={"names": ("gate_up_proj", "down_proj"), "fused": True},
+    )
+
+
+def stablelm(config: HFConfig) -> ModelConfig:
+    """StableLM 2: layer norms, a quarter of each head turns."""
+    together = bool(config.get("use_parallel_residual", False))
+    own = "input_layernorm" if together else "post_attention_layernorm"
+    return _decoder(
+        config,
+        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        layer={"parallel": together, "before_feed_forward": own},
+    )
+
+
+def starcoder2(config: HFConfig) -> ModelConfig:
+    """StarCoder 2: layer norms, biases and a plain feed-forward."""
+    return _decoder(
+        config,
+        norm=Norm("layer", float(config.get("norm_epsilon", 1e-5))),
+        feed_forward={"activation": "gelu_tanh", "names": ("c_fc", "c_proj")},
+    )
+
+
+def nemotron(config: HFConfig) -> ModelConfig:
+    """Nemotron: layer norms that store their distance from one, squared ReLU, half heads turn."""
+    return _decoder(
+        config,
+        norm=Norm("layer", float(config.get("norm_eps", 1e-5)), offset=1.0),
+        feed_forward={"activation": "relu2", "names": ("up_proj", "down_proj")},
+    )
+
+
+def glm4(config: HFConfig) -> ModelConfig:
+    """GLM 4: norms on both sides of each sublayer, rotation of neighbours in half of each head."""
+    return _decoder(
+        config,
+        feed_forward={"names": ("gate_up_proj", "down_proj"), "fused": True},
+        layer={
+            "after_attention": "post_self_attn_layernorm",
+            "after_feed_forward": "post_mlp_layernorm",
+        },
+    )
+
+
+def ministral3(config: HFConfig) -> ModelConfig:
+    """Ministral 3: Llama whose queries sharpen beyond the original context."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    beta = scaling.get("llama_4_scaling_beta")
+    temperature = None
+    if beta:
+        temperature = Temperature(float(beta), int(scaling["original_max_position_embeddings"]))
+    return _decoder(config, attention={"temperature": temperature})
 
 
 FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
+    "cohere": cohere,
+    "cohere2": cohere2,
+    "exaone4": exaone4,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+    "glm4": glm4,
+    "granite": granite,
     "llama": llama,
+    "ministral3": ministral3,
     "mistral": llama,
-    "qwen2": qwen2,
+    "nemotron": nemotron,
+    "olmo2": olmo2,
+    "olmo3": olmo3,
+    "phi": phi,
+    "phi3": phi3,
+    "qwen2": llama,
     "qwen3": qwen3,
+    "seed_oss": llama,
+    "smollm3": smollm3,
+    "stablelm": stablelm,
+    "starcoder2": starcoder2,
+}
+
+_AFTER: Options = {
+    "before_attention": None,
+    "after_attention": "post_attention_layernorm",
+    "before_feed_forward": None,
+    "after_feed_forward": "post_feedforward_layernorm",
+}
+_SANDWICH: Options = {
+    "after_attention": "post_attention_layernorm",
+    "before_feed_forward": "pre_feedforward_layernorm",
+    "after_feed_forward": "post_feedforward_layernorm",
 }
 
 
@@ -65,42 +279,122 @@ def model_config(config: HFConfig) -> ModelConfig:
         raise CheckpointError(f"config.json has an impossible value: {error}") from error
 
 
-def _decoder(config: HFConfig, *, qk_norm: bool = False) -> ModelConfig:
-    """The plan that these families share: pre-norm blocks, grouped queries, gated feed-forward."""
+def _decoder(
+    config: HFConfig,
+    *,
+    norm: Norm | None = None,
+    attention: Options | None = None,
+    feed_forward: Options | None = None,
+    layer: Options | None = None,
+    layers: Callable[[int], Options] = lambda i: {},
+    windows: Sequence[int | None] | None = None,
+    **model: Any,
+) -> ModelConfig:
+    """The plan that all families share, with what one of them changes.
+
+    Args:
+        norm: all norms; RMS with the config's epsilon by default.
+        attention, feed_forward, layer: fields to change in every layer.
+        layers: fields to change in layer i: of the layer, and of its attention under that name.
+        windows: of each layer; read from the config by default.
+        model: fields of the model to change.
+    """
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    activation = str(config.get("hidden_act", "silu"))
-    if activation not in ("silu", "swish"):
-        raise CheckpointError(f"config.json: hidden_act {activation!r} is not one of this family")
+    head_dim = _head_dim(config)
     rope, sharpening = rope_of(config, head_dim)
-    feed_forward = FeedForward(int(config["intermediate_size"]))
+    # Scaling queries and keys alike is scaling their products twice.
+    scale = head_dim**-0.5 * sharpening**2
+    plan = Layer(
+        replace(Attention(heads, kv_heads, head_dim, scale, rope), **(attention or {})),
+        replace(
+            FeedForward(int(config["intermediate_size"]), _activation(config)),
+            **(feed_forward or {}),
+        ),
+        **(layer or {}),
+    )
 
-    def layer(window: int | None) -> Layer:
-        # Scaling queries and keys alike is scaling their products twice.
-        scale = head_dim**-0.5 * sharpening**2
-        return Layer(
-            Attention(heads, kv_heads, head_dim, scale, rope, window, qk_norm), feed_forward
-        )
+    def build(index: int, window: int | None) -> Layer:
+        changes = dict(layers(index))
+        own = replace(plan.attention, window=window, **changes.pop("attention", {}))
+        return replace(plan, attention=own, **changes)
 
+    seen = windows if windows is not None else _windows(config)
     return ModelConfig(
         family=str(config["model_type"]),
         vocab_size=int(config["vocab_size"]),
         hidden_size=hidden,
-        layers=tuple(layer(window) for window in _windows(config)),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        layers=tuple(build(i, window) for i, window in enumerate(seen)),
+        norm=norm or Norm(eps=float(config.get("rms_norm_eps", 1e-6))),
         tied=bool(config.get("tie_word_embeddings", False)),
         context_length=int(config.get("max_position_embeddings", 4096)),
+        **model,
     )
 
 
-def _windows(config: HFConfig) -> list[int | None]:
-    """The sliding window of each layer, or None."""
+def _gemma(config: HFConfig, **options: Any) -> ModelConfig:
+    return _decoder(
+        {"tie_word_embeddings": True, **config},
+        norm=Norm(eps=float(config.get("rms_norm_eps", 1e-6)), offset=1.0),
+        feed_forward={"activation": "gelu_tanh"},
+        embedding_scale=float(config["hidden_size"]) ** 0.5,
+        **options,
+    )
+
+
+def _cohere(config: HFConfig, **options: Any) -> ModelConfig:
+    return _decoder(
+        {"tie_word_embeddings": True, "rope_traditional": True, **config},
+        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        layer={"before_feed_forward": "input_layernorm", "parallel": True},
+        logit_scale=float(config.get("logit_scale", 1.0)),
+        **options,
+    )
+
+
+def _head_dim(config: HFConfig) -> int:
+    own = config.get("head_dim")
+    return int(own or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+
+
+def _base(config: HFConfig) -> float:
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+
+
+def _optional(config: HFConfig, key: str) -> float | None:
+    return float(config[key]) if config.get(key) else None
+
+
+def _activation(config: HFConfig) -> str:
+    """The activation that a config names; families that fix their own do not ask."""
+    known = {
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "relu2": "relu2",
+    }
+    name = str(config.get("hidden_act") or "silu")
+    if name not in known:
+        raise CheckpointError(f"config.json: hidden_act {name!r} is not known")
+    return known[name]
+
+
+def _windows(config: HFConfig, every: int | None = None) -> list[int | None]:
+    """The sliding window of each layer, or None.
+
+    Args:
+        every: where ``layer_types`` does not say: each layer of that number sees everything.
+    """
     layers = int(config["num_hidden_layers"])
     window = config.get("sliding_window")
     kinds = config.get("layer_types")
+    if kinds is None and every is not None:
+        kinds = ["full" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
     if kinds is not None:
         if len(kinds) != layers:
             raise CheckpointError(
@@ -122,7 +416,7 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
     """
     # transformers 5 moved everything rotary into one section.
     scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    base = float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+    base = _base(config)
     dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
     traditional = bool(config.get("rope_traditional", False))
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -137,6 +431,8 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
     if kind == "llama3":
         return rope(factors=tuple(llama3_factors(dims, base, scaling))), 1.0
     if kind == "yarn":
+        if dims != head_dim:
+            raise CheckpointError("config.json: YaRN is only known for whole heads")
         factors = tuple(yarn_factors(dims, base, scaling))
         return rope(factors=factors), yarn_attention_factor(scaling)
     if kind == "longrope":
@@ -145,5 +441,8 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
         factors = tuple(float(x) for x in scaling["long_factor"])
         if len(factors) != dims // 2:
             raise CheckpointError(f"config.json: long_factor needs {dims // 2} entries")
-        return rope(factors=factors), longrope_attention_factor(context, original)
+        sharpening = scaling.get("attention_factor")
+        if sharpening is None:
+            sharpening = longrope_attention_factor(context, original)
+        return rope(factors=factors), float(sharpening)
     raise CheckpointError(f"config.json: rope scaling {kind!r} is not supported")

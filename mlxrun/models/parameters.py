@@ -48,6 +48,10 @@ class Parameters:
         self.used.add(full)
         return self.arrays[full]
 
+    def has(self, name: str) -> bool:
+        """Whether there is a parameter of that name."""
+        return self.prefix + name in self.arrays
+
     def vector(self, name: str, size: int) -> mx.array:
         """A norm's weight or a bias, (size,), in the run's dtype."""
         array = self._cast(name, self._get(name))
@@ -113,7 +117,7 @@ class Parameters:
     def linear(self, module: str, rows: int, columns: int) -> Callable[[mx.array], mx.array]:
         """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one."""
         weight = self.weight(module, rows, columns)
-        biased = f"{self.prefix}{module}.bias" in self.arrays
+        biased = self.has(f"{module}.bias")
         return linear(weight, self.vector(f"{module}.bias", rows) if biased else None)
 
     @property

@@ -1,0 +1,110 @@
+"""Attention of one layer, as a function of the stream and of the layer's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Cache, Mask
+from mlxrun.models.config import Attention, ModelConfig, Temperature
+from mlxrun.models.functions import Function, norm
+from mlxrun.models.parameters import Parameters
+from mlxrun.models.rope import rotation
+
+Attend = Callable[[mx.array, Cache], mx.array]
+Product = Callable[[mx.array, mx.array, mx.array, Mask], mx.array]
+
+
+def attention(config: Attention, model: ModelConfig, params: Parameters) -> Attend:
+    """``(x (B, T, hidden), cache) -> (B, T, hidden)``."""
+    heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
+    project = _projections(config, model.hidden_size, params)
+    out = params.linear(config.out, model.hidden_size, heads * dim)
+    q_norm, k_norm = _qk_norms(config, model, params)
+    rotate = rotation(config.rope)
+    sharpen = _sharpening(config.temperature)
+    product = _product(config.scale, config.softcap)
+
+    def attend(x: mx.array, cache: Cache) -> mx.array:
+        b, t, _ = x.shape
+        q, k, v = project(x)
+        q = q_norm(q.reshape(b, t, heads, dim)).transpose(0, 2, 1, 3)  # (B, H, T, D)
+        k = k_norm(k.reshape(b, t, kv_heads, dim)).transpose(0, 2, 1, 3)
+        v = v.reshape(b, t, kv_heads, dim).transpose(0, 2, 1, 3)
+        offset = cache.offset
+        q, k = sharpen(rotate(q, offset), offset), rotate(k, offset)
+        attended = product(q, *cache.update(k, v))
+        return out(attended.transpose(0, 2, 1, 3).reshape(b, t, heads * dim))
+
+    return attend
+
+
+def _projections(
+    config: Attention, hidden: int, params: Parameters
+) -> Callable[[mx.array], list[mx.array]]:
+    """``x -> queries (B, T, H D), keys and values (B, T, K D)``."""
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    if config.fused:
+        all_three = params.linear("qkv_proj", queries + 2 * keys, hidden)
+        return lambda x: mx.split(all_three(x), [queries, queries + keys], axis=-1)
+    q = params.linear("q_proj", queries, hidden)
+    k, v = params.linear("k_proj", keys, hidden), params.linear("v_proj", keys, hidden)
+    return lambda x: [q(x), k(x), v(x)]
+
+
+def _qk_norms(
+    config: Attention, model: ModelConfig, params: Parameters
+) -> tuple[Function, Function]:
+    """Norms of queries and keys, both (B, T, H, D)."""
+    if config.qk_norm is None:
+        return (lambda x: x), (lambda x: x)
+    if config.qk_norm == "head":
+        q, k = (norm(model.norm, params, name, config.head_dim) for name in ("q_norm", "k_norm"))
+        return q, k
+
+    def whole(name: str, heads: int) -> Function:
+        inner = norm(model.norm, params, name, heads * config.head_dim)
+        return lambda x: inner(x.flatten(2)).reshape(x.shape)
+
+    return whole("q_norm", config.heads), whole("k_norm", config.kv_heads)
+
+
+def _sharpening(config: Temperature | None) -> Callable[[mx.array, int], mx.array]:
+    """Queries (B, H, T, D) times a factor that grows with their position."""
+    if config is None:
+        return lambda q, offset: q
+    scale, length = config.scale, config.length
+
+    def sharpen(q: mx.array, offset: int) -> mx.array:
+        positions = mx.arange(offset, offset + q.shape[2])
+        factors = 1 + scale * mx.log(1 + (positions // length).astype(mx.float32))
+        return q * factors.astype(q.dtype)[:, None]
+
+    return sharpen
+
+
+def _product(scale: float, softcap: float | None) -> Product:
+    """``(queries, keys, values, mask) -> (B, H, T, D)``."""
+    if softcap is None:
+        return lambda q, k, v, mask: mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=scale, mask=mask
+        )
+    return lambda q, k, v, mask: _capped_attention(q * scale, k, v, mask, softcap)
+
+
+def _capped_attention(
+    q: mx.array, k: mx.array, v: mx.array, mask: Mask, softcap: float
+) -> mx.array:
+    """Attention whose scores are bounded by tanh before the softmax (Gemma 2)."""
+    b, heads, t, dim = q.shape
+    grouped = q.reshape(b, k.shape[1], -1, t, dim)  # (B, K, H/K, T, D)
+    scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
+    scores = mx.tanh(scores / softcap) * softcap
+    if isinstance(mask, str):
+        positions = mx.arange(k.shape[2])
+        mask = positions[-t:, None] >= positions
+    if mask is not None:
+        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    return (weights @ v[:, :, None]).reshape(b, heads, t, dim)

@@ -1,0 +1,59 @@
+"""Small functions that blocks are composed of, chosen once when a model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlxrun.models.config import Norm
+from mlxrun.models.parameters import Parameters
+
+Function = Callable[[mx.array], mx.array]
+
+
+def compose(*functions: Function | None) -> Function:
+    """One function after the other; those that are None are not there at all."""
+    present = [function for function in functions if function is not None]
+    if not present:
+        return lambda x: x
+    if len(present) == 1:
+        return present[0]
+
+    def chain(x: mx.array) -> mx.array:
+        for function in present:
+            x = function(x)
+        return x
+
+    return chain
+
+
+def scaled(factor: float) -> Function | None:
+    """Multiplication; None where it would do nothing."""
+    return None if factor == 1.0 else lambda x: x * factor
+
+
+def softcapped(cap: float | None) -> Function | None:
+    """``cap * tanh(x / cap)``; None without a cap."""
+    return None if cap is None else lambda x: mx.tanh(x / cap) * cap
+
+
+def norm(config: Norm, params: Parameters, name: str, size: int) -> Function:
+    """A norm over the last axis of ``size``, with its bias if it has one."""
+    weight = params.vector(f"{name}.weight", size)
+    if config.offset:
+        weight = (weight.astype(mx.float32) + config.offset).astype(weight.dtype)
+    eps = config.eps
+    if config.kind == "rms":
+        return lambda x: mx.fast.rms_norm(x, weight, eps)
+    bias = params.vector(f"{name}.bias", size) if params.has(f"{name}.bias") else None
+    return lambda x: mx.fast.layer_norm(x, weight, bias, eps)
+
+
+ACTIVATIONS: dict[str, Function] = {
+    "silu": lambda x: x * mx.sigmoid(x),
+    # The tanh form of GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415).
+    "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh(0.7978845608028654 * (x + 0.044715 * x**3))),
+    "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * 0.7071067811865476)),
+    "relu2": lambda x: mx.square(mx.maximum(x, 0)),
+}
