@@ -59,10 +59,10 @@ class Policy:
         if kind in FLOATS:
             yield from self._floats(FLOATS[kind])
             return
-        if module and self.packed:
-            if kind in FIXED:
-                yield fixed(FIXED[kind])
-            elif self.name == "compact":
+        if module and kind in FIXED:
+            yield fixed(FIXED[kind])
+        elif module and self.packed:
+            if self.name == "compact":
                 yield from self._compact(kind)
                 return
             else:

@@ -24,7 +24,8 @@ def attention(config: Attention, model: ModelConfig, params: Parameters) -> Atte
     q_norm, k_norm = _qk_norms(config, model, params)
     rotate = rotation(config.rope)
     sharpen = _sharpening(config.temperature)
-    product = _product(config.scale, config.softcap)
+    sinks = params.vector("sinks", heads) if config.sinks else None
+    product = _product(config.scale, config.softcap, sinks)
 
     def attend(x: mx.array, cache: Cache) -> mx.array:
         b, t, _ = x.shape
@@ -84,11 +85,11 @@ def _sharpening(config: Temperature | None) -> Callable[[mx.array, int], mx.arra
     return sharpen
 
 
-def _product(scale: float, softcap: float | None) -> Product:
+def _product(scale: float, softcap: float | None, sinks: mx.array | None) -> Product:
     """``(queries, keys, values, mask) -> (B, H, T, D)``."""
     if softcap is None:
         return lambda q, k, v, mask: mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=scale, mask=mask
+            q, k, v, scale=scale, mask=mask, sinks=sinks
         )
     return lambda q, k, v, mask: _capped_attention(q * scale, k, v, mask, softcap)
 

@@ -68,6 +68,7 @@ class Attention:
             projection, or not at all (None).
         softcap: bound scores to this by tanh, or None.
         temperature: scale of the queries by position, or None.
+        sinks: each head may also attend to nothing, at a learnt score (gpt-oss).
         fused: queries, keys and values come from one projection, ``qkv_proj``.
         out: name of the output projection.
     """
@@ -81,6 +82,7 @@ class Attention:
     qk_norm: str | None = None
     softcap: float | None = None
     temperature: Temperature | None = None
+    sinks: bool = False
     fused: bool = False
     out: str = "o_proj"
 
@@ -103,10 +105,48 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: each token goes through a few of many gated feed-forwards.
+
+    Attributes:
+        count, used: experts in all, and for one token.
+        size: width of an expert.
+        router, switch: names of the router and of the stacked experts.
+        gating: how router logits become weights: ``softmax`` over all experts, ``sigmoid`` of each,
+            or ``chosen`` (softmax over those chosen).
+        normalize: let the weights of the chosen sum to one.
+        scale: what the weights are multiplied by.
+        bias: name of what is added to the weights for choosing only, or None.
+        groups, used_groups: experts are in groups, of which the best are considered.
+        activation: of the gate; see ``functions.GATES``.
+        shared: a feed-forward that every token goes through as well, or None.
+        shared_name: where its weights are.
+        shared_gate: name of a gate on it, or None.
+    """
+
+    count: int
+    used: int
+    size: int
+    router: str = "gate"
+    switch: str = "switch_mlp"
+    gating: str = "softmax"
+    normalize: bool = True
+    scale: float = 1.0
+    bias: str | None = None
+    groups: int = 1
+    used_groups: int = 1
+    activation: str = "silu"
+    shared: FeedForward | None = None
+    shared_name: str = "shared_expert"
+    shared_gate: str | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """One block: attention and feed-forward, each with norms around it, added to the stream.
 
     Attributes:
+        mlp: name of the feed-forward.
         before_attention, after_attention, before_feed_forward, after_feed_forward: names of the
             norms there, or None for none.
         parallel: both sublayers read the block's input, instead of one after the other.
@@ -114,7 +154,8 @@ class Layer:
     """
 
     attention: Attention
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
+    mlp: str = "mlp"
     before_attention: str | None = "input_layernorm"
     after_attention: str | None = None
     before_feed_forward: str | None = "post_attention_layernorm"

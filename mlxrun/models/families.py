@@ -19,6 +19,7 @@ from converters.rope import (
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
 from mlxrun.models.config import (
     Attention,
+    Experts,
     FeedForward,
     Layer,
     ModelConfig,
@@ -52,10 +53,14 @@ def smollm3(config: HFConfig) -> ModelConfig:
 
 def granite(config: HFConfig) -> ModelConfig:
     """Granite 3, dense: a multiplier at every joint."""
+    return _granite(config, {})
+
+
+def _granite(config: HFConfig, layer: Options) -> ModelConfig:
     return _decoder(
         config,
         attention={"scale": float(config["attention_multiplier"])},
-        layer={"residual": float(config["residual_multiplier"])},
+        layer={"residual": float(config["residual_multiplier"]), **layer},
         embedding_scale=float(config["embedding_multiplier"]),
         logit_scale=1 / float(config["logits_scaling"]),
     )
@@ -220,6 +225,61 @@ def ministral3(config: HFConfig) -> ModelConfig:
     return _decoder(config, attention={"temperature": temperature})
 
 
+def _experts(config: HFConfig, **more: Any) -> Experts:
+    """Experts under the names that most configs have for their numbers."""
+    count = config.get("num_experts") or config.get("num_local_experts")
+    size = config.get("moe_intermediate_size") or config["intermediate_size"]
+    if count is None:
+        raise KeyError("num_experts")
+    return Experts(int(count), int(config["num_experts_per_tok"]), int(size), **more)
+
+
+def mixtral(config: HFConfig) -> ModelConfig:
+    """Mixtral: Llama with experts."""
+    return _decoder(config, layer={"feed_forward": _experts(config), "mlp": "block_sparse_moe"})
+
+
+def qwen2_moe(config: HFConfig) -> ModelConfig:
+    """Qwen 1.5 and 2 MoE: weights are not normalised; a gated expert that all tokens share."""
+    shared = FeedForward(int(config["shared_expert_intermediate_size"]))
+    normalize = bool(config.get("norm_topk_prob", False))
+    experts = _experts(
+        config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate"
+    )
+    return _decoder(config, layer={"feed_forward": experts})
+
+
+def qwen3_moe(config: HFConfig) -> ModelConfig:
+    """Qwen 3 MoE: Qwen 3 with experts."""
+    experts = _experts(config, normalize=bool(config.get("norm_topk_prob", True)))
+    return _decoder(config, attention={"qk_norm": "head"}, layer={"feed_forward": experts})
+
+
+def olmoe(config: HFConfig) -> ModelConfig:
+    """OLMoE: queries and keys normalised as a whole, weights of experts not normalised."""
+    experts = _experts(config, normalize=bool(config.get("norm_topk_prob", False)))
+    return _decoder(config, attention={"qk_norm": "whole"}, layer={"feed_forward": experts})
+
+
+def granitemoe(config: HFConfig) -> ModelConfig:
+    """Granite 3 with experts."""
+    experts = _experts(config, router="router.layer")
+    return _granite(config, {"feed_forward": experts, "mlp": "block_sparse_moe"})
+
+
+def gpt_oss(config: HFConfig) -> ModelConfig:
+    """gpt-oss: attention sinks, every other layer windowed, clamped experts with biases."""
+    experts = _experts(
+        config, router="router", switch="experts", gating="chosen", activation="clamped_swiglu"
+    )
+    return _decoder(
+        config,
+        attention={"sinks": True},
+        layer={"feed_forward": experts},
+        windows=_windows(config, every=2),
+    )
+
+
 FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "cohere": cohere,
     "cohere2": cohere2,
@@ -228,17 +288,23 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "gemma2": gemma2,
     "gemma3_text": gemma3,
     "glm4": glm4,
+    "gpt_oss": gpt_oss,
     "granite": granite,
+    "granitemoe": granitemoe,
     "llama": llama,
     "ministral3": ministral3,
     "mistral": llama,
+    "mixtral": mixtral,
     "nemotron": nemotron,
     "olmo2": olmo2,
     "olmo3": olmo3,
+    "olmoe": olmoe,
     "phi": phi,
     "phi3": phi3,
     "qwen2": llama,
+    "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
     "seed_oss": llama,
     "smollm3": smollm3,
     "stablelm": stablelm,
@@ -307,11 +373,11 @@ def _decoder(
     rope, sharpening = rope_of(config, head_dim)
     # Scaling queries and keys alike is scaling their products twice.
     scale = head_dim**-0.5 * sharpening**2
-    plan = Layer(
-        replace(Attention(heads, kv_heads, head_dim, scale, rope), **(attention or {})),
-        replace(
-            FeedForward(int(config["intermediate_size"]), _activation(config)),
-            **(feed_forward or {}),
+    inner = FeedForward(int(config["intermediate_size"]), _activation(config))
+    plan = replace(
+        Layer(
+            replace(Attention(heads, kv_heads, head_dim, scale, rope), **(attention or {})),
+            replace(inner, **(feed_forward or {})),
         ),
         **(layer or {}),
     )

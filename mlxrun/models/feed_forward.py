@@ -1,28 +1,105 @@
-"""Feed-forward blocks."""
+"""Feed-forward blocks: plain, gated, and mixtures of experts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 
-from mlxrun.models.config import FeedForward
-from mlxrun.models.functions import ACTIVATIONS, Function
+from mlxrun.models.config import Experts, FeedForward
+from mlxrun.models.functions import ACTIVATIONS, GATES, Function
 from mlxrun.models.parameters import Parameters
 
+Choice = tuple[mx.array, mx.array]
 
-def feed_forward(config: FeedForward, hidden: int, params: Parameters) -> Function:
+
+def feed_forward(config: FeedForward | Experts, hidden: int, params: Parameters) -> Function:
     """``x (B, T, hidden) -> (B, T, hidden)``."""
-    size, activation = config.size, ACTIVATIONS[config.activation]
+    if isinstance(config, Experts):
+        return _experts(config, hidden, params)
+    size = config.size
     down = params.linear(config.names[-1], hidden, size)
     if config.fused:
-        both = params.linear(config.names[0], 2 * size, hidden)
+        both, combine = params.linear(config.names[0], 2 * size, hidden), GATES[config.activation]
 
         def fused(x: mx.array) -> mx.array:
             gate, up = mx.split(both(x), 2, axis=-1)
-            return down(activation(gate) * up)
+            return down(combine(gate, up))
 
         return fused
     up = params.linear(config.names[-2], size, hidden)
     if len(config.names) == 2:
+        activation = ACTIVATIONS[config.activation]
         return lambda x: down(activation(up(x)))
-    gate = params.linear(config.names[0], size, hidden)
-    return lambda x: down(activation(gate(x)) * up(x))
+    gate, combine = params.linear(config.names[0], size, hidden), GATES[config.activation]
+    return lambda x: down(combine(gate(x), up(x)))
+
+
+def _experts(config: Experts, hidden: int, params: Parameters) -> Function:
+    """Shazeer et al., 2017, arXiv:1701.06538; each token's experts are gathered, not all run."""
+    count, size = config.count, config.size
+    switch = params.under(config.switch)
+    gate, up = (switch.experts(name, count, size, hidden) for name in ("gate_proj", "up_proj"))
+    down = switch.experts("down_proj", count, hidden, size)
+    choose, combine = _router(config, hidden, params), GATES[config.activation]
+    shared = _shared(config, hidden, params)
+
+    def mix(x: mx.array) -> mx.array:
+        chosen, weights = choose(x)  # (B, T, K)
+        each = x[..., None, None, :]  # (B, T, 1, 1, hidden)
+        y = down(combine(gate(each, chosen), up(each, chosen)), chosen)  # (B, T, K, 1, hidden)
+        y = (y.squeeze(-2) * weights[..., None].astype(y.dtype)).sum(axis=-2)
+        return y if shared is None else y + shared(x)
+
+    return mix
+
+
+def _router(
+    config: Experts, hidden: int, params: Parameters
+) -> Callable[[mx.array], Choice]:
+    """``x (B, T, hidden) -> experts (B, T, K) and their weights (B, T, K) float32``."""
+    route = params.linear(config.router, config.count, hidden)
+    bias = params.vector(config.bias, config.count) if config.bias else None
+    gating, used = config.gating, config.used
+
+    def choose(x: mx.array) -> Choice:
+        logits = route(x).astype(mx.float32)
+        if gating == "softmax":
+            weights = mx.softmax(logits, axis=-1)
+        else:
+            weights = mx.sigmoid(logits) if gating == "sigmoid" else logits
+        ranking = weights if bias is None else weights + bias
+        if config.groups > 1:
+            ranking = _best_groups(ranking, config.groups, config.used_groups)
+        chosen = mx.argpartition(-ranking, kth=used - 1, axis=-1)[..., :used]
+        weights = mx.take_along_axis(weights, chosen, axis=-1)
+        if gating == "chosen":
+            weights = mx.softmax(weights, axis=-1)
+        if config.normalize and gating != "chosen":
+            weights = weights / weights.sum(axis=-1, keepdims=True)
+        return chosen, weights * config.scale
+
+    return choose
+
+
+def _best_groups(ranking: mx.array, groups: int, used: int) -> mx.array:
+    """Rankings (B, T, E) with the experts of all but the best groups out of reach.
+
+    A group is as good as its two best experts (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+    """
+    grouped = mx.unflatten(ranking, -1, (groups, -1))  # (B, T, G, E/G)
+    quality = mx.topk(grouped, min(2, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (B, T, G)
+    worst = mx.argpartition(quality, kth=groups - used - 1, axis=-1)[..., : groups - used]
+    out = mx.put_along_axis(mx.zeros_like(quality), worst, mx.array(-mx.inf), axis=-1)
+    return mx.flatten(grouped + out[..., None], -2, -1)
+
+
+def _shared(config: Experts, hidden: int, params: Parameters) -> Function | None:
+    """The expert that every token goes through."""
+    if config.shared is None:
+        return None
+    run = feed_forward(config.shared, hidden, params.under(config.shared_name))
+    if config.shared_gate is None:
+        return run
+    gate = params.linear(config.shared_gate, 1, hidden)
+    return lambda x: mx.sigmoid(gate(x)) * run(x)

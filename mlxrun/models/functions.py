@@ -50,10 +50,35 @@ def norm(config: Norm, params: Parameters, name: str, size: int) -> Function:
     return lambda x: mx.fast.layer_norm(x, weight, bias, eps)
 
 
+def _gelu_tanh(x: mx.array) -> mx.array:
+    """The tanh form of GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415), as ggml computes it.
+
+    ggml looks it up in a table of half-precision numbers between -10 and 10, whatever the type of
+    the run; rounding likewise is what makes results equal to llama.cpp's.
+    """
+    h = x.astype(mx.float16).astype(mx.float32)
+    y = 0.5 * h * (1 + mx.tanh(0.7978845608028654 * h * (1 + 0.044715 * h * h)))
+    y = y.astype(mx.float16).astype(x.dtype)
+    return mx.where(x >= 10, x, mx.where(x <= -10, 0, y))
+
+
+def _gated(activation: Function) -> Callable[[mx.array, mx.array], mx.array]:
+    return lambda gate, up: activation(gate) * up
+
+
+def _clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """gpt-oss's SwiGLU: both sides bounded by 7, the linear one moved by one."""
+    gate, up = mx.minimum(gate, 7.0), mx.clip(up, -7.0, 7.0)
+    return gate * mx.sigmoid(1.702 * gate) * (up + 1)
+
+
 ACTIVATIONS: dict[str, Function] = {
     "silu": lambda x: x * mx.sigmoid(x),
-    # The tanh form of GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415).
-    "gelu_tanh": lambda x: 0.5 * x * (1 + mx.tanh(0.7978845608028654 * (x + 0.044715 * x**3))),
+    "gelu_tanh": _gelu_tanh,
     "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * 0.7071067811865476)),
     "relu2": lambda x: mx.square(mx.maximum(x, 0)),
+}
+#: How a gate and a linear side become one.
+GATES = {name: _gated(function) for name, function in ACTIVATIONS.items()} | {
+    "clamped_swiglu": _clamped_swiglu
 }

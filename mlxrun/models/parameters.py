@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
-from mlxrun.models.weights import Weight, linear
+from mlxrun.models.weights import Weight, gather, linear
 
 
 @dataclass
@@ -59,22 +59,35 @@ class Parameters:
         self.handed.append(array)
         return array
 
-    def weight(self, module: str, rows: int, columns: int) -> Weight:
-        """A matrix in its own layout, its floats in the run's dtype.
+    def experts(
+        self, module: str, count: int, rows: int, columns: int
+    ) -> Callable[[mx.array, mx.array], mx.array]:
+        """Stacked projections chosen by index; see :func:`weights.gather`."""
+        weight, bias = self.weight(module, rows, columns, stacked=(count,)), None
+        if self.has(f"{module}.bias"):
+            bias = self._cast(f"{module}.bias", self._get(f"{module}.bias"))
+            self._expect(f"{module}.bias", bias.shape, (count, rows))
+            self.handed.append(bias)
+        return gather(weight, bias)
+
+    def weight(
+        self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()
+    ) -> Weight:
+        """A matrix in its own layout, its floats in the run's dtype; or a stack of them.
 
         One dtype everywhere: MLX promotes a product of two half types to float32.
         """
         layout = self.layouts.get(self.prefix + module)
         weight = self._get(f"{module}.weight")
         if layout is None:
-            self._expect(f"{module}.weight", weight.shape, (rows, columns))
+            self._expect(f"{module}.weight", weight.shape, (*stacked, rows, columns))
             return self._plain(self._cast(f"{module}.weight", weight))
         packed = self._packed(module, layout, weight)
         words, groups = columns * layout.bits // 32, columns // layout.group_size
-        self._expect(f"{module}.weight", weight.shape, (rows, words))
+        self._expect(f"{module}.weight", weight.shape, (*stacked, rows, words))
         for name, array in (("scales", packed.scales), ("biases", packed.biases)):
             if array is not None:
-                self._expect(f"{module}.{name}", array.shape, (rows, groups))
+                self._expect(f"{module}.{name}", array.shape, (*stacked, rows, groups))
         if self.expand:
             return self._plain(packed.dequantize(self.dtype))
         self.handed.extend(packed.arrays)

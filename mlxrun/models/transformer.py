@@ -37,7 +37,7 @@ def _block(
     attended = compose(named(layer.after_attention), residual)
     fed = compose(
         None if shared else named(layer.before_feed_forward),
-        feed_forward(layer.feed_forward, hidden, params.under("mlp")),
+        feed_forward(layer.feed_forward, hidden, params.under(layer.mlp)),
         named(layer.after_feed_forward),
         residual,
     )

@@ -107,6 +107,33 @@ class Weight:
         )
 
 
+def gather(weight: Weight, bias: mx.array | None) -> Callable[[mx.array, mx.array], mx.array]:
+    """Products with stacked matrices (experts, rows, columns), chosen by index.
+
+    ``(x (..., 1 or K, 1, columns), experts (..., K)) -> (..., K, 1, rows)``.
+    """
+    layout = weight.layout
+    matrix, scales, biases = weight.weight, weight.scales, weight.biases
+    if scales is None:
+        transposed = matrix.swapaxes(-1, -2)
+        product = lambda x, chosen: mx.gather_mm(x, transposed, rhs_indices=chosen)  # noqa: E731
+    else:
+        product = lambda x, chosen: mx.gather_qmm(  # noqa: E731
+            x,
+            matrix,
+            scales,
+            biases,
+            rhs_indices=chosen,
+            transpose=True,
+            group_size=layout.group_size,
+            bits=layout.bits,
+            mode=layout.mode,
+        )
+    if bias is None:
+        return product
+    return lambda x, chosen: product(x, chosen) + bias[chosen][..., None, :]
+
+
 def linear(weight: Weight, bias: mx.array | None) -> Callable[[mx.array], mx.array]:
     """``x -> x @ W.T + b``; without a bias the addition is not there at all."""
     product = weight.product()
