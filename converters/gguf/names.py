@@ -137,10 +137,10 @@ def map_names(gguf: GGUFFile) -> NameMap:
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
     for tensor in gguf.tensors:
-        if tensor.name.endswith(".scale"):
-            # Beside NVFP4 blocks; to leave it out would change every weight of the matrix.
+        if tensor.name.endswith(".scale") or tensor.name == "output.bias":
+            # To leave them out, as with other tensors without a place, would change every logit.
             raise tensor.error(
-                expected="a tensor that can be converted", found="a factor on a whole matrix"
+                expected="no factors on whole matrices and no bias on the output", found="one"
             )
         target, permuted, reason = _target(tensor.name, architecture, layers)
         if target:
@@ -157,8 +157,8 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bo
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return "", False, "the architecture has no such parameter"
-    if module in _ENDS:
-        return f"{_ENDS[module]}.{kind}", False, ""
+    if module in _ENDS and kind == "weight":
+        return f"{_ENDS[module]}.weight", False, ""
     inner = _LAYER.fullmatch(module)
     if not inner or inner[2] not in architecture.layer:
         return "", False, "the architecture has no such parameter"
@@ -166,6 +166,8 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bo
     if layer >= layers:
         return "", False, f"beyond the {layers} layers of block_count (not used for generation)"
     target = f"model.layers.{layer}.{architecture.layer[module]}.{kind}"
+    if kind == "bias" and not architecture.layer[module].endswith("_proj"):
+        return "", False, "the architecture has no such parameter"
     return target, module in architecture.permuted, ""
 
 
