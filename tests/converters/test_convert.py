@@ -378,17 +378,23 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path)
     assert list(target.parent.iterdir()) == [target]
 
 
+# VmHWM and not ru_maxrss, which a process inherits from the one that started it.
 MEASURE = """
-import resource, sys
+import sys
 from converters.convert import convert
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
 convert(sys.argv[1], sys.argv[3])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 convert(sys.argv[2], sys.argv[4])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_memory_is_bounded_by_the_largest_tensors(tmp_path: Path) -> None:
     """A file of 70 MB in matrices of a megabyte: what is resident must not grow with the file."""
     shape: dict[str, Any] = {
@@ -405,4 +411,4 @@ def test_memory_is_bounded_by_the_largest_tensors(tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("warm.gguf", "large.gguf", "a", "b")]
     command = [sys.executable, "-c", MEASURE, *files]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert int(done.stdout) * 1024 < size / 3
+    assert int(done.stdout) * 1024 < size / 4
