@@ -129,6 +129,8 @@ def _convert_one(
     if mapped.permuted:
         order = _split_halves(tensor.shape[0], _head_dim(gguf))
         arrays = {name: array[order] for name, array in arrays.items()}
+    if mapped.as_row:
+        arrays = {name: array.reshape(1, -1) for name, array in arrays.items()}
     return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
 
 

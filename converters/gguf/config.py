@@ -29,10 +29,9 @@ def model_config(gguf: GGUFFile) -> Config:
             architecture does not have.
     """
     architecture = architecture_of(gguf)
-    if gguf.key("expert_count", 0):
+    if gguf.key("expert_count", 0) and "ffn_gate_exps" not in architecture.layer:
         raise gguf.error(
-            f"{gguf.architecture}.expert_count",
-            expected="no experts: this version runs dense models of this architecture",
+            f"{gguf.architecture}.expert_count", expected="no experts in this architecture"
         )
     embedding = gguf.tensor("token_embd.weight")
     heads = _scalar(gguf, "attention.head_count")
@@ -64,6 +63,8 @@ def model_config(gguf: GGUFFile) -> Config:
         token = gguf.get(f"tokenizer.ggml.{name}_token_id")
         if token is not None:
             config[f"{name}_token_id"] = int(token)
+    if "ffn_gate_exps" in architecture.layer:
+        config |= _experts(gguf, config)
     config |= FAMILY_KEYS.get(gguf.architecture, lambda *_: {})(gguf, config)
     check_shapes(gguf, config)
     return config
@@ -119,6 +120,10 @@ def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
         )
 
 
+# Architectures for which llama.cpp reads more than YaRN's factor; others have the paper's constants.
+_OWN_YARN = ("mistral3",)
+
+
 def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
     scaling: Config = {
         "rope_type": "yarn",
@@ -128,13 +133,14 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
             gguf.key("rope.scaling.original_context_length", context)
         ),
     }
-    for key in ("beta_fast", "beta_slow"):
-        value = gguf.key(f"rope.scaling.yarn_{key}", None)
-        if value is not None:
-            scaling[key] = _tidy(value)
-    all_dim = float(gguf.key("rope.scaling.yarn_log_multiplier", 0.0))
-    if all_dim:
-        scaling["mscale_all_dim"] = _tidy(all_dim)
+    if gguf.architecture in _OWN_YARN:
+        for key in ("beta_fast", "beta_slow"):
+            value = gguf.key(f"rope.scaling.yarn_{key}", None)
+            if value is not None:
+                scaling[key] = _tidy(value)
+        all_dim = float(gguf.key("rope.scaling.yarn_log_multiplier", 0.0))
+        if all_dim:
+            scaling["mscale_all_dim"] = _tidy(all_dim)
     attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
     if attention != 1.0:
         # mlx-lm reads no key for such an extra factor, so it goes into mscale:
@@ -332,7 +338,8 @@ def _olmo2(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _exaone4(gguf: GGUFFile, config: Config) -> Config:
-    windows = _windows(gguf, 4)
+    # The smaller model has no windows, whatever its file says of their size.
+    windows = _windows(gguf, 4) if config["num_hidden_layers"] == 64 else {}
     if not windows:
         return {"sliding_window": None, "sliding_window_pattern": None}
     pattern = "L" * (windows["sliding_window_pattern"] - 1) + "G"
@@ -358,6 +365,31 @@ def _stablelm(gguf: GGUFFile, config: Config) -> Config:
     }
 
 
+def _experts(gguf: GGUFFile, config: Config) -> Config:
+    """How many experts there are and how wide, under the names that families give it."""
+    count, used = _scalar(gguf, "expert_count"), _scalar(gguf, "expert_used_count")
+    if not 0 < used <= count:
+        raise gguf.error(
+            f"{gguf.architecture}.expert_used_count", expected=f"between 1 and {count}"
+        )
+    size = _scalar(gguf, "expert_feed_forward_length", config["intermediate_size"])
+    return {
+        "num_experts": count,
+        "num_local_experts": count,
+        "num_experts_per_tok": used,
+        "moe_intermediate_size": size,
+    }
+
+
+def _qwen2moe(gguf: GGUFFile, config: Config) -> Config:
+    shared = gguf.tensor("blk.0.ffn_up_shexp.weight").shape[0]
+    return {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+
+
+def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
+    return {**_windows(gguf, 2), "intermediate_size": config["moe_intermediate_size"]}
+
+
 FAMILY_KEYS: dict[str, Callable[[GGUFFile, Config], Config]] = {
     "cohere2": _cohere,
     "command-r": _cohere,
@@ -366,11 +398,20 @@ FAMILY_KEYS: dict[str, Callable[[GGUFFile, Config], Config]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "glm4": lambda gguf, config: {"rope_traditional": True},
+    "gpt-oss": _gpt_oss,
     "granite": _granite,
+    "granitemoe": _granite,
     "mistral3": _mistral3,
     "nemotron": lambda gguf, config: {"hidden_act": "relu2"},
     "olmo2": _olmo2,
+    "olmoe": lambda gguf, config: {"norm_topk_prob": False},
     "phi2": lambda gguf, config: {"hidden_act": "gelu_new"},
+    "qwen2moe": _qwen2moe,
+    "qwen3moe": lambda gguf, config: {
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
     "stablelm": _stablelm,
     "starcoder2": lambda gguf, config: {"hidden_act": "gelu_pytorch_tanh", "use_bias": True},
 }

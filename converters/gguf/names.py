@@ -40,9 +40,19 @@ _AFTER_NORMS = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _SANDWICH = {**_LLAMA, **_AFTER_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
+_SPARSE = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+}
+_SPARSE_LLAMA = {**_ATTENTION, **_FFN_NORM, **_SPARSE}
 _BIASED_QKV = ("attn_q", "attn_k", "attn_v")
 _BIASED_ATTENTION = (*_BIASED_QKV, "attn_output")
 _BIASED_FFN = ("ffn_gate", "ffn_up", "ffn_down")
+
+# Parameters that are not called weight or bias in the model.
+_WHOLE_NAMES = ("attn_sinks.weight", "exp_probs_b.bias")
 
 # Tensors whose values move into config.json.
 _IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -68,6 +78,8 @@ class Architecture:
             switch all of a group on together.
         always_biased: whether stock classes have those biases even where a file has none.
         optional: modules that a file may lack.
+        norm_biases: whether norms may have biases.
+        head_bias: whether the output head may have one.
     """
 
     model_type: str
@@ -79,9 +91,21 @@ class Architecture:
     zero_biases: tuple[tuple[str, ...], ...] = ()
     always_biased: bool = False
     optional: frozenset[str] = frozenset()
+    norm_biases: bool = False
+    head_bias: bool = False
+
+    def may_have_bias(self, module: str) -> bool:
+        """Whether a module, in GGUF's terms, may have a bias."""
+        if module == "output":
+            return self.head_bias
+        return self.norm_biases if "norm" in module else module != "token_embd"
 
 
 _LLAMA_BIASES = (_BIASED_ATTENTION, _BIASED_FFN)
+
+def _under(names: Mapping[str, str], old: str, new: str) -> dict[str, str]:
+    return {name: target.replace(old, new, 1) for name, target in names.items()}
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _without(_LLAMA, "ffn_norm")),
@@ -108,6 +132,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
         zero_biases=(_BIASED_QKV,),
     ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            **_ATTENTION,
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            **_under(_without(_SPARSE, "ffn_gate_inp"), "switch_mlp", "experts"),
+        },
+    ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {
+            **_under(_SPARSE_LLAMA, "mlp.", "block_sparse_moe."),
+            "ffn_gate_inp": "block_sparse_moe.router.layer",
+        },
+        permuted=True,
+        zero_biases=(_BIASED_ATTENTION,),
+    ),
     "granite": Architecture(
         "granite", "GraniteForCausalLM", permuted=True, zero_biases=_LLAMA_BIASES
     ),
@@ -115,6 +160,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         "llama", "LlamaForCausalLM", permuted=True, zero_biases=_LLAMA_BIASES
     ),
     "llama": Architecture("llama", "LlamaForCausalLM", permuted=True, zero_biases=_LLAMA_BIASES),
+    # Llama with experts; GGUF has no name of its own for it.
+    "mixtral": Architecture(
+        "mixtral",
+        "MixtralForCausalLM",
+        _under(_SPARSE_LLAMA, "mlp.", "block_sparse_moe."),
+        permuted=True,
+    ),
     "mistral3": Architecture("ministral3", "Ministral3ForCausalLM", permuted=True),
     "nemotron": Architecture(
         "nemotron",
@@ -122,12 +174,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**_ATTENTION, **_FFN_NORM, **_UNGATED},
         norm_offset=1.0,
         zero_biases=(_BIASED_ATTENTION, ("ffn_up", "ffn_down")),
+        norm_biases=True,
     ),
     "olmo2": Architecture(
         "olmo2",
         "Olmo2ForCausalLM",
         _without(_LLAMA, "attn_norm", "ffn_norm") | _QK_NORMS | _AFTER_NORMS,
     ),
+    "olmoe": Architecture("olmoe", "OlmoeForCausalLM", _SPARSE_LLAMA | _QK_NORMS),
     "phi2": Architecture(
         "phi",
         "PhiForCausalLM",
@@ -138,6 +192,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ffn_down": "mlp.fc2",
         },
         ends={"output_norm": "model.final_layernorm"},
+        norm_biases=True,
+        head_bias=True,
     ),
     "phi3": Architecture(
         "phi3",
@@ -153,6 +209,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": Architecture(
         "qwen2", "Qwen2ForCausalLM", zero_biases=(_BIASED_QKV,), always_biased=True
     ),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {
+            **_SPARSE_LLAMA,
+            "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+            "ffn_up_shexp": "mlp.shared_expert.up_proj",
+            "ffn_down_shexp": "mlp.shared_expert.down_proj",
+            "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+        },
+        zero_biases=(_BIASED_QKV,),
+        always_biased=True,
+    ),
+    "qwen3moe": Architecture("qwen3_moe", "Qwen3MoeForCausalLM", _SPARSE_LLAMA | _QK_NORMS),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LLAMA | _QK_NORMS),
     "seed_oss": Architecture(
         "seed_oss",
@@ -166,14 +236,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         "StableLmForCausalLM",
         zero_biases=(_BIASED_QKV,),
         optional=frozenset({"ffn_norm"}),
+        norm_biases=True,
     ),
     "starcoder2": Architecture(
         "starcoder2",
         "Starcoder2ForCausalLM",
         {**_ATTENTION, **_FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        norm_biases=True,
     ),
 }
 _PERMUTED = ("attn_q", "attn_k")
+_NO_SUCH = "the architecture has no such parameter"
 
 
 @dataclass(frozen=True)
@@ -189,6 +262,11 @@ class Mapped:
     target: str
     permuted: bool
     subtract: float = 0.0
+
+    @property
+    def as_row(self) -> bool:
+        """Whether a vector becomes a matrix of one row."""
+        return self.target.endswith("shared_expert_gate.weight")
 
 
 @dataclass(frozen=True)
@@ -213,7 +291,9 @@ def architecture_of(gguf: GGUFFile) -> Architecture:
         UnsupportedArchitectureError: nothing here knows it; the message names the nearest known.
     """
     name = gguf.architecture
-    if name in ARCHITECTURES:
+    if name == "llama" and gguf.key("expert_count", 0):
+        name = "mixtral"
+    if name in ARCHITECTURES and not (gguf.architecture == name == "mixtral"):
         return ARCHITECTURES[name]
     near = get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)
     nearest = f"; the nearest known one is {near[0]}" if near else ""
@@ -238,10 +318,11 @@ def map_names(gguf: GGUFFile) -> NameMap:
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
     for tensor in gguf.tensors:
-        if tensor.name.endswith(".scale"):
-            # Beside NVFP4 blocks; to leave it out would change every weight of the matrix.
+        headless = tensor.name == "output.bias" and not architecture.head_bias
+        if tensor.name.endswith(".scale") or headless:
+            # To leave them out, as with other tensors without a place, would change every logit.
             raise tensor.error(
-                expected="a tensor that can be converted", found="a factor on a whole matrix"
+                expected="no factors on whole matrices and no bias on the output", found="one"
             )
         target, permuted, reason = _target(tensor.name, architecture, layers)
         if target:
@@ -259,17 +340,25 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bo
         return "", False, "its values are stored in config.json (rope_scaling)"
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
-        return "", False, "the architecture has no such parameter"
+        return "", False, _NO_SUCH
     ends = {**_ENDS, **architecture.ends}
     if module in ends:
+        if kind == "bias" and not architecture.may_have_bias(module):
+            return "", False, _NO_SUCH
         return f"{ends[module]}.{kind}", False, ""
     inner = _LAYER.fullmatch(module)
-    if not inner or inner[2] not in architecture.layer:
-        return "", False, "the architecture has no such parameter"
+    if not inner:
+        return "", False, _NO_SUCH
     layer, module = int(inner[1]), inner[2]
     if layer >= layers:
         return "", False, f"beyond the {layers} layers of block_count (not used for generation)"
+    if f"{module}.{kind}" in _WHOLE_NAMES and module in architecture.layer:
+        return f"model.layers.{layer}.{architecture.layer[module]}", False, ""
+    if module not in architecture.layer:
+        return "", False, _NO_SUCH
     target = f"model.layers.{layer}.{architecture.layer[module]}.{kind}"
+    if kind == "bias" and not architecture.may_have_bias(module):
+        return "", False, _NO_SUCH
     return target, architecture.permuted and module in _PERMUTED, ""
 
 

@@ -35,7 +35,7 @@ def check_shapes(gguf: GGUFFile, config: Mapping[str, Any]) -> None:
         shape = ends.get(module) or layer.get(module.split(".", 2)[-1])
         if shape is None or kind not in ("weight", "bias"):
             continue
-        wanted = shape if kind == "weight" else shape[:1]
+        wanted = shape if kind == "weight" else shape[: max(1, len(shape) - 1)]
         if tensor.shape != wanted:
             raise tensor.error(expected=f"{_show(wanted)} weights", found=_show(tensor.shape))
 
@@ -60,8 +60,18 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         "post_attention_norm": (hidden,),
         "post_ffw_norm": (hidden,),
     }
+    experts = config.get("num_experts", 0)
+    if experts:
+        width = config["moe_intermediate_size"]
+        shapes |= {
+            "ffn_gate_inp": (experts, hidden),
+            "ffn_gate_exps": (experts, width, hidden),
+            "ffn_up_exps": (experts, width, hidden),
+            "ffn_down_exps": (experts, hidden, width),
+            "attn_sinks": (config["num_attention_heads"],),
+        }
     kind = config["model_type"]
-    if kind in ("olmo2", "olmo3"):  # queries and keys are normalised as a whole
+    if kind in ("olmo2", "olmo3", "olmoe"):  # queries and keys are normalised as a whole
         shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
     if kind in ("glm4", "phi3"):  # gate and up in one
         shapes["ffn_up"] = (2 * inner, hidden)

@@ -18,13 +18,13 @@ def tokens(n: int, value: float = 1.0, dtype: mx.Dtype = mx.float32) -> mx.array
 
 
 @given(life=lives(), seed=st.integers(0, 1000), batch=st.integers(1, 2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_agrees_with_a_cache_that_keeps_everything(life: Life, seed: int, batch: int) -> None:
     run(DenseCache, NaiveCache(), life, seed, batch)
 
 
 @given(life=lives(longest=300), seed=st.integers(0, 1000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_agrees_across_buckets(life: Life, seed: int) -> None:
     run(DenseCache, NaiveCache(), life, seed, batch=1)
 

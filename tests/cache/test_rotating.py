@@ -24,7 +24,7 @@ def tokens(n: int, dtype: mx.Dtype = mx.float32) -> mx.array:
     seed=st.integers(0, 1000),
     batch=st.integers(1, 2),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_agrees_with_a_cache_that_keeps_everything(
     life: Life, window: int, keep: int, seed: int, batch: int
 ) -> None:
@@ -37,7 +37,7 @@ def test_agrees_with_a_cache_that_keeps_everything(
     keep=st.sampled_from([0, 4, 256]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_agrees_across_buckets(life: Life, window: int, keep: int, seed: int) -> None:
     run(lambda: RotatingCache(window, keep=keep), NaiveCache(window, keep), life, seed, batch=1)
 

@@ -91,27 +91,29 @@ def test_halves_are_rounded_as_mlx_rounds(values: list[float], dtype: str) -> No
     assert near.all(), (x[~near], ours[~near], theirs[~near])
 
 
-def random_codes(seed: int, bits: int, group: int, spread: float) -> Codes:
+def random_codes(seed: int, bits: int, group: int, spread: float, rows: int) -> Codes:
     rng = np.random.default_rng(seed)
-    q = rng.integers(0, 1 << bits, (3, 4 * group), dtype=np.uint8)
-    scale = (rng.standard_normal((3, 4)) * 10 ** rng.uniform(-spread, spread)).astype(np.float32)
-    bias = (rng.standard_normal((3, 4)) * 10 ** rng.uniform(-spread, spread)).astype(np.float32)
+    q = rng.integers(0, 1 << bits, (rows, 4 * group), dtype=np.uint8)
+    scale = (rng.standard_normal((rows, 4)) * 10 ** rng.uniform(-spread, spread)).astype(np.float32)
+    bias = (rng.standard_normal((rows, 4)) * 10 ** rng.uniform(-spread, spread)).astype(np.float32)
     return Codes(q, scale, bias)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", BITS)
-@given(seed=st.integers(0, 2**32), group=st.sampled_from(GROUPS))
+@given(
+    seed=st.integers(0, 2**32), group=st.sampled_from(GROUPS), rows=st.sampled_from([1, 3, 40, 200])
+)
 @settings(max_examples=20)
 def test_kept_codes_state_the_error_of_their_rounded_scales(
-    dtype: str, bits: int, seed: int, group: int
+    dtype: str, bits: int, seed: int, group: int, rows: int
 ) -> None:
-    codes = random_codes(seed, bits, group, spread=1.5)
+    codes = random_codes(seed, bits, group, spread=1.5, rows=rows)
     packed = keep_codes(codes, affine(bits, group, dtype))
     np.testing.assert_array_equal(unpack_bits(packed.arrays["weight"], bits), codes.q)
-    values = codes.q.reshape(3, 4, group) * codes.scale.astype(np.float64)[..., None]
+    values = codes.q.reshape(rows, 4, group) * codes.scale.astype(np.float64)[..., None]
     values += codes.bias[..., None]
-    assert_states_its_error(packed, values.reshape(3, -1))
+    assert_states_its_error(packed, values.reshape(rows, -1))
     assert packed.error.equal == (packed.error.maximum == 0)
 
 

@@ -208,6 +208,9 @@ def test_narrow_matrices_get_narrow_groups(tmp_path: Path) -> None:
     for policy in POLICIES:
         layout = encoded(file, Policy(policy)).layout
         assert not layout.quantized or layout.group_size == 32
+    file = one(tmp_path, "IQ4_NL", random_blocks("IQ4_NL", 12, 18, np.random.default_rng(8), 4e4))
+    with pytest.raises(GGUFError, match="compact"):  # rather than wider groups
+        encoded(file, Policy("compact"))
 
 
 def test_types_that_hold_no_weights_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Kind, random_blocks
 
@@ -54,6 +54,7 @@ def test_block_sizes_are_those_of_the_gguf_package() -> None:
 
 @pytest.mark.parametrize("kind", SHARED, ids=names(SHARED))
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 40))
+@settings(max_examples=25)
 def test_any_finite_block_has_gguf_values(kind: GGMLType, seed: int, count: int) -> None:
     blocks = blocks_of(kind, count, seed)
     equal(CODECS[kind].decode(blocks).values(), truth(kind, blocks))

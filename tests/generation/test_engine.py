@@ -103,7 +103,7 @@ def conversations(draw: st.DrawFn) -> list[tuple[list[int], int, int | None]]:
 
 
 @given(turns=conversations(), window=st.sampled_from(WINDOWS), seed=st.sampled_from([None, 3]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_reusing_and_interrupting_never_changes_tokens(
     model: Transformer,
     turns: list[tuple[list[int], int, int | None]],

@@ -111,9 +111,7 @@ def models(draw: st.DrawFn) -> Tiny:
 
 
 @given(model=models(), chunks=st.lists(st.integers(1, 30), max_size=4))
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_other_shapes_agree_with_a_naive_decoder(
     tmp_path: Path, model: Tiny, chunks: list[int]
 ) -> None:
