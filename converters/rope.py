@@ -49,6 +49,12 @@ def yarn_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
     return factors
 
 
+def yarn_growth(scaling: Mapping[str, Any]) -> float:
+    """What DeepSeek multiplies the square root of its attention scale by, from mscale_all_dim."""
+    factor, all_dim = scaling.get("factor", 1.0), scaling.get("mscale_all_dim", 0)
+    return 1.0 if factor <= 1 or not all_dim else 0.1 * all_dim * math.log(factor) + 1.0
+
+
 def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
     """What YaRN multiplies queries and keys by, from ``mscale`` and ``mscale_all_dim``."""
 

@@ -121,7 +121,7 @@ def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
 
 
 # Architectures for which llama.cpp reads more than YaRN's factor; others have the paper's constants.
-_OWN_YARN = ("mistral3",)
+_OWN_YARN = ("deepseek2", "mistral3")
 
 
 def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
@@ -225,6 +225,8 @@ def _scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:
 
 
 def _head_dim(gguf: GGUFFile, default: int) -> int:
+    if gguf.key("attention.kv_lora_rank", 0):
+        return _scalar(gguf, "attention.key_length_mla")
     head_dim = _scalar(gguf, "attention.key_length", default)
     value_dim = _scalar(gguf, "attention.value_length", default)
     if value_dim != head_dim:
@@ -237,7 +239,7 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
 def _rotated(gguf: GGUFFile, head_dim: int) -> int:
     """Dimensions of a head that turn."""
     rotated = _scalar(gguf, "rope.dimension_count", head_dim)
-    partly = gguf.architecture in ("glm4", "nemotron", "phi2", "stablelm")
+    partly = gguf.architecture in ("deepseek2", "glm4", "nemotron", "phi2", "stablelm")
     if rotated != head_dim and not partly:
         raise gguf.error(
             f"{gguf.architecture}.rope.dimension_count",
@@ -390,9 +392,43 @@ def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
     return {**_windows(gguf, 2), "intermediate_size": config["moe_intermediate_size"]}
 
 
+def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
+    turning = _scalar(gguf, "rope.dimension_count")
+    sigmoid = _scalar(gguf, "expert_gating_func", 1) == 2
+    version = "3" if sigmoid else "2"
+    keys: Config = {
+        "model_type": f"deepseek_v{version}",
+        "architectures": [f"DeepseekV{version}ForCausalLM"],
+        "num_key_value_heads": config["num_attention_heads"],
+        "q_lora_rank": gguf.key("attention.q_lora_rank", None),
+        "kv_lora_rank": _scalar(gguf, "attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": config["head_dim"] - turning,
+        "v_head_dim": _scalar(gguf, "attention.value_length_mla"),
+        "n_routed_experts": config["num_experts"],
+        "n_shared_experts": _scalar(gguf, "expert_shared_count", 0),
+        "n_group": _scalar(gguf, "expert_group_count", 1),
+        "topk_group": _scalar(gguf, "expert_group_used_count", 1),
+        "first_k_dense_replace": _scalar(gguf, "leading_dense_block_count", 0),
+        "routed_scaling_factor": _float(gguf, "expert_weights_scale", 1.0),
+        "norm_topk_prob": bool(gguf.key("expert_weights_norm", False)),
+        "scoring_func": "sigmoid" if sigmoid else "softmax",
+        "topk_method": "noaux_tc" if sigmoid else "greedy",
+        "moe_layer_freq": 1,
+        "partial_rotary_factor": 1.0,
+    }
+    scaling = config.get("rope_scaling")
+    if scaling and "mscale_all_dim" in scaling:
+        # llama.cpp's converter stores a tenth of it; both factors are the same in these models.
+        scaling["mscale_all_dim"] *= 10
+        scaling["mscale"] = scaling["mscale_all_dim"]
+    return keys
+
+
 FAMILY_KEYS: dict[str, Callable[[GGUFFile, Config], Config]] = {
     "cohere2": _cohere,
     "command-r": _cohere,
+    "deepseek2": _deepseek2,
     "exaone4": _exaone4,
     "gemma": _gemma,
     "gemma2": _gemma2,

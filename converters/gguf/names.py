@@ -110,6 +110,33 @@ def _under(names: Mapping[str, str], old: str, new: str) -> dict[str, str]:
 ARCHITECTURES: dict[str, Architecture] = {
     "cohere2": Architecture("cohere2", "Cohere2ForCausalLM", _without(_LLAMA, "ffn_norm")),
     "command-r": Architecture("cohere", "CohereForCausalLM", _without(_LLAMA, "ffn_norm")),
+    "deepseek2": Architecture(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_q": "self_attn.q_proj",
+            "attn_q_a": "self_attn.q_a_proj",
+            "attn_q_a_norm": "self_attn.q_a_layernorm",
+            "attn_q_b": "self_attn.q_b_proj",
+            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+            "attn_k_b": "self_attn.embed_q",
+            "attn_v_b": "self_attn.unembed_out",
+            "attn_output": "self_attn.o_proj",
+            **_FFN_NORM,
+            **_GATED,
+            **_SPARSE,
+            "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+            "ffn_up_shexp": "mlp.shared_experts.up_proj",
+            "ffn_down_shexp": "mlp.shared_experts.down_proj",
+            "exp_probs_b": "mlp.gate.e_score_correction_bias",
+        },
+        optional=frozenset(
+            {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b", "exp_probs_b"}
+            | {*_GATED, *_SPARSE, "ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"}
+        ),
+    ),
     "exaone4": Architecture(
         "exaone4",
         "Exaone4ForCausalLM",

@@ -71,6 +71,9 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
             "attn_sinks": (config["num_attention_heads"],),
         }
     kind = config["model_type"]
+    if "kv_lora_rank" in config:  # the loader checks what latent attention is made of
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            del shapes[name]
     if kind in ("olmo2", "olmo3", "olmoe"):  # queries and keys are normalised as a whole
         shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
     if kind in ("glm4", "phi3"):  # gate and up in one

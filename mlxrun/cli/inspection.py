@@ -185,7 +185,7 @@ def cache_values(model: ModelConfig, context: int) -> int:
     for layer in model.layers:
         attention = layer.attention
         tokens = min(context, attention.window or context)
-        total += 2 * attention.kv_heads * attention.head_dim * tokens
+        total += attention.cache_width * tokens
     return total
 
 

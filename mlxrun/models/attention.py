@@ -7,8 +7,8 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Mask
-from mlxrun.models.config import Attention, ModelConfig, Temperature
-from mlxrun.models.functions import Function, norm
+from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
+from mlxrun.models.functions import Function, compose, norm
 from mlxrun.models.parameters import Parameters
 from mlxrun.models.rope import rotation
 
@@ -16,8 +16,12 @@ Attend = Callable[[mx.array, Cache], mx.array]
 Product = Callable[[mx.array, mx.array, mx.array, Mask], mx.array]
 
 
-def attention(config: Attention, model: ModelConfig, params: Parameters) -> Attend:
+def attention(
+    config: Attention | LatentAttention, model: ModelConfig, params: Parameters
+) -> Attend:
     """``(x (B, T, hidden), cache) -> (B, T, hidden)``."""
+    if isinstance(config, LatentAttention):
+        return _latent(config, model, params)
     heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
     project = _projections(config, model.hidden_size, params)
     out = params.linear(config.out, model.hidden_size, heads * dim)
@@ -102,10 +106,60 @@ def _capped_attention(
     grouped = q.reshape(b, k.shape[1], -1, t, dim)  # (B, K, H/K, T, D)
     scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
     scores = mx.tanh(scores / softcap) * softcap
-    if isinstance(mask, str):
-        positions = mx.arange(k.shape[2])
-        mask = positions[-t:, None] >= positions
     if mask is not None:
-        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
+        scores = mx.where(_booleans(mask, t, k.shape[2]), scores, -mx.inf)
     weights = mx.softmax(scores, axis=-1, precise=True)
     return (weights @ v[:, :, None]).reshape(b, heads, t, dim)
+
+
+def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> Attend:
+    """Attention in the latent space: a head's key matrix is applied to its query instead of to
+    every key, its value matrix to the mixture instead of to every value."""
+    heads, width, turning = config.heads, config.head_dim, config.rope.dims
+    query = _latent_queries(config, model, params)
+    compress = params.linear("kv_a_proj_with_mqa", config.latent + turning, model.hidden_size)
+    latent_norm = norm(model.norm, params, "kv_a_layernorm", config.latent)
+    into_latent = params.stacked("embed_q", heads, config.latent, width)
+    out_of_latent = params.stacked("unembed_out", heads, config.value_dim, config.latent)
+    out = params.linear("o_proj", model.hidden_size, heads * config.value_dim)
+    rotate, scale = rotation(config.rope), config.scale
+
+    def attend(x: mx.array, cache: Cache) -> mx.array:
+        b, t, _ = x.shape
+        q = query(x).reshape(b, t, heads, width + turning).transpose(0, 2, 1, 3)  # (B, H, T, D)
+        q, q_turned = mx.split(q, [width], axis=-1)
+        latent, key = mx.split(compress(x), [config.latent], axis=-1)
+        offset = cache.offset
+        latents, keys, mask = cache.update(
+            latent_norm(latent)[:, None], rotate(key[:, None], offset)
+        )  # (B, 1, S, latent), (B, 1, S, turning)
+        scores = (rotate(q_turned, offset) * scale) @ keys.swapaxes(-1, -2)  # (B, H, T, S)
+        if mask is not None:
+            scores = mx.where(_booleans(mask, t, keys.shape[2]), scores, -mx.inf)
+        mixed = mx.fast.scaled_dot_product_attention(
+            into_latent(q), latents, latents, scale=scale, mask=scores
+        )
+        return out(out_of_latent(mixed).transpose(0, 2, 1, 3).reshape(b, t, -1))
+
+    return attend
+
+
+def _latent_queries(
+    config: LatentAttention, model: ModelConfig, params: Parameters
+) -> Function:
+    rows = config.heads * (config.head_dim + config.rope.dims)
+    if config.query_latent is None:
+        return params.linear("q_proj", rows, model.hidden_size)
+    return compose(
+        params.linear("q_a_proj", config.query_latent, model.hidden_size),
+        norm(model.norm, params, "q_a_layernorm", config.query_latent),
+        params.linear("q_b_proj", rows, config.query_latent),
+    )
+
+
+def _booleans(mask: mx.array | str, queries: int, keys: int) -> mx.array:
+    """A cache's mask as booleans (T, S)."""
+    if isinstance(mask, str):
+        positions = mx.arange(keys)
+        return positions[-queries:, None] >= positions
+    return mask

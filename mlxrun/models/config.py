@@ -87,6 +87,46 @@ class Attention:
     out: str = "o_proj"
 
 
+    @property
+    def cache_width(self) -> int:
+        """Numbers that a token leaves in the cache."""
+        return 2 * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): the cache holds what keys and
+    values are made from, and one rotated key for all heads.
+
+    Attributes:
+        heads: query heads.
+        head_dim: width of a query head without the part that turns.
+        value_dim: width of a value head.
+        latent: width of what keys and values are made from.
+        query_latent: width of what queries are made from; None if directly from the stream.
+        scale: of the products of queries and keys.
+        rope: of the part that turns.
+    """
+
+    heads: int
+    head_dim: int
+    value_dim: int
+    latent: int
+    query_latent: int | None
+    scale: float
+    rope: Rope
+    window: int | None = None
+
+    @property
+    def kv_heads(self) -> int:
+        return 1
+
+    @property
+    def cache_width(self) -> int:
+        """Numbers that a token leaves in the cache."""
+        return self.latent + self.rope.dims
+
+
 @dataclass(frozen=True)
 class FeedForward:
     """``down(act(gate(x)) * up(x))`` (Shazeer, 2020, arXiv:2002.05202), or without a gate.
@@ -153,7 +193,7 @@ class Layer:
         residual: what each sublayer's output is multiplied by.
     """
 
-    attention: Attention
+    attention: Attention | LatentAttention
     feed_forward: FeedForward | Experts
     mlp: str = "mlp"
     before_attention: str | None = "input_layernorm"

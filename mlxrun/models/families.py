@@ -15,12 +15,14 @@ from converters.rope import (
     longrope_attention_factor,
     yarn_attention_factor,
     yarn_factors,
+    yarn_growth,
 )
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
 from mlxrun.models.config import (
     Attention,
     Experts,
     FeedForward,
+    LatentAttention,
     Layer,
     ModelConfig,
     Norm,
@@ -280,9 +282,49 @@ def gpt_oss(config: HFConfig) -> ModelConfig:
     )
 
 
+def deepseek(config: HFConfig) -> ModelConfig:
+    """DeepSeek V2 and V3: latent attention, many small experts behind a few dense layers."""
+    heads, width = int(config["num_attention_heads"]), int(config["qk_nope_head_dim"])
+    turning, inner = int(config["qk_rope_head_dim"]), int(config["moe_intermediate_size"])
+    rope, sharpening = rope_of({**config, "rope_traditional": True}, turning)
+    if sharpening != 1.0:
+        raise CheckpointError("config.json: mscale and mscale_all_dim must be equal")
+    all_dim = yarn_growth(config.get("rope_scaling") or {})
+    attention = LatentAttention(
+        heads,
+        width,
+        int(config["v_head_dim"]),
+        int(config["kv_lora_rank"]),
+        int(config["q_lora_rank"]) if config.get("q_lora_rank") else None,
+        (width + turning) ** -0.5 * all_dim**2,
+        rope,
+    )
+    third = config["model_type"] == "deepseek_v3"
+    shared = int(config.get("n_shared_experts") or 0)
+    experts = _experts(
+        {**config, "num_experts": config["n_routed_experts"]},
+        gating=str(config.get("scoring_func", "sigmoid" if third else "softmax")),
+        normalize=bool(config.get("norm_topk_prob", third)),
+        scale=float(config.get("routed_scaling_factor", 1.0)),
+        bias="gate.e_score_correction_bias" if third else None,
+        groups=int(config.get("n_group") or 1),
+        used_groups=int(config.get("topk_group") or 1),
+        shared=FeedForward(shared * inner) if shared else None,
+        shared_name="shared_experts",
+    )
+    dense = int(config.get("first_k_dense_replace", 0))
+    return _decoder(
+        {**config, "rope_scaling": None},
+        layer={"attention": attention},
+        layers=lambda i: {} if i < dense else {"feed_forward": experts},
+    )
+
+
 FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "cohere": cohere,
     "cohere2": cohere2,
+    "deepseek_v2": deepseek,
+    "deepseek_v3": deepseek,
     "exaone4": exaone4,
     "gemma": gemma,
     "gemma2": gemma2,

@@ -70,6 +70,12 @@ class Parameters:
             self.handed.append(bias)
         return gather(weight, bias)
 
+    def stacked(
+        self, module: str, count: int, rows: int, columns: int
+    ) -> Callable[[mx.array], mx.array]:
+        """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
+        return self.weight(module, rows, columns, stacked=(count,)).product()
+
     def weight(
         self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()
     ) -> Weight:

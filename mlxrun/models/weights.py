@@ -55,13 +55,13 @@ class Weight:
     def product(self) -> Callable[[mx.array], mx.array]:
         """A function ``x (..., columns) -> x @ W.T (..., rows)``, chosen once for this layout."""
         if not self.layout.quantized:
-            transposed = self.weight.T
+            transposed = self.weight.swapaxes(-1, -2)
             return lambda x: x @ transposed
         if mx.default_device() == mx.cpu:
             return lambda x: (
                 self._packed_product(x)
                 if prod(x.shape[:-1]) < CPU_DENSE_ROWS
-                else x @ self.dequantize(x.dtype).T
+                else x @ self.dequantize(x.dtype).swapaxes(-1, -2)
             )
         return self._packed_product
 
