@@ -129,9 +129,7 @@ def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
     return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
 
 
-def _encode_rows(
-    raw: Bytes, tensor: GGUFTensor, layout: Layout, subtract: float = 0.0
-) -> Packed:
+def _encode_rows(raw: Bytes, tensor: GGUFTensor, layout: Layout, subtract: float = 0.0) -> Packed:
     """Rows of raw blocks (n, bytes per row) in one layout."""
     rows, kind = len(raw), tensor.type
     if kind in FLOATS:

@@ -65,7 +65,8 @@ def model_config(gguf: GGUFFile) -> Config:
             config[f"{name}_token_id"] = int(token)
     if "ffn_gate_exps" in architecture.layer:
         config |= _experts(gguf, config)
-    config |= FAMILY_KEYS.get(gguf.architecture, lambda *_: {})(gguf, config)
+    if gguf.architecture in FAMILY_KEYS:
+        config |= FAMILY_KEYS[gguf.architecture](gguf, config)
     check_shapes(gguf, config)
     return config
 
@@ -120,7 +121,7 @@ def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
         )
 
 
-# Architectures for which llama.cpp reads more than YaRN's factor; others have the paper's constants.
+# For these llama.cpp reads more than YaRN's factor; others have the paper's constants.
 _OWN_YARN = ("deepseek2", "mistral3")
 
 

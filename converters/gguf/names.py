@@ -103,6 +103,7 @@ class Architecture:
 
 _LLAMA_BIASES = (_BIASED_ATTENTION, _BIASED_FFN)
 
+
 def _under(names: Mapping[str, str], old: str, new: str) -> dict[str, str]:
     return {name: target.replace(old, new, 1) for name, target in names.items()}
 

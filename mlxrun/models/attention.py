@@ -52,7 +52,7 @@ def _projections(
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     if config.fused:
         all_three = params.linear("qkv_proj", queries + 2 * keys, hidden)
-        return lambda x: mx.split(all_three(x), [queries, queries + keys], axis=-1)
+        return lambda x: list(mx.split(all_three(x), [queries, queries + keys], axis=-1))
     q = params.linear("q_proj", queries, hidden)
     k, v = params.linear("k_proj", keys, hidden), params.linear("v_proj", keys, hidden)
     return lambda x: [q(x), k(x), v(x)]
@@ -144,9 +144,7 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
     return attend
 
 
-def _latent_queries(
-    config: LatentAttention, model: ModelConfig, params: Parameters
-) -> Function:
+def _latent_queries(config: LatentAttention, model: ModelConfig, params: Parameters) -> Function:
     rows = config.heads * (config.head_dim + config.rope.dims)
     if config.query_latent is None:
         return params.linear("q_proj", rows, model.hidden_size)

@@ -86,7 +86,6 @@ class Attention:
     fused: bool = False
     out: str = "o_proj"
 
-
     @property
     def cache_width(self) -> int:
         """Numbers that a token leaves in the cache."""

@@ -245,9 +245,7 @@ def qwen2_moe(config: HFConfig) -> ModelConfig:
     """Qwen 1.5 and 2 MoE: weights are not normalised; a gated expert that all tokens share."""
     shared = FeedForward(int(config["shared_expert_intermediate_size"]))
     normalize = bool(config.get("norm_topk_prob", False))
-    experts = _experts(
-        config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate"
-    )
+    experts = _experts(config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate")
     return _decoder(config, layer={"feed_forward": experts})
 
 

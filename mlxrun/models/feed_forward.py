@@ -54,9 +54,7 @@ def _experts(config: Experts, hidden: int, params: Parameters) -> Function:
     return mix
 
 
-def _router(
-    config: Experts, hidden: int, params: Parameters
-) -> Callable[[mx.array], Choice]:
+def _router(config: Experts, hidden: int, params: Parameters) -> Callable[[mx.array], Choice]:
     """``x (B, T, hidden) -> experts (B, T, K) and their weights (B, T, K) float32``."""
     route = params.linear(config.router, config.count, hidden)
     bias = params.vector(config.bias, config.count) if config.bias else None

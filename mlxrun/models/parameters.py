@@ -76,9 +76,7 @@ class Parameters:
         """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
         return self.weight(module, rows, columns, stacked=(count,)).product()
 
-    def weight(
-        self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()
-    ) -> Weight:
+    def weight(self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()) -> Weight:
         """A matrix in its own layout, its floats in the run's dtype; or a stack of them.
 
         One dtype everywhere: MLX promotes a product of two half types to float32.

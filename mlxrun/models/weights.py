@@ -79,6 +79,24 @@ class Weight:
             mode=layout.mode,
         )
 
+    def gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
+        """As :meth:`product`, for stacked matrices of which an index chooses."""
+        if self.scales is None:
+            transposed = self.weight.swapaxes(-1, -2)
+            return lambda x, chosen: mx.gather_mm(x, transposed, rhs_indices=chosen)
+        layout, weight, scales, biases = self.layout, self.weight, self.scales, self.biases
+        return lambda x, chosen: mx.gather_qmm(
+            x,
+            weight,
+            scales,
+            biases,
+            rhs_indices=chosen,
+            transpose=True,
+            group_size=layout.group_size,
+            bits=layout.bits,
+            mode=layout.mode,
+        )
+
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
         """The plain matrix, (rows, columns), in ``dtype``."""
         return self._expand(self.weight, self.scales, self.biases, dtype)
@@ -112,23 +130,7 @@ def gather(weight: Weight, bias: mx.array | None) -> Callable[[mx.array, mx.arra
 
     ``(x (..., 1 or K, 1, columns), experts (..., K)) -> (..., K, 1, rows)``.
     """
-    layout = weight.layout
-    matrix, scales, biases = weight.weight, weight.scales, weight.biases
-    if scales is None:
-        transposed = matrix.swapaxes(-1, -2)
-        product = lambda x, chosen: mx.gather_mm(x, transposed, rhs_indices=chosen)  # noqa: E731
-    else:
-        product = lambda x, chosen: mx.gather_qmm(  # noqa: E731
-            x,
-            matrix,
-            scales,
-            biases,
-            rhs_indices=chosen,
-            transpose=True,
-            group_size=layout.group_size,
-            bits=layout.bits,
-            mode=layout.mode,
-        )
+    product = weight.gathered_product()
     if bias is None:
         return product
     return lambda x, chosen: product(x, chosen) + bias[chosen][..., None, :]
