@@ -343,10 +343,19 @@ def _olmo2(gguf: GGUFFile, config: Config) -> Config:
 def _exaone4(gguf: GGUFFile, config: Config) -> Config:
     # The smaller model has no windows, whatever its file says of their size.
     windows = _windows(gguf, 4) if config["num_hidden_layers"] == 64 else {}
+    # Stock mlx-lm asks for all of these keys, even to say that there is nothing.
+    keys: Config = {"rope_scaling": config.get("rope_scaling")}
     if not windows:
-        return {"sliding_window": None, "sliding_window_pattern": None}
+        return {**keys, "sliding_window": None, "sliding_window_pattern": None}
     pattern = "L" * (windows["sliding_window_pattern"] - 1) + "G"
-    return {**windows, "sliding_window_pattern": pattern}
+    return {**keys, **windows, "sliding_window_pattern": pattern}
+
+
+def _phi3(gguf: GGUFFile, config: Config) -> Config:
+    """Hugging Face keeps the context before scaling outside the section on scaling."""
+    scaling = config.get("rope_scaling") or {}
+    key = "original_max_position_embeddings"
+    return {key: scaling.get(key, config["max_position_embeddings"])}
 
 
 def _mistral3(gguf: GGUFFile, config: Config) -> Config:
@@ -443,6 +452,7 @@ FAMILY_KEYS: dict[str, Callable[[GGUFFile, Config], Config]] = {
     "olmo2": _olmo2,
     "olmoe": lambda gguf, config: {"norm_topk_prob": False},
     "phi2": lambda gguf, config: {"hidden_act": "gelu_new"},
+    "phi3": _phi3,
     "qwen2moe": _qwen2moe,
     "qwen3moe": lambda gguf, config: {
         "norm_topk_prob": True,

@@ -541,9 +541,9 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
             raise CheckpointError("config.json: YaRN is only known for whole heads")
         factors = tuple(yarn_factors(dims, base, scaling))
         return rope(factors=factors), yarn_attention_factor(scaling)
-    if kind == "longrope":
-        context = int(config["max_position_embeddings"])
-        original = int(scaling["original_max_position_embeddings"])
+    if kind in ("longrope", "su"):
+        context, key = int(config["max_position_embeddings"]), "original_max_position_embeddings"
+        original = int(scaling[key] if key in scaling else config[key])
         factors = tuple(float(x) for x in scaling["long_factor"])
         if len(factors) != dims // 2:
             raise CheckpointError(f"config.json: long_factor needs {dims // 2} entries")

@@ -83,6 +83,11 @@ class Weight:
         """As :meth:`product`, for stacked matrices of which an index chooses."""
         if self.scales is None:
             transposed = self.weight.swapaxes(-1, -2)
+            if mx.default_device() == mx.cpu and transposed.dtype != mx.float32:
+                # MLX gathers halves on a GPU only.
+                return lambda x, chosen: mx.gather_mm(
+                    x.astype(mx.float32), transposed.astype(mx.float32), rhs_indices=chosen
+                ).astype(x.dtype)
             return lambda x, chosen: mx.gather_mm(x, transposed, rhs_indices=chosen)
         layout, weight, scales, biases = self.layout, self.weight, self.scales, self.biases
         return lambda x, chosen: mx.gather_qmm(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from converters.errors import (
     TargetExistsError,
     UnsupportedArchitectureError,
 )
+from mlxrun.models.loader import load_directory
 
 TOKENS = [1, *range(5, 285, 7), *range(6, 280, 11)]
 BIASED = ("attn_q", "attn_k", "attn_v")
@@ -50,17 +52,59 @@ def mlx_lm_logits(path: Path, tokens: list[int], dtype: mx.Dtype | None = None) 
     return np.array(model(mx.array([tokens]))[0].astype(mx.float32))
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Where stock mlx-lm computes something else than llama.cpp, and how near it comes."""
+
+    reason: str
+    error: float = 1e-9
+    near: float = 1e-4
+    tokens: int | None = None
+
+
+_TABLE = "ggml looks GELU up in a table of half-precision numbers, mlx-lm computes it"
+LIMITS: dict[str, Limit] = {
+    "gemma": Limit(_TABLE, error=1e-6),
+    "gemma2": Limit(_TABLE + "; it ignores the window, too", error=1e-6, tokens=32),
+    "gemma3": Limit(_TABLE, error=1e-6),
+    "phi2": Limit(_TABLE, error=1e-6),
+    "phi3-longrope": Limit(
+        "it computes the attention factor from the context lengths, whatever the file says (1.19)",
+        error=0.2,
+        near=0.2,
+    ),
+    "qwen3moe": Limit("in half precision a token may go to another expert", near=1e-3),
+    "starcoder2": Limit(_TABLE, error=1e-6),
+}
+
+
 @pytest.mark.parametrize("name", SKELETONS)
 def test_mlx_lm_computes_llama_cpps_logits_from_exact_conversions(
     oracle: Path, tmp_path: Path, name: str
 ) -> None:
     source = write_skeleton(oracle, name, tmp_path / "x.gguf")
+    limit = LIMITS.get(name, Limit("none"))
     tokens, wanted = expected(oracle, f"logits/{name}")
+    tokens, wanted = tokens[: limit.tokens], wanted[: limit.tokens]
     convert(source, tmp_path / "exact", policy="exact")
-    assert nmse(mlx_lm_logits(tmp_path / "exact", tokens, mx.float32), wanted) < 1e-9
+    assert nmse(mlx_lm_logits(tmp_path / "exact", tokens, mx.float32), wanted) < limit.error
     report = convert(source, tmp_path / "near")
-    assert nmse(mlx_lm_logits(tmp_path / "near", tokens, mx.float32), wanted) < 1e-4
+    assert nmse(mlx_lm_logits(tmp_path / "near", tokens, mx.float32), wanted) < limit.near
     assert max(record.rmse for record in report.tensors) < 1e-3  # floats in half precision
+
+
+def test_mlx_lm_agrees_on_long_rope_whose_factor_is_the_usual_one(
+    oracle: Path, tmp_path: Path
+) -> None:
+    """What its own attention factor hides above: the frequencies are right."""
+    source = write_skeleton(oracle, "phi3-longrope", tmp_path / "x.gguf")
+    convert(source, tmp_path / "out", policy="exact")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_scaling"].pop("attention_factor") == pytest.approx(1.19)
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    ours = load_directory(tmp_path / "out", dtype="float32").model
+    got = np.array(ours(mx.array([TOKENS]), ours.make_cache())[0])
+    assert nmse(mlx_lm_logits(tmp_path / "out", TOKENS, mx.float32), got) < 1e-9
 
 
 BLOCKS = {"*": "Q4_0", "output.weight": "Q8_0", "blk.0.attn_v.weight": "Q5_1"}
@@ -115,8 +159,6 @@ def test_mlx_lm_agrees_with_a_naive_decoder_on_exact_conversions(tmp_path: Path,
 @pytest.mark.parametrize("policy", ["near", "compact"])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_mlx_lm_loads_is_what_mlxrun_loads(tmp_path: Path, name: str, policy: str) -> None:
-    from mlxrun.models.loader import load_directory
-
     convert(MODELS[name].write(tmp_path / "x.gguf"), tmp_path / "out", policy=policy)
     model = load_directory(tmp_path / "out", dtype="float32").model
     ours = np.array(model(mx.array([TOKENS]), model.make_cache())[0])
@@ -230,11 +272,24 @@ def test_unknown_architectures_name_the_nearest(tmp_path: Path) -> None:
     source = Tiny(arch="qwen33").write(tmp_path / "x.gguf")
     fails(source, tmp_path / "out", UnsupportedArchitectureError, "'qwen33'.*nearest.*qwen3")
     source = Tiny(arch="zzz").write(tmp_path / "x.gguf")
-    fails(source, tmp_path / "out", UnsupportedArchitectureError, "Supported: llama, qwen2, qwen3")
+    fails(
+        source, tmp_path / "out", UnsupportedArchitectureError, "Supported: .*llama.* qwen2.* qwen3"
+    )
 
 
 CONTRADICTIONS: dict[str, tuple[Tiny, str]] = {
-    "experts": (Tiny(keys={"expert_count": 4, "expert_used_count": 2}), "expert_count"),
+    "experts": (
+        Tiny(arch="qwen2", keys={"expert_count": 4, "expert_used_count": 2}),
+        "expert_count.*no experts",
+    ),
+    "no expert tensors": (
+        Tiny(keys={"expert_count": 4, "expert_used_count": 2}),
+        r"blk\.0\.ffn_gate_inp\.weight",
+    ),
+    "more experts used than there are": (
+        Tiny(keys={"expert_count": 4, "expert_used_count": 5}),
+        "blk|expert_used_count",
+    ),
     "heads differ": (Tiny(keys={"attention.head_count": [4, 2]}), "one value for all layers"),
     "value width": (
         Tiny(head_dim=16, keys={"attention.value_length": 8}),

@@ -61,9 +61,9 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, set[mx.Dtype]]]:
         return -x
 
     def attention(
-        q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None
+        q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, sinks: Any = None
     ) -> mx.array:
-        note("attention", q, k, v)
+        note("attention", q, k, v, sinks)
         assert not isinstance(mask, mx.array) or mask.dtype == mx.bool_
         return q * scale + k.sum() + v.sum()
 

@@ -13,6 +13,29 @@ BASE: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 4, "vocab_size": 300,
 }  # fmt: skip
+_GRANITE = {
+    "attention_multiplier": 0.1, "residual_multiplier": 0.2, "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+}  # fmt: skip
+_EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
+_LATENT = {
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 32,
+    "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+}  # fmt: skip
+# What a family's config.json must say beyond BASE.
+NEEDED: dict[str, dict[str, Any]] = {
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "gemma2": {"query_pre_attn_scalar": 16},
+    "gemma3_text": {"query_pre_attn_scalar": 16, "head_dim": 16},
+    "gpt_oss": _EXPERTS,
+    "granite": _GRANITE,
+    "granitemoe": _GRANITE | _EXPERTS,
+    "mixtral": _EXPERTS,
+    "olmoe": _EXPERTS,
+    "qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 64},
+    "qwen3_moe": _EXPERTS,
+}
 
 
 def test_defaults_of_old_configs() -> None:
@@ -65,9 +88,19 @@ def test_transformers_5_keeps_everything_rotary_in_one_section() -> None:
 
 def test_configs_are_values() -> None:
     for family in FAMILIES:
-        config = model_config(BASE | {"model_type": family})
-        assert hash(config) == hash(model_config(BASE | {"model_type": family}))
+        source = BASE | NEEDED.get(family, {}) | {"model_type": family}
+        config = model_config(source)
+        assert hash(config) == hash(model_config(dict(source)))
         assert config.family == family
+
+
+@pytest.mark.parametrize(
+    ("family", "key"), [(f, key) for f, keys in NEEDED.items() for key in keys]
+)
+def test_keys_that_a_family_needs_are_named(family: str, key: str) -> None:
+    source = BASE | NEEDED[family] | {"model_type": family}
+    with pytest.raises(CheckpointError, match=key):
+        model_config({k: v for k, v in source.items() if k != key})
 
 
 @pytest.mark.parametrize("key", sorted(set(BASE) - {"model_type"}))
@@ -85,7 +118,7 @@ def test_missing_keys_are_named(key: str) -> None:
         ({"hidden_size": "wide"}, "impossible"),
         ({"num_hidden_layers": None}, "impossible"),
         ({"layer_types": ["full_attention"]}, "1 entries for 4 layers"),
-        ({"hidden_act": "gelu"}, "gelu"),
+        ({"hidden_act": "gelu_fast"}, "gelu_fast"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "impossible"),

@@ -258,7 +258,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     ),
     "unknown scaling": (config_with(rope_scaling={"rope_type": "spiral"}), "spiral"),
     "scaling without a factor": (config_with(rope_scaling={"rope_type": "linear"}), "factor"),
-    "unknown activation": (config_with(hidden_act="gelu"), "gelu"),
+    "unknown activation": (config_with(hidden_act="gelu_fast"), "gelu_fast"),
 }
 
 
@@ -305,7 +305,7 @@ def test_damaged_quantisation_says_what_is_wrong(
 def test_unknown_families_are_refused(tmp_path: Path, plain: Path) -> None:
     path = shutil.copytree(plain, tmp_path / "m")
     config_with(model_type="mamba")(path)
-    with pytest.raises(UnsupportedArchitectureError, match=r"mamba.*Supported: llama"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"mamba.*Supported: .*llama"):
         load_directory(path)
 
 
