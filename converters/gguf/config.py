@@ -240,7 +240,7 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
 def _rotated(gguf: GGUFFile, head_dim: int) -> int:
     """Dimensions of a head that turn."""
     rotated = _scalar(gguf, "rope.dimension_count", head_dim)
-    partly = gguf.architecture in ("deepseek2", "glm4", "nemotron", "phi2", "stablelm")
+    partly = gguf.architecture in ("deepseek2", "glm4", "nemotron", "phi2", "phi3", "stablelm")
     if rotated != head_dim and not partly:
         raise gguf.error(
             f"{gguf.architecture}.rope.dimension_count",
@@ -315,11 +315,12 @@ def _gemma3(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _granite(gguf: GGUFFile, config: Config) -> Config:
+    """Multipliers; a zero stands for none."""
     return {
-        "embedding_multiplier": _float(gguf, "embedding_scale", 1.0),
-        "residual_multiplier": _float(gguf, "residual_scale", 1.0),
-        "logits_scaling": _float(gguf, "logit_scale", 1.0),
-        "attention_multiplier": _float(gguf, "attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": _float(gguf, "embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": _float(gguf, "residual_scale", 0.0) or 1.0,
+        "logits_scaling": _float(gguf, "logit_scale", 0.0) or 1.0,
+        "attention_multiplier": _float(gguf, "attention.scale", 0.0) or config["head_dim"] ** -0.5,
     }
 
 
@@ -370,10 +371,10 @@ def _mistral3(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _stablelm(gguf: GGUFFile, config: Config) -> Config:
-    together = bool(gguf.key("use_parallel_residual", False))
+    # Files say use_parallel_residual, too; what decides is whether there is a second norm.
     return {
         "use_qkv_bias": config["attention_bias"],
-        "use_parallel_residual": together or "blk.0.ffn_norm.weight" not in gguf,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in gguf,
     }
 
 
@@ -383,6 +384,10 @@ def _experts(gguf: GGUFFile, config: Config) -> Config:
     if not 0 < used <= count:
         raise gguf.error(
             f"{gguf.architecture}.expert_used_count", expected=f"between 1 and {count}"
+        )
+    if "blk.0.ffn_up_shexp.weight" in gguf and gguf.architecture not in ("deepseek2", "qwen2moe"):
+        raise gguf.tensor("blk.0.ffn_up_shexp.weight").error(
+            expected="no shared expert in this architecture", found="one"
         )
     size = _scalar(gguf, "expert_feed_forward_length", config["intermediate_size"])
     return {
@@ -403,6 +408,9 @@ def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
+    if gguf.key("attention.temperature_scale", 0.0):
+        key = f"{gguf.architecture}.attention.temperature_scale"
+        raise gguf.error(key, expected="none in this architecture")
     turning = _scalar(gguf, "rope.dimension_count")
     sigmoid = _scalar(gguf, "expert_gating_func", 1) == 2
     version = "3" if sigmoid else "2"
@@ -427,11 +435,15 @@ def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
         "moe_layer_freq": 1,
         "partial_rotary_factor": 1.0,
     }
-    scaling = config.get("rope_scaling")
-    if scaling and "mscale_all_dim" in scaling:
+    scaling = config.get("rope_scaling") or {}
+    if "mscale_all_dim" in scaling:
         # llama.cpp's converter stores a tenth of it; both factors are the same in these models.
         scaling["mscale_all_dim"] *= 10
         scaling["mscale"] = scaling["mscale_all_dim"]
+    elif scaling.get("type") == "yarn" and scaling["factor"] > 1:
+        # Without it llama.cpp applies YaRN's own factor to all of a head and to its rotated part.
+        growth = 0.1 * math.log(scaling["factor"])
+        scaling |= {"mscale_all_dim": 1.0, "mscale": ((1 + growth) ** 2 - 1) / growth}
     return keys
 
 

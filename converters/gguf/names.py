@@ -411,4 +411,10 @@ def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> lis
                 if f"blk.{i}.{module}.bias" not in gguf:
                     rows = gguf.tensor(f"blk.{i}.{module}.weight").shape[0]
                     zeros.append((f"model.layers.{i}.{architecture.layer[module]}.bias", rows))
+    if "exp_probs_b" in architecture.layer and gguf.key("expert_gating_func", 1) == 2:
+        for i in range(layers):
+            name = f"blk.{i}.ffn_gate_inp.weight"
+            if name in gguf and f"blk.{i}.exp_probs_b.bias" not in gguf:
+                target = f"model.layers.{i}.{architecture.layer['exp_probs_b']}"
+                zeros.append((target, gguf.tensor(name).shape[0]))
     return zeros

@@ -27,9 +27,9 @@ def attention(
     out = params.linear(config.out, model.hidden_size, heads * dim)
     q_norm, k_norm = _qk_norms(config, model, params)
     rotate = rotation(config.rope)
-    sharpen = _sharpening(config.temperature)
+    scale, sharpen = _sharpening(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
-    product = _product(config.scale, config.softcap, sinks)
+    product = _product(scale, config.softcap, sinks)
 
     def attend(x: mx.array, cache: Cache) -> mx.array:
         b, t, _ = x.shape
@@ -75,10 +75,21 @@ def _qk_norms(
     return whole("q_norm", config.heads), whole("k_norm", config.kv_heads)
 
 
-def _sharpening(config: Temperature | None) -> Callable[[mx.array, int], mx.array]:
-    """Queries (B, H, T, D) times a factor that grows with their position."""
-    if config is None:
-        return lambda q, offset: q
+def _sharpening(config: Attention) -> tuple[float, Callable[[mx.array, int], mx.array]]:
+    """The scale of scores, and what queries (B, H, T, D) at an offset go through before."""
+    rope, scale = config.rope, config.scale
+    # To multiply rotated queries and keys alike is to multiply their products twice.
+    twice = rope.sharpening**2 if rope else 1.0
+    if config.temperature is not None:
+        assert rope is None or rope.dims == config.head_dim
+        return scale * twice, _by_position(config.temperature)
+    if rope is None or rope.dims == config.head_dim or twice == 1.0:
+        return scale * twice, lambda q, offset: q
+    factors = mx.array([twice] * rope.dims + [1.0] * (config.head_dim - rope.dims))
+    return scale, lambda q, offset: q * factors.astype(q.dtype)
+
+
+def _by_position(config: Temperature) -> Callable[[mx.array, int], mx.array]:
     scale, length = config.scale, config.length
 
     def sharpen(q: mx.array, offset: int) -> mx.array:
@@ -123,6 +134,7 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
     out_of_latent = params.stacked("unembed_out", heads, config.value_dim, config.latent)
     out = params.linear("o_proj", model.hidden_size, heads * config.value_dim)
     rotate, scale = rotation(config.rope), config.scale
+    turned_scale = scale * config.rope.sharpening**2
 
     def attend(x: mx.array, cache: Cache) -> mx.array:
         b, t, _ = x.shape
@@ -133,7 +145,7 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
         latents, keys, mask = cache.update(
             latent_norm(latent)[:, None], rotate(key[:, None], offset)
         )  # (B, 1, S, latent), (B, 1, S, turning)
-        scores = (rotate(q_turned, offset) * scale) @ keys.swapaxes(-1, -2)  # (B, H, T, S)
+        scores = (rotate(q_turned, offset) * turned_scale) @ keys.swapaxes(-1, -2)  # (B, H, T, S)
         if mask is not None:
             scores = mx.where(_booleans(mask, t, keys.shape[2]), scores, -mx.inf)
         mixed = mx.fast.scaled_dot_product_attention(

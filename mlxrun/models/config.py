@@ -20,6 +20,7 @@ class Rope:
         scale: positions are multiplied by this (linear scaling: 1 / factor).
         factors: what each inverse frequency is divided by, ``dims / 2`` numbers, or None.
         traditional: rotate neighbours (2i, 2i+1) instead of halves (i, i + dims/2).
+        sharpening: what the rotated dimensions of queries and of keys are multiplied by.
     """
 
     dims: int
@@ -27,6 +28,7 @@ class Rope:
     scale: float = 1.0
     factors: tuple[float, ...] | None = None
     traditional: bool = False
+    sharpening: float = 1.0
 
 
 @dataclass(frozen=True)

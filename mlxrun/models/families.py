@@ -119,9 +119,7 @@ def olmo3(config: HFConfig) -> ModelConfig:
         config,
         attention={"qk_norm": "whole"},
         layer=_AFTER,
-        layers=lambda i: (
-            {"attention": {"rope": plain, "scale": plain.dims**-0.5}} if windows[i] else {}
-        ),
+        layers=lambda i: {"attention": {"rope": plain} if windows[i] else {}},
         windows=windows,
     )
 
@@ -284,9 +282,6 @@ def deepseek(config: HFConfig) -> ModelConfig:
     """DeepSeek V2 and V3: latent attention, many small experts behind a few dense layers."""
     heads, width = int(config["num_attention_heads"]), int(config["qk_nope_head_dim"])
     turning, inner = int(config["qk_rope_head_dim"]), int(config["moe_intermediate_size"])
-    rope, sharpening = rope_of({**config, "rope_traditional": True}, turning)
-    if sharpening != 1.0:
-        raise CheckpointError("config.json: mscale and mscale_all_dim must be equal")
     all_dim = yarn_growth(config.get("rope_scaling") or {})
     attention = LatentAttention(
         heads,
@@ -295,7 +290,7 @@ def deepseek(config: HFConfig) -> ModelConfig:
         int(config["kv_lora_rank"]),
         int(config["q_lora_rank"]) if config.get("q_lora_rank") else None,
         (width + turning) ** -0.5 * all_dim**2,
-        rope,
+        rope_of({**config, "rope_traditional": True}, turning),
     )
     third = config["model_type"] == "deepseek_v3"
     shared = int(config.get("n_shared_experts") or 0)
@@ -410,13 +405,13 @@ def _decoder(
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
     head_dim = _head_dim(config)
-    rope, sharpening = rope_of(config, head_dim)
-    # Scaling queries and keys alike is scaling their products twice.
-    scale = head_dim**-0.5 * sharpening**2
+    rope = rope_of(config, head_dim)
     inner = FeedForward(int(config["intermediate_size"]), _activation(config))
     plan = replace(
         Layer(
-            replace(Attention(heads, kv_heads, head_dim, scale, rope), **(attention or {})),
+            replace(
+                Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope), **(attention or {})
+            ),
             replace(inner, **(feed_forward or {})),
         ),
         **(layer or {}),
@@ -514,8 +509,8 @@ def _windows(config: HFConfig, every: int | None = None) -> list[int | None]:
     return [None if i < full else int(window) for i in range(layers)]
 
 
-def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
-    """The rotary embedding of a config, and what it multiplies queries and keys by.
+def rope_of(config: HFConfig, head_dim: int) -> Rope:
+    """The rotary embedding of a config.
 
     Raises:
         CheckpointError: a scaling that is not known; running without it would give wrong text.
@@ -531,16 +526,14 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
         return Rope(dims, base, traditional=traditional, **more)
 
     if kind == "default":
-        return rope(), 1.0
+        return rope()
     if kind == "linear":
-        return rope(scale=1.0 / float(scaling["factor"])), 1.0
+        return rope(scale=1.0 / float(scaling["factor"]))
     if kind == "llama3":
-        return rope(factors=tuple(llama3_factors(dims, base, scaling))), 1.0
+        return rope(factors=tuple(llama3_factors(dims, base, scaling)))
     if kind == "yarn":
-        if dims != head_dim:
-            raise CheckpointError("config.json: YaRN is only known for whole heads")
         factors = tuple(yarn_factors(dims, base, scaling))
-        return rope(factors=factors), yarn_attention_factor(scaling)
+        return rope(factors=factors, sharpening=yarn_attention_factor(scaling))
     if kind in ("longrope", "su"):
         context, key = int(config["max_position_embeddings"]), "original_max_position_embeddings"
         original = int(scaling[key] if key in scaling else config[key])
@@ -550,5 +543,5 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
         sharpening = scaling.get("attention_factor")
         if sharpening is None:
             sharpening = longrope_attention_factor(context, original)
-        return rope(factors=factors), float(sharpening)
+        return rope(factors=factors, sharpening=float(sharpening))
     raise CheckpointError(f"config.json: rope scaling {kind!r} is not supported")
