@@ -35,7 +35,9 @@ from mlxrun.generation.request import (  # noqa: E402
 )
 from mlxrun.generation.sampling import Sampler  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
-from mlxrun.models.loader import Loaded, load_directory, load_gguf  # noqa: E402
+from mlxrun.loading.directory import load_directory  # noqa: E402
+from mlxrun.loading.gguf import load_gguf  # noqa: E402
+from mlxrun.loading.model import Loaded  # noqa: E402
 from mlxrun.text.stops import StopMatcher  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 

@@ -52,7 +52,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.blas": (),
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.cache": ("mlxrun.errors",),
-    "mlxrun.models": ("converters", "mlxrun.cache", "mlxrun.errors"),
+    "mlxrun.weights": ("converters.layout", "mlxrun.errors"),
+    "mlxrun.models": ("converters.rope", "mlxrun.weights", "mlxrun.cache", "mlxrun.errors"),
+    "mlxrun.loading": ("converters", "mlxrun.models", "mlxrun.weights", "mlxrun.errors"),
     "mlxrun.generation": ("mlxrun.models", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
     "mlxrun.hub": ("mlxrun.errors", "converters"),
 }
@@ -99,7 +101,7 @@ def test_rooms_that_never_name_mlx(room: str) -> None:
 def test_transformers_is_never_imported_and_mlx_lm_only_as_a_fallback() -> None:
     for name, imported in MODULES.items():
         assert not {m for m in imported if within(m, "transformers", "torch")}, name
-        if not within(name, "mlxrun.models.fallback"):
+        if not within(name, "mlxrun.loading.fallback"):
             assert not {m for m in imported if within(m, "mlx_lm")}, name
 
 

@@ -73,7 +73,8 @@ def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
 
 def _as_loaded(gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
     """What the tensors take when the file is run as it is on this machine."""
-    from mlxrun.models.loader import resolve_dtype, run_policy
+    from mlxrun.loading.gguf import run_policy
+    from mlxrun.loading.run import resolve_dtype
 
     dtype = resolve_dtype(None, half_dtype(gguf))
     policy = run_policy(gguf, None, dtype)

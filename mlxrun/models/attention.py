@@ -9,8 +9,8 @@ import mlx.core as mx
 from mlxrun.cache.base import Cache, Mask
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
 from mlxrun.models.functions import Function, compose, norm
-from mlxrun.models.parameters import Parameters
 from mlxrun.models.rope import rotation
+from mlxrun.weights.parameters import Parameters
 
 Attend = Callable[[mx.array, Cache], mx.array]
 Product = Callable[[mx.array, mx.array, mx.array, Mask], mx.array]

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlxrun.models.config import Experts, FeedForward
 from mlxrun.models.functions import ACTIVATIONS, GATES, Function
-from mlxrun.models.parameters import Parameters
+from mlxrun.weights.parameters import Parameters
 
 Choice = tuple[mx.array, mx.array]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlxrun.models.config import Norm
-from mlxrun.models.parameters import Parameters
+from mlxrun.weights.parameters import Parameters
 
 Function = Callable[[mx.array], mx.array]
 

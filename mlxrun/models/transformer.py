@@ -18,7 +18,7 @@ from mlxrun.models.attention import attention
 from mlxrun.models.config import Layer, ModelConfig
 from mlxrun.models.feed_forward import feed_forward
 from mlxrun.models.functions import Function, compose, norm, scaled, softcapped
-from mlxrun.models.parameters import Parameters
+from mlxrun.weights.parameters import Parameters
 
 
 def _block(

@@ -31,7 +31,7 @@ from converters.errors import (
     TargetExistsError,
     UnsupportedArchitectureError,
 )
-from mlxrun.models.loader import load_directory
+from mlxrun.loading.directory import load_directory
 
 TOKENS = [1, *range(5, 285, 7), *range(6, 280, 11)]
 BIASED = ("attn_q", "attn_k", "attn_v")

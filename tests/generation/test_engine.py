@@ -18,7 +18,7 @@ from mlxrun.generation import engine
 from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
-from mlxrun.models.loader import load_gguf
+from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.transformer import Transformer
 
 MODEL = Tiny(hidden=32, heads=4, kv_heads=2, ffn=64, layers=2)

@@ -12,7 +12,8 @@ from tiny_models import nmse
 
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.rotating import RotatingCache
-from mlxrun.models.loader import Loaded, load_gguf
+from mlxrun.loading.gguf import load_gguf
+from mlxrun.loading.model import Loaded
 from mlxrun.models.transformer import Transformer
 
 SAME = 1e-8

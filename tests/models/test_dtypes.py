@@ -13,7 +13,8 @@ from tiny_models import Tiny, nmse
 
 from converters.convert import convert
 from converters.gguf.reader import read_gguf
-from mlxrun.models.loader import load_directory, load_gguf
+from mlxrun.loading.directory import load_directory
+from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.transformer import Transformer
 
 HALVES = {"float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -19,7 +19,8 @@ from converters.gguf.reader import read_gguf
 from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
-from mlxrun.models.loader import load_directory, load_gguf
+from mlxrun.loading.directory import load_directory
+from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.transformer import Transformer
 
 SAME = 1e-9

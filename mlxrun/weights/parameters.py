@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
-from mlxrun.models.weights import Weight, gather, linear
+from mlxrun.weights.weight import Weight, gather, linear
 
 
 @dataclass

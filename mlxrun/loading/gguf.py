@@ -1,0 +1,72 @@
+"""A GGUF file into a transformer: through the converter's stream, tensor by tensor, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+import numpy as np
+
+from converters.convert import Converted, check_policy, half_dtype, skipped, stream
+from converters.gguf.config import model_config
+from converters.gguf.names import map_names
+from converters.gguf.reader import GGUFFile
+from converters.layout import Layout
+from converters.policy import FIXED, Policy
+from converters.report import ConversionReport
+from mlxrun.loading.model import Loaded, build
+from mlxrun.loading.run import DTYPES, expands, resolve_dtype
+from mlxrun.weights.parameters import Parameters
+
+Progress = Callable[[int, int, str], None]
+
+
+def load_gguf(
+    gguf: GGUFFile,
+    *,
+    dtype: str | None = None,
+    policy: str | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """Convert a GGUF straight into memory.
+
+    Args:
+        dtype: of activations and scales; by default float32 on the CPU, half precision elsewhere.
+        policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
+            where memory allows (see :func:`expands`), and near elsewhere.
+
+    Raises:
+        UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
+    """
+    names = map_names(gguf)
+    config = model_config(gguf)
+    run = resolve_dtype(dtype, half_dtype(gguf))
+    bound = run_policy(gguf, policy, run)
+    arrays: dict[str, mx.array] = {}
+    layouts: dict[str, Layout] = {}
+    report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
+    for converted in stream(gguf, names, bound, progress=progress):
+        arrays |= _to_mlx(converted)
+        if converted.layout.quantized:
+            layouts[converted.target.removesuffix(".weight")] = converted.layout
+        if converted.record:
+            report.tensors.append(converted.record)
+    return build(config, Parameters(arrays, layouts, DTYPES[run]), report)
+
+
+def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
+    """The policy that a file is loaded with on this machine, for activations of a dtype."""
+    if name is None:
+        kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
+        plain = expands(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
+        return Policy("exact", dtype, packed=False) if plain else Policy("near", dtype)
+    # Compact counts bits: float32 scales would leave none for the codes.
+    return Policy(check_policy(name), half_dtype(gguf) if name == "compact" else dtype)
+
+
+def _to_mlx(converted: Converted) -> dict[str, mx.array]:
+    arrays = {}
+    for name, array, dtype in converted.named_arrays():
+        made = mx.array(np.ascontiguousarray(array))
+        arrays[name] = made.view(mx.bfloat16) if dtype == "bfloat16" else made
+    return arrays
