@@ -6,42 +6,40 @@ that no family has yet, the knob goes into ``config.py`` and is read once, where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
-from converters.rope import (
-    llama3_factors,
-    longrope_attention_factor,
-    yarn_attention_factor,
-    yarn_factors,
-    yarn_growth,
-)
+from converters.rope import yarn_growth
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
 from mlxrun.models.config import (
-    Attention,
-    Experts,
     FeedForward,
     LatentAttention,
-    Layer,
     ModelConfig,
     Norm,
     Rope,
     Temperature,
 )
-
-HFConfig = Mapping[str, Any]
-Options = dict[str, Any]
+from mlxrun.models.plan import (
+    HFConfig,
+    Options,
+    decoder,
+    head_width,
+    layer_windows,
+    mixture,
+    optional_float,
+    rope_base,
+    rope_of,
+)
 
 
 def llama(config: HFConfig) -> ModelConfig:
     """Llama 1-3, Mistral, TinyLlama, SmolLM2 and everything that shares their layers."""
-    return _decoder(config)
+    return decoder(config)
 
 
 def qwen3(config: HFConfig) -> ModelConfig:
     """Qwen 3, dense: normalises queries and keys per head."""
-    return _decoder(config, attention={"qk_norm": "head"})
+    return decoder(config, attention={"qk_norm": "head"})
 
 
 def smollm3(config: HFConfig) -> ModelConfig:
@@ -50,7 +48,7 @@ def smollm3(config: HFConfig) -> ModelConfig:
     turning = config.get("no_rope_layers") or [
         int((i + 1) % every != 0) for i in range(int(config["num_hidden_layers"]))
     ]
-    return _decoder(config, layers=lambda i: {"attention": {} if turning[i] else {"rope": None}})
+    return decoder(config, layers=lambda i: {"attention": {} if turning[i] else {"rope": None}})
 
 
 def granite(config: HFConfig) -> ModelConfig:
@@ -59,7 +57,7 @@ def granite(config: HFConfig) -> ModelConfig:
 
 
 def _granite(config: HFConfig, layer: Options) -> ModelConfig:
-    return _decoder(
+    return decoder(
         config,
         attention={"scale": float(config["attention_multiplier"])},
         layer={"residual": float(config["residual_multiplier"]), **layer},
@@ -79,43 +77,43 @@ def gemma2(config: HFConfig) -> ModelConfig:
         config,
         attention={
             "scale": float(config["query_pre_attn_scalar"]) ** -0.5,
-            "softcap": _optional(config, "attn_logit_softcapping"),
+            "softcap": optional_float(config, "attn_logit_softcapping"),
         },
         layer=_SANDWICH,
-        windows=_windows(config, every=2),
-        logit_softcap=_optional(config, "final_logit_softcapping"),
+        windows=layer_windows(config, every=2),
+        logit_softcap=optional_float(config, "final_logit_softcapping"),
     )
 
 
 def gemma3(config: HFConfig) -> ModelConfig:
     """Gemma 3: five windowed layers with a base of their own to one that sees everything."""
     every = int(config.get("sliding_window_pattern", 6))
-    windows = _windows(config, every=every)
+    windows = layer_windows(config, every=every)
     local = Rope(int(config["head_dim"]), float(config.get("rope_local_base_freq", 10000.0)))
     return _gemma(
         config,
         attention={
             "scale": float(config["query_pre_attn_scalar"]) ** -0.5,
             "qk_norm": "head",
-            "softcap": _optional(config, "attn_logit_softcapping"),
+            "softcap": optional_float(config, "attn_logit_softcapping"),
         },
         layer=_SANDWICH,
         layers=lambda i: {"attention": {"rope": local} if windows[i] else {}},
         windows=windows,
-        logit_softcap=_optional(config, "final_logit_softcapping"),
+        logit_softcap=optional_float(config, "final_logit_softcapping"),
     )
 
 
 def olmo2(config: HFConfig) -> ModelConfig:
     """OLMo 2: norms after the sublayers, queries and keys normalised as a whole."""
-    return _decoder(config, attention={"qk_norm": "whole"}, layer=_AFTER)
+    return decoder(config, attention={"qk_norm": "whole"}, layer=_AFTER)
 
 
 def olmo3(config: HFConfig) -> ModelConfig:
     """OLMo 3: OLMo 2 with windows; only layers that see everything stretch their positions."""
-    windows = _windows(config, every=4)
-    plain = Rope(_head_dim(config), _base(config))
-    return _decoder(
+    windows = layer_windows(config, every=4)
+    plain = Rope(head_width(config), rope_base(config))
+    return decoder(
         config,
         attention={"qk_norm": "whole"},
         layer=_AFTER,
@@ -128,8 +126,8 @@ def exaone4(config: HFConfig) -> ModelConfig:
     """EXAONE 4: norms after the sublayers; where there are windows, the rest has no positions."""
     pattern = config.get("sliding_window_pattern")
     every = len(pattern) if isinstance(pattern, str) else int(pattern or 4)
-    windows = _windows(config, every=every) if config.get("sliding_window") else None
-    return _decoder(
+    windows = layer_windows(config, every=every) if config.get("sliding_window") else None
+    return decoder(
         config,
         attention={"qk_norm": "head"},
         layer=_AFTER,
@@ -145,7 +143,7 @@ def cohere(config: HFConfig) -> ModelConfig:
 
 def cohere2(config: HFConfig) -> ModelConfig:
     """Command R7B: Command R with windows; layers that see everything have no positions."""
-    windows = _windows(config, every=int(config.get("sliding_window_pattern", 4)))
+    windows = layer_windows(config, every=int(config.get("sliding_window_pattern", 4)))
     return _cohere(
         config,
         layers=lambda i: {"attention": {} if windows[i] else {"rope": None}},
@@ -155,7 +153,7 @@ def cohere2(config: HFConfig) -> ModelConfig:
 
 def phi(config: HFConfig) -> ModelConfig:
     """Phi 1 and 2: parallel blocks under one norm, a plain feed-forward, biases everywhere."""
-    return _decoder(
+    return decoder(
         config,
         norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
         attention={"out": "dense"},
@@ -167,7 +165,7 @@ def phi(config: HFConfig) -> ModelConfig:
 
 def phi3(config: HFConfig) -> ModelConfig:
     """Phi 3 and 4: queries, keys and values from one projection, gate and up from another."""
-    return _decoder(
+    return decoder(
         config,
         attention={"fused": True},
         feed_forward={"names": ("gate_up_proj", "down_proj"), "fused": True},
@@ -178,7 +176,7 @@ def stablelm(config: HFConfig) -> ModelConfig:
     """StableLM 2: layer norms, a quarter of each head turns."""
     together = bool(config.get("use_parallel_residual", False))
     own = "input_layernorm" if together else "post_attention_layernorm"
-    return _decoder(
+    return decoder(
         config,
         norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
         layer={"parallel": together, "before_feed_forward": own},
@@ -187,7 +185,7 @@ def stablelm(config: HFConfig) -> ModelConfig:
 
 def starcoder2(config: HFConfig) -> ModelConfig:
     """StarCoder 2: layer norms, biases and a plain feed-forward."""
-    return _decoder(
+    return decoder(
         config,
         norm=Norm("layer", float(config.get("norm_epsilon", 1e-5))),
         feed_forward={"activation": "gelu_tanh", "names": ("c_fc", "c_proj")},
@@ -196,7 +194,7 @@ def starcoder2(config: HFConfig) -> ModelConfig:
 
 def nemotron(config: HFConfig) -> ModelConfig:
     """Nemotron: layer norms that store their distance from one, squared ReLU, half heads turn."""
-    return _decoder(
+    return decoder(
         config,
         norm=Norm("layer", float(config.get("norm_eps", 1e-5)), offset=1.0),
         feed_forward={"activation": "relu2", "names": ("up_proj", "down_proj")},
@@ -205,7 +203,7 @@ def nemotron(config: HFConfig) -> ModelConfig:
 
 def glm4(config: HFConfig) -> ModelConfig:
     """GLM 4: norms on both sides of each sublayer, rotation of neighbours in half of each head."""
-    return _decoder(
+    return decoder(
         config,
         feed_forward={"names": ("gate_up_proj", "down_proj"), "fused": True},
         layer={
@@ -222,59 +220,50 @@ def ministral3(config: HFConfig) -> ModelConfig:
     temperature = None
     if beta:
         temperature = Temperature(float(beta), int(scaling["original_max_position_embeddings"]))
-    return _decoder(config, attention={"temperature": temperature})
-
-
-def _experts(config: HFConfig, **more: Any) -> Experts:
-    """Experts under the names that most configs have for their numbers."""
-    count = config.get("num_experts") or config.get("num_local_experts")
-    size = config.get("moe_intermediate_size") or config["intermediate_size"]
-    if count is None:
-        raise KeyError("num_experts")
-    return Experts(int(count), int(config["num_experts_per_tok"]), int(size), **more)
+    return decoder(config, attention={"temperature": temperature})
 
 
 def mixtral(config: HFConfig) -> ModelConfig:
     """Mixtral: Llama with experts."""
-    return _decoder(config, layer={"feed_forward": _experts(config), "mlp": "block_sparse_moe"})
+    return decoder(config, layer={"feed_forward": mixture(config), "mlp": "block_sparse_moe"})
 
 
 def qwen2_moe(config: HFConfig) -> ModelConfig:
     """Qwen 1.5 and 2 MoE: weights are not normalised; a gated expert that all tokens share."""
     shared = FeedForward(int(config["shared_expert_intermediate_size"]))
     normalize = bool(config.get("norm_topk_prob", False))
-    experts = _experts(config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate")
-    return _decoder(config, layer={"feed_forward": experts})
+    experts = mixture(config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate")
+    return decoder(config, layer={"feed_forward": experts})
 
 
 def qwen3_moe(config: HFConfig) -> ModelConfig:
     """Qwen 3 MoE: Qwen 3 with experts."""
-    experts = _experts(config, normalize=bool(config.get("norm_topk_prob", True)))
-    return _decoder(config, attention={"qk_norm": "head"}, layer={"feed_forward": experts})
+    experts = mixture(config, normalize=bool(config.get("norm_topk_prob", True)))
+    return decoder(config, attention={"qk_norm": "head"}, layer={"feed_forward": experts})
 
 
 def olmoe(config: HFConfig) -> ModelConfig:
     """OLMoE: queries and keys normalised as a whole, weights of experts not normalised."""
-    experts = _experts(config, normalize=bool(config.get("norm_topk_prob", False)))
-    return _decoder(config, attention={"qk_norm": "whole"}, layer={"feed_forward": experts})
+    experts = mixture(config, normalize=bool(config.get("norm_topk_prob", False)))
+    return decoder(config, attention={"qk_norm": "whole"}, layer={"feed_forward": experts})
 
 
 def granitemoe(config: HFConfig) -> ModelConfig:
     """Granite 3 with experts."""
-    experts = _experts(config, router="router.layer")
+    experts = mixture(config, router="router.layer")
     return _granite(config, {"feed_forward": experts, "mlp": "block_sparse_moe"})
 
 
 def gpt_oss(config: HFConfig) -> ModelConfig:
     """gpt-oss: attention sinks, every other layer windowed, clamped experts with biases."""
-    experts = _experts(
+    experts = mixture(
         config, router="router", switch="experts", gating="chosen", activation="clamped_swiglu"
     )
-    return _decoder(
+    return decoder(
         config,
         attention={"sinks": True},
         layer={"feed_forward": experts},
-        windows=_windows(config, every=2),
+        windows=layer_windows(config, every=2),
     )
 
 
@@ -294,7 +283,7 @@ def deepseek(config: HFConfig) -> ModelConfig:
     )
     third = config["model_type"] == "deepseek_v3"
     shared = int(config.get("n_shared_experts") or 0)
-    experts = _experts(
+    experts = mixture(
         {**config, "num_experts": config["n_routed_experts"]},
         gating=str(config.get("scoring_func", "sigmoid" if third else "softmax")),
         normalize=bool(config.get("norm_topk_prob", third)),
@@ -306,7 +295,7 @@ def deepseek(config: HFConfig) -> ModelConfig:
         shared_name="shared_experts",
     )
     dense = int(config.get("first_k_dense_replace", 0))
-    return _decoder(
+    return decoder(
         {**config, "rope_scaling": None},
         layer={"attention": attention},
         layers=lambda i: {} if i < dense else {"feed_forward": experts},
@@ -380,63 +369,8 @@ def model_config(config: HFConfig) -> ModelConfig:
         raise CheckpointError(f"config.json has an impossible value: {error}") from error
 
 
-def _decoder(
-    config: HFConfig,
-    *,
-    norm: Norm | None = None,
-    attention: Options | None = None,
-    feed_forward: Options | None = None,
-    layer: Options | None = None,
-    layers: Callable[[int], Options] = lambda i: {},
-    windows: Sequence[int | None] | None = None,
-    **model: Any,
-) -> ModelConfig:
-    """The plan that all families share, with what one of them changes.
-
-    Args:
-        norm: all norms; RMS with the config's epsilon by default.
-        attention, feed_forward, layer: fields to change in every layer.
-        layers: fields to change in layer i: of the layer, and of its attention under that name.
-        windows: of each layer; read from the config by default.
-        model: fields of the model to change.
-    """
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    if heads < 1 or kv_heads < 1 or heads % kv_heads:
-        raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
-    head_dim = _head_dim(config)
-    rope = rope_of(config, head_dim)
-    inner = FeedForward(int(config["intermediate_size"]), _activation(config))
-    plan = replace(
-        Layer(
-            replace(
-                Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope), **(attention or {})
-            ),
-            replace(inner, **(feed_forward or {})),
-        ),
-        **(layer or {}),
-    )
-
-    def build(index: int, window: int | None) -> Layer:
-        changes = dict(layers(index))
-        own = replace(plan.attention, window=window, **changes.pop("attention", {}))
-        return replace(plan, attention=own, **changes)
-
-    seen = windows if windows is not None else _windows(config)
-    return ModelConfig(
-        family=str(config["model_type"]),
-        vocab_size=int(config["vocab_size"]),
-        hidden_size=hidden,
-        layers=tuple(build(i, window) for i, window in enumerate(seen)),
-        norm=norm or Norm(eps=float(config.get("rms_norm_eps", 1e-6))),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        context_length=int(config.get("max_position_embeddings", 4096)),
-        **model,
-    )
-
-
 def _gemma(config: HFConfig, **options: Any) -> ModelConfig:
-    return _decoder(
+    return decoder(
         {"tie_word_embeddings": True, **config},
         norm=Norm(eps=float(config.get("rms_norm_eps", 1e-6)), offset=1.0),
         feed_forward={"activation": "gelu_tanh"},
@@ -446,102 +380,10 @@ def _gemma(config: HFConfig, **options: Any) -> ModelConfig:
 
 
 def _cohere(config: HFConfig, **options: Any) -> ModelConfig:
-    return _decoder(
+    return decoder(
         {"tie_word_embeddings": True, "rope_traditional": True, **config},
         norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
         layer={"before_feed_forward": "input_layernorm", "parallel": True},
         logit_scale=float(config.get("logit_scale", 1.0)),
         **options,
     )
-
-
-def _head_dim(config: HFConfig) -> int:
-    own = config.get("head_dim")
-    return int(own or int(config["hidden_size"]) // int(config["num_attention_heads"]))
-
-
-def _base(config: HFConfig) -> float:
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
-
-
-def _optional(config: HFConfig, key: str) -> float | None:
-    return float(config[key]) if config.get(key) else None
-
-
-def _activation(config: HFConfig) -> str:
-    """The activation that a config names; families that fix their own do not ask."""
-    known = {
-        "silu": "silu",
-        "swish": "silu",
-        "gelu": "gelu",
-        "gelu_new": "gelu_tanh",
-        "gelu_pytorch_tanh": "gelu_tanh",
-        "relu2": "relu2",
-    }
-    name = str(config.get("hidden_act") or "silu")
-    if name not in known:
-        raise CheckpointError(f"config.json: hidden_act {name!r} is not known")
-    return known[name]
-
-
-def _windows(config: HFConfig, every: int | None = None) -> list[int | None]:
-    """The sliding window of each layer, or None.
-
-    Args:
-        every: where ``layer_types`` does not say: each layer of that number sees everything.
-    """
-    layers = int(config["num_hidden_layers"])
-    window = config.get("sliding_window")
-    kinds = config.get("layer_types")
-    if kinds is None and every is not None:
-        kinds = ["full" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
-    if kinds is not None:
-        if len(kinds) != layers:
-            raise CheckpointError(
-                f"config.json: layer_types has {len(kinds)} entries for {layers} layers"
-            )
-        return [int(window) if kind == "sliding_attention" and window else None for kind in kinds]
-    # Qwen 2 states a window and switches it off; Mistral 0.1 states it and means every layer.
-    if window is None or not config.get("use_sliding_window", config["model_type"] == "mistral"):
-        return [None] * layers
-    full = int(config.get("max_window_layers", 0))
-    return [None if i < full else int(window) for i in range(layers)]
-
-
-def rope_of(config: HFConfig, head_dim: int) -> Rope:
-    """The rotary embedding of a config.
-
-    Raises:
-        CheckpointError: a scaling that is not known; running without it would give wrong text.
-    """
-    # transformers 5 moved everything rotary into one section.
-    scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    base = _base(config)
-    dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
-    traditional = bool(config.get("rope_traditional", False))
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-
-    def rope(**more: Any) -> Rope:
-        return Rope(dims, base, traditional=traditional, **more)
-
-    if kind == "default":
-        return rope()
-    if kind == "linear":
-        return rope(scale=1.0 / float(scaling["factor"]))
-    if kind == "llama3":
-        return rope(factors=tuple(llama3_factors(dims, base, scaling)))
-    if kind == "yarn":
-        factors = tuple(yarn_factors(dims, base, scaling))
-        return rope(factors=factors, sharpening=yarn_attention_factor(scaling))
-    if kind in ("longrope", "su"):
-        context, key = int(config["max_position_embeddings"]), "original_max_position_embeddings"
-        original = int(scaling[key] if key in scaling else config[key])
-        factors = tuple(float(x) for x in scaling["long_factor"])
-        if len(factors) != dims // 2:
-            raise CheckpointError(f"config.json: long_factor needs {dims // 2} entries")
-        sharpening = scaling.get("attention_factor")
-        if sharpening is None:
-            sharpening = longrope_attention_factor(context, original)
-        return rope(factors=factors, sharpening=float(sharpening))
-    raise CheckpointError(f"config.json: rope scaling {kind!r} is not supported")

@@ -1,0 +1,189 @@
+"""The plan of a decoder that families share, from the keys that their configs share.
+
+A family (``families.py``) calls :func:`decoder` with what it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from converters.rope import (
+    llama3_factors,
+    longrope_attention_factor,
+    yarn_attention_factor,
+    yarn_factors,
+)
+from mlxrun.errors import CheckpointError
+from mlxrun.models.config import (
+    Attention,
+    Experts,
+    FeedForward,
+    Layer,
+    ModelConfig,
+    Norm,
+    Rope,
+)
+
+HFConfig = Mapping[str, Any]
+Options = dict[str, Any]
+
+
+def mixture(config: HFConfig, **more: Any) -> Experts:
+    """Experts under the names that most configs have for their numbers."""
+    count = config.get("num_experts") or config.get("num_local_experts")
+    size = config.get("moe_intermediate_size") or config["intermediate_size"]
+    if count is None:
+        raise KeyError("num_experts")
+    return Experts(int(count), int(config["num_experts_per_tok"]), int(size), **more)
+
+
+def decoder(
+    config: HFConfig,
+    *,
+    norm: Norm | None = None,
+    attention: Options | None = None,
+    feed_forward: Options | None = None,
+    layer: Options | None = None,
+    layers: Callable[[int], Options] = lambda i: {},
+    windows: Sequence[int | None] | None = None,
+    **model: Any,
+) -> ModelConfig:
+    """The plan that all families share, with what one of them changes.
+
+    Args:
+        norm: all norms; RMS with the config's epsilon by default.
+        attention, feed_forward, layer: fields to change in every layer.
+        layers: fields to change in layer i: of the layer, and of its attention under that name.
+        windows: of each layer; read from the config by default.
+        model: fields of the model to change.
+    """
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
+    head_dim = head_width(config)
+    rope = rope_of(config, head_dim)
+    inner = FeedForward(int(config["intermediate_size"]), _activation(config))
+    plan = replace(
+        Layer(
+            replace(
+                Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope), **(attention or {})
+            ),
+            replace(inner, **(feed_forward or {})),
+        ),
+        **(layer or {}),
+    )
+
+    def build(index: int, window: int | None) -> Layer:
+        changes = dict(layers(index))
+        own = replace(plan.attention, window=window, **changes.pop("attention", {}))
+        return replace(plan, attention=own, **changes)
+
+    seen = windows if windows is not None else layer_windows(config)
+    return ModelConfig(
+        family=str(config["model_type"]),
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=hidden,
+        layers=tuple(build(i, window) for i, window in enumerate(seen)),
+        norm=norm or Norm(eps=float(config.get("rms_norm_eps", 1e-6))),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        context_length=int(config.get("max_position_embeddings", 4096)),
+        **model,
+    )
+
+
+def head_width(config: HFConfig) -> int:
+    """Width of a head."""
+    own = config.get("head_dim")
+    return int(own or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+
+
+def rope_base(config: HFConfig) -> float:
+    """Base of the rotary embedding."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+
+
+def optional_float(config: HFConfig, key: str) -> float | None:
+    """A number that may be absent, null or zero for none."""
+    return float(config[key]) if config.get(key) else None
+
+
+def _activation(config: HFConfig) -> str:
+    """The activation that a config names; families that fix their own do not ask."""
+    known = {
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "relu2": "relu2",
+    }
+    name = str(config.get("hidden_act") or "silu")
+    if name not in known:
+        raise CheckpointError(f"config.json: hidden_act {name!r} is not known")
+    return known[name]
+
+
+def layer_windows(config: HFConfig, every: int | None = None) -> list[int | None]:
+    """The sliding window of each layer, or None.
+
+    Args:
+        every: where ``layer_types`` does not say: each layer of that number sees everything.
+    """
+    layers = int(config["num_hidden_layers"])
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if kinds is None and every is not None:
+        kinds = ["full" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
+    if kinds is not None:
+        if len(kinds) != layers:
+            raise CheckpointError(
+                f"config.json: layer_types has {len(kinds)} entries for {layers} layers"
+            )
+        return [int(window) if kind == "sliding_attention" and window else None for kind in kinds]
+    # Qwen 2 states a window and switches it off; Mistral 0.1 states it and means every layer.
+    if window is None or not config.get("use_sliding_window", config["model_type"] == "mistral"):
+        return [None] * layers
+    full = int(config.get("max_window_layers", 0))
+    return [None if i < full else int(window) for i in range(layers)]
+
+
+def rope_of(config: HFConfig, head_dim: int) -> Rope:
+    """The rotary embedding of a config.
+
+    Raises:
+        CheckpointError: a scaling that is not known; running without it would give wrong text.
+    """
+    # transformers 5 moved everything rotary into one section.
+    scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    base = rope_base(config)
+    dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
+    traditional = bool(config.get("rope_traditional", False))
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+
+    def rope(**more: Any) -> Rope:
+        return Rope(dims, base, traditional=traditional, **more)
+
+    if kind == "default":
+        return rope()
+    if kind == "linear":
+        return rope(scale=1.0 / float(scaling["factor"]))
+    if kind == "llama3":
+        return rope(factors=tuple(llama3_factors(dims, base, scaling)))
+    if kind == "yarn":
+        factors = tuple(yarn_factors(dims, base, scaling))
+        return rope(factors=factors, sharpening=yarn_attention_factor(scaling))
+    if kind in ("longrope", "su"):
+        context, key = int(config["max_position_embeddings"]), "original_max_position_embeddings"
+        original = int(scaling[key] if key in scaling else config[key])
+        factors = tuple(float(x) for x in scaling["long_factor"])
+        if len(factors) != dims // 2:
+            raise CheckpointError(f"config.json: long_factor needs {dims // 2} entries")
+        sharpening = scaling.get("attention_factor")
+        if sharpening is None:
+            sharpening = longrope_attention_factor(context, original)
+        return rope(factors=factors, sharpening=float(sharpening))
+    raise CheckpointError(f"config.json: rope scaling {kind!r} is not supported")
