@@ -104,9 +104,9 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
         "rope_type": "yarn",
         "type": "yarn",
         "factor": _tidy(factor),
-        "original_max_position_embeddings": int(
-            gguf.key("rope.scaling.original_context_length", context)
-        ),
+        # Zero stands for an absent key, as llama.cpp reads it.
+        "original_max_position_embeddings": int(gguf.key("rope.scaling.original_context_length", 0))
+        or context,
     }
     for key in ("beta_fast", "beta_slow"):
         value = gguf.key(f"rope.scaling.yarn_{key}", None)

@@ -112,6 +112,16 @@ def test_yarn_keeps_its_attention_factor(tmp_path: Path, attention: float, facto
     assert yarn_attention_factor(scaling) == pytest.approx(wanted, rel=1e-6)
 
 
+def test_an_original_context_of_zero_is_none(tmp_path: Path) -> None:
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 0,
+    }
+    scaling = config_of(tmp_path, Tiny(keys=keys))["rope_scaling"]
+    assert scaling["original_max_position_embeddings"] == 2048
+
+
 @pytest.mark.parametrize(
     "keys",
     [
