@@ -154,10 +154,9 @@ def decode(
     finally:
         # The last token is in the caches only if a step after it was queued.
         session.tokens.extend(drawn)
-        held = session.cache[0].offset
-        if held > len(session.tokens):
-            session.rewind(len(session.tokens))
-        del session.tokens[held:]
+        # An interrupt may have struck between two layers: all go back to what all of them hold.
+        held = min(cache.offset for cache in session.cache)
+        session.rewind(min(held, len(session.tokens)))
 
 
 def _queue(sampled: Sampled) -> None:
