@@ -72,7 +72,9 @@ class ParameterError(MlxrunError):
         self.name = name
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{name} must be {allowed}, not {value!r}")
+        shown = repr(value)
+        shown = shown if len(shown) <= 100 else f"{shown[:99]}…"
+        super().__init__(f"{name} must be {allowed}, not {shown}")
 
 
 class TokenizerError(MlxrunError):

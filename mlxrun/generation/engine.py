@@ -34,6 +34,7 @@ class Session:
     Args:
         make: empty caches, one per layer.
         windowed: whether old tokens are forgotten, so that the context never fills.
+        owner: the model; another one's tokens would mean nothing to it.
 
     Attributes:
         cache: one per layer.
@@ -42,6 +43,7 @@ class Session:
 
     make: Callable[[], list[Cache]]
     windowed: bool = False
+    owner: Transformer | None = field(default=None, repr=False)
     cache: list[Cache] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class Session:
     def fork(self) -> Session:
         """A session with the same past that goes its own way from here."""
         forks = [cache.fork() for cache in self.cache]
-        return Session(self.make, self.windowed, forks, list(self.tokens))
+        return Session(self.make, self.windowed, self.owner, forks, list(self.tokens))
 
     @property
     def nbytes(self) -> int:
