@@ -16,6 +16,7 @@
     ├── TokenizerError                    a vocabulary that cannot be used
     ├── TemplateError                     a chat template that fails or runs away
     ├── ContextLengthError                more tokens than the model can hold
+    ├── NumericError                      a model whose output is no number
     └── CacheError                        an operation that this kind of cache cannot do
 """
 
@@ -41,6 +42,7 @@ __all__ = [
     "HubError",
     "InexactError",
     "MlxrunError",
+    "NumericError",
     "OutOfSpaceError",
     "ParameterError",
     "SourceError",
@@ -87,6 +89,10 @@ class TemplateError(MlxrunError):
 
 class ContextLengthError(MlxrunError):
     """A request needs more tokens than the model or the cache can hold."""
+
+
+class NumericError(MlxrunError):
+    """A model computes infinities or not-a-number, so that no token can be chosen."""
 
 
 class CacheError(MlxrunError):

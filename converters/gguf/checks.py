@@ -104,7 +104,7 @@ TOKEN_TYPE: Final = "tokenizer.ggml.token_type"
 MERGES: Final = "tokenizer.ggml.merges"
 
 _TOKEN_ID: Final = re.compile(r"tokenizer\.ggml\.\w+_token_id")
-_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
+_BLOCK: Final = re.compile(r"blk\.([0-9]{1,9})\.")
 
 
 def check(file: GGUFFile) -> None:

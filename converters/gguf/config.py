@@ -181,6 +181,12 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
         raise gguf.error(
             f"{gguf.architecture}.attention.value_length", expected=f"key_length, {head_dim}"
         )
+    if head_dim < 1 or head_dim % 2:
+        raise gguf.error(
+            f"{gguf.architecture}.attention.key_length",
+            expected="heads of an even width, as rotary embeddings turn pairs",
+            found=str(head_dim),
+        )
     rotated = _scalar(gguf, "rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise gguf.error(

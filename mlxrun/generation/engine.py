@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache
-from mlxrun.errors import CacheError
+from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.models.transformer import Transformer
@@ -137,8 +137,13 @@ def decode(
 
     The graph of the next step is queued before this step's token is read, so that the device never
     waits for the host. Closing the iterator leaves the session with the tokens it yielded.
+
+    Raises:
+        NumericError: the logits are not all finite.
     """
     drawn: list[int] = []
+    finite = mx.isfinite(logits).all()
+    mx.async_eval(finite)  # type: ignore[no-untyped-call]
     sampled = sampler.sample(logits)
     _queue(sampled)
     try:
@@ -148,6 +153,12 @@ def decode(
                 upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
                 _queue(upcoming)
             step = Step.of(sampled)
+            if not drawn and not finite.item():
+                raise NumericError(
+                    "the model's output is not finite: its weights are damaged, or too large for "
+                    f"{str(model.dtype).removeprefix('mlx.core.')}",
+                    hint="Check the file, or try the dtype float32",
+                )
             drawn.append(step.token)
             yield step
             if upcoming is None:

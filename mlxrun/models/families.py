@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from converters.gguf.checks import MAX_BLOCKS
 from converters.rope import (
     llama3_factors,
     longrope_attention_factor,
@@ -61,22 +62,22 @@ def model_config(config: HFConfig) -> ModelConfig:
         return FAMILIES[kind](config)
     except KeyError as missing:
         raise CheckpointError(f"config.json has no {missing.args[0]!r}") from missing
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"config.json has an impossible value: {error}") from error
 
 
 def _decoder(config: HFConfig, *, qk_norm: bool = False) -> ModelConfig:
     """The plan that these families share: pre-norm blocks, grouped queries, gated feed-forward."""
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+    hidden, heads = _count(config, "hidden_size"), _count(config, "num_attention_heads")
+    kv_heads = _count(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
-    head_dim = int(config.get("head_dim") or hidden // heads)
+    head_dim = _count(config, "head_dim", hidden // heads)
     activation = str(config.get("hidden_act", "silu"))
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act {activation!r} is not one of this family")
     rope, sharpening = rope_of(config, head_dim)
-    feed_forward = FeedForward(int(config["intermediate_size"]))
+    feed_forward = FeedForward(_count(config, "intermediate_size"))
 
     def layer(window: int | None) -> Layer:
         # Scaling queries and keys alike is scaling their products twice.
@@ -87,18 +88,30 @@ def _decoder(config: HFConfig, *, qk_norm: bool = False) -> ModelConfig:
 
     return ModelConfig(
         family=str(config["model_type"]),
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=_count(config, "vocab_size"),
         hidden_size=hidden,
         layers=tuple(layer(window) for window in _windows(config)),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         tied=bool(config.get("tie_word_embeddings", False)),
-        context_length=int(config.get("max_position_embeddings", 4096)),
+        context_length=_count(config, "max_position_embeddings", 4096),
     )
+
+
+def _count(config: HFConfig, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+    """A size or a number of things: a whole number of at least 1."""
+    value = config[key] if default is None else config.get(key)
+    value = default if value is None and default is not None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(
+            f"config.json has an impossible value: {key} must be a whole number from 1 to {most}, "
+            f"not {str(value)[:80]}"
+        )
+    return value
 
 
 def _windows(config: HFConfig) -> list[int | None]:
     """The sliding window of each layer, or None."""
-    layers = int(config["num_hidden_layers"])
+    layers = _count(config, "num_hidden_layers", most=MAX_BLOCKS)
     window = config.get("sliding_window")
     kinds = config.get("layer_types")
     if kinds is not None:
@@ -106,12 +119,15 @@ def _windows(config: HFConfig) -> list[int | None]:
             raise CheckpointError(
                 f"config.json: layer_types has {len(kinds)} entries for {layers} layers"
             )
-        return [int(window) if kind == "sliding_attention" and window else None for kind in kinds]
+        return [
+            _count(config, "sliding_window") if kind == "sliding_attention" and window else None
+            for kind in kinds
+        ]
     # Qwen 2 states a window and switches it off; Mistral 0.1 states it and means every layer.
     if window is None or not config.get("use_sliding_window", config["model_type"] == "mistral"):
         return [None] * layers
     full = int(config.get("max_window_layers", 0))
-    return [None if i < full else int(window) for i in range(layers)]
+    return [None if i < full else _count(config, "sliding_window") for i in range(layers)]
 
 
 def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
@@ -124,6 +140,11 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
     scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
     dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
+    if dims < 2 or dims % 2 or dims > head_dim:
+        raise CheckpointError(
+            f"config.json: rotary embeddings turn pairs, they cannot turn {dims} dimensions of a "
+            f"head of {head_dim}"
+        )
     traditional = bool(config.get("rope_traditional", False))
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
 

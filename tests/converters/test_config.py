@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import Tiny
 
+from converters.errors import GGUFError
 from converters.gguf.config import model_config
 from converters.gguf.reader import read_gguf
 from converters.rope import (
@@ -149,3 +150,9 @@ def test_yarn_leaves_fast_dimensions_and_stretches_slow_ones(dims: int) -> None:
     assert (factors[turns > 32 * 10000 ** (2 / dims)] == 1).all()
     assert (factors[turns < 10000 ** (-2 / dims)] == 4).all()
     assert (np.diff(factors) >= 0).all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 15])
+def test_heads_of_an_odd_width_cannot_be_rotated(tmp_path: Path, width: int) -> None:
+    with pytest.raises(GGUFError, match=f"even width.*{width}"):
+        config_of(tmp_path, Tiny(head_dim=width))
