@@ -148,6 +148,8 @@ class CheckpointWriter:
     def write_file(self, name: str, data: bytes | str) -> None:
         """Write one small file into the directory, or into a folder of it."""
         path = self._partial / name
+        if ".." in path.parts or not path.is_relative_to(self._partial):
+            raise CheckpointError(f"{name!r} is no file of a model directory")
         with disk_errors(self.path):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data.encode() if isinstance(data, str) else data)

@@ -49,6 +49,7 @@ KINDS: Final = {
 
 BPE_MODELS: Final = tuple(model for model, kind in KINDS.items() if kind == "bpe")
 
+_TEMPLATE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BYTES: Final = frozenset(f"<0x{value:02X}>" for value in range(256))
 _SPECIALS: Final = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")
 _DEFAULT_IDS: Final[Mapping[str, Mapping[str, int]]] = {
@@ -278,7 +279,10 @@ def _templates(gguf: GGUFFile) -> dict[str, str]:
         if key == prefix or key.startswith(f"{prefix}."):
             if not isinstance(value, str):
                 raise gguf.error(key, expected="a Jinja template as a string")
-            templates["default" if key == prefix else key.removeprefix(f"{prefix}.")] = value
+            name = "default" if key == prefix else key.removeprefix(f"{prefix}.")
+            if not _TEMPLATE_NAME.fullmatch(name):  # it becomes the name of a file
+                raise gguf.error(key, expected="a name of letters, digits, - and _", found=name)
+            templates[name] = value.encode("utf-8", "replace").decode()
     return templates
 
 
