@@ -31,6 +31,7 @@ from converters.errors import (
     OutOfSpaceError,
     TargetExistsError,
     UnsupportedArchitectureError,
+    shortened,
 )
 
 __all__ = [
@@ -74,9 +75,7 @@ class ParameterError(MlxrunError):
         self.name = name
         self.value = value
         self.allowed = allowed
-        shown = repr(value)
-        shown = shown if len(shown) <= 100 else f"{shown[:99]}…"
-        super().__init__(f"{name} must be {allowed}, not {shown}")
+        super().__init__(f"{name} must be {allowed}, not {shortened(repr(value), 100)}")
 
 
 class TokenizerError(MlxrunError):

@@ -6,6 +6,7 @@ that no family has yet, the knob goes into ``config.py`` and is read once, where
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,6 +78,12 @@ def _decoder(config: HFConfig, *, qk_norm: bool = False) -> ModelConfig:
     if activation not in ("silu", "swish"):
         raise CheckpointError(f"config.json: hidden_act {activation!r} is not one of this family")
     rope, sharpening = rope_of(config, head_dim)
+    eps = float(config.get("rms_norm_eps", 1e-6))
+    if not (0 <= eps < math.inf and 0 < sharpening < math.inf):
+        raise CheckpointError(
+            f"config.json has an impossible value: rms_norm_eps {eps}, or an attention factor of "
+            f"{sharpening}"
+        )
     feed_forward = FeedForward(_count(config, "intermediate_size"))
 
     def layer(window: int | None) -> Layer:
@@ -91,7 +98,7 @@ def _decoder(config: HFConfig, *, qk_norm: bool = False) -> ModelConfig:
         vocab_size=_count(config, "vocab_size"),
         hidden_size=hidden,
         layers=tuple(layer(window) for window in _windows(config)),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        norm_eps=eps,
         tied=bool(config.get("tie_word_embeddings", False)),
         context_length=_count(config, "max_position_embeddings", 4096),
     )
@@ -130,6 +137,10 @@ def _windows(config: HFConfig) -> list[int | None]:
     return [None if i < full else _count(config, "sliding_window") for i in range(layers)]
 
 
+# What a section of rotary parameters may hold without being a scaling.
+_NO_SCALING = {"rope_theta", "partial_rotary_factor", "rope_type", "type"}
+
+
 def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
     """The rotary embedding of a config, and what it multiplies queries and keys by.
 
@@ -139,19 +150,28 @@ def rope_of(config: HFConfig, head_dim: int) -> tuple[Rope, float]:
     # transformers 5 moved everything rotary into one section.
     scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
-    dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
+    partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    dims = int(head_dim * float(partial))
     if dims < 2 or dims % 2 or dims > head_dim:
         raise CheckpointError(
             f"config.json: rotary embeddings turn pairs, they cannot turn {dims} dimensions of a "
             f"head of {head_dim}"
         )
     traditional = bool(config.get("rope_traditional", False))
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind is None and set(scaling) - _NO_SCALING:
+        raise CheckpointError(f"config.json: rope scaling of no known type: {dict(scaling)}")
 
     def rope(**more: Any) -> Rope:
-        return Rope(dims, base, traditional=traditional, **more)
+        made = Rope(dims, base, traditional=traditional, **more)
+        numbers = (made.base, made.scale, *(made.factors or ()))
+        if not all(0 < number < math.inf for number in numbers):
+            raise CheckpointError(
+                f"config.json: rope_theta {base} with {dict(scaling)} gives impossible frequencies"
+            )
+        return made
 
-    if kind == "default":
+    if kind in (None, "default"):
         return rope(), 1.0
     if kind == "linear":
         return rope(scale=1.0 / float(scaling["factor"])), 1.0
