@@ -233,7 +233,9 @@ def _layouts(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, L
     for module in modules:
         own = section.get(module)
         form = section | own if isinstance(own, dict) else section
-        mode = form.get("mode", "affine")
+        mode = str(form.get("mode", "affine"))
+        if f"{module}.weight" not in arrays:
+            raise CheckpointError(f"the weights have {module}.scales and no {module}.weight")
         if mode in FIXED_MODES:
             layouts[module] = fixed(mode)
         elif mode == "affine":

@@ -205,3 +205,10 @@ def test_a_template_that_is_not_utf8_is_written_as_it_is_read(tmp_path: Path) ->
     path.write_bytes(path.read_bytes().replace(b"a#b", b"a\xffb"))
     written = tokenizer_files(read_gguf(path))["chat_template.jinja"].decode()
     assert written == load_tokenizer(path).chat_template.source
+
+
+def test_a_token_without_end_is_refused(tmp_path: Path) -> None:
+    """Its cuts alone would take hours."""
+    gguf = read_gguf(write_gguf(tmp_path / "x.gguf", spm(["a" * 200_000])))
+    with pytest.raises(GGUFError, match=r"at most 4096 characters.*200000"):
+        tokenizer_files(gguf)

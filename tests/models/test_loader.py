@@ -316,6 +316,10 @@ QUANTIZATION_DAMAGE: dict[str, tuple[Damage, str]] = {
     "other bits": (config_with(quantization={"group_size": 64, "bits": 5}), "proj|embed"),
     "other groups": (config_with(quantization={"group_size": 32, "bits": 4}), "proj|embed"),
     "no biases": (arrays_with(**{UP.replace("weight", "biases"): None}), "up_proj.biases"),
+    "another mode": (config_with(quantization={"mode": "mxfp4"}), "mxfp4 is stored|scales"),
+    "no mode": (config_with(quantization=MODES["4 bits"] | {"mode": ["affine"]}), "mode"),
+    "codes as floats": (arrays_with(**{UP: mx.zeros((128, 8))}), "affine is stored"),
+    "scales of nothing": (arrays_with(**{UP: None}), "up_proj.scales and no"),
     "gptq": (config_with(quantization={"quant_method": "gptq"}), "quantization"),
 }
 
