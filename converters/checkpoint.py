@@ -42,6 +42,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into errors that say what to do."""
     try:
         yield
+    except ValueError as error:  # a path with a null byte
+        raise CheckpointError(f"cannot write {str(path)!r}: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfSpaceError(
@@ -102,7 +104,8 @@ class CheckpointWriter:
         self._header_bytes = -(-max(1, entries) * 256 // _HEADER_STEP) * _HEADER_STEP
         self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         self._shards: list[_Shard] = []
-        self._check_target()
+        with disk_errors(self.path):  # a name that the file system does not take
+            self._check_target()
 
     def _check_target(self) -> None:
         if not self.path.exists():
@@ -145,6 +148,8 @@ class CheckpointWriter:
     def write_file(self, name: str, data: bytes | str) -> None:
         """Write one small file into the directory, or into a folder of it."""
         path = self._partial / name
+        if ".." in path.parts or not path.is_relative_to(self._partial):
+            raise CheckpointError(f"{name!r} is no file of a model directory")
         with disk_errors(self.path):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data.encode() if isinstance(data, str) else data)

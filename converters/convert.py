@@ -23,7 +23,7 @@ import numpy as np
 
 from converters.checkpoint import CheckpointWriter
 from converters.encode import Encoded, encode, supported
-from converters.errors import ConversionError, InexactError, OutOfSpaceError
+from converters.errors import CheckpointError, ConversionError, InexactError, OutOfSpaceError
 from converters.forms import Arrays
 from converters.gguf.config import model_config
 from converters.gguf.names import Mapped, NameMap, map_names
@@ -198,6 +198,8 @@ def convert(
     """
     started = time.perf_counter()
     policy = check_policy(policy)
+    if dst is not None and not isinstance(dst, str | os.PathLike):
+        raise CheckpointError(f"the target must be a path, not {dst!r}")
     gguf = read_gguf(src)
     names, config = map_names(gguf), model_config(gguf)
     target = Path(dst) if dst is not None else default_target(gguf.path)

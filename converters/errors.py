@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# A message may quote a file, and a file may hold anything.
+LONGEST_MESSAGE = 2000
+
 
 class MlxrunError(Exception):
     """An expected failure: what went wrong, where, and what to do about it.
@@ -20,9 +23,14 @@ class MlxrunError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        self.message = " ".join(message.split())
+        self.message = shortened(" ".join(message.split()))
         self.hint = " ".join(hint.split()) if hint else None
         super().__init__(f"{self.message}. {self.hint}" if self.hint else self.message)
+
+
+def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """The text, or its beginning where it is longer than ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class ConversionError(MlxrunError):

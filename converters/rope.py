@@ -16,6 +16,11 @@ import numpy.typing as npt
 Factors = npt.NDArray[np.float64]
 
 
+# Impossible scalings give impossible factors, which whoever uses them must refuse.
+_quietly = np.errstate(all="ignore")
+
+
+@_quietly
 def llama3_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
     """Llama 3.1's scaling, shape (dims / 2,).
 
@@ -31,19 +36,23 @@ def llama3_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factor
     return factors
 
 
+@_quietly
 def yarn_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
     """YaRN's "NTK by parts" (Peng et al., 2023, arXiv:2309.00071, section 3.2), shape (dims / 2,).
 
     Dimensions that turn more than ``beta_fast`` times over the original context keep their
     frequency, those that turn less than ``beta_slow`` times are stretched by ``factor``.
+    ``truncate`` (transformers) says whether the bounds between them are whole dimensions.
     """
     original = scaling.get("original_max_position_embeddings", 4096)
 
     def turning(rotations: float) -> float:
         return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(math.floor(turning(scaling.get("beta_fast", 32))), 0)
-    high = min(math.ceil(turning(scaling.get("beta_slow", 1))), dims - 1)
+    low, high = turning(scaling.get("beta_fast", 32)), turning(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
     ramp = np.clip((np.arange(dims // 2) - low) / max(high - low, 0.001), 0, 1)
     factors: Factors = 1 / ((1 - ramp) + ramp / scaling["factor"])
     return factors
@@ -56,7 +65,9 @@ def yarn_growth(scaling: Mapping[str, Any]) -> float:
 
 
 def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
-    """What YaRN multiplies queries and keys by, from ``mscale`` and ``mscale_all_dim``."""
+    """What YaRN multiplies queries and keys by: stated, or from ``mscale`` and its like."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
 
     def growth(mscale: float) -> float:
         factor = scaling["factor"]

@@ -16,6 +16,7 @@
     ├── TokenizerError                    a vocabulary that cannot be used
     ├── TemplateError                     a chat template that fails or runs away
     ├── ContextLengthError                more tokens than the model can hold
+    ├── NumericError                      a model whose output is no number
     └── CacheError                        an operation that this kind of cache cannot do
 """
 
@@ -30,6 +31,7 @@ from converters.errors import (
     OutOfSpaceError,
     TargetExistsError,
     UnsupportedArchitectureError,
+    shortened,
 )
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "HubError",
     "InexactError",
     "MlxrunError",
+    "NumericError",
     "OutOfSpaceError",
     "ParameterError",
     "SourceError",
@@ -72,7 +75,7 @@ class ParameterError(MlxrunError):
         self.name = name
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{name} must be {allowed}, not {value!r}")
+        super().__init__(f"{name} must be {allowed}, not {shortened(repr(value), 100)}")
 
 
 class TokenizerError(MlxrunError):
@@ -85,6 +88,10 @@ class TemplateError(MlxrunError):
 
 class ContextLengthError(MlxrunError):
     """A request needs more tokens than the model or the cache can hold."""
+
+
+class NumericError(MlxrunError):
+    """A model computes infinities or not-a-number, so that no token can be chosen."""
 
 
 class CacheError(MlxrunError):

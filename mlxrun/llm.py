@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from numbers import Integral
 from pathlib import Path
@@ -24,7 +24,7 @@ from converters.report import ConversionReport  # noqa: E402
 from mlxrun.errors import ContextLengthError, ParameterError  # noqa: E402
 from mlxrun.generation.breakers import breaker_tokens  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill  # noqa: E402
-from mlxrun.generation.parameters import SamplingParams  # noqa: E402
+from mlxrun.generation.parameters import Range, SamplingParams  # noqa: E402
 from mlxrun.generation.request import (  # noqa: E402
     Chunk,
     Completion,
@@ -45,6 +45,7 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
 MAX_TOKENS = 512
+_LONGEST = 2**31 - 1
 
 
 def load(
@@ -130,10 +131,17 @@ class LLM:
             window: remember only the last ``window`` tokens (rotating cache), for conversations
                 without end in bounded memory.
             keep: first tokens to remember all the same, e.g. the system message.
-        """
 
+        Raises:
+            ParameterError: a window below 1 or a keep below 0.
+        """
+        if window is not None:
+            window = int(Range(1, _LONGEST, whole=True).check("window", window))
+        keep = int(Range(0, _LONGEST, whole=True).check("keep", keep))
         return Session(
-            lambda: self.model.make_cache(window=window, keep=keep), windowed=window is not None
+            lambda: self.model.make_cache(window=window, keep=keep),
+            windowed=window is not None,
+            owner=self.model,
         )
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
@@ -155,6 +163,8 @@ class LLM:
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": ...}`` in order.
         """
+        if not isinstance(messages, Iterable) or isinstance(messages, str | Mapping):
+            raise ParameterError("messages", messages, "a sequence of mappings")
         return self.generate(list(messages), **options)
 
     def stream(
@@ -205,9 +215,9 @@ class LLM:
         ids: Sequence[int]
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, parse_special=parse_special)
-        elif len(prompt) and isinstance(prompt[0], Mapping):
+        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             messages = cast(Sequence[Message], prompt)
-            ids = self.tokenizer.encode_chat(messages, **(template or {}))
+            ids = self.tokenizer.encode_chat(messages, **_variables(template))
         else:
             ids = cast(Sequence[int], prompt)
         return self._checked(ids)
@@ -215,7 +225,10 @@ class LLM:
     def _checked(self, ids: Sequence[int] | mx.array) -> list[int]:
         """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
         size = self.model.config.vocab_size
-        tokens = list(cast(list[int], ids.tolist() if isinstance(ids, mx.array) else ids))
+        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not isinstance(listed, Iterable):
+            raise ParameterError("prompt", ids, "text, token ids or messages")
+        tokens = list(cast(Iterable[int], listed))
         if not tokens:
             raise ParameterError("prompt", "", "at least one token long")
         for token in tokens:
@@ -226,6 +239,8 @@ class LLM:
 
     def _limit(self, request: Request, session: Session | None) -> int:
         """How many tokens may be generated."""
+        if session is not None and getattr(session, "owner", None) is not self.model:
+            raise ParameterError("session", session, "one that this model's session() made")
         if session is not None and session.windowed:
             return request.max_tokens or self.context_length
         room = self.context_length - len(request.prompt)
@@ -305,6 +320,16 @@ class LLM:
             rows["conversion"] = str(self.report)
         cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
+
+
+def _variables(template: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a chat template is given besides the messages."""
+    given = {} if template is None else template
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ParameterError("template", template, "a mapping of names to values")
+    if "messages" in given:
+        raise ParameterError("template", "messages", "variables other than the messages")
+    return given
 
 
 class _Clock:

@@ -42,6 +42,9 @@ class Range(NamedTuple):
         """Whether ``value`` is a number of this range."""
         if isinstance(value, bool) or not isinstance(value, int if self.integer else (int, float)):
             return False
+        if not self.integer:  # models compute with float32, whatever the file stores
+            with np.errstate(over="ignore"):
+                value = float(np.float32(value))
         inside = self.low < value if self.above else self.low <= value
         return inside and value <= self.high and (self.integer or math.isfinite(value))
 
@@ -67,6 +70,9 @@ NUMBERS: Final[dict[str, Range]] = {
     "rope.scaling.factor": _NOT_NEGATIVE,
     "rope.scaling.attn_factor": _NOT_NEGATIVE,
     "rope.scaling.original_context_length": Range(0, _U32),
+    "rope.scaling.yarn_beta_fast": _POSITIVE,
+    "rope.scaling.yarn_beta_slow": _POSITIVE,
+    "rope.scaling.yarn_log_multiplier": _FINITE,
     "attention.layer_norm_epsilon": _NOT_NEGATIVE,
     "attention.layer_norm_rms_epsilon": _NOT_NEGATIVE,
     "attention.group_norm_epsilon": _NOT_NEGATIVE,
@@ -98,7 +104,7 @@ TOKEN_TYPE: Final = "tokenizer.ggml.token_type"
 MERGES: Final = "tokenizer.ggml.merges"
 
 _TOKEN_ID: Final = re.compile(r"tokenizer\.ggml\.\w+_token_id")
-_BLOCK: Final = re.compile(r"blk\.(\d+)\.")
+_BLOCK: Final = re.compile(r"blk\.([0-9]{1,9})\.")
 
 
 def check(file: GGUFFile) -> None:

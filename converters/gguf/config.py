@@ -130,9 +130,9 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
         "rope_type": "yarn",
         "type": "yarn",
         "factor": _tidy(factor),
-        "original_max_position_embeddings": int(
-            gguf.key("rope.scaling.original_context_length", context)
-        ),
+        # Zero stands for an absent key, as llama.cpp reads it.
+        "original_max_position_embeddings": int(gguf.key("rope.scaling.original_context_length", 0))
+        or context,
     }
     if gguf.architecture in _OWN_YARN:
         for key in ("beta_fast", "beta_slow"):
@@ -233,6 +233,12 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
     if value_dim != head_dim:
         raise gguf.error(
             f"{gguf.architecture}.attention.value_length", expected=f"key_length, {head_dim}"
+        )
+    if head_dim < 1 or head_dim % 2:
+        raise gguf.error(
+            f"{gguf.architecture}.attention.key_length",
+            expected="heads of an even width, as rotary embeddings turn pairs",
+            found=str(head_dim),
         )
     return head_dim
 

@@ -331,7 +331,8 @@ def architecture_of(gguf: GGUFFile) -> Architecture:
     )
 
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+# One spelling for each layer: two of them would be two tensors for one parameter.
+_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
 def map_names(gguf: GGUFFile) -> NameMap:

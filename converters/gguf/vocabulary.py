@@ -49,6 +49,9 @@ KINDS: Final = {
 
 BPE_MODELS: Final = tuple(model for model, kind in KINDS.items() if kind == "bpe")
 
+# Cutting a token in all places takes the square of its length; real ones have a few hundred.
+MAX_TOKEN: Final = 4096
+_TEMPLATE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BYTES: Final = frozenset(f"<0x{value:02X}>" for value in range(256))
 _SPECIALS: Final = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")
 _DEFAULT_IDS: Final[Mapping[str, Mapping[str, int]]] = {
@@ -170,6 +173,10 @@ def _tokens(gguf: GGUFFile) -> list[str]:
     if not tokens:
         raise gguf.error(key, expected="at least one token")
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
+    longest = max(range(len(tokens)), key=lambda index: len(tokens[index]))
+    if len(tokens[longest]) > MAX_TOKEN:
+        found = f"{len(tokens[longest])} at {longest}"
+        raise gguf.error(key, expected=f"tokens of at most {MAX_TOKEN} characters", found=found)
     if len(set(tokens)) != len(tokens):
         twin = next(token for token, count in Counter(tokens).items() if count > 1)
         where = [index for index, token in enumerate(tokens) if token == twin]
@@ -278,7 +285,10 @@ def _templates(gguf: GGUFFile) -> dict[str, str]:
         if key == prefix or key.startswith(f"{prefix}."):
             if not isinstance(value, str):
                 raise gguf.error(key, expected="a Jinja template as a string")
-            templates["default" if key == prefix else key.removeprefix(f"{prefix}.")] = value
+            name = "default" if key == prefix else key.removeprefix(f"{prefix}.")
+            if not _TEMPLATE_NAME.fullmatch(name):  # it becomes the name of a file
+                raise gguf.error(key, expected="a name of letters, digits, - and _", found=name)
+            templates[name] = value.encode("utf-8", "replace").decode()
     return templates
 
 

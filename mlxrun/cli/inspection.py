@@ -212,7 +212,7 @@ def _directory(path: Path, context: int | None) -> Facts:
             f"{path} is not a model directory: it has no config.json",
             hint="Give a .gguf file, a model directory or org/repo",
         )
-    files = sorted(path.glob("*.safetensors"))
+    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     tensors = stored_tensors(files, config)
     model, problem = None, None
     try:
@@ -244,11 +244,11 @@ def _entry(tensor: StoredTensor) -> Facts:
 
 def _json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is no file."""
+    if not path.is_file():
+        return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object")

@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache
-from mlxrun.errors import CacheError
+from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.models.transformer import Transformer
@@ -34,6 +34,7 @@ class Session:
     Args:
         make: empty caches, one per layer.
         windowed: whether old tokens are forgotten, so that the context never fills.
+        owner: the model; another one's tokens would mean nothing to it.
 
     Attributes:
         cache: one per layer.
@@ -42,6 +43,7 @@ class Session:
 
     make: Callable[[], list[Cache]]
     windowed: bool = False
+    owner: Transformer | None = field(default=None, repr=False)
     cache: list[Cache] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
@@ -77,7 +79,7 @@ class Session:
     def fork(self) -> Session:
         """A session with the same past that goes its own way from here."""
         forks = [cache.fork() for cache in self.cache]
-        return Session(self.make, self.windowed, forks, list(self.tokens))
+        return Session(self.make, self.windowed, self.owner, forks, list(self.tokens))
 
     @property
     def nbytes(self) -> int:
@@ -135,8 +137,13 @@ def decode(
 
     The graph of the next step is queued before this step's token is read, so that the device never
     waits for the host. Closing the iterator leaves the session with the tokens it yielded.
+
+    Raises:
+        NumericError: the logits are not all finite.
     """
     drawn: list[int] = []
+    finite = mx.isfinite(logits).all()
+    mx.async_eval(finite)  # type: ignore[no-untyped-call]
     sampled = sampler.sample(logits)
     _queue(sampled)
     try:
@@ -146,6 +153,12 @@ def decode(
                 upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
                 _queue(upcoming)
             step = Step.of(sampled)
+            if not drawn and not finite.item():
+                raise NumericError(
+                    "the model's output is not finite: its weights are damaged, or too large for "
+                    f"{str(model.dtype).removeprefix('mlx.core.')}",
+                    hint="Check the file, or try the dtype float32",
+                )
             drawn.append(step.token)
             yield step
             if upcoming is None:
@@ -154,10 +167,9 @@ def decode(
     finally:
         # The last token is in the caches only if a step after it was queued.
         session.tokens.extend(drawn)
-        held = session.cache[0].offset
-        if held > len(session.tokens):
-            session.rewind(len(session.tokens))
-        del session.tokens[held:]
+        # An interrupt may have struck between two layers: all go back to what all of them hold.
+        held = min(cache.offset for cache in session.cache)
+        session.rewind(min(held, len(session.tokens)))
 
 
 def _queue(sampled: Sampled) -> None:

@@ -29,6 +29,8 @@ def resolve(source: str | Path, *, progress: Progress | None = None) -> Path:
         HubError: the hub has no such model, refuses it, or cannot be reached and it is not cached.
         OutOfSpaceError: the disk has no room for the download.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise SourceError(f"{source!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
     text = os.fspath(source)
     if isinstance(source, str) and has_address(text):
         return pull(text, progress=progress)

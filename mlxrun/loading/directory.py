@@ -49,14 +49,14 @@ def read_config(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing or not a JSON object.
     """
     file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not file.is_file():
         raise CheckpointError(
             f"{path} is not a model directory: it has no config.json",
             hint="Give a .gguf file, a model directory or org/repo",
-        ) from error
-    except (OSError, ValueError) as error:
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} is not a JSON object")
@@ -69,9 +69,16 @@ def _read_safetensors(path: Path) -> dict[str, mx.array]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            files = sorted(path / _plain_name(name) for name in names)
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise CheckpointError(f"cannot read {index}: {error}") from error
-        files = sorted(path / str(name) for name in names)
     if not files:
         raise CheckpointError(
             f"{path} has no model*.safetensors", hint="Only safetensors weights are read"
@@ -89,17 +96,27 @@ def _read_safetensors(path: Path) -> dict[str, mx.array]:
     return arrays
 
 
+def _plain_name(name: str) -> str:
+    """A file's name that does not lead out of its directory."""
+    if Path(name).name != name or len(name) > 255 or "\0" in name:
+        raise ValueError(f"{name[:80]!r} is no file of this directory")
+    return name
+
+
 def _layouts(config: dict[str, Any], arrays: dict[str, mx.array]) -> dict[str, Layout]:
     """Which modules are quantised and how, from the ``quantization`` section."""
     modules = [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]
-    section = config.get("quantization") or config.get("quantization_config") or {}
+    section = config.get("quantization") or config.get("quantization_config")
+    section = section if isinstance(section, dict) else {}
     if modules and not section:
         raise CheckpointError("the weights are quantised but config.json does not say how")
     layouts = {}
     for module in modules:
         own = section.get(module)
         form = section | own if isinstance(own, dict) else section
-        mode = form.get("mode", "affine")
+        mode = str(form.get("mode", "affine"))
+        if f"{module}.weight" not in arrays:
+            raise CheckpointError(f"the weights have {module}.scales and no {module}.weight")
         if mode in FIXED_MODES:
             layouts[module] = fixed(mode)
         elif mode == "affine":

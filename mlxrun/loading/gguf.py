@@ -31,7 +31,8 @@ def load_gguf(
     """Convert a GGUF straight into memory.
 
     Args:
-        dtype: of activations and scales; by default float32 on the CPU, half precision elsewhere.
+        dtype: of activations and scales; by default float32 on the CPU and with policy ``exact``
+            (half precision rounds what the policy keeps), half precision elsewhere.
         policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
             where memory allows (see :func:`expands`), and near elsewhere.
 
@@ -40,7 +41,7 @@ def load_gguf(
     """
     names = map_names(gguf)
     config = model_config(gguf)
-    run = resolve_dtype(dtype, half_dtype(gguf))
+    run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
     bound = run_policy(gguf, policy, run)
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}

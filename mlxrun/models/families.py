@@ -365,7 +365,7 @@ def model_config(config: HFConfig) -> ModelConfig:
         return FAMILIES[kind](config)
     except KeyError as missing:
         raise CheckpointError(f"config.json has no {missing.args[0]!r}") from missing
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"config.json has an impossible value: {error}") from error
 
 

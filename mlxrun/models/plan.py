@@ -5,10 +5,12 @@ A family (``families.py``) calls :func:`decoder` with what it changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from converters.gguf.checks import MAX_BLOCKS
 from converters.rope import (
     llama3_factors,
     longrope_attention_factor,
@@ -36,7 +38,19 @@ def mixture(config: HFConfig, **more: Any) -> Experts:
     size = config.get("moe_intermediate_size") or config["intermediate_size"]
     if count is None:
         raise KeyError("num_experts")
-    return Experts(int(count), int(config["num_experts_per_tok"]), int(size), **more)
+    return Experts(int(count), whole(config, "num_experts_per_tok"), int(size), **more)
+
+
+def whole(config: HFConfig, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
+    """A size or a number of things: a whole number of at least 1."""
+    value = config[key] if default is None else config.get(key)
+    value = default if value is None and default is not None else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(
+            f"config.json has an impossible value: {key} must be a whole number from 1 to {most}, "
+            f"not {str(value)[:80]}"
+        )
+    return value
 
 
 def decoder(
@@ -59,13 +73,13 @@ def decoder(
         windows: of each layer; read from the config by default.
         model: fields of the model to change.
     """
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+    hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    kv_heads = whole(config, "num_key_value_heads", heads)
+    if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
     head_dim = head_width(config)
     rope = rope_of(config, head_dim)
-    inner = FeedForward(int(config["intermediate_size"]), _activation(config))
+    inner = FeedForward(whole(config, "intermediate_size"), _activation(config))
     plan = replace(
         Layer(
             replace(
@@ -82,22 +96,25 @@ def decoder(
         return replace(plan, attention=own, **changes)
 
     seen = windows if windows is not None else layer_windows(config)
+    norm = norm or Norm(eps=float(config.get("rms_norm_eps", 1e-6)))
+    if not 0 <= norm.eps < math.inf:
+        raise CheckpointError(f"config.json has an impossible value: epsilon {norm.eps} of norms")
     return ModelConfig(
         family=str(config["model_type"]),
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=whole(config, "vocab_size"),
         hidden_size=hidden,
         layers=tuple(build(i, window) for i, window in enumerate(seen)),
-        norm=norm or Norm(eps=float(config.get("rms_norm_eps", 1e-6))),
+        norm=norm,
         tied=bool(config.get("tie_word_embeddings", False)),
-        context_length=int(config.get("max_position_embeddings", 4096)),
+        context_length=whole(config, "max_position_embeddings", 4096),
         **model,
     )
 
 
 def head_width(config: HFConfig) -> int:
     """Width of a head."""
-    own = config.get("head_dim")
-    return int(own or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+    shared = whole(config, "hidden_size") // whole(config, "num_attention_heads")
+    return whole(config, "head_dim", shared)
 
 
 def rope_base(config: HFConfig) -> float:
@@ -133,8 +150,8 @@ def layer_windows(config: HFConfig, every: int | None = None) -> list[int | None
     Args:
         every: where ``layer_types`` does not say: each layer of that number sees everything.
     """
-    layers = int(config["num_hidden_layers"])
-    window = config.get("sliding_window")
+    layers = whole(config, "num_hidden_layers", most=MAX_BLOCKS)
+    window = whole(config, "sliding_window") if config.get("sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is None and every is not None:
         kinds = ["full" if (i + 1) % every == 0 else "sliding_attention" for i in range(layers)]
@@ -143,12 +160,16 @@ def layer_windows(config: HFConfig, every: int | None = None) -> list[int | None
             raise CheckpointError(
                 f"config.json: layer_types has {len(kinds)} entries for {layers} layers"
             )
-        return [int(window) if kind == "sliding_attention" and window else None for kind in kinds]
+        return [window if kind == "sliding_attention" else None for kind in kinds]
     # Qwen 2 states a window and switches it off; Mistral 0.1 states it and means every layer.
     if window is None or not config.get("use_sliding_window", config["model_type"] == "mistral"):
         return [None] * layers
     full = int(config.get("max_window_layers", 0))
-    return [None if i < full else int(window) for i in range(layers)]
+    return [None if i < full else window for i in range(layers)]
+
+
+# What a section of rotary parameters may hold without being a scaling.
+_NO_SCALING = {"rope_theta", "partial_rotary_factor", "rope_type", "type"}
 
 
 def rope_of(config: HFConfig, head_dim: int) -> Rope:
@@ -160,14 +181,28 @@ def rope_of(config: HFConfig, head_dim: int) -> Rope:
     # transformers 5 moved everything rotary into one section.
     scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = rope_base(config)
-    dims = int(head_dim * float(config.get("partial_rotary_factor", 1.0)))
+    partial = scaling.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    dims = int(head_dim * float(partial))
+    if dims < 2 or dims % 2 or dims > head_dim:
+        raise CheckpointError(
+            f"config.json: rotary embeddings turn pairs, they cannot turn {dims} dimensions of a "
+            f"head of {head_dim}"
+        )
     traditional = bool(config.get("rope_traditional", False))
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind is None and set(scaling) - _NO_SCALING:
+        raise CheckpointError(f"config.json: rope scaling of no known type: {dict(scaling)}")
 
     def rope(**more: Any) -> Rope:
-        return Rope(dims, base, traditional=traditional, **more)
+        made = Rope(dims, base, traditional=traditional, **more)
+        numbers = (made.base, made.scale, made.sharpening, *(made.factors or ()))
+        if not all(0 < number < math.inf for number in numbers):
+            raise CheckpointError(
+                f"config.json: rope_theta {base} with {dict(scaling)} gives impossible frequencies"
+            )
+        return made
 
-    if kind == "default":
+    if kind in (None, "default"):
         return rope()
     if kind == "linear":
         return rope(scale=1.0 / float(scaling["factor"]))

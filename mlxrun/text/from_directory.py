@@ -19,7 +19,7 @@ from converters.gguf.sentencepiece_model import read_model
 from converters.gguf.vocabulary import TokenType, Vocabulary
 from mlxrun.errors import TokenizerError
 from mlxrun.text.from_gguf import vocabulary_parts
-from mlxrun.text.library_file import LibraryFile
+from mlxrun.text.library_file import DAMAGE, LibraryFile
 from mlxrun.text.pieces import Pieces
 from mlxrun.text.special import SpecialTokens
 from mlxrun.text.tokenizer import TokenizerParts
@@ -36,7 +36,11 @@ def directory_parts(path: Path) -> TokenizerParts:
     if model.is_file() and (settings.ours.get("kind") == "spm" or not library.is_file()):
         return vocabulary_parts(_vocabulary(model, settings))
     if library.is_file():
-        return _library_parts(LibraryFile(_read_json(library)), settings)
+        document = _read_json(library)
+        try:
+            return _library_parts(LibraryFile(document), settings)
+        except DAMAGE as reason:
+            raise TokenizerError(f"{library} is damaged: {reason!r}") from None
     raise TokenizerError(
         f"{path} has no tokenizer", hint="It needs tokenizer.json or tokenizer.model."
     )
@@ -102,7 +106,7 @@ class _Settings:
             if isinstance(value, str):
                 templates["default"] = value
             elif isinstance(value, list):
-                templates |= {e["name"]: e["template"] for e in value if isinstance(e, dict)}
+                templates |= {e["name"]: e["template"] for e in value if _is_template(e)}
         for file in sorted((self._path / "additional_chat_templates").glob("*.jinja")):
             templates[file.stem] = _read_text(file)
         main = self._path / "chat_template.jinja"
@@ -116,6 +120,13 @@ class _Settings:
         if not isinstance(entries, dict):
             return {}
         return {int(key): entry for key, entry in entries.items() if key.isdecimal()}
+
+
+def _is_template(entry: Any) -> bool:
+    """Whether this is a chat template with a name."""
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) for key in ("name", "template")
+    )
 
 
 def _library_parts(file: LibraryFile, settings: _Settings) -> TokenizerParts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "check_nesting",
     "check_operation",
     "check_size",
+    "counted",
     "sized",
 ]
 
@@ -39,6 +40,19 @@ def check_size(size: int) -> None:
     """Refuse a value of that many characters, items or bits."""
     if size > MAX_SIZE:
         raise LimitError(f"makes a value of more than {MAX_SIZE} characters or items")
+
+
+def counted(value: Any) -> Any:
+    """The value; an iterator stops where what it gives would be huge as a list or a text."""
+    return _counted(value) if isinstance(value, Iterator) else value
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    size = 0
+    for item in items:
+        size += 1 + _weight(item)
+        check_size(size)
+        yield item
 
 
 def check_nesting(value: Any) -> None:
@@ -97,7 +111,10 @@ def sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
     """A jinja2 filter with its arguments and its result checked."""
 
     @functools.wraps(filter_)  # keeps jinja2's marks of what the filter is passed first
-    def checked(*args: Any, **kwargs: Any) -> Any:
+    def checked(*given: Any, **kwargs: Any) -> Any:
+        args = [counted(value) for value in given]
+        if name in _JOINS:
+            args = [list(v) if isinstance(v, Iterator | range) else v for v in args]
         values = [v for v in (*args, *kwargs.values()) if isinstance(v, _PLAIN)]
         for value in values:
             check_nesting(value)
@@ -108,7 +125,7 @@ def sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
             check_size(lines * max([4, *(v for v in values[1:] if isinstance(v, int))]))
         elif name == "do_replace" and len(values) > 2:
             _check_replace(str(values[0]), str(values[1]), str(values[2]))
-        elif name in ("do_join", "sync_do_join") and values and isinstance(values[0], list | tuple):
+        elif name in _JOINS and values and isinstance(values[0], list | tuple):
             _check_join(str(values[1]) if len(values) > 1 else "", values[0])
         elif name == "do_format" and values:
             _check_fields(str(values[0]), values[1:])
@@ -120,6 +137,7 @@ def sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+_JOINS: Final = ("do_join", "sync_do_join")
 _BY_COUNT: Final = (
     "do_center",
     "do_indent",
@@ -157,6 +175,8 @@ def _check_join(separator: str, items: Any) -> None:
         check_size(sum(_weight(item) + len(separator) for item in items))
     elif isinstance(items, str):
         check_size(len(items) * (len(separator) + 1))
+    else:  # nobody knows how many
+        check_size(_MAX_NUMBER * len(separator))
 
 
 def _check_replace(text: str, old: Any, new: Any) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from converters.gguf.vocabulary import TokenType
-from mlxrun.errors import TokenizerError
 from mlxrun.text.encoders import LibraryEncoder, missing_bytes
 from mlxrun.text.special import SpecialToken
 
-__all__ = ["LibraryFile"]
+__all__ = ["DAMAGE", "LibraryFile"]
+
+DAMAGE: Final = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
+"""What a document that is not as it must be raises."""
 
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -20,22 +22,17 @@ class LibraryFile:
     """A parsed ``tokenizer.json``.
 
     Args:
-        document: the file's contents.
-
-    Raises:
-        TokenizerError: something in it is not as it must be.
+        document: the file's contents. Where something in it is not as it must be, this and every
+            method raise one of ``DAMAGE``.
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
-        try:
-            self._document = document
-            self._model: Mapping[str, Any] = document["model"]
-            self._added: Sequence[Mapping[str, Any]] = document.get("added_tokens") or []
-            self.special = [_special(entry) for entry in self._added]
-            self.vocab = self._vocab()
-            self.before, self.after = _around(document.get("post_processor"), self.vocab)
-        except (KeyError, TypeError, AttributeError, ValueError) as reason:
-            raise TokenizerError(f"tokenizer.json is damaged: {reason!r}") from None
+        self._document = document
+        self._model: Mapping[str, Any] = document["model"]
+        self._added: Sequence[Mapping[str, Any]] = document.get("added_tokens") or []
+        self.special = [_special(entry) for entry in self._added]
+        self.vocab = self._vocab()
+        self.before, self.after = _around(document.get("post_processor"), self.vocab)
 
     @property
     def byte_level(self) -> bool:

@@ -6,9 +6,10 @@ character, and sentencepiece's, where U+2581 is a space and ``<0xXX>`` a byte.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Final
+from typing import Final, SupportsIndex
 
 from converters.gguf.vocabulary import TokenType
 from mlxrun.errors import TokenizerError
@@ -54,18 +55,16 @@ class Pieces:
 
     def text(self, token_id: int) -> str:
         """The token as the vocabulary spells it; raises TokenizerError."""
-        self._check(token_id)
-        return self._texts[token_id]
+        return self._texts[self._index(token_id)]
 
     def is_control(self, token_id: int) -> bool:
         """Whether the token is a mark rather than text; raises TokenizerError."""
-        self._check(token_id)
-        return self._types[token_id] in _CONTROL
+        return self._types[self._index(token_id)] in _CONTROL
 
     def spell(self, token_id: int) -> bytes:
         """What the token adds to a text; raises TokenizerError."""
-        self._check(token_id)
-        text, type_ = self._texts[token_id], self._types[token_id]
+        index = self._index(token_id)
+        text, type_ = self._texts[index], self._types[index]
         if type_ == TokenType.BYTE:
             return bytes([int(text[3:5], 16)])
         if type_ in _LITERAL:
@@ -88,11 +87,17 @@ class Pieces:
     def _ids(self) -> dict[str, int]:
         return {text: index for index, text in enumerate(self._texts)}
 
-    def _check(self, token_id: int) -> None:
-        if not 0 <= token_id < len(self._texts):
+    def _index(self, token_id: SupportsIndex) -> int:
+        """The id as an int, also of numpy and MLX; raises TokenizerError where it is none."""
+        try:
+            index = operator.index(token_id)
+        except TypeError:
+            raise TokenizerError(f"{token_id!r} is no token id") from None
+        if not 0 <= index < len(self._texts):
             raise TokenizerError(
-                f"token {token_id} is outside the vocabulary of {len(self._texts)} tokens"
+                f"token {index} is outside the vocabulary of {len(self._texts)} tokens"
             )
+        return index
 
 
 def _raw(text: str) -> bytes:

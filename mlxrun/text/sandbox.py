@@ -91,7 +91,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Call something from a template."""
         self.tick()
         growth.check_method(obj, args, kwargs)
-        return super().call(context, obj, *args, **kwargs)
+        return super().call(context, obj, *map(growth.counted, args), **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Apply an operator that could make something huge."""

@@ -10,6 +10,7 @@ tokens' ids.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -31,9 +32,7 @@ class Shield:
 
     def __init__(self, control: Sequence[str]) -> None:
         self._control = sorted(control, key=len, reverse=True)
-        heads = (text[:n] for text in control for n in range(1, len(text)))
-        # Words are left alone: templates compare roles and types, and no marker begins with one.
-        self._heads = frozenset(head for head in heads if not head.isalnum())
+        self._ordered = sorted(control)
         self._longest = max(map(len, control), default=0)
         self._originals: list[str] = []
 
@@ -63,9 +62,16 @@ class Shield:
     def _cover_tail(self, text: str) -> str:
         """Cover an end that the beginning of the next string could complete to a control token."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
-            if text[-size:] in self._heads:
+            if self._is_head(text[-size:]):
                 return text[:-size] + self._put(text[-size:])
         return text
+
+    def _is_head(self, text: str) -> bool:
+        """Whether a control token begins so; if one does, the next one in order does."""
+        # Words are left alone: templates compare roles and types, and no marker begins with one.
+        place = bisect_right(self._ordered, text)
+        begins = place < len(self._ordered) and self._ordered[place].startswith(text)
+        return begins and not text.isalnum()
 
     def _put(self, original: str) -> str:
         self._originals.append(original)

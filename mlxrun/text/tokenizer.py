@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.gguf.reader import GGUFFile, read_gguf
-from mlxrun.errors import SourceError, TokenizerError
+from mlxrun.errors import ParameterError, SourceError, TokenizerError
 from mlxrun.text.default_templates import default_template
 from mlxrun.text.detokenizer import StreamingDetokenizer
 from mlxrun.text.encoders import Encoder
@@ -113,6 +113,9 @@ class Tokenizer:
             add_special: put BOS and EOS around it, if the model wants them.
             parse_special: let control tokens written in the text become such. Never do this with
                 text that others wrote. User-defined tokens are always recognised.
+
+        Raises:
+            ParameterError: this is no text.
         """
         pieces = self._parts.special.split(_valid(text), control=parse_special)
         ids = self._encode_pieces(pieces)
@@ -130,7 +133,10 @@ class Tokenizer:
 
         Raises:
             TokenizerError: an id is outside the vocabulary.
+            ParameterError: these are no ids.
         """
+        if not isinstance(ids, Iterable) or isinstance(ids, str):
+            raise ParameterError("ids", ids, "token ids")
         detokenizer = self.detokenizer(skip_special)
         return "".join(map(detokenizer.add, ids)) + detokenizer.finish()
 
@@ -201,7 +207,11 @@ class Tokenizer:
         Raises:
             TemplateError: the template refuses the messages or fails.
             TokenizerError: there is no template of that name.
+            ParameterError: these are no messages or no tools.
         """
+        for what, given in (("messages", messages), ("tools", tools or [])):
+            if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
+                raise ParameterError(what, given, "a sequence of mappings")
         shield = Shield(self._parts.special.control_texts())
         text = self._choose(template, tools).render(
             shield.cover(list(messages)),
@@ -262,6 +272,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 def _valid(text: str) -> str:
     """The text with pairs of surrogates joined and lone ones replaced."""
+    if not isinstance(text, str):
+        raise ParameterError("text", text, "a string")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -99,6 +99,12 @@ class Parameters:
 
     def _packed(self, module: str, layout: Layout, weight: mx.array) -> Weight:
         scales = self._get(f"{module}.scales")
+        codes = (weight.dtype, scales.dtype if layout.mode != "affine" else mx.uint8)
+        if codes != (mx.uint32, mx.uint8):
+            raise CheckpointError(
+                f"{self.prefix}{module} holds {weight.dtype} with scales of {scales.dtype}, which "
+                f"is not how {layout.mode} is stored"
+            )
         if layout.mode != "affine":
             return Weight(layout, weight, scales)
         biases = self._get(f"{module}.biases")

@@ -201,3 +201,12 @@ def test_a_place_that_cannot_hold_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         write(tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil"])
+def test_files_stay_inside_the_directory(tmp_path: Path, name: str) -> None:
+    with (
+        CheckpointWriter(tmp_path / "m") as writer,
+        pytest.raises(CheckpointError, match="no file of a model"),
+    ):
+        writer.write_file(name, "x")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_models import Tiny
 
+from converters.errors import GGUFError
 from converters.gguf.config import model_config
 from converters.gguf.reader import read_gguf
 from converters.rope import (
@@ -112,6 +113,16 @@ def test_yarn_keeps_its_attention_factor(tmp_path: Path, attention: float, facto
     assert yarn_attention_factor(scaling) == pytest.approx(wanted, rel=1e-6)
 
 
+def test_an_original_context_of_zero_is_none(tmp_path: Path) -> None:
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 0,
+    }
+    scaling = config_of(tmp_path, Tiny(keys=keys))["rope_scaling"]
+    assert scaling["original_max_position_embeddings"] == 2048
+
+
 @pytest.mark.parametrize(
     "keys",
     [
@@ -139,3 +150,9 @@ def test_yarn_leaves_fast_dimensions_and_stretches_slow_ones(dims: int) -> None:
     assert (factors[turns > 32 * 10000 ** (2 / dims)] == 1).all()
     assert (factors[turns < 10000 ** (-2 / dims)] == 4).all()
     assert (np.diff(factors) >= 0).all()
+
+
+@pytest.mark.parametrize("width", [1, 7, 15])
+def test_heads_of_an_odd_width_cannot_be_rotated(tmp_path: Path, width: int) -> None:
+    with pytest.raises(GGUFError, match=f"even width.*{width}"):
+        config_of(tmp_path, Tiny(head_dim=width))

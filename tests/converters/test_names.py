@@ -70,3 +70,17 @@ def test_biases_move_with_their_rows(tmp_path: Path) -> None:
         moved = {m.source.name.split(".", 2)[-1] for m in map_names(file).mapped if m.permuted}
         names = {"attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"}
         assert moved == (names if moves else set())
+
+
+@pytest.mark.parametrize("number", ["00", "\u0660", "9" * 40])
+def test_a_layer_has_one_spelling(
+    tmp_path: Path, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A twin of a tensor must not take its place."""
+    model, twin = Tiny(), f"blk.{number}.attn_q.weight"
+    shapes = model.shapes() | {twin: (64, 64)}
+    monkeypatch.setattr(model, "shapes", lambda: shapes)
+    names = map_names(read_gguf(model.write(tmp_path / "x.gguf")))
+    targets = [mapped.target for mapped in names.mapped]
+    assert len(set(targets)) == len(targets)
+    assert [tensor.name for tensor, _ in names.skipped] == [twin]

@@ -189,3 +189,26 @@ def test_kinds_that_are_not_converted(tmp_path: Path) -> None:
     gguf = write_gguf(tmp_path / "v.gguf", keys(model="rwkv", tokens=["a", "b"]))
     with pytest.raises(GGUFError, match="BPE or SPM"):
         tokenizer_files(read_gguf(gguf))
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "..", "", "a" * 100, "a\nb"])
+def test_a_templates_name_leads_nowhere(tmp_path: Path, name: str) -> None:
+    """It becomes a file's name, and files of others must not say where to write."""
+    metadata = spm() | {"tokenizer.chat_template.rag": "x", f"tokenizer.chat_template.{name}": "y"}
+    gguf = read_gguf(write_gguf(tmp_path / "x.gguf", metadata))
+    with pytest.raises(GGUFError, match="a name of letters"):
+        tokenizer_files(gguf)
+
+
+def test_a_template_that_is_not_utf8_is_written_as_it_is_read(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "x.gguf", spm() | {"tokenizer.chat_template": "a#b"})
+    path.write_bytes(path.read_bytes().replace(b"a#b", b"a\xffb"))
+    written = tokenizer_files(read_gguf(path))["chat_template.jinja"].decode()
+    assert written == load_tokenizer(path).chat_template.source
+
+
+def test_a_token_without_end_is_refused(tmp_path: Path) -> None:
+    """Its cuts alone would take hours."""
+    gguf = read_gguf(write_gguf(tmp_path / "x.gguf", spm(["a" * 200_000])))
+    with pytest.raises(GGUFError, match=r"at most 4096 characters.*200000"):
+        tokenizer_files(gguf)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import Tiny, nmse
 
 from converters.gguf.reader import read_gguf
+from mlxrun.errors import NumericError
 from mlxrun.generation import engine
 from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill
 from mlxrun.generation.parameters import SamplingParams
@@ -227,3 +230,13 @@ def test_a_session_knows_its_size(model: Transformer) -> None:
     tokens_of(model, session, random_prompt(300), 1)
     layers, kv_heads, dim, capacity = 2, 2, 8, 512
     assert session.nbytes == 2 * layers * kv_heads * dim * capacity * 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_a_model_that_computes_no_numbers_says_so(tmp_path: Path, value: float) -> None:
+    weights = {"output_norm.weight": np.full(32, value)}
+    path = replace(MODEL, weights=weights).write(tmp_path / "x.gguf")
+    broken = load_gguf(read_gguf(path), dtype="float32").model
+    session = session_of(broken)
+    with pytest.raises(NumericError, match=r"finite.*float32"):
+        tokens_of(broken, session, [1, 2, 3], 4)

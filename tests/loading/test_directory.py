@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,11 @@ def cut(path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def pipe(path: Path) -> None:
+    (path / "config.json").unlink()
+    os.mkfifo(path / "config.json")
+
+
 NORM = "model__layers__1__input_layernorm__weight"
 UP = "model__layers__1__mlp__up_proj__weight"
 UP_SCALES = "model__layers__1__mlp__up_proj__scales"
@@ -233,6 +239,24 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         lambda p: (p / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}'),
         "lacks b",
     ),
+    "index leads out of the directory": (
+        lambda p: (p / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"a": "../m/model.safetensors"}}'
+        ),
+        "no file of this directory",
+    ),
+    "index names what no file is called": (
+        lambda p: (p / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "a" * 5000}})
+        ),
+        "no file of this directory",
+    ),
+    "config is nested without end": (
+        lambda p: (p / "config.json").write_text("[" * 100_000),
+        "cannot read",
+    ),
+    "config is a pipe": (pipe, "no config.json"),
+    "as many layers as can be counted": (config_with(num_hidden_layers=2**40), "from 1 to 512"),
     "index is not an index": (
         lambda p: (p / "model.safetensors.index.json").write_text("[]"),
         "cannot read",
@@ -258,6 +282,16 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         "up_proj",
     ),
     "unknown scaling": (config_with(rope_scaling={"rope_type": "spiral"}), "spiral"),
+    "scaling without a type": (config_with(rope_scaling={"factor": 8.0}), "no known type"),
+    "scaling by infinity": (
+        config_with(rope_scaling={"rope_type": "linear", "factor": float("inf")}),
+        "impossible",
+    ),
+    "scaling to nothing": (
+        config_with(rope_scaling={"rope_type": "yarn", "factor": 0.0}),
+        "impossible",
+    ),
+    "not-a-number for epsilon": (config_with(rms_norm_eps=float("nan")), "rms_norm_eps"),
     "scaling without a factor": (config_with(rope_scaling={"rope_type": "linear"}), "factor"),
     "unknown activation": (config_with(hidden_act="gelu_fast"), "gelu_fast"),
 }
@@ -283,6 +317,10 @@ QUANTIZATION_DAMAGE: dict[str, tuple[Damage, str]] = {
     "other bits": (config_with(quantization={"group_size": 64, "bits": 5}), "proj|embed"),
     "other groups": (config_with(quantization={"group_size": 32, "bits": 4}), "proj|embed"),
     "no biases": (arrays_with(**{UP.replace("weight", "biases"): None}), "up_proj.biases"),
+    "another mode": (config_with(quantization={"mode": "mxfp4"}), "mxfp4 is stored|scales"),
+    "no mode": (config_with(quantization=MODES["4 bits"] | {"mode": ["affine"]}), "mode"),
+    "codes as floats": (arrays_with(**{UP: mx.zeros((128, 8))}), "affine is stored"),
+    "scales of nothing": (arrays_with(**{UP: None}), "up_proj.scales and no"),
     "gptq": (config_with(quantization={"quant_method": "gptq"}), "quantization"),
 }
 

@@ -34,3 +34,16 @@ def test_keys_and_nested_values_are_covered_but_roles_are_not() -> None:
     assert covered["role"] == "user"
     assert "</s>" not in covered and "<|a|>" not in str(covered)
     assert shield.restore(str(covered)).count("</s>") == 1
+
+
+@given(st.lists(st.text("<|a>", min_size=1, max_size=5), max_size=6), st.text("<|a>b", max_size=8))
+def test_every_end_that_could_become_a_control_token_is_covered(
+    control: list[str], text: str
+) -> None:
+    """What stays readable at the end of a message begins no control token, unless it is a word."""
+    shield = Shield(control)
+    covered = shield.cover(text)
+    assert shield.restore(covered) == text
+    for size in range(1, len(covered) + 1):
+        tail = covered[-size:]
+        assert tail.isalnum() or not any(t != tail and t.startswith(tail) for t in control)

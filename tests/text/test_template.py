@@ -135,6 +135,11 @@ TWICE = "{%% for i in range(99999) %%}{%% for j in range(999) %%}%s{%% endfor %%
         "{{ ('a' * 10**6).join(['b'] * 10**6) }}",
         "{{ [1] | batch(10**10, 0) | list }}",
         "{{ range(10**10) | list }}",
+        "{{ range(100000) | join('a' * 10000) }}",
+        "{{ range(100000) | map('string') | join('a' * 10000) }}",
+        "{{ ('a' * 10000).join(range(100000) | map('string')) }}",
+        "{{ ([('a' * 10**6)] * 10**4) | map('upper') | list | length }}",
+        "{{ ''.join(([('a' * 10**6)] * 10**4) | map('upper')) | length }}",
     ],
 )  # fmt: skip
 def test_a_template_that_runs_away_is_stopped(source: str) -> None:

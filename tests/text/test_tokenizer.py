@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -239,3 +240,25 @@ def test_a_long_run_of_digits_is_cut_without_changing_its_pieces(load: Any) -> N
         expected = tok.encode("x" + "7" * (size % 3), add_special=False)
         expected += [tok.encode("7")[0]] * (size - size % 3) + tok.encode("y")
         assert tok.encode(text) == expected
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"added_tokens": [{"content": None, "id": 1}]},
+        {"added_tokens": [{"content": "x", "id": "1"}]},
+        {"decoder": {}},
+        {"decoder": {"type": []}},
+        {"decoder": {"type": "Sequence", "decoders": None}},
+        {"pre_tokenizer": -1},
+        {"model": None},
+        {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+    ],
+    ids=str,
+)
+def test_a_damaged_tokenizer_json_says_so(tmp_path: Path, damage: dict[str, Any]) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}
+    document = {"version": "1.0", "added_tokens": [], "model": model} | damage
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(TokenizerError, match="damaged"):
+        load_tokenizer(tmp_path)

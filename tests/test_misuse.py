@@ -1,0 +1,115 @@
+"""Wrong arguments to the public names: each is refused in one line, whatever its type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun import LLM, MlxrunError
+
+WRONG: list[Any] = [None, 3, -1.5, True, b"x", object(), {1, 2}, int, np.array(3), mx.array(3)]
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Tiny(layers=1).write(tmp_path_factory.mktemp("misuse") / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> LLM:
+    return mlxrun.load(path)
+
+
+def refused(call: Callable[[], Any]) -> str:
+    with pytest.raises(MlxrunError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+def test_sources_and_targets_are_paths(wrong: Any, path: Path, tmp_path: Path) -> None:
+    refused(lambda: mlxrun.load(wrong))
+    refused(lambda: mlxrun.load_tokenizer(wrong))
+    refused(lambda: mlxrun.convert(wrong, tmp_path / "out"))
+    if wrong is not None:
+        assert "path" in refused(lambda: mlxrun.convert(path, wrong))
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_targets_that_no_file_system_takes(name: str, path: Path, tmp_path: Path) -> None:
+    assert "cannot write" in refused(lambda: mlxrun.convert(path, tmp_path / name))
+
+
+@pytest.mark.parametrize("wrong", [w for w in WRONG if not isinstance(w, set | bytes)], ids=repr)
+def test_prompts_are_text_ids_or_messages(wrong: Any, llm: LLM) -> None:
+    assert "prompt" in refused(lambda: llm.generate(wrong))
+    assert "prompt" in refused(lambda: llm.logits(wrong))
+
+
+@pytest.mark.parametrize("wrong", [None, 3, True, object(), int], ids=repr)
+def test_texts_and_conversations_are_what_they_are(wrong: Any, llm: LLM) -> None:
+    tokenizer = llm.tokenizer
+    refused(lambda: llm.chat(wrong))
+    refused(lambda: tokenizer.encode(wrong))
+    refused(lambda: tokenizer.decode(wrong))
+    refused(lambda: tokenizer.encode_chat(wrong))
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, "1", -1, 288, object(), [1]], ids=repr)
+def test_token_ids_are_whole_numbers_of_the_vocabulary(wrong: Any, llm: LLM) -> None:
+    refused(lambda: llm.tokenizer.piece(wrong))
+    refused(lambda: llm.tokenizer.token_bytes(wrong))
+    refused(lambda: llm.tokenizer.is_control(wrong))
+    refused(lambda: llm.tokenizer.decode([wrong]))
+    refused(lambda: llm.generate([wrong]))
+
+
+@pytest.mark.parametrize("ids", [np.array([60, 61]), mx.array([60, 61]), (60, 61), range(60, 62)])
+def test_ids_of_numpy_and_mlx_are_ids(ids: Any, llm: LLM) -> None:
+    tokenizer = llm.tokenizer
+    assert tokenizer.decode(ids) == tokenizer.decode([60, 61])
+    assert llm.generate(ids, max_tokens=2, temperature=0).tokens == (
+        llm.generate([60, 61], max_tokens=2, temperature=0).tokens
+    )
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", 2**63, mx.array(8), True], ids=repr)
+def test_windows_are_whole_numbers(wrong: Any, llm: LLM) -> None:
+    assert "window" in refused(lambda: llm.session(window=wrong))
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 1.5, "8", 2**63], ids=repr)
+def test_kept_tokens_are_counted(wrong: Any, llm: LLM) -> None:
+    assert "keep" in refused(lambda: llm.session(window=8, keep=wrong))
+
+
+def test_a_session_belongs_to_its_model(path: Path, llm: LLM) -> None:
+    """Another model's keys and values would give wrong text without a word."""
+    session = mlxrun.load(path).session()
+    assert "session" in refused(lambda: llm.generate("a", session=session))
+    assert "session" in refused(lambda: llm.generate("a", session=object()))
+    fork = llm.session().fork()
+    assert llm.generate("a", session=fork, max_tokens=1).tokens
+
+
+@pytest.mark.parametrize("wrong", [3, "x", [1], {1: 2}, {"messages": []}], ids=repr)
+def test_template_variables_have_names(wrong: Any, llm: LLM) -> None:
+    assert "template" in refused(lambda: llm.chat(MESSAGES, template=wrong))
+
+
+@pytest.mark.parametrize("wrong", [3, "x", object(), {"a": 1}], ids=repr)
+def test_tools_are_listed(wrong: Any, llm: LLM) -> None:
+    assert "tools" in refused(lambda: llm.tokenizer.encode_chat(MESSAGES, tools=wrong))
+
+
+def test_a_long_wrong_value_is_not_shown_in_full(llm: LLM) -> None:
+    assert len(refused(lambda: llm.generate("a", max_tokens="9" * 100_000))) < 300
