@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,38 @@ def test_template_variables_have_names(wrong: Any, llm: LLM) -> None:
 @pytest.mark.parametrize("wrong", [3, "x", object(), {"a": 1}], ids=repr)
 def test_tools_are_listed(wrong: Any, llm: LLM) -> None:
     assert "tools" in refused(lambda: llm.tokenizer.encode_chat(MESSAGES, tools=wrong))
+
+
+def test_content_without_end_is_refused(llm: LLM) -> None:
+    message: dict[str, Any] = {"role": "user"}
+    message["content"] = message
+    assert "nested" in refused(lambda: llm.chat([message]))
+
+
+def test_a_session_has_one_stream(llm: LLM) -> None:
+    """Two streams that take turns on one memory would each go on from the other's tokens."""
+    greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    wanted = llm.generate("ab", **greedy).tokens
+    session = llm.session()
+    first = llm.stream("ab", session=session, **greedy)
+    next(first)
+    second = llm.stream("ab", session=session, **greedy)
+    tokens = list(next(second).tokens)
+    assert "session" in refused(lambda: next(first))
+    for chunk in second:
+        tokens += chunk.tokens
+    assert tokens == wanted
+    assert llm.generate("ab", session=session, **greedy).tokens == wanted
+
+
+def test_threads_may_share_a_model(llm: LLM) -> None:
+    greedy: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
+    wanted = llm.generate("ab", **greedy).tokens
+    with ThreadPoolExecutor(6) as pool:
+        replies = [pool.submit(llm.generate, "ab", **greedy) for _ in range(12)]
+        logits = pool.submit(llm.logits, [1, 2, 3])
+        assert all(reply.result(60).tokens == wanted for reply in replies)
+        assert mx.array_equal(logits.result(60), llm.logits([1, 2, 3]))
 
 
 def test_a_long_wrong_value_is_not_shown_in_full(llm: LLM) -> None:
