@@ -6,8 +6,9 @@ Joins text to tokens; the loop that makes tokens is in ``generation.engine``.
 from __future__ import annotations
 
 import html
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from numbers import Integral
 from pathlib import Path
@@ -46,6 +47,8 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 MAX_TOKENS = 512
 _LONGEST = 2**31 - 1
+# MLX crashes when threads build and evaluate graphs over the same arrays at the same time.
+_COMPUTING = threading.RLock()
 
 
 def load(
@@ -120,7 +123,10 @@ class LLM:
             ParameterError: no ids, or ids that the model does not have.
         """
         tokens = mx.array([self._checked(ids)])
-        return self.model(tokens, self.model.make_cache())[0].astype(mx.float32)
+        with _COMPUTING:
+            logits = self.model(tokens, self.model.make_cache())[0].astype(mx.float32)
+            mx.eval(logits)
+        return logits
 
     def session(self, *, window: int | None = None, keep: int = 0) -> Session:
         """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.
@@ -207,7 +213,8 @@ class LLM:
             raise ParameterError("params", sampling, "given alone, without single fields")
         request = Request(ids, params, max_tokens, stop, ignore_eos)
         limit = self._limit(request, session)
-        return self._run(request, limit, session or self.session(), progress, started)
+        chunks = self._run(request, limit, session or self.session(), progress, started)
+        return _one_at_a_time(chunks)
 
     def _encode(
         self, prompt: Prompt, parse_special: bool, template: Mapping[str, Any] | None
@@ -259,7 +266,7 @@ class LLM:
         session: Session,
         progress: Progress | None,
         started: float,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         mx.reset_peak_memory()
         sampler = self._sampler(request)
         cached = session.reuse(request.prompt)
@@ -320,6 +327,20 @@ class LLM:
             rows["conversion"] = str(self.report)
         cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
+
+
+def _one_at_a_time(chunks: Generator[Chunk, None, None]) -> Iterator[Chunk]:
+    """The same chunks; while one is computed, the streams of other threads wait."""
+    try:
+        while True:
+            with _COMPUTING:
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+    finally:
+        with _COMPUTING:
+            chunks.close()
 
 
 def _variables(template: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun import LLM, MlxrunError
+
+
+def shown(value: object) -> str:
+    """A test's name for a value, the same in every process."""
+    return "object" if type(value) is object else repr(value)
+
 
 WRONG: list[Any] = [None, 3, -1.5, True, b"x", object(), {1, 2}, int, np.array(3), mx.array(3)]
 MESSAGES = [{"role": "user", "content": "a"}]
@@ -35,7 +42,7 @@ def refused(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("wrong", WRONG, ids=shown)
 def test_sources_and_targets_are_paths(wrong: Any, path: Path, tmp_path: Path) -> None:
     refused(lambda: mlxrun.load(wrong))
     refused(lambda: mlxrun.load_tokenizer(wrong))
@@ -44,18 +51,27 @@ def test_sources_and_targets_are_paths(wrong: Any, path: Path, tmp_path: Path) -
         assert "path" in refused(lambda: mlxrun.convert(path, wrong))
 
 
+def test_a_target_may_be_in_the_home_directory(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mlxrun.convert(path, "~/out")
+    assert (tmp_path / "out" / "config.json").is_file()
+    assert "cannot write" in refused(lambda: mlxrun.convert(path, "~no-such-user-at-all/out"))
+
+
 @pytest.mark.parametrize("name", ["a\0b", "a" * 300])
 def test_targets_that_no_file_system_takes(name: str, path: Path, tmp_path: Path) -> None:
     assert "cannot write" in refused(lambda: mlxrun.convert(path, tmp_path / name))
 
 
-@pytest.mark.parametrize("wrong", [w for w in WRONG if not isinstance(w, set | bytes)], ids=repr)
+@pytest.mark.parametrize("wrong", [w for w in WRONG if not isinstance(w, set | bytes)], ids=shown)
 def test_prompts_are_text_ids_or_messages(wrong: Any, llm: LLM) -> None:
     assert "prompt" in refused(lambda: llm.generate(wrong))
     assert "prompt" in refused(lambda: llm.logits(wrong))
 
 
-@pytest.mark.parametrize("wrong", [None, 3, True, object(), int], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 3, True, object(), int], ids=shown)
 def test_texts_and_conversations_are_what_they_are(wrong: Any, llm: LLM) -> None:
     tokenizer = llm.tokenizer
     refused(lambda: llm.chat(wrong))
@@ -64,7 +80,7 @@ def test_texts_and_conversations_are_what_they_are(wrong: Any, llm: LLM) -> None
     refused(lambda: tokenizer.encode_chat(wrong))
 
 
-@pytest.mark.parametrize("wrong", [None, 1.5, "1", -1, 288, object(), [1]], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 1.5, "1", -1, 288, object(), [1]], ids=shown)
 def test_token_ids_are_whole_numbers_of_the_vocabulary(wrong: Any, llm: LLM) -> None:
     refused(lambda: llm.tokenizer.piece(wrong))
     refused(lambda: llm.tokenizer.token_bytes(wrong))
@@ -82,12 +98,12 @@ def test_ids_of_numpy_and_mlx_are_ids(ids: Any, llm: LLM) -> None:
     )
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", 2**63, mx.array(8), True], ids=repr)
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", 2**63, mx.array(8), True], ids=shown)
 def test_windows_are_whole_numbers(wrong: Any, llm: LLM) -> None:
     assert "window" in refused(lambda: llm.session(window=wrong))
 
 
-@pytest.mark.parametrize("wrong", [None, -1, 1.5, "8", 2**63], ids=repr)
+@pytest.mark.parametrize("wrong", [None, -1, 1.5, "8", 2**63], ids=shown)
 def test_kept_tokens_are_counted(wrong: Any, llm: LLM) -> None:
     assert "keep" in refused(lambda: llm.session(window=8, keep=wrong))
 
@@ -101,14 +117,46 @@ def test_a_session_belongs_to_its_model(path: Path, llm: LLM) -> None:
     assert llm.generate("a", session=fork, max_tokens=1).tokens
 
 
-@pytest.mark.parametrize("wrong", [3, "x", [1], {1: 2}, {"messages": []}], ids=repr)
+@pytest.mark.parametrize("wrong", [3, "x", [1], {1: 2}, {"messages": []}], ids=shown)
 def test_template_variables_have_names(wrong: Any, llm: LLM) -> None:
     assert "template" in refused(lambda: llm.chat(MESSAGES, template=wrong))
 
 
-@pytest.mark.parametrize("wrong", [3, "x", object(), {"a": 1}], ids=repr)
+@pytest.mark.parametrize("wrong", [3, "x", object(), {"a": 1}], ids=shown)
 def test_tools_are_listed(wrong: Any, llm: LLM) -> None:
     assert "tools" in refused(lambda: llm.tokenizer.encode_chat(MESSAGES, tools=wrong))
+
+
+def test_content_without_end_is_refused(llm: LLM) -> None:
+    message: dict[str, Any] = {"role": "user"}
+    message["content"] = message
+    assert "nested" in refused(lambda: llm.chat([message]))
+
+
+def test_a_session_has_one_stream(llm: LLM) -> None:
+    """Two streams that take turns on one memory would each go on from the other's tokens."""
+    greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    wanted = llm.generate("ab", **greedy).tokens
+    session = llm.session()
+    first = llm.stream("ab", session=session, **greedy)
+    next(first)
+    second = llm.stream("ab", session=session, **greedy)
+    tokens = list(next(second).tokens)
+    assert "session" in refused(lambda: next(first))
+    for chunk in second:
+        tokens += chunk.tokens
+    assert tokens == wanted
+    assert llm.generate("ab", session=session, **greedy).tokens == wanted
+
+
+def test_threads_may_share_a_model(llm: LLM) -> None:
+    greedy: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
+    wanted = llm.generate("ab", **greedy).tokens
+    with ThreadPoolExecutor(6) as pool:
+        replies = [pool.submit(llm.generate, "ab", **greedy) for _ in range(12)]
+        logits = pool.submit(llm.logits, [1, 2, 3])
+        assert all(reply.result(60).tokens == wanted for reply in replies)
+        assert mx.array_equal(logits.result(60), llm.logits([1, 2, 3]))
 
 
 def test_a_long_wrong_value_is_not_shown_in_full(llm: LLM) -> None:

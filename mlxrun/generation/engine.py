@@ -29,7 +29,8 @@ Progress = Callable[[int, int], None]
 class Session:
     """What one conversation has put through the model: its caches and the tokens they hold.
 
-    A session belongs to one model and to one request at a time.
+    A session belongs to one model and to one request at a time: a request that finds the session
+    taken by a later one fails rather than go on from another's tokens.
 
     Args:
         make: empty caches, one per layer.
@@ -39,6 +40,7 @@ class Session:
     Attributes:
         cache: one per layer.
         tokens: ids that went through the caches, in order.
+        turn: how many requests have used the session.
     """
 
     make: Callable[[], list[Cache]]
@@ -46,6 +48,7 @@ class Session:
     owner: Transformer | None = field(default=None, repr=False)
     cache: list[Cache] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    turn: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.cache = self.cache or self.make()
@@ -140,8 +143,11 @@ def decode(
 
     Raises:
         NumericError: the logits are not all finite.
+        CacheError: another request has taken the session meanwhile.
     """
     drawn: list[int] = []
+    session.turn += 1
+    turn = session.turn
     finite = mx.isfinite(logits).all()
     mx.async_eval(finite)  # type: ignore[no-untyped-call]
     sampled = sampler.sample(logits)
@@ -149,6 +155,11 @@ def decode(
     try:
         for remaining in range(limit - 1, -1, -1):
             upcoming = None
+            if session.turn != turn:
+                raise CacheError(
+                    "another request uses the session of this one",
+                    hint="Give each of two streams a session of its own, or a fork",
+                )
             if remaining:
                 upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
                 _queue(upcoming)
@@ -165,11 +176,12 @@ def decode(
                 break
             sampled = upcoming
     finally:
-        # The last token is in the caches only if a step after it was queued.
-        session.tokens.extend(drawn)
-        # An interrupt may have struck between two layers: all go back to what all of them hold.
-        held = min(cache.offset for cache in session.cache)
-        session.rewind(min(held, len(session.tokens)))
+        if session.turn == turn:
+            # The last token is in the caches only if a step after it was queued.
+            session.tokens.extend(drawn)
+            # An interrupt may have struck between two layers: all go back to what all hold.
+            held = min(cache.offset for cache in session.cache)
+            session.rewind(min(held, len(session.tokens)))
 
 
 def _queue(sampled: Sampled) -> None:

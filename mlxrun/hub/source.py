@@ -84,7 +84,8 @@ def _expand(text: str) -> Path:
     if not text or "\0" in text:
         raise SourceError(f"{text!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
     try:
-        return Path(text).expanduser()
+        # pathlib drops "./", which says that a tilde is just a letter
+        return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError as error:  # "~nobody"
         raise SourceError(
             f"there is no home directory for {text}", hint="Check the path"
@@ -127,7 +128,7 @@ def _nearest(path: Path) -> Path | None:
         names = {
             each.name.lower(): each.name
             for each in path.parent.iterdir()
-            if each.suffix.lower() == ".gguf" or each.is_dir()
+            if (each.suffix.lower() == ".gguf" or each.is_dir()) and each.name != path.name
         }
     except (OSError, ValueError):
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.gguf.reader import GGUFFile, read_gguf
-from mlxrun.errors import ParameterError, SourceError, TokenizerError
+from mlxrun.errors import ParameterError, SourceError, TemplateError, TokenizerError
 from mlxrun.text.default_templates import default_template
 from mlxrun.text.detokenizer import StreamingDetokenizer
 from mlxrun.text.encoders import Encoder
@@ -213,12 +213,15 @@ class Tokenizer:
             if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
                 raise ParameterError(what, given, "a sequence of mappings")
         shield = Shield(self._parts.special.control_texts())
-        text = self._choose(template, tools).render(
-            shield.cover(list(messages)),
-            add_generation_prompt=add_generation_prompt,
-            tools=shield.cover(tools),
-            **{name: shield.cover(value) for name, value in kwargs.items()},
-        )
+        try:
+            text = self._choose(template, tools).render(
+                shield.cover(list(messages)),
+                add_generation_prompt=add_generation_prompt,
+                tools=shield.cover(tools),
+                **{name: shield.cover(value) for name, value in kwargs.items()},
+            )
+        except RecursionError:
+            raise TemplateError("the messages are nested too deeply") from None
         split = self._parts.special.split(_valid(text), control=True)
         pieces = [shield.restore(piece) if isinstance(piece, str) else piece for piece in split]
         ids = self._encode_pieces(pieces)

@@ -38,6 +38,18 @@ def test_an_existing_path_wins_over_a_name(never: Path) -> None:
     assert resolve(never / "m.gguf") == never / "m.gguf"
 
 
+def test_a_tilde_after_a_dot_is_a_letter(never: Path) -> None:
+    (never / "~m.gguf").write_bytes(BODY)
+    assert resolve("./~m.gguf").read_bytes() == BODY
+
+
+def test_a_link_to_itself_is_not_suggested(never: Path) -> None:
+    (never / "loop.gguf").symlink_to("loop.gguf")
+    with pytest.raises(SourceError) as caught:
+        resolve("loop.gguf")
+    assert "Did you mean" not in str(caught.value)
+
+
 def test_a_home_directory_is_expanded(never: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(never))
     (never / "m.gguf").write_bytes(BODY)
