@@ -291,7 +291,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         config_with(rope_scaling={"rope_type": "yarn", "factor": 0.0}),
         "impossible",
     ),
-    "not-a-number for epsilon": (config_with(rms_norm_eps=float("nan")), "rms_norm_eps"),
+    "not-a-number for epsilon": (config_with(rms_norm_eps=float("nan")), "epsilon nan"),
     "scaling without a factor": (config_with(rope_scaling={"rope_type": "linear"}), "factor"),
     "unknown activation": (config_with(hidden_act="gelu_fast"), "gelu_fast"),
 }

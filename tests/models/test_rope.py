@@ -108,16 +108,16 @@ def test_scalings_rotate_as_mlx_lm_does(name: str, base: float) -> None:
 
 def test_a_stated_attention_factor_is_taken() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 3.0, "mscale": 0.7}
-    assert rope_of({"rope_scaling": scaling}, 32)[1] == 3.0
+    assert rope_of({"rope_scaling": scaling}, 32).sharpening == 3.0
 
 
 def test_yarns_bounds_may_lie_between_dimensions() -> None:
     """transformers' ``truncate``: false keeps the ramp's ends where the formula puts them."""
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
-    rope, _ = rope_of({"rope_scaling": scaling | {"truncate": False}}, 32)
+    rope = rope_of({"rope_scaling": scaling | {"truncate": False}}, 32)
     low, high = (
         32 * np.log(256 / (turns * 2 * np.pi)) / (2 * np.log(10000.0)) for turns in (32, 1)
     )
     ramp = np.clip((np.arange(16) - max(low, 0)) / (high - max(low, 0)), 0, 1)
     np.testing.assert_allclose(rope.factors or (), 1 / (1 - ramp + ramp / 4), rtol=1e-12)
-    assert rope != rope_of({"rope_scaling": scaling}, 32)[0]
+    assert rope != rope_of({"rope_scaling": scaling}, 32)
