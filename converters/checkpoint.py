@@ -99,13 +99,15 @@ class CheckpointWriter:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False, entries: int = 10_000) -> None:
-        self.path = path.expanduser().absolute()
+        self.path = path.absolute()
         self.overwrite = overwrite
         self._header_bytes = -(-max(1, entries) * 256 // _HEADER_STEP) * _HEADER_STEP
-        self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         self._shards: list[_Shard] = []
         with disk_errors(self.path):  # a name that the file system does not take
+            if self.path.is_symlink():
+                self.path = self.path.resolve()
             self._check_target()
+            self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
 
     def _check_target(self) -> None:
         if not self.path.exists():

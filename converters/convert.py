@@ -198,11 +198,9 @@ def convert(
     """
     started = time.perf_counter()
     policy = check_policy(policy)
-    if dst is not None and not isinstance(dst, str | os.PathLike):
-        raise CheckpointError(f"the target must be a path, not {dst!r}")
     gguf = read_gguf(src)
     names, config = map_names(gguf), model_config(gguf)
-    target = Path(dst) if dst is not None else default_target(gguf.path)
+    target = _expanded(dst) if dst is not None else default_target(gguf.path)
     bound = Policy(policy, half_dtype(gguf))
     with (
         ThreadPoolExecutor(1) as hasher,
@@ -215,6 +213,16 @@ def convert(
     report.path = str(target)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _expanded(dst: str | Path) -> Path:
+    """The path, with ``~`` in front replaced by the home directory."""
+    if not isinstance(dst, str | os.PathLike):
+        raise CheckpointError(f"the target must be a path, not {dst!r}")
+    try:
+        return Path(dst).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"cannot write {dst}: {error}") from error
 
 
 def _write(

@@ -241,6 +241,8 @@ def _write_atomically(path: Path, text: str) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """A saved conversation, checked: ``system``, ``settings`` and ``messages``."""
+    if path.is_char_device():  # may have no end
+        raise ConversationError(f"{path} is no saved conversation")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -128,6 +128,8 @@ def _report(error: Exception) -> int:
         traceback.print_exception(error)
     elif isinstance(error, MlxrunError):
         complain(str(error))
+    elif isinstance(error, OSError) and error.strerror:  # a full disk, a directory that is gone
+        complain(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     else:
         complain(
             f"{type(error).__name__}: {error}; run again with MLXRUN_DEBUG=1 for the traceback"

@@ -54,7 +54,7 @@ def stored_tensors(files: Sequence[Path], config: Mapping[str, Any]) -> list[Sto
         entries |= _header(file)
     try:
         return [_tensor(name, entries, config) for name in entries if not _is_part(name, entries)]
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"a safetensors header or config.json is damaged: {error}") from error
 
 

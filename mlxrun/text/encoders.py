@@ -116,7 +116,10 @@ class LibraryEncoder:
 
     def __call__(self, text: str, first: bool) -> list[int]:
         tokenizer = self._first if first else self._rest
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as reason:  # the library raises nothing more precise
+            raise TokenizerError(f"the tokenizer is damaged: {reason}") from None
         return [index for index in ids if index < self._size]
 
 

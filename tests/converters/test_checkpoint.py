@@ -210,3 +210,18 @@ def test_files_stay_inside_the_directory(tmp_path: Path, name: str) -> None:
         pytest.raises(CheckpointError, match="no file of a model"),
     ):
         writer.write_file(name, "x")
+
+
+def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "real", marker='{"a": 1}')
+    (tmp_path / "link").symlink_to("real")
+    write(tmp_path / "link", overwrite=True, marker='{"a": 2}')
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "real" / "config.json").read_text()) == {"a": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_root_is_not_replaced(overwrite: bool) -> None:
+    with pytest.raises(TargetExistsError):
+        CheckpointWriter(Path("/"), overwrite=overwrite)

@@ -262,3 +262,12 @@ def test_a_damaged_tokenizer_json_says_so(tmp_path: Path, damage: dict[str, Any]
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(TokenizerError, match="damaged"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_without_its_unknown_token_says_so(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    tok = load_tokenizer(tmp_path)
+    assert tok.encode("aa") == [0, 0]
+    with pytest.raises(TokenizerError, match="<unk>"):
+        tok.encode("ab")
