@@ -168,7 +168,7 @@ def _record(mapped: Mapped, encoded: Encoded, policy: Policy) -> TensorRecord:
 
 def check_policy(policy: str) -> str:
     """The policy's name, if it is one."""
-    if policy not in POLICIES:
+    if not isinstance(policy, str) or policy not in POLICIES:
         raise ConversionError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
     return policy
 

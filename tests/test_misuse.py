@@ -122,7 +122,14 @@ def test_template_variables_have_names(wrong: Any, llm: LLM) -> None:
     assert "template" in refused(lambda: llm.chat(MESSAGES, template=wrong))
 
 
-@pytest.mark.parametrize("wrong", [3, "x", object(), {"a": 1}], ids=shown)
+@pytest.mark.parametrize("wrong", ["float8", 32, ["float32"], {"a": 1}], ids=shown)
+def test_choices_are_words(wrong: Any, path: Path, tmp_path: Path, llm: LLM) -> None:
+    assert "dtype" in refused(lambda: mlxrun.load(path, dtype=wrong))
+    assert "policy" in refused(lambda: mlxrun.convert(path, tmp_path / "m", policy=wrong))
+    assert "template" in refused(lambda: llm.tokenizer.encode_chat(MESSAGES, template=wrong))
+
+
+@pytest.mark.parametrize("wrong", [0, 3, "x", object(), {"a": 1}], ids=shown)
 def test_tools_are_listed(wrong: Any, llm: LLM) -> None:
     assert "tools" in refused(lambda: llm.tokenizer.encode_chat(MESSAGES, tools=wrong))
 

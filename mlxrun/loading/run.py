@@ -23,7 +23,7 @@ def resolve_dtype(dtype: str | None, preferred: str) -> str:
     """The dtype of activations: float32 on the CPU, else half precision as the weights prefer."""
     if dtype is None:
         return "float32" if on_cpu() else preferred
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ParameterError("dtype", dtype, f"one of {', '.join(DTYPES)}")
     return dtype
 

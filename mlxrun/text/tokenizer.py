@@ -209,7 +209,7 @@ class Tokenizer:
             TokenizerError: there is no template of that name.
             ParameterError: these are no messages or no tools.
         """
-        for what, given in (("messages", messages), ("tools", tools or [])):
+        for what, given in (("messages", messages), ("tools", [] if tools is None else tools)):
             if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
                 raise ParameterError(what, given, "a sequence of mappings")
         shield = Shield(self._parts.special.control_texts())
@@ -241,7 +241,7 @@ class Tokenizer:
         templates = self.chat_templates
         if name is None:
             name = "tool_use" if tools and "tool_use" in templates else "default"
-        if name not in templates:
+        if not isinstance(name, str) or name not in templates:
             raise TokenizerError(
                 f"there is no chat template {name!r}", hint=f"There is {', '.join(templates)}."
             )
