@@ -274,7 +274,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 _PERMUTED = ("attn_q", "attn_k")
-_NO_SUCH = "the architecture has no such parameter"
+NO_PLACE = "the architecture has no such parameter"
 
 
 @dataclass(frozen=True)
@@ -369,25 +369,25 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bo
         return "", False, "its values are stored in config.json (rope_scaling)"
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
-        return "", False, _NO_SUCH
+        return "", False, NO_PLACE
     ends = {**_ENDS, **architecture.ends}
     if module in ends:
         if kind == "bias" and not architecture.may_have_bias(module):
-            return "", False, _NO_SUCH
+            return "", False, NO_PLACE
         return f"{ends[module]}.{kind}", False, ""
     inner = _LAYER.fullmatch(module)
     if not inner:
-        return "", False, _NO_SUCH
+        return "", False, NO_PLACE
     layer, module = int(inner[1]), inner[2]
     if layer >= layers:
         return "", False, f"beyond the {layers} layers of block_count (not used for generation)"
     if f"{module}.{kind}" in _WHOLE_NAMES and module in architecture.layer:
         return f"model.layers.{layer}.{architecture.layer[module]}", False, ""
     if module not in architecture.layer:
-        return "", False, _NO_SUCH
+        return "", False, NO_PLACE
     target = f"model.layers.{layer}.{architecture.layer[module]}.{kind}"
     if kind == "bias" and not architecture.may_have_bias(module):
-        return "", False, _NO_SUCH
+        return "", False, NO_PLACE
     return target, architecture.permuted and module in _PERMUTED, ""
 
 

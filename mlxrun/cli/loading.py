@@ -63,10 +63,25 @@ def load_model(
         )
     with Bar(f"Loading {path.name}") as bar:
         model = models.load(path, dtype=dtype, policy=policy, progress=bar)
+    _warn_of_strays(model)
     if verbose:
         _describe(model)
     _hint_blas(model, always=verbose)
     return model
+
+
+def _warn_of_strays(llm: LLM) -> None:
+    """Tensors that the architecture does not have may mean that it is not what the file says."""
+    from converters.gguf.names import NO_PLACE
+
+    skipped = llm.report.skipped if llm.report else []
+    strays = [entry["name"] for entry in skipped if entry["reason"] == NO_PLACE]
+    if strays:
+        more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
+        note(
+            f"warning: left out {', '.join(strays[:4])}{more}: {NO_PLACE}; "
+            "if the model needs them, its text is wrong"
+        )
 
 
 def _describe(llm: LLM) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 
 import pytest
+from tiny_models import Tiny
 
 from mlxrun.cli.main import run
 
@@ -137,3 +138,12 @@ def test_a_terminal_without_prompt_is_wrong_usage(model, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", Terminal())
     assert run(["generate", str(model)]) == 2
     assert "Give --prompt or --file" in capsys.readouterr().err
+
+
+def test_says_which_tensors_a_model_has_no_place_for(mlxrun_cli, tmp_path, monkeypatch):
+    tiny, stray = Tiny(), "blk.0.attn_sinks.weight"
+    shapes = tiny.shapes() | {stray: (4,)}
+    monkeypatch.setattr(tiny, "shapes", lambda: shapes)
+    result = mlxrun_cli("generate", tiny.write(tmp_path / "x.gguf"), "-p", "tea", *GREEDY)
+    assert result.code == 0
+    assert result.error.startswith(f"warning: left out {stray}:")
