@@ -236,7 +236,7 @@ def _write(
 ) -> ConversionReport:
     report = ConversionReport({}, policy.name)
     layouts: dict[str, Layout] = {}
-    for converted in stream(gguf, names, policy, progress=progress):
+    for converted in _one_ahead(stream(gguf, names, policy, progress=progress)):
         for name, array, dtype in converted.named_arrays():
             writer.add(name, array, dtype)
         if converted.layout.quantized:
@@ -255,6 +255,15 @@ def _write(
     writer.write_file("config.json", json.dumps(config, indent=2))
     writer.write_file("conversion.json", report.to_json())
     return report
+
+
+def _one_ahead(items: Iterator[Converted]) -> Iterator[Converted]:
+    """The same items, the next one being made while the caller writes this one."""
+    with ThreadPoolExecutor(1) as maker:
+        upcoming = maker.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = maker.submit(next, items, None)
+            yield item
 
 
 def skipped(names: NameMap) -> list[dict[str, str]]:

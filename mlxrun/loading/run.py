@@ -10,8 +10,9 @@ import mlx.core as mx
 from mlxrun.errors import ParameterError
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-# Share of the free memory that plain float32 weights may take on the CPU.
-PLAIN_SHARE = 0.5
+# What plain float32 weights may take on the CPU: a share of the free memory, and no more than can
+# be filled in a few seconds before the first token.
+PLAIN_SHARE, PLAIN_BYTES = 0.5, 2 << 30
 
 
 def on_cpu() -> bool:
@@ -40,9 +41,9 @@ def expands(elements: int, dtype: str, *, kept: bool) -> bool:
     On the CPU that is exact and, where memory allows, several times faster than packed codes: MLX's
     packed product there runs on one core (docs/architecture.md has the figures).
     """
-    return (
-        not kept and dtype == "float32" and on_cpu() and 4 * elements < PLAIN_SHARE * free_memory()
-    )
+    if kept or dtype != "float32" or not on_cpu():
+        return False
+    return 4 * elements < min(PLAIN_BYTES, PLAIN_SHARE * free_memory())
 
 
 def free_memory() -> int:
