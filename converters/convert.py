@@ -284,7 +284,7 @@ def quantization(layouts: dict[str, Layout]) -> dict[str, Any]:
 
 
 def default_target(path: Path) -> Path:
-    """Where a conversion goes when nobody says: beside nothing, in the working directory."""
+    """Where a conversion goes when nobody says: ``NAME-mlx`` in the working directory."""
     return Path(f"{path.stem}-mlx")
 
 

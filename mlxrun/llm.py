@@ -66,7 +66,7 @@ def load(
         dtype: of activations: ``float32``, ``float16`` or ``bfloat16``. By default float32 on the
             CPU and half precision, as the weights have it, on a GPU.
         policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
-            exact on the CPU where memory allows and near elsewhere.
+            plain float32 (exact) on the CPU up to 2 GB, and near elsewhere.
         progress: called with (bytes done, bytes in all), first while a model of the hub is
             downloaded, then from zero again while a GGUF is repacked.
 

@@ -30,8 +30,8 @@ def with_loading(command: Command) -> Command:
         click.option(
             "--policy",
             type=click.Choice(POLICIES),
-            help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU where memory "
-            "allows, else near]",
+            help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU up to 2 GB, "
+            "else near]",
         ),
         click.option(
             "--dtype",

@@ -34,7 +34,7 @@ def load_gguf(
         dtype: of activations and scales; by default float32 on the CPU and with policy ``exact``
             (half precision rounds what the policy keeps), half precision elsewhere.
         policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
-            where memory allows (see :func:`expands`), and near elsewhere.
+            up to 2 GB (see :func:`expands`), and near elsewhere.
 
     Raises:
         UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
