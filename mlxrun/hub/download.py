@@ -40,6 +40,7 @@ Progress = Callable[[int, int], None]
 _TIMEOUT = 15.0  # seconds for the list of files
 _LARGEST = 50_000_000_000  # bytes that the hub serves over plain HTTP
 _BARS = "huggingface_hub"
+_NO_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY  # as the user has it
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -66,9 +67,10 @@ def list_files(name: HubName) -> Listing:
         HubError: no such repository or revision, no access, or neither hub nor cache has it.
     """
     try:
-        info = HfApi(endpoint=constants.ENDPOINT).model_info(
-            name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
-        )
+        with _unobtrusive():
+            info = HfApi(endpoint=constants.ENDPOINT).model_info(
+                name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
+            )
         files = tuple(
             HubFile(file.rfilename, file.size or 0, _sha256(file.lfs.sha256 if file.lfs else None))
             for file in info.siblings or ()
@@ -106,9 +108,10 @@ def fetch(name: HubName, listing: Listing, choice: Choice, progress: Progress | 
     try:
         _check_space(name, missing)
         done = choice.size - sum(file.size for file in missing)
-        for file in missing:
-            _fetch_file(name, listing.commit, file, _meter(progress, done, choice.size))
-            done += file.size
+        with _unobtrusive():
+            for file in missing:
+                _fetch_file(name, listing.commit, file, _meter(progress, done, choice.size))
+                done += file.size
     except FAILURES as error:
         raise translate(error, name, file.path) from error
     if listing.problem is None:
@@ -138,10 +141,8 @@ def _fetch_file(name: HubName, commit: str, file: HubFile, meter: Callable[[int]
     verified = None
     if file.sha256 and file.size <= _LARGEST:
         verified = _fetch_blob(name, commit, file, file.sha256, meter)
-    with _quiet():  # finds the blob and links to it; fetches whatever is not there
-        path = Path(
-            hf_hub_download(name.repo, file.path, revision=commit, endpoint=constants.ENDPOINT)
-        )
+    # Finds the blob and links to it; fetches whatever is not there.
+    path = Path(hf_hub_download(name.repo, file.path, revision=commit, endpoint=constants.ENDPOINT))
     blob = path.resolve()
     if file.sha256 and blob != verified and _hash(blob) != file.sha256:
         path.unlink()
@@ -184,7 +185,7 @@ def _stream(
     partial.touch()
     while (before := _size(partial)) < file.size:
         try:
-            with _quiet(), _Partial(partial, meter) as sink:
+            with _Partial(partial, meter) as sink:
                 http_get(url, sink, resume_size=before, headers=headers, expected_size=file.size)
         except TRANSPORT as error:
             if not is_transient(error) or _size(partial) <= before:
@@ -241,16 +242,25 @@ def _meter(progress: Progress | None, done: int, total: int) -> Callable[[int], 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without huggingface_hub's own bars: the caller has ``progress``, and pipes have none."""
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled(_BARS):
-        yield
-        return
-    disable_progress_bars(_BARS)
+def _unobtrusive() -> Iterator[None]:
+    """huggingface_hub without bars of its own, and asked for nothing but the model.
+
+    The caller has ``progress``, and pipes have none. To say in its user agent who calls,
+    huggingface_hub fetches a list of known callers from the endpoint, believes whatever JSON comes
+    and keeps it: a mirror or portal that answers ``[]`` breaks every later request of the process.
+    """
+    visible = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled(
+        _BARS
+    )
+    if visible:
+        disable_progress_bars(_BARS)
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         yield
     finally:
-        enable_progress_bars(_BARS)
+        constants.HF_HUB_DISABLE_TELEMETRY = _NO_TELEMETRY
+        if visible:
+            enable_progress_bars(_BARS)
 
 
 def _folder(repo: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from fake_hub import FakeHub
 from huggingface_hub import constants, file_download
@@ -14,8 +13,6 @@ from huggingface_hub import constants, file_download
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """huggingface_hub reads its environment when it is imported, so its constants are set."""
-    # A connection kept from another test's server may lead to nobody on a port that is used again.
-    getattr(huggingface_hub, "close_session", lambda: None)()
     server = FakeHub()
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", server.url)

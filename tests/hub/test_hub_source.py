@@ -133,6 +133,12 @@ def test_a_mirror_a_home_and_offline_come_from_the_environment(
     assert online.returncode == 0, online.stderr
     path = Path(online.stdout.strip())
     assert path.is_relative_to(home) and path.read_bytes() == BODY
+    asked = {seen.path.partition("?")[0] for seen in hub.seen} - {hub.blobs()[0].path}
+    commit = "c" * 40
+    assert asked == {
+        "/api/models/org/repo/revision/main",
+        f"/org/repo/resolve/{commit}/m-Q4_0.gguf",
+    }
     hub.seen.clear()
     offline = run(FETCH, HF_ENDPOINT=hub.url, HF_HOME=home, HF_HUB_OFFLINE="1")
     assert offline.stdout == online.stdout, offline.stderr
