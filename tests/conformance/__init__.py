@@ -1,0 +1,1 @@
+"""Tiny random models of every architecture, held to llama.cpp's logits."""

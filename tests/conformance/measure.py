@@ -1,0 +1,61 @@
+"""How far mlxrun's logits are from llama.cpp's, whichever way tokens go through the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from converters.gguf.reader import read_gguf
+from mlxrun.loading.gguf import load_gguf
+from mlxrun.loading.model import Loaded
+
+#: Between two float32 implementations of the same model.
+SAME = 1e-8
+
+#: Lengths of the pieces that tokens are fed in; the last length is repeated.
+WAYS: dict[str, Callable[[int], list[int]]] = {
+    "one pass": lambda count: [count],
+    "chunks": lambda count: [1, 7, 1, 1, 2, 13, count],
+    "token by token": lambda count: [1] * count,
+}
+
+
+def nmse(got: np.ndarray, wanted: np.ndarray) -> float:
+    """``mean((got - wanted)^2) / mean(wanted^2)``."""
+    return float(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
+
+
+def load(path: Path) -> Loaded:
+    """The model of a file in float32."""
+    return load_gguf(read_gguf(path), dtype="float32")
+
+
+def logits(model: Any, tokens: list[int], lengths: list[int]) -> np.ndarray:
+    """Logits (T, V) of tokens put through one cache in pieces of these lengths."""
+    cache, parts, start = model.make_cache(), [], 0
+    for length in lengths:
+        piece = tokens[start : start + length]
+        if piece:
+            parts.append(np.array(model(mx.array([piece]), cache)[0], np.float64))
+        start += len(piece)
+    return np.concatenate(parts)
+
+
+def measure(loaded: Loaded, tokens: list[int], wanted: np.ndarray) -> dict[str, float]:
+    """NMSE by way of feeding."""
+    return {
+        way: nmse(logits(loaded.model, tokens, lengths(len(tokens))), wanted)
+        for way, lengths in WAYS.items()
+    }
+
+
+def left_out(loaded: Loaded) -> list[str]:
+    """Tensors of the file that the model does not use; what moves into ``config.json`` is used."""
+    skipped = loaded.report.skipped if loaded.report else []
+    in_config = "stored in config.json"
+    reasons = [f"{s['name']}: {s['reason']}" for s in skipped if in_config not in s["reason"]]
+    return [*loaded.unused, *reasons]

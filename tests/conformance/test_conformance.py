@@ -1,0 +1,24 @@
+"""Every skeleton against llama.cpp's logits, however its tokens are put through the caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .measure import SAME, left_out, load, measure
+from .skeleton import LOGITS, SKELETONS, names, read, wanted
+
+
+@pytest.mark.parametrize("name", names())
+def test_logits_are_llama_cpps(name: str, tmp_path: Path) -> None:
+    skeleton = read(name)
+    loaded = load(skeleton.write(tmp_path / f"{name}.gguf"))
+    assert left_out(loaded) == []
+    found = measure(loaded, skeleton.token_ids(), wanted(skeleton))
+    assert {way: value for way, value in found.items() if not value <= SAME} == {}
+
+
+def test_every_skeleton_has_its_logits_and_the_other_way_round() -> None:
+    assert names(), SKELETONS
+    assert sorted(path.stem for path in LOGITS.glob("*.npz")) == names()
