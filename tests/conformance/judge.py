@@ -2,7 +2,8 @@
 
 usage: python judge.py MODEL.gguf OUT.npy TOKEN [TOKEN ...]
 
-One batch, float32 weights and cache, no flash attention: what every backend is compared with.
+One batch, float32 weights and cache, no flash attention: what every backend is compared with. A
+context of 512 tokens, as skeletons have by default: it is what llama.cpp chooses LongRoPE's list by.
 llama.cpp's log goes to stderr. Imports nothing of this project.
 """
 
@@ -20,9 +21,9 @@ def main() -> None:
     tokens = [int(i) for i in ids]
     llama = llama_cpp.Llama(
         model,
-        n_ctx=max(256, len(tokens)),
-        n_batch=max(256, len(tokens)),
-        n_ubatch=max(256, len(tokens)),
+        n_ctx=max(512, len(tokens)),
+        n_batch=len(tokens),
+        n_ubatch=len(tokens),
         logits_all=True,
         flash_attn=False,
         type_k=llama_cpp.GGML_TYPE_F32,
