@@ -7,15 +7,11 @@ straight into memory. Knows nothing of generation.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +19,23 @@ import numpy as np
 
 from converters.checkpoint import CheckpointWriter
 from converters.encode import Encoded, encode, supported
-from converters.errors import CheckpointError, ConversionError, InexactError, OutOfSpaceError
-from converters.forms import Arrays
+from converters.errors import ConversionError, InexactError
 from converters.gguf.config import model_config
 from converters.gguf.names import Mapped, NameMap, map_names
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.types import GGMLType
-from converters.layout import Layout, dense
+from converters.layout import dense
 from converters.policy import COMPACT_GROWTH, POLICIES, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
-
-Progress = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True)
-class Converted:
-    """One parameter of the model in MLX form.
-
-    Attributes:
-        target: Hugging Face parameter name, ending in ``.weight`` or ``.bias``.
-        layout: its form.
-        arrays: numpy arrays by suffix: ``weight`` (or ``bias``), ``scales``, ``biases``. bfloat16
-            travels as uint16 bit patterns.
-        record: its line in the report.
-    """
-
-    target: str
-    layout: Layout
-    arrays: Arrays
-    record: TensorRecord | None
-
-    def named_arrays(self) -> Iterator[tuple[str, np.ndarray, str]]:
-        """(full name, array, MLX dtype) of each array."""
-        module, _, kind = self.target.rpartition(".")
-        for suffix, array in self.arrays.items():
-            name = f"{module}.{kind if suffix == 'weight' else suffix}"
-            packed = suffix == "weight" and self.layout.quantized
-            yield name, array, "uint32" if packed else self.layout.dtype
-
+from converters.sink import (
+    Converted,
+    Progress,
+    check_space,
+    hashes,
+    quantization,
+    target_path,
+    write_tensors,
+)
 
 def half_dtype(gguf: GGUFFile) -> str:
     """The half-precision type that suits a file: its own if it has just one, else float16.
@@ -96,7 +71,7 @@ def stream(
     done = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for mapped in names.mapped:
-            yield _convert_one(gguf, mapped, policy, pool)
+            yield _convert_one(mapped, policy, pool)
             mapped.source.release()
             done += mapped.source.nbytes
             if progress:
@@ -119,30 +94,16 @@ def _refuse(names: NameMap) -> None:
         )
 
 
-def _convert_one(
-    gguf: GGUFFile, mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor
-) -> Converted:
+def _convert_one(mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor) -> Converted:
     tensor = mapped.source
     module = len(tensor.shape) > 1
-    encoded = encode(tensor, policy, module=module, pool=pool, subtract=mapped.subtract)
+    encoded = encode(tensor, policy, module=module, pool=pool, change=mapped.change)
     arrays = encoded.arrays
-    if mapped.permuted:
-        order = _split_halves(tensor.shape[0], _head_dim(gguf))
-        arrays = {name: array[order] for name, array in arrays.items()}
-    if mapped.as_row:
-        arrays = {name: array.reshape(1, -1) for name, array in arrays.items()}
+    if mapped.order is not None:
+        arrays = {name: array[mapped.order] for name, array in arrays.items()}
+    if mapped.shape != tensor.shape:
+        arrays = {name: array.reshape(mapped.shape) for name, array in arrays.items()}
     return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
-
-
-def _head_dim(gguf: GGUFFile) -> int:
-    heads = int(np.max(gguf.key("attention.head_count")))
-    return int(gguf.key("attention.key_length", gguf.key("embedding_length") // heads))
-
-
-def _split_halves(rows: int, head_dim: int) -> np.ndarray:
-    """Row order that turns interleaved rotary pairs (2i, 2i+1) into halves (i, i + d/2)."""
-    pairs = np.arange(rows).reshape(-1, head_dim // 2, 2)
-    return pairs.swapaxes(1, 2).reshape(-1)
 
 
 def _record(mapped: Mapped, encoded: Encoded, policy: Policy) -> TensorRecord:
@@ -200,29 +161,19 @@ def convert(
     policy = check_policy(policy)
     gguf = read_gguf(src)
     names, config = map_names(gguf), model_config(gguf)
-    target = _expanded(dst) if dst is not None else default_target(gguf.path)
+    target = target_path(dst, gguf.path)
     bound = Policy(policy, half_dtype(gguf))
     with (
         ThreadPoolExecutor(1) as hasher,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(gguf.tensors)) as writer,
     ):
-        _check_space(gguf, target)
+        check_space(sum(t.nbytes for t in gguf.tensors), target)
         source = hasher.submit(_source, gguf)
         report = _write(writer, gguf, names, bound, config, source, progress)
         writer.commit()
     report.path = str(target)
     report.seconds = time.perf_counter() - started
     return report
-
-
-def _expanded(dst: str | Path) -> Path:
-    """The path, with ``~`` in front replaced by the home directory."""
-    if not isinstance(dst, str | os.PathLike):
-        raise CheckpointError(f"the target must be a path, not {dst!r}")
-    try:
-        return Path(dst).expanduser()
-    except RuntimeError as error:
-        raise CheckpointError(f"cannot write {dst}: {error}") from error
 
 
 def _write(
@@ -235,14 +186,8 @@ def _write(
     progress: Progress | None,
 ) -> ConversionReport:
     report = ConversionReport({}, policy.name)
-    layouts: dict[str, Layout] = {}
-    for converted in _one_ahead(stream(gguf, names, policy, progress=progress)):
-        for name, array, dtype in converted.named_arrays():
-            writer.add(name, array, dtype)
-        if converted.layout.quantized:
-            layouts[converted.target.removesuffix(".weight")] = converted.layout
-        if converted.record:
-            report.tensors.append(converted.record)
+    tensors = stream(gguf, names, policy, progress=progress)
+    layouts = write_tensors(writer, tensors, report)
     report.skipped = skipped(names)
     report.source = source.result()
     from converters.gguf.tokenizer import tokenizer_files
@@ -257,44 +202,14 @@ def _write(
     return report
 
 
-def _one_ahead(items: Iterator[Converted]) -> Iterator[Converted]:
-    """The same items, the next one being made while the caller writes this one."""
-    with ThreadPoolExecutor(1) as maker:
-        upcoming = maker.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = maker.submit(next, items, None)
-            yield item
-
-
 def skipped(names: NameMap) -> list[dict[str, str]]:
     """The tensors without a place in the model, each with the reason."""
     return [{"name": t.name, "type": t.type.name, "reason": why} for t, why in names.skipped]
 
 
-def quantization(layouts: dict[str, Layout]) -> dict[str, Any]:
-    """The ``quantization`` section of ``config.json``: the commonest form, and who differs."""
-    if not layouts:
-        return {}
-    forms = {name: layout.module_config for name, layout in layouts.items()}
-    common = Counter(tuple(form.items()) for form in forms.values()).most_common(1)[0][0]
-    section: dict[str, Any] = dict(common)
-    section |= {name: form for name, form in forms.items() if tuple(form.items()) != common}
-    # Both names are in use: mlx-lm reads the first, Hugging Face's tools the second.
-    return {"quantization": section, "quantization_config": section}
-
-
-def default_target(path: Path) -> Path:
-    """Where a conversion goes when nobody says: ``NAME-mlx`` in the working directory."""
-    return Path(f"{path.stem}-mlx")
-
-
 def _source(gguf: GGUFFile) -> dict[str, Any]:
     """Names, sizes and SHA-256 of the files that are read."""
-    files = []
-    for path in gguf.paths:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
+    files = hashes(gguf.paths)
     return {
         "format": f"GGUF v{gguf.version}",
         "architecture": gguf.architecture,
@@ -302,18 +217,6 @@ def _source(gguf: GGUFFile) -> dict[str, Any]:
         "sha256": files[0]["sha256"],
         "files": files,
     }
-
-
-def _check_space(gguf: GGUFFile, target: Path) -> None:
-    """Refuse early when the disk cannot even hold what the file itself takes."""
-    needed = sum(t.nbytes for t in gguf.tensors)
-    free = shutil.disk_usage(target.absolute().parent).free
-    if needed > free:
-        raise OutOfSpaceError(
-            f"{target.absolute().parent} has {free / 1e9:.1f} GB free, "
-            f"{target.name} needs at least {needed / 1e9:.1f} GB",
-            hint="Free some space or choose another disk with -o DIR",
-        )
 
 
 __all__ = ["Converted", "Progress", "convert", "half_dtype", "skipped", "stream"]

@@ -19,11 +19,12 @@ from converters.forms import Arrays, Error, Packed, keep_codes, keep_floats, reg
 from converters.gguf.quants import CODECS
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
-from converters.layout import Layout
+from converters.layout import Layout, dense
 from converters.microscaling import repack
 from converters.policy import FIXED, FLOATS, Policy, kept_group
 
 Bytes = npt.NDArray[np.uint8]
+Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 Map = Callable[[Callable[[slice], Packed], list[slice]], Iterator[Packed]]
 
 # A chunk's float32 intermediates fit a core's cache: four times faster than chunks that do not.
@@ -65,13 +66,13 @@ def encode(
     *,
     module: bool,
     pool: ThreadPoolExecutor,
-    subtract: float = 0.0,
+    change: Change | None = None,
 ) -> Encoded:
     """Convert a tensor by a policy.
 
     Args:
         module: whether MLX's quantised modules can hold it (a matrix, not a norm or a bias).
-        subtract: taken from every element of a tensor of floats first.
+        change: what every element of a tensor of floats goes through first.
 
     Raises:
         GGUFError: blocks have not-a-number or infinite scales, or nothing that the policy allows
@@ -83,7 +84,7 @@ def encode(
 
     def work(layout: Layout, part: slice) -> Packed:
         with np.errstate(invalid="ignore", over="ignore"):
-            return _encode_rows(data[part], tensor, layout, subtract)
+            return _encode_rows(data[part], tensor, layout, change)
 
     sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
     step = max(1, CHUNK_WEIGHTS // columns)
@@ -93,7 +94,7 @@ def encode(
             continue
         if len(parts) > 1 and not policy.accept(work(layout, sample).error):
             continue
-        arrays, error = _join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
+        arrays, error = join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
         if policy.accept(error):
             shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
             return Encoded(layout, shaped, error, keeps_codes(tensor.type, layout))
@@ -106,7 +107,7 @@ def encode(
     )
 
 
-def _join(results: Iterator[Packed], parts: list[slice]) -> tuple[Arrays, Error]:
+def join(results: Iterator[Packed], parts: list[slice]) -> tuple[Arrays, Error]:
     """Chunks of rows into whole arrays (rows, ...) and their common error."""
     arrays: Arrays = {}
     error = Error()
@@ -129,12 +130,14 @@ def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
     return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
 
 
-def _encode_rows(raw: Bytes, tensor: GGUFTensor, layout: Layout, subtract: float = 0.0) -> Packed:
+def _encode_rows(
+    raw: Bytes, tensor: GGUFTensor, layout: Layout, change: Change | None = None
+) -> Packed:
     """Rows of raw blocks (n, bytes per row) in one layout."""
     rows, kind = len(raw), tensor.type
     if kind in FLOATS:
         floats = _floats(raw, kind)
-        return keep_floats(floats - np.float32(subtract) if subtract else floats, layout.dtype)
+        return keep_floats(change(floats) if change else floats, layout.dtype)
     if kind in FIXED:
         return repack(raw, kind, layout)
     codes = CODECS[kind].decode(raw)
@@ -148,6 +151,12 @@ def _encode_rows(raw: Bytes, tensor: GGUFTensor, layout: Layout, subtract: float
         return keep_codes(regroup(codes, rows, layout.group_size), layout)
     values = codes.values().reshape(rows, -1)
     return requantise(values, layout) if layout.quantized else keep_floats(values, layout.dtype)
+
+
+def plain_floats(tensor: GGUFTensor) -> npt.NDArray[np.float32]:
+    """A whole tensor dequantised, (rows, columns)."""
+    rows = tensor.raw().reshape(tensor.elements // tensor.shape[-1], -1)
+    return _encode_rows(rows, tensor, dense("float32")).arrays["weight"].astype(np.float32)
 
 
 def _floats(raw: Bytes, kind: GGMLType) -> npt.NDArray[np.float32]:

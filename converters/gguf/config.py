@@ -1,17 +1,21 @@
 """GGUF metadata to ``config.json`` in Hugging Face terms.
 
-Knows the hyperparameters that all families share (``family_keys`` knows the rest, ``scaling`` the
-rotary ones); knows nothing of how the tensors themselves are stored.
+Knows the hyperparameters that all families share (their rows know the rest, ``scaling`` the rotary
+ones); knows nothing of how the tensors themselves are stored.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from converters.gguf.family_keys import FAMILY_KEYS, experts
+import numpy as np
+
+from converters.gguf.architectures import Architecture
+from converters.gguf.architectures.keys import experts
 from converters.gguf.names import architecture_of
 from converters.gguf.numbers import scalar, tidy
 from converters.gguf.reader import GGUFFile
+from converters.gguf.regroup import regroup
 from converters.gguf.scaling import rope_scaling
 from converters.gguf.shapes import check_shapes
 
@@ -27,33 +31,25 @@ def model_config(gguf: GGUFFile) -> Config:
             architecture does not have.
     """
     architecture = architecture_of(gguf)
+    gguf = regroup(gguf, architecture)
     if gguf.key("expert_count", 0) and "ffn_gate_exps" not in architecture.layer:
         raise gguf.error(
             f"{gguf.architecture}.expert_count", expected="no experts in this architecture"
         )
-    embedding = gguf.tensor("token_embd.weight")
-    heads = scalar(gguf, "attention.head_count")
-    hidden = scalar(gguf, "embedding_length")
-    head_dim = _head_dim(gguf, hidden // heads)
     config: Config = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
-        "vocab_size": embedding.shape[0],
-        "hidden_size": hidden,
-        "intermediate_size": scalar(gguf, "feed_forward_length"),
+        "vocab_size": gguf.tensor("token_embd.weight").shape[0],
+        "hidden_size": scalar(gguf, "embedding_length"),
+        "intermediate_size": _size(gguf, architecture, "feed_forward_length", 0),
         "num_hidden_layers": scalar(gguf, "block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": scalar(gguf, "attention.head_count_kv", heads),
-        "head_dim": head_dim,
         "max_position_embeddings": scalar(gguf, "context_length", 4096),
-        **_epsilon(gguf, architecture.model_type),
+        **_epsilon(gguf, architecture),
         "hidden_act": "silu",
-        "rope_theta": tidy(gguf.key("rope.freq_base", 10000.0)),
-        "partial_rotary_factor": _rotated(gguf, head_dim) / head_dim,
         "tie_word_embeddings": "output.weight" not in gguf,
-        "attention_bias": _any_bias(gguf, "attn_q", "attn_k", "attn_v", "attn_output"),
         "mlp_bias": _any_bias(gguf, "ffn_gate", "ffn_up", "ffn_down"),
     }
+    config |= _attention(gguf, architecture, config["hidden_size"])
     scaling = rope_scaling(gguf, config)
     if scaling:
         config["rope_scaling"] = scaling
@@ -63,27 +59,44 @@ def model_config(gguf: GGUFFile) -> Config:
             config[f"{name}_token_id"] = int(token)
     if "ffn_gate_exps" in architecture.layer:
         config |= experts(gguf, config)
-    if gguf.architecture in FAMILY_KEYS:
-        config |= FAMILY_KEYS[gguf.architecture](gguf, config)
-    check_shapes(gguf, config)
+    config |= architecture.keys(gguf, config)
+    if not (architecture.own_shapes or architecture.per_layer):
+        check_shapes(gguf, config)
     return config
 
 
-def _epsilon(gguf: GGUFFile, model_type: str) -> Config:
-    """The norms' epsilon, under the name that a family gives it."""
-    name = {
-        "cohere": "layer_norm_eps",
-        "cohere2": "layer_norm_eps",
-        "nemotron": "norm_eps",
-        "phi": "layer_norm_eps",
-        "stablelm": "layer_norm_eps",
-        "starcoder2": "norm_epsilon",
-    }.get(model_type, "rms_norm_eps")
-    suffix = "rms_epsilon" if name == "rms_norm_eps" else "epsilon"
-    return {name: tidy(gguf.key(f"attention.layer_norm_{suffix}"))}
+def _attention(gguf: GGUFFile, architecture: Architecture, hidden: int) -> Config:
+    """Heads and positions; nothing for a model without attention."""
+    heads = _size(gguf, architecture, "attention.head_count", 0)
+    if not heads and "attn_output" in architecture.layer:
+        raise gguf.error(f"{gguf.architecture}.attention.head_count", expected="at least one head")
+    if not heads:
+        return {}
+    head_dim = _head_dim(gguf, architecture, hidden // heads)
+    return {
+        "num_attention_heads": heads,
+        "num_key_value_heads": _size(gguf, architecture, "attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "rope_theta": tidy(gguf.key("rope.freq_base", 10000.0)),
+        "partial_rotary_factor": _rotated(gguf, architecture, head_dim) / head_dim,
+        "attention_bias": _any_bias(gguf, "attn_q", "attn_k", "attn_v", "attn_output"),
+    }
 
 
-def _head_dim(gguf: GGUFFile, default: int) -> int:
+def _size(gguf: GGUFFile, architecture: Architecture, suffix: str, default: int) -> int:
+    """A size that all layers share, or the largest where the architecture lets them differ."""
+    value = gguf.key(suffix, default)
+    if architecture.per_layer and isinstance(value, np.ndarray | list):
+        return int(max(value, default=default))
+    return scalar(gguf, suffix, default)
+
+
+def _epsilon(gguf: GGUFFile, architecture: Architecture) -> Config:
+    suffix = "rms_epsilon" if "rms" in architecture.epsilon else "epsilon"
+    return {architecture.epsilon: tidy(gguf.key(f"attention.layer_norm_{suffix}"))}
+
+
+def _head_dim(gguf: GGUFFile, architecture: Architecture, default: int) -> int:
     if gguf.key("attention.kv_lora_rank", 0):
         return scalar(gguf, "attention.key_length_mla")
     head_dim = scalar(gguf, "attention.key_length", default)
@@ -101,11 +114,10 @@ def _head_dim(gguf: GGUFFile, default: int) -> int:
     return head_dim
 
 
-def _rotated(gguf: GGUFFile, head_dim: int) -> int:
+def _rotated(gguf: GGUFFile, architecture: Architecture, head_dim: int) -> int:
     """Dimensions of a head that turn."""
     rotated = scalar(gguf, "rope.dimension_count", head_dim)
-    partly = gguf.architecture in ("deepseek2", "glm4", "nemotron", "phi2", "phi3", "stablelm")
-    if rotated != head_dim and not partly:
+    if rotated != head_dim and not architecture.partial_rotary:
         raise gguf.error(
             f"{gguf.architecture}.rope.dimension_count",
             expected=f"the whole head, {head_dim}, in this architecture",

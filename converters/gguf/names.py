@@ -8,18 +8,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
+
+from converters.encode import Change
 from converters.errors import UnsupportedArchitectureError
 from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
 from converters.gguf.reader import GGUFFile
+from converters.gguf.regroup import regroup
 from converters.gguf.tensor import GGUFTensor
-
-# Parameters that are not called weight or bias in the model.
-_WHOLE_NAMES = ("attn_sinks.weight", "exp_probs_b.bias")
+from converters.policy import FLOATS
 
 # Tensors whose values move into config.json.
 _IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
-_PERMUTED = ("attn_q", "attn_k")
 NO_PLACE = "the architecture has no such parameter"
 
 
@@ -28,19 +31,16 @@ class Mapped:
     """One tensor of the file and the parameter it becomes.
 
     Attributes:
-        permuted: rows are to be reordered for rotating halves.
-        subtract: what GGUF has added to every element.
+        order: rows of the tensor in the model's order, or None for as they are.
+        change: what its values go through, or None.
+        shape: of the parameter.
     """
 
     source: GGUFTensor
     target: str
-    permuted: bool
-    subtract: float = 0.0
-
-    @property
-    def as_row(self) -> bool:
-        """Whether a vector becomes a matrix of one row."""
-        return self.target.endswith("shared_expert_gate.weight")
+    order: npt.NDArray[np.intp] | None
+    change: Change | None
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ def map_names(gguf: GGUFFile) -> NameMap:
         GGUFError: a tensor that every model of this architecture needs is missing.
     """
     architecture = architecture_of(gguf)
+    gguf = regroup(gguf, architecture)
     layers = int(gguf.key("block_count"))
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
@@ -99,42 +100,60 @@ def map_names(gguf: GGUFFile) -> NameMap:
             raise tensor.error(
                 expected="no factors on whole matrices and no bias on the output", found="one"
             )
-        target, permuted, reason = _target(tensor.name, architecture, layers)
+        target, module, reason = _target(tensor.name, architecture, layers)
         if target:
-            norm = "norm" in tensor.name and tensor.name.endswith(".weight")
-            subtract = architecture.norm_offset if norm else 0.0
-            mapped.append(Mapped(tensor, target, permuted, subtract))
+            mapped.append(_mapped(gguf, architecture, tensor, target, module))
         else:
             skipped.append((tensor, reason))
     _require(gguf, architecture, layers)
     return NameMap(tuple(mapped), tuple(skipped), tuple(_zero_biases(gguf, architecture, layers)))
 
 
-def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, bool, str]:
+def _mapped(
+    gguf: GGUFFile, architecture: Architecture, tensor: GGUFTensor, target: str, module: str
+) -> Mapped:
+    """What a tensor goes through on its way; ``module`` is its row's key."""
+    order = architecture.order.get(module)
+    change = architecture.values.get(module)
+    offset = architecture.norm_offset
+    if offset and change is None and "norm" in tensor.name and tensor.name.endswith(".weight"):
+        change = partial(_less, np.float32(offset))
+    if change and tensor.type not in FLOATS:
+        raise tensor.error(expected="floats", found=tensor.type.name)
+    reshape = architecture.reshape.get(module)
+    return Mapped(
+        tensor,
+        target,
+        order(gguf, tensor.shape[0]) if order else None,
+        change,
+        reshape(tensor.shape) if reshape else tensor.shape,
+    )
+
+
+def _less(offset: np.float32, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return x - offset
+
+
+def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, str, str]:
+    """The parameter of a tensor and its key in the row, or why there is none."""
     if name in _IN_CONFIG:
-        return "", False, "its values are stored in config.json (rope_scaling)"
-    module, _, kind = name.rpartition(".")
-    if kind not in ("weight", "bias"):
-        return "", False, NO_PLACE
+        return "", "", "its values are stored in config.json (rope_scaling)"
     ends = {**ENDS, **architecture.ends}
-    if module in ends:
-        if kind == "bias" and not architecture.may_have_bias(module):
-            return "", False, NO_PLACE
-        return f"{ends[module]}.{kind}", False, ""
-    inner = _LAYER.fullmatch(module)
-    if not inner:
-        return "", False, NO_PLACE
-    layer, module = int(inner[1]), inner[2]
-    if layer >= layers:
-        return "", False, f"beyond the {layers} layers of block_count (not used for generation)"
-    if f"{module}.{kind}" in _WHOLE_NAMES and module in architecture.layer:
-        return f"model.layers.{layer}.{architecture.layer[module]}", False, ""
-    if module not in architecture.layer:
-        return "", False, NO_PLACE
-    target = f"model.layers.{layer}.{architecture.layer[module]}.{kind}"
+    if name in ends:
+        return ends[name], name, ""
+    inner = _LAYER.fullmatch(name)
+    if inner and int(inner[1]) >= layers:
+        return "", "", f"beyond the {layers} layers of block_count (not used for generation)"
+    if inner and inner[2] in architecture.layer:
+        return f"{architecture.prefix}.{inner[1]}.{architecture.layer[inner[2]]}", inner[2], ""
+    module, _, kind = (inner[2] if inner else name).rpartition(".")
+    known = architecture.layer if inner else ends
+    if kind not in ("weight", "bias") or module not in known:
+        return "", "", NO_PLACE
     if kind == "bias" and not architecture.may_have_bias(module):
-        return "", False, NO_PLACE
-    return target, architecture.permuted and module in _PERMUTED, ""
+        return "", "", NO_PLACE
+    place = f"{architecture.prefix}.{inner[1]}.{known[module]}" if inner else known[module]
+    return f"{place}.{kind}", module, ""
 
 
 def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
@@ -143,8 +162,9 @@ def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
     gguf.tensor("output_norm.weight")
     for layer in range(layers):
         for module in architecture.layer:
-            if module not in architecture.optional:
-                gguf.tensor(f"blk.{layer}.{module}.weight")
+            if architecture.optional is not None and module not in architecture.optional:
+                whole = "." in module
+                gguf.tensor(f"blk.{layer}.{module}" + ("" if whole else ".weight"))
 
 
 def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> list[tuple[str, int]]:
@@ -157,11 +177,14 @@ def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> lis
             for module in group:
                 if f"blk.{i}.{module}.bias" not in gguf:
                     rows = gguf.tensor(f"blk.{i}.{module}.weight").shape[0]
-                    zeros.append((f"model.layers.{i}.{architecture.layer[module]}.bias", rows))
-    if "exp_probs_b" in architecture.layer and gguf.key("expert_gating_func", 1) == 2:
+                    zeros.append(
+                        (f"{architecture.prefix}.{i}.{architecture.layer[module]}.bias", rows)
+                    )
+    corrections = architecture.layer.get("exp_probs_b.bias")
+    if corrections and gguf.key("expert_gating_func", 1) == 2:
         for i in range(layers):
             name = f"blk.{i}.ffn_gate_inp.weight"
             if name in gguf and f"blk.{i}.exp_probs_b.bias" not in gguf:
-                target = f"model.layers.{i}.{architecture.layer['exp_probs_b']}"
+                target = f"{architecture.prefix}.{i}.{corrections}"
                 zeros.append((target, gguf.tensor(name).shape[0]))
     return zeros

@@ -8,6 +8,7 @@ MLX arrays (``quants.py``) nor what an architecture needs (``config.py``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -101,6 +102,13 @@ class GGUFFile:
             expected="an entry in the tensor directory",
             found="none",
         )
+
+    def with_tensors(self, tensors: tuple[GGUFTensor, ...]) -> GGUFFile:
+        """The same file with other tensors, e.g. parts of its own."""
+        other = copy.copy(self)
+        other.tensors = tensors
+        other._by_name = {tensor.name: tensor for tensor in tensors}
+        return other
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of that name."""

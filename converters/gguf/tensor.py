@@ -6,7 +6,7 @@ Knows where the bytes are; does not know what they mean (``quants.py`` does).
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -50,6 +50,17 @@ class GGUFTensor:
     def raw(self) -> npt.NDArray[np.uint8]:
         """The stored bytes (nbytes,): a read-only view of the mapped file, which it keeps open."""
         return np.frombuffer(self._map, np.uint8, self.nbytes, self.offset)
+
+    def rows(self, first: int, count: int, name: str) -> GGUFTensor:
+        """Rows along the first axis as a tensor of their own, over the same bytes."""
+        stride = self.nbytes // self.shape[0]
+        return replace(
+            self,
+            name=name,
+            shape=(count, *self.shape[1:]),
+            nbytes=count * stride,
+            offset=self.offset + first * stride,
+        )
 
     def release(self) -> None:
         """Let the system drop the pages of this tensor from resident memory.

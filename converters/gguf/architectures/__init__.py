@@ -1,0 +1,12 @@
+"""Every architecture that is known, as a row of a table. To add one, add its row to a file here."""
+
+from __future__ import annotations
+
+from converters.gguf.architectures.dense import DENSE
+from converters.gguf.architectures.experts import EXPERTS
+from converters.gguf.architectures.recurrent import RECURRENT
+from converters.gguf.architectures.row import ENDS, Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {**DENSE, **EXPERTS, **RECURRENT}
+
+__all__ = ["ARCHITECTURES", "ENDS", "Architecture"]

@@ -1,0 +1,55 @@
+"""Hyperparameters that several families share, from GGUF's keys to those of ``config.json``."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converters.gguf.architectures.row import Config
+from converters.gguf.numbers import float_of, scalar
+from converters.gguf.reader import GGUFFile
+
+
+def windows(gguf: GGUFFile, every: int) -> Config:
+    """Sliding windows: in all layers but each of a number, unless the file has its own pattern."""
+    window = gguf.key("attention.sliding_window", None)
+    if not window:
+        return {}
+    layers = scalar(gguf, "block_count")
+    pattern = gguf.key("attention.sliding_window_pattern", every)
+    if isinstance(pattern, np.ndarray | list):
+        sliding = [bool(x) for x in pattern]
+    else:
+        every = int(pattern)
+        sliding = [every > 0 and (i + 1) % every != 0 for i in range(layers)]
+    return {
+        "sliding_window": scalar(gguf, "attention.sliding_window"),
+        "sliding_window_pattern": every,
+        "layer_types": ["sliding_attention" if x else "full_attention" for x in sliding],
+    }
+
+
+def multipliers(gguf: GGUFFile, config: Config) -> Config:
+    """Granite's multipliers; a zero stands for none."""
+    return {
+        "embedding_multiplier": float_of(gguf, "embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": float_of(gguf, "residual_scale", 0.0) or 1.0,
+        "logits_scaling": float_of(gguf, "logit_scale", 0.0) or 1.0,
+        "attention_multiplier": float_of(gguf, "attention.scale", 0.0)
+        or config["head_dim"] ** -0.5,
+    }
+
+
+def experts(gguf: GGUFFile, config: Config) -> Config:
+    """How many experts there are and how wide, under the names that families give it."""
+    count, used = scalar(gguf, "expert_count"), scalar(gguf, "expert_used_count")
+    if not 0 < used <= count:
+        raise gguf.error(
+            f"{gguf.architecture}.expert_used_count", expected=f"between 1 and {count}"
+        )
+    size = scalar(gguf, "expert_feed_forward_length", config["intermediate_size"])
+    return {
+        "num_experts": count,
+        "num_local_experts": count,
+        "num_experts_per_tok": used,
+        "moe_intermediate_size": size,
+    }

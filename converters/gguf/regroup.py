@@ -1,0 +1,132 @@
+"""Tensors of a file as its model has them: experts stacked, fused matrices parted or joined.
+
+Knows which rows belong together; knows nothing of what the model calls them. Every matrix is stored
+row by row, so a part of one is a slice of its bytes and nothing is decoded - unless rows that must
+become one matrix are stored as different types, which only plain floats can hold together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.encode import plain_floats
+from converters.gguf.architectures import Architecture
+from converters.gguf.reader import GGUFFile
+from converters.gguf.tensor import GGUFTensor
+from converters.gguf.types import GGMLType
+
+_ONE_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,6})\.(weight|bias)")
+_IN_LAYER = re.compile(r"(blk\.\d{1,9}\.)(.+)\.(weight|bias)")
+
+
+def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
+    """The same file with the tensors that an architecture's model has.
+
+    Raises:
+        GGUFError: experts are missing or differ in shape, or a fused tensor has other rows than
+            its parts.
+    """
+    tensors: dict[str, GGUFTensor] = {}
+    experts: dict[str, dict[int, GGUFTensor]] = defaultdict(dict)
+    for tensor in gguf.tensors:
+        lone = _ONE_EXPERT.fullmatch(tensor.name)
+        if lone:
+            experts[f"{lone[1]}_exps.{lone[3]}"][int(lone[2])] = tensor
+            continue
+        inner = _IN_LAYER.fullmatch(tensor.name)
+        if inner and inner[2] in architecture.parts and inner[2] not in architecture.layer:
+            split = architecture.parts[inner[2]](gguf)
+            tensors |= _parted(tensor, [(f"{inner[1]}{m}.{inner[3]}", n) for m, n in split])
+        else:
+            tensors[tensor.name] = tensor
+    for name, found in experts.items():
+        tensors[name] = _stacked(gguf, name, found)
+    for module, members in architecture.joins.items():
+        _join(tensors, module, members)
+    if list(tensors.values()) == list(gguf.tensors):
+        return gguf
+    return gguf.with_tensors(tuple(tensors.values()))
+
+
+def _parted(tensor: GGUFTensor, parts: Sequence[tuple[str, int]]) -> dict[str, GGUFTensor]:
+    wanted = sum(rows for _, rows in parts)
+    if tensor.shape[0] != wanted:
+        raise tensor.error(expected=f"{wanted} rows", found=str(tensor.shape[0]))
+    made, first = {}, 0
+    for name, rows in parts:
+        made[name] = tensor.rows(first, rows, name)
+        first += rows
+    return made
+
+
+def _stacked(gguf: GGUFFile, name: str, found: dict[int, GGUFTensor]) -> GGUFTensor:
+    count = int(gguf.key("expert_count", 0))
+    if set(found) != set(range(count)):
+        raise found[min(found)].error(
+            expected=f"experts 0 to {count - 1}", found=f"{len(found)} of them, to {max(found)}"
+        )
+    members = [found[i] for i in range(count)]
+    return _joined(name, members, (count, *members[0].shape))
+
+
+def _join(tensors: dict[str, GGUFTensor], module: str, members: tuple[str, ...]) -> None:
+    """Replace the members in each layer by the tensor that they make up."""
+    for name in [n for n in tensors if n.split(".", 2)[-1].rpartition(".")[0] == members[0]]:
+        head, kind = name.split(".", 2)[:2], name.rpartition(".")[2]
+        names = [".".join([*head, member, kind]) for member in members]
+        whole = ".".join([*head, module, kind])
+        if whole in tensors or any(n not in tensors for n in names):
+            continue
+        parts = [tensors.pop(n) for n in names]
+        rows = sum(part.shape[0] for part in parts)
+        tensors[whole] = _joined(whole, parts, (rows, *parts[0].shape[1:]))
+
+
+def _joined(name: str, parts: list[GGUFTensor], shape: tuple[int, ...]) -> GGUFTensor:
+    first = parts[0]
+    stacked = len(shape) > len(first.shape)
+    for part in parts[1:]:
+        if part.shape != first.shape if stacked else part.shape[1:] != first.shape[1:]:
+            raise part.error(expected=f"the shape of {first.name}", found=str(part.shape))
+    alike = all(part.type == first.type for part in parts)
+    size = sum(part.nbytes if alike else 4 * part.elements for part in parts)
+    return JoinedTensor(
+        name=name,
+        shape=shape,
+        type=first.type if alike else GGMLType.F32,
+        nbytes=size,
+        offset=first.offset,
+        path=first.path,
+        entry=first.entry,
+        _map=first._map,
+        members=tuple(parts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTensor(GGUFTensor):
+    """The rows of several tensors, one after the other.
+
+    Attributes:
+        members: whose rows they are; ``type`` is theirs, or F32 if they differ.
+    """
+
+    members: tuple[GGUFTensor, ...] = ()
+
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """The bytes of all members (nbytes,), copied together."""
+        if all(member.type == self.type for member in self.members):
+            return np.concatenate([member.raw() for member in self.members])
+        floats = [plain_floats(member).reshape(-1) for member in self.members]
+        return np.concatenate(floats).view(np.uint8)
+
+    def release(self) -> None:
+        """As :meth:`GGUFTensor.release`, for each member."""
+        for member in self.members:
+            member.release()
