@@ -90,6 +90,10 @@ class CheckpointError(ConversionError):
     """A model directory is incomplete, unreadable or contradicts itself."""
 
 
+class AdapterError(ConversionError):
+    """An adapter is damaged, of an unknown kind, or was made for another model."""
+
+
 class TargetExistsError(ConversionError):
     """The place to write to is taken."""
 

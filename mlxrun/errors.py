@@ -8,6 +8,7 @@
     │   ├── UnsupportedArchitectureError  a model family that nothing here knows
     │   ├── InexactError                  policy "exact" cannot be kept: the list of tensors
     │   ├── CheckpointError               a model directory that is incomplete or contradictory
+    │   ├── AdapterError                  an adapter that is damaged or made for another model
     │   ├── TargetExistsError             the output is already there
     │   └── OutOfSpaceError               the disk is full
     ├── SourceError                       no model where the user points
@@ -23,6 +24,7 @@
 from __future__ import annotations
 
 from converters.errors import (
+    AdapterError,
     CheckpointError,
     ConversionError,
     GGUFError,
@@ -35,6 +37,7 @@ from converters.errors import (
 )
 
 __all__ = [
+    "AdapterError",
     "CacheError",
     "CheckpointError",
     "ContextLengthError",

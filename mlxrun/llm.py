@@ -36,6 +36,7 @@ from mlxrun.generation.request import (  # noqa: E402
 )
 from mlxrun.generation.sampling import Sampler  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
+from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
@@ -56,6 +57,7 @@ def load(
     *,
     dtype: str | None = None,
     policy: str | None = None,
+    adapter: AdapterChoice = (),
     progress: Progress | None = None,
 ) -> LLM:
     """Load a model.
@@ -67,6 +69,9 @@ def load(
             CPU and half precision, as the weights have it, on a GPU.
         policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
             plain float32 (exact) on the CPU up to 2 GB, and near elsewhere.
+        adapter: LoRA adapters to apply beside the weights, which stay as they are: a directory of
+            mlx-lm's or of Hugging Face PEFT's, or a GGUF of llama.cpp's; or a list of such, each
+            alone or as ``(path, strength)``, which add up.
         progress: called with (bytes done, bytes in all), first while a model of the hub is
             downloaded, then from zero again while a GGUF is repacked.
 
@@ -75,14 +80,15 @@ def load(
     """
     path = resolve(source, progress=progress)
     if path.is_dir():
-        return LLM(load_directory(path, dtype=dtype), Tokenizer.from_directory(path), str(source))
+        loaded = load_directory(path, dtype=dtype, adapter=adapter)
+        return LLM(loaded, Tokenizer.from_directory(path), str(source))
     gguf = read_gguf(path)
 
     def report(done: int, total: int, _: str) -> None:
         if progress:
             progress(done, total)
 
-    loaded = load_gguf(gguf, dtype=dtype, policy=policy, progress=report)
+    loaded = load_gguf(gguf, dtype=dtype, policy=policy, adapter=adapter, progress=report)
     return LLM(loaded, Tokenizer.from_gguf(gguf), str(source))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.console import note, visible
-from mlxrun.cli.loading import load_model, usage_line, with_loading
+from mlxrun.cli.loading import Adapters, load_model, usage_line, with_loading
 from mlxrun.cli.settings import chat_defaults, given, with_settings
 from mlxrun.errors import SourceError
 
@@ -50,6 +50,7 @@ def command(
     stats: bool,
     dtype: str | None,
     policy: str | None,
+    adapters: Adapters,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -72,7 +73,9 @@ def command(
         raise SourceError(
             f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
         )
-    llm = load_model(model or str(DEMO), dtype=dtype, policy=policy, verbose=verbose)
+    llm = load_model(
+        model or str(DEMO), dtype=dtype, policy=policy, adapters=adapters, verbose=verbose
+    )
     from mlxrun.cli.conversation import Conversation
 
     conversation = Conversation(llm, llm.session(), settings=chat_defaults())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +20,35 @@ DTYPES = ("float32", "float16", "bfloat16")
 LARGE = 50_000_000
 
 Command = Callable[..., None]
+
+
+def _strengths(context: object, parameter: object, values: tuple[str, ...]) -> Adapters:
+    """``PATH[:SCALE]`` as path and strength; a path may have colons of its own."""
+    found = []
+    for value in values:
+        path, _, scale = value.rpartition(":")
+        number = path and not Path(value).exists() and _number(scale)
+        found.append((value, 1.0) if not isinstance(number, float) else (path, number))
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+Adapters = list[tuple[str, float]]
+ADAPTER_OPTION = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    callback=_strengths,
+    metavar="PATH[:SCALE]",
+    help="Apply a LoRA adapter, at SCALE times its strength: a directory of mlx-lm's or PEFT's, or "
+    "a GGUF of llama.cpp's. Give several to add them up.",
+)
 
 
 def with_loading(command: Command) -> Command:
@@ -38,13 +68,19 @@ def with_loading(command: Command) -> Command:
             type=click.Choice(DTYPES),
             help="Type of the activations.  [default: float32 on the CPU, half precision on a GPU]",
         ),
+        ADAPTER_OPTION,
     ):
         command = option(command)
     return command
 
 
 def load_model(
-    source: str, *, dtype: str | None = None, policy: str | None = None, verbose: bool = False
+    source: str,
+    *,
+    dtype: str | None = None,
+    policy: str | None = None,
+    adapters: Adapters | None = None,
+    verbose: bool = False,
 ) -> LLM:
     """Load a model, with a progress bar on a terminal.
 
@@ -62,7 +98,7 @@ def load_model(
             "--policy is for GGUF files; a model directory is converted already."
         )
     with Bar(f"Loading {path.name}") as bar:
-        model = models.load(path, dtype=dtype, policy=policy, progress=bar)
+        model = models.load(path, dtype=dtype, policy=policy, adapter=adapters or (), progress=bar)
     _warn_of_strays(model)
     if verbose:
         _describe(model)

@@ -13,22 +13,24 @@ import mlx.core as mx
 
 from converters.layout import FIXED_MODES, Layout, affine, fixed
 from mlxrun.errors import CheckpointError
+from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
 from mlxrun.loading.run import DTYPES, expands, resolve_dtype
 from mlxrun.models.families import model_config
-from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import Weight
 
 
-def load_directory(path: Path, *, dtype: str | None = None) -> Loaded:
+def load_directory(path: Path, *, dtype: str | None = None, adapter: AdapterChoice = ()) -> Loaded:
     """Load a converted directory, or any mlx-lm or Hugging Face one of a supported family.
 
     Raises:
+        AdapterError: an adapter is damaged or was made for another model.
         CheckpointError: files are missing, unreadable or contradict each other.
         UnsupportedArchitectureError: no family here has its ``model_type``.
     """
     config = read_config(path)
     family = model_config(config)
+    adapters = read_adapters(adapter, config)
     arrays = _read_safetensors(path)
     if family.tied:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("lm_head.")}
@@ -39,7 +41,8 @@ def load_directory(path: Path, *, dtype: str | None = None) -> Loaded:
     elements = sum(Weight(form, arrays[f"{m}.weight"]).elements for m, form in layouts.items())
     kept = any(f.mode != "affine" and arrays[f"{m}.weight"].ndim == 3 for m, f in layouts.items())
     expand = bool(layouts) and expands(elements, run, kept=kept)
-    return build(config, Parameters(arrays, layouts, DTYPES[run], expand), None)
+    params = adapters.parameters(arrays, layouts, DTYPES[run], expand)
+    return build(config, params, None, adapters)
 
 
 def read_config(path: Path) -> dict[str, Any]:

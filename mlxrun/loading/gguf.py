@@ -14,9 +14,9 @@ from converters.gguf.reader import GGUFFile
 from converters.layout import Layout
 from converters.policy import FIXED, Policy
 from converters.report import ConversionReport
+from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
 from mlxrun.loading.run import DTYPES, expands, resolve_dtype
-from mlxrun.weights.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
 
@@ -26,6 +26,7 @@ def load_gguf(
     *,
     dtype: str | None = None,
     policy: str | None = None,
+    adapter: AdapterChoice = (),
     progress: Progress | None = None,
 ) -> Loaded:
     """Convert a GGUF straight into memory.
@@ -38,9 +39,11 @@ def load_gguf(
 
     Raises:
         UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
+        AdapterError: an adapter is damaged or was made for another model.
     """
     names = map_names(gguf)
     config = model_config(gguf)
+    adapters = read_adapters(adapter, config)
     run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
     bound = run_policy(gguf, policy, run)
     arrays: dict[str, mx.array] = {}
@@ -52,7 +55,7 @@ def load_gguf(
             layouts[converted.target.removesuffix(".weight")] = converted.layout
         if converted.record:
             report.tensors.append(converted.record)
-    return build(config, Parameters(arrays, layouts, DTYPES[run]), report)
+    return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters)
 
 
 def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:

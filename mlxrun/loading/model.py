@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from converters.report import ConversionReport
+from mlxrun.loading.adapters import Adapters
 from mlxrun.models.families import model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.weights.parameters import Parameters
@@ -30,9 +31,15 @@ class Loaded:
     unused: list[str]
 
 
-def build(config: dict[str, Any], params: Parameters, report: ConversionReport | None) -> Loaded:
+def build(
+    config: dict[str, Any],
+    params: Parameters,
+    report: ConversionReport | None,
+    adapters: Adapters,
+) -> Loaded:
     """The transformer of a ``config.json`` over its parameters, which are read now."""
     model = Transformer(model_config(config), params)
+    adapters.check_applied(params.used)
     # Files are read lazily: a damaged one must fail here, not at the first token.
     mx.eval(params.handed)
     return Loaded(model, config, report, params.unused())

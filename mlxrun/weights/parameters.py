@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
+from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
 from mlxrun.weights.weight import Weight, gather, linear
 
 
@@ -21,6 +22,7 @@ class Parameters:
         layouts: module name to layout, for quantised modules.
         dtype: of activations; plain arrays and scales are cast to it as they are handed out.
         expand: hand out quantised matrices as plain ones.
+        updates: module name to what adapters add to it.
         prefix: what names are relative to.
         used: full names handed out so far; shared between views.
         handed: the arrays handed out, as the model holds them; shared between views.
@@ -30,6 +32,7 @@ class Parameters:
     layouts: Mapping[str, Layout]
     dtype: mx.Dtype
     expand: bool = False
+    updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
     prefix: str = ""
     used: set[str] = field(default_factory=set)
     handed: list[mx.array] = field(default_factory=list)
@@ -81,6 +84,22 @@ class Parameters:
 
         One dtype everywhere: MLX promotes a product of two half types to float32.
         """
+        stored = self._stored(module, rows, columns, stacked)
+        updates = self.updates.get(self.prefix + module)
+        return self._adapted(module, stored, updates) if updates else stored
+
+    def _adapted(self, module: str, stored: Weight, updates: Sequence[Update]) -> Weight:
+        """The weight with what adapters add to its products."""
+        shape = (*stored.weight.shape[:-1], stored.columns)
+        for update in updates:
+            update.check(self.prefix + module, shape)
+        low_rank = combined(updates, shape[-2], lambda: stored.dequantize(mx.float32), self.dtype)
+        self.handed.extend(low_rank.arrays)
+        return AdaptedWeight(
+            stored.layout, stored.weight, stored.scales, stored.biases, low_rank=low_rank
+        )
+
+    def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Weight:
         layout = self.layouts.get(self.prefix + module)
         weight = self._get(f"{module}.weight")
         if layout is None:

@@ -1,0 +1,163 @@
+"""The adapters that a user names, read and fitted to one model.
+
+Knows which file is in which format, and that a change must apply to something.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from converters.layout import Layout
+from mlxrun.errors import AdapterError, ParameterError
+from mlxrun.loading.adapters.adapter import DAMAGED, OTHER_MODEL, Adapter
+from mlxrun.loading.adapters.mlx_lm import read_mlx_lm
+from mlxrun.weights.low_rank import Update
+from mlxrun.weights.parameters import Parameters
+
+#: A path, or paths, each alone or with a strength.
+AdapterChoice = str | Path | Sequence[str | Path | tuple[str | Path, float]]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What all adapters of a load change together, by the parameters' Hugging Face names.
+
+    Attributes:
+        updates: by module; what several adapters add to it, in their order.
+        replaced: whole new parameters.
+    """
+
+    updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
+    replaced: Mapping[str, mx.array] = field(default_factory=dict)
+
+    def parameters(
+        self,
+        arrays: Mapping[str, mx.array],
+        layouts: Mapping[str, Layout],
+        dtype: mx.Dtype,
+        expand: bool = False,
+    ) -> Parameters:
+        """A model's weights with the changes; the arrays themselves stay as they are.
+
+        Raises:
+            AdapterError: a new parameter is none of the model's.
+        """
+        if not self.replaced:
+            return Parameters(arrays, layouts, dtype, expand, self.updates)
+        for name in self.replaced:
+            if name not in arrays:
+                raise AdapterError(f"the model has no {name} to replace", hint=OTHER_MODEL)
+        modules = {name.rpartition(".")[0] for name in self.replaced if name.endswith(".weight")}
+        arrays = {k: v for k, v in arrays.items() if not _belongs(k, modules)}
+        layouts = {k: v for k, v in layouts.items() if k not in modules}
+        return Parameters({**arrays, **self.replaced}, layouts, dtype, expand, self.updates)
+
+    def check_applied(self, used: Iterable[str]) -> None:
+        """Refuse changes of what the model did not ask for.
+
+        Args:
+            used: full names of the parameters that the model asked for.
+
+        Raises:
+            AdapterError: there are such; the first is named.
+        """
+        used = set(used)
+        lost = [u[0].origin for m, u in self.updates.items() if f"{m}.weight" not in used]
+        lost += sorted(set(self.replaced) - used)
+        if lost:
+            more = f" ({len(lost)} of its tensors)" if len(lost) > 1 else ""
+            raise AdapterError(f"{lost[0]}: the model has no such module{more}", hint=OTHER_MODEL)
+
+
+def _belongs(name: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter says how a module's matrix is packed."""
+    module, _, kind = name.rpartition(".")
+    return kind in ("scales", "biases") and module in modules
+
+
+def read_adapters(choice: AdapterChoice, config: Mapping[str, Any]) -> Adapters:
+    """Read adapters for a model.
+
+    Args:
+        choice: as :func:`mlxrun.load` takes it.
+        config: the model's ``config.json``.
+
+    Raises:
+        AdapterError: one is missing, damaged, or made for another model.
+        ParameterError: a strength that is no finite number.
+    """
+    updates: dict[str, list[Update]] = defaultdict(list)
+    replaced: dict[str, mx.array] = {}
+    for path, strength in _listed(choice):
+        adapter = _read(path, config)
+        if strength == 0:
+            continue
+        if adapter.replaced and strength != 1:
+            raise AdapterError(
+                f"{adapter.name} replaces weights, which has no strength between none and whole",
+                hint="Use it with strength 1",
+            )
+        replaced |= adapter.replaced
+        for module, update in adapter.updates.items():
+            updates[module].append(replace(update, strength=strength))
+    return Adapters(dict(updates), replaced)
+
+
+def _listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
+    """Paths with strengths, whatever way they were given.
+
+    Raises:
+        ParameterError: what was given are no paths and strengths.
+    """
+    if isinstance(choice, str | Path):
+        choice = [choice]
+    if not isinstance(choice, Sequence) or isinstance(choice, bytes):
+        raise ParameterError("adapter", choice, _CHOICES)
+    listed = []
+    for entry in choice:
+        pair = (entry, 1.0) if isinstance(entry, str | Path) else entry
+        if not isinstance(pair, Sequence) or len(pair) != 2 or not isinstance(pair[0], str | Path):
+            raise ParameterError("adapter", entry, _CHOICES)
+        strength = pair[1]
+        real = isinstance(strength, int | float) and not isinstance(strength, bool)
+        if not real or not math.isfinite(strength):
+            raise ParameterError("the strength of an adapter", strength, "a finite number")
+        listed.append((Path(pair[0]).expanduser(), float(strength)))
+    return listed
+
+
+_CHOICES = "a path, or a list of paths and (path, strength)"
+
+
+def _read(path: Path, config: Mapping[str, Any]) -> Adapter:
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise AdapterError(
+            f"there is no adapter at {path}",
+            hint="Give a directory with adapter_config.json, or a GGUF file",
+        )
+    said = _read_config(folder / "adapter_config.json")
+    return read_mlx_lm(path / "adapters.safetensors" if path.is_dir() else path, said)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise AdapterError(
+            f"{file.parent} is no adapter: it has no {file.name}",
+            hint="Give a directory with adapter_config.json, or a GGUF file",
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterError(f"cannot read {file}: {error}", hint=DAMAGED) from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{file} is not a JSON object", hint=DAMAGED)
+    return config
