@@ -114,7 +114,7 @@ class LLM:
     @property
     def context_length(self) -> int:
         """Tokens the model was trained to see at once."""
-        return self.model.config.context_length
+        return self.model.context_length
 
     def logits(self, ids: Sequence[int]) -> mx.array:
         """What the model expects after each token.
@@ -237,7 +237,7 @@ class LLM:
 
     def _checked(self, ids: Sequence[int] | mx.array) -> list[int]:
         """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
-        size = self.model.config.vocab_size
+        size = self.model.vocab_size
         listed = ids.tolist() if hasattr(ids, "tolist") else ids
         if not isinstance(listed, Iterable):
             raise ParameterError("prompt", ids, "text, token ids or messages")
@@ -297,7 +297,7 @@ class LLM:
         yield Chunk(rest + matcher.finish(), (), (), reason, clock.usage())
 
     def _sampler(self, request: Request) -> Sampler:
-        size = self.model.config.vocab_size
+        size = self.model.vocab_size
         params = request.params
         breakers: frozenset[tuple[int, ...]] = frozenset()
         if params.dry_multiplier:
@@ -310,22 +310,21 @@ class LLM:
         return Sampler(params, size, context_tokens=request.prompt, dry_breakers=breakers)
 
     def __repr__(self) -> str:
-        config = self.model.config
+        summary = self.model.summary
         return (
-            f"LLM({self.source!r}, {config.family}, {len(config.layers)} layers, "
+            f"LLM({self.source!r}, {summary.name}, {summary.layers} layers, "
             f"{self.model.nbytes / 1e6:.1f} MB, {str(self.model.dtype).removeprefix('mlx.core.')})"
         )
 
     def _repr_html_(self) -> str:
-        config = self.model.config
-        attention = config.layers[0].attention
+        summary = self.model.summary
         rows = {
             "source": self.source,
-            "family": config.family,
-            "layers": f"{len(config.layers)} x {config.hidden_size} wide",
-            "heads": f"{attention.heads} query, {attention.kv_heads} key/value",
-            "vocabulary": f"{config.vocab_size} tokens",
-            "context": f"{config.context_length} tokens",
+            "family": summary.name,
+            "layers": f"{summary.layers} x {summary.hidden_size} wide",
+            "heads": f"{summary.heads} query, {summary.kv_heads} key/value",
+            "vocabulary": f"{self.model.vocab_size} tokens",
+            "context": f"{self.context_length} tokens",
             "weights": f"{self.model.nbytes / 1e6:.1f} MB",
             "activations": str(self.model.dtype).removeprefix("mlx.core."),
         }

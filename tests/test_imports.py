@@ -60,7 +60,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.cache",
         "mlxrun.errors",
     ),
-    "mlxrun.loading": ("converters", "mlxrun.models", "mlxrun.weights", "mlxrun.errors"),
+    "mlxrun.loading": (
+        "converters",
+        "mlxrun.models",
+        "mlxrun.weights",
+        "mlxrun.cache",
+        "mlxrun.errors",
+    ),
     "mlxrun.generation": ("mlxrun.models", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
     "mlxrun.hub": ("mlxrun.errors", "converters"),
 }

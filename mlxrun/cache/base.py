@@ -1,4 +1,8 @@
-"""The contract between a transformer and what it remembers.
+"""The contract between a model and what it remembers.
+
+:class:`Memory` is all that sessions and the engine know: a place in time that can go back and fork.
+:class:`Cache` is the memory of one layer of our transformer. Classes of other libraries bring
+caches of their own, behind a :class:`Memory` for the whole model.
 
 One cache serves one layer and every row of a batch. Who owns what, and for how long:
 
@@ -20,14 +24,40 @@ import mlx.core as mx
 Mask = mx.array | str | None
 
 
-class Cache(ABC):
-    """Keys and values of one layer.
+class Memory(ABC):
+    """What a model, or a layer of it, remembers of the tokens so far.
 
     Attributes:
         offset: tokens seen so far; the position of the next one.
     """
 
     offset: int = 0
+
+    @abstractmethod
+    def trim(self, n: int) -> int:
+        """Forget the last ``n`` tokens; returns n.
+
+        Raises:
+            CacheError: what going back would need is no longer there.
+        """
+
+    @abstractmethod
+    def fork(self) -> Self:
+        """A memory with the same contents that goes its own way from here."""
+
+    @property
+    @abstractmethod
+    def state(self) -> list[mx.array]:
+        """The arrays to evaluate so that nothing of this memory stays unevaluated."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(int(array.nbytes) for array in self.state)
+
+
+class Cache(Memory):
+    """Keys and values of one layer."""
 
     @abstractmethod
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
@@ -42,25 +72,3 @@ class Cache(ABC):
             (every query sees every key), ``"causal"`` (aligned at the lower right), or booleans
             (T, S).
         """
-
-    @abstractmethod
-    def trim(self, n: int) -> int:
-        """Forget the last ``n`` tokens; returns n.
-
-        Raises:
-            CacheError: the cache no longer holds what it would need to go back.
-        """
-
-    @abstractmethod
-    def fork(self) -> Self:
-        """A cache with the same contents that goes its own way from here."""
-
-    @property
-    @abstractmethod
-    def state(self) -> list[mx.array]:
-        """The arrays to evaluate so that nothing of this cache stays unevaluated."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return sum(int(array.nbytes) for array in self.state)

@@ -123,11 +123,11 @@ def _warn_of_strays(llm: LLM) -> None:
 def _describe(llm: LLM) -> None:
     from mlxrun import blas
 
-    config = llm.model.config
+    summary = llm.model.summary
     dtype = str(llm.model.dtype).removeprefix("mlx.core.")
     note(
-        f"model: {llm.source}, {config.family}, {len(config.layers)} layers, "
-        f"{size(llm.model.nbytes)}, context {config.context_length}"
+        f"model: {llm.source}, {summary.name}, {summary.layers} layers, "
+        f"{size(llm.model.nbytes)}, context {llm.context_length}"
     )
     note(f"dtype: {dtype}; BLAS: {blas.loaded or 'what MLX brings'}")
     if llm.report:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache
 from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
-from mlxrun.models.transformer import Transformer
+from mlxrun.models.base import Model
 
 # Tokens per forward pass of the prefill: enough for matrix products to be efficient, few enough to
 # bound the memory of a pass and to let a caller show progress.
@@ -33,20 +32,20 @@ class Session:
     taken by a later one fails rather than go on from another's tokens.
 
     Args:
-        make: empty caches, one per layer.
+        make: empty caches, as the model wants them.
         windowed: whether old tokens are forgotten, so that the context never fills.
         owner: the model; another one's tokens would mean nothing to it.
 
     Attributes:
-        cache: one per layer.
+        cache: what the model remembers, e.g. a cache per layer.
         tokens: ids that went through the caches, in order.
         turn: how many requests have used the session.
     """
 
-    make: Callable[[], list[Cache]]
+    make: Callable[[], list[Any]]
     windowed: bool = False
-    owner: Transformer | None = field(default=None, repr=False)
-    cache: list[Cache] = field(default_factory=list)
+    owner: Model[Any] | None = field(default=None, repr=False)
+    cache: list[Any] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     turn: int = field(default=0, init=False)
 
@@ -91,7 +90,7 @@ class Session:
 
 
 def prefill(
-    model: Transformer,
+    model: Model[Any],
     session: Session,
     prompt: Sequence[int],
     progress: Progress | None = None,
@@ -134,7 +133,7 @@ class Step(NamedTuple):
 
 
 def decode(
-    model: Transformer, session: Session, sampler: Sampler, logits: mx.array, limit: int
+    model: Model[Any], session: Session, sampler: Sampler, logits: mx.array, limit: int
 ) -> Generator[Step, None, None]:
     """Draw up to ``limit`` tokens after ``logits`` (1, V), yielding each when it is known.
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 from converters.layout import FIXED_MODES, Layout, affine, fixed
 from mlxrun.errors import CheckpointError
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
-from mlxrun.loading.model import Loaded, build
+from mlxrun.loading.model import Loaded, build, foreign_classes
 from mlxrun.loading.run import DTYPES, expands, resolve_dtype
 from mlxrun.models.families import model_config
 from mlxrun.weights.weight import Weight

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from converters.report import ConversionReport
-from mlxrun.loading.adapters import Adapters
-from mlxrun.models.families import model_config
+from mlxrun.models.base import Model
+from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.weights.parameters import Parameters
 
@@ -25,21 +26,46 @@ class Loaded:
         unused: parameters of the source that the model has no place for.
     """
 
-    model: Transformer
+    model: Model[Any]
     config: dict[str, Any]
     report: ConversionReport | None
     unused: list[str]
 
 
-def build(
-    config: dict[str, Any],
-    params: Parameters,
-    report: ConversionReport | None,
-    adapters: Adapters,
-) -> Loaded:
-    """The transformer of a ``config.json`` over its parameters, which are read now."""
+def build(config: dict[str, Any], params: Parameters, report: ConversionReport | None) -> Loaded:
+    """The model of a ``config.json`` over its parameters, which are read now.
+
+    Our transformer for our own families, else mlx-lm's class.
+
+    Raises:
+        UnsupportedArchitectureError: neither has the ``model_type``.
+        CheckpointError: config and weights do not make such a model.
+    """
+    foreign = foreign_classes(config)
+    if foreign:
+        from mlxrun.loading.fallback.model import build_foreign
+
+        made, unused = build_foreign(foreign, config, params)
+        return Loaded(made, config, report, unused)
     model = Transformer(model_config(config), params)
-    adapters.check_applied(params.used)
     # Files are read lazily: a damaged one must fail here, not at the first token.
     mx.eval(params.handed)
     return Loaded(model, config, report, params.unused())
+
+
+def foreign_classes(config: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """mlx-lm's classes for a config; None for our own families.
+
+    Raises:
+        UnsupportedArchitectureError: neither defines the ``model_type``, or the directory wants
+            code of its own to be run.
+    """
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in FAMILIES:
+        return None
+    from mlxrun.loading.fallback.registry import classes, unsupported
+
+    found = classes(config)
+    if found is None:
+        raise unsupported(kind, FAMILIES)
+    return found

@@ -15,6 +15,7 @@ from mlxrun.cache.base import Cache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.models.attention import attention
+from mlxrun.models.base import Summary
 from mlxrun.models.config import Layer, ModelConfig
 from mlxrun.models.feed_forward import feed_forward
 from mlxrun.models.functions import Function, compose, norm, scaled, softcapped
@@ -101,6 +102,20 @@ class Transformer:
         for layer, memory in zip(self._layers, cache, strict=True):
             x = layer(x, memory)
         return self._head(x[:, -1:] if last_only else x)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        return self.config.context_length
+
+    @property
+    def summary(self) -> Summary:
+        config, attention = self.config, self.config.layers[0].attention
+        layers, heads, kv_heads = len(config.layers), attention.heads, attention.kv_heads
+        return Summary(config.family, layers, config.hidden_size, heads, kv_heads)
 
     def make_cache(self, *, window: int | None = None, keep: int = 0) -> list[Cache]:
         """Empty caches, one per layer.

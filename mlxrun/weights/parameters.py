@@ -62,6 +62,18 @@ class Parameters:
         self.handed.append(array)
         return array
 
+    def array(self, name: str, *, cast: bool = True) -> mx.array:
+        """An array of any shape, for a caller that checks it; floats in the run's dtype.
+
+        Args:
+            cast: whether floats are; codes and one-byte scales stay what they are.
+        """
+        array = self._get(name)
+        if cast and mx.issubdtype(array.dtype, mx.floating):
+            array = self._cast(name, array)
+        self.handed.append(array)
+        return array
+
     def experts(
         self, module: str, count: int, rows: int, columns: int
     ) -> Callable[[mx.array, mx.array], mx.array]:

@@ -343,8 +343,8 @@ def test_damaged_quantisation_says_what_is_wrong(
 
 def test_unknown_families_are_refused(tmp_path: Path, plain: Path) -> None:
     path = shutil.copytree(plain, tmp_path / "m")
-    config_with(model_type="mamba")(path)
-    with pytest.raises(UnsupportedArchitectureError, match=r"mamba.*Supported: .*llama"):
+    config_with(model_type="mamba7")(path)
+    with pytest.raises(UnsupportedArchitectureError, match=r"mamba7.*nearest known one is mamba"):
         load_directory(path)
 
 

@@ -1,0 +1,76 @@
+"""What the engine and :class:`mlxrun.LLM` need of a model, whoever defines its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Memory
+
+M = TypeVar("M", bound=Memory)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a model is, for people to read.
+
+    Attributes:
+        family: ``model_type`` of its config.
+        layers, hidden_size: blocks, and the width of the stream between them; 0 if not known.
+        heads, kv_heads: of the first layer that attends; 0 for none.
+        through: the library whose class runs it, or nothing for ours.
+    """
+
+    family: str
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    through: str = ""
+
+    @property
+    def name(self) -> str:
+        """The family, and through which library it runs."""
+        return f"{self.family} through {self.through}" if self.through else self.family
+
+
+class Model(Protocol[M]):
+    """Immutable weights and a forward pass; what it remembers lives in memories.
+
+    Attributes:
+        vocab_size: logits of a token.
+        context_length: tokens the model was trained to see at once.
+        dtype: of activations.
+        nbytes: of all weights.
+        summary: what it is.
+    """
+
+    dtype: mx.Dtype
+    nbytes: int
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def summary(self) -> Summary: ...
+
+    def __call__(
+        self, tokens: mx.array, cache: Sequence[M], *, last_only: bool = False
+    ) -> mx.array:
+        """Logits (B, T, V) after tokens (B, T), or (B, 1, V) after the last; advances ``cache``."""
+
+    def make_cache(self, *, window: int | None = None, keep: int = 0) -> list[M]:
+        """Empty memories, for ``__call__``.
+
+        Args:
+            window: remember only the last ``window`` tokens, and the first ``keep``.
+
+        Raises:
+            CacheError: the model cannot forget.
+        """
