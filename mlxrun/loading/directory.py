@@ -29,10 +29,10 @@ def load_directory(path: Path, *, dtype: str | None = None, adapter: AdapterChoi
         UnsupportedArchitectureError: no family here has its ``model_type``.
     """
     config = read_config(path)
-    family = model_config(config)
+    tied = not foreign_classes(config) and model_config(config).tied
     adapters = read_adapters(adapter, config)
     arrays = _read_safetensors(path)
-    if family.tied:
+    if tied:
         arrays = {name: a for name, a in arrays.items() if not name.startswith("lm_head.")}
     layouts = _layouts(config, arrays)
     floats = {str(a.dtype) for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating)}

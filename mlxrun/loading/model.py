@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 
 from converters.report import ConversionReport
+from mlxrun.loading.adapters import Adapters
 from mlxrun.models.base import Model
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
@@ -32,7 +33,12 @@ class Loaded:
     unused: list[str]
 
 
-def build(config: dict[str, Any], params: Parameters, report: ConversionReport | None) -> Loaded:
+def build(
+    config: dict[str, Any],
+    params: Parameters,
+    report: ConversionReport | None,
+    adapters: Adapters,
+) -> Loaded:
     """The model of a ``config.json`` over its parameters, which are read now.
 
     Our transformer for our own families, else mlx-lm's class.
@@ -46,8 +52,10 @@ def build(config: dict[str, Any], params: Parameters, report: ConversionReport |
         from mlxrun.loading.fallback.model import build_foreign
 
         made, unused = build_foreign(foreign, config, params)
+        adapters.check_applied(())
         return Loaded(made, config, report, unused)
     model = Transformer(model_config(config), params)
+    adapters.check_applied(params.used)
     # Files are read lazily: a damaged one must fail here, not at the first token.
     mx.eval(params.handed)
     return Loaded(model, config, report, params.unused())
