@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: chat test check lint types format coverage clean system
+.PHONY: chat test check lint types format coverage docs clean system
 
 chat: $(STAMP)
 	@$(BIN)/mlxrun chat
@@ -29,6 +29,11 @@ format: $(STAMP)
 
 coverage: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile --cov --cov-report=term-missing:skip-covered
+
+# The pages that are made: of the help texts, and of the conformance run (about a minute).
+docs: $(STAMP)
+	$(BIN)/python -m mlxrun.cli.reference > docs/cli.md
+	$(BIN)/python -m tests.conformance.docs > docs/models.md
 
 $(STAMP): pyproject.toml | system
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -3,7 +3,7 @@
 usage: python judge.py MODEL.gguf OUT.npy TOKEN [TOKEN ...]
 
 One batch, float32 weights and cache, no flash attention: what every backend is compared with. A
-context of 512 tokens, as skeletons have by default: it is what llama.cpp chooses LongRoPE's list by.
+context of 512 tokens, as skeletons have by default: by it llama.cpp chooses LongRoPE's list.
 llama.cpp's log goes to stderr. Imports nothing of this project.
 """
 
