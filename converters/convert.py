@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from converters.checkpoint import CheckpointWriter
-from converters.encode import Encoded, encode, supported
+from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import ConversionError, InexactError
 from converters.gguf.config import model_config
 from converters.gguf.names import Mapped, NameMap, map_names
@@ -36,6 +36,7 @@ from converters.sink import (
     target_path,
     write_tensors,
 )
+
 
 def half_dtype(gguf: GGUFFile) -> str:
     """The half-precision type that suits a file: its own if it has just one, else float16.
@@ -97,7 +98,8 @@ def _refuse(names: NameMap) -> None:
 def _convert_one(mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor) -> Converted:
     tensor = mapped.source
     module = len(tensor.shape) > 1
-    encoded = encode(tensor, policy, module=module, pool=pool, change=mapped.change)
+    factor = None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1)
+    encoded = encode(tensor, policy, module=module, pool=pool, change=mapped.change, factor=factor)
     arrays = encoded.arrays
     if mapped.order is not None:
         arrays = {name: array[mapped.order] for name, array in arrays.items()}

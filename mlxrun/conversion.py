@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from converters.convert import Progress
+from converters.convert import check_policy
 from converters.convert import convert as convert_file
+from converters.directory.convert import Plan, convert_directory
+from converters.directory.names import form_of, normalise
+from converters.directory.recipe import Recipe, recipe
+from converters.directory.weights import Weights
 from converters.report import ConversionReport
+from converters.sink import Progress
+from mlxrun.errors import ConversionError
 from mlxrun.hub import resolve
 from mlxrun.text.tokenizer import Tokenizer
 from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
@@ -16,23 +23,77 @@ def convert(
     src: str | Path,
     dst: str | Path | None = None,
     *,
-    policy: str = "near",
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str | None = None,
+    keep: str | None = None,
+    dtype: str | None = None,
+    policy: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a GGUF file to a model directory that mlxrun and stock mlx-lm load.
+    """Convert a GGUF file or a model directory to a directory that mlxrun and mlx-lm load.
 
     Args:
-        src: a ``.gguf`` file, a shard of a split one, or ``org/repo:QUANT`` on the hub.
+        src: a ``.gguf`` file, a shard of a split one, a directory of safetensors, or
+            ``org/repo[:QUANT]`` on the hub.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
-        policy: ``exact``, ``near`` or ``compact``; see ``converters.policy``.
+        bits, group_size, mode, keep, dtype: what becomes of a directory's matrices; see
+            :func:`converters.directory.recipe.recipe`.
+        policy: what becomes of a GGUF's: ``exact``, ``near`` (default) or ``compact``; see
+            ``converters.policy``.
         overwrite: replace an existing model directory once the new one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
 
     Raises:
         MlxrunError: one of its subclasses says what is wrong.
     """
-    return convert_file(resolve(src), dst, policy=policy, overwrite=overwrite, progress=progress)
+    choice = check_choices(bits, group_size, mode, keep, dtype, policy)
+    path = resolve(src)
+    if path.is_dir():
+        if policy is not None:
+            raise ConversionError(
+                f"{path.name} is a directory, and policies are for GGUF files",
+                hint="Say bits, group size and mode instead",
+            )
+        return convert_directory(
+            path, dst, choice, _prepare, overwrite=overwrite, progress=progress
+        )
+    if choice != Recipe():
+        raise ConversionError(
+            f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",
+            hint="Convert it without these options, and then the directory that this makes with",
+        )
+    return convert_file(path, dst, policy=policy or "near", overwrite=overwrite, progress=progress)
+
+
+def check_choices(
+    bits: int | None = None,
+    group_size: int | None = None,
+    mode: str | None = None,
+    keep: str | None = None,
+    dtype: str | None = None,
+    policy: str | None = None,
+) -> Recipe:
+    """The recipe that options of :func:`convert` say.
+
+    Raises:
+        ConversionError: an option has no such value, or two do not go together.
+    """
+    choice = recipe(bits, group_size, mode, keep, dtype)
+    if policy is not None:
+        check_policy(policy)
+        if choice != Recipe():
+            raise ConversionError(
+                "a policy is for GGUF files; bits, group size, mode, keep and dtype for directories"
+            )
+    return choice
+
+
+def _prepare(config: dict[str, Any], weights: Weights) -> Plan:
+    """A directory's weights as the model that will read them wants them."""
+    config = normalise(config, weights)
+    return Plan(config, weights, form_of(config))
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -1,16 +1,18 @@
-"""``mlxrun convert``: a GGUF file to a model directory."""
+"""``mlxrun convert``: a GGUF file or a Hugging Face directory to a model directory."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxrun.cli.console import Bar, Output, size, table
-from mlxrun.cli.loading import POLICIES
+from mlxrun.cli.loading import DTYPES, POLICIES, located
+
+MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 if TYPE_CHECKING:
     from converters.report import ConversionReport, TensorRecord
@@ -25,37 +27,57 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Directory to create.  [default: NAME-mlx in the working directory]",
 )
+@click.option("--bits", type=int, help="Quantise to 2, 3, 4, 5, 6 or 8 bits a weight.")
+@click.option(
+    "--group-size", type=int, help="Weights that share a scale: 32, 64 or 128.  [default: 64]"
+)
+@click.option("--mode", type=click.Choice(MODES), help="How to quantise.  [default: affine]")
+@click.option(
+    "--keep",
+    metavar="PATTERN=FORM,...",
+    help="Other forms for some matrices, such as lm_head=8,embed=8.",
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Type of floats and of scales.")
 @click.option(
     "--policy",
     type=click.Choice(POLICIES),
-    default="near",
-    show_default=True,
-    help="How close the weights must stay to the file's.",
+    help="How close a GGUF's weights must stay to the file's.  [default: near]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model directory that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def command(source: str, output: str | None, policy: str, overwrite: bool, as_json: bool) -> None:
-    """Convert a GGUF file to a model directory.
+def command(
+    source: str, output: str | None, overwrite: bool, as_json: bool, **choices: Any
+) -> None:
+    """Convert a GGUF file or a Hugging Face directory to a model directory.
 
     mlxrun and stock mlx-lm load what this writes. SOURCE is a .gguf file, a shard of a split one,
-    or org/repo:QUANT on the hub.
+    a directory of safetensors, or org/repo[:QUANT] on the hub.
 
-    The policy exact keeps every weight bit-equal or refuses; near keeps the file's own codes where
-    MLX can hold them and else the smallest form with at most 1% error; compact lets no tensor grow
-    by more than half a bit a weight.
+    A GGUF keeps its own quantisation, as a policy says: exact keeps every weight bit-equal or
+    refuses; near keeps the file's own codes where MLX can hold them and else the smallest form with
+    at most 1% error; compact lets no tensor grow by more than half a bit a weight.
+
+    A directory is quantised as --bits, --group-size and --mode say, and copied in half precision
+    without them. Norms, biases and what does not divide into groups stay floats, routers of experts
+    get 8 bits. --keep gives some matrices another form: bits (8), bits and group size (6/32), a
+    mode (mxfp8) or float. Its patterns are a part of a name (embed), the whole name with * and ?
+    (*.mlp.gate), with ranges of layers (layers.0-3.), or mixed: the head, and the values and down
+    projections of some layers, as in llama.cpp's Q4_K_M. The last that matches decides.
 
     \b
     Examples:
       mlxrun convert model-Q4_K_M.gguf
       mlxrun convert model-Q4_K_M.gguf -o ~/models/mine --policy exact
+      mlxrun convert org/repo --bits 4 --keep lm_head=8,embed=8
+      mlxrun convert ./directory --bits 3 --group-size 32 --keep mixed=6
+      mlxrun convert ./directory --mode mxfp4 --keep 'layers.0-1.=8,*.v_proj=float'
     """
-    from mlxrun.conversion import convert
-    from mlxrun.hub import resolve
+    from mlxrun.conversion import check_choices, convert
 
-    with Bar("Downloading") as bar:
-        path = resolve(source, progress=bar)
+    check_choices(**choices)
+    path = located(source)
     with Bar("Converting", delay=0) as bar:
-        report = convert(path, output, policy=policy, overwrite=overwrite, progress=bar)
+        report = convert(path, output, overwrite=overwrite, progress=bar, **choices)
     if as_json:
         summary = {"path": report.path, "seconds": report.seconds, "bytes": report.nbytes}
         print(json.dumps(summary | report.to_dict()))
@@ -68,7 +90,7 @@ def _print_report(report: ConversionReport) -> None:
     groups: dict[tuple[str, str, str], list[TensorRecord]] = defaultdict(list)
     for record in report.tensors:
         groups[record.type, record.form, record.fidelity].append(record)
-    columns = ("GGUF", "MLX", "#tensors", "fidelity", "#worst RMSE", "#bits before", "#after")
+    columns = ("from", "to", "#tensors", "fidelity", "#worst RMSE", "#bits before", "#after")
     out.print(table("", columns, [_row(*key, group) for key, group in groups.items()]))
     out.print()
     for skipped in report.skipped:

@@ -24,13 +24,14 @@ from mlx.utils import tree_map
 from oracle_models import SKELETONS, expected, write_skeleton
 from tiny_models import Tiny, nmse
 
-from converters.convert import convert, default_target
+from converters.convert import convert
 from converters.errors import (
     GGUFError,
     OutOfSpaceError,
     TargetExistsError,
     UnsupportedArchitectureError,
 )
+from converters.sink import target_path
 from mlxrun.loading.directory import load_directory
 
 TOKENS = [1, *range(5, 285, 7), *range(6, 280, 11)]
@@ -399,7 +400,7 @@ def test_the_default_target_is_named_after_the_file(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = Tiny().write(tmp_path / "some.model.gguf")
-    assert convert(source).path == str(default_target(source))
+    assert convert(source).path == str(target_path(None, source))
     assert (tmp_path / "some.model-mlx" / "config.json").is_file()
 
 

@@ -1,0 +1,276 @@
+"""A model directory into another: every matrix in the form that a recipe asks for.
+
+``convert_directory`` reads tensor by tensor and writes as it reads, so that a conversion needs the
+memory of a few of its largest tensors. Knows nothing of model classes: whoever calls it says how
+the weights are called (``Prepare``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from converters.checkpoint import CheckpointWriter
+from converters.directory.companions import companions
+from converters.directory.encode import Recoded, dequantised, keep_packed, recode
+from converters.directory.files import WeightFiles, read_config, weight_files
+from converters.directory.recipe import EIGHT_BITS, FLOAT, Form, Recipe
+from converters.directory.weights import Weights, dtype_name, read_weights
+from converters.errors import ConversionError
+from converters.layout import Layout, dense
+from converters.report import ConversionReport, TensorRecord
+from converters.sink import (
+    Converted,
+    Progress,
+    check_space,
+    hashes,
+    quantization,
+    target_path,
+    write_tensors,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A directory's weights under the names of the model that is written.
+
+    Attributes:
+        config: ``config.json`` of that model, without what it says of quantisation.
+        weights: its parameters.
+        form: of a module: the form that it takes whatever the recipe says; True to follow the
+            recipe; False where the model has no quantised module.
+    """
+
+    config: dict[str, Any]
+    weights: Weights
+    form: Callable[[str], Form | bool]
+
+
+Prepare = Callable[[dict[str, Any], Weights], Plan]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form chosen for a parameter, and why it is not the one asked for."""
+
+    name: str
+    layout: Layout
+    note: str = ""
+
+
+def convert_directory(
+    src: Path,
+    dst: str | Path | None,
+    recipe: Recipe,
+    prepare: Prepare,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert a directory of safetensors to one that mlxrun and stock mlx-lm load.
+
+    Args:
+        src: the directory.
+        dst: directory to create; by default ``NAME-mlx`` in the working directory.
+        recipe: what becomes of the matrices.
+        prepare: gives the weights the names of the model, and says what the model can hold.
+        overwrite: replace an existing model directory once the new one is complete.
+        progress: called with (bytes read, bytes in all, tensor name).
+
+    Raises:
+        CheckpointError: the source is damaged or incomplete, or the target cannot be written.
+        ConversionError: the recipe does not fit the model, or weights do not fit their form.
+        TargetExistsError, OutOfSpaceError: there is no place for the target.
+    """
+    started = time.perf_counter()
+    config, files = read_config(src), weight_files(src)
+    plan = prepare(config, read_weights(files, config))
+    dtype = recipe.dtype or half_dtype(plan)
+    choices = list(_choose(plan, recipe, dtype))
+    target = target_path(dst, src.resolve())
+    report = ConversionReport({}, str(recipe))
+    report.skipped = files.left_out + plan.weights.skipped
+    with (
+        ThreadPoolExecutor(1) as hasher,
+        CheckpointWriter(target, overwrite=overwrite, entries=3 * len(choices)) as writer,
+    ):
+        check_space(_size(choices, plan.weights), target)
+        digests = hasher.submit(hashes, files.paths)
+        layouts = write_tensors(writer, _stream(plan.weights, choices, progress), report)
+        for name, data in companions(src):
+            writer.write_file(name, data)
+        report.source = _source(src, config, digests.result())
+        written = plan.config | {"torch_dtype": dtype} | quantization(layouts)
+        writer.write_file("config.json", json.dumps(written, indent=2))
+        writer.write_file("conversion.json", report.to_json())
+        writer.commit()
+    report.path = str(target)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def half_dtype(plan: Plan) -> str:
+    """The half precision of a checkpoint: that of its weights, else the one that it declares."""
+    kinds = {dtype_name(array) for array in plan.weights.arrays.values()}
+    halves = kinds & {"float16", "bfloat16"}
+    if len(halves) == 1:
+        return halves.pop()
+    declared = str(plan.config.get("torch_dtype") or plan.config.get("dtype")).removeprefix(
+        "torch."
+    )
+    return declared if declared in ("float16", "bfloat16") else "float16"
+
+
+def _choose(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[Choice]:
+    """The form of every parameter, in the order in which they are stored."""
+    weights = plan.weights
+    modules = {
+        name.removesuffix(".weight"): array
+        for name, array in weights.arrays.items()
+        if name.endswith(".weight") and array.ndim > 1
+    }
+    forms = {module: form for module in modules if (form := plan.form(module)) is not False}
+    layers = int(plan.config.get("num_hidden_layers", 0))
+    kept = recipe.kept(forms, layers, bool(plan.config.get("tie_word_embeddings", False)))
+    for name, array in weights.arrays.items():
+        module, _, kind = name.rpartition(".")
+        if kind in ("scales", "biases") and module in weights.layouts:
+            continue
+        stored = weights.layouts.get(module) if kind == "weight" else None
+        if kind != "weight" or module not in forms:
+            yield Choice(name, stored or dense(dtype))
+            continue
+        own = forms[module]
+        asked = kept.get(module) or _default(recipe.form, own)
+        width = columns(array, stored)
+        yield _fitting(name, width, stored, asked, dtype, explicit=module in kept)
+
+
+def _default(asked: Form | None, own: Form | bool) -> Form | None:
+    if asked is None or isinstance(own, bool):
+        return asked
+    return asked if asked.bits >= own.bits else own
+
+
+def columns(array: mx.array, layout: Layout | None) -> int:
+    """Weights in a row of a stored array."""
+    return int(array.shape[-1]) if layout is None else int(array.shape[-1]) * 32 // layout.bits
+
+
+def _fitting(
+    name: str, width: int, stored: Layout | None, asked: Form | None, dtype: str, *, explicit: bool
+) -> Choice:
+    """What a matrix becomes, given how it is stored and what is asked for."""
+    if asked is None:
+        return Choice(name, stored or dense(dtype))
+    layout = asked.layout(dtype)
+    microscaled = stored is not None and stored.mode != "affine"
+    if stored is not None and microscaled and not explicit and asked.bits >= stored.bits:
+        if asked.mode == stored.mode:
+            return Choice(name, stored)
+        return Choice(name, stored, f"stored as {stored}, which more bits would not improve")
+    if layout.quantized and width % layout.group_size:
+        note = f"{width} columns do not divide into groups of {layout.group_size}"
+        return Choice(name, stored or dense(dtype), note)
+    return Choice(name, layout)
+
+
+def _size(choices: list[Choice], weights: Weights) -> float:
+    """Bytes of the converted weights."""
+    return sum(
+        choice.layout.bits_per_weight * _elements(choice.name, weights) / 8 for choice in choices
+    )
+
+
+def _elements(name: str, weights: Weights) -> int:
+    array, stored = weights.arrays[name], weights.layouts.get(name.removesuffix(".weight"))
+    return math.prod(array.shape[:-1]) * columns(array, stored) if array.ndim else 1
+
+
+def _stream(
+    weights: Weights, choices: list[Choice], progress: Progress | None
+) -> Iterator[Converted]:
+    """Convert parameter after parameter, dropping each when it is done."""
+    total = sum(array.nbytes for array in weights.arrays.values())
+    done = 0
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for choice in choices:
+            record, recoded, nbytes = _convert_one(weights, choice, pool)
+            mx.clear_cache()
+            yield Converted(choice.name, recoded.layout, recoded.arrays, record)
+            done += nbytes
+            if progress:
+                progress(done, total, choice.name)
+
+
+def _convert_one(
+    weights: Weights, choice: Choice, pool: ThreadPoolExecutor
+) -> tuple[TensorRecord, Recoded, int]:
+    name, layout = choice.name, choice.layout
+    module = name.removesuffix(".weight")
+    origin, elements = weights.origin(name), _elements(name, weights)
+    stored = weights.layouts.get(module) if name.endswith(".weight") else None
+    parts = [weights.arrays.pop(name)]
+    if stored is not None:
+        kinds = ("scales", "biases") if stored.mode == "affine" else ("scales",)
+        parts += [weights.arrays.pop(f"{module}.{kind}") for kind in kinds]
+    nbytes = sum(part.nbytes for part in parts)
+    same = stored is not None and stored.module_config == layout.module_config
+    if stored is not None and same:
+        recoded = keep_packed(parts, stored, layout)
+    elif stored is not None:
+        recoded = recode(dequantised(parts, stored), layout, pool)
+    else:
+        recoded = recode(parts[0], layout, pool)
+    _check(name, recoded)
+    kept = same or not layout.quantized
+    exact = "exact" if recoded.error.equal else "rounded" if kept else "requantised"
+    record = TensorRecord(
+        name=origin.name,
+        target=name,
+        type=str(origin.type),
+        form=str(recoded.layout),
+        fidelity=exact,
+        rmse=recoded.error.rmse,
+        max_error=recoded.error.maximum,
+        bits_before=origin.bits,
+        bits_after=recoded.layout.bits_per_weight,
+        elements=elements,
+        note=choice.note,
+    )
+    return record, recoded, nbytes
+
+
+def _check(name: str, recoded: Recoded) -> None:
+    """Refuse what would make a model of infinities."""
+    error, layout = recoded.error, recoded.layout
+    if layout.quantized and not math.isfinite(error.squared_weight):
+        raise ConversionError(
+            f"{name} holds infinite or not-a-number weights, which no quantised form can",
+            hint=f"The source is damaged; or keep it: --keep {name.removesuffix('.weight')}=float",
+        )
+    if math.isinf(error.maximum) or (layout.quantized and not math.isfinite(error.rmse)):
+        raise ConversionError(
+            f"{name} holds weights that {layout} cannot", hint="Choose --dtype bfloat16"
+        )
+
+
+def _source(src: Path, config: dict[str, Any], files: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": "safetensors",
+        "architecture": str(config.get("model_type")),
+        "name": src.resolve().name,
+        "files": files,
+    }
+
+
+__all__ = ["EIGHT_BITS", "FLOAT", "Plan", "Prepare", "WeightFiles", "convert_directory"]

@@ -1,0 +1,109 @@
+"""One array into the form that a recipe wants, with the error that this costs.
+
+Works in chunks of rows that a pool of threads shares, as ``converters.encode`` does for GGUF. MLX
+evaluates in the calling thread: an array is read where its file was opened.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from converters.directory.weights import dtype_name
+from converters.encode import CHUNK_WEIGHTS, join
+from converters.forms import Arrays, Error, Floats, Packed, from_float, keep_floats, requantise
+from converters.layout import Layout
+
+_FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Recoded:
+    """An array in its new form: numpy arrays by suffix, leading axes as they were."""
+
+    layout: Layout
+    arrays: Arrays
+    error: Error
+
+
+def to_numpy(array: mx.array) -> npt.NDArray[np.generic]:
+    """The data of an array without a copy; bfloat16 as uint16 bit patterns."""
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    return np.array(array, copy=False)
+
+
+def recode(array: mx.array, layout: Layout, pool: ThreadPoolExecutor) -> Recoded:
+    """Floats of any shape in another form; quantised along the last axis.
+
+    Args:
+        array: floating point; a layout that is quantised needs columns that fill its groups.
+    """
+    shape = array.shape
+    columns = shape[-1] if shape else 1
+    stored, dtype = to_numpy(mx.contiguous(array)).reshape(-1, columns), dtype_name(array)
+    rows = len(stored)
+    step = max(1, CHUNK_WEIGHTS // max(1, columns))
+    parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)] or [slice(0, 0)]
+
+    def work(part: slice) -> Packed:
+        values = np.ascontiguousarray(from_float(stored[part], dtype))
+        return _pack(values, layout)
+
+    # MLX's own packing runs where its arrays live.
+    results = map(work, parts) if layout.mode in _BY_MLX else pool.map(work, parts)
+    arrays, error = join(iter(results), parts)
+    return Recoded(layout, {k: a.reshape(*shape[:-1], -1) for k, a in arrays.items()}, error)
+
+
+_BY_MLX = ("mxfp4", "mxfp8", "nvfp4")
+
+
+def _pack(values: Floats, layout: Layout) -> Packed:
+    """Rows (n, columns) of float32 in a layout."""
+    if not layout.quantized:
+        return keep_floats(values, layout.dtype)
+    return requantise(values, layout) if layout.mode == "affine" else _microscaled(values, layout)
+
+
+def _microscaled(values: Floats, layout: Layout) -> Packed:
+    """MLX's own rounding to one of its fixed modes."""
+    weight, scales = mx.quantize(
+        mx.array(values), group_size=layout.group_size, bits=layout.bits, mode=layout.mode
+    )[:2]
+    back = dequantised([weight, scales], layout)
+    packed = Packed(layout, {"weight": np.array(weight), "scales": np.array(scales)})
+    packed.error.add(values, np.array(back, copy=False))
+    return packed
+
+
+def dequantised(parts: list[mx.array], layout: Layout) -> mx.array:
+    """The float32 weights of packed codes, scales and (affine) biases."""
+    weight, scales, biases = parts[0], parts[1], parts[2] if len(parts) > 2 else None
+    return mx.dequantize(
+        weight,
+        scales if biases is None else scales.astype(mx.float32),
+        None if biases is None else biases.astype(mx.float32),
+        group_size=layout.group_size,
+        bits=layout.bits,
+        mode=layout.mode,
+        dtype=mx.float32,
+    )
+
+
+def keep_packed(parts: list[mx.array], stored: Layout, wanted: Layout) -> Recoded:
+    """The same codes; scales and biases in the wanted type."""
+    error = Error()
+    if stored.mode == "affine" and stored.dtype != wanted.dtype:
+        dtype = next(kind for kind, name in _FLOATS.items() if name == wanted.dtype)
+        cast = [parts[0], *(part.astype(dtype) for part in parts[1:])]
+        before, after = (to_numpy(dequantised(each, stored)) for each in (parts, cast))
+        error.add(before.astype(np.float32), after.astype(np.float32))
+        parts = cast
+    names = ("weight", "scales", "biases")
+    arrays = {name: to_numpy(part) for name, part in zip(names, parts, strict=False)}
+    return Recoded(wanted if stored.mode == "affine" else stored, arrays, error)

@@ -1,0 +1,130 @@
+"""The weights of a model directory by name, lazily, and how the quantised ones are stored.
+
+MLX reads an array from its file when it is first evaluated, in the thread that opened the file;
+whoever evaluates it drops it when done, so that memory stays bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from converters.directory.files import WeightFiles
+from converters.errors import CheckpointError
+from converters.layout import FIXED_MODES, Layout, affine, fixed
+
+PARTS = ("weight", "scales", "biases")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a parameter is stored where that is not what its array says.
+
+    Attributes:
+        name: in the files; with ``*`` where several were stacked.
+        type: such as ``float8_e4m3``; None where the array's own type says it.
+        bits: stored bits per weight, if ``type`` is given.
+    """
+
+    name: str
+    type: str | None = None
+    bits: float = 0.0
+
+
+@dataclass
+class Weights:
+    """What a directory holds, under whatever names.
+
+    Attributes:
+        arrays: lazily read, by full name.
+        layouts: module name to layout, for quantised modules.
+        origins: of parameters that were renamed, stacked or decoded.
+        skipped: ``{"name", "type", "reason"}`` of what has no place in the model.
+    """
+
+    arrays: dict[str, mx.array]
+    layouts: dict[str, Layout]
+    origins: dict[str, Origin] = field(default_factory=dict)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+
+    def origin(self, name: str) -> Origin:
+        """Where a parameter comes from and how it is stored there."""
+        known = self.origins.get(name, Origin(name))
+        if known.type is not None:
+            return known
+        layout = self.layouts.get(name.removesuffix(".weight"))
+        if layout is None:
+            array = self.arrays[name]
+            return Origin(known.name, dtype_name(array), 8.0 * array.itemsize)
+        return Origin(known.name, str(layout), layout.bits_per_weight)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Leave an array out and say why."""
+        array = self.arrays.pop(name)
+        self.skipped.append({"name": name, "type": dtype_name(array), "reason": reason})
+
+    def rename(self, module: str, target: str) -> None:
+        """Give all arrays of a module, and its layout, another name."""
+        for kind in (*PARTS, "bias"):
+            if f"{module}.{kind}" in self.arrays:
+                self.arrays[f"{target}.{kind}"] = self.arrays.pop(f"{module}.{kind}")
+        if module in self.layouts:
+            self.layouts[target] = self.layouts.pop(module)
+
+
+def dtype_name(array: mx.array) -> str:
+    """``float16`` and so on."""
+    return str(array.dtype).removeprefix("mlx.core.")
+
+
+def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
+    """Every array of some files, to be read when it is used.
+
+    Raises:
+        CheckpointError: a file cannot be opened, or ``config.json`` does not say how its quantised
+            weights are stored.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in files.paths:
+        try:
+            loaded = mx.load(str(file))
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"cannot read {file}: {error}") from error
+        assert isinstance(loaded, dict)
+        arrays |= loaded
+    return Weights(arrays, _layouts(config, arrays))
+
+
+def _layouts(config: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Layout]:
+    """Which modules are quantised and how, from the ``quantization`` section."""
+    modules = [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]
+    section = config.get("quantization") or config.get("quantization_config")
+    section = section if isinstance(section, dict) else {}
+    if modules and not section:
+        raise CheckpointError("the weights are quantised but config.json does not say how")
+    layouts = {}
+    for module in modules:
+        own = section.get(module)
+        form = section | own if isinstance(own, dict) else section
+        mode = str(form.get("mode", "affine"))
+        if f"{module}.weight" not in arrays:
+            raise CheckpointError(f"the weights have {module}.scales and no {module}.weight")
+        if mode in FIXED_MODES:
+            layouts[module] = fixed(mode)
+        elif mode == "affine":
+            layouts[module] = affine(*_bits_and_group(form), dtype_name(arrays[f"{module}.scales"]))
+        else:
+            raise CheckpointError(f"config.json: quantization mode {mode!r} is not known")
+    return layouts
+
+
+def _bits_and_group(form: dict[str, Any]) -> tuple[int, int]:
+    bits, group = form.get("bits"), form.get("group_size")
+    if bits not in (2, 3, 4, 5, 6, 8) or group not in (32, 64, 128):
+        raise CheckpointError(
+            f"config.json: quantization of {bits!r} bits in groups of {group!r} is none of MLX's"
+        )
+    return bits, group

@@ -1,0 +1,136 @@
+"""Where converted tensors go: from a stream of them to a model directory on disk.
+
+Shared by every kind of source. Knows forms and files; knows nothing of where tensors come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.checkpoint import CheckpointWriter
+from converters.errors import CheckpointError, OutOfSpaceError
+from converters.forms import Arrays
+from converters.layout import Layout
+from converters.report import ConversionReport, TensorRecord
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One parameter of the model in MLX form.
+
+    Attributes:
+        target: Hugging Face parameter name, ending in ``.weight`` or ``.bias``.
+        layout: its form.
+        arrays: numpy arrays by suffix: ``weight`` (or ``bias``), ``scales``, ``biases``, ``factor``.
+            bfloat16 travels as uint16 bit patterns.
+        record: its line in the report.
+    """
+
+    target: str
+    layout: Layout
+    arrays: Arrays
+    record: TensorRecord | None
+
+    def named_arrays(self) -> Iterator[tuple[str, np.ndarray, str]]:
+        """(full name, array, MLX dtype) of each array."""
+        module, _, kind = self.target.rpartition(".")
+        for suffix, array in self.arrays.items():
+            name = f"{module}.{kind if suffix == 'weight' else suffix}"
+            packed = suffix == "weight" and self.layout.quantized
+            own = "float32" if suffix == "factor" else self.layout.dtype
+            yield name, array, "uint32" if packed else own
+
+
+def write_tensors(
+    writer: CheckpointWriter, tensors: Iterable[Converted], report: ConversionReport
+) -> dict[str, Layout]:
+    """Write every tensor and record it; one is written while the next is made.
+
+    Returns:
+        The layouts of quantised modules.
+    """
+    layouts: dict[str, Layout] = {}
+
+    def write(converted: Converted) -> None:
+        for name, array, dtype in converted.named_arrays():
+            writer.add(name, array, dtype)
+
+    # The caller's thread makes them: MLX evaluates an array where its file was opened.
+    with ThreadPoolExecutor(1) as pool:
+        previous: Future[None] | None = None
+        for converted in tensors:
+            if previous:
+                previous.result()
+            previous = pool.submit(write, converted)
+            if converted.layout.quantized:
+                layouts[converted.target.removesuffix(".weight")] = converted.layout
+            if converted.record:
+                report.tensors.append(converted.record)
+        if previous:
+            previous.result()
+    return layouts
+
+
+def quantization(layouts: dict[str, Layout]) -> dict[str, Any]:
+    """The ``quantization`` section of ``config.json``: the commonest form, and who differs."""
+    if not layouts:
+        return {}
+    forms = {name: layout.module_config for name, layout in layouts.items()}
+    common = Counter(tuple(form.items()) for form in forms.values()).most_common(1)[0][0]
+    section: dict[str, Any] = dict(common)
+    section |= {name: form for name, form in forms.items() if tuple(form.items()) != common}
+    # Both names are in use: mlx-lm reads the first, Hugging Face's tools the second.
+    return {"quantization": section, "quantization_config": section}
+
+
+def target_path(dst: str | Path | None, source: Path) -> Path:
+    """Where a conversion goes, ``~`` expanded; by default ``NAME-mlx`` in the working directory.
+
+    Raises:
+        CheckpointError: this is no path, or there is no such home directory.
+    """
+    if dst is None:
+        return Path(f"{source.stem if source.suffix == '.gguf' else source.name}-mlx")
+    if not isinstance(dst, str | os.PathLike):
+        raise CheckpointError(f"the target must be a path, not {dst!r}")
+    try:
+        return Path(dst).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"cannot write {dst}: {error}") from error
+
+
+def hashes(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Names, sizes and SHA-256 of files."""
+    files = []
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
+    return files
+
+
+def check_space(needed: float, target: Path) -> None:
+    """Refuse early when the disk cannot hold ``needed`` bytes.
+
+    Raises:
+        OutOfSpaceError: it cannot.
+    """
+    free = shutil.disk_usage(target.absolute().parent).free
+    if needed > free:
+        raise OutOfSpaceError(
+            f"{target.absolute().parent} has {free / 1e9:.1f} GB free, "
+            f"{target.name} needs at least {needed / 1e9:.1f} GB",
+            hint="Free some space or choose another disk with -o DIR",
+        )
