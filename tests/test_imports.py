@@ -50,6 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
     "mlxrun.blas": (),
+    "mlxrun.memory": ("mlxrun.blas",),
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.cache": ("mlxrun.errors",),
     "mlxrun.weights": ("converters.layout", "mlxrun.errors"),
@@ -65,10 +66,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.models",
         "mlxrun.weights",
         "mlxrun.cache",
+        "mlxrun.memory",
         "mlxrun.errors",
     ),
     "mlxrun.generation": ("mlxrun.models", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
-    "mlxrun.hub": ("mlxrun.errors", "converters"),
+    "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),
 }
 WITHOUT_MLX = (
     "mlxrun.text",

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, size, table
-from mlxrun.cli.loading import POLICIES
+from mlxrun.cli.console import Output, size, table
+from mlxrun.cli.loading import POLICIES, located
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
@@ -43,10 +43,8 @@ def command(
       mlxrun inspect model.gguf --context 32768 --policy near
     """
     from mlxrun.cli.inspection import inspect_model
-    from mlxrun.hub import resolve
 
-    with Bar("Downloading") as bar:
-        path = resolve(model, progress=bar)
+    path = located(model)
     facts = inspect_model(path, context=context, policies=[policy] if policy else POLICIES)
     if not tensors:
         del facts["tensors"]

@@ -74,6 +74,18 @@ def with_loading(command: Command) -> Command:
     return command
 
 
+def located(source: str) -> Path:
+    """The local file or directory of a model, downloaded if need be.
+
+    Raises:
+        SourceError, OutOfSpaceError: as :func:`mlxrun.hub.resolve` raises them.
+    """
+    from mlxrun.hub import resolve
+
+    with Bar(f"Downloading {source}") as bar:
+        return resolve(source, progress=bar, tell=note)
+
+
 def load_model(
     source: str,
     *,
@@ -89,10 +101,8 @@ def load_model(
         MlxrunError: the model cannot be loaded.
     """
     from mlxrun import llm as models
-    from mlxrun.hub import resolve
 
-    with Bar(f"Downloading {source}") as bar:
-        path = resolve(source, progress=bar)
+    path = located(source)
     if policy and path.is_dir():
         raise click.UsageError(
             "--policy is for GGUF files; a model directory is converted already."

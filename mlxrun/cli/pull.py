@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mlxrun.cli.console import Bar, visible
+from mlxrun.cli.console import Bar, note, visible
 
 
 @click.command("pull")
@@ -12,8 +12,9 @@ from mlxrun.cli.console import Bar, visible
 def command(source: str) -> None:
     """Download a model from the hub.
 
-    Prints where it is. Any command takes the same name and downloads what is missing; an
-    interrupted download goes on where it stopped.
+    Tells its size and what it will take of this machine's memory, then prints where it is. Any
+    command takes the same name and downloads what is missing; an interrupted download goes on
+    where it stopped.
 
     \b
     Example:
@@ -22,5 +23,5 @@ def command(source: str) -> None:
     from mlxrun.hub import pull
 
     with Bar("Downloading", delay=0) as bar:
-        path = pull(source, progress=bar)
+        path = pull(source, progress=bar, tell=note)
     print(visible(str(path)))

@@ -1,7 +1,8 @@
 """From what users type to local files: a path, or a repository on the Hugging Face hub.
 
-``names`` reads ``org/repo:QUANT``, ``choice`` picks files from a repository's list, ``cache`` looks
-into what is on disk, ``download`` fetches and verifies, ``source`` ties them together.
+``names`` reads ``org/repo:QUANT``, ``choice`` picks files from a repository's list, ``fit`` says
+what they take of this machine's memory, ``download`` fetches and verifies, ``source`` ties them
+together.
 ``huggingface_hub`` is imported only when a hub name is used.
 """
 

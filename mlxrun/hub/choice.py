@@ -7,7 +7,7 @@ what is in the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,7 +19,12 @@ DEFAULT_QUANT = "Q4_K_M"  # what llama.cpp and Ollama take when nothing is said
 _MOST_SHARDS = 1000  # more is no split file: keeps a hostile list from costing memory
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.(?:gguf|safetensors)")
-_NOT_A_MODEL = re.compile(r"(?<![a-z0-9])(?:mmproj|imatrix)(?![a-z0-9])", re.IGNORECASE)
+_NOT_A_MODEL = re.compile(
+    r"(?<![a-z0-9])(?:mmproj|imatrix|ggml-vocab|vocab-?only)(?![a-z0-9])", re.IGNORECASE
+)
+# What goes with a model, unless it is all there is: then the word is part of the model's name.
+_BESIDE_A_MODEL = re.compile(r"(?<![a-z0-9])(?:lora|adapter|vocab)(?![a-z0-9])", re.IGNORECASE)
+_WHOLE = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
 _LABEL = re.compile(
     r"(?<![A-Z0-9])(?:UD-)?(?:I?Q[1-8]_\w+|TQ[12]_0|(?:MX|NV)FP4\w*|B?F16|F32|FP16|FP32|Q[1-8])"
     r"(?![A-Z0-9])",
@@ -65,15 +70,23 @@ class Choice:
         return labels[-1] if labels else self.first
 
 
-def choose(name: HubName, files: Sequence[HubFile]) -> Choice:
+Fits = Callable[[Choice], bool]
+
+
+def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) -> Choice:
     """The files that a name asks for, out of all files of its repository.
+
+    Args:
+        name: what is asked for.
+        files: what the repository has.
+        fits: whether this machine can run a model; lists of choices mark those that it cannot.
 
     Raises:
         HubError: nothing there is a model, or the name fits none or several; lists the choices.
     """
     if name.file:
-        return _file(name, files)
-    choices = _gguf_models(file for file in files if not _NOT_A_MODEL.search(file.path))
+        return _file(name, files, fits)
+    choices = gguf_models(files)
     if not choices and not name.quant:
         return _directory(name, files)
     if not choices:
@@ -85,7 +98,7 @@ def choose(name: HubName, files: Sequence[HubFile]) -> Choice:
     fitting = _fitting(name.quant or DEFAULT_QUANT, choices)
     if len(fitting) == 1:
         return _complete(name, fitting[0])
-    shown = "; ".join(_shown(choice, fitting or choices) for choice in fitting or choices)
+    shown = _listed(fitting or choices, fits)
     if not name.quant:
         problem = f"{name.repo} has {len(choices)} models"
     else:
@@ -95,6 +108,13 @@ def choose(name: HubName, files: Sequence[HubFile]) -> Choice:
     raise HubError(
         f"{problem}: {shown}", hint=f"Name one, as in {_example(name, fitting or choices)}"
     )
+
+
+def gguf_models(files: Iterable[HubFile]) -> list[Choice]:
+    """The models among a repository's GGUF files, shards of one together, smallest first."""
+    models = [file for file in files if not _NOT_A_MODEL.search(file.path)]
+    plain = [file for file in models if not _BESIDE_A_MODEL.search(PurePosixPath(file.path).name)]
+    return _grouped(plain) or _grouped(models)
 
 
 def missing_shards(files: Iterable[HubFile]) -> list[str]:
@@ -109,19 +129,17 @@ def size_text(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _file(name: HubName, files: Sequence[HubFile]) -> Choice:
+def _file(name: HubName, files: Sequence[HubFile], fits: Fits | None) -> Choice:
     """The named file, with its siblings when it is a shard."""
     wanted = set(_siblings(name.file or ""))
     found = sorted((file for file in files if file.path in wanted), key=lambda file: file.path)
     if name.file not in {file.path for file in found}:
-        choices = _gguf_models(files)
-        listed = "; ".join(_shown(choice, ()) for choice in choices) or "no GGUF files"
+        listed = _listed(_grouped(files), fits, by_path=True) or "no GGUF files"
         raise HubError(f"{name.repo} has no file {name.file}", hint=f"It has {listed}")
     return _complete(name, Choice(tuple(found), found[0].path))
 
 
-def _gguf_models(files: Iterable[HubFile]) -> list[Choice]:
-    """GGUF files, shards of one model together, smallest first."""
+def _grouped(files: Iterable[HubFile]) -> list[Choice]:
     groups: dict[str, list[HubFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.path.lower().endswith(".gguf"):
@@ -142,7 +160,7 @@ def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
     """Config, tokenizer and safetensors of a repository without GGUF; small files come first."""
     top = [file for file in files if "/" not in file.path]
     weights = [file for file in top if file.path.endswith(".safetensors")]
-    ours = [file for file in weights if file.path.startswith("model")] or weights
+    ours = [file for file in weights if _WHOLE.fullmatch(file.path)] or weights
     texts = [file for file in top if _TEXT_FILES.fullmatch(file.path)]
     if not ours or "config.json" not in {file.path for file in texts}:
         kinds = sorted({PurePosixPath(file.path).suffix or file.path for file in files})
@@ -175,10 +193,15 @@ def _siblings(path: str) -> list[str]:
     return [f"{stem}-{index:05}-of-{count:05}{suffix}" for index in range(1, count + 1)]
 
 
-def _shown(choice: Choice, among: Sequence[Choice]) -> str:
-    labels = [other.label for other in among]
-    name = choice.label if labels.count(choice.label) == 1 else choice.first
-    return f"{name} ({size_text(choice.size)})"
+def _listed(choices: Sequence[Choice], fits: Fits | None, *, by_path: bool = False) -> str:
+    """Names and sizes; a label that several have is no name."""
+    labels = [choice.label for choice in choices]
+    shown = []
+    for choice in choices:
+        unique = labels.count(choice.label) == 1 and not by_path
+        mark = "" if fits is None or fits(choice) else ", too large for this machine"
+        shown.append(f"{choice.label if unique else choice.first} ({size_text(choice.size)}{mark})")
+    return "; ".join(shown)
 
 
 def _example(name: HubName, choices: Sequence[Choice]) -> str:

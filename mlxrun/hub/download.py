@@ -15,23 +15,18 @@ import hashlib
 import io
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_download, hf_hub_url
+from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    WeakFileLock,
-    are_progress_bars_disabled,
-    build_hf_headers,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
 from mlxrun.errors import HubError, OutOfSpaceError
 from mlxrun.hub.choice import Choice, HubFile, size_text
+from mlxrun.hub.client import patiently, unobtrusive
 from mlxrun.hub.failures import FAILURES, TRANSPORT, is_transient, translate
 from mlxrun.hub.names import HubName, is_safe
 
@@ -39,8 +34,6 @@ Progress = Callable[[int, int], None]
 
 _TIMEOUT = 15.0  # seconds for the list of files
 _LARGEST = 50_000_000_000  # bytes that the hub serves over plain HTTP
-_BARS = "huggingface_hub"
-_NO_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY  # as the user has it
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -67,10 +60,8 @@ def list_files(name: HubName) -> Listing:
         HubError: no such repository or revision, no access, or neither hub nor cache has it.
     """
     try:
-        with _unobtrusive():
-            info = HfApi(endpoint=constants.ENDPOINT).model_info(
-                name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
-            )
+        with unobtrusive():
+            info = patiently(lambda: _model_info(name))
         files = tuple(
             HubFile(file.rfilename, file.size or 0, _sha256(file.lfs.sha256 if file.lfs else None))
             for file in info.siblings or ()
@@ -85,6 +76,11 @@ def list_files(name: HubName) -> Listing:
         if cached is None or not is_transient(error) or not isinstance(problem, HubError):
             raise problem from error
         return Listing(*cached, problem)
+
+
+def bytes_to_fetch(name: HubName, listing: Listing, choice: Choice) -> int:
+    """What :func:`fetch` would have to bring; parts that are here count as here."""
+    return sum(file.size - _here(name, file) for file in _missing(name, listing, choice))
 
 
 def fetch(name: HubName, listing: Listing, choice: Choice, progress: Progress | None) -> Path:
@@ -103,21 +99,43 @@ def fetch(name: HubName, listing: Listing, choice: Choice, progress: Progress | 
         OutOfSpaceError: the disk has no room for them.
         HubError: a file cannot be had, or is not what the hub says it is.
     """
-    snapshot = _folder(name.repo) / "snapshots" / listing.commit
-    missing = [file for file in choice.files if not (snapshot / file.path).exists()]
-    try:
-        _check_space(name, missing)
-        done = choice.size - sum(file.size for file in missing)
-        with _unobtrusive():
-            for file in missing:
+    missing = _missing(name, listing, choice)
+    _check_space(name, bytes_to_fetch(name, listing, choice))
+    done = choice.size - sum(file.size for file in missing)
+    with unobtrusive():
+        for file in missing:
+            try:
                 _fetch_file(name, listing.commit, file, _meter(progress, done, choice.size))
-                done += file.size
-    except FAILURES as error:
-        raise translate(error, name, file.path) from error
+            except FAILURES as error:
+                raise translate(error, name, file.path) from error
+            done += file.size
     if listing.problem is None:
         with suppress(OSError):  # a read-only cache serves as well
             _record(name, listing.commit)
-    return snapshot / choice.first
+    return _snapshot(name, listing) / choice.first
+
+
+def _model_info(name: HubName) -> ModelInfo:
+    return HfApi(endpoint=constants.ENDPOINT).model_info(
+        name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
+    )
+
+
+def _snapshot(name: HubName, listing: Listing) -> Path:
+    return _folder(name.repo) / "snapshots" / listing.commit
+
+
+def _missing(name: HubName, listing: Listing, choice: Choice) -> list[HubFile]:
+    snapshot = _snapshot(name, listing)
+    return [file for file in choice.files if not (snapshot / file.path).exists()]
+
+
+def _here(name: HubName, file: HubFile) -> int:
+    """Bytes of a missing file that are in the cache all the same, under its hash or as a part."""
+    if not file.sha256:
+        return 0
+    blob = _folder(name.repo) / "blobs" / file.sha256
+    return min(file.size, max(_size(blob), _size(blob.with_name(f"{blob.name}.incomplete"))))
 
 
 def _list_cached(name: HubName) -> tuple[str, tuple[HubFile, ...]] | None:
@@ -186,7 +204,11 @@ def _stream(
     while (before := _size(partial)) < file.size:
         try:
             with _Partial(partial, meter) as sink:
-                http_get(url, sink, resume_size=before, headers=headers, expected_size=file.size)
+                patiently(
+                    lambda: http_get(
+                        url, sink, resume_size=before, headers=headers, expected_size=file.size
+                    )
+                )
         except TRANSPORT as error:
             if not is_transient(error) or _size(partial) <= before:
                 raise
@@ -205,17 +227,14 @@ class _Partial(io.BufferedWriter):
         return written
 
 
-def _check_space(name: HubName, files: Sequence[HubFile]) -> None:
+def _check_space(name: HubName, needed: int) -> None:
     """Refuse a download that cannot fit, before it starts."""
-    blobs = _folder(name.repo) / "blobs"
-    here = sum(
-        max(_size(blobs / file.sha256), _size(blobs / f"{file.sha256}.incomplete"))
-        for file in files
-        if file.sha256
-    )
-    needed = sum(file.size for file in files) - here
-    existing = next(path for path in (blobs, *blobs.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    cache = Path(constants.HF_HUB_CACHE)
+    try:
+        existing = next(path for path in (cache, *cache.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise translate(error, name) from error
     if needed > free:
         raise OutOfSpaceError(
             f"{name} needs {size_text(needed)} and {existing} has {size_text(free)} free",
@@ -239,28 +258,6 @@ def _meter(progress: Progress | None, done: int, total: int) -> Callable[[int], 
             progress(done + position, total)
 
     return report
-
-
-@contextmanager
-def _unobtrusive() -> Iterator[None]:
-    """huggingface_hub without bars of its own, and asked for nothing but the model.
-
-    The caller has ``progress``, and pipes have none. To say in its user agent who calls,
-    huggingface_hub fetches a list of known callers from the endpoint, believes whatever JSON comes
-    and keeps it: a mirror or portal that answers ``[]`` breaks every later request of the process.
-    """
-    visible = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled(
-        _BARS
-    )
-    if visible:
-        disable_progress_bars(_BARS)
-    constants.HF_HUB_DISABLE_TELEMETRY = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_TELEMETRY = _NO_TELEMETRY
-        if visible:
-            enable_progress_bars(_BARS)
 
 
 def _folder(repo: str) -> Path:

@@ -8,13 +8,16 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from mlxrun.errors import HubError, SourceError
-from mlxrun.hub.choice import choose
+from mlxrun.hub.choice import choose, gguf_models
 from mlxrun.hub.names import GRAMMAR, HubName, has_address
 
 Progress = Callable[[int, int], None]
+Tell = Callable[[str], None]
 
 
-def resolve(source: str | Path, *, progress: Progress | None = None) -> Path:
+def resolve(
+    source: str | Path, *, progress: Progress | None = None, tell: Tell | None = None
+) -> Path:
     """The local file or directory that a source names, downloaded if need be.
 
     An existing path wins. What looks like a path (a ``Path`` object, ``./`` ``../`` ``/`` ``~`` in
@@ -23,6 +26,7 @@ def resolve(source: str | Path, *, progress: Progress | None = None) -> Path:
     Args:
         source: a path, or a name on the hub as :class:`mlxrun.hub.names.HubName` reads it.
         progress: called with (bytes here, bytes in all) while something is downloaded.
+        tell: called with lines of text before something is downloaded; see :func:`pull`.
 
     Raises:
         SourceError: there is nothing there; the error suggests the nearest name.
@@ -33,14 +37,14 @@ def resolve(source: str | Path, *, progress: Progress | None = None) -> Path:
         raise SourceError(f"{source!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
     text = os.fspath(source)
     if isinstance(source, str) and has_address(text):
-        return pull(text, progress=progress)
+        return pull(text, progress=progress, tell=tell)
     path = _expand(text)
     if _exists(path):
         return path
     if isinstance(source, Path) or _looks_local(text):
         raise _missing(text, path)
     try:
-        return pull(text, progress=progress)
+        return pull(text, progress=progress, tell=tell)
     except HubError as error:  # "models/tinylama" could be either
         if nearest := _nearest(path):
             hint = f"{error.hint or 'Check the name'}. Or did you mean the local {nearest}?"
@@ -48,7 +52,7 @@ def resolve(source: str | Path, *, progress: Progress | None = None) -> Path:
         raise
 
 
-def pull(source: str, *, progress: Progress | None = None) -> Path:
+def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = None) -> Path:
     """Bring a model of the hub into the local cache and say where it is.
 
     Out of reach of the hub, or with ``HF_HUB_OFFLINE=1``, what is in the cache serves.
@@ -56,6 +60,8 @@ def pull(source: str, *, progress: Progress | None = None) -> Path:
     Args:
         source: a name on the hub.
         progress: called with (bytes here, bytes in all) while something is downloaded.
+        tell: called before that with the size and what the model will take of this machine's
+            memory, and with a warning if that is too much; not called for what is here already.
 
     Returns:
         The GGUF file (the first shard of a split one), or the directory of a model without GGUF.
@@ -67,16 +73,21 @@ def pull(source: str, *, progress: Progress | None = None) -> Path:
         OutOfSpaceError: the disk has no room for the download.
     """
     name = HubName.parse(source)
-    from mlxrun.hub import download  # imports huggingface_hub: only where a hub name is used
+    from mlxrun.hub import download, fit  # huggingface_hub: only where a hub name is used
 
     listing = download.list_files(name)
     try:
-        choice = choose(name, listing.files)
+        choice = choose(name, listing.files, fit.fits)
     except HubError as error:
         if listing.problem is None:
             raise
         problem = f"{listing.problem.message}; in the cache, {error.message}"
         raise HubError(problem, hint=listing.problem.hint) from error
+    missing = download.bytes_to_fetch(name, listing, choice)
+    if missing and tell:
+        tell(fit.announcement(name, choice, missing))
+        if too_large := fit.warning(choice, gguf_models(listing.files)):
+            tell(too_large)
     return download.fetch(name, listing, choice, progress)
 
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import mlx.core as mx
 
 from mlxrun.errors import ParameterError
+from mlxrun.memory import free_memory, on_cpu, plain_room
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-# What plain float32 weights may take on the CPU: a share of the free memory, and no more than can
-# be filled in a few seconds before the first token.
-PLAIN_SHARE, PLAIN_BYTES = 0.5, 2 << 30
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on the CPU by default."""
-    return bool(mx.default_device() == mx.cpu)
 
 
 def resolve_dtype(dtype: str | None, preferred: str) -> str:
@@ -43,18 +33,4 @@ def expands(elements: int, dtype: str, *, kept: bool) -> bool:
     """
     if kept or dtype != "float32" or not on_cpu():
         return False
-    return 4 * elements < min(PLAIN_BYTES, PLAIN_SHARE * free_memory())
-
-
-def free_memory() -> int:
-    """Bytes of physical memory that are free or can be freed; 0 where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError):
-        return 0
+    return 4 * elements < plain_room(free_memory())

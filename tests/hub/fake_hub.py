@@ -26,6 +26,7 @@ class Repo:
     commit: str = "c" * 40
     revisions: tuple[str, ...] = ("main",)
     gated: bool = False
+    accepted: bool = True
     private: bool = False
 
 
@@ -41,7 +42,12 @@ class Seen:
 
 @dataclass
 class Switches:
-    """What goes wrong. ``drops`` says after how many bytes each of the next blobs breaks off."""
+    """What goes wrong, or is unusual.
+
+    ``drops`` says after how many bytes each of the next blobs breaks off; ``busy`` answers the next
+    requests to either host with a status and Retry-After; ``renamed`` redirects from old names;
+    ``xet`` offers large files over the hub's other protocol as well.
+    """
 
     drops: list[int] = field(default_factory=list)
     reset: bool = False
@@ -50,6 +56,9 @@ class Switches:
     odd_etags: bool = False
     status: int = 0
     page: bytes = b""
+    busy: list[tuple[int, str]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    xet: bool = False
 
 
 class FakeHub:
@@ -106,7 +115,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.seen.append(
             Seen(self.command, self.path, headers["Range"], headers["Authorization"])
         )
-        self.answer(unquote(urlsplit(self.path).path))  # type: ignore[attr-defined]
+        switches = self.hub.switches
+        path = unquote(urlsplit(self.path).path)
+        moved = next((old for old in switches.renamed if f"/{old}/" in f"{path}/"), None)
+        if switches.busy:
+            status, after = switches.busy.pop(0)
+            self.reply(status, Retry_After=after)
+        elif moved:
+            self.reply(307, Location=self.path.replace(moved, switches.renamed[moved]))
+        else:
+            self.answer(path)  # type: ignore[attr-defined]
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -143,7 +161,9 @@ def _hub_answer(handler: _Handler, path: str) -> None:
     if is_api:
         return handler.reply(200, _info("/".join(parts[:2]), repo), Content_Type="application/json")
     if repo.gated and not trusted:
-        return handler.reply(401 if not trusted else 403, X_Error_Code="GatedRepo")
+        return handler.reply(401, X_Error_Code="GatedRepo")
+    if repo.gated and not repo.accepted:
+        return handler.reply(403, X_Error_Code="GatedRepo")
     return _resolve(handler, repo, rest[len(revision) + 1 :])
 
 
@@ -164,12 +184,14 @@ def _resolve(handler: _Handler, repo: Repo, path: str) -> None:
     if not path.endswith(LFS_SUFFIXES):
         return handler.reply(200, content, X_Repo_Commit=repo.commit, ETag=f'"{git_id(content)}"')
     etag = git_id(content) if handler.hub.switches.odd_etags else sha256(content)
+    xet = {"X_Xet_Hash": sha256(b"xet" + content)} if handler.hub.switches.xet else {}
     return handler.reply(
         302,
         Location=f"{handler.hub.blob_url}/blob/{sha256(content)}",
         X_Repo_Commit=repo.commit,
         X_Linked_Etag=f'"{etag}"',
         X_Linked_Size=str(len(content)),
+        **xet,
     )
 
 

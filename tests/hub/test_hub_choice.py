@@ -66,6 +66,23 @@ def test_without_a_quantisation_the_only_file_or_the_usual_one() -> None:
 
 
 @pytest.mark.parametrize(
+    "other",
+    ["mmproj-F16.gguf", "m.imatrix.gguf", "imatrix_unsloth.gguf", "ggml-vocab-llama.gguf",
+     "m-vocab.gguf", "m-lora-F16.gguf", "adapters/lora.gguf", "m-adapter-Q4_K_M.gguf"],
+)  # fmt: skip
+def test_what_goes_with_a_model_is_not_offered_as_one(other: str) -> None:
+    assert first("a/b", "m-Q4_K_M.gguf", other) == "m-Q4_K_M.gguf"
+    with pytest.raises(HubError) as caught:
+        first("a/b:Q8_0", "m-Q4_K_M.gguf", other)
+    assert other not in str(caught.value)
+    assert first(f"a/b/{other}", "m-Q4_K_M.gguf", other) == other
+
+
+def test_a_model_may_be_named_after_the_adapter_in_it() -> None:
+    assert first("a/b", "m-lora-merged-Q2_K.gguf") == "m-lora-merged-Q2_K.gguf"
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("a/b", r"a/b has 2 models: Q2_K \(1\.0 GB\); Q3_K_S \(2\.0 GB\)\. .*a/b:Q2_K$"),

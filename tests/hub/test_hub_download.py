@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +18,14 @@ from mlxrun.errors import HubError
 from mlxrun.hub import download, pull, resolve
 
 BODY = bytes(range(256)) * 200  # 51,200 bytes: more than a few chunks
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long it waited between tries, without waiting."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
 
 
 def parts_of(hub_cache: str) -> list[Path]:
@@ -229,3 +241,66 @@ def test_two_at_once_fetch_once(hub: FakeHub) -> None:
         first, second = pool.map(resolve, ["org/repo"] * 2)
     assert first == second and first.read_bytes() == BODY
     assert len(hub.blobs()) == 1
+
+
+def test_two_processes_fetch_once(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY * 200})
+    code = "from mlxrun.hub import pull; print(pull('org/repo').stat().st_size)"
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    assert [each.communicate(timeout=60)[0] for each in both] == [b"%d\n" % len(BODY * 200)] * 2
+    assert len(hub.blobs()) == 1
+
+
+@pytest.mark.parametrize(("status", "after"), [(429, "1"), (503, "2"), (502, ""), (504, "Fri")])
+def test_a_busy_hub_is_asked_again_when_it_says(
+    hub: FakeHub, pauses: list[float], status: int, after: str
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.busy = [(status, after)]
+    assert resolve("org/repo").read_bytes() == BODY
+    assert pauses == [float(after) if after.isdigit() else 1]
+
+
+def test_a_hub_that_gets_busy_over_a_file_is_asked_again(hub: FakeHub, pauses: list[float]) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+
+    def busy(line: str) -> None:
+        hub.switches.busy = [(503, "3"), (503, "")]
+
+    assert pull("org/repo", tell=busy).read_bytes() == BODY
+    assert pauses == [3, 2]
+
+
+@pytest.mark.parametrize("after", ["", "3600"])
+def test_a_hub_that_stays_busy_is_an_error(hub: FakeHub, pauses: list[float], after: str) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.busy = [(503, after)] * 20
+    with pytest.raises(HubError, match="status 503"):
+        resolve("org/repo")
+    assert sum(pauses) < 10
+
+
+def test_a_renamed_repository_is_found_under_its_old_name(hub: FakeHub) -> None:
+    hub.add("org/new", {"model.gguf": BODY, "README.md": b"hello"})
+    hub.switches.renamed = {"org/old": "org/new"}
+    assert resolve("org/old").read_bytes() == BODY
+
+
+def test_a_file_that_the_hub_offers_over_xet_comes_over_http(hub: FakeHub) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    hub.switches.xet = True
+    assert resolve("org/repo").read_bytes() == BODY
+    assert len(hub.blobs()) == 1
+    assert not [seen for seen in hub.seen if "xet" in seen.path]
+
+
+def test_what_lies_beside_models_is_not_fetched(hub: FakeHub) -> None:
+    shards = {f"model-0000{i}-of-00002.safetensors": BODY + bytes([i]) for i in (1, 2)}
+    index = {"config.json": b"{}", "model.safetensors.index.json": b"{    }"}
+    others = {"model.fp16.safetensors": b"1", "pytorch_model.bin": b"2", "x.pth": b"3"}
+    hub.add("org/repo", shards | index | others)
+    assert {each.name for each in resolve("org/repo").iterdir()} == {*shards, *index}

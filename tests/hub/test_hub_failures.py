@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_gated_model_says_where_to_accept_and_how_to_log_in(hub: FakeHub) -> N
     assert f"{hub.url}/org/repo" in str(caught.value) and "HF_TOKEN" in str(caught.value)
 
 
+def test_a_gated_model_whose_licence_is_not_accepted_says_so_too(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY}, gated=True, accepted=False)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    with pytest.raises(HubError, match=r"org/repo is gated\. Accept its licence"):
+        resolve("org/repo")
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -77,7 +87,10 @@ def test_what_is_not_there_is_named(hub: FakeHub, source: str, message: str) -> 
         (0, b'{"id": "org/repo", "sha": "../..", "siblings": []}', "does not answer as a hub"),
     ],
 )
-def test_a_hub_in_trouble_is_one_line(hub: FakeHub, status: int, page: bytes, message: str) -> None:
+def test_a_hub_in_trouble_is_one_line(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, status: int, page: bytes, message: str
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     hub.switches.status, hub.switches.page = status, page
     with pytest.raises(HubError, match=message) as caught:
         resolve("org/repo")
