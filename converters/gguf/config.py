@@ -13,7 +13,7 @@ import numpy as np
 from converters.gguf.architectures import Architecture
 from converters.gguf.architectures.keys import experts
 from converters.gguf.names import architecture_of
-from converters.gguf.numbers import scalar, tidy
+from converters.gguf.numbers import layer_count, scalar, tidy
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
 from converters.gguf.scaling import rope_scaling
@@ -42,7 +42,7 @@ def model_config(gguf: GGUFFile) -> Config:
         "vocab_size": gguf.tensor("token_embd.weight").shape[0],
         "hidden_size": scalar(gguf, "embedding_length"),
         "intermediate_size": _size(gguf, architecture, "feed_forward_length", 0),
-        "num_hidden_layers": scalar(gguf, "block_count"),
+        "num_hidden_layers": layer_count(gguf),
         "max_position_embeddings": scalar(gguf, "context_length", 4096),
         **_epsilon(gguf, architecture),
         "hidden_act": "silu",
@@ -126,5 +126,5 @@ def _rotated(gguf: GGUFFile, architecture: Architecture, head_dim: int) -> int:
 
 
 def _any_bias(gguf: GGUFFile, *modules: str) -> bool:
-    layers = range(int(gguf.key("block_count")))
+    layers = range(layer_count(gguf))
     return any(f"blk.{i}.{module}.bias" in gguf for i in layers for module in modules)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from converters.encode import Change
 from converters.errors import UnsupportedArchitectureError
 from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
+from converters.gguf.numbers import layer_count
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
 from converters.gguf.tensor import GGUFTensor
@@ -90,7 +91,7 @@ def map_names(gguf: GGUFFile) -> NameMap:
     """
     architecture = architecture_of(gguf)
     gguf = regroup(gguf, architecture)
-    layers = int(gguf.key("block_count"))
+    layers = layer_count(gguf)
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
     for tensor in gguf.tensors:
@@ -143,7 +144,7 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, st
         return ends[name], name, ""
     inner = _LAYER.fullmatch(name)
     if inner and int(inner[1]) >= layers:
-        return "", "", f"beyond the {layers} layers of block_count (not used for generation)"
+        return "", "", f"beyond the {layers} layers that generate"
     if inner and inner[2] in architecture.layer:
         return f"{architecture.prefix}.{inner[1]}.{architecture.layer[inner[2]]}", inner[2], ""
     module, _, kind = (inner[2] if inner else name).rpartition(".")

@@ -21,7 +21,19 @@ def scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:
                 found=f"the values {distinct[:8]}",
             )
         return distinct[0]
+    if isinstance(value, str | bool):
+        raise gguf.error(f"{gguf.architecture}.{suffix}", expected="a whole number")
     return int(value)
+
+
+def layer_count(gguf: GGUFFile) -> int:
+    """Layers that generate: those that only predict tokens further ahead come after them."""
+    blocks, ahead = scalar(gguf, "block_count"), scalar(gguf, "nextn_predict_layers", 0)
+    if not 0 <= ahead < blocks:
+        raise gguf.error(
+            f"{gguf.architecture}.nextn_predict_layers", expected=f"fewer than {blocks} blocks"
+        )
+    return blocks - ahead
 
 
 def tidy(value: Any) -> float:
@@ -30,4 +42,7 @@ def tidy(value: Any) -> float:
 
 
 def float_of(gguf: GGUFFile, suffix: str, default: float | None = None) -> float:
-    return tidy(gguf.key(suffix) if default is None else gguf.key(suffix, default))
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    if not isinstance(value, int | float):
+        raise gguf.error(f"{gguf.architecture}.{suffix}", expected="a number")
+    return tidy(value)

@@ -56,6 +56,7 @@ def measure(loaded: Loaded, tokens: list[int], wanted: np.ndarray) -> dict[str, 
 def left_out(loaded: Loaded) -> list[str]:
     """Tensors of the file that the model does not use; what moves into ``config.json`` is used."""
     skipped = loaded.report.skipped if loaded.report else []
-    in_config = "stored in config.json"
-    reasons = [f"{s['name']}: {s['reason']}" for s in skipped if in_config not in s["reason"]]
+    fine = "stored in config.json", "layers that generate"
+    left = [s for s in skipped if not any(words in s["reason"] for words in fine)]
+    reasons = [f"{s['name']}: {s['reason']}" for s in left]
     return [*loaded.unused, *reasons]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.gguf.architectures.row import Config
-from converters.gguf.numbers import float_of, scalar
+from converters.gguf.numbers import float_of, layer_count, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -14,10 +14,10 @@ def windows(gguf: GGUFFile, every: int) -> Config:
     window = gguf.key("attention.sliding_window", None)
     if not window:
         return {}
-    layers = scalar(gguf, "block_count")
+    layers = layer_count(gguf)
     pattern = gguf.key("attention.sliding_window_pattern", every)
     if isinstance(pattern, np.ndarray | list):
-        sliding = [bool(x) for x in pattern]
+        sliding = [bool(x) for x in pattern][:layers]
     else:
         every = int(pattern)
         sliding = [every > 0 and (i + 1) % every != 0 for i in range(layers)]
@@ -53,3 +53,20 @@ def experts(gguf: GGUFFile, config: Config) -> Config:
         "num_experts_per_tok": used,
         "moe_intermediate_size": size,
     }
+
+
+def stablelm(gguf: GGUFFile, config: Config) -> Config:
+    """What StableLM's class asks for."""
+    # Files say use_parallel_residual, too; what decides is whether there is a second norm.
+    return {
+        "use_qkv_bias": config["attention_bias"],
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in gguf,
+    }
+
+
+def fused_qkv(gguf: GGUFFile) -> list[tuple[str, int]]:
+    """The parts of ``attn_qkv`` and their rows."""
+    heads = scalar(gguf, "attention.head_count")
+    width = scalar(gguf, "attention.key_length", scalar(gguf, "embedding_length") // heads)
+    keys = scalar(gguf, "attention.head_count_kv", heads) * width
+    return [("attn_q", heads * width), ("attn_k", keys), ("attn_v", keys)]
