@@ -22,14 +22,15 @@ def rope_scaling(gguf: GGUFFile, config: Config) -> Config | None:
     """
     # llama.cpp's default for a file that states a factor and no type.
     kind = gguf.key("rope.scaling.type", "linear")
-    if kind not in ("none", "linear", "yarn"):
+    long = "rope_factors_long.weight" in gguf
+    if kind not in ("none", "linear", "yarn") and not (kind == "longrope" and long):
         raise gguf.error(
             f"{gguf.architecture}.rope.scaling.type",
-            expected="none, linear or yarn",
+            expected="none, linear, yarn, or longrope with its factors",
             found=repr(kind),
         )
     factor = float(gguf.key("rope.scaling.factor", gguf.key("rope.scale_linear", 0.0))) or 1.0
-    if "rope_factors_long.weight" in gguf:
+    if long:
         return _longrope(gguf, config)
     _check_attention_factor(gguf, kind, factor)
     if "rope_freqs.weight" in gguf:

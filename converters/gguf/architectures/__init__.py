@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from converters.gguf.architectures.borrowed import BORROWED
 from converters.gguf.architectures.dense import DENSE
 from converters.gguf.architectures.experts import EXPERTS
 from converters.gguf.architectures.recurrent import RECURRENT
 from converters.gguf.architectures.row import ENDS, Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {**DENSE, **EXPERTS, **RECURRENT}
+ARCHITECTURES: dict[str, Architecture] = {**DENSE, **BORROWED, **EXPERTS, **RECURRENT}
 
 __all__ = ["ARCHITECTURES", "ENDS", "Architecture"]

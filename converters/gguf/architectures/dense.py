@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converters.gguf.architectures.keys import multipliers, windows
+from converters.gguf.architectures.keys import fused_qkv, multipliers, stablelm, windows
 from converters.gguf.architectures.row import (
     AFTER_NORMS,
     ATTENTION,
@@ -21,7 +21,7 @@ from converters.gguf.architectures.row import (
     Config,
     without,
 )
-from converters.gguf.numbers import float_of, scalar, tidy
+from converters.gguf.numbers import float_of, tidy
 from converters.gguf.reader import GGUFFile
 
 
@@ -102,22 +102,6 @@ def _mistral3(gguf: GGUFFile, config: Config) -> Config:
     return {"rope_parameters": scaling}
 
 
-def _stablelm(gguf: GGUFFile, config: Config) -> Config:
-    # Files say use_parallel_residual, too; what decides is whether there is a second norm.
-    return {
-        "use_qkv_bias": config["attention_bias"],
-        "use_parallel_residual": "blk.0.ffn_norm.weight" not in gguf,
-    }
-
-
-def _fused_qkv(gguf: GGUFFile) -> list[tuple[str, int]]:
-    """The parts of ``attn_qkv`` and their rows."""
-    heads = scalar(gguf, "attention.head_count")
-    width = scalar(gguf, "attention.key_length", scalar(gguf, "embedding_length") // heads)
-    keys = scalar(gguf, "attention.head_count_kv", heads) * width
-    return [("attn_q", heads * width), ("attn_k", keys), ("attn_v", keys)]
-
-
 DENSE: dict[str, Architecture] = {
     "cohere2": Architecture(
         "cohere2",
@@ -165,9 +149,6 @@ DENSE: dict[str, Architecture] = {
         order=PERMUTED,
         zero_biases=LLAMA_BIASES,
     ),
-    "internlm2": Architecture(
-        "llama", "LlamaForCausalLM", order=PERMUTED, zero_biases=LLAMA_BIASES
-    ),
     "llama": Architecture("llama", "LlamaForCausalLM", order=PERMUTED, zero_biases=LLAMA_BIASES),
     "mistral3": Architecture("ministral3", "Ministral3ForCausalLM", keys=_mistral3, order=PERMUTED),
     "nemotron": Architecture(
@@ -199,7 +180,7 @@ DENSE: dict[str, Architecture] = {
         ends={"output_norm": "model.final_layernorm"},
         keys=lambda gguf, config: {"hidden_act": "gelu_new"},
         epsilon="layer_norm_eps",
-        parts={"attn_qkv": _fused_qkv},
+        parts={"attn_qkv": fused_qkv},
         norm_biases=True,
         head_bias=True,
         partial_rotary=True,
@@ -232,7 +213,7 @@ DENSE: dict[str, Architecture] = {
     "stablelm": Architecture(
         "stablelm",
         "StableLmForCausalLM",
-        keys=_stablelm,
+        keys=stablelm,
         epsilon="layer_norm_eps",
         zero_biases=(BIASED_QKV,),
         optional=frozenset({"ffn_norm"}),

@@ -1,0 +1,109 @@
+"""Dense architectures that compute what a model with another name computes.
+
+Their files become that model, which every runtime knows: a Llama with another tokenizer is a Llama.
+"""
+
+from __future__ import annotations
+
+from converters.gguf.architectures.keys import fused_qkv, stablelm
+from converters.gguf.architectures.row import (
+    ATTENTION,
+    BIASED_ATTENTION,
+    BIASED_QKV,
+    FFN_NORM,
+    LLAMA,
+    LLAMA_BIASES,
+    PERMUTED,
+    QK_NORMS,
+    UNGATED,
+    Architecture,
+    Config,
+)
+from converters.gguf.numbers import float_of
+from converters.gguf.reader import GGUFFile
+
+
+def _baichuan(gguf: GGUFFile, config: Config) -> Config:
+    """The larger model knows positions by a bias on scores; nothing but its depth says so."""
+    if config["num_hidden_layers"] != 32:
+        raise gguf.error(
+            f"{gguf.architecture}.block_count",
+            expected="the 32 layers of Baichuan 7B: larger ones have ALiBi, which is not supported",
+            found=str(config["num_hidden_layers"]),
+        )
+    return {}
+
+
+def _minicpm(gguf: GGUFFile, config: Config) -> Config:
+    """Granite's multipliers; files of before there were keys for them are of the first models."""
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    return {
+        "embedding_multiplier": float_of(gguf, "embedding_scale", 12.0),
+        "residual_multiplier": float_of(gguf, "residual_scale", 1.4 / layers**0.5),
+        "logits_scaling": float_of(gguf, "logit_scale", hidden / 256),
+        "attention_multiplier": config["head_dim"] ** -0.5,
+    }
+
+
+BORROWED: dict[str, Architecture] = {
+    "baichuan": Architecture("llama", "LlamaForCausalLM", keys=_baichuan, order=PERMUTED),
+    "codeshell": Architecture(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        keys=lambda gguf, config: {"hidden_act": "gelu_pytorch_tanh", "use_bias": True},
+        epsilon="norm_epsilon",
+        norm_biases=True,
+    ),
+    "ernie4_5": Architecture(
+        "llama",
+        "LlamaForCausalLM",
+        keys=lambda gguf, config: {"rope_traditional": True},
+        zero_biases=LLAMA_BIASES,
+    ),
+    "exaone": Architecture("llama", "LlamaForCausalLM", zero_biases=LLAMA_BIASES),
+    "internlm2": Architecture(
+        "llama", "LlamaForCausalLM", order=PERMUTED, zero_biases=LLAMA_BIASES
+    ),
+    "jais2": Architecture(
+        "nemotron",
+        "NemotronForCausalLM",
+        {**ATTENTION, **FFN_NORM, **UNGATED},
+        keys=lambda gguf, config: {"hidden_act": "relu2"},
+        epsilon="norm_eps",
+        norm_offset=1.0,  # Nemotron's norms store their distance from one
+        zero_biases=(BIASED_ATTENTION, ("ffn_up", "ffn_down")),
+        norm_biases=True,
+    ),
+    "minicpm": Architecture(
+        "granite",
+        "GraniteForCausalLM",
+        keys=_minicpm,
+        order=PERMUTED,
+        zero_biases=LLAMA_BIASES,
+    ),
+    "orion": Architecture(
+        "stablelm",
+        "StableLmForCausalLM",
+        keys=stablelm,
+        epsilon="layer_norm_eps",
+        zero_biases=(BIASED_QKV,),
+        norm_biases=True,
+    ),
+    "pangu-embedded": Architecture("llama", "LlamaForCausalLM", zero_biases=LLAMA_BIASES),
+    "qwen": Architecture(
+        "qwen2",
+        "Qwen2ForCausalLM",
+        # The key counts the rows of gate and up together.
+        keys=lambda gguf, config: {"intermediate_size": config["intermediate_size"] // 2},
+        parts={"attn_qkv": fused_qkv},
+        zero_biases=(BIASED_QKV,),
+        always_biased=True,
+    ),
+    # Of text alone, the sections of a rotation by time, height and width are at one position.
+    "qwen2vl": Architecture(
+        "qwen2", "Qwen2ForCausalLM", zero_biases=(BIASED_QKV,), always_biased=True
+    ),
+    "qwen3vl": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS),
+    "xverse": Architecture("llama", "LlamaForCausalLM", order=PERMUTED),
+}
