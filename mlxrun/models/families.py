@@ -12,6 +12,7 @@ from typing import Any
 from converters.rope import yarn_growth
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
 from mlxrun.models.config import (
+    Experts,
     FeedForward,
     LatentAttention,
     ModelConfig,
@@ -270,7 +271,7 @@ def gpt_oss(config: HFConfig) -> ModelConfig:
 def deepseek(config: HFConfig) -> ModelConfig:
     """DeepSeek V2 and V3: latent attention, many small experts behind a few dense layers."""
     heads, width = int(config["num_attention_heads"]), int(config["qk_nope_head_dim"])
-    turning, inner = int(config["qk_rope_head_dim"]), int(config["moe_intermediate_size"])
+    turning = int(config["qk_rope_head_dim"])
     all_dim = yarn_growth(config.get("rope_scaling") or {})
     attention = LatentAttention(
         heads,
@@ -281,19 +282,7 @@ def deepseek(config: HFConfig) -> ModelConfig:
         (width + turning) ** -0.5 * all_dim**2,
         rope_of({**config, "rope_traditional": True}, turning),
     )
-    third = config["model_type"] == "deepseek_v3"
-    shared = int(config.get("n_shared_experts") or 0)
-    experts = mixture(
-        {**config, "num_experts": config["n_routed_experts"]},
-        gating=str(config.get("scoring_func", "sigmoid" if third else "softmax")),
-        normalize=bool(config.get("norm_topk_prob", third)),
-        scale=float(config.get("routed_scaling_factor", 1.0)),
-        bias="gate.e_score_correction_bias" if third else None,
-        groups=int(config.get("n_group") or 1),
-        used_groups=int(config.get("topk_group") or 1),
-        shared=FeedForward(shared * inner) if shared else None,
-        shared_name="shared_experts",
-    )
+    experts = _fine_grained(config)
     dense = int(config.get("first_k_dense_replace", 0))
     return decoder(
         {**config, "rope_scaling": None},
@@ -302,16 +291,31 @@ def deepseek(config: HFConfig) -> ModelConfig:
     )
 
 
+def glm4_moe(config: HFConfig) -> ModelConfig:
+    """DeepSeek 1, GLM 4.5 and dots.llm1: many small experts behind a few dense layers."""
+    dots = config["model_type"] == "dots1"
+    experts = _fine_grained(config, switch="experts" if dots else "switch_mlp")
+    dense = int(config.get("first_k_dense_replace", 0))
+    return decoder(
+        config,
+        attention={"qk_norm": "head" if config.get("use_qk_norm", dots) else None},
+        layers=lambda i: {} if i < dense else {"feed_forward": experts},
+    )
+
+
 FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "cohere": cohere,
     "cohere2": cohere2,
+    "deepseek": glm4_moe,
     "deepseek_v2": deepseek,
     "deepseek_v3": deepseek,
+    "dots1": glm4_moe,
     "exaone4": exaone4,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3,
     "glm4": glm4,
+    "glm4_moe": glm4_moe,
     "gpt_oss": gpt_oss,
     "granite": granite,
     "granitemoe": granitemoe,
@@ -376,6 +380,27 @@ def _gemma(config: HFConfig, **options: Any) -> ModelConfig:
         feed_forward={"activation": "gelu_tanh"},
         embedding_scale=float(config["hidden_size"]) ** 0.5,
         **options,
+    )
+
+
+def _fine_grained(config: HFConfig, **more: Any) -> Experts:
+    """Many small experts, some of them for every token (DeepSeekMoE, arXiv:2401.06066)."""
+    softmax = config["model_type"] in ("deepseek", "deepseek_v2")
+    gating = str(config.get("scoring_func", "softmax" if softmax else "sigmoid"))
+    if gating not in ("softmax", "sigmoid", "noaux_tc"):
+        raise CheckpointError(f"config.json: scoring_func {gating!r} is not known")
+    shared = int(config.get("n_shared_experts") or 0) * int(config["moe_intermediate_size"])
+    return mixture(
+        {**config, "num_experts": config["n_routed_experts"]},
+        gating="softmax" if gating == "softmax" else "sigmoid",
+        normalize=bool(config.get("norm_topk_prob", not softmax)),
+        scale=float(config.get("routed_scaling_factor", 1.0)),
+        bias=None if softmax else "gate.e_score_correction_bias",
+        groups=int(config.get("n_group") or 1),
+        used_groups=int(config.get("topk_group") or 1),
+        shared=FeedForward(shared) if shared else None,
+        shared_name="shared_experts",
+        **more,
     )
 
 

@@ -22,12 +22,16 @@ _LATENT = {
     "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 32,
     "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
 }  # fmt: skip
+_ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 # What a family's config.json must say beyond BASE.
 NEEDED: dict[str, dict[str, Any]] = {
+    "deepseek": _ROUTED,
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
+    "dots1": _ROUTED,
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3_text": {"query_pre_attn_scalar": 16, "head_dim": 16},
+    "glm4_moe": _ROUTED,
     "gpt_oss": _EXPERTS,
     "granite": _GRANITE,
     "granitemoe": _GRANITE | _EXPERTS,

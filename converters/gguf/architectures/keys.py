@@ -70,3 +70,39 @@ def fused_qkv(gguf: GGUFFile) -> list[tuple[str, int]]:
     width = scalar(gguf, "attention.key_length", scalar(gguf, "embedding_length") // heads)
     keys = scalar(gguf, "attention.head_count_kv", heads) * width
     return [("attn_q", heads * width), ("attn_k", keys), ("attn_v", keys)]
+
+
+def routed(gguf: GGUFFile, config: Config) -> Config:
+    """How tokens find their experts, as DeepSeek and its many relatives write it."""
+    return {
+        "n_routed_experts": config["num_experts"],
+        "n_shared_experts": scalar(gguf, "expert_shared_count", 0),
+        "n_group": scalar(gguf, "expert_group_count", 1) or 1,
+        "topk_group": scalar(gguf, "expert_group_used_count", 1) or 1,
+        "first_k_dense_replace": scalar(gguf, "leading_dense_block_count", 0),
+        "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
+        "norm_topk_prob": bool(gguf.key("expert_weights_norm", False)),
+        "scoring_func": gating(gguf),
+        "topk_method": "noaux_tc" if gating(gguf) == "sigmoid" else "greedy",
+        "moe_layer_freq": 1,
+    }
+
+
+def gating(gguf: GGUFFile, default: int = 1) -> str:
+    """How the logits of experts become weights."""
+    number = scalar(gguf, "expert_gating_func", default) or default
+    if number not in (1, 2):
+        raise gguf.error(
+            f"{gguf.architecture}.expert_gating_func", expected="1 (softmax) or 2 (sigmoid)"
+        )
+    return "sigmoid" if number == 2 else "softmax"
+
+
+def only(gguf: GGUFFile, suffix: str, *allowed: object) -> None:
+    """Refuse a file with another value than those that the model's class has built in."""
+    value = gguf.key(suffix, allowed[0])
+    if value not in allowed:
+        raise gguf.error(
+            f"{gguf.architecture}.{suffix}",
+            expected=f"{' or '.join(map(str, allowed))} in this architecture",
+        )

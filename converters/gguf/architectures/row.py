@@ -59,6 +59,9 @@ SHARED_EXPERTS = {
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
+CORRECTION = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+# Some layers with experts, the others without; what is missing in a layer is found when it is run.
+SOMETIMES_SPARSE = {**GATED, **SPARSE, **SHARED_EXPERTS, **CORRECTION}
 BIASED_QKV = ("attn_q", "attn_k", "attn_v")
 BIASED_ATTENTION = (*BIASED_QKV, "attn_output")
 BIASED_FFN = ("ffn_gate", "ffn_up", "ffn_down")
@@ -110,6 +113,7 @@ class Architecture:
         class_name: the entry of ``architectures`` in ``config.json``.
         layer: module names of a layer.
         ends: module names outside the layers that differ from the usual ones.
+        final_norm: what GGUF calls the norm before the output head.
         prefix: what layers are under in the model.
         keys: what the family adds to ``config.json``, from the file and the common keys.
         epsilon: what the family calls the norms' epsilon; ``rms`` in it says which norm it is.
@@ -135,6 +139,7 @@ class Architecture:
     class_name: str
     layer: Names = field(default_factory=lambda: LLAMA)
     ends: Names = field(default_factory=dict)
+    final_norm: str = "output_norm"
     prefix: str = "model.layers"
     keys: Callable[[GGUFFile, Config], Config] = lambda gguf, config: {}
     epsilon: str = "rms_norm_eps"

@@ -1,0 +1,133 @@
+"""Many small experts, some of them for every token, behind a few dense layers.
+
+DeepSeekMoE (arXiv:2401.06066) and the many models that took it over.
+"""
+
+from __future__ import annotations
+
+import math
+
+from converters.gguf.architectures.keys import only, routed
+from converters.gguf.architectures.row import (
+    ATTENTION,
+    BIASED_QKV,
+    CORRECTION,
+    FFN_NORM,
+    PERMUTED,
+    QK_NORMS,
+    SOMETIMES_SPARSE,
+    Architecture,
+    Config,
+    renamed,
+    without,
+)
+from converters.gguf.numbers import scalar
+from converters.gguf.reader import GGUFFile
+
+
+def _deepseek(gguf: GGUFFile, config: Config) -> Config:
+    # llama.cpp neither asks the file nor normalises.
+    return {**routed(gguf, config), "norm_topk_prob": False, "scoring_func": "softmax"}
+
+
+def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
+    if gguf.key("attention.temperature_scale", 0.0):
+        key = f"{gguf.architecture}.attention.temperature_scale"
+        raise gguf.error(key, expected="none in this architecture")
+    turning = scalar(gguf, "rope.dimension_count")
+    routing = routed(gguf, config)
+    version = "3" if routing["scoring_func"] == "sigmoid" else "2"
+    keys: Config = {
+        **routing,
+        "model_type": f"deepseek_v{version}",
+        "architectures": [f"DeepseekV{version}ForCausalLM"],
+        "num_key_value_heads": config["num_attention_heads"],
+        "q_lora_rank": gguf.key("attention.q_lora_rank", None),
+        "kv_lora_rank": scalar(gguf, "attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": config["head_dim"] - turning,
+        "v_head_dim": scalar(gguf, "attention.value_length_mla"),
+        "partial_rotary_factor": 1.0,
+    }
+    scaling = config.get("rope_scaling") or {}
+    if "mscale_all_dim" in scaling:
+        # llama.cpp's converter stores a tenth of it; both factors are the same in these models.
+        scaling["mscale_all_dim"] *= 10
+        scaling["mscale"] = scaling["mscale_all_dim"]
+    elif scaling.get("type") == "yarn" and scaling["factor"] > 1:
+        # Without it llama.cpp applies YaRN's own factor to all of a head and to its rotated part.
+        growth = 0.1 * math.log(scaling["factor"])
+        scaling |= {"mscale_all_dim": 1.0, "mscale": ((1 + growth) ** 2 - 1) / growth}
+    return keys
+
+
+def _glm4moe(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2, 0)
+    return {
+        **routed(gguf, config),
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "rope_scaling": config.get("rope_scaling"),  # mlx-lm asks for it, be it null
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
+    }
+
+
+def _dots1(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2)
+    return routed(gguf, config)
+
+
+_LAYER = {**ATTENTION, **FFN_NORM, **SOMETIMES_SPARSE}
+_OPTIONAL = frozenset(SOMETIMES_SPARSE)
+
+FINE_GRAINED: dict[str, Architecture] = {
+    "deepseek": Architecture(
+        "deepseek",
+        "DeepseekForCausalLM",
+        without(_LAYER, *CORRECTION),
+        keys=_deepseek,
+        order=PERMUTED,
+        optional=_OPTIONAL,
+    ),
+    "deepseek2": Architecture(
+        "deepseek_v3",
+        "DeepseekV3ForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_q": "self_attn.q_proj",
+            "attn_q_a": "self_attn.q_a_proj",
+            "attn_q_a_norm": "self_attn.q_a_layernorm",
+            "attn_q_b": "self_attn.q_b_proj",
+            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+            "attn_k_b": "self_attn.embed_q",
+            "attn_v_b": "self_attn.unembed_out",
+            "attn_output": "self_attn.o_proj",
+            **FFN_NORM,
+            **SOMETIMES_SPARSE,
+        },
+        keys=_deepseek2,
+        optional=_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
+        partial_rotary=True,
+    ),
+    "dots1": Architecture(
+        "dots1",
+        "Dots1ForCausalLM",
+        renamed(_LAYER | QK_NORMS, "switch_mlp", "experts"),
+        keys=_dots1,
+        optional=_OPTIONAL,
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            **without(_LAYER, "ffn_norm"),
+            **QK_NORMS,
+            "post_attention_norm": "post_attention_layernorm",
+        },
+        keys=_glm4moe,
+        optional=_OPTIONAL | frozenset(QK_NORMS),
+        zero_biases=(BIASED_QKV,),
+        partial_rotary=True,
+    ),
+}
