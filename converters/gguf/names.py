@@ -119,9 +119,10 @@ def _mapped(
     offset = architecture.norm_offset
     if offset and change is None and "norm" in tensor.name and tensor.name.endswith(".weight"):
         change = partial(_less, np.float32(offset))
-    if change and tensor.type not in FLOATS:
+    bias = tensor.name.endswith(f"{module}.bias")
+    reshape = None if bias else architecture.reshape.get(module)
+    if (change or reshape) and tensor.type not in FLOATS:
         raise tensor.error(expected="floats", found=tensor.type.name)
-    reshape = architecture.reshape.get(module)
     return Mapped(
         tensor,
         target,
@@ -160,12 +161,12 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, st
 def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
     """Every layer must have the weight of every module; only the output head may be absent."""
     gguf.tensor("token_embd.weight")
-    gguf.tensor("output_norm.weight")
+    gguf.tensor(f"{architecture.final_norm}.weight")
     for layer in range(layers):
         for module in architecture.layer:
             if architecture.optional is not None and module not in architecture.optional:
-                whole = "." in module
-                gguf.tensor(f"blk.{layer}.{module}" + ("" if whole else ".weight"))
+                name = f"blk.{layer}.{module}"
+                gguf.tensor(name if "." in module or name in gguf else f"{name}.weight")
 
 
 def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> list[tuple[str, int]]:

@@ -46,3 +46,18 @@ def float_of(gguf: GGUFFile, suffix: str, default: float | None = None) -> float
     if not isinstance(value, int | float):
         raise gguf.error(f"{gguf.architecture}.{suffix}", expected="a number")
     return tidy(value)
+
+
+def per_layer(gguf: GGUFFile, suffix: str, default: int | None = None) -> list[int]:
+    """A hyperparameter of each layer that generates; stored once, it is that of every layer.
+
+    Raises:
+        GGUFError: there are more or fewer values than layers.
+    """
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    layers = layer_count(gguf)
+    if not isinstance(value, np.ndarray | list):
+        return [scalar(gguf, suffix, default)] * layers
+    if len(value) != scalar(gguf, "block_count"):
+        raise gguf.error(f"{gguf.architecture}.{suffix}", expected="a value for each layer")
+    return [int(x) for x in value[:layers]]

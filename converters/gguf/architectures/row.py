@@ -114,6 +114,7 @@ class Architecture:
         layer: module names of a layer.
         ends: module names outside the layers that differ from the usual ones.
         final_norm: what GGUF calls the norm before the output head.
+        final_norm: what GGUF calls the norm before the output head.
         prefix: what layers are under in the model.
         keys: what the family adds to ``config.json``, from the file and the common keys.
         epsilon: what the family calls the norms' epsilon; ``rms`` in it says which norm it is.
@@ -139,6 +140,7 @@ class Architecture:
     class_name: str
     layer: Names = field(default_factory=lambda: LLAMA)
     ends: Names = field(default_factory=dict)
+    final_norm: str = "output_norm"
     final_norm: str = "output_norm"
     prefix: str = "model.layers"
     keys: Callable[[GGUFFile, Config], Config] = lambda gguf, config: {}
