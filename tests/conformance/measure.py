@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from mlxrun.loading.model import Loaded
 #: Between two float32 implementations of the same model.
 SAME = 1e-8
 
-#: Lengths of the pieces that tokens are fed in; the last length is repeated.
+#: Lengths of the first pieces that a number of tokens are fed in; the rest follows at once.
 WAYS: dict[str, Callable[[int], list[int]]] = {
-    "one pass": lambda count: [count],
-    "chunks": lambda count: [1, 7, 1, 1, 2, 13, count],
+    "one pass": lambda count: [],
+    "chunks": lambda count: [1, 7, 1, 1, 2, 13],
     "token by token": lambda count: [1] * count,
 }
 
@@ -29,15 +29,15 @@ def nmse(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
 
 
-def load(path: Path) -> Loaded:
-    """The model of a file in float32."""
-    return load_gguf(read_gguf(path), dtype="float32")
+def load(path: Path, dtype: str = "float32") -> Loaded:
+    """The model of a file."""
+    return load_gguf(read_gguf(path), dtype=dtype)
 
 
-def logits(model: Any, tokens: list[int], lengths: list[int]) -> np.ndarray:
-    """Logits (T, V) of tokens put through one cache in pieces of these lengths."""
+def logits(model: Any, tokens: list[int], lengths: Sequence[int] = ()) -> np.ndarray:
+    """Logits (T, V) of tokens put through one cache in pieces of these lengths, then the rest."""
     cache, parts, start = model.make_cache(), [], 0
-    for length in lengths:
+    for length in [*lengths, len(tokens)]:
         piece = tokens[start : start + length]
         if piece:
             parts.append(np.array(model(mx.array([piece]), cache)[0], np.float64))

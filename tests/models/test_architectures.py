@@ -7,16 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from conformance.measure import SAME, left_out, load, logits
 from oracle_models import SKELETONS, expected, write_skeleton
 from tiny_models import nmse
 
-from converters.gguf.reader import read_gguf
 from mlxrun.cache.rotating import RotatingCache
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.loading.model import Loaded
-from mlxrun.models.transformer import Transformer
 
-SAME = 1e-8
 #: Skeletons with windows, all of 32 tokens: which layers see everything, and how many there are.
 WINDOWED = {
     "cohere2": ({3}, 5),
@@ -35,32 +31,14 @@ def skeleton(
     return name, write_skeleton(oracle, name, tmp_path_factory.mktemp("skeleton") / f"{name}.gguf")
 
 
-def logits(model: Transformer, tokens: list[int], chunks: list[int]) -> np.ndarray:
-    """Logits (T, V) of tokens put through one cache in chunks of given lengths."""
-    cache, parts, start = model.make_cache(), [], 0
-    for length in chunks:
-        parts.append(np.array(model(mx.array([tokens[start : start + length]]), cache)[0]))
-        start += length
-    assert start == len(tokens)
-    return np.concatenate(parts)
-
-
-def load(path: Path, dtype: str = "float32") -> Loaded:
-    loaded = load_gguf(read_gguf(path), dtype=dtype)
-    assert loaded.unused == []
-    assert loaded.report is not None
-    # What has no place becomes part of config.json; nothing else is left out.
-    assert all(entry["name"].startswith("rope_") for entry in loaded.report.skipped)
-    return loaded
-
-
 def test_logits_are_llama_cpps(oracle: Path, skeleton: tuple[str, Path]) -> None:
     name, path = skeleton
-    model = load(path).model
+    loaded = load(path)
+    assert left_out(loaded) == []
     tokens, wanted = expected(oracle, f"logits/{name}")
     assert len(tokens) == 160
     for chunks in ([160], [1, 7, 1, 1, 64, 2, 33, 51], [120, *[1] * 40]):
-        assert nmse(logits(model, tokens, chunks), wanted) <= SAME
+        assert nmse(logits(loaded.model, tokens, chunks), wanted) <= SAME
 
 
 def test_half_precision_stays_half_and_near(oracle: Path, skeleton: tuple[str, Path]) -> None:

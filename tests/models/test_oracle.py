@@ -9,6 +9,7 @@ import mlx.core as mx
 import naive_decoder
 import numpy as np
 import pytest
+from conformance.measure import logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle_models import expected
@@ -28,17 +29,6 @@ SAME = 1e-9
 
 def load(path: Path, policy: str | None = None) -> Transformer:
     return load_gguf(read_gguf(path), dtype="float32", policy=policy).model
-
-
-def logits(model: Transformer, tokens: list[int], chunks: list[int] | None = None) -> np.ndarray:
-    """Logits (T, V) of tokens put through one cache in chunks of given lengths, then the rest."""
-    cache, parts, start = model.make_cache(), [], 0
-    for length in [*(chunks or []), len(tokens)]:
-        part = tokens[start : start + length]
-        if part:
-            parts.append(np.array(model(mx.array([part]), cache)[0]))
-        start += len(part)
-    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("policy", [None, "exact"])
