@@ -126,7 +126,7 @@ def missing_shards(files: Iterable[HubFile]) -> list[str]:
 
 def size_text(size: int) -> str:
     """``4.7 GB``: decimal units, as disks and the hub have them."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _file(name: HubName, files: Sequence[HubFile], fits: Fits | None) -> Choice:

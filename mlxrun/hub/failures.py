@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -59,6 +60,8 @@ def translate(error: BaseException, name: HubName, file: str = "") -> MlxrunErro
             f"the hub has no model {name.repo}, or it is private",
             hint=f"Check the name; for a private model {_LOGIN}",
         )
+    if isinstance(error, LocalEntryNotFoundError):  # the hub could not say what the file is
+        return translate(error.__cause__, name, file) if error.__cause__ else _broken(error, name)
     if isinstance(error, EntryNotFoundError):
         return HubError(f"{name.repo} has no file {file or name.file}", hint=f"See {page}")
     if isinstance(error, HfHubHTTPError):
@@ -104,7 +107,7 @@ def _broken(error: BaseException, name: HubName) -> MlxrunError:
             f"the hub's cache {cache} cannot be written: {os.strerror(error.errno or 0)}",
             hint="Set HF_HOME to a directory of yours",
         )
-    why = f"{error}".partition("\n")[0] or type(error).__name__
+    why = f"{error}".partition("\n")[0].rstrip(".") or type(error).__name__
     return HubError(
         f"{name.repo} could not be fetched from {constants.ENDPOINT}: {why}",
         hint="Check the connection and run it again: what is already here is kept",

@@ -284,6 +284,22 @@ def test_a_hub_that_stays_busy_is_an_error(hub: FakeHub, pauses: list[float], af
     assert sum(pauses) < 10
 
 
+def test_a_hub_that_fails_after_the_last_byte_is_no_missing_file(
+    hub: FakeHub, pauses: list[float]
+) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+
+    def fail_at_the_end(done: int, total: int) -> None:
+        if done == total and not hub.switches.busy:
+            hub.switches.busy = [(503, "")] * 20
+
+    with pytest.raises(HubError, match="status 503"):
+        pull("org/repo", progress=fail_at_the_end)
+    hub.switches.busy.clear()
+    assert pull("org/repo").read_bytes() == BODY
+    assert len(hub.blobs()) == 1
+
+
 def test_a_renamed_repository_is_found_under_its_old_name(hub: FakeHub) -> None:
     hub.add("org/new", {"model.gguf": BODY, "README.md": b"hello"})
     hub.switches.renamed = {"org/old": "org/new"}
