@@ -57,6 +57,9 @@ def _has(skeleton: Skeleton, pattern: str) -> bool:
     return any(re.search(pattern, name) for name in skeleton.shapes())
 
 
+_TURNING = "rope.dimension_count", "rope.freq_base"
+
+
 def _kinds(model: ModelConfig | None, kind: type[Any], part: str) -> list[Any]:
     found = [getattr(layer, part, None) for layer in model.layers] if model else []
     return [part for part in found if isinstance(part, kind)]
@@ -73,7 +76,7 @@ def _attention(skeleton: Skeleton, model: ModelConfig | None) -> Words:
         grouped = bool(((kv_heads > 0) & (kv_heads < heads)).any())
         window = bool(skeleton.keys.get("attention.sliding_window"))
     latent = _has(skeleton, r"attn_kv_a_mqa")
-    recurrent = _has(skeleton, r"\.(ssm_|time_mix_|shortconv)")
+    decays, skips = _has(skeleton, r"\.ssm_a"), _has(skeleton, r"\.ssm_d\b")
     return {
         "MLA": latent,
         "GQA": grouped and not latent,
@@ -84,7 +87,10 @@ def _attention(skeleton: Skeleton, model: ModelConfig | None) -> Words:
         "soft cap": any(a.softcap for a in layers),
         "temperature": any(a.temperature for a in layers),
         "biases": _has(skeleton, r"attn_(q|k|v|qkv|output)\.bias"),
-        "recurrent layers": recurrent,
+        "state space": decays and skips,
+        "delta rule": decays and not skips,
+        "short convolutions": _has(skeleton, "shortconv"),
+        "RWKV": _has(skeleton, "time_mix_"),
     }
 
 
@@ -109,7 +115,7 @@ def _positions(skeleton: Skeleton, model: ModelConfig | None) -> Words:
     keys = skeleton.keys
     layers = [layer.attention for layer in model.layers] if model else []
     ropes = [getattr(attention, "rope", None) for attention in layers]
-    turning = any(ropes) if model else "rope.dimension_count" in keys
+    turning = any(ropes) if model else not keys.keys().isdisjoint(_TURNING)
     turned = [a for a in _kinds(model, Attention, "attention") if a.rope]
     partial = any(a.rope.dims < a.head_dim for a in turned)
     return {
