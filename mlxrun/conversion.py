@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from converters.convert import check_policy
 from converters.convert import convert as convert_file
-from converters.directory.convert import Plan, convert_directory
-from converters.directory.names import form_of, normalise
+from converters.directory.convert import convert_directory
 from converters.directory.recipe import Recipe, recipe
-from converters.directory.weights import Weights
 from converters.report import ConversionReport
 from converters.sink import Progress
 from mlxrun.errors import ConversionError
 from mlxrun.hub import resolve
+from mlxrun.loading.preparation import prepare
 from mlxrun.text.tokenizer import Tokenizer
 from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
 
@@ -56,9 +54,7 @@ def convert(
                 f"{path.name} is a directory, and policies are for GGUF files",
                 hint="Say bits, group size and mode instead",
             )
-        return convert_directory(
-            path, dst, choice, _prepare, overwrite=overwrite, progress=progress
-        )
+        return convert_directory(path, dst, choice, prepare, overwrite=overwrite, progress=progress)
     if choice != Recipe():
         raise ConversionError(
             f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",
@@ -88,12 +84,6 @@ def check_choices(
                 "a policy is for GGUF files; bits, group size, mode, keep and dtype for directories"
             )
     return choice
-
-
-def _prepare(config: dict[str, Any], weights: Weights) -> Plan:
-    """A directory's weights as the model that will read them wants them."""
-    config = normalise(config, weights)
-    return Plan(config, weights, form_of(config))
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:

@@ -22,8 +22,8 @@ import mlx.core as mx
 from converters.checkpoint import CheckpointWriter
 from converters.directory.companions import companions
 from converters.directory.encode import Recoded, dequantised, keep_packed, recode
-from converters.directory.files import WeightFiles, read_config, weight_files
-from converters.directory.recipe import EIGHT_BITS, FLOAT, Form, Recipe
+from converters.directory.files import read_config, weight_files
+from converters.directory.recipe import EIGHT_BITS, Form, Recipe
 from converters.directory.weights import Weights, dtype_name, read_weights
 from converters.errors import ConversionError
 from converters.layout import Layout, dense
@@ -46,13 +46,14 @@ class Plan:
     Attributes:
         config: ``config.json`` of that model, without what it says of quantisation.
         weights: its parameters.
-        form: of a module: the form that it takes whatever the recipe says; True to follow the
-            recipe; False where the model has no quantised module.
+        form: what a module takes where a form is asked for; None where it can only be floats.
+        stays: whether a parameter keeps its own type of floats.
     """
 
     config: dict[str, Any]
     weights: Weights
-    form: Callable[[str], Form | bool]
+    form: Callable[[str, Form], Form | None]
+    stays: Callable[[str], bool] = lambda name: False
 
 
 Prepare = Callable[[dict[str, Any], Weights], Plan]
@@ -134,31 +135,25 @@ def _choose(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[Choice]:
     """The form of every parameter, in the order in which they are stored."""
     weights = plan.weights
     modules = {
-        name.removesuffix(".weight"): array
+        name.removesuffix(".weight")
         for name, array in weights.arrays.items()
         if name.endswith(".weight") and array.ndim > 1
     }
-    forms = {module: form for module in modules if (form := plan.form(module)) is not False}
+    modules = {module for module in modules if plan.form(module, EIGHT_BITS)}
     layers = int(plan.config.get("num_hidden_layers", 0))
-    kept = recipe.kept(forms, layers, bool(plan.config.get("tie_word_embeddings", False)))
+    kept = recipe.kept(modules, layers, bool(plan.config.get("tie_word_embeddings", False)))
     for name, array in weights.arrays.items():
         module, _, kind = name.rpartition(".")
         if kind in ("scales", "biases") and module in weights.layouts:
             continue
         stored = weights.layouts.get(module) if kind == "weight" else None
-        if kind != "weight" or module not in forms:
-            yield Choice(name, stored or dense(dtype))
+        if kind != "weight" or module not in modules:
+            own = dtype_name(array) if plan.stays(name) else dtype
+            yield Choice(name, stored or dense(own))
             continue
-        own = forms[module]
-        asked = kept.get(module) or _default(recipe.form, own)
+        asked = kept.get(module) or (recipe.form and plan.form(module, recipe.form))
         width = columns(array, stored)
         yield _fitting(name, width, stored, asked, dtype, explicit=module in kept)
-
-
-def _default(asked: Form | None, own: Form | bool) -> Form | None:
-    if asked is None or isinstance(own, bool):
-        return asked
-    return asked if asked.bits >= own.bits else own
 
 
 def columns(array: mx.array, layout: Layout | None) -> int:
@@ -271,6 +266,3 @@ def _source(src: Path, config: dict[str, Any], files: list[dict[str, Any]]) -> d
         "name": src.resolve().name,
         "files": files,
     }
-
-
-__all__ = ["EIGHT_BITS", "FLOAT", "Plan", "Prepare", "WeightFiles", "convert_directory"]

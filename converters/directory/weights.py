@@ -66,13 +66,46 @@ class Weights:
         array = self.arrays.pop(name)
         self.skipped.append({"name": name, "type": dtype_name(array), "reason": reason})
 
-    def rename(self, module: str, target: str) -> None:
-        """Give all arrays of a module, and its layout, another name."""
-        for kind in (*PARTS, "bias"):
-            if f"{module}.{kind}" in self.arrays:
-                self.arrays[f"{target}.{kind}"] = self.arrays.pop(f"{module}.{kind}")
-        if module in self.layouts:
-            self.layouts[target] = self.layouts.pop(module)
+    def move(self, name: str, target: str) -> None:
+        """Give an array another name, and its module's layout with it."""
+        self.part(name, {target: self.arrays[name]})
+
+    def part(self, name: str, parts: dict[str, mx.array]) -> None:
+        """Replace an array by what is made of it; a layout is theirs as well."""
+        clash = next((target for target in parts if target in self.arrays and target != name), None)
+        if clash:
+            raise CheckpointError(f"the weights have both {name} and {clash}, which are the same")
+        known = self.origins.pop(name, Origin(name))
+        del self.arrays[name]
+        layout = self.layouts.get(name.removesuffix(".weight"))
+        if name.endswith(".weight") and layout is not None:
+            del self.layouts[name.removesuffix(".weight")]
+            self.layouts |= {target.removesuffix(".weight"): layout for target in parts}
+        self.arrays |= parts
+        self.origins |= dict.fromkeys(parts, known)
+
+    def stack(self, names: list[str], target: str) -> None:
+        """Replace arrays of one shape by their stack."""
+        if target in self.arrays:
+            raise CheckpointError(f"the weights have both {names[0]} and {target}")
+        first = self.arrays[names[0]]
+        for name in names:
+            if (self.arrays[name].shape, self.arrays[name].dtype) != (first.shape, first.dtype):
+                raise CheckpointError(f"{name} and {names[0]} differ in shape or type")
+        origin = self.origin(names[0])
+        module = names[0].removesuffix(".weight")
+        if names[0].endswith(".weight") and module in self.layouts:
+            self.layouts[target.removesuffix(".weight")] = self.layouts[module]
+            for name in names:
+                self.layouts.pop(name.removesuffix(".weight"), None)
+        self.arrays[target] = mx.stack([self.arrays.pop(name) for name in names])
+        self.origins[target] = Origin(_starred(names[0], names[-1]), origin.type, origin.bits)
+
+
+def _starred(first: str, last: str) -> str:
+    """What two names share, with ``*`` for the part that differs."""
+    pairs = zip(first.split("."), last.split("."), strict=True)
+    return ".".join(a if a == b else "*" for a, b in pairs)
 
 
 def dtype_name(array: mx.array) -> str:
@@ -84,9 +117,10 @@ def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
     """Every array of some files, to be read when it is used.
 
     Raises:
-        CheckpointError: a file cannot be opened, or ``config.json`` does not say how its quantised
-            weights are stored.
+        CheckpointError: a file cannot be opened, the weights are quantised in a format that is not
+            read, or ``config.json`` does not say how they are.
     """
+    _refuse_foreign(config)
     arrays: dict[str, mx.array] = {}
     for file in files.paths:
         try:
@@ -96,6 +130,22 @@ def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
         assert isinstance(loaded, dict)
         arrays |= loaded
     return Weights(arrays, _layouts(config, arrays))
+
+
+# Formats of config.json's quantization_config that are read; None is MLX's own.
+_READ = (None, "fp8", "mxfp4")
+
+
+def _refuse_foreign(config: Mapping[str, Any]) -> None:
+    text = config.get("text_config")
+    for section in (config, text if isinstance(text, dict) else {}):
+        how = section.get("quantization_config")
+        method = how.get("quant_method") if isinstance(how, dict) else None
+        if method not in _READ:
+            raise CheckpointError(
+                f"the weights are quantised with {str(method)[:80]}, which mlxrun does not read",
+                hint="Get the unquantised original and convert it with --bits, or get a GGUF of it",
+            )
 
 
 def _layouts(config: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Layout]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from converters.directory.files import read_config, weight_files
-from converters.directory.names import normalise
+from converters.directory.names import normalise, text_config
 from converters.directory.weights import read_weights
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build, foreign_classes
@@ -27,11 +27,11 @@ def load_directory(path: Path, *, dtype: str | None = None, adapter: AdapterChoi
         CheckpointError: files are missing, unreadable or contradict each other.
         UnsupportedArchitectureError: no family here has its ``model_type``.
     """
-    config = read_config(path)
-    weights = read_weights(weight_files(path), config)
-    config = normalise(config, weights)
+    config = text_config(read_config(path))
     if not foreign_classes(config):
         model_config(config)  # unknown families and impossible values, before anything is read
+    weights = read_weights(weight_files(path), config)
+    normalise(config, weights)
     adapters = read_adapters(adapter, config)
     arrays, layouts = weights.arrays, weights.layouts
     floats = {str(a.dtype) for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating)}

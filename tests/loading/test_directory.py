@@ -172,7 +172,7 @@ def test_mlx_lms_own_conversion_of_ours(tmp_path: Path) -> None:
 def test_what_a_model_has_no_place_for_is_named(tmp_path: Path) -> None:
     model = stock(BASE)
     path = save(tmp_path / "m", BASE, model)
-    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros(8)}
+    extra = {"model.layers.0.self_attn.rotary_emb.extra": mx.zeros(8)}
     mx.save_safetensors(str(path / "model-extra.safetensors"), extra)
     loaded = load_directory(path)
     assert loaded.unused == list(extra)

@@ -97,16 +97,22 @@ def build_foreign(
     Raises:
         CheckpointError: config and weights do not make a model of that class.
     """
-    model, args = classes
-    module = _module(model, arguments(args, config), config)
+    module = empty_module(classes, config)
     unused = fill(module, params)
     mx.eval(module.parameters())
     return ForeignModel(module, config, params.dtype), unused
 
 
-def _module(model: Any, args: Any, config: Mapping[str, Any]) -> Any:
+def empty_module(classes: tuple[Any, Any], config: Mapping[str, Any]) -> Any:
+    """mlx-lm's module of a config, without the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: the class cannot be built of such a config.
+    """
+    model, args = classes
+    parsed = arguments(args, config)
     try:
-        return model(args)
+        return model(parsed)
     except Exception as error:  # whatever a class raises on odd values
         raise CheckpointError(
             f"config.json does not describe a {str(config.get('model_type'))[:80]}: {error}"

@@ -33,10 +33,7 @@ def fill(model: Any, params: Parameters, *, precise: bool = True) -> list[str]:
     Raises:
         CheckpointError: a parameter is missing or has another shape.
     """
-    arrays = _sanitized(model, dict(params.arrays))
-    _quantize(model, arrays, params)
-    wanted = {name: array.shape for name, array in named_arrays(model).items()}
-    _check(arrays, wanted)
+    arrays, wanted = matched(model, params)
     keep = getattr(model, "cast_predicate", lambda name: True)
     checked = replace(params, arrays=arrays, prefix="")
     given = {}
@@ -45,7 +42,22 @@ def fill(model: Any, params: Parameters, *, precise: bool = True) -> list[str]:
         given[name] = checked.array(name, cast=not stays)
     model.load_weights(list(given.items()), strict=False)
     model.eval()
-    return sorted(set(arrays) - set(wanted))
+    return sorted(set(arrays) - wanted)
+
+
+def matched(model: Any, params: Parameters) -> tuple[Arrays, set[str]]:
+    """The weights under a module's own names, and which of these it asks for.
+
+    The module becomes quantised where they are.
+
+    Raises:
+        CheckpointError: a parameter is missing or has another shape.
+    """
+    arrays = _sanitized(model, dict(params.arrays))
+    _quantize(model, arrays, params)
+    wanted = {name: array.shape for name, array in named_arrays(model).items()}
+    _check(arrays, wanted)
+    return arrays, set(wanted)
 
 
 def named_arrays(module: Any) -> Arrays:
