@@ -15,7 +15,7 @@ from textwrap import fill
 from . import skeleton as skeletons
 from .catalogue import CATALOGUE, REASONS, Known
 from .features import Features, Words, features
-from .measure import SAME, load, measure
+from .measure import SAME, load, measure, on_cpu
 from .skeleton import Skeleton
 
 _PAGE = """\
@@ -59,7 +59,7 @@ def by_architecture() -> dict[str, list[Skeleton]]:
 def worst(models: list[Skeleton]) -> float:
     """The largest NMSE of these models in any way of feeding them."""
     found = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, on_cpu():
         for skeleton in models:
             loaded = load(skeleton.write(Path(folder) / f"{skeleton.name}.gguf"))
             found += measure(loaded, skeleton.token_ids(), skeletons.wanted(skeleton)).values()

@@ -69,12 +69,13 @@ def check(skeleton: Skeleton, folder: Path) -> bool:
     """Compare mlxrun with the stored logits; print how near it is. Returns whether near enough."""
     from mlxrun.errors import MlxrunError
 
-    from .measure import SAME, left_out, load, measure
+    from .measure import SAME, left_out, load, measure, on_cpu
 
     path = skeleton.write(folder / f"{skeleton.name}.gguf")
     try:
-        loaded = load(path)
-        found = measure(loaded, skeleton.token_ids(), skeletons.wanted(skeleton))
+        with on_cpu():
+            loaded = load(path)
+            found = measure(loaded, skeleton.token_ids(), skeletons.wanted(skeleton))
     except MlxrunError as error:
         print(f"  mlxrun: {error}")
         return False

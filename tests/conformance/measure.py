@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ WAYS: dict[str, Callable[[int], list[int]]] = {
     "chunks": lambda count: [1, 7, 1, 1, 2, 13],
     "token by token": lambda count: [1] * count,
 }
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Compute on the CPU, as llama.cpp did, also where there is a GPU."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
 
 
 def nmse(got: np.ndarray, wanted: np.ndarray) -> float:
