@@ -100,12 +100,29 @@ def _convert_one(mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor) -> Co
     module = len(tensor.shape) > 1
     factor = None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1)
     encoded = encode(tensor, policy, module=module, pool=pool, change=mapped.change, factor=factor)
-    arrays = encoded.arrays
+    own = {name: array for name, array in encoded.arrays.items() if name == "factor"}
+    arrays = {name: array for name, array in encoded.arrays.items() if name not in own}
     if mapped.order is not None:
         arrays = {name: array[mapped.order] for name, array in arrays.items()}
+    if mapped.columns is not None:
+        arrays = {name: _in_blocks(mapped, array) for name, array in arrays.items()}
     if mapped.shape != tensor.shape:
         arrays = {name: array.reshape(mapped.shape) for name, array in arrays.items()}
+    arrays |= own
     return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
+
+
+def _in_blocks(mapped: Mapped, array: np.ndarray) -> np.ndarray:
+    """An array (..., columns, or codes or scales of them) with its blocks in the model's order."""
+    assert mapped.columns is not None
+    blocks = len(mapped.columns)
+    if array.shape[-1] % blocks:
+        raise mapped.source.error(
+            expected=f"columns that share no scale between {blocks} blocks",
+            found=mapped.source.type.name,
+        )
+    parts = array.reshape(*array.shape[:-1], blocks, -1)
+    return parts[..., mapped.columns, :].reshape(array.shape)
 
 
 def _record(mapped: Mapped, encoded: Encoded, policy: Policy) -> TensorRecord:

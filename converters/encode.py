@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from converters.errors import GGUFError
 from converters.forms import Arrays, Error, Packed, keep_codes, keep_floats, regroup, requantise
-from converters.gguf.quants import CODECS
+from converters.gguf.quants import CODECS, Codes
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 from converters.layout import Layout, dense
@@ -24,7 +24,8 @@ from converters.microscaling import repack
 from converters.policy import FIXED, FLOATS, Policy, kept_group
 
 Bytes = npt.NDArray[np.uint8]
-Change = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
+Change = Callable[[Floats], Floats]
 Map = Callable[[Callable[[slice], Packed], list[slice]], Iterator[Packed]]
 
 # A chunk's float32 intermediates fit a core's cache: four times faster than chunks that do not.
@@ -67,12 +68,15 @@ def encode(
     module: bool,
     pool: ThreadPoolExecutor,
     change: Change | None = None,
+    factor: Floats | None = None,
 ) -> Encoded:
     """Convert a tensor by a policy.
 
     Args:
         module: whether MLX's quantised modules can hold it (a matrix, not a norm or a bias).
         change: what every element of a tensor of floats goes through first.
+        factor: what the whole matrix is to be multiplied by, (1,), or each expert, (experts,). It
+            becomes an array of its own where the policy allows and the form has no other place.
 
     Raises:
         GGUFError: blocks have not-a-number or infinite scales, or nothing that the policy allows
@@ -82,14 +86,18 @@ def encode(
     rows = tensor.elements // columns
     data = tensor.raw().reshape(rows, -1)
 
+    kept = factor is not None and policy.factors and tensor.type in FIXED
+    by_row = None if factor is None else np.repeat(factor, rows // len(factor))
+
     def work(layout: Layout, part: slice) -> Packed:
+        own = None if by_row is None or (kept and layout.quantized) else by_row[part]
         with np.errstate(invalid="ignore", over="ignore"):
-            return _encode_rows(data[part], tensor, layout, change)
+            return _encode_rows(data[part], tensor, layout, change, own)
 
     sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
     step = max(1, CHUNK_WEIGHTS // columns)
     parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
-    for layout in policy.candidates(tensor.type, module=module):
+    for layout in policy.candidates(tensor.type, module=module, factored=factor is not None):
         if layout.quantized and columns % layout.group_size:
             continue
         if len(parts) > 1 and not policy.accept(work(layout, sample).error):
@@ -97,6 +105,8 @@ def encode(
         arrays, error = join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
         if policy.accept(error):
             shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
+            if factor is not None and kept and layout.quantized:
+                shaped["factor"] = factor
             return Encoded(layout, shaped, error, keeps_codes(tensor.type, layout))
     raise GGUFError(
         tensor.path,
@@ -125,22 +135,35 @@ def join(results: Iterator[Packed], parts: list[slice]) -> tuple[Arrays, Error]:
 
 def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
     """Whether a layout holds the codes (or floats) of a type as they are."""
+    if kind in FIXED and layout.mode == "affine":
+        return False
     if kind not in CODECS or not layout.quantized:
         return True
     return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
 
 
 def _encode_rows(
-    raw: Bytes, tensor: GGUFTensor, layout: Layout, change: Change | None = None
+    raw: Bytes,
+    tensor: GGUFTensor,
+    layout: Layout,
+    change: Change | None = None,
+    factor: Floats | None = None,
 ) -> Packed:
-    """Rows of raw blocks (n, bytes per row) in one layout."""
+    """Rows of raw blocks (n, bytes per row) in one layout, each times its factor (n,)."""
     rows, kind = len(raw), tensor.type
     if kind in FLOATS:
         floats = _floats(raw, kind)
+        floats = floats if factor is None else floats * factor[:, None]
         return keep_floats(change(floats) if change else floats, layout.dtype)
-    if kind in FIXED:
+    if kind in FIXED and factor is None:
         return repack(raw, kind, layout)
+    if kind in FIXED and factor is not None:
+        values = repack(raw, kind, dense("float32")).arrays["weight"].astype(np.float32)
+        return _requantised(values * factor[:, None], layout)
     codes = CODECS[kind].decode(raw)
+    if factor is not None:
+        each = np.repeat(factor, len(codes.scale) // rows)[:, None]
+        codes = Codes(codes.q, codes.scale * each, codes.bias * each)
     if not (np.isfinite(codes.scale).all() and np.isfinite(codes.bias).all()):
         raise tensor.error(
             expected="finite scales",
@@ -149,17 +172,20 @@ def _encode_rows(
         )
     if layout.quantized and keeps_codes(kind, layout):
         return keep_codes(regroup(codes, rows, layout.group_size), layout)
-    values = codes.values().reshape(rows, -1)
+    return _requantised(codes.values().reshape(rows, -1), layout)
+
+
+def _requantised(values: Floats, layout: Layout) -> Packed:
     return requantise(values, layout) if layout.quantized else keep_floats(values, layout.dtype)
 
 
-def plain_floats(tensor: GGUFTensor) -> npt.NDArray[np.float32]:
+def plain_floats(tensor: GGUFTensor) -> Floats:
     """A whole tensor dequantised, (rows, columns)."""
     rows = tensor.raw().reshape(tensor.elements // tensor.shape[-1], -1)
     return _encode_rows(rows, tensor, dense("float32")).arrays["weight"].astype(np.float32)
 
 
-def _floats(raw: Bytes, kind: GGMLType) -> npt.NDArray[np.float32]:
+def _floats(raw: Bytes, kind: GGMLType) -> Floats:
     """Plain weights as float32 (n, c)."""
     raw = np.ascontiguousarray(raw)
     if kind is GGMLType.BF16:

@@ -42,25 +42,34 @@ class Policy:
         name: ``exact``, ``near`` or ``compact``.
         half: the type that ``near`` and ``compact`` round to: float16 or bfloat16 for a
             checkpoint, float32 when weights go straight into a float32 run.
+        factors: whether a matrix may keep a factor of its own beside MLX's arrays: in memory it
+            may, a checkpoint for stock mlx-lm has no place for it.
         packed: use MLX's quantised forms at all; a CPU multiplies plain float32 faster.
     """
 
     name: str
     half: str = "float16"
     packed: bool = True
+    factors: bool = False
 
-    def candidates(self, kind: GGMLType, *, module: bool) -> Iterator[Layout]:
+    def candidates(
+        self, kind: GGMLType, *, module: bool, factored: bool = False
+    ) -> Iterator[Layout]:
         """Forms to try, best first.
 
         Args:
             kind: GGML type of the tensor.
             module: whether it is a matrix that MLX's quantised modules can hold.
+            factored: whether the whole matrix is to be multiplied by a factor.
         """
         if kind in FLOATS:
             yield from self._floats(FLOATS[kind])
             return
-        if module and kind in FIXED:
+        if module and kind in FIXED and (self.factors or not factored):
             yield fixed(FIXED[kind])
+        elif kind in FIXED:
+            if module and self.name != "exact":
+                yield from by_size(lambda layout: layout.bits >= 4, self.half)
         elif module and self.packed:
             if self.name == "compact":
                 yield from self._compact(kind)

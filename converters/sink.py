@@ -33,8 +33,8 @@ class Converted:
     Attributes:
         target: Hugging Face parameter name, ending in ``.weight`` or ``.bias``.
         layout: its form.
-        arrays: numpy arrays by suffix: ``weight`` (or ``bias``), ``scales``, ``biases``, ``factor``.
-            bfloat16 travels as uint16 bit patterns.
+        arrays: numpy arrays by suffix: ``weight`` (or ``bias``), ``scales``, ``biases`` and
+            ``factor`` (of the whole matrix). bfloat16 travels as uint16 bit patterns.
         record: its line in the report.
     """
 

@@ -20,6 +20,7 @@ from converters.gguf.numbers import layer_count
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
 from converters.gguf.tensor import GGUFTensor
+from converters.gguf.types import GGMLType
 from converters.policy import FLOATS
 
 # Tensors whose values move into config.json.
@@ -33,15 +34,19 @@ class Mapped:
 
     Attributes:
         order: rows of the tensor in the model's order, or None for as they are.
+        columns: equal blocks of its columns in the model's order, or None.
         change: what its values go through, or None.
         shape: of the parameter.
+        factor: what the whole matrix is multiplied by, or None.
     """
 
     source: GGUFTensor
     target: str
     order: npt.NDArray[np.intp] | None
+    columns: npt.NDArray[np.intp] | None
     change: Change | None
     shape: tuple[int, ...]
+    factor: GGUFTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,15 @@ def map_names(gguf: GGUFFile) -> NameMap:
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
     for tensor in gguf.tensors:
-        headless = tensor.name == "output.bias" and not architecture.head_bias
-        if tensor.name.endswith(".scale") or headless:
-            # To leave them out, as with other tensors without a place, would change every logit.
-            raise tensor.error(
-                expected="no factors on whole matrices and no bias on the output", found="one"
-            )
+        if tensor.name == "output.bias" and not architecture.head_bias:
+            # To leave it out, as with other tensors without a place, would change every logit.
+            raise tensor.error(expected="no bias on the output", found="one")
+        if tensor.name.endswith(".scale"):
+            _check_factor(gguf, tensor)
+            continue
+        if tensor.name.endswith(".input_scale"):
+            skipped.append((tensor, "activations are not quantised here"))
+            continue
         target, module, reason = _target(tensor.name, architecture, layers)
         if target:
             mapped.append(_mapped(gguf, architecture, tensor, target, module))
@@ -115,21 +123,35 @@ def _mapped(
 ) -> Mapped:
     """What a tensor goes through on its way; ``module`` is its row's key."""
     order = architecture.order.get(module)
+    bias = tensor.name.endswith(f"{module}.bias")
+    columns = None if bias else architecture.columns.get(module)
     change = architecture.values.get(module)
     offset = architecture.norm_offset
     if offset and change is None and "norm" in tensor.name and tensor.name.endswith(".weight"):
         change = partial(_less, np.float32(offset))
-    bias = tensor.name.endswith(f"{module}.bias")
     reshape = None if bias else architecture.reshape.get(module)
     if (change or reshape) and tensor.type not in FLOATS:
         raise tensor.error(expected="floats", found=tensor.type.name)
+    factor = tensor.name.removesuffix("weight") + "scale"
     return Mapped(
         tensor,
         target,
         order(gguf, tensor.shape[0]) if order else None,
+        columns(gguf) if columns else None,
         change,
         reshape(tensor.shape) if reshape else tensor.shape,
+        gguf.tensor(factor) if factor in gguf else None,
     )
+
+
+def _check_factor(gguf: GGUFFile, factor: GGUFTensor) -> None:
+    """A factor must be one number, or one for each expert, of a matrix that is there."""
+    matrix = gguf.tensor(factor.name.removesuffix("scale") + "weight")
+    wanted = matrix.shape[:1] if len(matrix.shape) == 3 else (1,)
+    if factor.shape != wanted or factor.type is not GGMLType.F32:
+        raise factor.error(
+            expected=f"{wanted[0]} factors in F32", found=f"{factor.shape} in {factor.type.name}"
+        )
 
 
 def _less(offset: np.float32, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -161,7 +183,8 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, st
 def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
     """Every layer must have the weight of every module; only the output head may be absent."""
     gguf.tensor("token_embd.weight")
-    gguf.tensor(f"{architecture.final_norm}.weight")
+    if architecture.final_norm:
+        gguf.tensor(f"{architecture.final_norm}.weight")
     for layer in range(layers):
         for module in architecture.layer:
             if architecture.optional is not None and module not in architecture.optional:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -54,15 +54,42 @@ def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
     return gguf.with_tensors(tuple(tensors.values()))
 
 
-def _parted(tensor: GGUFTensor, parts: Sequence[tuple[str, int]]) -> dict[str, GGUFTensor]:
-    wanted = sum(rows for _, rows in parts)
-    if tensor.shape[0] != wanted:
-        raise tensor.error(expected=f"{wanted} rows", found=str(tensor.shape[0]))
-    made, first = {}, 0
+def _parted(
+    tensor: GGUFTensor, parts: Sequence[tuple[str, int | npt.NDArray[np.intp]]]
+) -> dict[str, GGUFTensor]:
+    if tensor.name.endswith(".scale"):  # one factor for all parts
+        return {name: replace(tensor, name=name) for name, _ in parts}
+    wanted = sum(rows if isinstance(rows, int) else len(rows) for _, rows in parts)
+    found = tensor.elements // tensor.shape[-1] if len(tensor.shape) > 1 else tensor.shape[0]
+    if found != wanted:
+        raise tensor.error(expected=f"{wanted} rows", found=str(found))
+    made: dict[str, GGUFTensor] = {}
+    first = 0
     for name, rows in parts:
-        made[name] = tensor.rows(first, rows, name)
-        first += rows
+        if isinstance(rows, int):
+            made[name] = tensor.rows(first, rows, name)
+            first += rows
+        else:
+            made[name] = _gathered(tensor, rows, name)
     return made
+
+
+def _gathered(tensor: GGUFTensor, rows: npt.NDArray[np.intp], name: str) -> GGUFTensor:
+    """Some rows of a matrix, or of a stack of them from each the same number."""
+    *stack, every, columns = tensor.shape
+    size = tensor.nbytes * len(rows) // (tensor.elements // columns)
+    return GatheredTensor(
+        name=name,
+        shape=(*stack, len(rows) * every * columns // tensor.elements, columns),
+        type=tensor.type,
+        nbytes=size,
+        offset=tensor.offset,
+        path=tensor.path,
+        entry=tensor.entry,
+        _map=tensor._map,
+        source=tensor,
+        chosen=rows,
+    )
 
 
 def _stacked(gguf: GGUFFile, name: str, found: dict[int, GGUFTensor]) -> GGUFTensor:
@@ -107,6 +134,30 @@ def _joined(name: str, parts: list[GGUFTensor], shape: tuple[int, ...]) -> GGUFT
         _map=first._map,
         members=tuple(parts),
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatheredTensor(GGUFTensor):
+    """Some rows of another tensor.
+
+    Attributes:
+        source: whose rows they are.
+        chosen: which ones, counted through a stack of matrices.
+    """
+
+    source: GGUFTensor | None = None
+    chosen: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """The bytes of the rows (nbytes,), copied together."""
+        assert self.source is not None
+        rows = self.source.elements // self.source.shape[-1]
+        return self.source.raw().reshape(rows, -1)[self.chosen].reshape(-1)
+
+    def release(self) -> None:
+        """As :meth:`GGUFTensor.release`, for the source."""
+        if self.source is not None:
+            self.source.release()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -17,6 +18,7 @@ from converters.report import ConversionReport
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
 from mlxrun.loading.run import DTYPES, expands, resolve_dtype
+from mlxrun.models.families import FAMILIES
 
 Progress = Callable[[int, int, str], None]
 
@@ -45,7 +47,8 @@ def load_gguf(
     config = model_config(gguf)
     adapters = read_adapters(adapter, config)
     run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
-    bound = run_policy(gguf, policy, run)
+    native = config["model_type"] in FAMILIES
+    bound = replace(run_policy(gguf, policy, run), factors=native)
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))

@@ -107,9 +107,7 @@ class Parameters:
             update.check(self.prefix + module, shape)
         low_rank = combined(updates, shape[-2], lambda: stored.dequantize(mx.float32), self.dtype)
         self.handed.extend(low_rank.arrays)
-        return AdaptedWeight(
-            stored.layout, stored.weight, stored.scales, stored.biases, low_rank=low_rank
-        )
+        return AdaptedWeight(**vars(stored), low_rank=low_rank)
 
     def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Weight:
         layout = self.layouts.get(self.prefix + module)
@@ -137,7 +135,7 @@ class Parameters:
                 f"is not how {layout.mode} is stored"
             )
         if layout.mode != "affine":
-            return Weight(layout, weight, scales)
+            return Weight(layout, weight, scales, factor=self._factor(module, weight))
         biases = self._get(f"{module}.biases")
         return Weight(
             layout,
@@ -145,6 +143,14 @@ class Parameters:
             self._cast(f"{module}.scales", scales),
             self._cast(f"{module}.biases", biases),
         )
+
+    def _factor(self, module: str, weight: mx.array) -> mx.array | None:
+        """What a GGUF multiplies a whole matrix by, or each of a stack of experts."""
+        if not self.has(f"{module}.factor"):
+            return None
+        factor = self._get(f"{module}.factor")
+        self._expect(f"{module}.factor", factor.shape, weight.shape[:-2] or (1,))
+        return factor
 
     def _plain(self, weight: mx.array) -> Weight:
         self.handed.append(weight)

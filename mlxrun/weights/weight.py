@@ -26,12 +26,14 @@ class Weight:
         layout: mode, bits, group size and dtype.
         weight: the plain array, or the packed codes.
         scales, biases: of a quantised layout; ``biases`` only of an affine one.
+        factor: what the whole matrix, (1,), or each of a stack, (experts,), is multiplied by.
     """
 
     layout: Layout
     weight: mx.array
     scales: mx.array | None = None
     biases: mx.array | None = None
+    factor: mx.array | None = None
 
     @property
     def rows(self) -> int:
@@ -49,11 +51,15 @@ class Weight:
 
     @property
     def arrays(self) -> list[mx.array]:
-        parts = (self.weight, self.scales, self.biases)
+        parts = (self.weight, self.scales, self.biases, self.factor)
         return [part for part in parts if part is not None]
 
     def product(self) -> Callable[[mx.array], mx.array]:
         """A function ``x (..., columns) -> x @ W.T (..., rows)``, chosen once for this layout."""
+        product, factor = self._product(), self.factor
+        return product if factor is None else lambda x: product(x) * factor.astype(x.dtype)
+
+    def _product(self) -> Callable[[mx.array], mx.array]:
         if not self.layout.quantized:
             transposed = self.weight.swapaxes(-1, -2)
             return lambda x: x @ transposed
@@ -61,7 +67,7 @@ class Weight:
             return lambda x: (
                 self._packed_product(x)
                 if prod(x.shape[:-1]) < CPU_DENSE_ROWS
-                else x @ self.dequantize(x.dtype).swapaxes(-1, -2)
+                else x @ self._expand(*self._packed, x.dtype).swapaxes(-1, -2)
             )
         return self._packed_product
 
@@ -81,6 +87,14 @@ class Weight:
 
     def gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
         """As :meth:`product`, for stacked matrices of which an index chooses."""
+        product, factor = self._gathered_product(), self.factor
+        if factor is None:
+            return product
+        return lambda x, chosen: (
+            product(x, chosen) * factor[chosen][..., None, None].astype(x.dtype)
+        )
+
+    def _gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
         if self.scales is None:
             transposed = self.weight.swapaxes(-1, -2)
             if mx.default_device() == mx.cpu and transposed.dtype != mx.float32:
@@ -104,13 +118,21 @@ class Weight:
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
         """The plain matrix, (rows, columns), in ``dtype``."""
-        return self._expand(self.weight, self.scales, self.biases, dtype)
+        plain = self._expand(*self._packed, dtype)
+        if self.factor is None:
+            return plain
+        return plain * self.factor.astype(dtype).reshape(-1, *[1] * (plain.ndim - 1))
+
+    @property
+    def _packed(self) -> tuple[mx.array, mx.array | None, mx.array | None]:
+        return self.weight, self.scales, self.biases
 
     def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
         """Rows by index, as an embedding needs them: (...) -> (..., columns) in ``dtype``."""
         scales = None if self.scales is None else self.scales[ids]
         biases = None if self.biases is None else self.biases[ids]
-        return self._expand(self.weight[ids], scales, biases, dtype)
+        rows = self._expand(self.weight[ids], scales, biases, dtype)
+        return rows if self.factor is None else rows * self.factor.astype(dtype)
 
     def _expand(
         self, weight: mx.array, scales: mx.array | None, biases: mx.array | None, dtype: mx.Dtype
