@@ -60,6 +60,9 @@ def model_config(gguf: GGUFFile) -> Config:
     if "ffn_gate_exps" in architecture.layer:
         config |= experts(gguf, config)
     config |= architecture.keys(gguf, config)
+    if scalar(gguf, "expert_group_count", 0) > 1 and "n_group" not in config:
+        key = f"{gguf.architecture}.expert_group_count"
+        raise gguf.error(key, expected="no groups of experts in this architecture")
     if not (architecture.own_shapes or architecture.per_layer):
         check_shapes(gguf, config)
     return config

@@ -38,6 +38,26 @@ def llama(config: HFConfig) -> ModelConfig:
     return decoder(config)
 
 
+def arcee(config: HFConfig) -> ModelConfig:
+    """Arcee's AFM: Llama with a plain feed-forward of squared ReLU."""
+    return decoder(config, feed_forward={"activation": "relu2", "names": ("up_proj", "down_proj")})
+
+
+def hunyuan(config: HFConfig) -> ModelConfig:
+    """Hunyuan, dense: normalises heads once they have turned; a longer context, a larger base."""
+    scaling = config.get("rope_scaling") or {}
+    width, alpha = head_width(config), float(scaling.get("alpha") or 1.0)
+    base = rope_base(config) * alpha ** (width / (width - 2))
+    norms = {"qk_norm": "turned", "norms": ("query_layernorm", "key_layernorm")}
+    return decoder({**config, "rope_theta": base, "rope_scaling": None}, attention=norms)
+
+
+def olmo(config: HFConfig) -> ModelConfig:
+    """OLMo 1: norms without weights, projections bounded."""
+    clip = {"clip": optional_float(config, "clip_qkv")}
+    return decoder(config, norm=Norm("layer", 1e-5, bare=True), attention=clip)
+
+
 def qwen3(config: HFConfig) -> ModelConfig:
     """Qwen 3, dense: normalises queries and keys per head."""
     return decoder(config, attention={"qk_norm": "head"})
@@ -202,16 +222,16 @@ def nemotron(config: HFConfig) -> ModelConfig:
     )
 
 
+def glm(config: HFConfig, **layer: Any) -> ModelConfig:
+    """ChatGLM 3 and GLM 4 (9B): neighbours turn in half of each head, gate and up in one."""
+    fused = {"names": ("gate_up_proj", "down_proj"), "fused": True}
+    return decoder({"rope_traditional": True, **config}, feed_forward=fused, layer=layer)
+
+
 def glm4(config: HFConfig) -> ModelConfig:
-    """GLM 4: norms on both sides of each sublayer, rotation of neighbours in half of each head."""
-    return decoder(
-        config,
-        feed_forward={"names": ("gate_up_proj", "down_proj"), "fused": True},
-        layer={
-            "after_attention": "post_self_attn_layernorm",
-            "after_feed_forward": "post_mlp_layernorm",
-        },
-    )
+    """GLM 4 (0414): norms on both sides of each sublayer."""
+    after = {"after_attention": "post_self_attn_layernorm"}
+    return glm(config, **after, after_feed_forward="post_mlp_layernorm")
 
 
 def ministral3(config: HFConfig) -> ModelConfig:
@@ -304,6 +324,7 @@ def glm4_moe(config: HFConfig) -> ModelConfig:
 
 
 FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
+    "arcee": arcee,
     "cohere": cohere,
     "cohere2": cohere2,
     "deepseek": glm4_moe,
@@ -314,16 +335,19 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma3,
+    "glm": glm,
     "glm4": glm4,
     "glm4_moe": glm4_moe,
     "gpt_oss": gpt_oss,
     "granite": granite,
     "granitemoe": granitemoe,
+    "hunyuan_v1_dense": hunyuan,
     "llama": llama,
     "ministral3": ministral3,
     "mistral": llama,
     "mixtral": mixtral,
     "nemotron": nemotron,
+    "olmo": olmo,
     "olmo2": olmo2,
     "olmo3": olmo3,
     "olmoe": olmoe,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converters.gguf.architectures.fine_grained import FINE_GRAINED
-from converters.gguf.architectures.keys import multipliers, windows
+from converters.gguf.architectures.keys import multipliers, only, unscaled, windows
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
@@ -18,6 +18,7 @@ from converters.gguf.architectures.row import (
     renamed,
     without,
 )
+from converters.gguf.numbers import scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -36,6 +37,18 @@ def _granitemoe(gguf: GGUFFile, config: Config) -> Config:
             expected="no shared expert in this architecture", found="one"
         )
     return multipliers(gguf, config)
+
+
+def _minimax_m2(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2)
+    unscaled(gguf, config)
+    return {
+        "intermediate_size": config["moe_intermediate_size"],
+        "shared_intermediate_size": 0,
+        "rotary_dim": scalar(gguf, "rope.dimension_count", config["head_dim"]),
+        "scoring_func": "sigmoid",
+        "use_qk_norm": True,
+    }
 
 
 _QWEN3_MOE = Architecture(
@@ -73,6 +86,16 @@ EXPERTS: dict[str, Architecture] = {
         keys=_granitemoe,
         order=PERMUTED,
         zero_biases=(BIASED_ATTENTION,),
+    ),
+    "minimax-m2": Architecture(
+        "minimax",
+        "MiniMaxM2ForCausalLM",
+        {
+            **renamed(SPARSE_LLAMA | QK_NORMS, "mlp.", "block_sparse_moe."),
+            "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+        },
+        keys=_minimax_m2,
+        partial_rotary=True,
     ),
     # Llama with experts; GGUF has no name of its own for it.
     "mixtral": Architecture(

@@ -6,8 +6,12 @@ DeepSeekMoE (arXiv:2401.06066) and the many models that took it over.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from converters.gguf.architectures.keys import only, routed
+import numpy as np
+import numpy.typing as npt
+
+from converters.gguf.architectures.keys import fused_qkv, gating, only, routed, shared_count
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_QKV,
@@ -18,6 +22,7 @@ from converters.gguf.architectures.row import (
     SOMETIMES_SPARSE,
     Architecture,
     Config,
+    halves,
     renamed,
     without,
 )
@@ -77,10 +82,65 @@ def _dots1(gguf: GGUFFile, config: Config) -> Config:
     return routed(gguf, config)
 
 
+def _bailing(gguf: GGUFFile, config: Config) -> Config:
+    width = config["hidden_size"] // config["num_attention_heads"]
+    only(gguf, "attention.key_length", width)
+    return {
+        **routed(gguf, config),
+        "score_function": gating(gguf),
+        "num_shared_experts": shared_count(gguf, config),
+        "moe_router_enable_expert_bias": any("exp_probs_b" in t.name for t in gguf.tensors),
+        "use_qkv_bias": config["attention_bias"] or "blk.0.attn_qkv.bias" in gguf,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
+    }
+
+
+def _bailing1(gguf: GGUFFile, config: Config) -> Config:
+    # llama.cpp asks the file for neither.
+    fixed = {"score_function": "softmax", "first_k_dense_replace": 0}
+    return {**_bailing(gguf, config), **fixed}
+
+
+def _ernie(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "interleave_moe_layer_step", 1)
+    fixed = {"score_function": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
+    return {**_bailing(gguf, config), **fixed}
+
+
+def _halves_but_values(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
+    """The row order :func:`halves` for queries and keys, which come before the values."""
+    parts = fused_qkv(gguf)
+    turned = rows - parts[-1][1]
+    return np.concatenate([halves(gguf, turned), np.arange(turned, rows)])
+
+
 _LAYER = {**ATTENTION, **FFN_NORM, **SOMETIMES_SPARSE}
 _OPTIONAL = frozenset(SOMETIMES_SPARSE)
+_BAILING = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+    "attn_q_norm": "attention.query_layernorm",
+    "attn_k_norm": "attention.key_layernorm",
+    **FFN_NORM,
+    **SOMETIMES_SPARSE,
+    "ffn_gate_inp": "mlp.gate.gate_proj",
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+}
+_BAILING_1 = Architecture(
+    "bailing_moe",
+    "BailingMoeForCausalLM",
+    _BAILING,
+    ends={"token_embd": "model.word_embeddings"},
+    keys=_bailing1,
+    joins={"attn_qkv": ("attn_q", "attn_k", "attn_v")},
+    order={"attn_qkv": _halves_but_values},
+    optional=_OPTIONAL | frozenset(QK_NORMS),
+)
 
 FINE_GRAINED: dict[str, Architecture] = {
+    "bailingmoe": _BAILING_1,
+    "bailingmoe2": replace(_BAILING_1, keys=_bailing, joins={}, order={}, partial_rotary=True),
     "deepseek": Architecture(
         "deepseek",
         "DeepseekForCausalLM",
@@ -117,6 +177,8 @@ FINE_GRAINED: dict[str, Architecture] = {
         keys=_dots1,
         optional=_OPTIONAL,
     ),
+    # Ernie's own class in mlx-lm has no place for the correction of the choice; Bailing's has.
+    "ernie4_5-moe": replace(_BAILING_1, keys=_ernie),
     "glm4moe": Architecture(
         "glm4_moe",
         "Glm4MoeForCausalLM",

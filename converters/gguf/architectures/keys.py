@@ -9,8 +9,13 @@ from converters.gguf.numbers import float_of, layer_count, scalar
 from converters.gguf.reader import GGUFFile
 
 
-def windows(gguf: GGUFFile, every: int) -> Config:
-    """Sliding windows: in all layers but each of a number, unless the file has its own pattern."""
+def windows(gguf: GGUFFile, every: int, *, full_first: bool = False) -> Config:
+    """Sliding windows: in all layers but each of a number, unless the file has its own pattern.
+
+    Args:
+        every: of so many layers one sees everything.
+        full_first: it is the first of them, not the last.
+    """
     window = gguf.key("attention.sliding_window", None)
     if not window:
         return {}
@@ -20,7 +25,8 @@ def windows(gguf: GGUFFile, every: int) -> Config:
         sliding = [bool(x) for x in pattern][:layers]
     else:
         every = int(pattern)
-        sliding = [every > 0 and (i + 1) % every != 0 for i in range(layers)]
+        place = 0 if full_first else every - 1
+        sliding = [every > 0 and i % every != place for i in range(layers)]
     return {
         "sliding_window": scalar(gguf, "attention.sliding_window"),
         "sliding_window_pattern": every,
@@ -105,4 +111,33 @@ def only(gguf: GGUFFile, suffix: str, *allowed: object) -> None:
         raise gguf.error(
             f"{gguf.architecture}.{suffix}",
             expected=f"{' or '.join(map(str, allowed))} in this architecture",
+        )
+
+
+def shared_width(gguf: GGUFFile) -> int:
+    """Rows of the experts that every token goes through; 0 for none."""
+    names = (f"blk.{i}.ffn_up_shexp.weight" for i in range(layer_count(gguf)))
+    return next((gguf.tensor(name).shape[0] for name in names if name in gguf), 0)
+
+
+def shared_count(gguf: GGUFFile, config: Config) -> int:
+    """How many experts every token goes through, where each is as wide as the others."""
+    count, rest = divmod(shared_width(gguf), config["moe_intermediate_size"])
+    if rest:
+        raise gguf.error(
+            f"{gguf.architecture}.expert_shared_feed_forward_length",
+            expected=f"a multiple of {config['moe_intermediate_size']} in this architecture",
+            found=str(shared_width(gguf)),
+        )
+    return count
+
+
+def unscaled(gguf: GGUFFile, config: Config, *known: str) -> None:
+    """Refuse rotary scaling that the model's class would ignore; ``known`` are types it reads."""
+    scaling = config.get("rope_scaling")
+    if scaling and scaling["type"] not in known:
+        raise gguf.error(
+            f"{gguf.architecture}.rope.scaling.type",
+            expected=f"{' or '.join(('none', *known))} in this architecture",
+            found=scaling["type"],
         )

@@ -6,7 +6,7 @@ themselves are in this package's other files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,10 @@ Shape = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 # A file and a number of rows to the order in which the model wants them.
 RowOrder = Callable[[GGUFFile, int], npt.NDArray[np.intp]]
+# A file to the order in which the model wants equal blocks of columns.
+ColumnOrder = Callable[[GGUFFile], npt.NDArray[np.intp]]
+# A file to the parts of a tensor: (module, how many of the next rows, or which rows of all).
+Parts = Callable[[GGUFFile], Sequence[tuple[str, int | npt.NDArray[np.intp]]]]
 
 # Modules outside the layers.
 ENDS = {
@@ -42,6 +46,10 @@ FUSED_GATE = {"ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
 FFN_NORM = {"ffn_norm": "post_attention_layernorm"}
 LLAMA = {**ATTENTION, **FFN_NORM, **GATED}
 QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+HUNYUAN_NORMS = {
+    "attn_q_norm": "self_attn.query_layernorm",
+    "attn_k_norm": "self_attn.key_layernorm",
+}
 AFTER_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
@@ -113,12 +121,12 @@ class Architecture:
         class_name: the entry of ``architectures`` in ``config.json``.
         layer: module names of a layer.
         ends: module names outside the layers that differ from the usual ones.
-        final_norm: what GGUF calls the norm before the output head.
-        final_norm: what GGUF calls the norm before the output head.
+        final_norm: what GGUF calls the norm before the output head; None for one without weights.
         prefix: what layers are under in the model.
         keys: what the family adds to ``config.json``, from the file and the common keys.
         epsilon: what the family calls the norms' epsilon; ``rms`` in it says which norm it is.
         order: modules whose rows GGUF stores in another order than the model has them.
+        columns: modules whose columns it stores in another order, in blocks of the same width.
         values: modules of floats whose values GGUF stores in another way.
         reshape: modules to which the model gives another shape.
         parts: fused tensors that the model has separately: module to (module, rows) of each part.
@@ -140,15 +148,15 @@ class Architecture:
     class_name: str
     layer: Names = field(default_factory=lambda: LLAMA)
     ends: Names = field(default_factory=dict)
-    final_norm: str = "output_norm"
-    final_norm: str = "output_norm"
+    final_norm: str | None = "output_norm"
     prefix: str = "model.layers"
     keys: Callable[[GGUFFile, Config], Config] = lambda gguf, config: {}
     epsilon: str = "rms_norm_eps"
     order: Mapping[str, RowOrder] = field(default_factory=dict)
+    columns: Mapping[str, ColumnOrder] = field(default_factory=dict)
     values: Mapping[str, Callable[[Floats], Floats]] = field(default_factory=dict)
     reshape: Mapping[str, Callable[[Shape], Shape]] = field(default_factory=dict)
-    parts: Mapping[str, Callable[[GGUFFile], list[tuple[str, int]]]] = field(default_factory=dict)
+    parts: Mapping[str, Parts] = field(default_factory=dict)
     joins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
     zero_biases: tuple[tuple[str, ...], ...] = ()
