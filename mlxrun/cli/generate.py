@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, note, visible
+from mlxrun.cli.console import Bar, note, size, visible
 from mlxrun.cli.loading import Adapters, load_model, reading, usage_line, with_loading
 from mlxrun.cli.settings import Values, defaults, given, with_settings
+from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
     from mlxrun.generation.request import Usage
     from mlxrun.llm import LLM
+
+# Bytes: ten million tokens, the longest context that a model claims, at ten bytes each.
+LONGEST_PROMPT = 100_000_000
 
 
 @click.command("generate")
@@ -114,11 +119,17 @@ def _prompt(prompts: tuple[str, ...], files: tuple[str, ...]) -> str:
 
 def _read(name: str) -> str:
     """The text of a file, or of standard input for ``-``, without the newline at its end."""
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    source = "Standard input" if name == "-" else name
+    with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+        data = file.read(LONGEST_PROMPT + 1)  # /dev/zero and some pipes never end
+    if len(data) > LONGEST_PROMPT:
+        raise ContextLengthError(
+            f"{source} holds more than {size(LONGEST_PROMPT)}, which no model's context does",
+            hint="Give a shorter text",
+        )
     try:
         return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        source = "Standard input" if name == "-" else name
         raise click.UsageError(
             f"{source} is not UTF-8 text: {error.reason} at {error.start}."
         ) from None

@@ -1,12 +1,14 @@
 """The entry point: names the commands, loads the one that is asked for, and ends every failure.
 
 Nothing is imported here that ``mlxrun --help`` does not need. Exit codes: 0 done, 1 an error
-(one line on standard error), 2 wrong usage, 130 interrupted, 141 the reader of a pipe left.
+(one line on standard error), 2 wrong usage, 129 the terminal was closed, 130 interrupted, 141 the
+reader of a pipe left, 143 terminated.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -82,6 +84,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with its exit code."""
+    _leave_cleanly()
     sys.exit(run(args))
 
 
@@ -103,6 +106,18 @@ def run(args: Sequence[str] | None = None) -> int:
         return _closed_pipe()
     except Exception as error:
         return _report(error)
+
+
+def _leave_cleanly() -> None:
+    """Have a request to end undo what is half done, such as a conversion, as Ctrl-C does."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # who asks twice cannot wait
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one of them
+            signal.signal(number, leave)
 
 
 def _prepare_streams() -> None:

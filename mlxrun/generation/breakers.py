@@ -1,12 +1,13 @@
 """Which token sequences carry the strings that break a sequence for DRY.
 
 A breaker is a string, but the sampler sees tokens, and a tokenizer may bury a string inside a
-longer token or spread it over several. This module looks through the vocabulary once; it knows
-tokens as bytes and nothing about sampling. Standard library only.
+longer token or spread it over several. This module looks through the vocabulary once, however many
+breakers there are; it knows tokens as bytes and nothing about sampling. Standard library only.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["breaker_tokens"]
@@ -27,27 +28,40 @@ def breaker_tokens(
         pieces: what each token id stands for, empty for control tokens.
         encode: the tokenizer without special tokens.
     """
+    targets = {string.encode() for string in strings}
+    beginnings = _beginnings(targets, max(map(len, pieces), default=0))
+    longest = max(map(len, beginnings), default=0)
+    lengths = sorted({len(target) for target in targets})
+    tails: dict[bytes, tuple[int, ...]] = {}
     found: set[tuple[int, ...]] = set()
-    for string in strings:
-        target = string.encode()
-        tails: dict[bytes, tuple[int, ...]] = {}
-        for token, piece in enumerate(pieces):
-            if target in piece:
-                found.add((token,))
-                continue
-            for rest in _rests(target, piece):
+    for token, piece in enumerate(pieces):
+        contained = targets.intersection(_windows(piece, lengths))
+        if contained:
+            found.add((token,))
+        for length in range(1, min(longest, len(piece)) + 1):
+            for target in beginnings.get(piece[-length:], ()):
+                rest = target[length:]
                 if rest not in tails:
                     tails[rest] = _tokens(rest, encode)
-                if tails[rest]:
+                if tails[rest] and target not in contained:
                     found.add((token, *tails[rest]))
     return frozenset(found)
 
 
-def _rests(target: bytes, piece: bytes) -> Iterator[bytes]:
-    """What is left of the target after each beginning of it that the piece ends with."""
-    for length in range(1, min(len(target) - 1, len(piece)) + 1):
-        if piece.endswith(target[:length]):
-            yield target[length:]
+def _beginnings(targets: Iterable[bytes], longest: int) -> dict[bytes, list[bytes]]:
+    """The targets by each proper beginning of theirs that a piece is long enough to end with."""
+    found: dict[bytes, list[bytes]] = defaultdict(list)
+    for target in targets:
+        for length in range(1, min(len(target) - 1, longest) + 1):
+            found[target[:length]].append(target)
+    return found
+
+
+def _windows(piece: bytes, lengths: Iterable[int]) -> Iterator[bytes]:
+    """Every part of a piece that has one of the lengths."""
+    for length in lengths:
+        for start in range(len(piece) - length + 1):
+            yield piece[start : start + length]
 
 
 def _tokens(rest: bytes, encode: Callable[[str], list[int]]) -> tuple[int, ...]:

@@ -129,6 +129,15 @@ def test_wrong_usage(mlxrun_cli, model, args, stdin, message):
     assert message in result.err
 
 
+def test_a_prompt_without_end_is_refused(mlxrun_cli, model, monkeypatch):
+    result = mlxrun_cli("generate", model, "-f", "/dev/zero")
+    assert result.code == 1
+    assert result.error.startswith("error: /dev/zero holds more than 100 MB")
+    monkeypatch.setattr("mlxrun.cli.generate.LONGEST_PROMPT", 10)
+    result = mlxrun_cli("generate", model, stdin=b"x" * 11)
+    assert result.code == 1 and "Standard input holds more than 10 B" in result.error
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_interrupt_is_quiet(mlxrun_cli, broken):
     result = mlxrun_cli("pull", "a/b")
     assert result.code == 130
     assert result.out + result.err.strip() == ""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_request_to_end_undoes_what_is_half_done(model, tmp_path, name):
+    code = f"""
+import os, signal, sys
+from mlxrun.cli import console, main
+console.Bar.__call__ = lambda *_: os.kill(os.getpid(), signal.{name})
+main.main(["convert", sys.argv[1], "-o", sys.argv[2]])
+"""
+    done = python(code, model, tmp_path / "out")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + getattr(signal, name), "", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_closed_pipe_is_silent(model):

@@ -54,6 +54,12 @@ def test_every_sequence_spells_the_string_once_and_starts_inside_it(string: str)
     assert starts <= first_pieces
 
 
+@given(st.lists(st.text("abc", min_size=1, max_size=5), max_size=6))
+def test_many_strings_are_the_union_of_single_ones(strings: list[str]) -> None:
+    single = (breaker_tokens([string], PIECES, encode) for string in strings)
+    assert breaker_tokens(strings, PIECES, encode) == frozenset().union(*single)
+
+
 def test_characters_cut_in_the_middle_are_passed_over() -> None:
     pieces = ["€".encode(), "€".encode()[:1], "€".encode()[1:]]
     assert breaker_tokens(["€"], pieces, lambda text: [0]) == {(0,)}
