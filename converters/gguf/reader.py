@@ -110,6 +110,13 @@ class GGUFFile:
         other._by_name = {tensor.name: tensor for tensor in tensors}
         return other
 
+    def with_keys(self, keys: Mapping[str, Value]) -> GGUFFile:
+        """The same file with other values for some of the architecture's own keys."""
+        other = copy.copy(self)
+        own = {f"{self.architecture}.{suffix}": value for suffix, value in keys.items()}
+        other.metadata = MappingProxyType({**self.metadata, **own})
+        return other
+
     def __contains__(self, name: object) -> bool:
         """Whether there is a tensor of that name."""
         return name in self._by_name

@@ -18,7 +18,10 @@ import mlx.core as mx
 from converters.layout import Layout
 from mlxrun.errors import AdapterError, ParameterError
 from mlxrun.loading.adapters.adapter import DAMAGED, OTHER_MODEL, Adapter
+from mlxrun.loading.adapters.fuse import spread
+from mlxrun.loading.adapters.gguf import read_gguf_adapter
 from mlxrun.loading.adapters.mlx_lm import read_mlx_lm
+from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.weights.low_rank import Update
 from mlxrun.weights.parameters import Parameters
 
@@ -106,9 +109,15 @@ def read_adapters(choice: AdapterChoice, config: Mapping[str, Any]) -> Adapters:
                 hint="Use it with strength 1",
             )
         replaced |= adapter.replaced
-        for module, update in adapter.updates.items():
-            updates[module].append(replace(update, strength=strength))
+        for module, changes in _fitted(adapter, config).items():
+            updates[module] += [replace(change, strength=strength) for change in changes]
     return Adapters(dict(updates), replaced)
+
+
+def _fitted(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, list[Update]]:
+    if config.get("model_type") in FAMILIES:
+        return spread(adapter.updates, model_config(config))
+    return {module: [update] for module, update in adapter.updates.items()}
 
 
 def _listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
@@ -144,6 +153,8 @@ def _read(path: Path, config: Mapping[str, Any]) -> Adapter:
             f"there is no adapter at {path}",
             hint="Give a directory with adapter_config.json, or a GGUF file",
         )
+    if path.is_file() and path.suffix != ".safetensors":
+        return read_gguf_adapter(path, config)
     said = _read_config(folder / "adapter_config.json")
     return read_mlx_lm(path / "adapters.safetensors" if path.is_dir() else path, said)
 
