@@ -74,9 +74,9 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     if "kv_lora_rank" in config:  # the loader checks what latent attention is made of
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             del shapes[name]
-    if kind in ("olmo2", "olmo3", "olmoe"):  # queries and keys are normalised as a whole
+    if kind in ("minimax", "olmo2", "olmo3", "olmoe"):  # queries and keys are normalised as a whole
         shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
-    if kind in ("glm4", "phi3"):  # gate and up in one
+    if kind in ("glm", "glm4", "phi3"):  # gate and up in one
         shapes["ffn_up"] = (2 * inner, hidden)
     if kind == "phi3":
         shapes["attn_qkv"] = (queries + 2 * keys, hidden)

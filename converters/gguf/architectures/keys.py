@@ -122,11 +122,12 @@ def shared_width(gguf: GGUFFile) -> int:
 
 def shared_count(gguf: GGUFFile, config: Config) -> int:
     """How many experts every token goes through, where each is as wide as the others."""
-    count, rest = divmod(shared_width(gguf), config["moe_intermediate_size"])
+    each = int(config["moe_intermediate_size"])
+    count, rest = divmod(shared_width(gguf), each)
     if rest:
         raise gguf.error(
             f"{gguf.architecture}.expert_shared_feed_forward_length",
-            expected=f"a multiple of {config['moe_intermediate_size']} in this architecture",
+            expected=f"a multiple of {each} in this architecture",
             found=str(shared_width(gguf)),
         )
     return count
