@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Mask
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
-from mlxrun.models.functions import Function, compose, norm
+from mlxrun.models.functions import Function, clipped, compose, norm
 from mlxrun.models.rope import rotation
 from mlxrun.weights.parameters import Parameters
 
@@ -25,8 +25,8 @@ def attention(
     heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
     project = _projections(config, model.hidden_size, params)
     out = params.linear(config.out, model.hidden_size, heads * dim)
-    q_norm, k_norm = _qk_norms(config, model, params)
-    rotate = rotation(config.rope)
+    queries = _heads(config, model, params, config.norms[0], heads)
+    keys = _heads(config, model, params, config.norms[1], kv_heads)
     scale, sharpen = _sharpening(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
     product = _product(scale, config.softcap, sinks)
@@ -34,12 +34,10 @@ def attention(
     def attend(x: mx.array, cache: Cache) -> mx.array:
         b, t, _ = x.shape
         q, k, v = project(x)
-        q = q_norm(q.reshape(b, t, heads, dim)).transpose(0, 2, 1, 3)  # (B, H, T, D)
-        k = k_norm(k.reshape(b, t, kv_heads, dim)).transpose(0, 2, 1, 3)
-        v = v.reshape(b, t, kv_heads, dim).transpose(0, 2, 1, 3)
+        v = v.reshape(b, t, kv_heads, dim).transpose(0, 2, 1, 3)  # (B, H, T, D)
         offset = cache.offset
-        q, k = sharpen(rotate(q, offset), offset), rotate(k, offset)
-        attended = product(q, *cache.update(k, v))
+        q = sharpen(queries(q, offset), offset)
+        attended = product(q, *cache.update(keys(k, offset), v))
         return out(attended.transpose(0, 2, 1, 3).reshape(b, t, heads * dim))
 
     return attend
@@ -53,26 +51,29 @@ def _projections(
     if config.fused:
         all_three = params.linear("qkv_proj", queries + 2 * keys, hidden)
         return lambda x: list(mx.split(all_three(x), [queries, queries + keys], axis=-1))
-    q = params.linear("q_proj", queries, hidden)
-    k, v = params.linear("k_proj", keys, hidden), params.linear("v_proj", keys, hidden)
+    clip = clipped(config.clip)
+    q = compose(params.linear("q_proj", queries, hidden), clip)
+    k = compose(params.linear("k_proj", keys, hidden), clip)
+    v = compose(params.linear("v_proj", keys, hidden), clip)
     return lambda x: [q(x), k(x), v(x)]
 
 
-def _qk_norms(
-    config: Attention, model: ModelConfig, params: Parameters
-) -> tuple[Function, Function]:
-    """Norms of queries and keys, both (B, T, H, D)."""
-    if config.qk_norm is None:
-        return (lambda x: x), (lambda x: x)
-    if config.qk_norm == "head":
-        q, k = (norm(model.norm, params, name, config.head_dim) for name in ("q_norm", "k_norm"))
-        return q, k
+def _heads(
+    config: Attention, model: ModelConfig, params: Parameters, name: str, heads: int
+) -> Callable[[mx.array, int], mx.array]:
+    """``(x (B, T, H D), offset) -> (B, H, T, D)``, normalised by the named norm and rotated."""
+    dim, kind, rotate = config.head_dim, config.qk_norm, rotation(config.rope)
+    width = heads * dim if kind == "whole" else dim
+    normed = norm(model.norm, params, name, width) if kind else (lambda x: x)
 
-    def whole(name: str, heads: int) -> Function:
-        inner = norm(model.norm, params, name, heads * config.head_dim)
-        return lambda x: inner(x.flatten(2)).reshape(x.shape)
+    def split(x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:2], heads, dim)
 
-    return whole("q_norm", config.heads), whole("k_norm", config.kv_heads)
+    if kind == "whole":
+        return lambda x, offset: rotate(split(normed(x)).transpose(0, 2, 1, 3), offset)
+    if kind == "turned":
+        return lambda x, offset: normed(rotate(split(x).transpose(0, 2, 1, 3), offset))
+    return lambda x, offset: rotate(normed(split(x)).transpose(0, 2, 1, 3), offset)
 
 
 def _sharpening(config: Attention) -> tuple[float, Callable[[mx.array, int], mx.array]]:

@@ -40,11 +40,13 @@ class Norm:
             arXiv:1607.06450).
         eps: added to the variance.
         offset: added to the stored weight when it is loaded.
+        bare: there are no weights.
     """
 
     kind: str = "rms"
     eps: float = 1e-6
     offset: float = 0.0
+    bare: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ class Attention:
         scale: of the products of queries and keys.
         rope: positions, or None for a layer without.
         window: attend to the last ``window`` tokens only, or None for all.
-        qk_norm: normalise queries and keys before the rotation: each ``head``, or the ``whole``
-            projection, or not at all (None).
+        qk_norm: normalise queries and keys: each ``head`` or the ``whole`` projection before the
+            rotation, or each head once ``turned``, or not at all (None).
+        norms: names of the norms of queries and of keys.
+        clip: bound queries, keys and values to this, or None.
         softcap: bound scores to this by tanh, or None.
         temperature: scale of the queries by position, or None.
         sinks: each head may also attend to nothing, at a learnt score (gpt-oss).
@@ -82,6 +86,8 @@ class Attention:
     rope: Rope | None
     window: int | None = None
     qk_norm: str | None = None
+    norms: tuple[str, str] = ("q_norm", "k_norm")
+    clip: float | None = None
     softcap: float | None = None
     temperature: Temperature | None = None
     sinks: bool = False

@@ -38,10 +38,15 @@ def softcapped(cap: float | None) -> Function | None:
     return None if cap is None else lambda x: mx.tanh(x / cap) * cap
 
 
+def clipped(bound: float | None) -> Function | None:
+    """Values within ``bound`` of zero; None without a bound."""
+    return None if bound is None else lambda x: mx.clip(x, -bound, bound)
+
+
 def norm(config: Norm, params: Parameters, name: str, size: int) -> Function:
     """A norm over the last axis of ``size``, with its bias if it has one."""
-    weight = params.vector(f"{name}.weight", size)
-    if config.offset:
+    weight = None if config.bare else params.vector(f"{name}.weight", size)
+    if config.offset and weight is not None:
         weight = (weight.astype(mx.float32) + config.offset).astype(weight.dtype)
     eps = config.eps
     if config.kind == "rms":

@@ -11,6 +11,7 @@ from converters.gguf.architectures.row import (
     BIASED_ATTENTION,
     BIASED_QKV,
     FFN_NORM,
+    HUNYUAN_NORMS,
     LLAMA,
     LLAMA_BIASES,
     PERMUTED,
@@ -18,6 +19,7 @@ from converters.gguf.architectures.row import (
     UNGATED,
     Architecture,
     Config,
+    halves,
 )
 from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
@@ -74,6 +76,15 @@ BORROWED: dict[str, Architecture] = {
         norm_offset=1.0,  # Nemotron's norms store their distance from one
         zero_biases=(BIASED_ATTENTION, ("ffn_up", "ffn_down")),
         norm_biases=True,
+    ),
+    "maincoder": Architecture(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        LLAMA | HUNYUAN_NORMS,
+        keys=lambda gguf, config: {"use_qk_norm": True},
+        # Norms come after the rotation, so their weights go where its pairs go.
+        order={**PERMUTED, "attn_q_norm": halves, "attn_k_norm": halves},
+        zero_biases=(BIASED_ATTENTION,),
     ),
     "minicpm": Architecture(
         "granite",

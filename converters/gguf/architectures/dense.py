@@ -11,6 +11,7 @@ from converters.gguf.architectures.row import (
     FFN_NORM,
     FUSED_GATE,
     GATED,
+    HUNYUAN_NORMS,
     LLAMA,
     LLAMA_BIASES,
     PERMUTED,
@@ -102,7 +103,28 @@ def _mistral3(gguf: GGUFFile, config: Config) -> Config:
     return {"rope_parameters": scaling}
 
 
+def _olmo(gguf: GGUFFile, config: Config) -> Config:
+    return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
+
+
 DENSE: dict[str, Architecture] = {
+    "arcee": Architecture(
+        "arcee",
+        "ArceeForCausalLM",
+        {**ATTENTION, **FFN_NORM, **UNGATED},
+        keys=lambda gguf, config: {"hidden_act": "relu2"},
+        order=PERMUTED,
+        zero_biases=(BIASED_ATTENTION,),
+    ),
+    "chatglm": Architecture(
+        "glm",
+        "GlmForCausalLM",
+        {**ATTENTION, **FFN_NORM, **FUSED_GATE},
+        keys=lambda gguf, config: {"rope_traditional": True},
+        parts={"attn_qkv": fused_qkv},
+        zero_biases=(BIASED_QKV,),
+        partial_rotary=True,
+    ),
     "cohere2": Architecture(
         "cohere2",
         "Cohere2ForCausalLM",
@@ -149,6 +171,13 @@ DENSE: dict[str, Architecture] = {
         order=PERMUTED,
         zero_biases=LLAMA_BIASES,
     ),
+    "hunyuan-dense": Architecture(
+        "hunyuan_v1_dense",
+        "HunYuanDenseV1ForCausalLM",
+        LLAMA | HUNYUAN_NORMS,
+        keys=lambda gguf, config: {"use_qk_norm": True},
+        zero_biases=(BIASED_ATTENTION,),
+    ),
     "llama": Architecture("llama", "LlamaForCausalLM", order=PERMUTED, zero_biases=LLAMA_BIASES),
     "mistral3": Architecture("ministral3", "Ministral3ForCausalLM", keys=_mistral3, order=PERMUTED),
     "nemotron": Architecture(
@@ -161,6 +190,15 @@ DENSE: dict[str, Architecture] = {
         zero_biases=(BIASED_ATTENTION, ("ffn_up", "ffn_down")),
         norm_biases=True,
         partial_rotary=True,
+    ),
+    "olmo": Architecture(
+        "olmo",
+        "OlmoForCausalLM",
+        without(LLAMA, "attn_norm", "ffn_norm"),
+        keys=_olmo,
+        epsilon="layer_norm_eps",
+        order=PERMUTED,
+        final_norm=None,
     ),
     "olmo2": Architecture(
         "olmo2",

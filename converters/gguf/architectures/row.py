@@ -25,10 +25,6 @@ RowOrder = Callable[[GGUFFile, int], npt.NDArray[np.intp]]
 ColumnOrder = Callable[[GGUFFile], npt.NDArray[np.intp]]
 # A file to the parts of a tensor: (module, how many of the next rows, or which rows of all).
 Parts = Callable[[GGUFFile], Sequence[tuple[str, int | npt.NDArray[np.intp]]]]
-# A file to the order in which the model wants equal blocks of columns.
-ColumnOrder = Callable[[GGUFFile], npt.NDArray[np.intp]]
-# A file to the parts of a tensor: (module, how many of the next rows, or which rows of all).
-Parts = Callable[[GGUFFile], Sequence[tuple[str, int | npt.NDArray[np.intp]]]]
 
 # Modules outside the layers.
 ENDS = {
@@ -131,7 +127,6 @@ class Architecture:
         epsilon: what the family calls the norms' epsilon; ``rms`` in it says which norm it is.
         order: modules whose rows GGUF stores in another order than the model has them.
         columns: modules whose columns it stores in another order, in blocks of the same width.
-        columns: modules whose columns it stores in another order, in blocks of the same width.
         values: modules of floats whose values GGUF stores in another way.
         reshape: modules to which the model gives another shape.
         parts: fused tensors that the model has separately: module to (module, rows) of each part.
@@ -158,7 +153,6 @@ class Architecture:
     keys: Callable[[GGUFFile, Config], Config] = lambda gguf, config: {}
     epsilon: str = "rms_norm_eps"
     order: Mapping[str, RowOrder] = field(default_factory=dict)
-    columns: Mapping[str, ColumnOrder] = field(default_factory=dict)
     columns: Mapping[str, ColumnOrder] = field(default_factory=dict)
     values: Mapping[str, Callable[[Floats], Floats]] = field(default_factory=dict)
     reshape: Mapping[str, Callable[[Shape], Shape]] = field(default_factory=dict)
