@@ -142,10 +142,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "logits_soft_cap": 30.0, "attention_window_size": 16, "num_key_value_heads": 1,
         "block_types": ["recurrent", "attention"],
     },
-    "deepseek": {
-        **_COMMON, "model_type": "deepseek", "moe_intermediate_size": 32, "n_shared_experts": 1,
-        "n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
-    },
+    "helium": {**_COMMON, "model_type": "helium", "attention_bias": False, "mlp_bias": False},
     "llama4": {
         "model_type": "llama4",
         "text_config": {

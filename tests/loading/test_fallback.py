@@ -11,32 +11,174 @@ from foreign_models import CONFIGS, save, stock, stock_logits
 from tiny_models import nmse
 
 import mlxrun
+from mlxrun.errors import CacheError
+from mlxrun.loading.directory import load_directory
+from mlxrun.loading.fallback.model import ForeignModel
+from mlxrun.loading.fallback.weights import named_arrays
+from mlxrun.models.families import model_config
+from mlxrun.models.transformer import Transformer
+from mlxrun.weights.parameters import Parameters
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 288, 40)]
+# Keys and values; windows of 16; a state; a state beside keys and values in each layer.
+KINDS = ("helium", "recurrent_gemma", "mamba2", "falcon_h1")
+GREEDY = {"temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
+    config = CONFIGS[request.param]
+    path = save(tmp_path_factory.mktemp(request.param), config, stock(config))
+    return mlxrun.load(path)
+
+
+def passes(model: object, memory: list[object], sizes: list[int]) -> np.ndarray:
+    """Logits (T, V) of the tokens in passes of these sizes."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(model(mx.array([TOKENS[start : start + size]]), memory)[0])
+        start += size
+    return np.array(mx.concatenate(parts).astype(mx.float32))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_mlx_lms_in_one_pass_in_chunks_and_token_by_token(
     tmp_path: Path, name: str
 ) -> None:
-    model = stock(CONFIGS[name])
-    llm = mlxrun.load(save(tmp_path / "m", CONFIGS[name], model))
-    wanted = stock_logits(model, [TOKENS])
-    assert np.array_equal(np.array(llm.logits(TOKENS)), wanted)
-    for size in (7, 1):
-        memory = llm.model.make_cache()
-        parts = [TOKENS[i : i + size] for i in range(0, len(TOKENS), size)]
-        logits = [llm.model(mx.array([part]), memory)[0] for part in parts]
-        assert nmse(np.array(mx.concatenate(logits)), wanted) < 1e-8
+    stock_model = stock(CONFIGS[name])
+    model = load_directory(save(tmp_path, CONFIGS[name], stock_model, tokenizer=False)).model
+    wanted = stock_logits(stock_model, [TOKENS])
+    assert np.array_equal(passes(model, model.make_cache(), [40]), wanted)
+    for sizes in ([7] * 5 + [5], [1] * 40):
+        assert nmse(passes(model, model.make_cache(), sizes), wanted) < 1e-8
+    last = model(mx.array([TOKENS]), model.make_cache(), last_only=True)
+    assert last.shape == (1, 1, 288)
+    assert nmse(np.array(last[0]), wanted[-1:]) < 1e-8
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_conversation_gives_the_tokens_of_a_fresh_session(tmp_path: Path, name: str) -> None:
-    llm = mlxrun.load(save(tmp_path / "m", CONFIGS[name], stock(CONFIGS[name])))
+def test_a_conversation_gives_the_tokens_of_a_fresh_session(llm: mlxrun.LLM) -> None:
     session, prompt = llm.session(), TOKENS[:11]
     for turn in range(3):
-        options = {"temperature": 0, "max_tokens": 70, "ignore_eos": True}
+        options = {**GREEDY, "max_tokens": 70}
         reply = llm.generate(prompt, session=session, **options)
         assert reply.tokens == llm.generate(prompt, **options).tokens
-        assert turn == 0 or reply.usage.cached_tokens >= len(prompt) - 8
+        assert turn == 0 or reply.usage.cached_tokens == len(prompt) - 8
         prompt = [*prompt, *reply.tokens, *TOKENS[turn : turn + 7]]
+
+
+def test_a_stream_that_was_closed_leaves_the_tokens_it_yielded(llm: mlxrun.LLM) -> None:
+    session, prompt = llm.session(), TOKENS[:20]
+    stream = llm.stream(prompt, session=session, max_tokens=50, **GREEDY)
+    seen = [token for _ in range(5) for token in next(stream).tokens]
+    stream.close()
+    assert session.tokens == prompt + seen
+    assert session.cache[0].offset == 25
+    # The last token gives way to another one: one step back, and no further.
+    prompt = [*prompt, *seen[:-1], 7]
+    reply = llm.generate(prompt, session=session, max_tokens=10, **GREEDY)
+    assert reply.tokens == llm.generate(prompt, max_tokens=10, **GREEDY).tokens
+    assert reply.usage.cached_tokens == 24
+
+
+def test_going_back_over_one_step_is_exact_and_further_back_starts_afresh(llm: mlxrun.LLM) -> None:
+    model = llm.model
+    (memory,) = model.make_cache()
+    model(mx.array([TOKENS[:20]]), [memory])
+    for _ in range(25):  # past every window
+        model(mx.array([[5]]), [memory])
+    wanted = np.array(model(mx.array([[9]]), [memory.fork()]))
+    assert memory.trim(0) == 0
+    model(mx.array([[8]]), [memory])
+    assert memory.trim(1) == 1
+    assert memory.offset == 45
+    assert np.array_equal(np.array(model(mx.array([[9]]), [memory])), wanted)
+    if llm.model.summary.family == "helium":
+        assert memory.trim(30) == 30
+    else:
+        with pytest.raises(CacheError, match="go back 30 tokens"):
+            memory.trim(30)
+    with pytest.raises(CacheError, match="cannot forget"):
+        memory.trim(1000)
+
+
+def test_forks_go_their_own_ways(llm: mlxrun.LLM) -> None:
+    session = llm.session()
+    llm.generate(TOKENS[:20], session=session, max_tokens=12, **GREEDY)
+    fork = session.fork()
+    assert fork.tokens == session.tokens
+    ways = [(session, [*session.tokens, 5]), (fork, [*session.tokens, 9, 11])]
+    streams = [llm.stream(prompt, session=own, max_tokens=30, **GREEDY) for own, prompt in ways]
+    replies: list[list[int]] = [[], []]
+    for chunks in zip(*streams, strict=True):  # interleaved
+        for reply, chunk in zip(replies, chunks, strict=True):
+            reply.extend(chunk.tokens)
+    for (_, prompt), reply in zip(ways, replies, strict=True):
+        assert reply == llm.generate(prompt, max_tokens=30, **GREEDY).tokens
+
+
+def test_an_interrupt_in_a_pass_does_no_harm(
+    llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, prompt = llm.session(), TOKENS[:9]
+    stream = llm.stream(prompt, session=session, max_tokens=50, **GREEDY)
+    for _ in range(3):
+        next(stream)
+    layer = type(llm.model._module.layers[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "__call__", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    prompt = [*session.tokens, 4]
+    reply = llm.generate(prompt, session=session, max_tokens=10, **GREEDY)
+    assert reply.tokens == llm.generate(prompt, max_tokens=10, **GREEDY).tokens
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "__call__", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([*prompt, 3, 4, 5], session=session)
+    reply = llm.generate([*prompt, 3, 4], session=session, max_tokens=10, **GREEDY)
+    assert reply.tokens == llm.generate([*prompt, 3, 4], max_tokens=10, **GREEDY).tokens
+
+
+def _interrupted(*args: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_session_knows_its_size(llm: mlxrun.LLM) -> None:
+    session = llm.session()
+    assert session.nbytes == 0
+    llm.generate(TOKENS, session=session, max_tokens=3)
+    assert session.nbytes == sum(array.nbytes for array in session.cache[0].state) > 0
+
+
+@pytest.mark.parametrize(("window", "keep"), [(8, 0), (8, 3), (1, 0), (5, 1), (100, 4)])
+def test_windows_forget_as_our_transformers_do(window: int, keep: int) -> None:
+    config = CONFIGS["helium"] | {"model_type": "llama"}
+    module = stock(config)
+    foreign = ForeignModel(module, config, mx.float32)
+    arrays = named_arrays(module)
+    ours = Transformer(model_config(config), Parameters(arrays, {}, mx.float32))
+    wanted = passes(ours, ours.make_cache(window=window, keep=keep), [1] * 40)
+    for sizes in ([40], [7] * 5 + [5], [20, 1, 1, 9, 1, 1, 7], [1] * 30 + [3, 1, 6]):
+        found = passes(foreign, foreign.make_cache(window=window, keep=keep), sizes)
+        assert nmse(found, wanted) < 1e-8
+
+
+def test_a_window_bounds_what_is_remembered(llm: mlxrun.LLM) -> None:
+    session = llm.session(window=12, keep=2)
+    for _ in range(3):
+        llm.generate([*session.tokens, *TOKENS], session=session, max_tokens=20, **GREEDY)
+    assert len(session.tokens) > 150
+    assert all(
+        entry.keys.shape[2] <= 14 + 40
+        for entry in session.cache[0].entries
+        if hasattr(entry, "keys")
+    )
+
+
+def test_models_that_cannot_forget_say_so(tmp_path: Path) -> None:
+    config = CONFIGS["llama4"]
+    model = load_directory(save(tmp_path, config, stock(config), tokenizer=False)).model
+    with pytest.raises(CacheError, match="ChunkedKVCache, which cannot forget all but 8 tokens"):
+        model.make_cache(window=8)
+    memory = model.make_cache(window=20)
+    assert passes(model, memory, [30, 1, 9]).shape == (40, 288)

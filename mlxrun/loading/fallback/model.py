@@ -7,14 +7,22 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxrun.errors import CheckpointError
+from mlxrun.errors import CacheError, CheckpointError, ParameterError
 from mlxrun.loading.fallback.memory import ForeignMemory
 from mlxrun.loading.fallback.registry import arguments
 from mlxrun.loading.fallback.weights import fill, named_arrays
+from mlxrun.loading.fallback.window import WindowCache, windowed
+from mlxrun.memory import on_cpu
 from mlxrun.models.base import Summary
 from mlxrun.weights.parameters import Parameters
 
+# What configs call the tokens that a model was trained to see at once.
+_CONTEXT = (
+    "max_position_embeddings", "model_max_length", "max_sequence_length", "max_seq_len",
+    "seq_length", "n_positions", "n_ctx",
+)  # fmt: skip
 # Tokens, where a config names no limit: a state-space model has none.
 _UNLIMITED = 1 << 20
 
@@ -31,11 +39,25 @@ class ForeignModel:
     def __init__(self, module: Any, config: Mapping[str, Any], dtype: mx.Dtype) -> None:
         self._module, self._config, self.dtype = module, config, dtype
         self.nbytes = sum(int(array.nbytes) for array in named_arrays(module).values())
-        self.vocab_size = int(self._probe().shape[-1])
+        # Logits that are never computed: their shape and dtype are known before.
+        logits = self._tried()
+        self.vocab_size = int(logits.shape[-1])
+        self.promotes = logits.dtype != dtype
 
-    def _probe(self) -> mx.array:
-        """The logits of a token, not computed: their shape and dtype are known before."""
-        return self(mx.array([[0]]), self.make_cache())
+    def _tried(self) -> mx.array:
+        """Two steps; what a class raises on odd values becomes one of our errors."""
+        try:
+            memory = self.make_cache()
+            self(mx.array([[0]]), memory)
+            return self(mx.array([[0]]), memory)
+        except Exception as error:
+            raise CheckpointError(
+                f"config.json does not describe a {str(self._config['model_type'])[:80]}: {error}"
+            ) from error
+
+    def materialise(self) -> None:
+        """Read all weights: a damaged file must fail here, not at the first token."""
+        mx.eval(self._module.parameters())
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[ForeignMemory], *, last_only: bool = False
@@ -54,14 +76,35 @@ class ForeignModel:
         return logits
 
     def make_cache(self, *, window: int | None = None, keep: int = 0) -> list[ForeignMemory]:
-        """An empty memory, the only one of the model."""
-        return [ForeignMemory(make_prompt_cache(self._module))]
+        """An empty memory, the only one of the model.
+
+        Raises:
+            CacheError: a window is wanted, and the class cannot do with less than all tokens.
+        """
+        entries = make_prompt_cache(self._module)
+        if window is None:
+            return [ForeignMemory(entries)]
+        self._check_forgets(window, keep)
+        made = [windowed(entry, window, lambda: WindowCache(window, keep)) for entry in entries]
+        return [ForeignMemory(made)]
+
+    def _check_forgets(self, window: int, keep: int) -> None:
+        """Refuse windows where the class computes masks that no longer fit: tried, not computed."""
+        empty = make_prompt_cache(self._module)
+        small = [windowed(entry, window, lambda: WindowCache(2, min(keep, 1))) for entry in empty]
+        memory = ForeignMemory(small)
+        try:
+            for tokens in (5, 1, 3):
+                self._forward(mx.zeros((1, tokens), mx.int32), memory)
+        except ValueError as error:
+            raise CacheError(
+                f"{self.summary.family} cannot forget old tokens: mlx-lm's class needs them all",
+                hint="Use a session without a window",
+            ) from error
 
     @property
     def context_length(self) -> int:
-        names = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "n_positions")
-        found = [self._number(name) for name in names]
-        return next((length for length in found if length), _UNLIMITED)
+        return self._number(*_CONTEXT) or _UNLIMITED
 
     @property
     def summary(self) -> Summary:
@@ -97,9 +140,24 @@ def build_foreign(
     Raises:
         CheckpointError: config and weights do not make a model of that class.
     """
+    made, unused = _filled(classes, config, params, precise=True)
+    if made.promotes:
+        # Some classes let one float32 parameter make all that follows float32, at twice the cost.
+        plain, left = _filled(classes, config, params, precise=False)
+        made, unused = (made, unused) if plain.promotes else (plain, left)
+    made.materialise()
+    return made, unused
+
+
+def _filled(
+    classes: tuple[Any, Any], config: Mapping[str, Any], params: Parameters, *, precise: bool
+) -> tuple[ForeignModel, list[str]]:
     module = empty_module(classes, config)
-    unused = fill(module, params)
-    mx.eval(module.parameters())
+    unused = fill(module, params, precise=precise)
+    plain = any(isinstance(part, SwitchLinear) for part in module.modules())
+    if plain and on_cpu() and params.dtype != mx.float32:
+        name = str(params.dtype).removeprefix("mlx.core.")
+        raise ParameterError("dtype", name, "float32: MLX's CPU computes plain experts in no other")
     return ForeignModel(module, config, params.dtype), unused
 
 
