@@ -104,7 +104,7 @@ def _head_dim(gguf: GGUFFile, architecture: Architecture, default: int) -> int:
         return scalar(gguf, "attention.key_length_mla")
     head_dim = scalar(gguf, "attention.key_length", default)
     value_dim = scalar(gguf, "attention.value_length", default)
-    if value_dim != head_dim:
+    if value_dim != head_dim and not architecture.value_width:
         raise gguf.error(
             f"{gguf.architecture}.attention.value_length", expected=f"key_length, {head_dim}"
         )

@@ -18,6 +18,7 @@ from converters.gguf.architectures.row import (
     renamed,
     without,
 )
+from converters.gguf.architectures.windowed_experts import WINDOWED_EXPERTS
 from converters.gguf.numbers import scalar
 from converters.gguf.reader import GGUFFile
 
@@ -64,6 +65,7 @@ _QWEN3_MOE = Architecture(
 
 EXPERTS: dict[str, Architecture] = {
     **FINE_GRAINED,
+    **WINDOWED_EXPERTS,
     "gpt-oss": Architecture(
         "gpt_oss",
         "GptOssForCausalLM",

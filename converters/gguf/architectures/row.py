@@ -139,6 +139,7 @@ class Architecture:
         norm_biases: whether norms may have biases.
         head_bias: whether the output head may have one.
         partial_rotary: whether less than a whole head may turn.
+        value_width: whether values may be of another width than keys.
         own_shapes: whether tensors of layers have other shapes than the common keys imply.
         per_layer: whether sizes may differ between layers; the common keys then have the largest,
             and ``keys`` reads the rest.
@@ -165,6 +166,7 @@ class Architecture:
     norm_biases: bool = False
     head_bias: bool = False
     partial_rotary: bool = False
+    value_width: bool = False
     own_shapes: bool = False
     per_layer: bool = False
 
