@@ -24,7 +24,7 @@ from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
 from mlxrun.errors import ContextLengthError, ParameterError  # noqa: E402
 from mlxrun.generation.breakers import breaker_tokens  # noqa: E402
-from mlxrun.generation.engine import Progress, Session, decode, prefill  # noqa: E402
+from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
 from mlxrun.generation.parameters import Range, SamplingParams  # noqa: E402
 from mlxrun.generation.request import (  # noqa: E402
     Chunk,
@@ -128,11 +128,9 @@ class LLM:
         Raises:
             ParameterError: no ids, or ids that the model does not have.
         """
-        tokens = mx.array([self._checked(ids)])
+        tokens = self._checked(ids)
         with _COMPUTING:
-            logits = self.model(tokens, self.model.make_cache())[0].astype(mx.float32)
-            mx.eval(logits)
-        return logits
+            return score(self.model, tokens)
 
     def session(self, *, window: int | None = None, keep: int = 0) -> Session:
         """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.

@@ -114,6 +114,25 @@ def prefill(
     return logits[:, -1]
 
 
+def score(model: Model[Any], tokens: Sequence[int]) -> mx.array:
+    """What a model expects after each token, read in chunks as ``prefill`` reads a prompt.
+
+    Besides the logits it takes no more memory than a chunk's pass.
+
+    Returns:
+        Logits, float32, (T, V), evaluated.
+    """
+    cache = model.make_cache()
+    rows = []
+    for start in range(0, len(tokens), PREFILL_CHUNK):
+        part = mx.array([tokens[start : start + PREFILL_CHUNK]])  # (1, at most PREFILL_CHUNK)
+        rows.append(model(part, cache)[0].astype(mx.float32))
+        mx.eval(rows[-1], [array for layer in cache for array in layer.state])
+    logits = mx.concatenate(rows) if len(rows) > 1 else rows[0]
+    mx.eval(logits)
+    return logits
+
+
 class Step(NamedTuple):
     """One drawn token, known to the host; ``logprobs`` is empty unless asked for."""
 

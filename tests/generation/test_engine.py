@@ -18,7 +18,7 @@ from tiny_models import Tiny, nmse
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import NumericError
 from mlxrun.generation import engine
-from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill
+from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill, score
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.loading.gguf import load_gguf
@@ -90,6 +90,15 @@ def test_a_long_prompt_in_chunks_equals_one_pass(
     assert_consistent(session)
     chunks = range(PREFILL_CHUNK, length, PREFILL_CHUNK)
     assert seen == [(done, length) for done in chunks if done < length]
+
+
+@pytest.mark.parametrize("length", [1, PREFILL_CHUNK, PREFILL_CHUNK + 77])
+def test_every_tokens_logits_in_chunks_equal_one_pass(model: Transformer, length: int) -> None:
+    prompt = random_prompt(length)
+    got = score(model, prompt)
+    whole = model(mx.array([prompt]), model.make_cache())[0]
+    assert got.shape == whole.shape and got.dtype == mx.float32
+    assert nmse(np.array(got), np.array(whole)) < 1e-10
 
 
 @st.composite
