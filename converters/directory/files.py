@@ -53,13 +53,22 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path} is not a model directory: it has no config.json",
             hint="Give a .gguf file, a model directory or org/repo",
         )
+    return read_object(file)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {file}: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise CheckpointError(f"{file} is not a JSON object")
-    return config
+    return value
 
 
 def weight_files(path: Path) -> WeightFiles:

@@ -1,7 +1,7 @@
 """From the names of original Hugging Face repositories to those that mlxrun and mlx-lm share.
 
 One place for loading and for converting. Arrays become views and stacks that MLX computes when they
-are used; no weight is read here. Families that are not ours are left as they are.
+are used; no weight is read here. For our own families only: mlx-lm's classes rename theirs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from converters.directory.spellings import (
     MULTIMODAL,
     NEEDLESS,
     OTHER_TOWERS,
-    SPELLINGS,
+    TEXT_MODELS,
     Spelling,
+    spelling_of,
 )
 from converters.directory.stored import decode
 from converters.directory.weights import Origin, Weights
@@ -39,9 +40,7 @@ def normalise(config: HFConfig, weights: Weights, *, stock: bool = False) -> Non
     Raises:
         CheckpointError: arrays are missing or have shapes that contradict ``config.json``.
     """
-    spelling = SPELLINGS.get(str(config.get("model_type")))
-    if spelling is None:
-        return
+    spelling = spelling_of(config)
     try:
         _prefixes(weights)
         _leave_out(config, weights, spelling)
@@ -60,12 +59,12 @@ def normalise(config: HFConfig, weights: Weights, *, stock: bool = False) -> Non
 def text_config(config: HFConfig) -> HFConfig:
     """The configuration of the text model in that of a model of text and images."""
     inner = config.get("text_config")
-    defaults = MULTIMODAL.get(str(config.get("model_type")))
-    if defaults is None or not isinstance(inner, dict):
+    kind = str(config.get("model_type"))
+    if kind not in TEXT_MODELS or not isinstance(inner, dict):
         return config
     shared = {key: config[key] for key in _SHARED if key in config}
-    text = {**defaults, **shared, **inner}
-    return text if text["model_type"] in SPELLINGS else config
+    text = {**MULTIMODAL[kind], **shared, **inner}
+    return text if text["model_type"] in TEXT_MODELS[kind] else config
 
 
 _SHARED = (
@@ -76,7 +75,7 @@ _SHARED = (
 
 def form_of(config: HFConfig) -> Callable[[str, Form], Form | None]:
     """What a module of one of our families takes where a form is asked for; None: only floats."""
-    spelling = SPELLINGS[str(config["model_type"])]
+    spelling = spelling_of(config)
 
     def form(module: str, asked: Form) -> Form | None:
         if module.endswith(spelling.plain):
@@ -90,7 +89,7 @@ def form_of(config: HFConfig) -> Callable[[str, Form], Form | None]:
 
 def stays(config: HFConfig, name: str) -> bool:
     """Whether a parameter of one of our families keeps its own type of floats."""
-    return name.endswith(SPELLINGS[str(config["model_type"])].precise)
+    return name.endswith(spelling_of(config).precise)
 
 
 def _prefixes(weights: Weights) -> None:
@@ -227,8 +226,7 @@ def _part_latent(config: HFConfig, weights: Weights) -> None:
         if layout is not None:
             kinds = ("scales", "biases") if layout.mode == "affine" else ("scales",)
             parts = [weights.arrays.pop(f"{module}.{kind}") for kind in kinds]
-            dtype = mx.bfloat16 if layout.mode != "affine" else parts[0].dtype
-            array = dequantised([array, *parts], layout).astype(dtype)
+            array = dequantised([array, *parts], layout)
             weights.origins[name] = Origin(name, str(layout), layout.bits_per_weight)
         each = array.reshape(heads, -1, array.shape[-1])  # (H, width + values, latent)
         targets = {

@@ -1,6 +1,6 @@
 """How the original repositories of our families spell what mlxrun and mlx-lm call otherwise.
 
-A table: to add a family, add its row. ``names`` turns rows into renamings.
+A table: a family that differs has a row. ``names`` turns rows into renamings.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Spelling:
     tied: bool = False
 
 
-_LLAMA = Spelling()
 _TIED = Spelling(tied=True)
 _SWITCH = "mlp.switch_mlp"
 _SMALL = ("self_attn.o_proj", "mlp.down_proj", "lm_head")
 
+# Families that are not here spell everything as mlxrun does.
 SPELLINGS: dict[str, Spelling] = {
     "cohere": _TIED,
     "cohere2": _TIED,
@@ -51,11 +51,9 @@ SPELLINGS: dict[str, Spelling] = {
     "deepseek_v3": Spelling(
         _SWITCH, latent="always", plain=("mlp.gate",), precise=("e_score_correction_bias",)
     ),
-    "exaone4": _LLAMA,
     "gemma": _TIED,
     "gemma2": _TIED,
     "gemma3_text": _TIED,
-    "glm4": _LLAMA,
     "gpt_oss": Spelling("mlp.experts", interleaved=True, routers=("mlp.router",)),
     "granite": Spelling(sensitive=_SMALL),
     "granitemoe": Spelling(
@@ -63,32 +61,26 @@ SPELLINGS: dict[str, Spelling] = {
         routers=("block_sparse_moe.router.layer",),
         sensitive=_SMALL,
     ),
-    "llama": _LLAMA,
-    "ministral3": _LLAMA,
-    "mistral": _LLAMA,
     "mixtral": Spelling(
         "block_sparse_moe.switch_mlp",
         aliases={"mlp.": "block_sparse_moe."},
         routers=("block_sparse_moe.gate",),
     ),
-    "nemotron": _LLAMA,
-    "olmo2": _LLAMA,
-    "olmo3": _LLAMA,
     "olmoe": Spelling(_SWITCH, routers=("mlp.gate",)),
-    "phi": _LLAMA,
-    "phi3": _LLAMA,
-    "qwen2": _LLAMA,
     "qwen2_moe": Spelling(_SWITCH, routers=("mlp.gate", "shared_expert_gate")),
-    "qwen3": _LLAMA,
     "qwen3_moe": Spelling(_SWITCH, routers=("mlp.gate",)),
-    "seed_oss": _LLAMA,
-    "smollm3": _LLAMA,
-    "stablelm": _LLAMA,
-    "starcoder2": _LLAMA,
 }
 
-# Models of text and images whose text model is one of ours: what their text_config may leave out,
-# because transformers has it as a default (Gemma3TextConfig; the others say everything).
+
+def spelling_of(config: Mapping[str, Any]) -> Spelling:
+    """The row of a family of ours."""
+    return SPELLINGS.get(str(config.get("model_type")), Spelling())
+
+
+# Models of text and images, by those of our families that their text model may be: what their
+# text_config may leave out because transformers has it as a default (of Gemma3TextConfig; the
+# others say everything).
+TEXT_MODELS = {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3", "llama")}
 MULTIMODAL: dict[str, dict[str, Any]] = {
     "gemma3": {
         "model_type": "gemma3_text",

@@ -28,10 +28,12 @@ def load_directory(path: Path, *, dtype: str | None = None, adapter: AdapterChoi
         UnsupportedArchitectureError: no family here has its ``model_type``.
     """
     config = text_config(read_config(path))
-    if not foreign_classes(config):
+    ours = not foreign_classes(config)
+    if ours:
         model_config(config)  # unknown families and impossible values, before anything is read
     weights = read_weights(weight_files(path), config)
-    normalise(config, weights)
+    if ours:
+        normalise(config, weights)
     adapters = read_adapters(adapter, config)
     arrays, layouts = weights.arrays, weights.layouts
     floats = {str(a.dtype) for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating)}
