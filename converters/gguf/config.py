@@ -32,7 +32,8 @@ def model_config(gguf: GGUFFile) -> Config:
     """
     architecture = architecture_of(gguf)
     gguf = regroup(gguf, architecture)
-    if gguf.key("expert_count", 0) and "ffn_gate_exps" not in architecture.layer:
+    with_experts = bool(gguf.key("expert_count", 0))
+    if with_experts and "ffn_down_exps" not in architecture.layer:
         raise gguf.error(
             f"{gguf.architecture}.expert_count", expected="no experts in this architecture"
         )
@@ -57,7 +58,7 @@ def model_config(gguf: GGUFFile) -> Config:
         token = gguf.get(f"tokenizer.ggml.{name}_token_id")
         if token is not None:
             config[f"{name}_token_id"] = int(token)
-    if "ffn_gate_exps" in architecture.layer:
+    if with_experts or "ffn_down_exps" in architecture.required:
         config |= experts(gguf, config)
     config |= architecture.keys(gguf, config)
     if scalar(gguf, "expert_group_count", 0) > 1 and "n_group" not in config:

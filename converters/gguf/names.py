@@ -187,7 +187,7 @@ def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
         gguf.tensor(f"{architecture.final_norm}.weight")
     for layer in range(layers):
         for module in architecture.layer:
-            if architecture.optional is not None and module not in architecture.optional:
+            if module in architecture.required:
                 name = f"blk.{layer}.{module}"
                 gguf.tensor(name if "." in module or name in gguf else f"{name}.weight")
 
@@ -200,6 +200,9 @@ def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> lis
         )
         for i in range(layers if present else 0):
             for module in group:
+                absent = f"blk.{i}.{module}.weight" not in gguf
+                if absent and module not in architecture.required:
+                    continue
                 if f"blk.{i}.{module}.bias" not in gguf:
                     rows = gguf.tensor(f"blk.{i}.{module}.weight").shape[0]
                     zeros.append(

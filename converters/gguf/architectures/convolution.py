@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from converters.gguf.architectures.limits import no_rope_scaling, no_windows, tied, whole_heads
+from converters.gguf.architectures.keys import unscaled
+from converters.gguf.architectures.limits import no_windows, tied, whole_heads
 from converters.gguf.architectures.row import (
     GATED,
     SPARSE,
@@ -31,7 +32,7 @@ _LAYER = {"attn_norm": "operator_norm", "ffn_norm": "ffn_norm", **_ATTENTION, **
 
 
 def _lfm2(gguf: GGUFFile, config: Config) -> Config:
-    no_rope_scaling(gguf, config)
+    unscaled(gguf, config)
     no_windows(gguf)
     tied(gguf)
     whole_heads(gguf, config)

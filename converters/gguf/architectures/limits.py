@@ -7,18 +7,6 @@ from converters.gguf.numbers import scalar
 from converters.gguf.reader import GGUFFile
 
 
-def no_rope_scaling(gguf: GGUFFile, config: Config) -> None:
-    """Refuse rotary scaling.
-
-    Raises:
-        GGUFError: the file has some.
-    """
-    if "rope_scaling" in config:
-        key = f"{gguf.architecture}.rope.scaling.type"
-        kind = config["rope_scaling"]["rope_type"]
-        raise gguf.error(key, expected="no rotary scaling in this architecture", found=kind)
-
-
 def no_windows(gguf: GGUFFile) -> None:
     """Refuse sliding windows.
 
@@ -40,15 +28,6 @@ def tied(gguf: GGUFFile) -> None:
         raise gguf.tensor("output.weight").error(
             expected="the embeddings as output head in this architecture", found="another one"
         )
-
-
-def untied(gguf: GGUFFile) -> None:
-    """Require an output head of the file's own.
-
-    Raises:
-        GGUFError: it has none.
-    """
-    gguf.tensor("output.weight")
 
 
 def whole_heads(gguf: GGUFFile, config: Config) -> None:

@@ -170,6 +170,11 @@ class Architecture:
     own_shapes: bool = False
     per_layer: bool = False
 
+    @property
+    def required(self) -> frozenset[str]:
+        """Keys of ``layer`` that every layer of a file must have."""
+        return frozenset() if self.optional is None else frozenset(self.layer) - self.optional
+
     def may_have_bias(self, module: str) -> bool:
         """Whether a module, in GGUF's terms, may have a bias."""
         if module == "output":
