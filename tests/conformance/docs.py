@@ -98,7 +98,7 @@ _PARTS = ("attention", "feed_forward", "positions")
 
 
 def _union(found: list[Words]) -> str:
-    return ", ".join(word for word in found[0] if any(words[word] for words in found))
+    return ", ".join(word for word in found[0] if any(words[word] for words in found)) or "none"
 
 
 def _absent(present: set[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def _has(skeleton: Skeleton, pattern: str) -> bool:
 
 
 _TURNING = "rope.dimension_count", "rope.freq_base"
+#: Architectures that never rotate, whatever keys their files have (llama_model_rope_type).
+_STILL = {"glm5-next", "jamba", "kimi-k3", "kimi-linear", "nemotron_h", "nemotron_h_moe"}
+
+
+def _turns(skeleton: Skeleton) -> bool:
+    keys = skeleton.keys
+    switched_off = keys.get("rope.scaling.finetuned") is False  # as Granite's files say it
+    return skeleton.arch not in _STILL and not switched_off and any(k in keys for k in _TURNING)
+
+
+def _turns_partly(keys: Mapping[str, Any]) -> bool:
+    heads = np.max(keys.get("attention.head_count", 1))
+    width = keys.get("attention.key_length", keys["embedding_length"] // max(heads, 1))
+    return bool(keys.get("rope.dimension_count", width) < width)
 
 
 def _kinds(model: ModelConfig | None, kind: type[Any], part: str) -> list[Any]:
@@ -100,12 +115,13 @@ def _feed_forward(skeleton: Skeleton, model: ModelConfig | None) -> Words:
     experts: list[Experts] = _kinds(model, Experts, "feed_forward")
     gated = _has(skeleton, r"ffn_gate\.") or any(ff.fused or len(ff.names) == 3 for ff in plain)
     dense = _has(skeleton, r"ffn_down\.")
+    grouped = skeleton.keys.get("expert_group_count", 1) > 1
     return {
         "gated": dense and gated and not sparse,
         "plain": dense and not gated and not sparse,
         "MoE": sparse,
         "shared expert": _has(skeleton, "shexp"),
-        "expert groups": any(e.groups > 1 for e in experts),
+        "expert groups": any(e.groups > 1 for e in experts) if model else grouped,
         "dense layers": sparse and dense,
         "biases": _has(skeleton, r"ffn_(gate|up|down)(_exps)?\.bias"),
     }
@@ -115,14 +131,15 @@ def _positions(skeleton: Skeleton, model: ModelConfig | None) -> Words:
     keys = skeleton.keys
     layers = [layer.attention for layer in model.layers] if model else []
     ropes = [getattr(attention, "rope", None) for attention in layers]
-    turning = any(ropes) if model else not keys.keys().isdisjoint(_TURNING)
+    turning = any(ropes) if model else _turns(skeleton)
     turned = [a for a in _kinds(model, Attention, "attention") if a.rope]
-    partial = any(a.rope.dims < a.head_dim for a in turned)
+    partial = any(a.rope.dims < a.head_dim for a in turned) if model else _turns_partly(keys)
     return {
         "RoPE": turning and not partial,
         "partial RoPE": turning and partial,
         "two bases": len({r.base for r in ropes if r}) > 1,
-        "linear scaling": keys.get("rope.scaling.type") == "linear",
+        "linear scaling": keys.get("rope.scaling.type") == "linear"
+        and keys.get("rope.scaling.factor", 1) != 1,
         "YaRN": keys.get("rope.scaling.type") == "yarn",
         "LongRoPE": _has(skeleton, "rope_factors_long"),
         "frequency factors": _has(skeleton, "rope_freqs"),
