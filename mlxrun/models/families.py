@@ -30,6 +30,7 @@ from mlxrun.models.plan import (
     optional_float,
     rope_base,
     rope_of,
+    whole,
 )
 
 
@@ -43,13 +44,23 @@ def arcee(config: HFConfig) -> ModelConfig:
     return decoder(config, feed_forward={"activation": "relu2", "names": ("up_proj", "down_proj")})
 
 
-def hunyuan(config: HFConfig) -> ModelConfig:
+def hunyuan(config: HFConfig, **layer: Any) -> ModelConfig:
     """Hunyuan, dense: normalises heads once they have turned; a longer context, a larger base."""
     scaling = config.get("rope_scaling") or {}
     width, alpha = head_width(config), float(scaling.get("alpha") or 1.0)
     base = rope_base(config) * alpha ** (width / (width - 2))
     norms = {"qk_norm": "turned", "norms": ("query_layernorm", "key_layernorm")}
-    return decoder({**config, "rope_theta": base, "rope_scaling": None}, attention=norms)
+    plain = {**config, "rope_theta": base, "rope_scaling": None}
+    return decoder(plain, attention=norms, layer=layer)
+
+
+def hunyuan_moe(config: HFConfig) -> ModelConfig:
+    """Hunyuan A13B: Hunyuan with experts, some of them for every token."""
+    each = {k: v[0] if isinstance(v, list) else v for k, v in config.items()}
+    shared = FeedForward(whole(each, "intermediate_size") * whole(each, "num_shared_expert"))
+    options: Options = {"router": "gate.wg", "shared": shared, "shared_name": "shared_mlp"}
+    each["num_experts_per_tok"] = each.get("moe_topk")
+    return hunyuan(config, feed_forward=mixture(each, **options))
 
 
 def olmo(config: HFConfig) -> ModelConfig:
@@ -342,6 +353,7 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "granite": granite,
     "granitemoe": granitemoe,
     "hunyuan_v1_dense": hunyuan,
+    "hunyuan_v1_moe": hunyuan_moe,
     "llama": llama,
     "ministral3": ministral3,
     "mistral": llama,

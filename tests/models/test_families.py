@@ -35,6 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "gpt_oss": _EXPERTS,
     "granite": _GRANITE,
     "granitemoe": _GRANITE | _EXPERTS,
+    "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2, "num_shared_expert": 1},
     "mixtral": _EXPERTS,
     "olmoe": _EXPERTS,
     "qwen2_moe": _EXPERTS | {"shared_expert_intermediate_size": 64},

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from converters.gguf.architectures.fine_grained import FINE_GRAINED
-from converters.gguf.architectures.keys import multipliers, only, unscaled, windows
+from converters.gguf.architectures.keys import multipliers, only, shared_width, unscaled, windows
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
     BIASED_QKV,
+    HUNYUAN_NORMS,
     PERMUTED,
     QK_NORMS,
+    SHARED_EXPERTS,
     SPARSE,
     SPARSE_LLAMA,
     Architecture,
@@ -33,11 +35,20 @@ def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _granitemoe(gguf: GGUFFile, config: Config) -> Config:
-    if "blk.0.ffn_up_shexp.weight" in gguf:
-        raise gguf.tensor("blk.0.ffn_up_shexp.weight").error(
-            expected="no shared expert in this architecture", found="one"
-        )
-    return multipliers(gguf, config)
+    shared = shared_width(gguf)
+    if not shared:
+        return multipliers(gguf, config)
+    # What mlx-lm has with a shared expert is the class whose other layers may hold a state.
+    unscaled(gguf, config)
+    return {
+        **multipliers(gguf, config),
+        "model_type": "granitemoehybrid",
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "intermediate_size": config["moe_intermediate_size"],
+        "shared_intermediate_size": shared,
+        "layer_types": ["attention"] * config["num_hidden_layers"],
+        "position_embedding_type": "rope",
+    }
 
 
 def _minimax_m2(gguf: GGUFFile, config: Config) -> Config:
@@ -63,6 +74,16 @@ _QWEN3_MOE = Architecture(
     },
 )
 
+
+def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
+    return {
+        "moe_topk": config["num_experts_per_tok"],
+        "num_shared_expert": 1,
+        "intermediate_size": shared_width(gguf),
+        "use_qk_norm": True,
+    }
+
+
 EXPERTS: dict[str, Architecture] = {
     **FINE_GRAINED,
     **WINDOWED_EXPERTS,
@@ -84,10 +105,25 @@ EXPERTS: dict[str, Architecture] = {
         {
             **renamed(SPARSE_LLAMA, "mlp.", "block_sparse_moe."),
             "ffn_gate_inp": "block_sparse_moe.router.layer",
+            "ffn_gate_up_shexp": "shared_mlp.input_linear",
+            "ffn_down_shexp": "shared_mlp.output_linear",
         },
         keys=_granitemoe,
         order=PERMUTED,
+        joins={"ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp")},
+        optional=frozenset({"ffn_gate_up_shexp", "ffn_down_shexp"}),
         zero_biases=(BIASED_ATTENTION,),
+    ),
+    "hunyuan-moe": Architecture(
+        "hunyuan_v1_moe",
+        "HunYuanMoEV1ForCausalLM",
+        {
+            **SPARSE_LLAMA,
+            **HUNYUAN_NORMS,
+            **renamed(SHARED_EXPERTS, "shared_experts", "shared_mlp"),
+            "ffn_gate_inp": "mlp.gate.wg",
+        },
+        keys=_hunyuan_moe,
     ),
     "minimax-m2": Architecture(
         "minimax",

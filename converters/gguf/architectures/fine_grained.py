@@ -26,7 +26,7 @@ from converters.gguf.architectures.row import (
     renamed,
     without,
 )
-from converters.gguf.numbers import scalar
+from converters.gguf.numbers import float_of, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -36,9 +36,6 @@ def _deepseek(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
-    if gguf.key("attention.temperature_scale", 0.0):
-        key = f"{gguf.architecture}.attention.temperature_scale"
-        raise gguf.error(key, expected="none in this architecture")
     turning = scalar(gguf, "rope.dimension_count")
     routing = routed(gguf, config)
     version = "3" if routing["scoring_func"] == "sigmoid" else "2"
@@ -63,7 +60,40 @@ def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
         # Without it llama.cpp applies YaRN's own factor to all of a head and to its rotated part.
         growth = 0.1 * math.log(scaling["factor"])
         scaling |= {"mscale_all_dim": 1.0, "mscale": ((1 + growth) ** 2 - 1) / growth}
-    return keys
+    warm = gguf.architecture == "mistral4" or gguf.key("attention.temperature_scale", 0.0)
+    return keys | _mistral4(gguf, config, routing) if warm else keys
+
+
+def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:
+    """Mistral Large 3 and Small 4: queries that sharpen with their position."""
+    only(gguf, "expert_gating_func", 1, 0)
+    scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
+    context = config["max_position_embeddings"]
+    length = scalar(gguf, "attention.temperature_length", context) or context
+    if scaling.setdefault("original_max_position_embeddings", length) != length:
+        raise gguf.error(
+            f"{gguf.architecture}.attention.temperature_length",
+            expected="the context before scaling, which this model's class has for both",
+        )
+    scaling["llama_4_scaling_beta"] = float_of(gguf, "attention.temperature_scale", 0.0)
+    scaling["rope_theta"] = config["rope_theta"]
+    return {
+        "model_type": "mistral4",
+        "architectures": ["Mistral4ForCausalLM"],
+        "rope_parameters": scaling,
+        "rope_scaling": None,
+    }
+
+
+def _hy_v3(gguf: GGUFFile, config: Config) -> Config:
+    """GLM 4.5's layers; its files say by their tensors which of them have experts."""
+    layers = range(config["num_hidden_layers"])
+    sparse = [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
+    return {
+        **_glm4moe(gguf, config),
+        "first_k_dense_replace": min(sparse, default=len(layers)),
+        "n_shared_experts": shared_count(gguf, config),
+    }
 
 
 def _glm4moe(gguf: GGUFFile, config: Config) -> Config:
@@ -138,6 +168,28 @@ _BAILING_1 = Architecture(
     optional=_OPTIONAL | frozenset(QK_NORMS),
 )
 
+_DEEPSEEK_2 = Architecture(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_q_a": "self_attn.q_a_proj",
+        "attn_q_a_norm": "self_attn.q_a_layernorm",
+        "attn_q_b": "self_attn.q_b_proj",
+        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+        "attn_k_b": "self_attn.embed_q",
+        "attn_v_b": "self_attn.unembed_out",
+        "attn_output": "self_attn.o_proj",
+        **FFN_NORM,
+        **SOMETIMES_SPARSE,
+    },
+    keys=_deepseek2,
+    optional=_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
+    partial_rotary=True,
+)
+
 FINE_GRAINED: dict[str, Architecture] = {
     "bailingmoe": _BAILING_1,
     "bailingmoe2": replace(_BAILING_1, keys=_bailing, joins={}, order={}, partial_rotary=True),
@@ -149,27 +201,7 @@ FINE_GRAINED: dict[str, Architecture] = {
         order=PERMUTED,
         optional=_OPTIONAL,
     ),
-    "deepseek2": Architecture(
-        "deepseek_v3",
-        "DeepseekV3ForCausalLM",
-        {
-            "attn_norm": "input_layernorm",
-            "attn_q": "self_attn.q_proj",
-            "attn_q_a": "self_attn.q_a_proj",
-            "attn_q_a_norm": "self_attn.q_a_layernorm",
-            "attn_q_b": "self_attn.q_b_proj",
-            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-            "attn_k_b": "self_attn.embed_q",
-            "attn_v_b": "self_attn.unembed_out",
-            "attn_output": "self_attn.o_proj",
-            **FFN_NORM,
-            **SOMETIMES_SPARSE,
-        },
-        keys=_deepseek2,
-        optional=_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
-        partial_rotary=True,
-    ),
+    "deepseek2": _DEEPSEEK_2,
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
@@ -192,4 +224,17 @@ FINE_GRAINED: dict[str, Architecture] = {
         zero_biases=(BIASED_QKV,),
         partial_rotary=True,
     ),
+    "hy_v3": Architecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            **without(_LAYER, *CORRECTION),
+            **QK_NORMS,
+            "exp_probs_b": "mlp.gate.e_score_correction_bias",
+        },
+        keys=_hy_v3,
+        optional=_OPTIONAL | {"exp_probs_b"},
+        zero_biases=(BIASED_QKV,),
+    ),
+    "mistral4": _DEEPSEEK_2,
 }

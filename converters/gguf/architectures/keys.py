@@ -115,9 +115,9 @@ def only(gguf: GGUFFile, suffix: str, *allowed: object) -> None:
 
 
 def shared_width(gguf: GGUFFile) -> int:
-    """Rows of the experts that every token goes through; 0 for none."""
-    names = (f"blk.{i}.ffn_up_shexp.weight" for i in range(layer_count(gguf)))
-    return next((gguf.tensor(name).shape[0] for name in names if name in gguf), 0)
+    """Width of the experts that every token goes through, all together; 0 for none."""
+    names = (f"blk.{i}.ffn_down_shexp.weight" for i in range(layer_count(gguf)))
+    return next((gguf.tensor(name).shape[-1] for name in names if name in gguf), 0)
 
 
 def shared_count(gguf: GGUFFile, config: Config) -> int:
