@@ -17,11 +17,13 @@ One cache serves one layer and every row of a batch. Who owns what, and for how 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Self
 
 import mlx.core as mx
 
 Mask = mx.array | str | None
+Product = Callable[[mx.array, mx.array, mx.array, Mask], mx.array]
 
 
 class Memory(ABC):
@@ -59,6 +61,23 @@ class Memory(ABC):
 class Cache(Memory):
     """Keys and values of one layer."""
 
+    @property
+    def position(self) -> int | mx.array:
+        """The position of the next token, or of each row's, (B,)."""
+        return self.offset
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
+    ) -> mx.array:
+        """Append T tokens and attend to all that they see.
+
+        Args:
+            queries: (B, heads, T, D).
+            keys, values: as :meth:`update` takes them.
+            product: ``(queries, keys, values, mask) -> (B, heads, T, D)``.
+        """
+        return product(queries, *self.update(keys, values))
+
     @abstractmethod
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
         """Append T tokens and return what they attend to.
@@ -70,5 +89,5 @@ class Cache(Memory):
         Returns:
             Keys and values (B, H, S, D) and the mask for ``scaled_dot_product_attention``: None
             (every query sees every key), ``"causal"`` (aligned at the lower right), or booleans
-            (T, S).
+            (T, S) or, where rows have offsets of their own, (B, 1, 1, S).
         """

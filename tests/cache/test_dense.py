@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache
 
-from mlxrun.cache.dense import BUCKET, DenseCache, bucket
+from mlxrun.cache.dense import DenseCache
+from mlxrun.cache.store import BUCKET, bucket
 from mlxrun.errors import CacheError
 
 

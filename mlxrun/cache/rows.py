@@ -1,0 +1,131 @@
+"""What caches of keys and values share: rows, formats, and going back.
+
+Rows move together (one sequence, or a batch of equal lengths) until :meth:`RowCache.join` gives
+each an offset of its own; then they move by one token at a time. A row joins and leaves without
+disturbing the others.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Cache, Mask
+from mlxrun.cache.formats import PLAIN, Format
+from mlxrun.cache.store import Store, places, positions
+from mlxrun.errors import CacheError
+
+
+class RowCache(Cache):
+    """Keys and values in slots.
+
+    Args:
+        keys, values: how each is stored.
+
+    Attributes:
+        offsets: tokens seen by each row, or one number for all of them.
+    """
+
+    def __init__(self, keys: Format = PLAIN, values: Format = PLAIN) -> None:
+        self.keys, self.values = keys, values
+        self.offsets: list[int] = [0]
+        self._store = Store()
+        self._split = 0  # how many of the arrays hold keys
+
+    @abstractmethod
+    def _slot(self, position: int) -> int:
+        """Where the token at a position lives."""
+
+    @abstractmethod
+    def _held(self, offset: int) -> int:
+        """Slots in use once ``offset`` tokens were seen."""
+
+    @abstractmethod
+    def _capacity(self, slots: int) -> int:
+        """How many slots to allocate where ``slots`` are needed."""
+
+    @abstractmethod
+    def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
+        """Store tokens of rows that move together; what they attend to, and the mask."""
+
+    @property
+    def offset(self) -> int:  # type: ignore[override]
+        return min(self.offsets)
+
+    @property
+    def position(self) -> int | mx.array:
+        return self.offsets[0] if len(self.offsets) == 1 else positions(tuple(self.offsets))
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
+        packed = self.keys.pack(keys)
+        self._split = len(packed)
+        tokens = [*packed, *self.values.pack(values)]
+        seen, mask = self._append_each(tokens) if len(self.offsets) > 1 else self._append(tokens)
+        count = keys.shape[2]
+        self.offsets = [offset + count for offset in self.offsets]
+        return (
+            self.keys.unpack(tuple(seen[: self._split]), keys.dtype),
+            self.values.unpack(tuple(seen[self._split :]), values.dtype),
+            mask,
+        )
+
+    def _append_each(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
+        """Store one token of each row in its own slot."""
+        if tokens[0].shape[2] != 1:
+            raise CacheError("rows with offsets of their own move by one token at a time")
+        held = tuple(self._held(offset + 1) for offset in self.offsets)
+        slots, mask = places(tuple(self._slot(offset) for offset in self.offsets), held)
+        used = max(self._held(offset) for offset in self.offsets)
+        self._store.reserve(tokens, used, self._capacity(max(held)))
+        self._store.write_each(slots, tokens)
+        return self._store.view(max(held)), mask
+
+    def trim(self, n: int) -> int:
+        seen = min(self.offsets)
+        if not 0 <= n <= seen:
+            raise CacheError(f"cannot forget {n} of {seen} tokens")
+        self.offsets = [offset - n for offset in self.offsets]
+        return n
+
+    def fork(self) -> Self:
+        other = self.empty()
+        other.offsets, other._split = list(self.offsets), self._split
+        other._store = self._store.fork()
+        return other
+
+    def empty(self) -> Self:
+        """A cache of the same kind that remembers nothing."""
+        return type(self)(self.keys, self.values)
+
+    @property
+    def state(self) -> list[mx.array]:
+        return self._store.arrays
+
+    def place(self, row: int, other: Self) -> None:
+        """Put what another cache of one row remembers into a row of this one.
+
+        Args:
+            row: one of those that are there, or the next.
+        """
+        if not self._store.arrays:  # the first row decides on heads, widths and dtypes
+            self.offsets, self._split = [], other._split
+            self._store = Store([array[:0] for array in other._store.arrays])
+        if row == len(self.offsets):
+            self.offsets.append(0)
+            self._store.add_rows(1)
+        used, need = self._held(max(self.offsets)), self._held(other.offsets[0])
+        self._store.reserve(self._store.arrays, used, self._capacity(need))
+        self._store.put_row(row, other._store, need)
+        self.offsets[row] = other.offsets[0]
+
+    def clear(self, row: int) -> None:
+        """Forget what a row remembers; it stays, to be used again."""
+        self.offsets[row] = 0
+
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Keep some rows, in that order."""
+        self.offsets = [self.offsets[row] for row in rows]
+        self._store.take_rows(rows)

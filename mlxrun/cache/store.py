@@ -1,0 +1,109 @@
+"""The arrays of a cache: rows of tokens in slots, which grow in buckets.
+
+Knows where slots are; knows neither which token lives in which, nor what the arrays mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import mlx.core as mx
+
+# Smallest capacity; every further bucket doubles, so that growing costs O(1) copies per token.
+BUCKET = 256
+
+
+def bucket(tokens: int, limit: int | None = None) -> int:
+    """The capacity that holds ``tokens``: 256, 512, 1024 ..., at most ``limit``."""
+    capacity = BUCKET
+    while capacity < tokens:
+        capacity *= 2
+    return capacity if limit is None else min(capacity, limit)
+
+
+class Store:
+    """Arrays (rows, heads, slots, width), alike but for their widths and dtypes.
+
+    Attributes:
+        arrays: what is stored; none before the first token.
+    """
+
+    def __init__(self, arrays: Sequence[mx.array] = ()) -> None:
+        self.arrays = list(arrays)
+
+    @property
+    def slots(self) -> int:
+        """Capacity of a row."""
+        return int(self.arrays[0].shape[2]) if self.arrays else 0
+
+    def reserve(self, like: Sequence[mx.array], used: int, capacity: int) -> None:
+        """Make room for ``capacity`` slots, of which the first ``used`` stay as they are."""
+        if self.arrays and capacity <= self.slots:
+            return
+        if not self.arrays or not used:
+            self.arrays = [_zeros(x, x.shape[0], capacity) for x in like]
+            return
+        more = [_zeros(x, x.shape[0], capacity - used) for x in self.arrays]
+        self.arrays = [
+            mx.concatenate([old[:, :, :used], new], axis=2)
+            for old, new in zip(self.arrays, more, strict=True)
+        ]
+
+    def write(self, start: int, tokens: Sequence[mx.array]) -> None:
+        """Put T tokens of every row into the slots from ``start`` on."""
+        end = start + tokens[0].shape[2]
+        for held, new in zip(self.arrays, tokens, strict=True):
+            held[:, :, start:end] = new
+
+    def write_each(self, slots: mx.array, tokens: Sequence[mx.array]) -> None:
+        """Put one token of each row into a slot of its own; ``slots``: (rows, 1, 1, 1)."""
+        for i, new in enumerate(tokens):
+            where = mx.broadcast_to(slots, new.shape)
+            self.arrays[i] = mx.put_along_axis(self.arrays[i], where, new, axis=2)
+
+    def view(self, stop: int) -> list[mx.array]:
+        """The first ``stop`` slots of every row."""
+        return [array[:, :, :stop] for array in self.arrays]
+
+    def fork(self) -> Store:
+        """Other names for the same values: assigning to slices of one leaves the other alone."""
+        return Store([mx.array(array) for array in self.arrays])
+
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Keep some rows, in that order."""
+        index = mx.array(list(rows))
+        self.arrays = [array[index] for array in self.arrays]
+
+    def add_rows(self, count: int) -> None:
+        """Empty rows behind those that are there."""
+        self.arrays = [
+            mx.concatenate([array, _zeros(array, count, array.shape[2])]) for array in self.arrays
+        ]
+
+    def put_row(self, row: int, other: Store, used: int) -> None:
+        """Copy the first ``used`` slots of another's only row into a row, which has the room."""
+        for mine, its in zip(self.arrays, other.arrays, strict=True):
+            mine[row : row + 1, :, :used] = its[:, :, :used]
+
+
+def _zeros(like: mx.array, rows: int, slots: int) -> mx.array:
+    return mx.zeros((rows, like.shape[1], slots, like.shape[3]), like.dtype)
+
+
+@lru_cache(maxsize=16)
+def positions(offsets: tuple[int, ...]) -> mx.array:
+    """One offset for each row, (rows,); layers ask for the same."""
+    return mx.array(offsets)
+
+
+@lru_cache(maxsize=16)
+def places(slots: tuple[int, ...], held: tuple[int, ...]) -> tuple[mx.array, mx.array | None]:
+    """Where each row's next token goes, (rows, 1, 1, 1), and which slots each row then sees.
+
+    The mask, booleans (rows, 1, 1, max(held)), is None where all rows see all of those slots.
+    """
+    where, stop = mx.array(slots).reshape(-1, 1, 1, 1), max(held)
+    if min(held) == stop:
+        return where, None
+    return where, mx.arange(stop) < mx.array(held).reshape(-1, 1, 1, 1)
