@@ -19,9 +19,8 @@ from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from converters.layout import dense
 from converters.policy import POLICIES, Policy
+from mlxrun.cli.described import Described, describe
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
-from mlxrun.models.config import ModelConfig
-from mlxrun.models.families import model_config
 
 Facts = dict[str, Any]
 
@@ -59,7 +58,7 @@ def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
         ],
     }
     model, problem, tensors = _model_of(gguf)
-    facts |= {"problem": problem, "model": _hyperparameters(model)}
+    facts |= {"problem": problem, "model": model.facts if model else None}
     facts["skipped"] = _skipped(gguf) if model else []
     facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
     if model:
@@ -88,13 +87,13 @@ def _as_loaded(gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
     return {"policy": f"run here ({policy.name}, {dtype})", "bytes": round(bits / 8)}
 
 
-def _model_of(gguf: GGUFFile) -> tuple[ModelConfig | None, str | None, list[GGUFTensor]]:
+def _model_of(gguf: GGUFFile) -> tuple[Described | None, str | None, list[GGUFTensor]]:
     """The model if it can be run, else why not; and the tensors that a conversion would take."""
     if not gguf.tensors:
         return None, "a vocabulary without weights: it can tokenize, not generate", []
     try:
         names = map_names(gguf)
-        model = model_config(gguf_config(gguf))
+        model = describe(gguf_config(gguf))
     except MlxrunError as error:
         return None, str(error), list(gguf.tensors)
     return model, None, [mapped.source for mapped in names.mapped]
@@ -132,26 +131,6 @@ def _by_type(tensors: Iterable[tuple[str, int, int]]) -> list[Facts]:
     ]
 
 
-def _hyperparameters(model: ModelConfig | None) -> Facts | None:
-    if model is None:
-        return None
-    first = model.layers[0]
-    windows = [layer.attention.window for layer in model.layers]
-    return {
-        "family": model.family,
-        "layers": len(model.layers),
-        "hidden_size": model.hidden_size,
-        "heads": first.attention.heads,
-        "kv_heads": first.attention.kv_heads,
-        "head_dim": first.attention.head_dim,
-        "feed_forward": first.feed_forward.size,
-        "vocabulary": model.vocab_size,
-        "context_length": model.context_length,
-        "tied_embeddings": model.tied,
-        "windows": windows if any(windows) else None,
-    }
-
-
 def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
     """What a conversion under a policy would make of the tensors."""
     policy = Policy(name, half_dtype(gguf))
@@ -180,23 +159,14 @@ def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
     }  # fmt: skip
 
 
-def cache_values(model: ModelConfig, context: int) -> int:
-    """Numbers that the caches hold after ``context`` tokens; a window layer holds its window."""
-    total = 0
-    for layer in model.layers:
-        attention = layer.attention
-        tokens = min(context, attention.window or context)
-        total += attention.cache_width * tokens
-    return total
-
-
-def _memory(model: ModelConfig, context: int | None, policies: list[Facts]) -> Facts:
+def _memory(model: Described, context: int | None, policies: list[Facts]) -> Facts:
     """Bytes of the caches by type, and with the weights of each policy."""
-    tokens = context or model.context_length
-    cache = {name: cache_values(model, tokens) * size for name, size in CACHE_TYPES.items()}
+    trained = model.facts["context_length"]
+    tokens = context or trained
+    cache = {name: model.cache_values(tokens) * size for name, size in CACHE_TYPES.items()}
     return {
         "context": tokens,
-        "beyond_training": tokens > model.context_length,
+        "beyond_training": tokens > trained,
         "cache": cache,
         "total": {
             each["policy"]: {name: each["bytes"] + held for name, held in cache.items()}
@@ -211,7 +181,7 @@ def _directory(path: Path, context: int | None) -> Facts:
     tensors = stored_tensors(files, config)
     model, problem = None, None
     try:
-        model = model_config(config)
+        model = describe(config)
     except MlxrunError as error:
         problem = str(error)
     facts: Facts = {
@@ -222,7 +192,7 @@ def _directory(path: Path, context: int | None) -> Facts:
         "types": _by_type((t.form, t.weights, t.nbytes) for t in tensors),
         "tensors": [_entry(tensor) for tensor in tensors],
         "problem": problem,
-        "model": _hyperparameters(model),
+        "model": model.facts if model else None,
         "skipped": [],
         "policies": [],
         "conversion": _conversion(path),

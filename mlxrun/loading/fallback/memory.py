@@ -56,7 +56,7 @@ class ForeignMemory(Memory):
             raise CacheError("an interrupted pass has left this memory in pieces")
         self._before = [_saved(entry) for entry in self.entries] if tokens == 1 else None
         # Copies must be made before the pass, or it would find its arrays shared and copy them all.
-        mx.async_eval(list(_arrays(self._before)))  # type: ignore[no-untyped-call]
+        mx.async_eval(list(arrays_in(self._before)))  # type: ignore[no-untyped-call]
         self._torn = True
         yield self.entries
         self._torn = False
@@ -95,20 +95,20 @@ class ForeignMemory(Memory):
 
     @property
     def state(self) -> list[mx.array]:
-        return list(_arrays(self.entries))
+        return list(arrays_in(self.entries))
 
 
-def _arrays(value: Any) -> Iterator[mx.array]:
+def arrays_in(value: Any) -> Iterator[mx.array]:
     """All arrays within caches, of whatever class."""
     if isinstance(value, mx.array):
         yield value
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for part in value:
-            yield from _arrays(part)
+            yield from arrays_in(part)
     elif isinstance(value, dict):
-        yield from _arrays(list(value.values()))
+        yield from arrays_in(list(value.values()))
     elif hasattr(value, "__dict__"):
-        yield from _arrays(list(vars(value).values()))
+        yield from arrays_in(list(vars(value).values()))
 
 
 def _can_trim(entry: Any, n: int) -> bool:

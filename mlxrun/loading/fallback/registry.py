@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from converters.gguf.checks import MAX_BLOCKS
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
 
 # Files beside the models that define none.
@@ -77,6 +78,10 @@ def arguments(args: Any, config: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: a key is missing or a value is one that the class does not take.
     """
+    for section in (config, config.get("text_config")):
+        layers = section.get("num_hidden_layers") if isinstance(section, Mapping) else None
+        if isinstance(layers, int) and not 0 < layers <= MAX_BLOCKS:
+            raise CheckpointError(f"config.json has an impossible num_hidden_layers: {layers}")
     try:
         return args.from_dict(_untagged(dict(config)))
     except Exception as error:  # whatever a class raises on odd values

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.nn.layers.quantized import quantize
 from mlx.utils import tree_flatten
 
+from converters.directory.spellings import OTHER_TOWERS
 from converters.layout import FIXED_MODES, Layout, affine, fixed
 from mlxrun.errors import CheckpointError
 from mlxrun.weights.parameters import Parameters
@@ -18,6 +19,7 @@ Arrays = dict[str, mx.array]
 
 # Parameters of which mlx-lm takes an exponential in float32: half precision would show.
 _PRECISE = "A_log"
+_TOWERS = (*OTHER_TOWERS, "visual.", "audio_tower.", "embed_audio.", "embed_vision.", "mtp.")
 
 
 def fill(model: Any, params: Parameters, *, precise: bool = True) -> list[str]:
@@ -42,7 +44,13 @@ def fill(model: Any, params: Parameters, *, precise: bool = True) -> list[str]:
         given[name] = checked.array(name, cast=not stays)
     model.load_weights(list(given.items()), strict=False)
     model.eval()
-    return sorted(set(arrays) - wanted)
+    towers = {name for name in params.arrays if _of_a_tower(name)}
+    return sorted((set(arrays) | towers) - wanted)
+
+
+def _of_a_tower(name: str) -> bool:
+    """Whether a parameter is for images or sound; the classes drop these without a word."""
+    return name.removeprefix("model.").startswith(_TOWERS)
 
 
 def matched(model: Any, params: Parameters) -> tuple[Arrays, set[str]]:
@@ -117,10 +125,13 @@ def _layout(path: str, arrays: Arrays, columns: int) -> Layout:
 
 
 def _expand(path: str, arrays: Arrays, layout: Layout, dtype: mx.Dtype) -> None:
+    scales, biases = arrays.pop(f"{path}.scales"), arrays.pop(f"{path}.biases", None)
+    if biases is not None:  # else the products would be rounded as the scales are
+        scales, biases = scales.astype(dtype), biases.astype(dtype)
     arrays[f"{path}.weight"] = mx.dequantize(
         arrays[f"{path}.weight"],
-        arrays.pop(f"{path}.scales"),
-        arrays.pop(f"{path}.biases", None),
+        scales,
+        biases,
         **layout.module_config,
         dtype=dtype,
     )
