@@ -59,7 +59,7 @@ def hunyuan_moe(config: HFConfig) -> ModelConfig:
     each = {k: v[0] if isinstance(v, list) else v for k, v in config.items()}
     shared = FeedForward(whole(each, "intermediate_size") * whole(each, "num_shared_expert"))
     options: Options = {"router": "gate.wg", "shared": shared, "shared_name": "shared_mlp"}
-    each["num_experts_per_tok"] = each.get("moe_topk")
+    each["num_experts_per_tok"] = each["moe_topk"]
     return hunyuan(config, feed_forward=mixture(each, **options))
 
 
