@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ import click
 from mlxrun.cli.console import Bar, Output, size, table
 from mlxrun.cli.loading import DTYPES, POLICIES, located
 
+# More tensors than that with one reason are told as one.
+_LISTED = 3
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 if TYPE_CHECKING:
@@ -93,16 +96,28 @@ def _print_report(report: ConversionReport) -> None:
     columns = ("from", "to", "#tensors", "fidelity", "#worst RMSE", "#bits before", "#after")
     out.print(table("", columns, [_row(*key, group) for key, group in groups.items()]))
     out.print()
-    for skipped in report.skipped:
-        out.print(f"skipped {skipped['name']} ({skipped['type']}): {skipped['reason']}")
-    for note in report.notes():
-        out.print(f"note: {note}")
+    for names, reason in _by_reason((s["name"], s["type"], s["reason"]) for s in report.skipped):
+        out.print(f"skipped {names}: {reason}")
+    for names, note in _by_reason((t.name, t.type, t.note) for t in report.tensors if t.note):
+        out.print(f"note: {names}: {note}")
     out.print(
         f"{len(report.tensors)} tensors, {report.bits_before:.2f} -> {report.bits_after:.2f} bits "
         f"a weight, {size(report.nbytes)}, {report.seconds:.1f} s"
     )
     out.print(f"Wrote {report.path}")
     out.print(f"Next: mlxrun chat {shlex.quote(str(report.path))}")
+
+
+def _by_reason(entries: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
+    """Names with their types, and what is said of them: one line for many of the same reason."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, kind, reason in entries:
+        groups[reason].append(f"{name} ({kind})")
+    for reason, names in groups.items():
+        if len(names) <= _LISTED:
+            yield from ((name, reason) for name in names)
+        else:
+            yield f"{names[0]} and {len(names) - 1} more", reason
 
 
 def _row(kind: str, form: str, fidelity: str, group: list[TensorRecord]) -> tuple[object, ...]:
