@@ -119,10 +119,11 @@ def _form(bits: int | None, group_size: int | None, mode: str | None) -> Form | 
         raise ConversionError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode in FIXED_MODES:
         own_group, own_bits = FIXED_MODES[str(mode)]
-        if (bits or own_bits, group_size or own_group) != (own_bits, own_group):
+        wanted = own_bits if bits is None else bits, own_group if group_size is None else group_size
+        if wanted != (own_bits, own_group):
             raise ConversionError(
                 f"{mode} has {own_bits} bits in groups of {own_group}, not "
-                f"{bits or own_bits} bits in groups of {group_size or own_group}",
+                f"{wanted[0]} bits in groups of {wanted[1]}",
                 hint="Leave out bits and group size, or choose mode affine",
             )
         return Form(str(mode), own_bits, own_group)
@@ -168,6 +169,8 @@ def parse_keep(text: str, default_group: int = DEFAULT_GROUP) -> dict[str, Form]
             )
         entries.pop(pattern, None)  # the last one decides
         entries[pattern] = _named_form(form, entry, default_group)
+    if not entries:
+        raise ConversionError("keep is empty", hint="For example lm_head=8,embed=8")
     return entries
 
 
@@ -240,16 +243,29 @@ def mixed(module: str, layers: int) -> bool:
     return index < eighth or index >= 7 * layers // 8 or (index - eighth) % 3 == 2
 
 
+# What llama-quantize calls modules, for those who bring its patterns along.
+_LLAMA_CPP = {
+    "token_embd": "embed_tokens",
+    "output": "lm_head",
+    "attn_q": "q_proj",
+    "attn_k": "k_proj",
+    "attn_v": "v_proj",
+    "attn_output": "o_proj",
+    "ffn_gate": "gate_proj",
+    "ffn_up": "up_proj",
+    "ffn_down": "down_proj",
+    "ffn_gate_inp": "mlp.gate",
+}
+
+
 def _nothing(pattern: str, modules: Collection[str]) -> ConversionError:
-    names = {_without_layer(name): name for name in modules}
-    tails = {name.rpartition(".")[2]: name for name in modules}
-    near = get_close_matches(pattern, [*tails, *names], n=1, cutoff=0.0)
-    nearest = f"the nearest is {(tails | names)[near[0]]}" if near else "there are none"
+    message = f"keep has a pattern {pattern!r} that no module's name matches"
+    if pattern in _LLAMA_CPP:
+        return ConversionError(f"{message}; llama.cpp's {pattern} is {_LLAMA_CPP[pattern]} here")
+    tails = {name.rpartition(".")[2]: name for name in sorted(modules)}
+    near = get_close_matches(pattern, [*tails, *sorted(modules)], n=1, cutoff=0.0)
+    nearest = f"the nearest is {tails.get(near[0], near[0])}" if near else "there is none"
     return ConversionError(
-        f"keep has a pattern {pattern!r} that no module's name matches; {nearest}",
+        f"{message}; {nearest}",
         hint="A pattern is a part of a name, or the whole name with * and ?",
     )
-
-
-def _without_layer(name: str) -> str:
-    return re.sub(r"^.*?\.\d+\.", "", name)
