@@ -19,12 +19,13 @@ import numpy as np
 
 from converters.checkpoint import CheckpointWriter
 from converters.encode import Encoded, encode, plain_floats, supported
-from converters.errors import ConversionError, InexactError
+from converters.errors import AdapterError, ConversionError, InexactError
 from converters.gguf.config import model_config
 from converters.gguf.names import Mapped, NameMap, map_names
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.types import GGMLType
 from converters.layout import dense
+from converters.merge import Merge, Patch, PrepareMerge, in_order
 from converters.policy import COMPACT_GROWTH, POLICIES, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
 from converters.sink import (
@@ -55,24 +56,29 @@ def stream(
     names: NameMap,
     policy: Policy,
     *,
+    merge: Merge | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Converted]:
     """Convert tensor after tensor.
 
     Args:
+        merge: what is merged into the parameters on the way.
         progress: called with (bytes read, bytes in all, tensor name) after each tensor.
 
     Raises:
         InexactError: tensors are of types that no form can hold; raised before anything is
             converted.
+        AdapterError: what is to be merged does not fit the model; raised as early.
         GGUFError: a tensor holds values that no form can keep.
     """
     _refuse(names)
+    if merge:
+        merge.check({mapped.target: mapped.shape for mapped in names.mapped})
     total = sum(m.source.nbytes for m in names.mapped)
     done = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for mapped in names.mapped:
-            yield _convert_one(mapped, policy, pool)
+            yield _convert_one(mapped, policy, pool, merge.patch(mapped.target) if merge else None)
             mapped.source.release()
             done += mapped.source.nbytes
             if progress:
@@ -95,11 +101,19 @@ def _refuse(names: NameMap) -> None:
         )
 
 
-def _convert_one(mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor) -> Converted:
+def _convert_one(
+    mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor, patch: Patch | None
+) -> Converted:
     tensor = mapped.source
-    module = len(tensor.shape) > 1
-    factor = None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1)
-    encoded = encode(tensor, policy, module=module, pool=pool, change=mapped.change, factor=factor)
+    encoded = encode(
+        tensor,
+        policy,
+        module=len(tensor.shape) > 1,
+        pool=pool,
+        change=mapped.change,
+        factor=None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1),
+        patch=None if patch is None else _in_file_order(patch, mapped),
+    )
     own = {name: array for name, array in encoded.arrays.items() if name == "factor"}
     arrays = {name: array for name, array in encoded.arrays.items() if name not in own}
     if mapped.order is not None:
@@ -110,6 +124,17 @@ def _convert_one(mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor) -> Co
         arrays = {name: array.reshape(mapped.shape) for name, array in arrays.items()}
     arrays |= own
     return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
+
+
+def _in_file_order(patch: Patch, mapped: Mapped) -> Patch:
+    """The patch for the rows as the file has them."""
+    if mapped.columns is not None:
+        raise AdapterError(
+            f"{mapped.target} is stored with its columns in another order: nothing can be merged "
+            "into it",
+            hint="Apply the adapter when the model is loaded instead",
+        )
+    return in_order(patch, mapped.order, mapped.source.shape[0])
 
 
 def _in_blocks(mapped: Mapped, array: np.ndarray) -> np.ndarray:
@@ -159,6 +184,7 @@ def convert(
     *,
     policy: str = "near",
     overwrite: bool = False,
+    merge: PrepareMerge | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Convert a GGUF file to a model directory that mlxrun and stock mlx-lm load.
@@ -168,10 +194,12 @@ def convert(
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
         policy: ``exact``, ``near`` or ``compact``; see :mod:`converters.policy`.
         overwrite: replace an existing model directory once the new one is complete.
+        merge: gives what is merged into the weights of a model with a ``config.json``.
         progress: called with (bytes read, bytes in all, tensor name).
 
     Raises:
         GGUFError: the file is malformed.
+        AdapterError: what is to be merged does not fit the model.
         UnsupportedArchitectureError: the architecture is unknown.
         InexactError: tensors are of types that no form can hold.
         TargetExistsError, OutOfSpaceError, CheckpointError: the target cannot be written.
@@ -180,6 +208,7 @@ def convert(
     policy = check_policy(policy)
     gguf = read_gguf(src)
     names, config = map_names(gguf), model_config(gguf)
+    merged = merge(config) if merge else None
     target = target_path(dst, gguf.path)
     bound = Policy(policy, half_dtype(gguf))
     with (
@@ -188,7 +217,8 @@ def convert(
     ):
         check_space(sum(t.nbytes for t in gguf.tensors), target)
         source = hasher.submit(_source, gguf)
-        report = _write(writer, gguf, names, bound, config, source, progress)
+        tensors = stream(gguf, names, bound, merge=merged, progress=progress)
+        report = _write(writer, gguf, names, bound, config, source, tensors)
         writer.commit()
     report.path = str(target)
     report.seconds = time.perf_counter() - started
@@ -202,10 +232,9 @@ def _write(
     policy: Policy,
     config: dict[str, Any],
     source: Future[dict[str, Any]],
-    progress: Progress | None,
+    tensors: Iterator[Converted],
 ) -> ConversionReport:
     report = ConversionReport({}, policy.name)
-    tensors = stream(gguf, names, policy, progress=progress)
     layouts = write_tensors(writer, tensors, report)
     report.skipped = skipped(names)
     report.source = source.result()

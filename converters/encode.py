@@ -20,6 +20,7 @@ from converters.gguf.quants import CODECS, Codes
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 from converters.layout import Layout, dense
+from converters.merge import Patch
 from converters.microscaling import repack
 from converters.policy import FIXED, FLOATS, Policy, kept_group
 
@@ -42,15 +43,19 @@ class Encoded:
         arrays: by suffix; leading axes are the tensor's own.
         error: against the source, over all weights.
         kept: whether the source's own codes (or floats) were kept.
+        merged: whether something was merged into it, which the error is then measured against.
     """
 
     layout: Layout
     arrays: Arrays
     error: Error
     kept: bool
+    merged: bool = False
 
     @property
     def fidelity(self) -> str:
+        if self.merged:
+            return "merged"
         if self.error.equal:
             return "exact"
         return "rounded" if self.kept else "requantised"
@@ -69,6 +74,7 @@ def encode(
     pool: ThreadPoolExecutor,
     change: Change | None = None,
     factor: Floats | None = None,
+    patch: Patch | None = None,
 ) -> Encoded:
     """Convert a tensor by a policy.
 
@@ -77,6 +83,7 @@ def encode(
         change: what every element of a tensor of floats goes through first.
         factor: what the whole matrix is to be multiplied by, (1,), or each expert, (experts,). It
             becomes an array of its own where the policy allows and the form has no other place.
+        patch: what its rows, dequantised, go through last; the error is against the result.
 
     Raises:
         GGUFError: blocks have not-a-number or infinite scales, or nothing that the policy allows
@@ -86,18 +93,25 @@ def encode(
     rows = tensor.elements // columns
     data = tensor.raw().reshape(rows, -1)
 
-    kept = factor is not None and policy.factors and tensor.type in FIXED
+    kept = factor is not None and policy.factors and tensor.type in FIXED and patch is None
     by_row = None if factor is None else np.repeat(factor, rows // len(factor))
 
     def work(layout: Layout, part: slice) -> Packed:
         own = None if by_row is None or (kept and layout.quantized) else by_row[part]
         with np.errstate(invalid="ignore", over="ignore"):
-            return _encode_rows(data[part], tensor, layout, change, own)
+            if patch is None:
+                return _encode_rows(data[part], tensor, layout, change, own)
+            plain = _encode_rows(data[part], tensor, dense("float32"), change, own)
+            values = plain.arrays["weight"].astype(np.float32, copy=False)
+            return _requantised(patch(values, np.arange(rows)[part]), layout)
 
     sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
     step = max(1, CHUNK_WEIGHTS // columns)
     parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
-    for layout in policy.candidates(tensor.type, module=module, factored=factor is not None):
+    candidates = policy.candidates(tensor.type, module=module, factored=factor is not None)
+    if patch is not None:
+        candidates = policy.merged(tensor.type, module=module)
+    for layout in candidates:
         if layout.quantized and columns % layout.group_size:
             continue
         if len(parts) > 1 and not policy.accept(work(layout, sample).error):
@@ -107,7 +121,8 @@ def encode(
             shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
             if factor is not None and kept and layout.quantized:
                 shaped["factor"] = factor
-            return Encoded(layout, shaped, error, keeps_codes(tensor.type, layout))
+            own = patch is None and keeps_codes(tensor.type, layout)
+            return Encoded(layout, shaped, error, own, merged=patch is not None)
     raise GGUFError(
         tensor.path,
         field=f"tensor {tensor.name}",

@@ -78,6 +78,22 @@ class Policy:
                 yield from self._packed(kind)
         yield from self._floats("float32")
 
+    def merged(self, kind: GGMLType, *, module: bool) -> Iterator[Layout]:
+        """Forms to try for a tensor that something was merged into, best first.
+
+        None holds its own codes any more. Exact keeps floats; near takes the smallest form that
+        is near enough; compact the best one of about the size that the tensor had.
+        """
+        if module and self.packed and kind not in FLOATS and self.name != "exact":
+            limit = source_bits(kind) + COMPACT_GROWTH
+            if self.name == "near":
+                yield from by_size(lambda layout: True, self.half)
+            else:
+                fitting = by_size(lambda layout: layout.bits_per_weight <= limit, self.half)
+                yield from reversed(list(fitting))
+                yield affine(2, 128, self.half)
+        yield from self._floats("float32" if self.name == "exact" else FLOATS.get(kind, "float32"))
+
     def accept(self, error: Error) -> bool:
         """Whether a form with this error keeps the policy's promise."""
         if self.name == "exact":

@@ -18,7 +18,8 @@ class TensorRecord:
         type: how the source stores it (GGML type).
         form: how MLX holds it.
         fidelity: ``exact`` (every weight bit-equal in float32), ``rounded`` (the source's own codes
-            with rounded scales, or rounded floats) or ``requantised`` (new codes).
+            with rounded scales, or rounded floats), ``requantised`` (new codes) or ``merged`` (with
+            an adapter; errors are then against the exact sum).
         rmse: relative root mean square error, measured over all weights; None if not measured.
         max_error: largest absolute error of a weight; None if not measured.
         bits_before, bits_after: stored bits per weight.
@@ -79,7 +80,7 @@ class ConversionReport:
         return round(self.bits_after * self.elements / 8)
 
     def fidelity(self) -> dict[str, int]:
-        """How many tensors are exact, rounded and requantised."""
+        """How many tensors are exact, rounded, requantised and merged."""
         return dict(Counter(t.fidelity for t in self.tensors))
 
     def notes(self) -> list[str]:

@@ -12,6 +12,7 @@ from converters.report import ConversionReport
 from converters.sink import Progress
 from mlxrun.errors import ConversionError
 from mlxrun.hub import resolve
+from mlxrun.loading.adapters import AdapterChoice, merging
 from mlxrun.loading.preparation import prepare
 from mlxrun.text.tokenizer import Tokenizer
 from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
@@ -27,6 +28,7 @@ def convert(
     keep: str | None = None,
     dtype: str | None = None,
     policy: str | None = None,
+    adapter: AdapterChoice = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -40,6 +42,8 @@ def convert(
             :func:`converters.directory.recipe.recipe`.
         policy: what becomes of a GGUF's: ``exact``, ``near`` (default) or ``compact``; see
             ``converters.policy``.
+        adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them. What
+            they touch is stored in the form that a policy or a directory's own choices ask for.
         overwrite: replace an existing model directory once the new one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
 
@@ -60,7 +64,14 @@ def convert(
             f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",
             hint="Convert it without these options, and then the directory that this makes with",
         )
-    return convert_file(path, dst, policy=policy or "near", overwrite=overwrite, progress=progress)
+    return convert_file(
+        path,
+        dst,
+        policy=policy or "near",
+        overwrite=overwrite,
+        merge=merging(adapter),
+        progress=progress,
+    )
 
 
 def check_choices(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.console import note, visible
-from mlxrun.cli.loading import Adapters, load_model, usage_line, with_loading
+from mlxrun.cli.loading import load_model, usage_line, with_loading
 from mlxrun.cli.settings import chat_defaults, given, with_settings
 from mlxrun.errors import SourceError
 
@@ -50,7 +51,7 @@ def command(
     stats: bool,
     dtype: str | None,
     policy: str | None,
-    adapters: Adapters,
+    adapter: Adapters,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -74,7 +75,7 @@ def command(
             f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
         )
     llm = load_model(
-        model or str(DEMO), dtype=dtype, policy=policy, adapters=adapters, verbose=verbose
+        model or str(DEMO), dtype=dtype, policy=policy, adapter=adapter, verbose=verbose
     )
     from mlxrun.cli.conversation import Conversation
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.console import Bar, Output, size, table
 from mlxrun.cli.loading import DTYPES, POLICIES, located
 
@@ -46,10 +47,16 @@ if TYPE_CHECKING:
     type=click.Choice(POLICIES),
     help="How close a GGUF's weights must stay to the file's.  [default: near]",
 )
+@adapter_option("Merge")
 @click.option("--overwrite", is_flag=True, help="Replace a model directory that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
-    source: str, output: str | None, overwrite: bool, as_json: bool, **choices: Any
+    source: str,
+    output: str | None,
+    adapter: Adapters,
+    overwrite: bool,
+    as_json: bool,
+    **choices: Any,
 ) -> None:
     """Convert a GGUF file or a Hugging Face directory to a model directory.
 
@@ -80,7 +87,9 @@ def command(
     check_choices(**choices)
     path = located(source)
     with Bar("Converting", delay=0) as bar:
-        report = convert(path, output, overwrite=overwrite, progress=bar, **choices)
+        report = convert(
+            path, output, adapter=adapter, overwrite=overwrite, progress=bar, **choices
+        )
     if as_json:
         summary = {"path": report.path, "seconds": report.seconds, "bytes": report.nbytes}
         print(json.dumps(summary | report.to_dict()))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.console import Bar, note, size, visible
-from mlxrun.cli.loading import Adapters, load_model, reading, usage_line, with_loading
+from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
 from mlxrun.cli.settings import Values, defaults, given, with_settings
 from mlxrun.errors import ContextLengthError
 
@@ -58,7 +59,7 @@ def command(
     stats: bool,
     dtype: str | None,
     policy: str | None,
-    adapters: Adapters,
+    adapter: Adapters,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -82,7 +83,7 @@ def command(
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
-    llm = load_model(model, dtype=dtype, policy=policy, adapters=adapters, verbose=verbose)
+    llm = load_model(model, dtype=dtype, policy=policy, adapter=adapter, verbose=verbose)
     settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
     prompt: Any = _messages(text, system) if chat else text
     if as_json:

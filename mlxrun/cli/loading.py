@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.console import Bar, note, size
 
 if TYPE_CHECKING:
@@ -20,35 +21,6 @@ DTYPES = ("float32", "float16", "bfloat16")
 LARGE = 50_000_000
 
 Command = Callable[..., None]
-
-
-def _strengths(context: object, parameter: object, values: tuple[str, ...]) -> Adapters:
-    """``PATH[:SCALE]`` as path and strength; a path may have colons of its own."""
-    found = []
-    for value in values:
-        path, _, scale = value.rpartition(":")
-        number = path and not Path(value).exists() and _number(scale)
-        found.append((value, 1.0) if not isinstance(number, float) else (path, number))
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-Adapters = list[tuple[str, float]]
-ADAPTER_OPTION = click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    callback=_strengths,
-    metavar="PATH[:SCALE]",
-    help="Apply a LoRA adapter, at SCALE times its strength: a directory of mlx-lm's or PEFT's, or "
-    "a GGUF of llama.cpp's. Give several to add them up.",
-)
 
 
 def with_loading(command: Command) -> Command:
@@ -68,7 +40,7 @@ def with_loading(command: Command) -> Command:
             type=click.Choice(DTYPES),
             help="Type of the activations.  [default: float32 on the CPU, half precision on a GPU]",
         ),
-        ADAPTER_OPTION,
+        adapter_option("Apply"),
     ):
         command = option(command)
     return command
@@ -91,7 +63,7 @@ def load_model(
     *,
     dtype: str | None = None,
     policy: str | None = None,
-    adapters: Adapters | None = None,
+    adapter: Adapters | None = None,
     verbose: bool = False,
 ) -> LLM:
     """Load a model, with a progress bar on a terminal.
@@ -108,7 +80,7 @@ def load_model(
             "--policy is for GGUF files; a model directory is converted already."
         )
     with Bar(f"Loading {path.name}") as bar:
-        model = models.load(path, dtype=dtype, policy=policy, adapter=adapters or (), progress=bar)
+        model = models.load(path, dtype=dtype, policy=policy, adapter=adapter or (), progress=bar)
     _warn_of_strays(model)
     if verbose:
         _describe(model)

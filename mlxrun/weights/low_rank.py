@@ -14,6 +14,8 @@ from converters.layout import dense
 from mlxrun.errors import AdapterError
 from mlxrun.weights.weight import Weight
 
+# A row of noughts has no direction to stretch in.
+TINY = 1e-30
 OTHER_MODEL = "Use an adapter that was made for this very model"
 
 
@@ -86,7 +88,7 @@ class Update:
             return None
         a, b = self.a.astype(mx.float32), self.b.astype(mx.float32)
         reached = mx.linalg.norm(plain + self.scale * b @ a, axis=-1)
-        return self.lengths.astype(mx.float32) / reached
+        return self.lengths.astype(mx.float32) / mx.maximum(reached, TINY)
 
 
 @dataclass(frozen=True)

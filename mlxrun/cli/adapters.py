@@ -1,0 +1,38 @@
+"""The option that names LoRA adapters, for the commands that apply or merge them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Adapters = list[tuple[str, float]]
+
+
+def adapter_option(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--adapter PATH[:SCALE]``, any number of times; ``verb`` says what happens to them."""
+    return click.option(
+        "--adapter",
+        multiple=True,
+        callback=_strengths,
+        metavar="PATH[:SCALE]",
+        help=f"{verb} a LoRA adapter, at SCALE times its strength: a directory of mlx-lm's or "
+        "PEFT's, or a GGUF of llama.cpp's. Several add up.",
+    )
+
+
+def _strengths(context: object, parameter: object, values: tuple[str, ...]) -> Adapters:
+    """Paths with their strengths; a path may have colons of its own."""
+    return [_strength(value) for value in values]
+
+
+def _strength(value: str) -> tuple[str, float]:
+    path, _, scale = value.rpartition(":")
+    if path and not Path(value).exists():
+        try:
+            return path, float(scale)
+        except ValueError:
+            pass
+    return value, 1.0
