@@ -58,7 +58,7 @@ def command(
     as_json: bool,
     **choices: Any,
 ) -> None:
-    """Convert a GGUF file or a Hugging Face directory to a model directory.
+    """Convert a GGUF file or a Hugging Face model to a directory.
 
     mlxrun and stock mlx-lm load what this writes. SOURCE is a .gguf file, a shard of a split one,
     a directory of safetensors, or org/repo[:QUANT] on the hub.

@@ -25,7 +25,7 @@ from mlxrun.errors import MlxrunError
 COMMANDS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text.",
-    "convert": "Convert a GGUF file or a Hugging Face directory to a model directory.",
+    "convert": "Convert a GGUF file or a Hugging Face model to a directory.",
     "inspect": "Show what is in a model and what it needs.",
     "pull": "Download a model from the hub.",
 }

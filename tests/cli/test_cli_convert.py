@@ -85,14 +85,16 @@ def test_kill_leaves_nothing_under_the_name(mlxrun_cli, model, tmp_path):
 def test_pull_prints_the_path(mlxrun_cli, monkeypatch):
     asked = []
 
-    def pull(source, *, progress):
+    def pull(source, *, progress, tell):
         asked.append(source)
+        tell("downloading 4.9 GB")
         progress(1, 2)
         return Path("/somewhere/model.gguf")
 
     monkeypatch.setattr("mlxrun.hub.pull", pull)
     result = mlxrun_cli("pull", "org/repo:Q4_K_M")
-    assert (result.code, result.out, result.err) == (0, "/somewhere/model.gguf\n", "")
+    assert (result.code, result.out) == (0, "/somewhere/model.gguf\n")
+    assert result.error == "downloading 4.9 GB"
     assert asked == ["org/repo:Q4_K_M"]
 
 
