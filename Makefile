@@ -11,6 +11,7 @@ STAMP  := $(VENV)/.installed
 chat: $(STAMP)
 	@$(BIN)/mlxrun chat
 
+# A file's tests stay in one process, so that what they share is made once.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
