@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
 import mlx.core as mx
@@ -24,15 +23,6 @@ from mlx_lm.models.cache import (
 
 from mlxrun.cache.base import Memory
 from mlxrun.errors import CacheError
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What one cache needs to go back over a step: its attributes, and a slot's keys and values."""
-
-    attributes: dict[str, Any]
-    slot: int = 0
-    overwritten: Sequence[mx.array] = ()
 
 
 class ForeignMemory(Memory):
@@ -55,8 +45,6 @@ class ForeignMemory(Memory):
         if self._torn:
             raise CacheError("an interrupted pass has left this memory in pieces")
         self._before = [_saved(entry) for entry in self.entries] if tokens == 1 else None
-        # Copies must be made before the pass, or it would find its arrays shared and copy them all.
-        mx.async_eval(list(arrays_in(self._before)))  # type: ignore[no-untyped-call]
         self._torn = True
         yield self.entries
         self._torn = False
@@ -123,37 +111,23 @@ def _can_trim(entry: Any, n: int) -> bool:
 
 
 def _saved(entry: Any) -> Any:
-    """What going back over the coming step needs of an entry, as it is now."""
+    """What going back over the coming step needs of an entry: attributes as they are now."""
     if isinstance(entry, CacheList):
         return [_saved(part) for part in entry.caches]
     if isinstance(entry, KVCache | ChunkedKVCache):
-        return _Saved({"offset": entry.offset})  # what is behind the offset is not read
-    if isinstance(entry, RotatingKVCache):
-        return _saved_window(entry)
+        return {"offset": entry.offset}  # what is behind the offset is not read
+    if isinstance(entry, RotatingKVCache) and entry.offset < entry.max_size:
+        return {"offset": entry.offset, "_idx": entry._idx}
     if isinstance(entry, ArraysCache):
-        return _Saved({"cache": list(entry.cache)})  # states are replaced, never written into
-    return _Saved(copy.deepcopy(vars(entry)))
-
-
-def _saved_window(entry: Any) -> _Saved:
-    """As :func:`_saved`: of a full window the one slot that the step overwrites."""
-    place = {"offset": entry.offset, "_idx": entry._idx}
-    if entry.offset < entry.max_size:
-        return _Saved(place)
-    if entry.keys.shape[2] > entry.max_size:  # the step begins with new arrays
-        return _Saved(place | {"keys": entry.keys, "values": entry.values})
-    slot = entry.keep if entry._idx == entry.max_size else entry._idx
-    # The product is a copy, bit for bit; a slice would share the array that is written to.
-    overwritten = [array[:, :, slot : slot + 1] * 1 for array in (entry.keys, entry.values)]
-    return _Saved(place, slot, overwritten)
+        return {"cache": list(entry.cache)}  # states are replaced, never written into
+    # A full window is written into: with a second handle to its arrays, MLX copies them first, as
+    # it does anyway while the step before is still being computed.
+    return copy.deepcopy(vars(entry))
 
 
 def _restore(entry: Any, saved: Any) -> None:
     if isinstance(entry, CacheList):
         for part, own in zip(entry.caches, saved, strict=True):
             _restore(part, own)
-        return
-    vars(entry).update(saved.attributes)
-    if saved.overwritten:
-        slot = slice(saved.slot, saved.slot + 1)
-        entry.keys[:, :, slot], entry.values[:, :, slot] = saved.overwritten
+    else:
+        vars(entry).update(saved)
