@@ -21,6 +21,7 @@ from mlxrun.loading.adapters.adapter import DAMAGED, OTHER_MODEL, Adapter
 from mlxrun.loading.adapters.fuse import spread
 from mlxrun.loading.adapters.gguf import read_gguf_adapter
 from mlxrun.loading.adapters.mlx_lm import read_mlx_lm
+from mlxrun.loading.adapters.peft import read_peft
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.weights.low_rank import Update
 from mlxrun.weights.parameters import Parameters
@@ -55,13 +56,27 @@ class Adapters:
         """
         if not self.replaced:
             return Parameters(arrays, layouts, dtype, expand, self.updates)
-        for name in self.replaced:
-            if name not in arrays:
-                raise AdapterError(f"the model has no {name} to replace", hint=OTHER_MODEL)
+        self.check_replaced({name: _shape(name, arrays, layouts) for name in arrays})
         modules = {name.rpartition(".")[0] for name in self.replaced if name.endswith(".weight")}
         arrays = {k: v for k, v in arrays.items() if not _belongs(k, modules)}
         layouts = {k: v for k, v in layouts.items() if k not in modules}
         return Parameters({**arrays, **self.replaced}, layouts, dtype, expand, self.updates)
+
+    def check_replaced(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse new parameters that a model with these ones has no place for.
+
+        Raises:
+            AdapterError: there is no such parameter, or it has another shape.
+        """
+        for name, array in self.replaced.items():
+            if name not in shapes:
+                raise AdapterError(f"the model has no {name} to replace", hint=OTHER_MODEL)
+            if array.shape != shapes[name]:
+                raise AdapterError(
+                    f"{name} has the shape {array.shape} in the adapter, {shapes[name]} in the "
+                    "model",
+                    hint=OTHER_MODEL,
+                )
 
     def check_applied(self, used: Iterable[str]) -> None:
         """Refuse changes of what the model did not ask for.
@@ -78,6 +93,14 @@ class Adapters:
         if lost:
             more = f" ({len(lost)} of its tensors)" if len(lost) > 1 else ""
             raise AdapterError(f"{lost[0]}: the model has no such module{more}", hint=OTHER_MODEL)
+
+
+def _shape(
+    name: str, arrays: Mapping[str, mx.array], layouts: Mapping[str, Layout]
+) -> tuple[int, ...]:
+    """Of a parameter, whatever form it has."""
+    layout, shape = layouts.get(name.removesuffix(".weight")), arrays[name].shape
+    return (*shape[:-1], shape[-1] * 32 // layout.bits) if layout else shape
 
 
 def _belongs(name: str, modules: Iterable[str]) -> bool:
@@ -156,6 +179,10 @@ def _read(path: Path, config: Mapping[str, Any]) -> Adapter:
     if path.is_file() and path.suffix != ".safetensors":
         return read_gguf_adapter(path, config)
     said = _read_config(folder / "adapter_config.json")
+    if "peft_type" in said:
+        return read_peft(
+            path / "adapter_model.safetensors" if path.is_dir() else path, said, config
+        )
     return read_mlx_lm(path / "adapters.safetensors" if path.is_dir() else path, said)
 
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from converters.forms import Floats
 from converters.merge import Patch, PrepareMerge, Rows
-from mlxrun.errors import AdapterError
 from mlxrun.loading.adapters.adapters import AdapterChoice, Adapters, read_adapters
-from mlxrun.weights.low_rank import OTHER_MODEL, TINY, Update
+from mlxrun.weights.low_rank import TINY, Update
 
 
 def merging(choice: AdapterChoice) -> PrepareMerge | None:
@@ -37,17 +36,11 @@ class Merger:
         Raises:
             AdapterError: there are such.
         """
+        self._adapters.check_replaced(shapes)
         self._adapters.check_applied(shapes)
         for module, updates in self._adapters.updates.items():
             for update in updates:
                 update.check(module, shapes[f"{module}.weight"])
-        for name, array in self._adapters.replaced.items():
-            if array.shape != shapes[name]:
-                raise AdapterError(
-                    f"{name} has the shape {array.shape} in the adapter, {shapes[name]} in the "
-                    "model",
-                    hint=OTHER_MODEL,
-                )
 
     def patch(self, name: str) -> Patch | None:
         """What a parameter's rows go through, or None."""
