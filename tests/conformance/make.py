@@ -127,13 +127,13 @@ def main() -> int:
 def _one(name: str, folder: Path, args: argparse.Namespace) -> bool:
     try:
         skeleton = skeletons.read(name)
-        if not args.only_check:
+        if args.only_check:
+            print(f"{name}:")
+        else:
             make(skeleton, folder)
         if args.sensitivity:
             sensitivity(skeleton, folder)
         if args.check or args.only_check:
-            if args.only_check:
-                print(f"{name}:")
             return check(skeleton, folder)
     except (SkeletonError, JudgeError) as error:
         print(f"{name}: {error}")
