@@ -103,7 +103,8 @@ def map_names(gguf: GGUFFile) -> NameMap:
         if tensor.name == "output.bias" and not architecture.head_bias:
             # To leave it out, as with other tensors without a place, would change every logit.
             raise tensor.error(expected="no bias on the output", found="one")
-        if tensor.name.endswith(".scale"):
+        own = tensor.name.split(".", 2)[-1] in architecture.layer
+        if tensor.name.endswith(".scale") and not own:
             _check_factor(gguf, tensor)
             continue
         if tensor.name.endswith(".input_scale"):
@@ -133,6 +134,7 @@ def _mapped(
     if (change or reshape) and tensor.type not in FLOATS:
         raise tensor.error(expected="floats", found=tensor.type.name)
     factor = tensor.name.removesuffix("weight") + "scale"
+    scaled = factor in gguf and factor.split(".", 2)[-1] not in architecture.layer
     return Mapped(
         tensor,
         target,
@@ -140,7 +142,7 @@ def _mapped(
         columns(gguf) if columns else None,
         change,
         reshape(tensor.shape) if reshape else tensor.shape,
-        gguf.tensor(factor) if factor in gguf else None,
+        gguf.tensor(factor) if scaled else None,
     )
 
 

@@ -22,7 +22,7 @@ from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 
 _ONE_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,6})\.(weight|bias)")
-_IN_LAYER = re.compile(r"(blk\.\d{1,9}\.)(.+)\.(weight|bias)")
+_MODULE = re.compile(r"(blk\.\d{1,9}\.)?(.+)\.(weight|bias)")
 
 
 def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
@@ -39,10 +39,11 @@ def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
         if lone:
             experts[f"{lone[1]}_exps.{lone[3]}"][int(lone[2])] = tensor
             continue
-        inner = _IN_LAYER.fullmatch(tensor.name)
+        inner = _MODULE.fullmatch(tensor.name)
         if inner and inner[2] in architecture.parts and inner[2] not in architecture.layer:
             split = architecture.parts[inner[2]](gguf)
-            tensors |= _parted(tensor, [(f"{inner[1]}{m}.{inner[3]}", n) for m, n in split])
+            layer = inner[1] or ""
+            tensors |= _parted(tensor, [(f"{layer}{m}.{inner[3]}", n) for m, n in split])
         else:
             tensors[tensor.name] = tensor
     for name, found in experts.items():
@@ -60,7 +61,9 @@ def _parted(
     if tensor.name.endswith(".scale"):  # one factor for all parts
         return {name: replace(tensor, name=name) for name, _ in parts}
     wanted = sum(rows if isinstance(rows, int) else len(rows) for _, rows in parts)
-    found = tensor.elements // tensor.shape[-1] if len(tensor.shape) > 1 else tensor.shape[0]
+    found = tensor.shape[0]
+    if not all(isinstance(rows, int) for _, rows in parts):
+        found = tensor.elements // tensor.shape[-1]
     if found != wanted:
         raise tensor.error(expected=f"{wanted} rows", found=str(found))
     made: dict[str, GGUFTensor] = {}

@@ -151,6 +151,8 @@ def drawn(rule: Rule, shape: tuple[int, ...], rng: np.random.Generator) -> np.nd
     ((kind, given),) = rule.items()
     if kind == "constant":
         return np.full(shape, float(given))
+    if kind == "list":
+        return np.array(given, float).reshape(shape)
     if kind == "gain":  # keeps the variance of what it multiplies, times the square of the gain
         return float(given) * rng.standard_normal(shape) / np.sqrt(shape[-1])
     low, high = given

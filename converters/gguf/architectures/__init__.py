@@ -5,9 +5,16 @@ from __future__ import annotations
 from converters.gguf.architectures.borrowed import BORROWED
 from converters.gguf.architectures.dense import DENSE
 from converters.gguf.architectures.experts import EXPERTS
+from converters.gguf.architectures.gemma import GEMMA
 from converters.gguf.architectures.recurrent import RECURRENT
 from converters.gguf.architectures.row import ENDS, Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {**DENSE, **BORROWED, **EXPERTS, **RECURRENT}
+ARCHITECTURES: dict[str, Architecture] = {
+    **DENSE,
+    **BORROWED,
+    **GEMMA,
+    **EXPERTS,
+    **RECURRENT,
+}
 
 __all__ = ["ARCHITECTURES", "ENDS", "Architecture"]

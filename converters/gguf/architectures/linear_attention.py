@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
+from converters.gguf.architectures.fused import Rows, gate_and_up
 from converters.gguf.architectures.row import (
     ATTENTION,
     GATED,
@@ -20,8 +20,6 @@ from converters.gguf.architectures.row import (
 )
 from converters.gguf.numbers import layer_count, scalar
 from converters.gguf.reader import GGUFFile
-
-Rows = npt.NDArray[np.intp]
 
 _MIXED = {
     **ATTENTION,
@@ -118,13 +116,6 @@ def _interleaved(*names: str) -> Callable[[GGUFFile], list[tuple[str, Rows]]]:
     return parts
 
 
-def _gate_and_up(gguf: GGUFFile) -> list[tuple[str, Rows]]:
-    """Experts whose gates and projections up are one matrix each."""
-    count, size = scalar(gguf, "expert_count"), scalar(gguf, "expert_feed_forward_length")
-    rows = np.arange(count * 2 * size).reshape(count, 2, size)
-    return [("ffn_gate_exps", rows[:, 0].ravel()), ("ffn_up_exps", rows[:, 1].ravel())]
-
-
 def _delta_net(gguf: GGUFFile, config: Config) -> Config:
     keys, values, width, value_width = _heads(gguf)
     return {
@@ -207,7 +198,7 @@ LINEAR_ATTENTION: dict[str, Architecture] = {
         columns={"ssm_out": _value_heads},
         values={"ssm_a": log_of_negative},
         reshape=_RESHAPED,
-        parts={"ffn_gate_up_exps": _gate_and_up},
+        parts={"ffn_gate_up_exps": gate_and_up},
         optional=_EVERY,
         partial_rotary=True,
         own_shapes=True,
@@ -224,7 +215,7 @@ LINEAR_ATTENTION: dict[str, Architecture] = {
         values={"ssm_a": log_of_negative},
         reshape=_RESHAPED,
         parts={
-            "ffn_gate_up_exps": _gate_and_up,
+            "ffn_gate_up_exps": gate_and_up,
             "ssm_ba": _interleaved("ssm_beta", "ssm_alpha"),
             "ssm_in": _interleaved("attn_qkv", "attn_gate"),
         },
