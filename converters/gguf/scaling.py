@@ -52,7 +52,7 @@ def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
 
 
 # For these llama.cpp reads more than YaRN's factor; others have the paper's constants.
-_OWN_YARN = ("deepseek2", "mistral3", "mistral4")
+_OWN_YARN = ("deepseek2", "deepseek32", "mistral3", "mistral4")
 
 
 def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from converters.gguf.architectures.fine_grained import FINE_GRAINED
+from converters.gguf.architectures.indexed import INDEXED
 from converters.gguf.architectures.keys import multipliers, only, shared_width, unscaled, windows
 from converters.gguf.architectures.row import (
     ATTENTION,
@@ -86,6 +87,7 @@ def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
 
 EXPERTS: dict[str, Architecture] = {
     **FINE_GRAINED,
+    **INDEXED,
     **WINDOWED_EXPERTS,
     "gpt-oss": Architecture(
         "gpt_oss",

@@ -35,7 +35,8 @@ def _deepseek(gguf: GGUFFile, config: Config) -> Config:
     return {**routed(gguf, config), "norm_topk_prob": False, "scoring_func": "softmax"}
 
 
-def _deepseek2(gguf: GGUFFile, config: Config) -> Config:
+def deepseek2(gguf: GGUFFile, config: Config) -> Config:
+    """DeepSeek V2 and V3, which their gating tells apart, and Mistral's large models."""
     turning = scalar(gguf, "rope.dimension_count")
     routing = routed(gguf, config)
     version = "3" if routing["scoring_func"] == "sigmoid" else "2"
@@ -168,7 +169,7 @@ _BAILING_1 = Architecture(
     optional=_OPTIONAL | frozenset(QK_NORMS),
 )
 
-_DEEPSEEK_2 = Architecture(
+DEEPSEEK_2 = Architecture(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
     {
@@ -185,7 +186,7 @@ _DEEPSEEK_2 = Architecture(
         **FFN_NORM,
         **SOMETIMES_SPARSE,
     },
-    keys=_deepseek2,
+    keys=deepseek2,
     optional=_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
     partial_rotary=True,
 )
@@ -201,7 +202,7 @@ FINE_GRAINED: dict[str, Architecture] = {
         order=PERMUTED,
         optional=_OPTIONAL,
     ),
-    "deepseek2": _DEEPSEEK_2,
+    "deepseek2": DEEPSEEK_2,
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
@@ -236,5 +237,5 @@ FINE_GRAINED: dict[str, Architecture] = {
         optional=_OPTIONAL | {"exp_probs_b"},
         zero_biases=(BIASED_QKV,),
     ),
-    "mistral4": _DEEPSEEK_2,
+    "mistral4": DEEPSEEK_2,
 }

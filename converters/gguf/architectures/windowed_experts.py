@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,18 +115,8 @@ def _mimo2(gguf: GGUFFile, config: Config) -> Config:
     sliding = [kind == "sliding_attention" for kind in kinds]
     sinks = [f"blk.{i}.attn_sinks.weight" in gguf for i in layers]
     heads, kv_heads = (per_layer(gguf, f"attention.head_count{x}") for x in ("", "_kv"))
+    alike = partial(_alike, gguf, sliding)
     width, values = config["head_dim"], scalar(gguf, "attention.value_length", config["head_dim"])
-
-    def alike(name: str, numbers: list[Any], where: bool) -> Any:
-        """What all layers of a kind have."""
-        found = {number for number, there in zip(numbers, sliding, strict=True) if there == where}
-        if len(found) != 1:
-            raise gguf.error(
-                f"{gguf.architecture}.{name}",
-                expected="the same for all layers with a window, and for all without",
-                found=str(sorted(found)),
-            )
-        return found.pop()
 
     return {
         **routed(gguf, config),
@@ -152,12 +143,64 @@ def _mimo2(gguf: GGUFFile, config: Config) -> Config:
     }
 
 
-def per_layer(gguf: GGUFFile, suffix: str) -> list[int]:
+def _step35(gguf: GGUFFile, config: Config) -> Config:
+    unscaled(gguf, config, "longrope")
+    only(gguf, "expert_gating_func", 2, 0)
+    routing, found = routed(gguf, config), _needed_windows(gguf, 1)
+    sliding = [kind == "sliding_attention" for kind in found["layer_types"]]
+    head_dim = config["head_dim"]
+    turning = scalar(gguf, "rope.dimension_count", head_dim)
+    factors = config.get("rope_scaling")
+    if factors:  # one for each pair of a head; layers that see everything turn half of them
+        half = factors["long_factor"][: turning // 4]
+        factors |= {"long_factor": half, "short_factor": half}
+    alike = partial(_alike, gguf, sliding)
+    heads, kv_heads = (per_layer(gguf, f"attention.head_count{x}") for x in ("", "_kv"))
+    local = float_of(gguf, "rope.freq_base_swa", 10000.0)
+    part = scalar(gguf, "rope.dimension_count_swa", turning) / head_dim
+    layers = range(config["num_hidden_layers"])
+    sparse = [str(i) for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
+    return {
+        **found,
+        "num_attention_heads": alike("attention.head_count", heads, False),
+        "num_attention_groups": alike("attention.head_count_kv", kv_heads, False),
+        "attention_other_setting": {
+            "num_attention_heads": alike("attention.head_count", heads, True),
+            "num_attention_groups": alike("attention.head_count_kv", kv_heads, True),
+        },
+        "rope_theta": [local if x else config["rope_theta"] for x in sliding],
+        "partial_rotary_factors": [part if x else turning / 2 / head_dim for x in sliding],
+        "yarn_only_types": ["full_attention"],
+        "use_head_wise_attn_gate": "blk.0.attn_gate.weight" in gguf,
+        "moe_num_experts": config["num_experts"],
+        "moe_top_k": config["num_experts_per_tok"],
+        "share_expert_dim": shared_width(gguf),
+        "moe_layers_enum": ",".join(sparse),
+        "moe_router_scaling_factor": routing["routed_scaling_factor"],
+        "norm_expert_weight": routing["norm_topk_prob"],
+        "swiglu_limits": per_layer(gguf, "swiglu_clamp_exp", 0.0),
+        "swiglu_limits_shared": per_layer(gguf, "swiglu_clamp_shexp", 0.0),
+    }
+
+
+def _alike(gguf: GGUFFile, sliding: list[bool], name: str, numbers: list[Any], where: bool) -> Any:
+    """What all layers of a kind have: those that slide, or the others."""
+    found = {number for number, there in zip(numbers, sliding, strict=True) if there == where}
+    if len(found) != 1:
+        raise gguf.error(
+            f"{gguf.architecture}.{name}",
+            expected="the same for all layers with a window, and for all without",
+            found=str(sorted(found)),
+        )
+    return found.pop()
+
+
+def per_layer(gguf: GGUFFile, suffix: str, default: float | None = None) -> list[Any]:
     """A number for each layer that generates."""
-    value, layers = gguf.key(suffix), layer_count(gguf)
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
     if isinstance(value, np.ndarray | list):
-        return [int(x) for x in value][:layers]
-    return [int(value)] * layers
+        return list(np.asarray(value).tolist())[: layer_count(gguf)]
+    return [value] * layer_count(gguf)
 
 
 def _needed_windows(gguf: GGUFFile, every: int) -> Config:
@@ -213,6 +256,20 @@ WINDOWED_EXPERTS: dict[str, Architecture] = {
     ),
     "mellum": Architecture(
         "mellum", "MellumForCausalLM", {**SPARSE_LLAMA, **QK_NORMS}, keys=_mellum
+    ),
+    "step35": Architecture(
+        "step3p5",
+        "Step3p5ForCausalLM",
+        {
+            **renamed(_LAYER, "shared_experts", "share_expert"),
+            "attn_gate": "self_attn.g_proj",
+            "ffn_gate_inp": "mlp.gate.gate",
+            "exp_probs_b.bias": "mlp.gate.router_bias",
+        },
+        keys=_step35,
+        optional=_OPTIONAL | {"attn_gate"},
+        partial_rotary=True,
+        per_layer=True,
     ),
     "mimo2": Architecture(
         "mimo_v2_flash",
