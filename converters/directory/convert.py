@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +140,21 @@ def _choose(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[Choice]:
         if name.endswith(".weight") and array.ndim > 1
     }
     modules = {module for module in modules if plan.form(module, EIGHT_BITS)}
-    layers = int(plan.config.get("num_hidden_layers", 0))
-    kept = recipe.kept(modules, layers, bool(plan.config.get("tie_word_embeddings", False)))
+    kept = recipe.kept(modules)
     for name, array in weights.arrays.items():
         module, _, kind = name.rpartition(".")
         if kind in ("scales", "biases") and module in weights.layouts:
             continue
         stored = weights.layouts.get(module) if kind == "weight" else None
+        own = dtype_name(array) if stored is None and plan.stays(name) else dtype
+        as_is = dense(own) if stored is None else _scaled(stored, recipe.dtype)
         if kind != "weight" or module not in modules:
-            own = dtype_name(array) if plan.stays(name) else dtype
-            yield Choice(name, stored or dense(own))
+            yield Choice(name, as_is)
             continue
         asked = kept.get(module) or (recipe.form and plan.form(module, recipe.form))
+        layout = None if asked is None else asked.layout(dtype)
         width = columns(array, stored)
-        yield _fitting(name, width, stored, asked, dtype, explicit=module in kept)
+        yield Choice(name, *_fitting(width, as_is, layout, explicit=module in kept))
 
 
 def columns(array: mx.array, layout: Layout | None) -> int:
@@ -161,22 +162,28 @@ def columns(array: mx.array, layout: Layout | None) -> int:
     return int(array.shape[-1]) if layout is None else int(array.shape[-1]) * 32 // layout.bits
 
 
+def _scaled(stored: Layout, dtype: str | None) -> Layout:
+    """A stored layout, its scales in a type that is asked for."""
+    return replace(stored, dtype=dtype) if dtype and stored.mode == "affine" else stored
+
+
 def _fitting(
-    name: str, width: int, stored: Layout | None, asked: Form | None, dtype: str, *, explicit: bool
-) -> Choice:
-    """What a matrix becomes, given how it is stored and what is asked for."""
-    if asked is None:
-        return Choice(name, stored or dense(dtype))
-    layout = asked.layout(dtype)
-    microscaled = stored is not None and stored.mode != "affine"
-    if stored is not None and microscaled and not explicit and asked.bits >= stored.bits:
-        if asked.mode == stored.mode:
-            return Choice(name, stored)
-        return Choice(name, stored, f"stored as {stored}, which more bits would not improve")
-    if layout.quantized and width % layout.group_size:
-        note = f"{width} columns do not divide into groups of {layout.group_size}"
-        return Choice(name, stored or dense(dtype), note)
-    return Choice(name, layout)
+    width: int, as_is: Layout, asked: Layout | None, *, explicit: bool
+) -> tuple[Layout, str]:
+    """What a matrix becomes, and why that is not what is asked for.
+
+    Args:
+        width: its columns.
+        as_is: how it is stored.
+        explicit: whether the form is asked of this very module.
+    """
+    if asked is None or asked.module_config == as_is.module_config:
+        return as_is, ""
+    if as_is.quantized and as_is.mode != "affine" and not explicit and asked.bits >= as_is.bits:
+        return as_is, f"stored as {as_is}, which more bits would not improve"
+    if asked.quantized and width % asked.group_size:
+        return as_is, f"{width} columns do not divide into groups of {asked.group_size}"
+    return asked, ""
 
 
 def _size(choices: list[Choice], weights: Weights) -> float:

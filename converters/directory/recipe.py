@@ -67,12 +67,14 @@ class Recipe:
     keep: Mapping[str, Form] = field(default_factory=dict)
     dtype: str | None = None
 
-    def kept(self, modules: Collection[str], layers: int, tied: bool) -> dict[str, Form]:
+    def kept(self, modules: Collection[str]) -> dict[str, Form]:
         """The form of every module that a pattern names.
 
         Raises:
             ConversionError: a pattern names none.
         """
+        layers = 1 + max((_layer(name) for name in modules), default=-1)
+        tied = not any(name.endswith("lm_head") for name in modules)
         chosen: dict[str, Form] = {}
         for pattern, form in self.keep.items():
             matches = _matcher(pattern, layers)
@@ -194,7 +196,17 @@ def _named_form(text: str, entry: str, default_group: int) -> Form:
 
 def _spellings(module: str, tied: bool) -> tuple[str, ...]:
     """What a module may be called: a tied embedding is the head as well."""
-    return (module, "lm_head") if tied and "embed" in module else (module,)
+    return (module, "lm_head") if tied and module.endswith(_EMBEDDINGS) else (module,)
+
+
+_EMBEDDINGS = ("embed_tokens", "word_embeddings", "embeddings", "wte")
+_NUMBER = re.compile(r"\.(\d+)\.")
+
+
+def _layer(module: str) -> int:
+    """The number of the layer that a module is in; -1 outside the layers."""
+    number = _NUMBER.search(module)
+    return int(number[1]) if number else -1
 
 
 _RANGE = re.compile(r"(\d+)-(\d*)")
@@ -236,10 +248,9 @@ def mixed(module: str, layers: int) -> bool:
     """
     if module.endswith("lm_head"):
         return True
-    number = re.search(r"\.(\d+)\.", module)
-    if number is None or not module.endswith(("v_proj", "v_a_proj", "v_b_proj", "down_proj")):
+    index, eighth = _layer(module), layers // 8
+    if index < 0 or not module.endswith(("v_proj", "v_a_proj", "v_b_proj", "down_proj")):
         return False
-    index, eighth = int(number[1]), layers // 8
     return index < eighth or index >= 7 * layers // 8 or (index - eighth) % 3 == 2
 
 

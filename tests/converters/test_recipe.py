@@ -24,8 +24,8 @@ MODULES = [
 ]
 
 
-def kept(keep: str, tied: bool = False) -> dict[str, str]:
-    chosen = recipe(bits=4, keep=keep).kept(MODULES, LAYERS, tied)
+def kept(keep: str) -> dict[str, str]:
+    chosen = recipe(bits=4, keep=keep).kept(MODULES)
     return {name: str(form) for name, form in chosen.items()}
 
 
@@ -76,8 +76,8 @@ def test_the_last_entry_decides() -> None:
 
 
 def test_a_tied_embedding_is_the_head() -> None:
-    untied = [name for name in MODULES if name != "lm_head"]
-    chosen = recipe(bits=4, keep="lm_head=8").kept(untied, LAYERS, tied=True)
+    tied = [name for name in MODULES if name != "lm_head"]
+    chosen = recipe(bits=4, keep="lm_head=8").kept(tied)
     assert list(chosen) == ["model.embed_tokens"]
 
 
@@ -157,6 +157,6 @@ def test_no_text_breaks_the_parser(text: str) -> None:
     for form in entries.values():
         assert form == FLOAT or form.bits in (2, 3, 4, 5, 6, 8)
     try:
-        recipe(keep=text).kept(MODULES, LAYERS, False)
+        recipe(keep=text).kept(MODULES)
     except ConversionError as error:
         assert "no module" in str(error)
