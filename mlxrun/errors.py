@@ -18,7 +18,10 @@
     ├── TemplateError                     a chat template that fails or runs away
     ├── ContextLengthError                more tokens than the model can hold
     ├── NumericError                      a model whose output is no number
-    └── CacheError                        an operation that this kind of cache cannot do
+    ├── CacheError                        an operation that this kind of cache cannot do
+    ├── QueueFullError                    more requests than may wait
+    ├── MemoryLimitError                  more memory than there can be: needed and available bytes
+    └── EngineClosedError                 a request to an engine that has been closed
 """
 
 from __future__ import annotations
@@ -42,13 +45,16 @@ __all__ = [
     "CheckpointError",
     "ContextLengthError",
     "ConversionError",
+    "EngineClosedError",
     "GGUFError",
     "HubError",
     "InexactError",
+    "MemoryLimitError",
     "MlxrunError",
     "NumericError",
     "OutOfSpaceError",
     "ParameterError",
+    "QueueFullError",
     "SourceError",
     "TargetExistsError",
     "TemplateError",
@@ -99,3 +105,32 @@ class NumericError(MlxrunError):
 
 class CacheError(MlxrunError):
     """An operation that this kind of cache cannot do, such as trimming past its window."""
+
+
+class QueueFullError(MlxrunError):
+    """As many requests wait as may; ``limit`` says how many."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            f"{limit} requests are waiting already", hint="Try again when some have ended"
+        )
+
+
+class MemoryLimitError(MlxrunError):
+    """Something needs more memory than there can be.
+
+    Args:
+        needed, available: bytes.
+    """
+
+    def __init__(self, needed: int, available: int) -> None:
+        self.needed, self.available = needed, available
+        super().__init__(
+            f"this needs {needed / 1e6:.1f} MB, and {available / 1e6:.1f} MB are available",
+            hint="Use a shorter context, fewer sequences at once or a smaller model",
+        )
+
+
+class EngineClosedError(MlxrunError):
+    """The engine has been closed and takes no more requests."""

@@ -185,6 +185,7 @@ class Sampler:
         seed: the seed in use, also where ``params`` leaves it to chance.
         plan, settings: what ``next_token`` takes; constant.
         state: what the next step starts from.
+        tokens: how many it knows of, the prompt's included.
 
     ``copy.copy(sampler)`` is a snapshot: both go on from here on their own, at no cost.
 
@@ -209,15 +210,30 @@ class Sampler:
         _check_ids("dry_breakers", {token for each in breakers for token in each}, vocab_size)
         self.settings = Settings.of(params, vocab_size, self.seed, breakers)
         self.state = State.of(self.plan, params, context_tokens, breakers)
-        self._tokens = len(context_tokens)
+        self.tokens = len(context_tokens)
 
     def sample(self, logits: mx.array) -> Sampled:
         """The next token of logits (1, V); may be called again before anything is evaluated."""
-        if self._tokens == self.state.window.shape[-1] < self.plan.reach:
-            self.state = self.state.widened()
+        if self.full:
+            self.widen()
         sampled, self.state = next_token(self.plan, self.settings, self.state, logits)
-        self._tokens += 1
+        self.tokens += 1
         return sampled
+
+    @property
+    def full(self) -> bool:
+        """Whether the state needs more room before the next step."""
+        return self.tokens == self.state.window.shape[-1] < self.plan.reach
+
+    def widen(self) -> None:
+        """Give the state more room."""
+        self.state = self.state.widened()
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Equal for samplers whose rows may be stacked."""
+        arrays = (*self.settings, *self.state)
+        return self.plan, *(array.shape[1:] for array in arrays)
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:

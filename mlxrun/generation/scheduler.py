@@ -1,0 +1,217 @@
+"""Who is served in the next step: admission, prefill in pieces, decoding, ending.
+
+Standard library only: requests are numbers, memory is a count of bytes, time is told. What a
+token is, and how long a step takes, is the engine's business.
+
+Rules:
+
+* Every live sequence that has its prompt decodes one token in every step.
+* Prompts are read in pieces under the step's budget of tokens, beside decoding. The shortest rest
+  goes first, so that a short prompt does not wait behind a long one; a quarter of the budget is
+  kept for the one that waits longest, so that a long one gets on under any stream of short ones.
+* Requests are admitted in the order of arrival, a point of priority counting as ``LEAD`` earlier
+  arrivals: a higher priority goes first, and nothing waits for ever.
+* One that does not fit into memory now holds back those behind it, rather than be passed by for
+  ever; one that never can is refused at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mlxrun.errors import MemoryLimitError, ParameterError, QueueFullError
+
+# How many earlier arrivals a point of priority is worth.
+LEAD = 32
+# The share of a step's budget that the oldest prompt gets at least.
+OLDEST_SHARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a prompt to read in this step: ``count`` tokens from ``start`` on."""
+
+    key: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a step does.
+
+    Attributes:
+        admitted: requests that begin.
+        prefill: pieces of prompts.
+        decode: requests that get one more token.
+        expired: requests whose deadline has passed; they are gone.
+    """
+
+    admitted: tuple[int, ...] = ()
+    prefill: tuple[Piece, ...] = ()
+    decode: tuple[int, ...] = ()
+    expired: tuple[int, ...] = ()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not (self.prefill or self.decode)
+
+
+@dataclass(slots=True)
+class _Entry:
+    key: int
+    tokens: int  # of the prompt that are to be computed
+    cost: int  # bytes
+    deadline: float | None
+    arrival: int
+    done: int = 0
+
+    @property
+    def rest(self) -> int:
+        return self.tokens - self.done
+
+
+@dataclass
+class Scheduler:
+    """Decides; computes nothing.
+
+    Args:
+        rows: the most sequences that are live at once.
+        queue: the most requests that wait.
+        memory: bytes that all live sequences may take together; None for no limit.
+    """
+
+    rows: int
+    queue: int = 1024
+    memory: int | None = None
+    _waiting: list[tuple[int, int]] = field(default_factory=list)  # heap of (rank, key)
+    _entries: dict[int, _Entry] = field(default_factory=dict)
+    _prefilling: dict[int, _Entry] = field(default_factory=dict)
+    _decoding: dict[int, _Entry] = field(default_factory=dict)
+    _arrivals: int = 0
+    _used: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ParameterError("rows", self.rows, "at least 1")
+        if self.queue < 1:
+            raise ParameterError("queue", self.queue, "at least 1")
+
+    def submit(
+        self,
+        key: int,
+        tokens: int,
+        *,
+        cost: int = 0,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> None:
+        """Put a request into the queue.
+
+        Args:
+            key: its number; not that of another live request.
+            tokens: of its prompt that are to be computed, at least one.
+            cost: bytes that it may take at its longest.
+            priority: higher goes first.
+            deadline: the time at which it is dropped, live or not.
+
+        Raises:
+            QueueFullError: as many wait already as may.
+            MemoryLimitError: it could not run even alone.
+        """
+        if key in self._entries:
+            raise ParameterError("key", key, "one that no live request has")
+        if tokens < 1:
+            raise ParameterError("tokens", tokens, "at least 1")
+        if self.memory is not None and cost > self.memory:
+            raise MemoryLimitError(cost, self.memory)
+        if self.waiting >= self.queue:
+            raise QueueFullError(self.queue)
+        entry = _Entry(key, tokens, cost, deadline, self._arrivals)
+        self._arrivals += 1
+        self._entries[key] = entry
+        heapq.heappush(self._waiting, (entry.arrival - LEAD * priority, key))
+
+    def cancel(self, key: int) -> bool:
+        """Forget a request, wherever it is; whether it was there."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        if self._prefilling.pop(key, None) or self._decoding.pop(key, None):
+            self._used -= entry.cost
+        return True
+
+    ended = cancel
+
+    def read(self, key: int, count: int) -> None:
+        """Note that ``count`` more tokens of a prompt were computed."""
+        entry = self._prefilling[key]
+        entry.done += count
+        if not entry.rest:
+            self._decoding[key] = self._prefilling.pop(key)
+
+    def plan(self, budget: int, now: float = 0.0) -> Plan:
+        """What to do in the next step.
+
+        Args:
+            budget: tokens of prompts to read in it, beside one for each decoding sequence; at
+                least 1.
+            now: the time that deadlines are told in.
+        """
+        expired = [
+            entry.key
+            for entry in self._entries.values()
+            if entry.deadline is not None and entry.deadline <= now
+        ]
+        for key in expired:
+            self.cancel(key)
+        admitted = tuple(self._admit())
+        pieces = tuple(self._pieces(max(1, budget)))
+        return Plan(admitted, pieces, tuple(self._decoding), tuple(expired))
+
+    def _admit(self) -> Iterator[int]:
+        while self._waiting and self.live < self.rows:
+            key = self._waiting[0][1]
+            entry = self._entries.get(key)
+            if entry is None:  # cancelled while it waited
+                heapq.heappop(self._waiting)
+                continue
+            if self.memory is not None and self._used + entry.cost > self.memory:
+                return
+            heapq.heappop(self._waiting)
+            self._used += entry.cost
+            self._prefilling[key] = entry
+            yield key
+
+    def _pieces(self, budget: int) -> Iterator[Piece]:
+        """Shares of the budget: the oldest its part, then the shortest rests."""
+        if not self._prefilling:
+            return
+        oldest = min(self._prefilling.values(), key=lambda entry: entry.arrival)
+        shares = {oldest.key: min(oldest.rest, max(1, budget // OLDEST_SHARE))}
+        left = budget - shares[oldest.key]
+        for entry in sorted(self._prefilling.values(), key=lambda e: (e.rest, e.arrival)):
+            share = min(entry.rest - shares.get(entry.key, 0), left)
+            if share:
+                shares[entry.key] = shares.get(entry.key, 0) + share
+                left -= share
+        for key, count in shares.items():
+            yield Piece(key, self._prefilling[key].done, count)
+
+    @property
+    def live(self) -> int:
+        """Sequences that have been admitted and have not ended."""
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._entries) - self.live
+
+    @property
+    def used(self) -> int:
+        """Bytes set aside for live sequences."""
+        return self._used
