@@ -30,6 +30,8 @@ def attention(
     scale, sharpen = _sharpening(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
     product = _product(scale, config.softcap, sinks)
+    if config.alibi is not None:
+        product = _falling(scale, heads, config.alibi)
 
     def attend(x: mx.array, cache: Cache) -> mx.array:
         b, t, _ = x.shape
@@ -108,6 +110,24 @@ def _product(scale: float, softcap: float | None, sinks: mx.array | None) -> Pro
             q, k, v, scale=scale, mask=mask, sinks=sinks
         )
     return lambda q, k, v, mask: _capped_attention(q * scale, k, v, mask, softcap)
+
+
+def _falling(scale: float, heads: int, alibi: float) -> Product:
+    """As :func:`_product`, with scores that fall with distance, in each head by its own slope."""
+    whole = 1 << (heads.bit_length() - 1)  # the largest power of two among the heads
+    steps = [i + 1 for i in range(whole)] + [i + 0.5 for i in range(heads - whole)]
+    slopes = mx.array([2 ** (-alibi * step / whole) for step in steps])[:, None, None]
+
+    def product(q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
+        last = k.shape[2] - 1  # softmax does not care from where distances are counted
+        biases = slopes * mx.arange(-last, 1)  # (H, 1, S)
+        if mask is not None:
+            biases = mx.where(_booleans(mask, q.shape[2], last + 1), biases, -mx.inf)
+        return mx.fast.scaled_dot_product_attention(
+            q, k, v, scale=scale, mask=biases.astype(q.dtype)
+        )
+
+    return product
 
 
 def _capped_attention(

@@ -72,6 +72,8 @@ class Attention:
             rotation, or each head once ``turned``, or not at all (None).
         norms: names of the norms of queries and of keys.
         clip: bound queries, keys and values to this, or None.
+        alibi: lower scores by distance, each head by its own slope (Press et al., 2022,
+            arXiv:2108.12409); this is the exponent of the steepest one, 8 there, or None.
         softcap: bound scores to this by tanh, or None.
         temperature: scale of the queries by position, or None.
         sinks: each head may also attend to nothing, at a learnt score (gpt-oss).
@@ -88,6 +90,7 @@ class Attention:
     qk_norm: str | None = None
     norms: tuple[str, str] = ("q_norm", "k_norm")
     clip: float | None = None
+    alibi: float | None = None
     softcap: float | None = None
     temperature: Temperature | None = None
     sinks: bool = False
@@ -123,6 +126,7 @@ class LatentAttention:
     scale: float
     rope: Rope
     window: int | None = None
+    alibi: float | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -224,6 +228,8 @@ class ModelConfig:
         tied: the output head is the embedding.
         context_length: tokens the model was trained for.
         final_norm: name of the last norm.
+        positions: name of a learnt embedding of positions, or None.
+        embedding_norm: name of a norm on embeddings, or None.
         embedding_scale, logit_scale: what embeddings and logits are multiplied by.
         logit_softcap: bound logits to this by tanh, or None.
     """
@@ -236,6 +242,8 @@ class ModelConfig:
     tied: bool
     context_length: int
     final_norm: str = "norm"
+    positions: str | None = None
+    embedding_norm: str | None = None
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None

@@ -65,8 +65,7 @@ def hunyuan_moe(config: HFConfig) -> ModelConfig:
 
 def olmo(config: HFConfig) -> ModelConfig:
     """OLMo 1: norms without weights, projections bounded."""
-    clip = {"clip": optional_float(config, "clip_qkv")}
-    return decoder(config, norm=Norm("layer", 1e-5, bare=True), attention=clip)
+    return decoder(config, norm=Norm("layer", 1e-5, bare=True))
 
 
 def qwen3(config: HFConfig) -> ModelConfig:
@@ -204,6 +203,23 @@ def phi3(config: HFConfig) -> ModelConfig:
     )
 
 
+def gpt(config: HFConfig) -> ModelConfig:
+    """GPT-2 and its line: layer norms, biases, mostly a plain GELU; positions in any way."""
+    return decoder(
+        config,
+        norm=Norm("layer", float(config["layer_norm_epsilon"])),
+        attention={"scale": float(config.get("attention_multiplier", head_width(config) ** -0.5))},
+        feed_forward={} if config.get("gated") else {"names": ("up_proj", "down_proj")},
+        layer={
+            "parallel": bool(config.get("use_parallel_residual")),
+            "before_attention": config["attention_norm"],
+            "before_feed_forward": config["feed_forward_norm"],
+        },
+        positions="embed_positions" if config["position_embedding_type"] == "learned" else None,
+        embedding_norm="embed_norm" if config.get("embedding_norm") else None,
+    )
+
+
 def stablelm(config: HFConfig) -> ModelConfig:
     """StableLM 2: layer norms, a quarter of each head turns."""
     together = bool(config.get("use_parallel_residual", False))
@@ -336,6 +352,7 @@ def glm4_moe(config: HFConfig) -> ModelConfig:
 
 FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "arcee": arcee,
+    "baichuan": llama,
     "cohere": cohere,
     "cohere2": cohere2,
     "deepseek": glm4_moe,
@@ -349,6 +366,7 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "glm": glm,
     "glm4": glm4,
     "glm4_moe": glm4_moe,
+    "gpt": gpt,
     "gpt_oss": gpt_oss,
     "granite": granite,
     "granitemoe": granitemoe,
@@ -369,6 +387,7 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "qwen2_moe": qwen2_moe,
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
+    "refact": llama,
     "seed_oss": llama,
     "smollm3": smollm3,
     "stablelm": stablelm,

@@ -78,13 +78,14 @@ def decoder(
     if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
     head_dim = head_width(config)
-    rope = rope_of(config, head_dim)
+    turning = config.get("position_embedding_type", "rope") == "rope"
+    rope = rope_of(config, head_dim) if turning else None
+    clip, alibi = optional_float(config, "clip_qkv"), optional_float(config, "max_alibi_bias")
+    attend = Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope, clip=clip, alibi=alibi)
     inner = FeedForward(whole(config, "intermediate_size"), _activation(config))
     plan = replace(
         Layer(
-            replace(
-                Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope), **(attention or {})
-            ),
+            replace(attend, **(attention or {})),
             replace(inner, **(feed_forward or {})),
         ),
         **(layer or {}),

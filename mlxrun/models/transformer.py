@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlxrun.cache.base import Cache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.rotating import RotatingCache
+from mlxrun.errors import CacheError
 from mlxrun.models.attention import attention
 from mlxrun.models.base import Summary
 from mlxrun.models.config import Layer, ModelConfig
@@ -54,6 +55,20 @@ def _block(
     return parallel if layer.parallel else sequential
 
 
+def _placed(config: ModelConfig, params: Parameters) -> Callable[[mx.array, int], mx.array]:
+    """``(x (B, T, hidden), offset) -> x`` with what is learnt of each position added."""
+    if config.positions is None:
+        return lambda x, offset: x
+    count = config.context_length
+    table = params.weight(config.positions, count, config.hidden_size)
+
+    def place(x: mx.array, offset: int) -> mx.array:
+        ids = mx.minimum(mx.arange(offset, offset + x.shape[1]), count - 1)
+        return x + table.take(ids, x.dtype)
+
+    return place
+
+
 class Transformer:
     """A decoder: immutable weights and a forward pass; what it remembers lives in caches.
 
@@ -70,7 +85,13 @@ class Transformer:
         self.dtype = params.dtype
         model, hidden = params.under("model"), config.hidden_size
         self._embedding = model.weight("embed_tokens", config.vocab_size, hidden)
-        self._enter = compose(scaled(config.embedding_scale))
+        self._place = _placed(config, model)
+        self._enter = compose(
+            scaled(config.embedding_scale),
+            norm(config.norm, model, config.embedding_norm, hidden)
+            if config.embedding_norm
+            else None,
+        )
         self._layers = [
             _block(layer, config, model.under(f"layers.{i}"))
             for i, layer in enumerate(config.layers)
@@ -98,7 +119,8 @@ class Transformer:
         Returns:
             (B, T, V), or (B, 1, V) with ``last_only``, in the run's dtype.
         """
-        x = self._enter(self._embedding.take(tokens, self.dtype))  # (B, T, hidden)
+        x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)
+        x = self._enter(self._place(x, cache[0].offset))
         for layer, memory in zip(self._layers, cache, strict=True):
             x = layer(x, memory)
         return self._head(x[:, -1:] if last_only else x)
@@ -125,6 +147,8 @@ class Transformer:
                 that would remember all; layers with a window of their own keep the smaller one.
             keep: first tokens never forgotten under ``window``.
         """
+        if window is not None and any(layer.attention.alibi for layer in self.config.layers):
+            raise CacheError("a model with ALiBi cannot forget: its scores go by every distance")
         return [_cache(layer.attention.window, window, keep) for layer in self.config.layers]
 
 

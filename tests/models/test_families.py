@@ -32,6 +32,12 @@ NEEDED: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3_text": {"query_pre_attn_scalar": 16, "head_dim": 16},
     "glm4_moe": _ROUTED,
+    "gpt": {
+        "layer_norm_epsilon": 1e-5,
+        "attention_norm": "input_layernorm",
+        "feed_forward_norm": "input_layernorm",
+        "position_embedding_type": "rope",
+    },
     "gpt_oss": _EXPERTS,
     "granite": _GRANITE,
     "granitemoe": _GRANITE | _EXPERTS,

@@ -6,6 +6,7 @@ from converters.gguf.architectures.borrowed import BORROWED
 from converters.gguf.architectures.dense import DENSE
 from converters.gguf.architectures.experts import EXPERTS
 from converters.gguf.architectures.gemma import GEMMA
+from converters.gguf.architectures.gpt import GPT
 from converters.gguf.architectures.recurrent import RECURRENT
 from converters.gguf.architectures.row import ENDS, Architecture
 
@@ -13,6 +14,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **DENSE,
     **BORROWED,
     **GEMMA,
+    **GPT,
     **EXPERTS,
     **RECURRENT,
 }

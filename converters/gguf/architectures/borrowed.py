@@ -25,17 +25,6 @@ from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
 
 
-def _baichuan(gguf: GGUFFile, config: Config) -> Config:
-    """The larger model knows positions by a bias on scores; nothing but its depth says so."""
-    if config["num_hidden_layers"] != 32:
-        raise gguf.error(
-            f"{gguf.architecture}.block_count",
-            expected="the 32 layers of Baichuan 7B: larger ones have ALiBi, which is not supported",
-            found=str(config["num_hidden_layers"]),
-        )
-    return {}
-
-
 def _minicpm(gguf: GGUFFile, config: Config) -> Config:
     """Granite's multipliers; files of before there were keys for them are of the first models."""
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
@@ -48,7 +37,6 @@ def _minicpm(gguf: GGUFFile, config: Config) -> Config:
 
 
 BORROWED: dict[str, Architecture] = {
-    "baichuan": Architecture("llama", "LlamaForCausalLM", keys=_baichuan, order=PERMUTED),
     "codeshell": Architecture(
         "starcoder2",
         "Starcoder2ForCausalLM",

@@ -103,6 +103,19 @@ def _mistral3(gguf: GGUFFile, config: Config) -> Config:
     return {"rope_parameters": scaling}
 
 
+def _baichuan(gguf: GGUFFile, config: Config) -> Config:
+    """The larger model knows positions by ALiBi; nothing but its depth says so."""
+    if config["num_hidden_layers"] == 32:
+        return {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    if config["num_hidden_layers"] != 40:
+        raise gguf.error(
+            f"{gguf.architecture}.block_count",
+            expected="the 32 layers of the 7B model or the 40 of the 13B one",
+            found=str(config["num_hidden_layers"]),
+        )
+    return {"position_embedding_type": "alibi", "max_alibi_bias": 8.0}
+
+
 def _olmo(gguf: GGUFFile, config: Config) -> Config:
     return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
 
@@ -116,6 +129,7 @@ DENSE: dict[str, Architecture] = {
         order=PERMUTED,
         zero_biases=(BIASED_ATTENTION,),
     ),
+    "baichuan": Architecture("baichuan", "BaichuanForCausalLM", keys=_baichuan, order=PERMUTED),
     "chatglm": Architecture(
         "glm",
         "GlmForCausalLM",
@@ -241,6 +255,12 @@ DENSE: dict[str, Architecture] = {
         "qwen2", "Qwen2ForCausalLM", zero_biases=(BIASED_QKV,), always_biased=True
     ),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS),
+    "refact": Architecture(
+        "refact",
+        "GPTRefactForCausalLM",
+        keys=lambda gguf, config: {"position_embedding_type": "alibi", "max_alibi_bias": 8.0},
+        zero_biases=LLAMA_BIASES,
+    ),
     "seed_oss": Architecture(
         "seed_oss",
         "SeedOssForCausalLM",

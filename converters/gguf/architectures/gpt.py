@@ -1,0 +1,113 @@
+"""GPT-2 and its line: queries, keys and values in one, layer norms, biases, a plain GELU.
+
+They differ in how they know positions and in which norm comes before what. Models with ALiBi (Press
+et al., 2022, arXiv:2108.12409) do not run in stock mlx-lm, which has no such thing.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from converters.gguf.architectures.keys import fused_qkv
+from converters.gguf.architectures.row import (
+    ATTENTION,
+    FFN_NORM,
+    GATED,
+    UNGATED,
+    Architecture,
+    Config,
+)
+from converters.gguf.numbers import float_of
+from converters.gguf.reader import GGUFFile
+
+_EIGHT = 8.0  # the steepest slope of those whose files do not state it
+
+
+def _gpt(gguf: GGUFFile, config: Config, positions: str, parallel: bool = False) -> Config:
+    return {
+        "hidden_act": "gelu_new",
+        "position_embedding_type": positions,
+        "use_parallel_residual": parallel,
+        "attention_norm": "input_layernorm",
+        "feed_forward_norm": "post_attention_layernorm",
+    }
+
+
+def _gptneox(gguf: GGUFFile, config: Config) -> Config:
+    return _gpt(gguf, config, "rope", bool(gguf.key("use_parallel_residual")))
+
+
+def _falcon(gguf: GGUFFile, config: Config) -> Config:
+    """The larger models have a norm of its own for attention; the other is the feed-forward's."""
+    two = "blk.0.attn_norm_2.weight" in gguf
+    return {
+        **_gpt(gguf, config, "rope", parallel=True),
+        "attention_norm": "ln_attn" if two else "input_layernorm",
+        "feed_forward_norm": "input_layernorm",
+    }
+
+
+def _bloom(gguf: GGUFFile, config: Config) -> Config:
+    keys = _gpt(gguf, config, "alibi")
+    return {**keys, "max_alibi_bias": _EIGHT, "embedding_norm": True}
+
+
+def _mpt(gguf: GGUFFile, config: Config) -> Config:
+    slope = float_of(gguf, "attention.max_alibi_bias", 0.0)
+    learned = "position_embd.weight" in gguf
+    if learned == bool(slope):
+        key = f"{gguf.architecture}.attention.max_alibi_bias"
+        raise gguf.error(key, expected="either ALiBi or learnt positions", found=str(slope))
+    return {
+        **_gpt(gguf, config, "learned" if learned else "alibi"),
+        "max_alibi_bias": slope,
+        "clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0),
+    }
+
+
+def _jais(gguf: GGUFFile, config: Config) -> Config:
+    slope = float_of(gguf, "attention.max_alibi_bias", 0.0)
+    return {
+        **_gpt(gguf, config, "alibi" if slope else "none"),
+        "hidden_act": "silu",
+        "gated": True,
+        "attention_multiplier": 1 / config["head_dim"],
+        "max_alibi_bias": slope,
+    }
+
+
+_LAYER = {**ATTENTION, **FFN_NORM, **UNGATED}
+_row = partial(
+    Architecture,
+    "gpt",
+    "GPTForCausalLM",
+    epsilon="layer_norm_epsilon",
+    parts={"attn_qkv": fused_qkv},
+    norm_biases=True,
+)
+
+GPT: dict[str, Architecture] = {
+    "bloom": _row(layer=_LAYER, ends={"token_embd_norm": "model.embed_norm"}, keys=_bloom),
+    "falcon": _row(
+        layer={**ATTENTION, "attn_norm_2": "ln_attn", **UNGATED},
+        keys=_falcon,
+        optional=frozenset({"attn_norm_2"}),
+    ),
+    "gpt2": _row(
+        layer=_LAYER,
+        ends={"position_embd": "model.embed_positions"},
+        keys=partial(_gpt, positions="learned"),
+    ),
+    "gptneox": _row(layer=_LAYER, keys=_gptneox, partial_rotary=True),
+    "jais": _row(layer={**ATTENTION, **FFN_NORM, **GATED}, keys=_jais),
+    "mpt": _row(
+        layer=_LAYER,
+        ends={"position_embd": "model.embed_positions"},
+        keys=_mpt,
+    ),
+    "starcoder": _row(
+        layer=_LAYER,
+        ends={"position_embd": "model.embed_positions"},
+        keys=partial(_gpt, positions="learned"),
+    ),
+}
