@@ -52,7 +52,7 @@ def build(
         from mlxrun.loading.fallback.model import build_foreign
 
         made, unused = build_foreign(foreign, config, params)
-        adapters.check_applied(())
+        adapters.check_applied({*params.arrays} - {*unused}, modules=False)
         return Loaded(made, config, report, unused)
     model = Transformer(model_config(config), params)
     adapters.check_applied(params.used)

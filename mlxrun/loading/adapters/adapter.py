@@ -13,6 +13,8 @@ from converters.errors import shortened
 from mlxrun.errors import AdapterError
 from mlxrun.weights.low_rank import OTHER_MODEL, Update
 
+# What models call the matrix that turns tokens into rows: adapters store it for looking up rows.
+EMBEDDINGS = ("embed_tokens", "embeddings", "embedding", "wte")
 DAMAGED = "The adapter is damaged: download or train it again"
 
 
@@ -122,6 +124,7 @@ def read_tensors(file: Path) -> dict[str, mx.array]:
 
 __all__ = [
     "DAMAGED",
+    "EMBEDDINGS",
     "OTHER_MODEL",
     "Adapter",
     "check_numbers",

@@ -78,17 +78,19 @@ class Adapters:
                     hint=OTHER_MODEL,
                 )
 
-    def check_applied(self, used: Iterable[str]) -> None:
+    def check_applied(self, used: Iterable[str], *, modules: bool = True) -> None:
         """Refuse changes of what the model did not ask for.
 
         Args:
             used: full names of the parameters that the model asked for.
+            modules: whether updates may still be of modules that the model does not have.
 
         Raises:
             AdapterError: there are such; the first is named.
         """
         used = set(used)
-        lost = [u[0].origin for m, u in self.updates.items() if f"{m}.weight" not in used]
+        updates = self.updates.items() if modules else ()
+        lost = [u[0].origin for m, u in updates if f"{m}.weight" not in used]
         lost += sorted(set(self.replaced) - used)
         if lost:
             more = f" ({len(lost)} of its tensors)" if len(lost) > 1 else ""

@@ -17,6 +17,7 @@ from converters.errors import shortened
 from mlxrun.errors import AdapterError
 from mlxrun.loading.adapters.adapter import (
     DAMAGED,
+    EMBEDDINGS,
     Adapter,
     check_numbers,
     low_rank_update,
@@ -80,7 +81,7 @@ def _update(
     a, b, lengths = (parts.get(part) for part in _PARTS)
     if stretched and lengths is None:
         raise AdapterError(f"{origin}: the lengths of its rows (m) are missing", hint=DAMAGED)
-    if module.endswith("embed_tokens"):
+    if module.endswith(EMBEDDINGS):
         a, b = b, a
     elif a is not None and b is not None and a.ndim == b.ndim == 2:
         a, b = a.T, b.T

@@ -18,6 +18,7 @@ from converters.errors import shortened
 from mlxrun.errors import AdapterError
 from mlxrun.loading.adapters.adapter import (
     DAMAGED,
+    EMBEDDINGS,
     Adapter,
     check_numbers,
     low_rank_update,
@@ -91,7 +92,7 @@ def _update(
     a, b, lengths = parts.get("A"), parts.get("B"), parts.get("magnitude_vector")
     if config.get("use_dora") and lengths is None:
         raise AdapterError(f"{origin}: the lengths of its rows are missing", hint=DAMAGED)
-    if module.endswith("embed_tokens"):  # stored for looking up rows; turned when it was read
+    if module.endswith(EMBEDDINGS):  # stored for looking up rows; turned when it was read
         a, b = b, a
     rank = _setting(origin, config, "r", "rank_pattern", module)
     alpha = _setting(origin, config, "lora_alpha", "alpha_pattern", module)

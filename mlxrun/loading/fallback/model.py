@@ -139,6 +139,7 @@ def build_foreign(
 
     Raises:
         CheckpointError: config and weights do not make a model of that class.
+        AdapterError: an adapter does not fit that model.
     """
     made, unused = _filled(classes, config, params, precise=True)
     if made.promotes:
@@ -154,6 +155,10 @@ def _filled(
 ) -> tuple[ForeignModel, list[str]]:
     module = empty_module(classes, config)
     unused = fill(module, params, precise=precise)
+    if params.updates:
+        from mlxrun.loading.fallback.adapters import adapt
+
+        adapt(module, params.updates, params.dtype)
     plain = any(isinstance(part, SwitchLinear) for part in module.modules())
     if plain and on_cpu() and params.dtype != mx.float32:
         name = str(params.dtype).removeprefix("mlx.core.")
