@@ -93,18 +93,19 @@ def _frequency_factors(gguf: GGUFFile, config: Config, kind: str, factor: float)
         )
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise tensor.error(expected="positive factors", found="others among them")
-    llama3 = {
-        "rope_type": "llama3",
-        "type": "llama3",
-        "factor": tidy(float(factors.max())),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
     linear = factor if kind == "linear" else 1.0
-    known = llama3_factors(dims, config["rope_theta"], llama3)
-    if linear == 1.0 and np.allclose(known, factors, rtol=1e-6):
-        return llama3
+    for high in (4.0, 1.0):  # Llama 3.1 and Llama 4
+        llama3 = {
+            "rope_type": "llama3",
+            "type": "llama3",
+            "factor": tidy(float(factors.max())),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": high,
+            "original_max_position_embeddings": 8192,
+        }
+        known = llama3_factors(dims, config["rope_theta"], llama3)
+        if linear == 1.0 and np.allclose(known, factors, rtol=1e-6):
+            return llama3
     exact = [float(value) * linear for value in factors]
     context = config["max_position_embeddings"]
     return {

@@ -9,6 +9,8 @@ from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
     BIASED_QKV,
+    FFN_NORM,
+    GATED,
     HUNYUAN_NORMS,
     PERMUTED,
     QK_NORMS,
@@ -76,6 +78,31 @@ _QWEN3_MOE = Architecture(
 )
 
 
+def _llama4(gguf: GGUFFile, config: Config) -> Config:
+    """Everything in the section on text, as the model also sees."""
+    only(gguf, "expert_used_count", 1)
+    only(gguf, "attention.sliding_window_pattern", 4)
+    unscaled(gguf, config, "linear", "llama3", "yarn")
+    if not gguf.key("attention.sliding_window", 8192):
+        key = f"{gguf.architecture}.attention.sliding_window"
+        raise gguf.error(key, expected="chunks in three of four layers")
+    text = {
+        **config,
+        "model_type": "llama4_text",
+        "intermediate_size": config["moe_intermediate_size"],
+        "intermediate_size_mlp": config["intermediate_size"],
+        "interleave_moe_layer_step": scalar(gguf, "interleave_moe_layer_step"),
+        "use_qk_norm": config["num_experts"] != 128,  # nothing else tells the larger model
+        "rope_scaling": config.get("rope_scaling"),
+        # llama.cpp asks no file for these.
+        "attention_chunk_size": 8192,
+        "attn_temperature_tuning": 4,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    }
+    return {"text_config": text}
+
+
 def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
     return {
         "moe_topk": config["num_experts_per_tok"],
@@ -84,6 +111,13 @@ def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
         "use_qk_norm": True,
     }
 
+
+_LLAMA_4 = {
+    **renamed(GATED, "mlp.", "feed_forward."),
+    **renamed(SPARSE, "mlp.switch_mlp", "feed_forward.experts"),
+    **renamed(SHARED_EXPERTS, "mlp.shared_experts", "feed_forward.shared_expert"),
+    "ffn_gate_inp": "feed_forward.router",
+}
 
 EXPERTS: dict[str, Architecture] = {
     **FINE_GRAINED,
@@ -126,6 +160,19 @@ EXPERTS: dict[str, Architecture] = {
             "ffn_gate_inp": "mlp.gate.wg",
         },
         keys=_hunyuan_moe,
+    ),
+    "llama4": Architecture(
+        "llama4",
+        "Llama4ForConditionalGeneration",
+        ATTENTION | FFN_NORM | _LLAMA_4,
+        ends={
+            "token_embd": "language_model.model.embed_tokens",
+            "output_norm": "language_model.model.norm",
+            "output": "language_model.lm_head",
+        },
+        prefix="language_model.model.layers",
+        keys=_llama4,
+        optional=frozenset(_LLAMA_4),
     ),
     "minimax-m2": Architecture(
         "minimax",
