@@ -65,7 +65,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"],
     },
     "deepseek_v2": SIZES | _LATENT | {"model_type": "deepseek_v2", "num_key_value_heads": 4,
-        "topk_method": "greedy", "norm_topk_prob": False, "scoring_func": "softmax", "rope_scaling": _YARN,},
+        "topk_method": "greedy", "norm_topk_prob": False, "scoring_func": "softmax",
+        "rope_scaling": _YARN},
     "deepseek_v3": SIZES | _LATENT | {"model_type": "deepseek_v3", "num_key_value_heads": 4,
         "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "gemma3": {
@@ -174,20 +175,6 @@ def both(*steps: Undo) -> Undo:
         return arrays
 
     return undo
-
-
-def blocks(arrays: Arrays) -> Arrays:
-    """Packed MXFP4 experts as gpt-oss ships them: bytes by group, and scales."""
-    found = {}
-    for name, array in arrays.items():
-        if name.endswith(".weight") and array.dtype == mx.uint32:
-            raw = array.view(mx.uint8)
-            found[name.removesuffix(".weight") + "_blocks"] = raw.reshape(*raw.shape[:-1], -1, 16)
-        elif name.endswith(".scales"):
-            found[name.removesuffix(".scales") + "_scales"] = array
-        else:
-            found[name] = array
-    return found
 
 
 VISION = ("vision_tower.layers.0.weight", "multi_modal_projector.linear.weight")
