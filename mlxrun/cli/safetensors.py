@@ -1,22 +1,18 @@
 """The tensors of a model directory, from the headers of its safetensors files.
 
-Format: https://github.com/huggingface/safetensors. Reads headers only, and not more of one than its
-file holds; knows how MLX stores a quantised matrix as codes, scales and biases.
+Reads headers only; knows how MLX stores a quantised matrix as codes, scales and biases.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from converters.directory.header import StoredArray, read_header
 from converters.errors import CheckpointError
-
-# The format's own limit on a header.
-_LONGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -49,27 +45,29 @@ def stored_tensors(files: Sequence[Path], config: Mapping[str, Any]) -> list[Sto
     Raises:
         CheckpointError: a header is damaged.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, StoredArray] = {}
     for file in files:
-        entries |= _header(file)
+        entries |= read_header(file)
     try:
         return [_tensor(name, entries, config) for name in entries if not _is_part(name, entries)]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"a safetensors header or config.json is damaged: {error}") from error
 
 
-def _is_part(name: str, entries: Mapping[str, Any]) -> bool:
+def _is_part(name: str, entries: Mapping[str, StoredArray]) -> bool:
     module, _, kind = name.rpartition(".")
     quantised = f"{module}.scales" in entries and f"{module}.weight" in entries
     return quantised and kind in ("scales", "biases")
 
 
-def _tensor(name: str, entries: Mapping[str, Any], config: Mapping[str, Any]) -> StoredTensor:
+def _tensor(
+    name: str, entries: Mapping[str, StoredArray], config: Mapping[str, Any]
+) -> StoredTensor:
     entry = entries[name]
-    shape = tuple(int(n) for n in entry["shape"])
+    shape = entry.shape
     module, _, kind = name.rpartition(".")
     if kind != "weight" or f"{module}.scales" not in entries:
-        return StoredTensor(name, str(entry["dtype"]), shape, _nbytes(entry))
+        return StoredTensor(name, entry.dtype, shape, entry.nbytes)
     section = config.get("quantization") or config.get("quantization_config") or {}
     own = section.get(module)
     how = {**section, **own} if isinstance(own, dict) else section
@@ -79,25 +77,5 @@ def _tensor(name: str, entries: Mapping[str, Any], config: Mapping[str, Any]) ->
         name,
         f"affine{bits} g{group}" if mode == "affine" else str(mode),
         (*shape[:-1], shape[-1] * 32 // bits),
-        sum(_nbytes(entries[part]) for part in parts if part in entries),
+        sum(entries[part].nbytes for part in parts if part in entries),
     )
-
-
-def _nbytes(entry: Mapping[str, Any]) -> int:
-    begin, end = entry["data_offsets"]
-    return int(end) - int(begin)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(_LONGEST_HEADER, path.stat().st_size):
-                raise CheckpointError(f"{path.name}: its header claims {length} bytes")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path.name}: its header is not a JSON object")
-    header.pop("__metadata__", None)
-    return header
