@@ -58,7 +58,15 @@ def convert(
                 f"{path.name} is a directory, and policies are for GGUF files",
                 hint="Say bits, group size and mode instead",
             )
-        return convert_directory(path, dst, choice, prepare, overwrite=overwrite, progress=progress)
+        return convert_directory(
+            path,
+            dst,
+            choice,
+            prepare,
+            merge=merging(adapter),
+            overwrite=overwrite,
+            progress=progress,
+        )
     if choice != Recipe():
         raise ConversionError(
             f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",

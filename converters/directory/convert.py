@@ -27,6 +27,7 @@ from converters.directory.recipe import EIGHT_BITS, Form, Recipe
 from converters.directory.weights import Weights, dtype_name, read_weights
 from converters.errors import ConversionError
 from converters.layout import Layout, dense
+from converters.merge import Merge, Patch, PrepareMerge
 from converters.report import ConversionReport, TensorRecord
 from converters.sink import (
     Converted,
@@ -74,6 +75,7 @@ def convert_directory(
     recipe: Recipe,
     prepare: Prepare,
     *,
+    merge: PrepareMerge | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
@@ -84,10 +86,12 @@ def convert_directory(
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
         recipe: what becomes of the matrices.
         prepare: gives the weights the names of the model, and says what the model can hold.
+        merge: gives what is merged into the weights of a model with a ``config.json``.
         overwrite: replace an existing model directory once the new one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
 
     Raises:
+        AdapterError: what is to be merged does not fit the model.
         CheckpointError: the source is damaged or incomplete, or the target cannot be written.
         ConversionError: the recipe does not fit the model, or weights do not fit their form.
         TargetExistsError, OutOfSpaceError: there is no place for the target.
@@ -97,6 +101,9 @@ def convert_directory(
     plan = prepare(config, read_weights(files, config))
     dtype = recipe.dtype or half_dtype(plan)
     choices = list(_choose(plan, recipe, dtype))
+    merged = merge(plan.config) if merge else None
+    if merged:
+        merged.check({choice.name: _shape(choice.name, plan.weights) for choice in choices})
     target = target_path(dst, src.resolve())
     report = ConversionReport({}, str(recipe))
     report.skipped = files.left_out + plan.weights.skipped
@@ -106,7 +113,7 @@ def convert_directory(
     ):
         check_space(_size(choices, plan.weights), target)
         digests = hasher.submit(hashes, files.paths)
-        layouts = write_tensors(writer, _stream(plan.weights, choices, progress), report)
+        layouts = write_tensors(writer, _stream(plan.weights, choices, merged, progress), report)
         for name, data in companions(src):
             writer.write_file(name, data)
         report.source = _source(src, config, digests.result())
@@ -189,24 +196,28 @@ def _fitting(
 def _size(choices: list[Choice], weights: Weights) -> float:
     """Bytes of the converted weights."""
     return sum(
-        choice.layout.bits_per_weight * _elements(choice.name, weights) / 8 for choice in choices
+        choice.layout.bits_per_weight * math.prod(_shape(choice.name, weights)) / 8
+        for choice in choices
     )
 
 
-def _elements(name: str, weights: Weights) -> int:
-    array, stored = weights.arrays[name], weights.layouts.get(name.removesuffix(".weight"))
-    return math.prod(array.shape[:-1]) * columns(array, stored) if array.ndim else 1
+def _shape(name: str, weights: Weights) -> tuple[int, ...]:
+    """Of a parameter's weights, packed or not."""
+    array = weights.arrays[name]
+    stored = weights.layouts.get(name.removesuffix(".weight")) if name.endswith("weight") else None
+    return (*array.shape[:-1], columns(array, stored)) if array.ndim else ()
 
 
 def _stream(
-    weights: Weights, choices: list[Choice], progress: Progress | None
+    weights: Weights, choices: list[Choice], merge: Merge | None, progress: Progress | None
 ) -> Iterator[Converted]:
     """Convert parameter after parameter, dropping each when it is done."""
     total = sum(array.nbytes for array in weights.arrays.values())
     done = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for choice in choices:
-            record, recoded, nbytes = _convert_one(weights, choice, pool)
+            patch = merge.patch(choice.name) if merge else None
+            record, recoded, nbytes = _convert_one(weights, choice, pool, patch)
             mx.clear_cache()
             yield Converted(choice.name, recoded.layout, recoded.arrays, record)
             done += nbytes
@@ -215,24 +226,24 @@ def _stream(
 
 
 def _convert_one(
-    weights: Weights, choice: Choice, pool: ThreadPoolExecutor
+    weights: Weights, choice: Choice, pool: ThreadPoolExecutor, patch: Patch | None
 ) -> tuple[TensorRecord, Recoded, int]:
     name, layout = choice.name, choice.layout
     module = name.removesuffix(".weight")
-    origin, elements = weights.origin(name), _elements(name, weights)
+    origin, elements = weights.origin(name), math.prod(_shape(name, weights))
     stored = weights.layouts.get(module) if name.endswith(".weight") else None
     parts = [weights.arrays.pop(name)]
     if stored is not None:
         kinds = ("scales", "biases") if stored.mode == "affine" else ("scales",)
         parts += [weights.arrays.pop(f"{module}.{kind}") for kind in kinds]
     nbytes = sum(part.nbytes for part in parts)
-    same = stored is not None and stored.module_config == layout.module_config
+    same = stored is not None and stored.module_config == layout.module_config and not patch
     if stored is not None and same:
         recoded = keep_packed(parts, stored, layout)
     elif stored is not None:
-        recoded = recode(dequantised(parts, stored), layout, pool)
+        recoded = recode(dequantised(parts, stored), layout, pool, patch)
     else:
-        recoded = recode(parts[0], layout, pool)
+        recoded = recode(parts[0], layout, pool, patch)
     _check(name, recoded)
     kept = same or not layout.quantized
     exact = "exact" if recoded.error.equal else "rounded" if kept else "requantised"
@@ -241,7 +252,7 @@ def _convert_one(
         target=name,
         type=str(origin.type),
         form=str(recoded.layout),
-        fidelity=exact,
+        fidelity="merged" if patch else exact,
         rmse=recoded.error.rmse,
         max_error=recoded.error.maximum,
         bits_before=origin.bits,

@@ -17,6 +17,7 @@ from converters.directory.weights import dtype_name
 from converters.encode import CHUNK_WEIGHTS, join
 from converters.forms import Arrays, Error, Floats, Packed, from_float, keep_floats, requantise
 from converters.layout import Layout
+from converters.merge import Patch
 
 _FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
@@ -37,11 +38,14 @@ def to_numpy(array: mx.array) -> npt.NDArray[np.generic]:
     return np.array(array, copy=False)
 
 
-def recode(array: mx.array, layout: Layout, pool: ThreadPoolExecutor) -> Recoded:
+def recode(
+    array: mx.array, layout: Layout, pool: ThreadPoolExecutor, patch: Patch | None = None
+) -> Recoded:
     """Floats of any shape in another form; quantised along the last axis.
 
     Args:
         array: floating point; a layout that is quantised needs columns that fill its groups.
+        patch: what its rows go through first; the error is against the result.
     """
     shape = array.shape
     columns = shape[-1] if shape else 1
@@ -52,7 +56,8 @@ def recode(array: mx.array, layout: Layout, pool: ThreadPoolExecutor) -> Recoded
 
     def work(part: slice) -> Packed:
         with np.errstate(invalid="ignore", over="ignore"):  # told from the error that it leaves
-            return _pack(np.ascontiguousarray(from_float(stored[part], dtype)), layout)
+            values = np.ascontiguousarray(from_float(stored[part], dtype))
+            return _pack(patch(values, np.arange(rows)[part]) if patch else values, layout)
 
     # MLX's own packing runs where its arrays live.
     results = map(work, parts) if layout.mode in _BY_MLX else pool.map(work, parts)

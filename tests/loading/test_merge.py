@@ -125,3 +125,26 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     (tmp_path / "b" / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "full"}))
     with pytest.raises(AdapterError, match=r"model.norm.weight has the shape .63,."):
         mlxrun.convert(base, tmp_path / "out", adapter=tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_adapters_are_merged_into_directories(tmp_path: Path, kind: str) -> None:
+    base = tmp_path / "base"
+    mlxrun.convert(Tiny(layers=1).write(tmp_path / "x.gguf"), base, policy="exact")
+    keys = [*MODULES, "model.embed_tokens"]
+    one = write_mlx_lm(base, tmp_path / "one", keys, kind=kind, layers=1)
+    wanted = logits(base, [(one, 0.5)])
+    report = mlxrun.convert(base, tmp_path / "out", dtype="float32", adapter=[(one, 0.5)])
+    assert report.fidelity()["merged"] == len(keys)
+    assert nmse(logits(tmp_path / "out"), wanted) < SAME
+    # Packed weights stay packed, at the cost that the report states.
+    mlxrun.convert(base, tmp_path / "packed", bits=8, group_size=32, dtype="float32")
+    report = mlxrun.convert(tmp_path / "packed", tmp_path / "merged", adapter=one)
+    assert len(_merged(report)) == len(keys)
+    assert {r.form for r in report.tensors if r.fidelity == "merged"} == {"affine8 g32 float32"}
+    assert all(0 < (r.rmse or 0) < 0.01 for r in report.tensors if r.fidelity == "merged")
+    assert nmse(logits(tmp_path / "merged"), logits(tmp_path / "packed", one)) < 1e-3
+    with pytest.raises(AdapterError, match="no such module"):
+        other = write_adapter(tmp_path / "a.gguf", "llama", {"blk.9.attn_q.weight": (64, 64)})
+        mlxrun.convert(base, tmp_path / "none", adapter=other)
+    assert not (tmp_path / "none").exists()
