@@ -214,6 +214,7 @@ def gpt(config: HFConfig) -> ModelConfig:
             "parallel": bool(config.get("use_parallel_residual")),
             "before_attention": config["attention_norm"],
             "before_feed_forward": config["feed_forward_norm"],
+            **({"feed_forward": mixture(config)} if config.get("num_experts") else {}),
         },
         positions="embed_positions" if config["position_embedding_type"] == "learned" else None,
         embedding_norm="embed_norm" if config.get("embedding_norm") else None,

@@ -13,6 +13,7 @@ from converters.gguf.architectures.row import (
     ATTENTION,
     FFN_NORM,
     GATED,
+    SPARSE,
     UNGATED,
     Architecture,
     Config,
@@ -52,6 +53,11 @@ def _bloom(gguf: GGUFFile, config: Config) -> Config:
     return {**keys, "max_alibi_bias": _EIGHT, "embedding_norm": True}
 
 
+def _dbrx(gguf: GGUFFile, config: Config) -> Config:
+    clip = float_of(gguf, "attention.clamp_kqv", 0.0)
+    return {**_gpt(gguf, config, "rope"), "hidden_act": "silu", "clip_qkv": clip}
+
+
 def _mpt(gguf: GGUFFile, config: Config) -> Config:
     slope = float_of(gguf, "attention.max_alibi_bias", 0.0)
     learned = "position_embd.weight" in gguf
@@ -88,6 +94,9 @@ _row = partial(
 
 GPT: dict[str, Architecture] = {
     "bloom": _row(layer=_LAYER, ends={"token_embd_norm": "model.embed_norm"}, keys=_bloom),
+    "dbrx": _row(
+        layer={**ATTENTION, "attn_output_norm": "post_attention_layernorm", **SPARSE}, keys=_dbrx
+    ),
     "falcon": _row(
         layer={**ATTENTION, "attn_norm_2": "ln_attn", **UNGATED},
         keys=_falcon,
