@@ -1,6 +1,6 @@
 """Random adapters in llama.cpp's format, and llama.cpp's logits with them.
 
-usage: MLXRUN_LLAMA_PYTHON=python-with-llama-cpp python tests/loading/gguf_adapters.py
+usage: MLXRUN_LLAMA_PYTHON=python-with-llama-cpp python tests/gguf_adapters.py
 
 makes ``tests/oracle/adapters.npz`` anew. Shares no code with what is tested.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-TESTS = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
 sys.path.append(str(TESTS))
 
 from conformance.skeleton import Skeleton  # noqa: E402
