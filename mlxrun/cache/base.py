@@ -23,7 +23,15 @@ from typing import Self
 import mlx.core as mx
 
 Mask = mx.array | str | None
+Position = int | mx.array
 Product = Callable[[mx.array, mx.array, mx.array, Mask], mx.array]
+
+
+def following(position: Position, tokens: int) -> mx.array:
+    """The positions of T tokens from one on, (T,), or from each row's, (B, T)."""
+    if isinstance(position, int):
+        return mx.arange(position, position + tokens)
+    return position[:, None] + mx.arange(tokens)
 
 
 class Memory(ABC):
@@ -62,7 +70,7 @@ class Cache(Memory):
     """Keys and values of one layer."""
 
     @property
-    def position(self) -> int | mx.array:
+    def position(self) -> Position:
         """The position of the next token, or of each row's, (B,)."""
         return self.offset
 

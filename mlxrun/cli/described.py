@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.directory.names import text_config
-from mlxrun.models.base import Model
+from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 from mlxrun.models.families import model_config
 

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
-from mlxrun.models.base import Model
+from mlxrun.model import Model
 
 # Tokens per forward pass of the prefill: enough for matrix products to be efficient, few enough to
 # bound the memory of a pass and to let a caller show progress.

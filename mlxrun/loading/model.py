@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from converters.report import ConversionReport
 from mlxrun.loading.adapters import Adapters
-from mlxrun.models.base import Model
+from mlxrun.model import Model
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.weights.parameters import Parameters

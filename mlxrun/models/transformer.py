@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache
+from mlxrun.cache.base import Cache, Position, following
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.errors import CacheError
+from mlxrun.model import Summary
 from mlxrun.models.attention import attention
-from mlxrun.models.base import Summary
 from mlxrun.models.config import Layer, ModelConfig
 from mlxrun.models.feed_forward import feed_forward
 from mlxrun.models.functions import Function, compose, norm, scaled, softcapped
@@ -55,15 +55,15 @@ def _block(
     return parallel if layer.parallel else sequential
 
 
-def _placed(config: ModelConfig, params: Parameters) -> Callable[[mx.array, int], mx.array]:
-    """``(x (B, T, hidden), offset) -> x`` with what is learnt of each position added."""
+def _placed(config: ModelConfig, params: Parameters) -> Callable[[mx.array, Position], mx.array]:
+    """``(x (B, T, hidden), position) -> x`` with what is learnt of each position added."""
     if config.positions is None:
-        return lambda x, offset: x
+        return lambda x, position: x
     count = config.context_length
     table = params.weight(config.positions, count, config.hidden_size)
 
-    def place(x: mx.array, offset: int) -> mx.array:
-        ids = mx.minimum(mx.arange(offset, offset + x.shape[1]), count - 1)
+    def place(x: mx.array, position: Position) -> mx.array:
+        ids = mx.minimum(following(position, x.shape[1]), count - 1)
         return x + table.take(ids, x.dtype)
 
     return place
@@ -96,7 +96,7 @@ class Transformer:
             _block(layer, config, model.under(f"layers.{i}"))
             for i, layer in enumerate(config.layers)
         ]
-        self._head = compose(
+        self.head = compose(
             norm(config.norm, model, config.final_norm, hidden),
             self._embedding.product()
             if config.tied
@@ -119,11 +119,16 @@ class Transformer:
         Returns:
             (B, T, V), or (B, 1, V) with ``last_only``, in the run's dtype.
         """
+        x = self.hidden(tokens, cache)
+        return self.head(x[:, -1:] if last_only else x)
+
+    def hidden(self, tokens: mx.array, cache: Sequence[Cache]) -> mx.array:
+        """The stream (B, T, hidden) after all layers, from which :attr:`head` makes logits."""
         x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)
-        x = self._enter(self._place(x, cache[0].offset))
+        x = self._enter(self._place(x, cache[0].position))
         for layer, memory in zip(self._layers, cache, strict=True):
             x = layer(x, memory)
-        return self._head(x[:, -1:] if last_only else x)
+        return x
 
     @property
     def vocab_size(self) -> int:

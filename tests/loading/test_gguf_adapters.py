@@ -18,7 +18,7 @@ from mlxrun.errors import AdapterError, GGUFError
 from mlxrun.loading.adapters import AdapterChoice
 from mlxrun.loading.directory import load_directory
 from mlxrun.loading.gguf import load_gguf
-from mlxrun.models.base import Model
+from mlxrun.model import Model
 
 SAME = 1e-8
 

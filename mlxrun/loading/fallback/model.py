@@ -15,7 +15,7 @@ from mlxrun.loading.fallback.registry import arguments
 from mlxrun.loading.fallback.weights import fill, named_arrays
 from mlxrun.loading.fallback.window import WindowCache, windowed
 from mlxrun.memory import on_cpu
-from mlxrun.models.base import Summary
+from mlxrun.model import Summary
 from mlxrun.weights.parameters import Parameters
 
 # What configs call the tokens that a model was trained to see at once.
