@@ -53,8 +53,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.memory": ("mlxrun.blas",),
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.cache": ("mlxrun.errors",),
+    "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.weights": ("converters.layout", "mlxrun.errors"),
     "mlxrun.models": (
+        "mlxrun.model",
         "converters.rope",
         "converters.gguf.checks",
         "mlxrun.weights",
@@ -63,13 +65,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "mlxrun.loading": (
         "converters",
+        "mlxrun.model",
         "mlxrun.models",
         "mlxrun.weights",
         "mlxrun.cache",
         "mlxrun.memory",
         "mlxrun.errors",
     ),
-    "mlxrun.generation": ("mlxrun.models", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
+    "mlxrun.generation": ("mlxrun.model", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
     "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),
 }
 WITHOUT_MLX = (
