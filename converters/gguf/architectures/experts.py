@@ -24,7 +24,7 @@ from converters.gguf.architectures.row import (
     without,
 )
 from converters.gguf.architectures.windowed_experts import WINDOWED_EXPERTS
-from converters.gguf.numbers import scalar
+from converters.gguf.numbers import float_of, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -93,6 +93,7 @@ def _llama4(gguf: GGUFFile, config: Config) -> Config:
         "intermediate_size_mlp": config["intermediate_size"],
         "interleave_moe_layer_step": scalar(gguf, "interleave_moe_layer_step"),
         "use_qk_norm": config["num_experts"] != 128,  # nothing else tells the larger model
+        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
         "rope_scaling": config.get("rope_scaling"),
         # llama.cpp asks no file for these.
         "attention_chunk_size": 8192,
@@ -104,6 +105,7 @@ def _llama4(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
+    unscaled(gguf, config)
     return {
         "moe_topk": config["num_experts_per_tok"],
         "num_shared_expert": 1,

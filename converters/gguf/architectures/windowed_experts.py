@@ -42,6 +42,8 @@ def _afmoe(gguf: GGUFFile, config: Config) -> Config:
     routing = routed(gguf, config)
     return {
         **found,
+        # Layers without a window have no positions, so their base does not matter.
+        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
         "n_group": routing["n_group"],
         "topk_group": routing["topk_group"],
         "num_dense_layers": routing["first_k_dense_replace"],
