@@ -44,7 +44,7 @@ def judge(path: Path, tokens: list[int]) -> np.ndarray:
     run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if run.returncode:
         if "No module named 'llama_cpp'" in run.stderr:
-            raise JudgeError(f"{python} has no llama-cpp-python: set MLXRUN_LLAMA_PYTHON")
+            sys.exit(f"{python} has no llama-cpp-python: set MLXRUN_LLAMA_PYTHON")
         lines = (run.stdout + run.stderr).splitlines()
         telling = [line for line in lines if _TELLING.search(line)] or lines[-8:]
         raise JudgeError("\n".join(telling) or f"died with status {run.returncode}")

@@ -1,0 +1,89 @@
+"""Does mlxrun read every key of a skeleton as llama.cpp does, and do without it likewise?
+
+usage: python -m tests.conformance.perturb NAME ...
+
+Changes one key at a time, or leaves it out, and compares both again on the changed file. A key that
+one of the two ignores shows as a large error; a file that mlxrun refuses is told, and is no error.
+Needs llama.cpp, as ``make`` does.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlxrun.errors import MlxrunError
+
+from . import skeleton as skeletons
+from .make import JudgeError, judge
+from .measure import SAME, load, logits, nmse, on_cpu
+from .skeleton import Skeleton, SkeletonError
+
+#: Changes of these contradict the tensors.
+_SHAPES = {
+    "block_count",
+    "embedding_length",
+    "feed_forward_length",
+    "expert_feed_forward_length",
+    "attention.key_length",
+    "attention.value_length",
+}
+
+
+def changes(keys: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every set of keys with one changed or left out, and what that is called."""
+    for key, value in keys.items():
+        rest = {name: kept for name, kept in keys.items() if name != key}
+        if key != "block_count":
+            yield f"without {key}", rest
+        for other in [] if key in _SHAPES else _others(value):
+            yield f"{key} = {other}", {**keys, key: other}
+
+
+def _others(value: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, float):
+        return [2.5 * value]
+    if isinstance(value, int):
+        return [value + 1, value - 1] if value > 1 else [value + 1]
+    return []
+
+
+def compare(skeleton: Skeleton, folder: Path) -> str:
+    """How mlxrun does on a file that llama.cpp may not even take; empty where it does well."""
+    tokens = skeleton.token_ids()
+    try:
+        path = skeleton.write(folder / "changed.gguf")
+        wanted = judge(path, tokens)
+    except (JudgeError, SkeletonError):
+        return ""  # not a model
+    try:
+        with on_cpu():
+            error = nmse(logits(load(path).model, tokens), wanted.astype(float))
+    except MlxrunError as refused:
+        return f"refused: {refused}"
+    return "" if error <= SAME else f"NMSE {error:.1e}"
+
+
+def main() -> int:
+    """The command; returns how many changes make a difference."""
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sys.argv[1:] or skeletons.names():
+            skeleton = skeletons.read(name)
+            print(f"{name}:", flush=True)
+            for what, keys in changes(skeleton.keys):
+                found = compare(replace(skeleton, keys=keys), Path(folder))
+                wrong += found.startswith("NMSE")
+                if found:
+                    print(f"  {what}: {found}", flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())
