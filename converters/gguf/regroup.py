@@ -50,6 +50,8 @@ def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
         tensors[name] = _stacked(gguf, name, found)
     for module, members in architecture.joins.items():
         _join(tensors, module, members)
+    for name, values in architecture.made(gguf).items():
+        tensors[name] = _made(gguf, name, values)
     if list(tensors.values()) == list(gguf.tensors):
         return gguf
     return gguf.with_tensors(tuple(tensors.values()))
@@ -92,6 +94,21 @@ def _gathered(tensor: GGUFTensor, rows: npt.NDArray[np.intp], name: str) -> GGUF
         _map=tensor._map,
         source=tensor,
         chosen=rows,
+    )
+
+
+def _made(gguf: GGUFFile, name: str, values: npt.NDArray[np.float32]) -> GGUFTensor:
+    like = gguf.tensor("token_embd.weight")
+    return MadeTensor(
+        name=name,
+        shape=values.shape,
+        type=GGMLType.F32,
+        nbytes=values.nbytes,
+        offset=like.offset,
+        path=like.path,
+        entry=like.entry,
+        _map=like._map,
+        values=values,
     )
 
 
@@ -184,3 +201,23 @@ class JoinedTensor(GGUFTensor):
         """As :meth:`GGUFTensor.release`, for each member."""
         for member in self.members:
             member.release()
+
+
+@dataclass(frozen=True, slots=True)
+class MadeTensor(GGUFTensor):
+    """What a file says in a key and a model has as a tensor.
+
+    Attributes:
+        values: of the tensor, float32.
+    """
+
+    values: npt.NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(0, np.float32), compare=False
+    )
+
+    def raw(self) -> npt.NDArray[np.uint8]:
+        """The bytes of the values (nbytes,)."""
+        return self.values.reshape(-1).view(np.uint8)
+
+    def release(self) -> None:
+        """There is nothing of it in the file."""

@@ -74,6 +74,6 @@ def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
 def _to_mlx(converted: Converted) -> dict[str, mx.array]:
     arrays = {}
     for name, array, dtype in converted.named_arrays():
-        made = mx.array(np.ascontiguousarray(array))
+        made = mx.array(np.asarray(array, order="C"))
         arrays[name] = made.view(mx.bfloat16) if dtype == "bfloat16" else made
     return arrays

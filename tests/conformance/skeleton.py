@@ -133,7 +133,7 @@ class Skeleton:
         writer = gguf.GGUFWriter(path, self.arch)
         defaults = {"context_length": 512, "vocab_size": self.vocabulary}
         for key, value in {**defaults, **self.keys, **vocabulary(self.vocabulary)}.items():
-            whole = key.startswith(("general.", "tokenizer.", f"{self.arch}."))
+            whole = key.startswith(("general.", "tokenizer.", "xielu.", f"{self.arch}."))
             _add_key(writer, key if whole else f"{self.arch}.{key}", value)
         zeroed = set(self.expand(zero)) if zero else set()
         for name, (kind, shape) in self.shapes().items():

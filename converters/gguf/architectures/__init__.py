@@ -5,6 +5,7 @@ from __future__ import annotations
 from converters.gguf.architectures.borrowed import BORROWED
 from converters.gguf.architectures.dense import DENSE
 from converters.gguf.architectures.experts import EXPERTS
+from converters.gguf.architectures.foreign import FOREIGN
 from converters.gguf.architectures.gemma import GEMMA
 from converters.gguf.architectures.gpt import GPT
 from converters.gguf.architectures.recurrent import RECURRENT
@@ -15,6 +16,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **BORROWED,
     **GEMMA,
     **GPT,
+    **FOREIGN,
     **EXPERTS,
     **RECURRENT,
 }

@@ -1,0 +1,284 @@
+"""Dense architectures that run on mlx-lm's classes, under the names that those have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.gguf.architectures.keys import windows
+from converters.gguf.architectures.limits import tied, whole_heads
+from converters.gguf.architectures.row import (
+    ATTENTION,
+    FFN_NORM,
+    GATED,
+    LLAMA,
+    LLAMA_BIASES,
+    PERMUTED,
+    QK_NORMS,
+    UNGATED,
+    Architecture,
+    Config,
+    Floats,
+    Shape,
+    without,
+)
+from converters.gguf.numbers import float_of, layer_count, scalar, tidy
+from converters.gguf.reader import GGUFFile
+
+_XIELU = ("alpha_n", "alpha_p", "beta", "eps")
+
+
+def per_layer(gguf: GGUFFile, key: str) -> list[Any]:
+    """A value for each layer, which a file may give once for all.
+
+    Raises:
+        GGUFError: there is none, or one for each of another number of layers.
+    """
+    layers, value = layer_count(gguf), gguf.get(key)
+    values = list(value) if isinstance(value, np.ndarray | list) else [value] * layers
+    if None in values or len(values) < layers:
+        raise gguf.error(key, expected=f"{layers} values", found=str(value))
+    return values[:layers]
+
+
+def _apertus(gguf: GGUFFile, config: Config) -> Config:
+    whole_heads(gguf, config)
+    return {"post_norm": False, "qk_norm": True, "hidden_act": "xielu"}
+
+
+def _xielu(gguf: GGUFFile) -> dict[str, Floats]:
+    """The numbers of each layer's activation."""
+    return {
+        f"blk.{i}.xielu_{name}": np.array([value], np.float32)
+        for name in _XIELU
+        for i, value in enumerate(per_layer(gguf, f"xielu.{name}"))
+    }
+
+
+def _scalar(shape: Shape) -> Shape:
+    return ()
+
+
+def _nanbeige(gguf: GGUFFile, config: Config) -> Config:
+    return {
+        "num_loops": scalar(gguf, "num_loops", 1),
+        "skip_loop_final_norm": bool(gguf.key("skip_loop_final_norm", False)),
+    }
+
+
+def _plamo(gguf: GGUFFile, config: Config) -> Config:
+    whole_heads(gguf, config)
+    if config["tie_word_embeddings"] or config.get("rope_scaling"):
+        key = f"{gguf.architecture}.rope.scaling.type"
+        raise gguf.error(key, expected="plain rotary embeddings and an output head of its own")
+    return {"n_shared_head": config["num_attention_heads"] // config["num_key_value_heads"]}
+
+
+def _spread(gguf: GGUFFile) -> npt.NDArray[np.intp]:
+    """Query heads in turn over the key heads; GGUF has those of a key head side by side."""
+    heads = scalar(gguf, "attention.head_count")
+    keys = scalar(gguf, "attention.head_count_kv", heads)
+    return np.arange(heads).reshape(keys, -1).T.ravel()
+
+
+def _spread_rows(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
+    order = _spread(gguf)
+    return np.arange(rows).reshape(len(order), -1)[order].ravel()
+
+
+def _openelm(gguf: GGUFFile, config: Config) -> Config:
+    tied(gguf)
+    if config.get("rope_scaling"):
+        key = f"{gguf.architecture}.rope.scaling.type"
+        raise gguf.error(key, expected="none in this architecture")
+    hidden = config["hidden_size"]
+    return {
+        "num_transformer_layers": config["num_hidden_layers"],
+        "model_dim": hidden,
+        "num_query_heads": [
+            int(x) for x in per_layer(gguf, f"{gguf.architecture}.attention.head_count")
+        ],
+        "num_kv_heads": [
+            int(x) for x in per_layer(gguf, f"{gguf.architecture}.attention.head_count_kv")
+        ],
+        "ffn_multipliers": [
+            int(x) / hidden for x in per_layer(gguf, f"{gguf.architecture}.feed_forward_length")
+        ],
+        "ffn_dim_divisor": 1,
+        "rope_freq_constant": config["rope_theta"],
+    }
+
+
+def _deci(gguf: GGUFFile, config: Config) -> Config:
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    whole_heads(gguf, config)
+    queries, keys = (
+        per_layer(gguf, f"{gguf.architecture}.attention.head_count{kv}") for kv in ("", "_kv")
+    )
+    inner = per_layer(gguf, f"{gguf.architecture}.feed_forward_length")
+    blocks = []
+    for i, (q, k, size) in enumerate(zip(queries, keys, inner, strict=True)):
+        # llama.cpp leaves out the attention of a layer without a feed-forward.
+        if q not in (0, heads) or (q and not (k and size)) or size % 256:
+            raise gguf.error(
+                f"{gguf.architecture}.attention.head_count",
+                expected="whole, missing or shared attention and feed-forwards in steps of 256",
+                found=f"{q} heads, {k} of keys, {size} wide in layer {i}",
+            )
+        attention = {"n_heads_in_group": int(q // k)} if q else {"no_op": True}
+        # The class rounds up to the next 256 what it makes of the factor.
+        factor = (int(size) - 0.5) * 3 / (2 * hidden)
+        blocks.append(
+            {"attention": attention, "ffn": {"ffn_mult": factor} if size else {"no_op": True}}
+        )
+    return {"block_configs": blocks}
+
+
+def _spark(gguf: GGUFFile, config: Config) -> Config:
+    width = config["head_dim"]
+    turned = scalar(gguf, "rope.dimension_count", width)
+    turned_near = scalar(gguf, "rope.dimension_count_swa", turned)
+    base = config["rope_theta"]
+    if config.get("rope_scaling"):
+        key = f"{gguf.architecture}.rope.scaling.type"
+        raise gguf.error(key, expected="none in this architecture")
+    return {
+        **windows(gguf, 4),
+        "hidden_act": "gelu",
+        "rope_parameters": {
+            "full_attention": {"rope_theta": base, "partial_rotary_factor": turned / width},
+            "sliding_attention": {
+                "rope_theta": float_of(gguf, "rope.freq_base_swa", base),
+                "partial_rotary_factor": turned_near / width,
+            },
+        },
+    }
+
+
+def _minicpm3(gguf: GGUFFile, config: Config) -> Config:
+    """The class has numbers of its own where keys differ: they must be what it has."""
+    turning, hidden = scalar(gguf, "rope.dimension_count"), config["hidden_size"]
+    epsilon = float(config["rms_norm_eps"])
+    if not np.isclose(epsilon, 1e-5) or config["tie_word_embeddings"]:
+        raise gguf.error(
+            f"{gguf.architecture}.attention.layer_norm_rms_epsilon",
+            expected="1e-05 and an output head of its own, as in MiniCPM 3 4B",
+            found=str(tidy(epsilon)),
+        )
+    plain = {"type": "longrope", "rope_type": "longrope", "short_factor": 1.0, "long_factor": 1.0}
+    original = {"original_max_position_embeddings": config["max_position_embeddings"]}
+    return {
+        "q_lora_rank": scalar(gguf, "attention.q_lora_rank"),
+        "kv_lora_rank": scalar(gguf, "attention.kv_lora_rank"),
+        "qk_rope_head_dim": turning,
+        "qk_nope_head_dim": config["head_dim"] - turning,
+        "dim_model_base": 256,
+        "scale_depth": 1.4,
+        "scale_emb": 12.0,
+        "rope_scaling": config.get("rope_scaling") or {**plain, **original},
+        "hidden_size": hidden,
+    }
+
+
+FOREIGN: dict[str, Architecture] = {
+    "apertus": Architecture(
+        "apertus",
+        "ApertusForCausalLM",
+        {
+            **ATTENTION,
+            **QK_NORMS,
+            **UNGATED,
+            "attn_norm": "attention_layernorm",
+            "ffn_norm": "feedforward_layernorm",
+            **{f"xielu_{name}": f"mlp.act_fn.{name}" for name in _XIELU},
+        },
+        keys=_apertus,
+        made=_xielu,
+        reshape={f"xielu_{name}": _scalar for name in _XIELU},
+    ),
+    "deci": Architecture(
+        "nemotron-nas",
+        "DeciLMForCausalLM",
+        keys=_deci,
+        order=PERMUTED,
+        optional=frozenset(LLAMA),
+        zero_biases=LLAMA_BIASES,
+        per_layer=True,
+    ),
+    "minicpm3": Architecture(
+        "minicpm3",
+        "MiniCPM3ForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_q_a": "self_attn.q_a_proj",
+            "attn_q_a_norm": "self_attn.q_a_layernorm",
+            "attn_q_b": "self_attn.q_b_proj",
+            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+            "attn_kv_b": "self_attn.kv_b_proj",
+            "attn_output": "self_attn.o_proj",
+            **FFN_NORM,
+            **GATED,
+        },
+        keys=_minicpm3,
+        partial_rotary=True,
+        value_width=True,
+        own_shapes=True,
+    ),
+    "nanbeige": Architecture(
+        "nanbeige",
+        "NanbeigeForCausalLM",
+        keys=_nanbeige,
+        order=PERMUTED,
+        zero_biases=LLAMA_BIASES,
+    ),
+    "openelm": Architecture(
+        "openelm",
+        "OpenELMForCausalLM",
+        {
+            "attn_norm": "attn_norm",
+            "attn_qkv": "attn.qkv_proj",
+            "attn_q_norm": "attn.q_norm",
+            "attn_k_norm": "attn.k_norm",
+            "attn_output": "attn.out_proj",
+            "ffn_norm": "ffn_norm",
+            "ffn_gate_up": "ffn.proj_1",
+            "ffn_down": "ffn.proj_2",
+        },
+        ends={
+            "token_embd": "transformer.token_embeddings",
+            "output_norm": "transformer.norm",
+        },
+        prefix="transformer.layers",
+        keys=_openelm,
+        joins={"ffn_gate_up": ("ffn_gate", "ffn_up")},
+        per_layer=True,
+    ),
+    "plamo": Architecture(
+        "plamo",
+        "PlamoForCausalLM",
+        {**without(ATTENTION, "attn_norm"), "attn_norm": "norm", **GATED},
+        prefix="model.layers.layers",
+        keys=_plamo,
+        order={"attn_q": _spread_rows},
+        columns={"attn_output": _spread},
+    ),
+    "spark2_5": Architecture(
+        "spark2_5",
+        "Spark2_5ForCausalLM",
+        {
+            "attn_norm": "input_layernorm",
+            "attn_qkv": "self_attn.q_k_v_proj",
+            "attn_gate": "self_attn.g_proj",
+            "attn_output": "self_attn.out_proj",
+            **FFN_NORM,
+            **GATED,
+        },
+        ends={"token_embd": "model.embedding"},
+        keys=_spark,
+        joins={"attn_qkv": ("attn_q", "attn_k", "attn_v")},
+        partial_rotary=True,
+    ),
+}
