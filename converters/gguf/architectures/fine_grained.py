@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from converters.gguf.architectures.fused import gate_and_up
 from converters.gguf.architectures.keys import fused_qkv, gating, only, routed, shared_count
 from converters.gguf.architectures.row import (
     ATTENTION,
@@ -187,6 +188,7 @@ DEEPSEEK_2 = Architecture(
         **SOMETIMES_SPARSE,
     },
     keys=deepseek2,
+    parts={"ffn_gate_up_exps": gate_and_up},
     optional=_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
     partial_rotary=True,
 )
@@ -234,6 +236,7 @@ FINE_GRAINED: dict[str, Architecture] = {
             "exp_probs_b": "mlp.gate.e_score_correction_bias",
         },
         keys=_hy_v3,
+        parts={"ffn_gate_up_exps": gate_and_up},
         optional=_OPTIONAL | {"exp_probs_b"},
         zero_biases=(BIASED_QKV,),
     ),
