@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.gguf.architectures.fused import gate_and_up
-from converters.gguf.architectures.keys import fused_qkv, gating, only, routed, shared_count
+from converters.gguf.architectures.keys import (
+    fused_qkv,
+    gating,
+    only,
+    routed,
+    shared_count,
+    unscaled,
+)
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_QKV,
@@ -34,6 +41,14 @@ from converters.gguf.reader import GGUFFile
 def _deepseek(gguf: GGUFFile, config: Config) -> Config:
     # llama.cpp neither asks the file nor normalises.
     return {**routed(gguf, config), "norm_topk_prob": False, "scoring_func": "softmax"}
+
+
+def _deepseek2_ocr(gguf: GGUFFile, config: Config) -> Config:
+    """The text model of DeepSeek OCR is a DeepSeek 1 whose heads are stored in halves."""
+    only(gguf, "expert_gating_func", 1, 0)
+    only(gguf, "expert_weights_norm", False)
+    unscaled(gguf, config)
+    return _deepseek(gguf, config)
 
 
 def deepseek2(gguf: GGUFFile, config: Config) -> Config:
@@ -193,18 +208,21 @@ DEEPSEEK_2 = Architecture(
     partial_rotary=True,
 )
 
+_DEEPSEEK = Architecture(
+    "deepseek",
+    "DeepseekForCausalLM",
+    without(_LAYER, *CORRECTION),
+    keys=_deepseek,
+    order=PERMUTED,
+    optional=_OPTIONAL,
+)
+
 FINE_GRAINED: dict[str, Architecture] = {
     "bailingmoe": _BAILING_1,
     "bailingmoe2": replace(_BAILING_1, keys=_bailing, joins={}, order={}, partial_rotary=True),
-    "deepseek": Architecture(
-        "deepseek",
-        "DeepseekForCausalLM",
-        without(_LAYER, *CORRECTION),
-        keys=_deepseek,
-        order=PERMUTED,
-        optional=_OPTIONAL,
-    ),
+    "deepseek": _DEEPSEEK,
     "deepseek2": DEEPSEEK_2,
+    "deepseek2-ocr": replace(_DEEPSEEK, keys=_deepseek2_ocr, order={}),
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
