@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from converters.policy import COMPACT_GROWTH, POLICIES, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
 from converters.sink import (
     Converted,
+    Hashing,
     Progress,
     check_space,
-    hashes,
     quantization,
     target_path,
     write_tensors,
@@ -212,13 +212,12 @@ def convert(
     target = target_path(dst, gguf.path)
     bound = Policy(policy, half_dtype(gguf))
     with (
-        ThreadPoolExecutor(1) as hasher,
+        Hashing(gguf.paths) as hashing,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(gguf.tensors)) as writer,
     ):
         check_space(sum(t.nbytes for t in gguf.tensors), target)
-        source = hasher.submit(_source, gguf)
         tensors = stream(gguf, names, bound, merge=merged, progress=progress)
-        report = _write(writer, gguf, names, bound, config, source, tensors)
+        report = _write(writer, gguf, names, bound, config, hashing, tensors)
         writer.commit()
     report.path = str(target)
     report.seconds = time.perf_counter() - started
@@ -231,13 +230,13 @@ def _write(
     names: NameMap,
     policy: Policy,
     config: dict[str, Any],
-    source: Future[dict[str, Any]],
+    hashing: Hashing,
     tensors: Iterator[Converted],
 ) -> ConversionReport:
     report = ConversionReport({}, policy.name)
     layouts = write_tensors(writer, tensors, report)
     report.skipped = skipped(names)
-    report.source = source.result()
+    report.source = _source(gguf, hashing.result())
     from converters.gguf.tokenizer import tokenizer_files
 
     tokens = tokenizer_files(gguf) if "tokenizer.ggml.model" in gguf.metadata else {}
@@ -255,9 +254,8 @@ def skipped(names: NameMap) -> list[dict[str, str]]:
     return [{"name": t.name, "type": t.type.name, "reason": why} for t, why in names.skipped]
 
 
-def _source(gguf: GGUFFile) -> dict[str, Any]:
-    """Names, sizes and SHA-256 of the files that are read."""
-    files = hashes(gguf.paths)
+def _source(gguf: GGUFFile, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was read: names, sizes and SHA-256 of the files."""
     return {
         "format": f"GGUF v{gguf.version}",
         "architecture": gguf.architecture,

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -111,14 +112,41 @@ def target_path(dst: str | Path | None, source: Path) -> Path:
         raise CheckpointError(f"cannot write {dst}: {error}") from error
 
 
-def hashes(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Names, sizes and SHA-256 of files."""
-    files = []
-    for path in paths:
+class Hashing:
+    """Names, sizes and SHA-256 of files, computed meanwhile; leaving the context gives up."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = tuple(paths)
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(self._run)
+
+    def _run(self) -> list[dict[str, Any]]:
+        return [
+            {"name": path.name, "size": path.stat().st_size, "sha256": self._digest(path)}
+            for path in self._paths
+        ]
+
+    def _digest(self, path: Path) -> str:
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files.append({"name": path.name, "size": path.stat().st_size, "sha256": digest})
-    return files
+            while not self._stopped.is_set() and (part := file.read(_HASHED_AT_ONCE)):
+                digest.update(part)
+        return digest.hexdigest()
+
+    def result(self) -> list[dict[str, Any]]:
+        """A dictionary of each file, in order; waits for them."""
+        return self._future.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown()
+
+
+_HASHED_AT_ONCE = 1 << 18
 
 
 def check_space(needed: float, target: Path) -> None:

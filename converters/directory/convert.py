@@ -25,15 +25,15 @@ from converters.directory.encode import Recoded, dequantised, keep_packed, recod
 from converters.directory.files import read_config, weight_files
 from converters.directory.recipe import EIGHT_BITS, Form, Recipe
 from converters.directory.weights import Weights, dtype_name, read_weights
-from converters.errors import ConversionError
+from converters.errors import ConversionError, TargetExistsError
 from converters.layout import Layout, dense
 from converters.merge import Merge, Patch, PrepareMerge
 from converters.report import ConversionReport, TensorRecord
 from converters.sink import (
     Converted,
+    Hashing,
     Progress,
     check_space,
-    hashes,
     quantization,
     target_path,
     write_tensors,
@@ -105,18 +105,19 @@ def convert_directory(
     if merged:
         merged.check({choice.name: _shape(choice.name, plan.weights) for choice in choices})
     target = target_path(dst, src.resolve())
+    if target.resolve() == src.resolve():
+        raise TargetExistsError(f"{target} is the source itself", hint="Choose another -o DIR")
     report = ConversionReport({}, str(recipe))
     report.skipped = files.left_out + plan.weights.skipped
     with (
-        ThreadPoolExecutor(1) as hasher,
+        Hashing(files.paths) as hashing,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(choices)) as writer,
     ):
         check_space(_size(choices, plan.weights), target)
-        digests = hasher.submit(hashes, files.paths)
         layouts = write_tensors(writer, _stream(plan.weights, choices, merged, progress), report)
         for name, data in companions(src):
             writer.write_file(name, data)
-        report.source = _source(src, config, digests.result())
+        report.source = _source(src, config, hashing.result())
         written = plan.config | {"torch_dtype": dtype} | quantization(layouts)
         writer.write_file("config.json", json.dumps(written, indent=2))
         writer.write_file("conversion.json", report.to_json())

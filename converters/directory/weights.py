@@ -64,6 +64,8 @@ class Weights:
     def skip(self, name: str, reason: str) -> None:
         """Leave an array out and say why."""
         array = self.arrays.pop(name)
+        if name.endswith(".weight"):
+            self.layouts.pop(name.removesuffix(".weight"), None)
         self.skipped.append({"name": name, "type": dtype_name(array), "reason": reason})
 
     def move(self, name: str, target: str) -> None:

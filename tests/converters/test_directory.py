@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -389,3 +390,21 @@ def test_progress_counts_up_to_the_bytes_of_the_source(tmp_path: Path, source: P
     mlxrun.convert(source, tmp_path / "out", bits=4, progress=lambda a, b, _: seen.append((a, b)))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1] == sum(a.nbytes for a in weights().values())
+
+
+def test_a_source_is_not_its_own_target(source: Path) -> None:
+    with pytest.raises(TargetExistsError, match="is the source itself"):
+        mlxrun.convert(source, source, bits=4, overwrite=True)
+    assert np.isfinite(ours(source)).all()
+
+
+def test_hashes_are_those_of_the_files(tmp_path: Path, source: Path) -> None:
+    report = mlxrun.convert(source, tmp_path / "out", bits=4)
+    data = (source / "model.safetensors").read_bytes()
+    assert report.source["files"] == [
+        {
+            "name": "model.safetensors",
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    ]
