@@ -5,7 +5,14 @@ from __future__ import annotations
 from converters.gguf.architectures.convolution import CONVOLUTION
 from converters.gguf.architectures.hybrids import HYBRIDS
 from converters.gguf.architectures.linear_attention import LINEAR_ATTENTION
+from converters.gguf.architectures.linear_latent import LINEAR_LATENT
 from converters.gguf.architectures.row import Architecture
 from converters.gguf.architectures.state_space import STATE_SPACE
 
-RECURRENT: dict[str, Architecture] = {**CONVOLUTION, **HYBRIDS, **LINEAR_ATTENTION, **STATE_SPACE}
+RECURRENT: dict[str, Architecture] = {
+    **CONVOLUTION,
+    **HYBRIDS,
+    **LINEAR_ATTENTION,
+    **LINEAR_LATENT,
+    **STATE_SPACE,
+}
