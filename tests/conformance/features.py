@@ -100,7 +100,8 @@ def _attention(skeleton: Skeleton, model: ModelConfig | None) -> Words:
         "sinks": _has(skeleton, "attn_sinks"),
         "QK norm": _has(skeleton, r"attn_[qk]_norm"),
         "soft cap": any(a.softcap for a in layers),
-        "temperature": any(a.temperature for a in layers),
+        "temperature": any(a.temperature for a in layers)
+        or bool(skeleton.keys.get("attention.temperature_scale")),
         "biases": _has(skeleton, r"attn_(q|k|v|qkv|output)\.bias"),
         "state space": decays and skips,
         "delta rule": decays and not skips,
@@ -145,5 +146,5 @@ def _positions(skeleton: Skeleton, model: ModelConfig | None) -> Words:
         "frequency factors": _has(skeleton, "rope_freqs"),
         "NoPE layers": any(ropes) and not all(ropes),
         "learned": _has(skeleton, "position_embd"),
-        "ALiBi": bool(keys.get("attention.max_alibi_bias")),
+        "ALiBi": any(getattr(attention, "alibi", None) for attention in layers),
     }
