@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import mlx.core as mx
 import numpy as np
@@ -45,7 +45,7 @@ class Merger:
     def patch(self, name: str) -> Patch | None:
         """What a parameter's rows go through, or None."""
         updates = self._adapters.updates.get(name.removesuffix(".weight"), ())
-        steps = [_added(update) for update in updates] if name.endswith(".weight") else []
+        steps = [_adding(update) for update in updates] if name.endswith(".weight") else []
         new = self._adapters.replaced.get(name)
         if new is None and not steps:
             return None
@@ -55,37 +55,45 @@ class Merger:
             plain = values if whole is None else whole[rows]
             merged = plain.copy()
             for step in steps:
-                merged += step(plain, rows)
+                step(plain, rows, merged)
             return merged
 
         return patch
 
 
-def _added(update: Update) -> Patch:
-    """What an update adds to rows of the plain matrix."""
-    stack = update.a.shape[:-2]
+def _adding(update: Update) -> Callable[[Floats, Rows, Floats], None]:
+    """A function that adds to ``merged`` (n, columns) what an update makes of rows ``plain``."""
     a, b = _numpy(update.a), _numpy(update.b)
-    lengths = None if update.lengths is None else _numpy(update.lengths).reshape(-1)
-    height, first = b.shape[-2], update.first or 0
-    a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
+    height, columns, first = b.shape[-2], a.shape[-1], update.first or 0
+    a, b = a.reshape(-1, update.rank, columns), b.reshape(-1, height, update.rank)
+    b *= np.float32(update.scale)
+    lengths = None if update.lengths is None else _numpy(update.lengths).reshape(-1, height)
+    strength = np.float32(update.strength)
 
-    def added(plain: Floats, rows: Rows) -> Floats:
-        result = np.zeros_like(plain)
+    def change(matrix: int, row: Rows, plain: Floats) -> Floats:
+        # Not a matrix product: a BLAS would start threads of its own within the pool's.
+        product: Floats = np.einsum("nr,rc->nc", b[matrix, row], a[matrix])
+        if lengths is None:
+            product *= strength
+            return product
+        adapted = plain + product
+        reached = np.maximum(np.linalg.norm(adapted, axis=-1), TINY)
+        stretched: Floats = (lengths[matrix, row] / reached)[:, None] * adapted
+        return strength * (stretched - plain)
+
+    def add(plain: Floats, rows: Rows, merged: Floats) -> None:
         # Rows of a stack are numbered through; a stack has no fused projections.
-        matrix, row = np.divmod(rows, height) if stack else (np.zeros_like(rows), rows - first)
+        matrix, row = np.divmod(rows, height) if len(a) > 1 else (np.zeros_like(rows), rows - first)
         for each in np.unique(matrix):
             here = (matrix == each) & (row >= 0) & (row < height)
-            change = np.float32(update.scale) * (b[each, row[here]] @ a[each])
-            if lengths is not None:
-                adapted = plain[here] + change
-                wanted = lengths[each * height + row[here]]
-                stretch = wanted / np.maximum(np.linalg.norm(adapted, axis=-1), TINY)
-                change = stretch[:, None] * adapted - plain[here]
-            result[here] = np.float32(update.strength) * change
-        return result
+            if here.all():
+                merged += change(int(each), row, plain)
+            else:
+                merged[here] += change(int(each), row[here], plain[here])
 
-    return added
+    return add
 
 
 def _numpy(array: mx.array) -> Floats:
+    """A float32 copy."""
     return np.array(array.astype(mx.float32))
