@@ -330,12 +330,11 @@ def deepseek(config: HFConfig) -> ModelConfig:
         (width + turning) ** -0.5 * all_dim**2,
         rope_of({**config, "rope_traditional": True}, turning),
     )
-    experts = _fine_grained(config)
     dense = int(config.get("first_k_dense_replace", 0))
     return decoder(
         {**config, "rope_scaling": None},
         layer={"attention": attention},
-        layers=lambda i: {} if i < dense else {"feed_forward": experts},
+        layers=lambda i: {} if i < dense else {"feed_forward": _fine_grained(config)},
     )
 
 

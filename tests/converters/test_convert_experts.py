@@ -23,11 +23,11 @@ from converters.gguf.reader import read_gguf
 #: have an epsilon of their own in a norm.
 STOCK: dict[str, float] = {
     "afmoe": 1e-11, "bailingmoe": 1e-11, "bailingmoe2": 1e-11, "deepseek": 1e-11,
-    "deepseek2-warm": 1e-11, "deepseek32": 1e-11, "dots1": 1e-11, "ernie4_5-moe": 1e-11,
-    "exaone-moe": 1e-11, "glm-dsa": 1e-9, "glm4moe": 1e-11, "granitemoe-shared": 1e-11,
-    "hy_v3": 1e-11, "laguna": 1e-11, "llama4-maverick": 1e-11, "llama4-scout": 1e-9,
-    "mellum": 1e-11, "mimo2": 1e-11, "minimax-m2": 1e-11, "minimax-m3": 1e-11, "mistral4": 1e-11,
-    "qwen3vlmoe": 1e-11, "step35": 1e-11,
+    "deepseek2-flash": 1e-9, "deepseek2-ocr": 1e-11, "deepseek2-warm": 1e-11, "deepseek32": 1e-11,
+    "dots1": 1e-11, "ernie4_5-moe": 1e-11, "exaone-moe": 1e-11, "glm-dsa": 1e-9, "glm4moe": 1e-11,
+    "granitemoe-shared": 1e-11, "hy_v3": 1e-11, "laguna": 1e-11, "llama4-maverick": 1e-11,
+    "llama4-scout": 1e-9, "mellum": 1e-11, "mimo2": 1e-11, "minimax-m2": 1e-11,
+    "minimax-m3": 1e-11, "mistral4": 1e-11, "qwen3vlmoe": 1e-11, "step35": 1e-11,
 }  # fmt: skip
 
 
@@ -100,6 +100,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no window": ("mellum", {"attention.sliding_window": 0}, "sliding_window"),
     "heads that differ": ("mimo2", {"attention.head_count_kv": [2, 3, 3, 3, 3]}, "head_count_kv"),
+    "no experts": ("exaone-moe", {"expert_count": None, "expert_used_count": None}, "expert_count"),
+    "no experts beside dense layers": (
+        "llama4-maverick",
+        {"expert_count": None, "expert_used_count": None},
+        "expert_count",
+    ),
+    "no experts in some layers": (
+        "deepseek2-dense",
+        {"leading_dense_block_count": 2},
+        "expert_count",
+    ),
+    "no experts in any": ("mellum", {"expert_count": None, "expert_used_count": None}, "expert"),
     "too many layers ahead": ("glm4moe", {"nextn_predict_layers": 4}, "nextn_predict_layers"),
     "a word for a number": ("glm4moe", {"expert_shared_count": "one"}, "expert_shared_count"),
     "a word for a factor": ("glm4moe", {"expert_weights_scale": "one"}, "expert_weights_scale"),

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from converters.gguf.architectures.fine_grained import FINE_GRAINED
 from converters.gguf.architectures.indexed import INDEXED
-from converters.gguf.architectures.keys import multipliers, only, shared_width, unscaled, windows
+from converters.gguf.architectures.keys import (
+    multipliers,
+    needs_experts,
+    only,
+    shared_width,
+    unscaled,
+    windows,
+)
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
@@ -80,6 +87,7 @@ _QWEN3_MOE = Architecture(
 
 def _llama4(gguf: GGUFFile, config: Config) -> Config:
     """Everything in the section on text, as the model also sees."""
+    needs_experts(gguf, config)
     only(gguf, "expert_used_count", 1)
     only(gguf, "attention.sliding_window_pattern", 4)
     unscaled(gguf, config, "linear", "llama3", "yarn")

@@ -15,6 +15,7 @@ from converters.gguf.architectures.fused import gate_and_up
 from converters.gguf.architectures.keys import (
     fused_qkv,
     gating,
+    needs_experts,
     only,
     routed,
     shared_count,
@@ -54,7 +55,7 @@ def _deepseek2_ocr(gguf: GGUFFile, config: Config) -> Config:
 def deepseek2(gguf: GGUFFile, config: Config) -> Config:
     """DeepSeek V2 and V3, which their gating tells apart, and Mistral's large models."""
     turning = scalar(gguf, "rope.dimension_count")
-    routing = routed(gguf, config)
+    routing = routed(gguf, config) if "num_experts" in config else _without_experts(gguf, config)
     version = "3" if routing["scoring_func"] == "sigmoid" else "2"
     keys: Config = {
         **routing,
@@ -79,6 +80,14 @@ def deepseek2(gguf: GGUFFile, config: Config) -> Config:
         scaling |= {"mscale_all_dim": 1.0, "mscale": ((1 + growth) ** 2 - 1) / growth}
     warm = gguf.architecture == "mistral4" or gguf.key("attention.temperature_scale", 0.0)
     return keys | _mistral4(gguf, config, routing) if warm else keys
+
+
+def _without_experts(gguf: GGUFFile, config: Config) -> Config:
+    """Youtu-LLM: latent attention with dense layers alone."""
+    layers = config["num_hidden_layers"]
+    if scalar(gguf, "leading_dense_block_count", 0) < layers:
+        needs_experts(gguf, config)
+    return {"n_routed_experts": None, "first_k_dense_replace": layers, "scoring_func": "sigmoid"}
 
 
 def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:

@@ -78,8 +78,15 @@ def fused_qkv(gguf: GGUFFile) -> list[tuple[str, int]]:
     return [("attn_q", heads * width), ("attn_k", keys), ("attn_v", keys)]
 
 
+def needs_experts(gguf: GGUFFile, config: Config) -> None:
+    """Refuse a file of an architecture that has dense layers, too, but never those alone."""
+    if "num_experts" not in config:
+        raise gguf.error(f"{gguf.architecture}.expert_count", expected="experts")
+
+
 def routed(gguf: GGUFFile, config: Config) -> Config:
     """How tokens find their experts, as DeepSeek and its many relatives write it."""
+    needs_experts(gguf, config)
     return {
         "n_routed_experts": config["num_experts"],
         "n_shared_experts": scalar(gguf, "expert_shared_count", 0),
