@@ -74,10 +74,15 @@ def command(
     (*.mlp.gate), with ranges of layers (layers.0-3.), or mixed: the head, and the values and down
     projections of some layers, as in llama.cpp's Q4_K_M. The last that matches decides.
 
+    What --adapter merges into a matrix leaves it no codes of its own: of a GGUF it takes the form
+    that the policy finds near enough (with exact, float32), of a directory its own form again or
+    the one asked for. The report gives the error of each against the exact sum.
+
     \b
     Examples:
       mlxrun convert model-Q4_K_M.gguf
       mlxrun convert model-Q4_K_M.gguf -o ~/models/mine --policy exact
+      mlxrun convert model-Q4_K_M.gguf --adapter lora.gguf:0.8 --policy compact
       mlxrun convert org/repo --bits 4 --keep lm_head=8,embed=8
       mlxrun convert ./directory --bits 3 --group-size 32 --keep mixed=6
       mlxrun convert ./directory --mode mxfp4 --keep 'layers.0-1.=8,*.v_proj=float'
