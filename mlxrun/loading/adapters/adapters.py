@@ -176,7 +176,8 @@ def _read(path: Path, config: Mapping[str, Any]) -> Adapter:
     if not path.exists():
         raise AdapterError(
             f"there is no adapter at {path}",
-            hint="Give a directory with adapter_config.json, or a GGUF file",
+            hint="Give a directory with adapter_config.json, or a GGUF file; those of the hub are "
+            "to be downloaded first",
         )
     if path.is_file() and path.suffix != ".safetensors":
         return read_gguf_adapter(path, config)
