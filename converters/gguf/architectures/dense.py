@@ -22,7 +22,7 @@ from converters.gguf.architectures.row import (
     Config,
     without,
 )
-from converters.gguf.numbers import float_of, tidy
+from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
 
 
@@ -95,10 +95,9 @@ def _phi3(gguf: GGUFFile, config: Config) -> Config:
 def _mistral3(gguf: GGUFFile, config: Config) -> Config:
     """Everything rotary in one section, as Hugging Face has it for this family."""
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
-    scale = float(gguf.key("attention.temperature_scale", 0.0))
-    if scale:
-        scaling["llama_4_scaling_beta"] = tidy(scale)
-        scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    # Stock mlx-lm asks for both keys, even to say that queries do not sharpen.
+    scaling["llama_4_scaling_beta"] = float_of(gguf, "attention.temperature_scale", 0.0)
+    scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     scaling["rope_theta"] = config["rope_theta"]
     return {"rope_parameters": scaling}
 
