@@ -132,7 +132,14 @@ class LLM:
         with _COMPUTING:
             return score(self.model, tokens)
 
-    def session(self, *, window: int | None = None, keep: int = 0) -> Session:
+    def session(
+        self,
+        *,
+        window: int | None = None,
+        keep: int = 0,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+    ) -> Session:
         """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.
 
         What a prompt shares with the one before is not computed again.
@@ -141,15 +148,23 @@ class LLM:
             window: remember only the last ``window`` tokens (rotating cache), for conversations
                 without end in bounded memory.
             keep: first tokens to remember all the same, e.g. the system message.
+            cache_type_k, cache_type_v: how keys and values are stored: ``f32``, ``f16``, ``bf16``,
+                ``q8``, ``q6``, ``q5``, ``q4``, ``q3``, ``q2`` (or with a group, ``q4/32``) or
+                ``mxfp8``; None for the dtype of activations. ``examples/kv_formats.py`` shows what
+                each costs.
 
         Raises:
-            ParameterError: a window below 1 or a keep below 0.
+            ParameterError: a window below 1, a keep below 0, or a type of cache that is none or
+                does not fit the model's heads.
+            CacheError: the model cannot forget, or stores keys and values in its own way.
         """
         if window is not None:
             window = int(Range(1, _LONGEST, whole=True).check("window", window))
         keep = int(Range(0, _LONGEST, whole=True).check("keep", keep))
         return Session(
-            lambda: self.model.make_cache(window=window, keep=keep),
+            lambda: self.model.make_cache(
+                window=window, keep=keep, keys=cache_type_k, values=cache_type_v
+            ),
             windowed=window is not None,
             owner=self.model,
         )
@@ -187,6 +202,8 @@ class LLM:
         parse_special: bool = False,
         template: Mapping[str, Any] | None = None,
         session: Session | None = None,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
         progress: Progress | None = None,
         params: SamplingParams | None = None,
         **sampling: Any,
@@ -201,6 +218,7 @@ class LLM:
             parse_special: let ``<|markers|>`` in a text prompt become control tokens.
             template: variables for the chat template, e.g. ``{"enable_thinking": False}``.
             session: memory of what came before; see :meth:`session`.
+            cache_type_k, cache_type_v: how keys and values are stored where no session is given.
             progress: called with (tokens done, tokens in all) while a long prompt is read.
             params: how tokens are chosen; or give its fields one by one, such as
                 ``temperature=0, seed=1``.
@@ -217,7 +235,11 @@ class LLM:
             raise ParameterError("params", sampling, "given alone, without single fields")
         request = Request(ids, params, max_tokens, stop, ignore_eos)
         limit = self._limit(request, session)
-        chunks = self._run(request, limit, session or self.session(), progress, started)
+        if session is None:
+            session = self.session(cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+        elif cache_type_k is not None or cache_type_v is not None:
+            raise ParameterError("session", session, "left out where types of its cache are given")
+        chunks = self._run(request, limit, session, progress, started)
         return _one_at_a_time(chunks)
 
     def _encode(

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Memory
+from mlxrun.cache.base import Cache, Memory
 
 M = TypeVar("M", bound=Memory)
 
@@ -46,8 +46,10 @@ class Model(Protocol[M]):
         dtype: of activations.
         nbytes: of all weights.
         summary: what it is.
+        joint: whether tokens of several sequences may share a pass; it is a :class:`JointModel`.
     """
 
+    joint: bool
     dtype: mx.Dtype
     nbytes: int
 
@@ -65,12 +67,31 @@ class Model(Protocol[M]):
     ) -> mx.array:
         """Logits (B, T, V) after tokens (B, T), or (B, 1, V) after the last; advances ``cache``."""
 
-    def make_cache(self, *, window: int | None = None, keep: int = 0) -> list[M]:
+    def make_cache(
+        self,
+        *,
+        window: int | None = None,
+        keep: int = 0,
+        keys: str | None = None,
+        values: str | None = None,
+    ) -> list[M]:
         """Empty memories, for ``__call__``.
 
         Args:
             window: remember only the last ``window`` tokens, and the first ``keep``.
+            keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
 
         Raises:
-            CacheError: the model cannot forget.
+            CacheError: the model cannot forget, or stores keys and values in its own way.
+            ParameterError: no such type, or none that fits the model.
         """
+
+
+class JointModel(Protocol):
+    """A model through which tokens of several sequences go together."""
+
+    def hidden(self, tokens: mx.array, cache: Sequence[Cache]) -> mx.array:
+        """The stream (B, T, hidden) after all layers, of tokens (B, T); advances ``cache``."""
+
+    def head(self, x: mx.array) -> mx.array:
+        """Logits (..., V) of the stream (..., hidden)."""

@@ -17,14 +17,14 @@ One cache serves one layer and every row of a batch. Who owns what, and for how 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Self
 
 import mlx.core as mx
 
+from mlxrun.cache.formats import Seen
+
 Mask = mx.array | str | None
 Position = int | mx.array
-Product = Callable[[mx.array, mx.array, mx.array, Mask], mx.array]
 
 
 def following(position: Position, tokens: int) -> mx.array:
@@ -32,6 +32,18 @@ def following(position: Position, tokens: int) -> mx.array:
     if isinstance(position, int):
         return mx.arange(position, position + tokens)
     return position[:, None] + mx.arange(tokens)
+
+
+class Product(ABC):
+    """How queries meet keys and values: what a layer computes over what its cache holds."""
+
+    @abstractmethod
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
+        """Queries (B, heads, T, D), keys and values (B, H, S, D) to (B, heads, T, D)."""
+
+    @abstractmethod
+    def stored(self, q: mx.array, keys: Seen, values: Seen, mask: Mask) -> mx.array:
+        """The same over keys and values as they are stored, which are not unpacked."""
 
 
 class Memory(ABC):
@@ -82,7 +94,10 @@ class Cache(Memory):
         Args:
             queries: (B, heads, T, D).
             keys, values: as :meth:`update` takes them.
-            product: ``(queries, keys, values, mask) -> (B, heads, T, D)``.
+            product: how they meet.
+
+        Returns:
+            (B, heads, T, D).
         """
         return product(queries, *self.update(keys, values))
 

@@ -1,56 +1,117 @@
 """How queries meet the keys and values of a cache: plain, bounded, falling with distance.
 
-Everything here is a :data:`~mlxrun.cache.base.Product`, chosen once per layer; caches call it with
+Everything here is a :class:`~mlxrun.cache.base.Product`, chosen once per layer; caches call it with
 what a query sees.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mlx.core as mx
 
 from mlxrun.cache.base import Mask, Product
+from mlxrun.cache.formats import Seen, seen
 
 
 def product(scale: float, softcap: float | None, sinks: mx.array | None) -> Product:
-    """``(queries, keys, values, mask) -> (B, H, T, D)``."""
-    if softcap is None:
-        return lambda q, k, v, mask: mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=scale, mask=mask, sinks=sinks
-        )
-    return lambda q, k, v, mask: _capped_attention(q * scale, k, v, mask, softcap)
+    """Softmax of scaled products, bounded by tanh where there is a ``softcap`` (Gemma 2), with a
+    score per head for attending to nothing where there are ``sinks`` (H,)."""
+    return Scaled(scale, softcap, sinks)
 
 
 def falling(scale: float, heads: int, alibi: float) -> Product:
     """As :func:`product`, with scores that fall with distance, in each head by its own slope."""
     whole = 1 << (heads.bit_length() - 1)  # the largest power of two among the heads
     steps = [i + 1 for i in range(whole)] + [i + 0.5 for i in range(heads - whole)]
-    slopes = mx.array([2 ** (-alibi * step / whole) for step in steps])[:, None, None]
+    slopes = mx.array([2 ** (-alibi * step / whole) for step in steps])
+    return Scaled(scale, slopes=slopes)
 
-    def fallen(q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
-        last = k.shape[2] - 1  # softmax does not care from where distances are counted
-        biases = slopes * mx.arange(-last, 1)  # (H, 1, S)
-        if mask is not None:
-            biases = mx.where(booleans(mask, q.shape[2], last + 1), biases, -mx.inf)
+
+def latent(scale: float, turning: int) -> Product:
+    """Attention whose values are latents and also the better part of the keys (DeepSeek-V2).
+
+    The first ``turning`` numbers of a query meet the keys, already scaled; the rest the values.
+    """
+    return Latent(scale, turning)
+
+
+@dataclass(frozen=True)
+class Scaled(Product):
+    """See :func:`product` and :func:`falling`."""
+
+    scale: float
+    softcap: float | None = None
+    sinks: mx.array | None = None
+    slopes: mx.array | None = None
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
+        if self.softcap is not None:
+            return self.stored(q, seen(k), seen(v), mask)
+        if self.slopes is not None:
+            biases = self._fall(k.shape[2])
+            if mask is not None:
+                biases = mx.where(booleans(mask, q.shape[2], k.shape[2]), biases, -mx.inf)
+            mask = biases.astype(q.dtype)
         return mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=scale, mask=biases.astype(q.dtype)
+            q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
         )
 
-    return fallen
+    def stored(self, q: mx.array, keys: Seen, values: Seen, mask: Mask) -> mx.array:
+        b, heads, t, dim = q.shape
+        grouped = (q * self.scale).reshape(b, keys.heads, -1, dim)  # (B, K, H/K T, D)
+        scores = keys.dot(grouped).reshape(b, heads, t, -1)  # (B, H, T, S)
+        weights = self._weights(scores, mask).reshape(*grouped.shape[:3], -1)
+        return values.mix(weights).reshape(b, heads, t, -1)
+
+    def _weights(self, scores: mx.array, mask: Mask) -> mx.array:
+        """What each token counts, from scores (B, H, T, S)."""
+        if self.softcap is not None:
+            scores = mx.tanh(scores / self.softcap) * self.softcap
+        if self.slopes is not None:
+            scores = scores + self._fall(scores.shape[3]).astype(scores.dtype)
+        scores = _masked(scores, mask)
+        if self.sinks is None:
+            return mx.softmax(scores, axis=-1, precise=True)
+        sinks = self.sinks.astype(scores.dtype)[:, None, None]
+        column = mx.broadcast_to(sinks, (*scores.shape[:3], 1))
+        return mx.softmax(mx.concatenate([scores, column], axis=-1), axis=-1, precise=True)[
+            ..., :-1
+        ]
+
+    def _fall(self, keys: int) -> mx.array:
+        """(H, 1, S); softmax does not care from where distances are counted."""
+        assert self.slopes is not None
+        return self.slopes[:, None, None] * mx.arange(1 - keys, 1)
 
 
-def _capped_attention(
-    q: mx.array, k: mx.array, v: mx.array, mask: Mask, softcap: float
-) -> mx.array:
-    """Attention whose scores are bounded by tanh before the softmax (Gemma 2)."""
-    b, heads, t, dim = q.shape
-    grouped = q.reshape(b, k.shape[1], -1, t, dim)  # (B, K, H/K, T, D)
-    scores = grouped @ k[:, :, None].swapaxes(-1, -2)  # (B, K, H/K, T, S)
-    scores = mx.tanh(scores / softcap) * softcap
-    if mask is not None:
-        seen = booleans(mask, t, k.shape[2])
-        scores = mx.where(seen[:, :, None] if seen.ndim == 4 else seen, scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    return (weights @ v[:, :, None]).reshape(b, heads, t, dim)
+@dataclass(frozen=True)
+class Latent(Product):
+    """See :func:`latent`."""
+
+    scale: float
+    turning: int
+
+    def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
+        turned, still = mx.split(q, [self.turning], axis=-1)
+        scores = _masked(turned @ k.swapaxes(-1, -2), mask)  # (B, H, T, S)
+        return mx.fast.scaled_dot_product_attention(still, v, v, scale=self.scale, mask=scores)
+
+    def stored(self, q: mx.array, keys: Seen, values: Seen, mask: Mask) -> mx.array:
+        b, heads, t, dim = q.shape
+        turned, still = mx.split(q.reshape(b, 1, heads * t, dim), [self.turning], axis=-1)
+        scores = keys.dot(turned) + values.dot(still * self.scale)
+        scores = _masked(scores.reshape(b, heads, t, -1), mask)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        mixed = values.mix(weights.reshape(b, 1, heads * t, -1))
+        return mixed.reshape(b, heads, t, -1)
+
+
+def _masked(scores: mx.array, mask: Mask) -> mx.array:
+    """Scores (B, H, T, S), minus infinity where a query does not see a key."""
+    if mask is None:
+        return scores
+    return mx.where(booleans(mask, *scores.shape[2:]), scores, -mx.inf)
 
 
 def booleans(mask: mx.array | str, queries: int, keys: int) -> mx.array:
@@ -59,21 +120,3 @@ def booleans(mask: mx.array | str, queries: int, keys: int) -> mx.array:
         positions = mx.arange(keys)
         return positions[-queries:, None] >= positions
     return mask
-
-
-def latent(scale: float, turning: int) -> Product:
-    """Attention whose values are latents and also the better part of the keys (DeepSeek-V2).
-
-    The first ``turning`` numbers of a query meet the keys, already scaled; the rest the values.
-    """
-
-    def dot(q: mx.array, keys: mx.array, latents: mx.array, mask: Mask) -> mx.array:
-        turned, still = mx.split(q, [turning], axis=-1)
-        scores = turned @ keys.swapaxes(-1, -2)  # (B, H, T, S)
-        if mask is not None:
-            scores = mx.where(booleans(mask, q.shape[2], keys.shape[2]), scores, -mx.inf)
-        return mx.fast.scaled_dot_product_attention(
-            still, latents, latents, scale=scale, mask=scores
-        )
-
-    return dot

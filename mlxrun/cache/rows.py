@@ -13,8 +13,8 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Mask
-from mlxrun.cache.formats import PLAIN, Format
+from mlxrun.cache.base import Cache, Mask, Product
+from mlxrun.cache.formats import PLAIN, Format, Seen, reads_packed
 from mlxrun.cache.store import Store, places, positions
 from mlxrun.errors import CacheError
 
@@ -60,15 +60,27 @@ class RowCache(Cache):
         return self.offsets[0] if len(self.offsets) == 1 else positions(tuple(self.offsets))
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
+        k, v, mask = self._remember(keys, values)
+        return k.plain(), v.plain(), mask
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
+    ) -> mx.array:
+        k, v, mask = self._remember(keys, values)
+        if reads_packed(k, v, queries):
+            return product.stored(queries, k, v, mask)
+        return product(queries, k.plain(), v.plain(), mask)
+
+    def _remember(self, keys: mx.array, values: mx.array) -> tuple[Seen, Seen, Mask]:
         packed = self.keys.pack(keys)
         self._split = len(packed)
         tokens = [*packed, *self.values.pack(values)]
-        seen, mask = self._append_each(tokens) if len(self.offsets) > 1 else self._append(tokens)
+        shown, mask = self._append_each(tokens) if len(self.offsets) > 1 else self._append(tokens)
         count = keys.shape[2]
         self.offsets = [offset + count for offset in self.offsets]
         return (
-            self.keys.unpack(tuple(seen[: self._split]), keys.dtype),
-            self.values.unpack(tuple(seen[self._split :]), values.dtype),
+            Seen(self.keys, tuple(shown[: self._split]), keys.shape[1], keys.dtype),
+            Seen(self.values, tuple(shown[self._split :]), values.shape[1], values.dtype),
             mask,
         )
 

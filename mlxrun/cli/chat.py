@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.adapters import Adapters
+from mlxrun.cli.caches import with_cache_types
 from mlxrun.cli.console import note, visible
 from mlxrun.cli.loading import load_model, usage_line, with_loading
 from mlxrun.cli.settings import chat_defaults, given, with_settings
@@ -41,6 +43,7 @@ SINKS = 4
 )
 @click.option("--stats", is_flag=True, help="Show what each reply costs.")
 @with_settings(chat_defaults())
+@with_cache_types
 @with_loading
 def command(
     model: str | None,
@@ -49,6 +52,8 @@ def command(
     window: int | None,
     keep: int | None,
     stats: bool,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
     dtype: str | None,
     policy: str | None,
     adapter: Adapters,
@@ -79,7 +84,8 @@ def command(
     )
     from mlxrun.cli.conversation import Conversation
 
-    conversation = Conversation(llm, llm.session(), settings=chat_defaults())
+    session = partial(llm.session, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+    conversation = Conversation(llm, session(), settings=chat_defaults())
     if saved:
         conversation.load(Path(saved))
     conversation.settings |= given(options)
@@ -87,7 +93,7 @@ def command(
         conversation.system = system
     if window is not None:
         keep = _preamble(conversation) if keep is None else keep
-        conversation.session = llm.session(window=window, keep=keep)
+        conversation.session = session(window=window, keep=keep)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _type(conversation, model or "the demo model", stats or verbose)
     else:

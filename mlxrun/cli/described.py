@@ -89,5 +89,6 @@ def cache_values(model: ModelConfig, context: int) -> int:
     for layer in model.layers:
         attention = layer.attention
         tokens = min(context, attention.window or context)
-        total += attention.cache_width * tokens
+        shape = attention.cache_shape
+        total += shape.heads * (shape.key + shape.value) * tokens
     return total

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlxrun.cache.types import Shape
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -98,9 +100,9 @@ class Attention:
     out: str = "o_proj"
 
     @property
-    def cache_width(self) -> int:
-        """Numbers that a token leaves in the cache."""
-        return 2 * self.kv_heads * self.head_dim
+    def cache_shape(self) -> Shape:
+        """What a token leaves in the cache."""
+        return Shape(self.kv_heads, self.head_dim, self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,9 @@ class LatentAttention:
         return 1
 
     @property
-    def cache_width(self) -> int:
-        """Numbers that a token leaves in the cache."""
-        return self.latent + self.rope.dims
+    def cache_shape(self) -> Shape:
+        """What a token leaves in the cache: a key that turns, and the latent as a value."""
+        return Shape(1, self.rope.dims, self.latent)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Position, following
-from mlxrun.cache.dense import DenseCache
-from mlxrun.cache.rotating import RotatingCache
+from mlxrun.cache.choice import Wanted
 from mlxrun.errors import CacheError
 from mlxrun.model import Summary
 from mlxrun.models.attention import attention
@@ -80,6 +79,8 @@ class Transformer:
         CheckpointError: a parameter is missing or has another shape.
     """
 
+    joint = True
+
     def __init__(self, config: ModelConfig, params: Parameters) -> None:
         self.config = config
         self.dtype = params.dtype
@@ -144,20 +145,26 @@ class Transformer:
         layers, heads, kv_heads = len(config.layers), attention.heads, attention.kv_heads
         return Summary(config.family, layers, config.hidden_size, heads, kv_heads)
 
-    def make_cache(self, *, window: int | None = None, keep: int = 0) -> list[Cache]:
+    def make_cache(
+        self,
+        *,
+        window: int | None = None,
+        keep: int = 0,
+        keys: str | None = None,
+        values: str | None = None,
+    ) -> list[Cache]:
         """Empty caches, one per layer.
 
         Args:
             window: remember only the last ``window`` tokens (and the first ``keep``) in layers
                 that would remember all; layers with a window of their own keep the smaller one.
             keep: first tokens never forgotten under ``window``.
+            keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
         """
         if window is not None and any(layer.attention.alibi for layer in self.config.layers):
             raise CacheError("a model with ALiBi cannot forget: its scores go by every distance")
-        return [_cache(layer.attention.window, window, keep) for layer in self.config.layers]
-
-
-def _cache(own: int | None, wanted: int | None, keep: int) -> Cache:
-    if own is not None and (wanted is None or own <= wanted):
-        return RotatingCache(own)
-    return DenseCache() if wanted is None else RotatingCache(wanted, keep=keep)
+        wanted = Wanted(window, keep, keys, values)
+        return [
+            wanted.cache(one.attention.cache_shape, one.attention.window)
+            for one in self.config.layers
+        ]

@@ -36,6 +36,8 @@ class ForeignModel:
         dtype: of activations.
     """
 
+    joint = False
+
     def __init__(self, module: Any, config: Mapping[str, Any], dtype: mx.Dtype) -> None:
         self._module, self._config, self.dtype = module, config, dtype
         self.nbytes = sum(int(array.nbytes) for array in named_arrays(module).values())
@@ -75,12 +77,25 @@ class ForeignModel:
             logits: mx.array = self._module(tokens, cache=entries)
         return logits
 
-    def make_cache(self, *, window: int | None = None, keep: int = 0) -> list[ForeignMemory]:
+    def make_cache(
+        self,
+        *,
+        window: int | None = None,
+        keep: int = 0,
+        keys: str | None = None,
+        values: str | None = None,
+    ) -> list[ForeignMemory]:
         """An empty memory, the only one of the model.
 
         Raises:
-            CacheError: a window is wanted, and the class cannot do with less than all tokens.
+            CacheError: a window is wanted, and the class cannot do with less than all tokens; or
+                keys or values of some type.
         """
+        if keys is not None or values is not None:
+            raise CacheError(
+                f"{self.summary.name} stores keys and values as they come",
+                hint="Leave the types of the cache out",
+            )
         entries = make_prompt_cache(self._module)
         if window is None:
             return [ForeignMemory(entries)]

@@ -1,0 +1,46 @@
+"""Which cache a layer gets: dense or rotating, and how it stores keys and values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mlxrun.cache.base import Cache
+from mlxrun.cache.dense import DenseCache
+from mlxrun.cache.formats import Format, format_of
+from mlxrun.cache.rotating import RotatingCache
+from mlxrun.cache.types import Shape, cache_type
+
+
+def formats(shape: Shape, keys: str | None, values: str | None) -> tuple[Format, Format]:
+    """How a layer stores keys and values of named types; None leaves them as they are.
+
+    Raises:
+        ParameterError: no such type, or none for heads of these widths.
+    """
+    k, v = cache_type(keys, "cache_type_k"), cache_type(values, "cache_type_v")
+    return format_of(k, shape.heads, shape.key), format_of(v, shape.heads, shape.value)
+
+
+class Wanted(NamedTuple):
+    """What a session asks of caches, as ``Transformer.make_cache`` takes it."""
+
+    window: int | None
+    keep: int
+    keys: str | None
+    values: str | None
+
+    def cache(self, shape: Shape, own: int | None) -> Cache:
+        """An empty cache for a layer.
+
+        Args:
+            own: the layer's own window, or None for a layer that sees everything.
+
+        Raises:
+            ParameterError: no such type, or none for heads of these widths.
+        """
+        keys, values = formats(shape, self.keys, self.values)
+        if own is not None and (self.window is None or own <= self.window):
+            return RotatingCache(own, keys=keys, values=values)
+        if self.window is None:
+            return DenseCache(keys, values)
+        return RotatingCache(self.window, keep=self.keep, keys=keys, values=values)
