@@ -153,9 +153,10 @@ def _alpha(gguf: GGUFFile) -> float:
 def _module(gguf: GGUFFile, name: str, architecture: Architecture) -> tuple[str, str]:
     """What a module is in the model, and its key in the architecture's row."""
     inner, ends = _INNER.fullmatch(name), {**ENDS, **architecture.ends}
-    if inner and inner[2] in _USUAL | dict(architecture.layer):
-        module = (_USUAL | dict(architecture.layer))[inner[2]]
-        return f"{architecture.prefix}.{inner[1]}.{module}", inner[2]
+    # Rows that are stored in another order are only known by the row's own names.
+    known = dict(architecture.layer) if architecture.order else _USUAL | dict(architecture.layer)
+    if inner and inner[2] in known:
+        return f"{architecture.prefix}.{inner[1]}.{known[inner[2]]}", inner[2]
     if name in ends:
         return ends[name], name
     raise AdapterError(

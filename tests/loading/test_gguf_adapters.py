@@ -126,7 +126,7 @@ class File:
         (lambda f: f.rename("blk.01.attn_q"), "blk.01.attn_q is no matrix"),
         (lambda f: f.rename("blk.1.ffn_gate_exps"), "no matrix"),
         (lambda f: f.rename("blk.1.attn_k"), "64 x 4.*do not fit.*k_proj, which is 32 x 64"),
-        (lambda f: f.rename("blk.1.attn_qkv"), "expected 128 rows"),
+        (lambda f: f.rename("blk.1.attn_qkv"), "attn_qkv is no matrix"),
         (lambda f: f.rename("output"), "do not fit lm_head, which is 288 x 64"),
     ],
 )
