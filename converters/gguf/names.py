@@ -110,7 +110,7 @@ def map_names(gguf: GGUFFile) -> NameMap:
         if tensor.name.endswith(".input_scale"):
             skipped.append((tensor, "activations are not quantised here"))
             continue
-        target, module, reason = _target(tensor.name, architecture, layers)
+        target, module, reason = _target(gguf, tensor.name, architecture, layers)
         if target:
             mapped.append(_mapped(gguf, architecture, tensor, target, module))
         else:
@@ -160,7 +160,9 @@ def _less(offset: np.float32, x: npt.NDArray[np.float32]) -> npt.NDArray[np.floa
     return x - offset
 
 
-def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, str, str]:
+def _target(
+    gguf: GGUFFile, name: str, architecture: Architecture, layers: int
+) -> tuple[str, str, str]:
     """The parameter of a tensor and its key in the row, or why there is none."""
     if name in _IN_CONFIG:
         return "", "", "its values are stored in config.json (rope_scaling)"
@@ -170,10 +172,14 @@ def _target(name: str, architecture: Architecture, layers: int) -> tuple[str, st
     inner = _LAYER.fullmatch(name)
     if inner and int(inner[1]) >= layers:
         return "", "", f"beyond the {layers} layers that generate"
-    if inner and inner[2] in architecture.layer:
-        return f"{architecture.prefix}.{inner[1]}.{architecture.layer[inner[2]]}", inner[2], ""
+    known = ends
+    if inner:
+        known = {**architecture.layer, **architecture.by_layer(gguf, int(inner[1]))}
+        if inner[2] in known:
+            return f"{architecture.prefix}.{inner[1]}.{known[inner[2]]}", inner[2], ""
     module, _, kind = (inner[2] if inner else name).rpartition(".")
-    known = architecture.layer if inner else ends
+    if known.get(module) == "":
+        return "", "", "none of the layers that generate uses it"
     if kind not in ("weight", "bias") or module not in known:
         return "", "", NO_PLACE
     if kind == "bias" and not architecture.may_have_bias(module):

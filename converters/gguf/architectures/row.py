@@ -120,6 +120,8 @@ class Architecture:
         model_type: ``model_type`` of ``config.json``.
         class_name: the entry of ``architectures`` in ``config.json``.
         layer: module names of a layer.
+        by_layer: what is called otherwise in one of the layers; an empty name is of a tensor that
+            only fills its place there.
         ends: module names outside the layers that differ from the usual ones.
         final_norm: what GGUF calls the norm before the output head; None for one without weights.
         prefix: what layers are under in the model.
@@ -149,6 +151,7 @@ class Architecture:
     model_type: str
     class_name: str
     layer: Names = field(default_factory=lambda: LLAMA)
+    by_layer: Callable[[GGUFFile, int], Names] = lambda gguf, layer: {}
     ends: Names = field(default_factory=dict)
     final_norm: str | None = "output_norm"
     prefix: str = "model.layers"
