@@ -47,13 +47,16 @@ _SMALL = ("self_attn.o_proj", "mlp.down_proj", "lm_head")
 SPELLINGS: dict[str, Spelling] = {
     "cohere": _TIED,
     "cohere2": _TIED,
+    "deepseek": Spelling(_SWITCH, plain=("mlp.gate",)),
     "deepseek_v2": Spelling(_SWITCH, latent="reading", plain=("mlp.gate",)),
     "deepseek_v3": Spelling(
         _SWITCH, latent="always", plain=("mlp.gate",), precise=("e_score_correction_bias",)
     ),
+    "dots1": Spelling("mlp.experts", plain=("mlp.gate",), precise=("e_score_correction_bias",)),
     "gemma": _TIED,
     "gemma2": _TIED,
     "gemma3_text": _TIED,
+    "glm4_moe": Spelling(_SWITCH, plain=("mlp.gate",), precise=("e_score_correction_bias",)),
     "gpt_oss": Spelling("mlp.experts", interleaved=True, routers=("mlp.router",)),
     "granite": Spelling(sensitive=_SMALL),
     "granitemoe": Spelling(
@@ -61,6 +64,7 @@ SPELLINGS: dict[str, Spelling] = {
         routers=("block_sparse_moe.router.layer",),
         sensitive=_SMALL,
     ),
+    "hunyuan_v1_moe": Spelling(_SWITCH, routers=("mlp.gate.wg",)),
     "mixtral": Spelling(
         "block_sparse_moe.switch_mlp",
         aliases={"mlp.": "block_sparse_moe."},

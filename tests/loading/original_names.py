@@ -35,6 +35,12 @@ _LATENT = {
     "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
     "moe_layer_freq": 1, "routed_scaling_factor": 1.0, "norm_topk_prob": True,
 }  # fmt: skip
+_ROUTED = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 2, "head_dim": 16,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "routed_scaling_factor": 2.5, "norm_topk_prob": True, "rope_scaling": None,
+    "attention_bias": False,
+}  # fmt: skip
 _GEMMA3 = {
     "head_dim": 16, "query_pre_attn_scalar": 16, "rope_local_base_freq": 10000.0,
     "sliding_window": 16, "sliding_window_pattern": 2,
@@ -69,6 +75,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_scaling": _YARN},
     "deepseek_v3": SIZES | _LATENT | {"model_type": "deepseek_v3", "num_key_value_heads": 4,
         "topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek": SIZES | _ROUTED | {"model_type": "deepseek", "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0},
+    "dots1": SIZES | _ROUTED | {"model_type": "dots1", "scoring_func": "noaux_tc"},
+    "glm4_moe": SIZES | _ROUTED | {"model_type": "glm4_moe", "partial_rotary_factor": 0.5,
+        "use_qk_norm": True, "attention_bias": True},
     "gemma3": {
         "model_type": "gemma3", "vocab_size": 300,
         "text_config": SIZES | _GEMMA3 | {"model_type": "gemma3_text", "tie_word_embeddings": True},
@@ -103,7 +114,7 @@ def one_by_one(names: dict[str, str]) -> Undo:
     def undo(arrays: Arrays) -> Arrays:
         found: Arrays = {}
         for name, array in arrays.items():
-            part = re.fullmatch(r"(.+)\.switch_mlp\.(\w+)\.(\w+)", name)
+            part = re.fullmatch(r"(.+)\.(?:switch_mlp|experts)\.(\w+)\.(\w+)", name)
             if part is None:
                 found[name] = array
                 continue

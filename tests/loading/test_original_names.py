@@ -76,6 +76,9 @@ SOURCES: dict[str, tuple[str, Undo, bool]] = {
     ),
     "deepseek_v2": ("deepseek_v2", SAME, True),
     "deepseek_v3": ("deepseek_v3", both(SAME, whole_latent), True),
+    "deepseek": ("deepseek", SAME, True),
+    "dots1": ("dots1", SAME, True),
+    "glm4_moe": ("glm4_moe", SAME, True),
     "gemma3": ("gemma3", with_extra(*VISION), True),
     "gemma3 of transformers 5": (
         "gemma3",
