@@ -30,9 +30,7 @@ def _strengths(context: object, parameter: object, values: tuple[str, ...]) -> A
 
 def _strength(value: str) -> tuple[str, float]:
     path, _, scale = value.rpartition(":")
-    if path and not Path(value).exists():
-        try:
-            return path, float(scale)
-        except ValueError:
-            pass
-    return value, 1.0
+    try:
+        return (path, float(scale)) if path and not Path(value).exists() else (value, 1.0)
+    except (ValueError, OSError):  # no number; no path that the system would look at
+        return value, 1.0

@@ -146,6 +146,8 @@ def test_what_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     adapter = write_mlx_lm(base, tmp_path / "a", ["self_attn.q_proj"])
     assert "no adapter at" in refused(base, tmp_path / "none")
     assert "adapter_config.json" in refused(base, base)
+    for odd in ("~no-such-user-at-all/a", "a" * 5000, "a\0b"):
+        assert "adapter" in refused(base, odd)
     for strength in (float("nan"), float("inf"), "1", None, True):
         assert "strength" in refused(base, [(adapter, strength)])
     for wrong in (3, None, [3], [(adapter,)], [(adapter, 1, 2)], {"a": 1}, [(3, 1.0)], b"x"):

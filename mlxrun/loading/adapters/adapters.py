@@ -164,21 +164,34 @@ def _listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
         real = isinstance(strength, int | float) and not isinstance(strength, bool)
         if not real or not math.isfinite(strength):
             raise ParameterError("the strength of an adapter", strength, "a finite number")
-        listed.append((Path(pair[0]).expanduser(), float(strength)))
+        listed.append((_located(Path(pair[0])), float(strength)))
     return listed
 
 
 _CHOICES = "a path, or a list of paths and (path, strength)"
 
 
+def _located(path: Path) -> Path:
+    """The path, ``~`` expanded, if there is something.
+
+    Raises:
+        AdapterError: there is nothing, or the system does not say.
+    """
+    try:
+        path = path.expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:
+        raise AdapterError(f"cannot open the adapter {path}: {error}") from error
+    raise AdapterError(
+        f"there is no adapter at {path}",
+        hint="Give a directory with adapter_config.json, or a GGUF file; those of the hub are to "
+        "be downloaded first",
+    )
+
+
 def _read(path: Path, config: Mapping[str, Any]) -> Adapter:
     folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise AdapterError(
-            f"there is no adapter at {path}",
-            hint="Give a directory with adapter_config.json, or a GGUF file; those of the hub are "
-            "to be downloaded first",
-        )
     if path.is_file() and path.suffix != ".safetensors":
         return read_gguf_adapter(path, config)
     said = _read_config(folder / "adapter_config.json")
