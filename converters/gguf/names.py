@@ -175,10 +175,10 @@ def _target(
     known = ends
     if inner:
         known = {**architecture.layer, **architecture.by_layer(gguf, int(inner[1]))}
-        if inner[2] in known:
+        if known.get(inner[2]):
             return f"{architecture.prefix}.{inner[1]}.{known[inner[2]]}", inner[2], ""
     module, _, kind = (inner[2] if inner else name).rpartition(".")
-    if known.get(module) == "":
+    if "" in (known.get(name.split(".", 2)[-1]), known.get(module)):
         return "", "", "none of the layers that generate uses it"
     if kind not in ("weight", "bias") or module not in known:
         return "", "", NO_PLACE

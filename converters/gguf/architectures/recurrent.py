@@ -8,6 +8,7 @@ from converters.gguf.architectures.linear_attention import LINEAR_ATTENTION
 from converters.gguf.architectures.linear_latent import LINEAR_LATENT
 from converters.gguf.architectures.plamo2 import PLAMO2
 from converters.gguf.architectures.row import Architecture
+from converters.gguf.architectures.rwkv import RWKV7
 from converters.gguf.architectures.state_space import STATE_SPACE
 
 RECURRENT: dict[str, Architecture] = {
@@ -17,4 +18,5 @@ RECURRENT: dict[str, Architecture] = {
     **LINEAR_LATENT,
     **STATE_SPACE,
     "plamo2": PLAMO2,
+    "rwkv7": RWKV7,
 }
