@@ -130,7 +130,7 @@ def _mapped(
     offset = architecture.norm_offset
     if offset and change is None and "norm" in tensor.name and tensor.name.endswith(".weight"):
         change = partial(_less, np.float32(offset))
-    reshape = None if bias else architecture.reshape.get(module)
+    reshape = architecture.reshape.get(f"{module}.bias" if bias else module)
     if (change or reshape) and tensor.type not in FLOATS:
         raise tensor.error(expected="floats", found=tensor.type.name)
     factor = tensor.name.removesuffix("weight") + "scale"
