@@ -10,6 +10,7 @@ from converters.gguf.architectures.gemma import GEMMA
 from converters.gguf.architectures.gpt import GPT
 from converters.gguf.architectures.recurrent import RECURRENT
 from converters.gguf.architectures.row import ENDS, Architecture
+from converters.gguf.architectures.uneven import UNEVEN
 
 ARCHITECTURES: dict[str, Architecture] = {
     **DENSE,
@@ -17,6 +18,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **GEMMA,
     **GPT,
     **FOREIGN,
+    **UNEVEN,
     **EXPERTS,
     **RECURRENT,
 }

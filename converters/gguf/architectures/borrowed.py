@@ -36,6 +36,18 @@ def _minicpm(gguf: GGUFFile, config: Config) -> Config:
     }
 
 
+def _of_text(gguf: GGUFFile, config: Config) -> Config:
+    """Of text alone, the sections of a rotation by time, height and width are at one position."""
+    sections = gguf.key("rope.dimension_sections", None)
+    if sections is not None and len(sections) > 3 and sections[3]:
+        raise gguf.error(
+            f"{gguf.architecture}.rope.dimension_sections",
+            expected="three sections: llama.cpp leaves a fourth one unturned in text",
+            found=str(list(map(int, sections))),
+        )
+    return {}
+
+
 BORROWED: dict[str, Architecture] = {
     "codeshell": Architecture(
         "starcoder2",
@@ -89,6 +101,7 @@ BORROWED: dict[str, Architecture] = {
         zero_biases=(BIASED_QKV,),
         norm_biases=True,
     ),
+    "paddleocr": Architecture("llama", "LlamaForCausalLM", keys=_of_text, zero_biases=LLAMA_BIASES),
     "pangu-embedded": Architecture("llama", "LlamaForCausalLM", zero_biases=LLAMA_BIASES),
     "qwen": Architecture(
         "qwen2",
@@ -99,10 +112,13 @@ BORROWED: dict[str, Architecture] = {
         zero_biases=(BIASED_QKV,),
         always_biased=True,
     ),
-    # Of text alone, the sections of a rotation by time, height and width are at one position.
     "qwen2vl": Architecture(
-        "qwen2", "Qwen2ForCausalLM", zero_biases=(BIASED_QKV,), always_biased=True
+        "qwen2",
+        "Qwen2ForCausalLM",
+        keys=_of_text,
+        zero_biases=(BIASED_QKV,),
+        always_biased=True,
     ),
-    "qwen3vl": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS),
+    "qwen3vl": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS, keys=_of_text),
     "xverse": Architecture("llama", "LlamaForCausalLM", order=PERMUTED),
 }

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from converters.encode import plain_floats
 from converters.gguf.architectures.keys import windows
-from converters.gguf.architectures.limits import tied, whole_heads
+from converters.gguf.architectures.limits import whole_heads
 from converters.gguf.architectures.row import (
     ATTENTION,
     FFN_NORM,
     GATED,
-    LLAMA,
     LLAMA_BIASES,
     PERMUTED,
     QK_NORMS,
+    SANDWICH,
     UNGATED,
     Architecture,
     Config,
@@ -24,23 +23,11 @@ from converters.gguf.architectures.row import (
     Shape,
     without,
 )
+from converters.gguf.architectures.uneven import per_layer
 from converters.gguf.numbers import float_of, layer_count, scalar, tidy
 from converters.gguf.reader import GGUFFile
 
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")
-
-
-def per_layer(gguf: GGUFFile, key: str) -> list[Any]:
-    """A value for each layer, which a file may give once for all.
-
-    Raises:
-        GGUFError: there is none, or one for each of another number of layers.
-    """
-    layers, value = layer_count(gguf), gguf.get(key)
-    values = list(value) if isinstance(value, np.ndarray | list) else [value] * layers
-    if None in values or len(values) < layers:
-        raise gguf.error(key, expected=f"{layers} values", found=str(value))
-    return values[:layers]
 
 
 def _apertus(gguf: GGUFFile, config: Config) -> Config:
@@ -88,54 +75,6 @@ def _spread_rows(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
     return np.arange(rows).reshape(len(order), -1)[order].ravel()
 
 
-def _openelm(gguf: GGUFFile, config: Config) -> Config:
-    tied(gguf)
-    if config.get("rope_scaling"):
-        key = f"{gguf.architecture}.rope.scaling.type"
-        raise gguf.error(key, expected="none in this architecture")
-    hidden = config["hidden_size"]
-    return {
-        "num_transformer_layers": config["num_hidden_layers"],
-        "model_dim": hidden,
-        "num_query_heads": [
-            int(x) for x in per_layer(gguf, f"{gguf.architecture}.attention.head_count")
-        ],
-        "num_kv_heads": [
-            int(x) for x in per_layer(gguf, f"{gguf.architecture}.attention.head_count_kv")
-        ],
-        "ffn_multipliers": [
-            int(x) / hidden for x in per_layer(gguf, f"{gguf.architecture}.feed_forward_length")
-        ],
-        "ffn_dim_divisor": 1,
-        "rope_freq_constant": config["rope_theta"],
-    }
-
-
-def _deci(gguf: GGUFFile, config: Config) -> Config:
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    whole_heads(gguf, config)
-    queries, keys = (
-        per_layer(gguf, f"{gguf.architecture}.attention.head_count{kv}") for kv in ("", "_kv")
-    )
-    inner = per_layer(gguf, f"{gguf.architecture}.feed_forward_length")
-    blocks = []
-    for i, (q, k, size) in enumerate(zip(queries, keys, inner, strict=True)):
-        # llama.cpp leaves out the attention of a layer without a feed-forward.
-        if q not in (0, heads) or (q and not (k and size)) or size % 256:
-            raise gguf.error(
-                f"{gguf.architecture}.attention.head_count",
-                expected="whole, missing or shared attention and feed-forwards in steps of 256",
-                found=f"{q} heads, {k} of keys, {size} wide in layer {i}",
-            )
-        attention = {"n_heads_in_group": int(q // k)} if q else {"no_op": True}
-        # The class rounds up to the next 256 what it makes of the factor.
-        factor = (int(size) - 0.5) * 3 / (2 * hidden)
-        blocks.append(
-            {"attention": attention, "ffn": {"ffn_mult": factor} if size else {"no_op": True}}
-        )
-    return {"block_configs": blocks}
-
-
 def _spark(gguf: GGUFFile, config: Config) -> Config:
     width = config["head_dim"]
     turned = scalar(gguf, "rope.dimension_count", width)
@@ -155,6 +94,47 @@ def _spark(gguf: GGUFFile, config: Config) -> Config:
             },
         },
     }
+
+
+def _muse_glimmer(gguf: GGUFFile, config: Config) -> Config:
+    """The class has one factor on all queries where a file has a norm's weights."""
+    factors = np.array([_constant(gguf, f"blk.{i}.attn_q_norm.weight") for i in _layers(gguf)])
+    ones = np.array([_constant(gguf, f"blk.{i}.attn_k_norm.weight") for i in _layers(gguf)])
+    if (factors != factors[0]).any() or (ones != 1).any():
+        raise gguf.tensor("blk.0.attn_q_norm.weight").error(
+            expected="one factor for the queries of all layers and none for keys", found="others"
+        )
+    found = windows(gguf, 4)
+    base = config["rope_theta"]
+    cap = float(gguf.key("final_logit_softcapping", 0.0))
+    if not found or not cap or config.get("rope_scaling"):
+        raise gguf.error(
+            f"{gguf.architecture}.attention.sliding_window",
+            expected="sliding windows, bounded logits and plain rotary embeddings",
+        )
+    return {
+        "layer_types": found["layer_types"],
+        "sliding_window": found["sliding_window"],
+        "rope_theta": float_of(gguf, "rope.freq_base_swa", base),
+        "qk_scale_factor": float(factors[0]),
+        "post_norm_eps": 1e-8,
+        "final_logit_softcapping": tidy(cap),
+        "output_multiplier": float_of(gguf, "logit_scale", 1.0),
+    }
+
+
+def _layers(gguf: GGUFFile) -> range:
+    return range(layer_count(gguf))
+
+
+def _constant(gguf: GGUFFile, name: str) -> float:
+    """What all values of a tensor are; not a number if they differ."""
+    values = plain_floats(gguf.tensor(name)).reshape(-1)
+    return float(values[0]) if (values == values[0]).all() else float("nan")
+
+
+def _centred(x: Floats) -> Floats:
+    return x - np.float32(1)
 
 
 def _minicpm3(gguf: GGUFFile, config: Config) -> Config:
@@ -198,15 +178,6 @@ FOREIGN: dict[str, Architecture] = {
         made=_xielu,
         reshape={f"xielu_{name}": _scalar for name in _XIELU},
     ),
-    "deci": Architecture(
-        "nemotron-nas",
-        "DeciLMForCausalLM",
-        keys=_deci,
-        order=PERMUTED,
-        optional=frozenset(LLAMA),
-        zero_biases=LLAMA_BIASES,
-        per_layer=True,
-    ),
     "minicpm3": Architecture(
         "minicpm3",
         "MiniCPM3ForCausalLM",
@@ -227,34 +198,21 @@ FOREIGN: dict[str, Architecture] = {
         value_width=True,
         own_shapes=True,
     ),
+    "muse-glimmer": Architecture(
+        "muse_glimmer",
+        "MuseGlimmerForConditionalGeneration",
+        {**SANDWICH, "attn_gate": "self_attn.gate_proj"},
+        keys=_muse_glimmer,
+        order=PERMUTED,
+        values={name: _centred for name in SANDWICH if "norm" in name},
+        in_config=frozenset(QK_NORMS),
+    ),
     "nanbeige": Architecture(
         "nanbeige",
         "NanbeigeForCausalLM",
         keys=_nanbeige,
         order=PERMUTED,
         zero_biases=LLAMA_BIASES,
-    ),
-    "openelm": Architecture(
-        "openelm",
-        "OpenELMForCausalLM",
-        {
-            "attn_norm": "attn_norm",
-            "attn_qkv": "attn.qkv_proj",
-            "attn_q_norm": "attn.q_norm",
-            "attn_k_norm": "attn.k_norm",
-            "attn_output": "attn.out_proj",
-            "ffn_norm": "ffn_norm",
-            "ffn_gate_up": "ffn.proj_1",
-            "ffn_down": "ffn.proj_2",
-        },
-        ends={
-            "token_embd": "transformer.token_embeddings",
-            "output_norm": "transformer.norm",
-        },
-        prefix="transformer.layers",
-        keys=_openelm,
-        joins={"ffn_gate_up": ("ffn_gate", "ffn_up")},
-        per_layer=True,
     ),
     "plamo": Architecture(
         "plamo",

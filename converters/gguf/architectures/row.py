@@ -133,6 +133,7 @@ class Architecture:
         reshape: modules to which the model gives another shape.
         parts: fused tensors that the model has separately: module to (module, rows) of each part.
         joins: modules that the model has fused: module to those that make up its rows.
+        in_config: modules whose values ``keys`` puts into ``config.json``.
         made: tensors of the model that a file has as keys, by the names of this row.
         norm_offset: what GGUF has added to the weights of norms.
         zero_biases: modules that get a zero bias where a sibling has one, because stock classes
@@ -163,6 +164,7 @@ class Architecture:
     reshape: Mapping[str, Callable[[Shape], Shape]] = field(default_factory=dict)
     parts: Mapping[str, Parts] = field(default_factory=dict)
     joins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    in_config: frozenset[str] = frozenset()
     made: Callable[[GGUFFile], Mapping[str, Floats]] = lambda gguf: {}
     norm_offset: float = 0.0
     zero_biases: tuple[tuple[str, ...], ...] = ()
