@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from naive_cache import NaiveCache
 
 from mlxrun.cache.base import Cache
+from mlxrun.cache.products import product
 from mlxrun.errors import CacheError
 
 HEADS, KV_HEADS, DIM = 4, 2, 4
+PRODUCT = product(scale=1.0, softcap=None, sinks=None)
 Life = list[tuple[str, int, int]]
 
 
@@ -25,7 +27,14 @@ def lives(longest: int = 9) -> st.SearchStrategy[Life]:
     return st.lists(st.one_of(update, decode, decode, trim, fork), min_size=1, max_size=30)
 
 
-def run(make: Callable[[], Cache], naive: NaiveCache, life: Life, seed: int, batch: int) -> None:
+def run(
+    make: Callable[[], Cache],
+    naive: NaiveCache,
+    life: Life,
+    seed: int,
+    batch: int,
+    width: int = DIM,
+) -> None:
     """Live a life with caches of both kinds; every answer must be the same."""
     rng = np.random.default_rng(seed)
     pairs = [(make(), naive)]
@@ -36,10 +45,10 @@ def run(make: Callable[[], Cache], naive: NaiveCache, life: Life, seed: int, bat
         elif what == "trim":
             _trim(cache, reference, n)
         elif what == "update":
-            _update(cache, reference, n, rng, batch)
+            _update(cache, reference, n, rng, (batch, width))
         assert cache.offset == reference.offset
     for cache, reference in pairs:  # whatever the others did since
-        _update(cache, reference, 1, rng, batch)
+        _update(cache, reference, 1, rng, (batch, width))
 
 
 def _trim(cache: Cache, reference: NaiveCache, n: int) -> None:
@@ -55,11 +64,15 @@ def _trim(cache: Cache, reference: NaiveCache, n: int) -> None:
 
 
 def _update(
-    cache: Cache, reference: NaiveCache, n: int, rng: np.random.Generator, batch: int
+    cache: Cache,
+    reference: NaiveCache,
+    n: int,
+    rng: np.random.Generator,
+    size: tuple[int, int],
 ) -> None:
-    queries = rng.standard_normal((batch, HEADS, n, DIM)).astype(np.float32)
-    keys, values = rng.standard_normal((2, batch, KV_HEADS, n, DIM)).astype(np.float32)
+    batch, width = size
+    queries = rng.standard_normal((batch, HEADS, n, width)).astype(np.float32)
+    keys, values = rng.standard_normal((2, batch, KV_HEADS, n, width)).astype(np.float32)
     reference.update(keys, values)
-    k, v, mask = cache.update(mx.array(keys), mx.array(values))
-    got = mx.fast.scaled_dot_product_attention(mx.array(queries), k, v, scale=1.0, mask=mask)
+    got = cache.attend(mx.array(queries), mx.array(keys), mx.array(values), PRODUCT)
     np.testing.assert_allclose(np.array(got), reference.attend(queries), atol=2e-5)

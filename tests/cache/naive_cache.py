@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+
+Stored = Callable[[np.ndarray], np.ndarray]
+
+
+def as_given(x: np.ndarray) -> np.ndarray:
+    return x
 
 
 class NaiveCache:
-    """All keys and values ever given, by position; a query sees by the rule alone."""
+    """All keys and values ever given, by position; a query sees by the rule alone.
 
-    def __init__(self, window: int | None = None, keep: int = 0) -> None:
+    Args:
+        keys, values: what storing one token's makes of them, (B, H, 1, D).
+    """
+
+    def __init__(
+        self,
+        window: int | None = None,
+        keep: int = 0,
+        keys: Stored = as_given,
+        values: Stored = as_given,
+    ) -> None:
         self.window, self.keep = window, keep
+        self._stored = keys, values
         self.keys = self.values = np.zeros((0, 0, 0, 0), np.float32)
         self.offset = 0
 
     def update(self, keys: np.ndarray, values: np.ndarray) -> None:
+        keys, values = (
+            np.concatenate([stored(x[:, :, i : i + 1]) for i in range(x.shape[2])], axis=2)
+            for stored, x in zip(self._stored, (keys, values), strict=True)
+        )
         if self.offset:
             keys = np.concatenate([self.keys[:, :, : self.offset], keys], axis=2)
             values = np.concatenate([self.values[:, :, : self.offset], values], axis=2)
@@ -37,6 +60,6 @@ class NaiveCache:
         self.offset -= n
 
     def fork(self) -> NaiveCache:
-        other = NaiveCache(self.window, self.keep)
+        other = NaiveCache(self.window, self.keep, *self._stored)
         other.keys, other.values, other.offset = self.keys.copy(), self.values.copy(), self.offset
         return other
