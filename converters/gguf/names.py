@@ -178,6 +178,8 @@ def _target(
         if known.get(inner[2]):
             return f"{architecture.prefix}.{inner[1]}.{known[inner[2]]}", inner[2], ""
     module, _, kind = (inner[2] if inner else name).rpartition(".")
+    if module in architecture.in_config:
+        return "", "", "its values are stored in config.json"
     if "" in (known.get(name.split(".", 2)[-1]), known.get(module)):
         return "", "", "none of the layers that generate uses it"
     if kind not in ("weight", "bias") or module not in known:
