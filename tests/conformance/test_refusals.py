@@ -1,0 +1,70 @@
+"""Skeletons with a key or a tensor that their model does not know how to honour are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converters.gguf.config import model_config
+from converters.gguf.names import map_names
+from converters.gguf.reader import read_gguf
+from mlxrun.errors import GGUFError
+
+from .skeleton import Skeleton, read
+
+
+def refused(skeleton: Skeleton, path: Path, match: str) -> None:
+    """Ask for an error, whatever is asked of the file first."""
+    source = read_gguf(skeleton.write(path / "x.gguf"))
+    with pytest.raises(GGUFError, match=match):
+        model_config(source)
+        map_names(source)
+
+
+CHANGES: list[tuple[str, dict[str, Any], str]] = [
+    ("baichuan-7b", {"block_count": 3}, "block_count"),
+    ("chatglm-glm", {"expert_count": 4}, "no experts"),
+    ("deci-super", {"feed_forward_length": [256, 500, 256]}, "steps of 256"),
+    ("deci-super", {"attention.head_count_kv": [0, 0, 3]}, "shared attention"),
+    ("deci-super", {"feed_forward_length": [256, 512]}, "one number for each"),
+    ("exaone-small", {"rope.dimension_count": 4}, "the whole head"),
+    ("exaone-small", {"rope.scaling.type": "longrope"}, "longrope with its factors"),
+    ("minicpm3-4b", {"attention.layer_norm_rms_epsilon": 1e-6}, "MiniCPM 3"),
+    ("mpt-7b", {"attention.max_alibi_bias": 0.0}, "ALiBi or learnt"),
+    ("mpt-learned", {"attention.max_alibi_bias": 8.0}, "ALiBi or learnt"),
+    ("muse-glimmer-30b", {"attention.sliding_window": 0}, "sliding windows"),
+    ("openelm-growing", {"rope.scaling.factor": 2.0}, "rope.scaling"),
+    ("plamo-13b", {"rope.scaling.factor": 2.0}, "rope.scaling"),
+    ("qwen2vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
+    ("qwen3vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
+    ("spark2_5-gated", {"rope.scaling.factor": 2.0}, "rope.scaling"),
+]
+
+
+@pytest.mark.parametrize(("name", "keys", "match"), CHANGES)
+def test_keys_that_a_model_cannot_honour(
+    name: str, keys: dict[str, Any], match: str, tmp_path: Path
+) -> None:
+    skeleton = read(name)
+    refused(replace(skeleton, keys={**skeleton.keys, **keys}), tmp_path, match)
+
+
+@pytest.mark.parametrize("name", ["apertus-8b", "falcon-7b", "gpt2-small", "qwen-fused"])
+def test_no_bias_on_the_output(name: str, tmp_path: Path) -> None:
+    skeleton = read(name)
+    tensors = {**skeleton.tensors, "output.bias": [skeleton.vocabulary]}
+    refused(replace(skeleton, tensors=tensors), tmp_path, "no bias on the output")
+
+
+def test_an_activation_needs_its_numbers(tmp_path: Path) -> None:
+    skeleton = read("apertus-8b")
+    keys = {key: value for key, value in skeleton.keys.items() if key != "xielu.beta"}
+    refused(replace(skeleton, keys=keys), tmp_path, "xielu.beta")
+
+
+def test_queries_of_one_length_have_one_factor(tmp_path: Path) -> None:
+    values = {"*.attn_q_norm.weight": {"normal": [3.87, 0.1]}}
+    refused(replace(read("muse-glimmer-30b"), values=values), tmp_path, "one factor")
