@@ -18,8 +18,9 @@ from .skeleton import Skeleton, read
 
 def refused(skeleton: Skeleton, path: Path, match: str) -> None:
     """Ask for an error, whatever is asked of the file first."""
-    source = read_gguf(skeleton.write(path / "x.gguf"))
+    file = skeleton.write(path / "x.gguf")
     with pytest.raises(GGUFError, match=match):
+        source = read_gguf(file)
         model_config(source)
         map_names(source)
 
