@@ -26,8 +26,11 @@ _HOMES = {
     "Chunk": "mlxrun.generation.request",
     "Completion": "mlxrun.generation.request",
     "ConversionReport": "converters.report",
+    "Engine": "mlxrun.engine",
+    "Handle": "mlxrun.generation.handle",
     "LLM": "mlxrun.llm",
     "MlxrunError": "mlxrun.errors",
+    "Request": "mlxrun.generation.request",
     "SamplingParams": "mlxrun.generation.parameters",
     "Session": "mlxrun.generation.engine",
     "Tokenizer": "mlxrun.text.tokenizer",
@@ -42,7 +45,10 @@ __all__ = [
     "Chunk",
     "Completion",
     "ConversionReport",
+    "Engine",
+    "Handle",
     "MlxrunError",
+    "Request",
     "SamplingParams",
     "Session",
     "Tokenizer",
@@ -69,9 +75,11 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from converters.report import ConversionReport
     from mlxrun.conversion import convert, load_tokenizer
+    from mlxrun.engine import Engine
     from mlxrun.errors import MlxrunError
     from mlxrun.generation.engine import Session
+    from mlxrun.generation.handle import Handle
     from mlxrun.generation.parameters import SamplingParams
-    from mlxrun.generation.request import Chunk, Completion, Usage
+    from mlxrun.generation.request import Chunk, Completion, Request, Usage
     from mlxrun.llm import LLM, load
     from mlxrun.text.tokenizer import Tokenizer

@@ -6,13 +6,11 @@ Joins text to tokens; the loop that makes tokens is in ``generation.engine``.
 from __future__ import annotations
 
 import html
-import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from numbers import Integral
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mlxrun import blas
 
@@ -22,34 +20,24 @@ import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
 from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
-from mlxrun.errors import ContextLengthError, ParameterError  # noqa: E402
-from mlxrun.generation.breakers import breaker_tokens  # noqa: E402
+from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt  # noqa: E402
+from mlxrun.computing import COMPUTING, one_at_a_time  # noqa: E402
+from mlxrun.errors import ParameterError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
 from mlxrun.generation.parameters import Range, SamplingParams  # noqa: E402
-from mlxrun.generation.request import (  # noqa: E402
-    Chunk,
-    Completion,
-    FinishReason,
-    Request,
-    TokenLogprob,
-    Usage,
-)
-from mlxrun.generation.sampling import Sampler  # noqa: E402
+from mlxrun.generation.reply import Reply  # noqa: E402
+from mlxrun.generation.request import Chunk, Completion, Request, completed  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.text.stops import StopMatcher  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[int] | Sequence[Message]
+if TYPE_CHECKING:
+    from mlxrun.engine import Engine
 
-MAX_TOKENS = 512
 _LONGEST = 2**31 - 1
-# MLX crashes when threads build and evaluate graphs over the same arrays at the same time.
-_COMPUTING = threading.RLock()
 
 
 def load(
@@ -110,6 +98,7 @@ class LLM:
         self.unused = loaded.unused
         self.tokenizer = tokenizer
         self.source = source
+        self.asker = Asker(loaded.model, tokenizer)
 
     @property
     def context_length(self) -> int:
@@ -128,8 +117,8 @@ class LLM:
         Raises:
             ParameterError: no ids, or ids that the model does not have.
         """
-        tokens = self._checked(ids)
-        with _COMPUTING:
+        tokens = self.asker.checked(ids)
+        with COMPUTING:
             return score(self.model, tokens)
 
     def session(
@@ -171,16 +160,23 @@ class LLM:
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a prompt to its end; takes the options of :meth:`stream`."""
-        text: list[str] = []
-        tokens: list[int] = []
-        logprobs: list[TokenLogprob] = []
-        last = None
-        for last in self.stream(prompt, **options):
-            text.append(last.text)
-            tokens.extend(last.tokens)
-            logprobs.extend(last.logprobs)
-        assert last is not None and last.finish_reason is not None and last.usage is not None
-        return Completion("".join(text), tokens, last.finish_reason, last.usage, tuple(logprobs))
+        return completed(list(self.stream(prompt, **options)))
+
+    def batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
+        """Continue many prompts together; see :func:`mlxrun.batch.batch` for the options.
+
+        Returns:
+            One completion for each prompt, in order, with the tokens that it gets alone.
+        """
+        from mlxrun.batch import batch
+
+        return batch(self, prompts, **options)
+
+    def engine(self, **options: Any) -> Engine:
+        """An engine that serves requests from many threads; see :class:`mlxrun.Engine`."""
+        from mlxrun.engine import Engine
+
+        return Engine(self, **options)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """The model's reply to a conversation; takes the options of :meth:`stream`.
@@ -228,62 +224,23 @@ class LLM:
             ContextLengthError: the prompt leaves no room in the model's context.
         """
         started = time.perf_counter()
-        ids = self._encode(prompt, parse_special, template)
-        if params is None:
-            params = SamplingParams(**sampling)
-        elif sampling:
-            raise ParameterError("params", sampling, "given alone, without single fields")
-        request = Request(ids, params, max_tokens, stop, ignore_eos)
-        limit = self._limit(request, session)
-        if session is None:
-            session = self.session(cache_type_k=cache_type_k, cache_type_v=cache_type_v)
-        elif cache_type_k is not None or cache_type_v is not None:
-            raise ParameterError("session", session, "left out where types of its cache are given")
-        chunks = self._run(request, limit, session, progress, started)
-        return _one_at_a_time(chunks)
-
-    def _encode(
-        self, prompt: Prompt, parse_special: bool, template: Mapping[str, Any] | None
-    ) -> list[int]:
-        ids: Sequence[int]
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, parse_special=parse_special)
-        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            messages = cast(Sequence[Message], prompt)
-            ids = self.tokenizer.encode_chat(messages, **_variables(template))
-        else:
-            ids = cast(Sequence[int], prompt)
-        return self._checked(ids)
-
-    def _checked(self, ids: Sequence[int] | mx.array) -> list[int]:
-        """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
-        size = self.model.vocab_size
-        listed = ids.tolist() if hasattr(ids, "tolist") else ids
-        if not isinstance(listed, Iterable):
-            raise ParameterError("prompt", ids, "text, token ids or messages")
-        tokens = list(cast(Iterable[int], listed))
-        if not tokens:
-            raise ParameterError("prompt", "", "at least one token long")
-        for token in tokens:
-            whole = isinstance(token, Integral) and not isinstance(token, bool)
-            if not whole or not 0 <= token < size:
-                raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
-        return [int(token) for token in tokens]
-
-    def _limit(self, request: Request, session: Session | None) -> int:
-        """How many tokens may be generated."""
+        request = self.asker.request(
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            parse_special=parse_special,
+            template=template,
+            params=params,
+            **sampling,
+        )
         if session is not None and getattr(session, "owner", None) is not self.model:
             raise ParameterError("session", session, "one that this model's session() made")
-        if session is not None and session.windowed:
-            return request.max_tokens or self.context_length
-        room = self.context_length - len(request.prompt)
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(request.prompt)} tokens, the model's context holds "
-                f"{self.context_length}",
-                hint="Shorten it, or use a session with a window",
-            )
-        return min(request.max_tokens or room, room)
+        if session is not None and (cache_type_k is not None or cache_type_v is not None):
+            raise ParameterError("session", session, "left out where types of its cache are given")
+        memory = session or self.session(cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+        limit = self.asker.limit(request, windowed=memory.windowed)
+        return one_at_a_time(self._run(request, limit, memory, progress, started))
 
     def _run(
         self,
@@ -294,40 +251,18 @@ class LLM:
         started: float,
     ) -> Generator[Chunk, None, None]:
         mx.reset_peak_memory()
-        sampler = self._sampler(request)
+        sampler = self.asker.sampler(request)
         cached = session.reuse(request.prompt)
         logits = prefill(self.model, session, request.prompt, progress)
-        text = self.tokenizer.detokenizer(skip_special=True, continues=True)
-        matcher = StopMatcher(request.stop)
-        clock = _Clock(started, len(request.prompt), cached)
-        ending = frozenset() if request.ignore_eos else self.tokenizer.eog_ids
-        reason: FinishReason = "length"
+        reply = Reply(request, self.tokenizer, limit, started, cached)
         with closing(decode(self.model, session, sampler, logits, limit)) as steps:
             for step in steps:
-                clock.tick()
-                if step.token in ending:
-                    reason = "stop"
+                chunk = reply.add(step.token, step.logprobs)
+                if chunk is not None:
+                    yield chunk
+                if reply.reason is not None:
                     break
-                shown, stopped = matcher.add(text.add(step.token))
-                yield Chunk(shown, (step.token,), step.logprobs)
-                if stopped:
-                    reason = "stop"
-                    break
-        rest, _ = matcher.add(text.finish())
-        yield Chunk(rest + matcher.finish(), (), (), reason, clock.usage())
-
-    def _sampler(self, request: Request) -> Sampler:
-        size = self.model.vocab_size
-        params = request.params
-        breakers: frozenset[tuple[int, ...]] = frozenset()
-        if params.dry_multiplier:
-            pieces = [self.tokenizer.token_bytes(i) for i in range(self.tokenizer.vocab_size)]
-            breakers = breaker_tokens(
-                params.dry_sequence_breakers,
-                pieces,
-                lambda text: self.tokenizer.encode(text, add_special=False),
-            )
-        return Sampler(params, size, context_tokens=request.prompt, dry_breakers=breakers)
+        yield reply.finish(peak_memory=mx.get_peak_memory())
 
     def __repr__(self) -> str:
         summary = self.model.summary
@@ -352,55 +287,3 @@ class LLM:
             rows["conversion"] = str(self.report)
         cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
-
-
-def _one_at_a_time(chunks: Generator[Chunk, None, None]) -> Iterator[Chunk]:
-    """The same chunks; while one is computed, the streams of other threads wait."""
-    try:
-        while True:
-            with _COMPUTING:
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            yield chunk
-    finally:
-        with _COMPUTING:
-            chunks.close()
-
-
-def _variables(template: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What a chat template is given besides the messages."""
-    given = {} if template is None else template
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ParameterError("template", template, "a mapping of names to values")
-    if "messages" in given:
-        raise ParameterError("template", "messages", "variables other than the messages")
-    return given
-
-
-class _Clock:
-    """Times one request: a tick for each token, the end-of-turn token included."""
-
-    def __init__(self, started: float, prompt: int, cached: int) -> None:
-        self._started, self._prompt, self._cached = started, prompt, cached
-        self._first = self._last = started
-        self._count = 0
-
-    def tick(self) -> None:
-        self._last = time.perf_counter()
-        self._count += 1
-        if self._count == 1:
-            self._first = self._last
-
-    def usage(self) -> Usage:
-        first, decoding = self._first - self._started, self._last - self._first
-        return Usage(
-            prompt_tokens=self._prompt,
-            completion_tokens=self._count,
-            cached_tokens=self._cached,
-            time_to_first_token=first,
-            tokens_per_second=(self._count - 1) / decoding if decoding > 0 else 0.0,
-            prompt_tokens_per_second=(self._prompt - self._cached) / first if first > 0 else 0.0,
-            total_time=time.perf_counter() - self._started,
-            peak_memory=mx.get_peak_memory(),
-        )

@@ -140,15 +140,22 @@ class Step(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] = ()
 
     @classmethod
-    def of(cls, sampled: Sampled) -> Step:
-        """Wait for what a sampler drew for one row."""
-        token = cast(list[int], sampled.token.tolist())[0]
+    def rows_of(cls, sampled: Sampled) -> list[Step]:
+        """Wait for what a sampler drew for each row."""
+        tokens = cast(list[int], sampled.token.tolist())
         if sampled.logprob is None or sampled.top_tokens is None or sampled.top_logprobs is None:
-            return cls(token)
-        own = cast(list[float], sampled.logprob.tolist())[0]
-        ids = cast(list[list[int]], sampled.top_tokens.tolist())[0]
-        values = cast(list[list[float]], sampled.top_logprobs.tolist())[0]
-        return cls(token, (TokenLogprob(token, own, tuple(zip(ids, values, strict=True))),))
+            return [cls(token) for token in tokens]
+        reports = zip(
+            tokens,
+            cast(list[float], sampled.logprob.tolist()),
+            cast(list[list[int]], sampled.top_tokens.tolist()),
+            cast(list[list[float]], sampled.top_logprobs.tolist()),
+            strict=True,
+        )
+        return [
+            cls(token, (TokenLogprob(token, own, tuple(zip(ids, values, strict=True))),))
+            for token, own, ids, values in reports
+        ]
 
 
 def decode(
@@ -181,7 +188,7 @@ def decode(
             if remaining:
                 upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
                 _queue(upcoming)
-            step = Step.of(sampled)
+            step = Step.rows_of(sampled)[0]
             if not drawn and not finite.item():
                 raise NumericError(
                     "the model's output is not finite: its weights are damaged, or too large for "

@@ -23,9 +23,10 @@ __all__ = [
     "SamplingParams",
     "TokenLogprob",
     "Usage",
+    "completed",
 ]
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Request:
         max_tokens: the most tokens to generate; None generates until the context is full.
         stop: strings that end the reply and are no part of it; a single string will do.
         ignore_eos: go on past the model's end-of-turn tokens.
+        priority: which of several requests goes first: the higher.
+        deadline: seconds after which it ends, with what there is by then; None for no limit.
 
     Raises:
         ParameterError: an empty prompt, a token that is no id, or a value outside its range.
@@ -48,6 +51,8 @@ class Request:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     ignore_eos: bool = False
+    priority: int = 0
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         prompt = tuple(checked_token("prompt", token) for token in self.prompt)
@@ -60,6 +65,9 @@ class Request:
         object.__setattr__(self, "stop", checked_strings("stop", self.stop))
         if not isinstance(self.ignore_eos, bool):
             raise ParameterError("ignore_eos", self.ignore_eos, "True or False")
+        Range(-1000, 1000, whole=True).check("priority", self.priority)
+        if self.deadline is not None:
+            Range(0, 1e9).check("deadline", self.deadline)
         if not isinstance(self.params, SamplingParams):
             raise ParameterError("params", self.params, "SamplingParams")
 
@@ -168,6 +176,20 @@ class Completion:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON types, ready for ``json.dumps``."""
         return _as_dict(self)
+
+
+def completed(chunks: Sequence[Chunk]) -> Completion:
+    """The reply that all its chunks make up, the last one included."""
+    last = chunks[-1]
+    assert last.finish_reason is not None
+    assert last.usage is not None
+    return Completion(
+        "".join(chunk.text for chunk in chunks),
+        [token for chunk in chunks for token in chunk.tokens],
+        last.finish_reason,
+        last.usage,
+        tuple(entry for chunk in chunks for entry in chunk.logprobs),
+    )
 
 
 def _as_dict(reply: Chunk | Completion) -> dict[str, Any]:

@@ -82,17 +82,21 @@ class Scheduler:
         rows: the most sequences that are live at once.
         queue: the most requests that wait.
         memory: bytes that all live sequences may take together; None for no limit.
+        chunk: read prompts in pieces of just this length, one a step, whatever the budget: the
+            pieces of a sequence that is alone.
     """
 
     rows: int
     queue: int = 1024
     memory: int | None = None
+    chunk: int | None = None
     _waiting: list[tuple[int, int]] = field(default_factory=list)  # heap of (rank, key)
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _prefilling: dict[int, _Entry] = field(default_factory=dict)
     _decoding: dict[int, _Entry] = field(default_factory=dict)
     _arrivals: int = 0
     _used: int = 0
+    _steps: int = 0
 
     def __post_init__(self) -> None:
         if self.rows < 1:
@@ -190,7 +194,13 @@ class Scheduler:
         """Shares of the budget: the oldest its part, then the shortest rests."""
         if not self._prefilling:
             return
+        self._steps += 1
         oldest = min(self._prefilling.values(), key=lambda entry: entry.arrival)
+        if self.chunk is not None:
+            shortest = min(self._prefilling.values(), key=lambda e: (e.rest, e.arrival))
+            turn = shortest if self._steps % OLDEST_SHARE else oldest
+            yield Piece(turn.key, turn.done, min(turn.rest, self.chunk))
+            return
         shares = {oldest.key: min(oldest.rest, max(1, budget // OLDEST_SHARE))}
         left = budget - shares[oldest.key]
         for entry in sorted(self._prefilling.values(), key=lambda e: (e.rest, e.arrival)):

@@ -178,14 +178,14 @@ def test_an_interrupt_while_waiting_for_a_token_leaves_a_good_session(
 ) -> None:
     prompt, session = random_prompt(10), session_of(model)
     cold = tokens_of(model, session_of(model), prompt, 6)
-    original, calls = engine.Step.of, iter(range(10))
+    original, calls = engine.Step.rows_of, iter(range(10))
 
-    def of(sampled: Any) -> engine.Step:
+    def of(sampled: Any) -> list[engine.Step]:
         if next(calls) == at:
             raise KeyboardInterrupt
         return original(sampled)
 
-    monkeypatch.setattr(engine.Step, "of", of)
+    monkeypatch.setattr(engine.Step, "rows_of", of)
     with pytest.raises(KeyboardInterrupt):
         tokens_of(model, session, prompt, 6)
     monkeypatch.undo()
@@ -204,10 +204,10 @@ def test_an_interrupt_in_the_middle_of_a_pass_heals_itself(
     tokens_of(model, session, prompt, 3)
     cache = session.cache[layer]
 
-    def update(*_: mx.array) -> Any:
+    def attend(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "update", update)
+    monkeypatch.setattr(cache, "attend", attend)
     with pytest.raises(KeyboardInterrupt):
         prefill(model, session, [*prompt, 5, 6])
     monkeypatch.undo()
@@ -219,9 +219,9 @@ def test_the_next_step_is_queued_before_a_token_is_read(
     model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    queue, of = engine._queue, engine.Step.of
+    queue, of = engine._queue, engine.Step.rows_of
     monkeypatch.setattr(engine, "_queue", lambda s: (order.append("queue"), queue(s))[1])
-    monkeypatch.setattr(engine.Step, "of", lambda s: (order.append("read"), of(s))[1])
+    monkeypatch.setattr(engine.Step, "rows_of", lambda s: (order.append("read"), of(s))[1])
     tokens_of(model, session_of(model), random_prompt(4), 3)
     assert order == ["queue", "queue", "read", "queue", "read", "read"]
 

@@ -1,0 +1,148 @@
+"""From what a caller asks for to what an engine takes: token ids, requests, samplers, replies.
+
+Joins the model's limits to the tokenizer's; computes nothing with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any, cast
+
+import mlx.core as mx
+
+from mlxrun.errors import ContextLengthError, ParameterError
+from mlxrun.generation.breakers import breaker_tokens
+from mlxrun.generation.parameters import SamplingParams
+from mlxrun.generation.request import Request
+from mlxrun.generation.sampling import Sampler
+from mlxrun.model import Model
+from mlxrun.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message]
+
+MAX_TOKENS = 512
+
+
+class Asker:
+    """Makes requests for one model.
+
+    Args:
+        model: whose vocabulary and context bound them.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, model: Model[Any], tokenizer: Tokenizer) -> None:
+        self._model, self._tokenizer = model, tokenizer
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = MAX_TOKENS,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        parse_special: bool = False,
+        template: Mapping[str, Any] | None = None,
+        params: SamplingParams | None = None,
+        priority: int = 0,
+        deadline: float | None = None,
+        **sampling: Any,
+    ) -> Request:
+        """A checked request.
+
+        Args:
+            prompt: text, token ids, or messages to put through the chat template.
+            max_tokens, stop, ignore_eos, priority, deadline: as :class:`Request` has them.
+            parse_special: let ``<|markers|>`` in a text prompt become control tokens.
+            template: variables for the chat template.
+            params: how tokens are chosen; or its fields one by one.
+
+        Raises:
+            ParameterError: a value outside its range.
+            TemplateError: the chat template fails.
+        """
+        ids = self.encode(prompt, parse_special, template)
+        if params is None:
+            params = SamplingParams(**sampling)
+        elif sampling:
+            raise ParameterError("params", sampling, "given alone, without single fields")
+        return Request(ids, params, max_tokens, stop, ignore_eos, priority, deadline)
+
+    def encode(
+        self,
+        prompt: Prompt,
+        parse_special: bool = False,
+        template: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """A prompt's token ids."""
+        ids: Sequence[int]
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt, parse_special=parse_special)
+        elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            messages = cast(Sequence[Message], prompt)
+            ids = self._tokenizer.encode_chat(messages, **_variables(template))
+        else:
+            ids = cast(Sequence[int], prompt)
+        return self.checked(ids)
+
+    def checked(self, ids: Sequence[int] | mx.array) -> list[int]:
+        """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
+        size = self._model.vocab_size
+        listed = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not isinstance(listed, Iterable):
+            raise ParameterError("prompt", ids, "text, token ids or messages")
+        tokens = list(cast(Iterable[int], listed))
+        if not tokens:
+            raise ParameterError("prompt", "", "at least one token long")
+        for token in tokens:
+            whole = isinstance(token, Integral) and not isinstance(token, bool)
+            if not whole or not 0 <= token < size:
+                raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
+        return [int(token) for token in tokens]
+
+    def limit(self, request: Request, *, windowed: bool = False) -> int:
+        """How many tokens may be generated.
+
+        Args:
+            windowed: old tokens are forgotten, so that the context never fills.
+
+        Raises:
+            ContextLengthError: the prompt leaves no room in the model's context.
+        """
+        length = self._model.context_length
+        if windowed:
+            return request.max_tokens or length
+        room = length - len(request.prompt)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(request.prompt)} tokens, the model's context holds {length}",
+                hint="Shorten it, or use a session with a window",
+            )
+        return min(request.max_tokens or room, room)
+
+    def sampler(self, request: Request) -> Sampler:
+        """What draws a request's tokens."""
+        params = request.params
+        breakers: frozenset[tuple[int, ...]] = frozenset()
+        if params.dry_multiplier:
+            tokenizer = self._tokenizer
+            breakers = breaker_tokens(
+                params.dry_sequence_breakers,
+                [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
+                lambda text: tokenizer.encode(text, add_special=False),
+            )
+        return Sampler(
+            params, self._model.vocab_size, context_tokens=request.prompt, dry_breakers=breakers
+        )
+
+
+def _variables(template: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a chat template is given besides the messages."""
+    given = {} if template is None else template
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ParameterError("template", template, "a mapping of names to values")
+    if "messages" in given:
+        raise ParameterError("template", "messages", "variables other than the messages")
+    return given

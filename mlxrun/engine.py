@@ -1,0 +1,168 @@
+"""Engine: a model that serves many callers at once, from a thread of its own."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from mlxrun.computing import COMPUTING
+from mlxrun.errors import EngineClosedError, QueueFullError
+from mlxrun.generation.handle import Handle
+from mlxrun.generation.reply import Reply
+from mlxrun.generation.request import Request
+from mlxrun.generation.serving import Job, Service
+
+if TYPE_CHECKING:
+    from mlxrun.asking import Prompt
+    from mlxrun.llm import LLM
+
+
+class Engine:
+    """Serves requests from any thread or task, many in one forward pass.
+
+    Requests join at any step and leave as soon as they end; none gets other tokens because of who
+    sits beside it. Close the engine, or use it in a ``with`` statement.
+
+    Args:
+        llm: the model and its tokenizer.
+        parallel: the most sequences that are live at once.
+        queue: the most requests that wait beside them.
+        deterministic: compute each sequence alone, so that not even rounding depends on the others.
+        stall: seconds by which reading prompts may delay the tokens of others.
+    """
+
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        parallel: int = 16,
+        queue: int = 1024,
+        deterministic: bool = False,
+        stall: float = 0.1,
+    ) -> None:
+        self._llm, self._queue = llm, queue
+        # What waits for the thread counts as waiting, too: the service's own bound is never met.
+        self._service = Service(
+            llm.model, rows=parallel, queue=2 * queue, deterministic=deterministic, stall=stall
+        )
+        self._inbox: deque[tuple[Handle, Request, int, float] | Handle] = deque()
+        self._keys: dict[Handle, int] = {}
+        self._news = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="mlxrun-engine", daemon=True)
+        self._thread.start()
+        # MLX must not compute while the interpreter goes away.
+        atexit.register(self.close)
+
+    def submit(self, request: Request | Prompt, **options: Any) -> Handle:
+        """Queue a request.
+
+        Args:
+            request: a :class:`Request`, or a prompt with the options of :meth:`LLM.stream`, a
+                ``priority`` and a ``deadline``.
+
+        Raises:
+            QueueFullError: as many wait already as may.
+            EngineClosedError: the engine has been closed.
+            ParameterError, ContextLengthError: as :meth:`LLM.stream` raises them.
+        """
+        started = time.perf_counter()
+        asker = self._llm.asker
+        if not isinstance(request, Request):
+            request = asker.request(request, **options)
+        asker.checked(request.prompt)
+        limit = asker.limit(request)
+        handle = Handle(self.cancel)
+        with self._news:
+            if self._closed:
+                raise EngineClosedError("the engine has been closed")
+            if self.waiting >= self._queue:
+                raise QueueFullError(self._queue)
+            self._inbox.append((handle, request, limit, started))
+            self._news.notify()
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request with what there is; one that has ended stays as it is."""
+        with self._news:
+            self._inbox.append(handle)
+            self._news.notify()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to begin."""
+        arriving = sum(not isinstance(item, Handle) for item in list(self._inbox))
+        return arriving + self._service.scheduler.waiting
+
+    def close(self) -> None:
+        """Cancel all requests and end the thread."""
+        with self._news:
+            self._closed = True
+            self._news.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._inbox or self._closed or self._service.busy)
+                if self._closed:
+                    break
+            try:
+                with COMPUTING:
+                    self._take_in()
+                    if self._service.busy:
+                        self._service.step()
+            except Exception as error:  # all are told, and the thread ends
+                self._end(error)
+                return
+        self._end(EngineClosedError("the engine was closed before the reply had begun"))
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, Handle):
+                self._service.cancel(self._keys.get(item, -1))
+                continue
+            handle, request, limit, started = item
+            try:
+                self._keys[handle] = self._service.submit(
+                    self._job(handle, request, limit, started)
+                )
+            except Exception as error:
+                handle.put(error)
+        for handle in [handle for handle in self._keys if handle.done]:
+            del self._keys[handle]
+
+    def _job(self, handle: Handle, request: Request, limit: int, started: float) -> Job:
+        llm = self._llm
+        reply = Reply(request, llm.tokenizer, limit, started)
+        sampler = llm.asker.sampler(request)
+        return Job(request, sampler, reply, limit, llm.model.make_cache(), 0, handle.put)
+
+    def _end(self, error: Exception) -> None:
+        with self._news:
+            self._closed = True
+            arriving = [item[0] for item in self._inbox if not isinstance(item, Handle)]
+            self._inbox.clear()
+        with COMPUTING:
+            if isinstance(error, EngineClosedError):
+                self._service.close()
+        for handle in (*arriving, *self._keys):
+            handle.put(error)

@@ -1,0 +1,220 @@
+"""Sequences that go through a model together: join, step, leave.
+
+Knows models, caches and samplers; knows neither text nor why a sequence is here. A sequence reads
+its prompt into caches of its own. When it has, what they hold moves into a row of the batch's, in
+which it decodes beside the others; a row that becomes free is taken by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Memory
+from mlxrun.cache.ragged import Part, Ragged
+from mlxrun.cache.rows import RowCache
+from mlxrun.generation.engine import Step
+from mlxrun.generation.groups import SamplerGroups
+from mlxrun.generation.sampling import Sampled, Sampler
+from mlxrun.model import JointModel, Model
+
+# Idle rows that are borne before the rows are packed together: packing copies what is cached.
+IDLE_SHARE = 4
+
+
+@dataclass(eq=False)
+class Live:
+    """One prompt and its continuation, on the device.
+
+    Attributes:
+        prompt: token ids.
+        sampler: draws its tokens.
+        cache: of its own, until it has a row.
+        read: tokens of the prompt that are in the cache.
+        row: where it decodes, or None.
+        place: which of the last step's tokens is its own.
+        steps: tokens drawn so far, read or not.
+    """
+
+    prompt: Sequence[int]
+    sampler: Sampler
+    cache: list[Memory]
+    read: int = 0
+    row: int | None = None
+    place: int = 0
+    steps: int = 0
+
+
+class Drawn(NamedTuple):
+    """What a step drew, queued on the device.
+
+    Attributes:
+        sequences: whose tokens they are, in order.
+        tokens: (B,).
+        groups: what the samplers report, with the places that each report is about.
+        finite: for the last of them, which draw their first token: whether logits are numbers.
+    """
+
+    sequences: tuple[Live, ...]
+    tokens: mx.array
+    groups: list[tuple[Sampled, list[int]]]
+    finite: mx.array | None
+
+    def read(self) -> list[tuple[Live, Step | None]]:
+        """Wait for the tokens; None for a sequence whose logits are no numbers."""
+        steps: list[Step | None] = [None] * len(self.sequences)
+        for sampled, places in self.groups:
+            for place, step in zip(places, Step.rows_of(sampled), strict=True):
+                steps[place] = step
+        if self.finite is not None:
+            finite = cast(list[bool], self.finite.tolist())
+            for back, fine in enumerate(reversed(finite), 1):
+                steps[-back] = steps[-back] if fine else None
+        return list(zip(self.sequences, steps, strict=True))
+
+
+class Batch:
+    """The sequences of one model that are live.
+
+    Args:
+        model: whose weights they share.
+        joint: put all of them through one forward pass, where the model can. Otherwise each goes
+            alone, with the very operations of a single sequence: slower, equal to the last bit.
+
+    Attributes:
+        computed: tokens that went through the model.
+        wasted: idle rows among them.
+    """
+
+    def __init__(self, model: Model[Any], *, joint: bool) -> None:
+        self.model, self.joint = model, joint and model.joint
+        self._rows: list[Live | None] = []
+        self._caches: list[RowCache] = []
+        self._samplers = SamplerGroups()
+        self._last: mx.array | None = None
+        self.computed = self.wasted = 0
+
+    def step(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> Drawn | None:
+        """Queue one more token for each decoding sequence, and pieces of prompts.
+
+        Args:
+            decoding: sequences that have read their prompts and drawn a token in the last step.
+            pieces: sequences and how many tokens of their prompts to read. One that comes to the
+                end of its prompt draws its first token.
+
+        Returns:
+            What is drawn; None if no sequence draws.
+        """
+        ready = [s for s, count in pieces if s.read + count == len(s.prompt)]
+        logits = (self._together if self.joint else self._apart)(decoding, pieces)
+        unread = [s for s, _ in pieces if s not in ready]
+        mx.async_eval([a for s in unread for cache in s.cache for a in cache.state])  # type: ignore[no-untyped-call]
+        drawing = (*decoding, *ready)
+        if not drawing:
+            return None
+        tokens, groups = self._samplers.sample([s.sampler for s in drawing], logits)
+        finite = mx.isfinite(logits[len(decoding) :]).all(axis=-1) if ready else None
+        arrays = [a for sampled, _ in groups for a in sampled if a is not None]
+        mx.async_eval(tokens, *arrays, *([] if finite is None else [finite]))  # type: ignore[no-untyped-call]
+        for place, sequence in enumerate(drawing):
+            sequence.place = place
+            sequence.steps += 1
+        self._last = tokens
+        return Drawn(drawing, tokens, groups, finite)
+
+    def leave(self, sequence: Live) -> None:
+        """Forget a sequence."""
+        sequence.cache = []
+        if sequence.row is not None:
+            self._rows[sequence.row] = None
+            for cache in self._caches:
+                cache.clear(sequence.row)
+            sequence.row = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return sum(cache.nbytes for cache in self._caches)
+
+    def _apart(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> mx.array:
+        """Logits (B, V) of the sequences that draw, each computed alone."""
+        logits = []
+        for sequence in decoding:
+            assert self._last is not None
+            token = self._last[sequence.place]
+            logits.append(self.model(token.reshape(1, 1), sequence.cache)[:, -1])
+        for sequence, count in pieces:
+            part = mx.array([list(sequence.prompt[sequence.read : sequence.read + count])])
+            out = self.model(part, sequence.cache, last_only=True)[:, -1]
+            sequence.read += count
+            if sequence.read == len(sequence.prompt):
+                logits.append(out)
+        self.computed += len(decoding) + sum(count for _, count in pieces)
+        return mx.concatenate(logits) if logits else mx.zeros((0, 1))
+
+    def _together(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> mx.array:
+        """Logits (B, V) of the sequences that draw, from one pass over all tokens."""
+        for sequence in decoding:
+            if sequence.row is None:
+                self._join(sequence)
+        self._pack()
+        for row, occupant in enumerate(self._rows):
+            if occupant is None:  # what an idle row computes is put where the next one overwrites
+                for cache in self._caches:
+                    cache.clear(row)
+        rows = len(self._rows)
+        places = [0 if s is None else s.place for s in self._rows]
+        tokens, positions = [], []
+        if rows:
+            assert self._last is not None
+            tokens.append(self._last[mx.array(places)])
+            positions.extend(self._caches[0].offsets)
+        wanted = [cast(int, sequence.row) for sequence in decoding]
+        parts: list[list[Part]] = [[Part(cache, rows, 1)] for cache in self._caches if rows]
+        parts = parts or [[] for _ in pieces[0][0].cache]
+        for sequence, count in pieces:
+            tokens.append(mx.array(list(sequence.prompt[sequence.read : sequence.read + count])))
+            positions.extend(range(sequence.read, sequence.read + count))
+            for own, mine in zip(parts, cast(list[RowCache], sequence.cache), strict=True):
+                own.append(Part(mine, 1, count))
+            sequence.read += count
+            if sequence.read == len(sequence.prompt):
+                wanted.append(len(positions) - 1)
+        self.computed += len(positions)
+        self.wasted += rows - len(decoding)
+        where = mx.array(positions)
+        layers = [Ragged(own, where) for own in parts]
+        joined = mx.concatenate([t.astype(mx.uint32) for t in tokens])[:, None]  # (N, 1)
+        model = cast(JointModel, self.model)
+        hidden = model.hidden(joined, layers)  # (N, 1, hidden)
+        return model.head(hidden[mx.array(wanted)])[:, 0] if wanted else hidden
+
+    def _join(self, sequence: Live) -> None:
+        """Move what a sequence remembers into a row."""
+        own = cast(list[RowCache], sequence.cache)
+        if not self._caches:
+            self._caches = [cache.empty() for cache in own]
+        row = self._rows.index(None) if None in self._rows else len(self._rows)
+        for cache, mine in zip(self._caches, own, strict=True):
+            cache.place(row, mine)
+        self._rows[row : row + 1] = [sequence]
+        sequence.row, sequence.cache = row, []
+
+    def _pack(self) -> None:
+        """Drop idle rows where they are too many."""
+        live = [i for i, sequence in enumerate(self._rows) if sequence is not None]
+        idle = len(self._rows) - len(live)
+        if not idle or (idle * IDLE_SHARE <= len(self._rows) and live):
+            return
+        if not live:
+            self._rows, self._caches = [], []
+            return
+        for cache in self._caches:
+            cache.take_rows(live)
+        self._rows = [self._rows[i] for i in live]
+        for row, sequence in enumerate(self._rows):
+            assert sequence is not None
+            sequence.row = row

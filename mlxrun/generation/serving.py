@@ -1,0 +1,216 @@
+"""Many requests at once: plan, step, read, deliver.
+
+:class:`Service` is the loop, one step at a time in the caller's thread. It joins the scheduler,
+which decides, the batch, which computes, and replies, which make text. The loop of a sequence that
+is alone is in ``generation.engine``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Memory
+from mlxrun.errors import MlxrunError, NumericError
+from mlxrun.generation.batch import Batch, Drawn, Live
+from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.generation.reply import Reply
+from mlxrun.generation.request import Chunk, FinishReason, Request
+from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.scheduler import Scheduler
+from mlxrun.model import Model
+
+Listener = Callable[[Chunk | MlxrunError], None]
+
+# Tokens of prompts beside decoding in one step: enough for products to be efficient, few enough
+# that a short prompt behind a long one starts about as soon as on an idle machine.
+BUDGET_CPU, BUDGET_GPU = 64, 256
+# Seconds that a step may take longer because prompts are read beside decoding.
+STALL = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a service is asked for.
+
+    Attributes:
+        request: the prompt and what is wanted of it.
+        sampler: draws its tokens.
+        reply: makes its text.
+        limit: the most tokens to draw.
+        cache: empty, or holding the first tokens of the prompt.
+        held: how many it holds.
+        listener: called with every chunk, the last of which has a reason, or with an error.
+    """
+
+    request: Request
+    sampler: Sampler
+    reply: Reply
+    limit: int
+    cache: Sequence[Memory]
+    held: int
+    listener: Listener
+
+
+class Service:
+    """Serves jobs together, step by step.
+
+    Args:
+        model: whose weights they share.
+        rows: the most sequences that are live at once.
+        queue: the most that wait.
+        memory: bytes that live sequences may take together.
+        deterministic: compute each sequence alone, with the operations it would see alone.
+        stall: seconds by which reading prompts may delay a step of others.
+    """
+
+    def __init__(
+        self,
+        model: Model[Memory],
+        *,
+        rows: int,
+        queue: int = 1024,
+        memory: int | None = None,
+        deterministic: bool = False,
+        stall: float = STALL,
+    ) -> None:
+        self.batch = Batch(model, joint=not deterministic)
+        chunk = PREFILL_CHUNK if deterministic else None
+        self.scheduler = Scheduler(rows, queue, memory, chunk)
+        self._pace = Pace(stall)
+        self._jobs: dict[int, tuple[Job, Live]] = {}
+        self._keys = itertools.count()
+        self._pending: Drawn | None = None
+
+    def submit(self, job: Job, *, cost: int = 0) -> int:
+        """Queue a job; returns its key.
+
+        Raises:
+            QueueFullError, MemoryLimitError: as the scheduler raises them.
+        """
+        key, request = next(self._keys), job.request
+        due = None if request.deadline is None else time.monotonic() + request.deadline
+        self.scheduler.submit(
+            key,
+            len(request.prompt) - job.held,
+            cost=cost,
+            priority=request.priority,
+            deadline=due,
+        )
+        self._jobs[key] = job, Live(request.prompt, job.sampler, list(job.cache), job.held)
+        return key
+
+    def cancel(self, key: int) -> bool:
+        """End a job with what there is; whether it was there."""
+        if key not in self._jobs:
+            return False
+        self.scheduler.cancel(key)
+        self._finish(key, "cancelled")
+        return True
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self._jobs)
+
+    def step(self) -> None:
+        """Compute one step and deliver what the step before it drew."""
+        started = time.monotonic()
+        plan = self.scheduler.plan(self._pace.budget, started)
+        for key in plan.expired:
+            self._finish(key, "deadline")
+        live = {key: self._jobs[key] for key in plan.decode}
+        # Tokens are read one step late: those that are enough must not be drawn over.
+        decoding = [sequence for job, sequence in live.values() if sequence.steps < job.limit]
+        pieces = [(self._jobs[piece.key][1], piece.count) for piece in plan.prefill]
+        drawn = self.batch.step(decoding, pieces) if decoding or pieces else None
+        for piece in plan.prefill:
+            self.scheduler.read(piece.key, piece.count)
+        before, self._pending = self._pending, drawn
+        if before is not None:
+            self._deliver(before)
+        self._pace.note(sum(count for _, count in pieces), time.monotonic() - started)
+
+    def close(self) -> None:
+        """Cancel everything, telling those who listen."""
+        for key in list(self._jobs):
+            self.cancel(key)
+        self._pending = None
+
+    def abandon(self) -> None:
+        """Forget everything, telling nobody."""
+        for key in list(self._jobs):
+            self.scheduler.cancel(key)
+            self._remove(key)
+        self._pending = None
+
+    def _deliver(self, drawn: Drawn) -> None:
+        keys = {id(sequence): key for key, (_, sequence) in self._jobs.items()}
+        for sequence, step in drawn.read():
+            key = keys.get(id(sequence))
+            if key is None:  # ended meanwhile
+                continue
+            job, _ = self._jobs[key]
+            if step is None:
+                self._fail(key, _no_numbers(self.batch.model))
+                continue
+            chunk = job.reply.add(step.token, step.logprobs)
+            if chunk is not None:
+                job.listener(chunk)
+            if job.reply.reason is not None and key in self._jobs:
+                self.scheduler.ended(key)
+                self._finish(key)
+
+    def _finish(self, key: int, reason: FinishReason | None = None) -> None:
+        job = self._remove(key)
+        job.listener(job.reply.finish(reason, peak_memory=mx.get_peak_memory()))
+
+    def _fail(self, key: int, error: MlxrunError) -> None:
+        self.scheduler.cancel(key)
+        self._remove(key).listener(error)
+
+    def _remove(self, key: int) -> Job:
+        job, sequence = self._jobs.pop(key)
+        self.batch.leave(sequence)
+        return job
+
+
+def _no_numbers(model: Model[Memory]) -> NumericError:
+    dtype = str(model.dtype).removeprefix("mlx.core.")
+    return NumericError(
+        "the model's output is not finite: its weights are damaged, or too large for " + dtype,
+        hint="Check the file, or try the dtype float32",
+    )
+
+
+class Pace:
+    """How many tokens of prompts to read in a step, so that it delays others by no more than told.
+
+    Args:
+        stall: seconds.
+    """
+
+    def __init__(self, stall: float) -> None:
+        self._stall = stall
+        self._most = BUDGET_CPU if mx.default_device() == mx.cpu else BUDGET_GPU
+        self._rate = 0.0  # tokens a second, smoothed
+        self._decoding = 0.0  # seconds of a step without prompts, smoothed
+
+    @property
+    def budget(self) -> int:
+        """Tokens for the next step."""
+        if not self._rate:
+            return self._most
+        return max(1, min(self._most, int(self._stall * self._rate)))
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Learn from a step that read ``tokens`` of prompts."""
+        if not tokens:
+            self._decoding = seconds if not self._decoding else 0.7 * self._decoding + 0.3 * seconds
+            return
+        rate = tokens / max(seconds - self._decoding, 1e-6)
+        self._rate = rate if not self._rate else 0.7 * self._rate + 0.3 * rate
