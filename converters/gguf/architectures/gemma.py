@@ -228,7 +228,8 @@ GEMMA: dict[str, Architecture] = {
         "Gemma4ForCausalLM",
         {
             **SANDWICH,
-            **QK_NORMS,
+            # Each by itself: layers that share keys have no norm of them.
+            **{f"{module}.weight": f"{target}.weight" for module, target in QK_NORMS.items()},
             **_LAYER_INPUTS,
             "layer_output_scale.weight": "layer_scalar",
             "ffn_gate_inp": "router.proj",
