@@ -39,6 +39,20 @@ def machine_memory() -> int:
     return min(filter(None, (_physical_memory(), _container_memory())), default=0)
 
 
+def room() -> int:
+    """Bytes that a model may take on this machine now; 0 where the system does not say.
+
+    On the CPU the free memory, what MLX holds of it among that; with Metal the recommended working
+    set, which other programs share.
+    """
+    if not on_cpu():
+        return machine_memory()
+    import mlx.core as mx
+
+    free = free_memory() + mx.get_active_memory() + mx.get_cache_memory()
+    return min(filter(None, (free, machine_memory())), default=0)
+
+
 def free_memory() -> int:
     """Bytes of physical memory that are free or can be freed; 0 where the system does not say."""
     try:

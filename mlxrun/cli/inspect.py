@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mlxrun.cli.caches import with_cache_types
 from mlxrun.cli.console import Output, size, table
 from mlxrun.cli.loading import POLICIES, located
 
@@ -24,28 +25,50 @@ WIDEST = 100
     help="Tokens to plan memory for.  [default: the model's context length]",
 )
 @click.option(
+    "--parallel",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Sequences at once to plan memory for.  [default: 1]",
+)
+@with_cache_types
+@click.option(
     "--policy", type=click.Choice(POLICIES), help="Estimate this conversion only, type by type."
 )
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(
-    model: str, context: int | None, policy: str | None, tensors: bool, as_json: bool
+    model: str,
+    context: int | None,
+    parallel: int,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    policy: str | None,
+    tensors: bool,
+    as_json: bool,
 ) -> None:
     """Show what is in a model and what it needs.
 
     Reads headers only: metadata, architecture, tensors by type, what a conversion would do under
-    each policy and how large it would get, and the memory at a context. MODEL may also be a
+    each policy and how large it would get, and the memory that it takes. MODEL may also be a
     vocabulary without weights, or of an architecture that mlxrun cannot run.
 
     \b
     Examples:
       mlxrun inspect model.gguf
-      mlxrun inspect model.gguf --context 32768 --policy near
+      mlxrun inspect model.gguf --policy near
+      mlxrun inspect model.gguf --context 32768 --parallel 8 --cache-type-k q8 --cache-type-v q4
     """
     from mlxrun.cli.inspection import inspect_model
 
     path = located(model)
-    facts = inspect_model(path, context=context, policies=[policy] if policy else POLICIES)
+    facts = inspect_model(
+        path,
+        context=context,
+        parallel=parallel,
+        cache=(cache_type_k, cache_type_v),
+        policies=[policy] if policy else POLICIES,
+    )
     if not tensors:
         del facts["tensors"]
     if as_json:
@@ -142,6 +165,11 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
     out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
     if memory["beyond_training"]:
         out.print("The model was trained for fewer tokens than that.")
+    if facts["plan"]:
+        from mlxrun.cli.planned import print_plan
+
+        out.print()
+        print_plan(facts["plan"])
 
 
 def _value(value: Any) -> str:

@@ -17,10 +17,13 @@ from converters.estimate import expected_layout
 from converters.gguf.config import model_config as gguf_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
-from converters.layout import dense
 from converters.policy import POLICIES, Policy
+from mlxrun.cache.choice import Wanted
 from mlxrun.cli.described import Described, describe
+from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
+from mlxrun.planning.source import plan_source
+from mlxrun.planning.weights import of_gguf
 
 Facts = dict[str, Any]
 
@@ -29,20 +32,39 @@ SHOWN = 6
 CACHE_TYPES = {"float16": 2, "float32": 4}
 
 
-def inspect_model(path: Path, *, context: int | None, policies: Iterable[str] = POLICIES) -> Facts:
+def inspect_model(
+    path: Path,
+    *,
+    context: int | None,
+    parallel: int = 1,
+    cache: tuple[str | None, str | None] = (None, None),
+    policies: Iterable[str] = POLICIES,
+) -> Facts:
     """Everything that headers tell about a model.
 
     Args:
         path: a ``.gguf`` file (vocabulary-only and of any architecture, too) or a model directory.
         context: tokens to plan memory for; by default the model's own context length.
+        parallel: sequences to plan memory for.
+        cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
         policies: those to estimate conversions for.
 
     Raises:
         GGUFError, CheckpointError: the header is damaged or missing.
+        ParameterError: no such type of cache, or none for the model's heads.
     """
+    source: Path | GGUFFile = path
     if path.is_dir():
-        return _directory(path, context)
-    return _gguf(read_gguf(path), context, list(policies))
+        facts = _directory(path, context)
+    else:
+        source = read_gguf(path)
+        facts = _gguf(source, context, list(policies))
+    facts["plan"] = None
+    if facts["model"] and facts["tensors"]:
+        plan, held = plan_source(source, cache=Wanted(None, 0, *cache))
+        tokens = context or facts["model"]["context_length"]
+        facts["plan"] = plan_facts(plan, held, tokens, parallel)
+    return facts
 
 
 def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
@@ -62,29 +84,13 @@ def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
     facts["skipped"] = _skipped(gguf) if model else []
     facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
     if model:
-        loaded = _as_loaded(gguf, tensors)
+        held = of_gguf(gguf)
+        loaded = {"policy": f"run here ({held.how})", "bytes": held.nbytes}
         facts["loaded"] = loaded
         facts["memory"] = _memory(model, context, [*facts["policies"], loaded])
     else:
         facts["loaded"] = facts["memory"] = None
     return facts
-
-
-def _as_loaded(gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
-    """What the tensors take when the file is run as it is on this machine."""
-    from mlxrun.loading.gguf import run_policy
-    from mlxrun.loading.run import resolve_dtype
-
-    dtype = resolve_dtype(None, half_dtype(gguf))
-    policy = run_policy(gguf, None, dtype)
-    bits = 0.0
-    for tensor in tensors:
-        expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
-        if expected:
-            # Plain arrays are held in the type of the activations.
-            layout = expected.layout if expected.layout.quantized else dense(dtype)
-            bits += tensor.elements * layout.bits_per_weight
-    return {"policy": f"run here ({policy.name}, {dtype})", "bytes": round(bits / 8)}
 
 
 def _model_of(gguf: GGUFFile) -> tuple[Described | None, str | None, list[GGUFTensor]]:

@@ -1,0 +1,143 @@
+"""What a model takes besides its weights, in bytes: what layers remember and what a pass computes.
+
+Arithmetic only: knows neither MLX nor where the figures of a layer come from.
+
+What is alive at once on MLX's CPU backend was measured: its queue runs about one layer ahead, so
+that a pass holds all intermediate arrays of one layer, and a cache that grows has its old arrays
+and fresh zeros beside the new ones in one layer at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Smallest capacity of a cache; see mlxrun.cache.store.
+SMALLEST = 256
+# Bytes of each logit while a token is drawn: it and its penalties as float32, keys of 64 bits to
+# sort by and their parts, ids.
+DRAW = 40
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Bytes that one layer takes.
+
+    Attributes:
+        token: of keys and values, for each token that is remembered.
+        fixed: remembered whatever the tokens, as a state is.
+        window: tokens remembered at most, or None.
+        step: capacity grows by so many tokens; 0: it doubles.
+        stream: of intermediate arrays, for each token of a pass.
+        pair: of attention scores, for each query and each key that it is compared with.
+        seen: of unpacked keys and values, for each key that a pass sees.
+        matrices: of weights that are unpacked for a pass of many tokens.
+    """
+
+    token: int = 0
+    fixed: int = 0
+    window: int | None = None
+    step: int = 0
+    stream: int = 0
+    pair: int = 0
+    seen: int = 0
+    matrices: int = 0
+
+    def slots(self, tokens: int) -> int:
+        """Capacity of a row that has seen so many tokens."""
+        if tokens < 1:
+            return 0
+        if self.step:
+            capacity = -(-tokens // self.step) * self.step
+        else:
+            capacity = max(SMALLEST, 1 << (tokens - 1).bit_length())
+        return capacity if self.window is None else min(capacity, self.window)
+
+    def stored(self, tokens: int) -> int:
+        """Bytes that a row remembers, or has room for, after so many tokens."""
+        return self.fixed + self.token * self.slots(tokens)
+
+    def growth(self, before: int, after: int) -> int:
+        """Bytes beside the new arrays while a row grows: its old arrays, and zeros for the rest."""
+        if self.window is not None and after > before + 1:
+            # What stays in the window is put together with what is new, then sorted out.
+            return self.token * (2 * self.slots(before) + self.slots(after) + after - before)
+        grows = before and self.slots(after) > self.slots(before)
+        return self.token * self.slots(after) if grows else 0
+
+    def work(self, queries: int, context: int, rows: int) -> int:
+        """Bytes of a pass over ``queries`` tokens, the last of which sees ``context`` tokens.
+
+        Args:
+            rows: sequences that the pass reads the caches of.
+        """
+        keys = context if self.window is None else min(context, self.window + queries)
+        mask = queries * keys
+        unpacked = self.matrices if queries > 1 else 0
+        attention = self.pair * queries * keys + mask + self.seen * keys * rows
+        return self.stream * queries + attention + unpacked
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model takes besides its weights.
+
+    Attributes:
+        layers: of its blocks.
+        draw: of the logits of one token and of drawing from them.
+        head: of the output matrix, unpacked for many tokens at once; 0 where it is not.
+    """
+
+    layers: tuple[Layer, ...]
+    draw: int
+    head: int = 0
+
+    def stored(self, tokens: int, rows: int = 1) -> int:
+        """Keys and values of rows that hold up to ``tokens`` tokens each.
+
+        Rows share an array in each layer, so the longest decides on the capacity of all.
+        """
+        return rows * sum(layer.stored(tokens) for layer in self.layers)
+
+    def growth(self, before: int, after: int, rows: int = 1) -> int:
+        """What growing from one length to another takes besides, in the layer that takes most."""
+        return rows * max((layer.growth(before, after) for layer in self.layers), default=0)
+
+    def work(self, queries: int, context: int, rows: int = 1) -> int:
+        """What one pass computes at once, in the layer that takes most."""
+        layer = max((x.work(queries, context, rows) for x in self.layers), default=0)
+        return layer + rows * self.draw + (self.head if rows > 1 else 0)
+
+    def reading(self, prompt: int, chunk: int, rows: int = 1) -> int:
+        """Bytes at most while the last of several rows reads its prompt in chunks, beside weights.
+
+        Counts what that row stores; not what the others do.
+        """
+        last = min(prompt, chunk)
+        beside = rows - 1  # each decodes a token in the same pass
+        at_end = self.work(last + beside, prompt, rows)
+        # The chunk in which the capacity doubles for the last time.
+        doubled = max((layer.slots(prompt) for layer in self.layers), default=0) // 2 + 1
+        edge = min(prompt, -(-doubled // chunk) * chunk)
+        start = max(0, edge - chunk)
+        growing = self.growth(start, edge) + self.work(edge - start + beside, edge, rows)
+        return self.stored(prompt) + max(at_end, growing)
+
+    def decoding(self, prompt: int, tokens: int, rows: int = 1) -> int:
+        """Bytes at most while rows draw from ``prompt`` to ``tokens`` tokens, beside weights."""
+        grows = self.growth(prompt, tokens, rows) if tokens > prompt else 0
+        joins = self.growth(tokens - 1, tokens, rows) if rows == 1 else 0
+        if rows > 1:  # a row that joins makes all arrays anew
+            joins = rows * max((layer.stored(tokens) for layer in self.layers), default=0)
+        return self.stored(tokens, rows) + max(grows, joins) + self.work(rows, tokens, rows)
+
+    def peak(self, prompt: int, tokens: int, rows: int = 1, *, chunk: int) -> int:
+        """Bytes at most besides the weights, from the first prompt to the last token.
+
+        Args:
+            prompt: tokens of each row's prompt.
+            tokens: of its prompt and its reply.
+            chunk: tokens of prompts in a pass.
+        """
+        others = self.stored(tokens, rows - 1)
+        reading = others + self.reading(prompt, chunk, rows)
+        return max(reading, self.decoding(prompt, tokens, rows))

@@ -1,0 +1,118 @@
+"""What a layer of our transformer takes: its figures from a :class:`ModelConfig`.
+
+Counts arrays that exist at once in one layer's pass; reads no weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlxrun.cache.choice import Wanted, formats
+from mlxrun.cache.formats import Plain
+from mlxrun.cache.rotating import RotatingCache
+from mlxrun.footprint import DRAW, Footprint, Layer
+from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
+from mlxrun.models.config import Layer as Block
+
+# Widths of head that MLX's fused kernels on a GPU take for prompts.
+FUSED_WIDTHS = (64, 80, 128)
+AS_IT_COMES = Wanted(None, 0, None, None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a model is run.
+
+    Attributes:
+        dtype: of activations.
+        gpu: on a GPU, whose kernels keep attention scores to themselves.
+        packed: weights stay quantised.
+        cache: what is asked of caches.
+    """
+
+    dtype: mx.Dtype = mx.float32
+    gpu: bool = False
+    packed: bool = False
+    cache: Wanted = AS_IT_COMES
+
+
+def footprint(config: ModelConfig, run: Run) -> Footprint:
+    """What a model takes besides its weights.
+
+    Raises:
+        ParameterError: no such type of cache, or none for the model's heads.
+    """
+    layers = tuple(_layer(config, block, run) for block in config.layers)
+    unpacks = run.packed and not run.gpu
+    head = config.vocab_size * config.hidden_size * run.dtype.size if unpacks else 0
+    return Footprint(layers, DRAW * config.vocab_size, head)
+
+
+def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
+    attention, size = block.attention, run.dtype.size
+    shape = attention.cache_shape
+    keys, values = formats(shape, run.cache.keys, run.cache.values)
+    widths = shape.heads * (shape.key + shape.value)
+    plain = all(
+        isinstance(each, Plain) and (each.dtype is None or each.dtype == run.dtype)
+        for each in (keys, values)
+    )
+    cache = run.cache.cache(shape, attention.window)
+    window = cache.keep + cache.window if isinstance(cache, RotatingCache) else None
+    return Layer(
+        token=keys.token_bytes(shape.heads, shape.key, run.dtype)
+        + values.token_bytes(shape.heads, shape.value, run.dtype),
+        window=window,
+        stream=size
+        * (
+            _attention(attention, config.hidden_size) + _fed(block.feed_forward, config.hidden_size)
+        ),
+        pair=size * attention.heads * _scores(attention, run),
+        seen=0 if plain else size * widths,
+        matrices=size * _matrices(block, config.hidden_size) if run.packed and not run.gpu else 0,
+    )
+
+
+def _attention(attention: Attention | LatentAttention, hidden: int) -> int:
+    """Numbers for each token: norm, projections, rotation, output, the stream after it."""
+    heads, stream = attention.heads, 3 * hidden
+    if isinstance(attention, LatentAttention):
+        turning, latent = attention.rope.dims, attention.latent
+        query = 3 * heads * (attention.head_dim + turning) + (attention.query_latent or 0) * 2
+        mixed = 4 * heads * latent + 2 * heads * attention.value_dim
+        return stream + query + mixed + 3 * (latent + turning)
+    normed = attention.qk_norm is not None
+    queries, keys = heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    return stream + (5 + normed) * queries + (3 + normed) * keys
+
+
+def _fed(block: FeedForward | Experts, hidden: int) -> int:
+    """Numbers for each token: norm, gate, up, their product, output, the stream after it."""
+    if isinstance(block, Experts):
+        shared = _fed(block.shared, hidden) if block.shared else 0
+        return 3 * hidden + 4 * block.count + block.used * (4 * block.size + 2 * hidden) + shared
+    return 3 * hidden + 4 * block.size
+
+
+def _scores(attention: Attention | LatentAttention, run: Run) -> int:
+    """Arrays of scores of every query and key that are alive at once."""
+    if isinstance(attention, LatentAttention):
+        return 1 if run.gpu else 2
+    if attention.alibi is not None:
+        return 1 if run.gpu else 2
+    fused = run.gpu and attention.softcap is None and attention.head_dim in FUSED_WIDTHS
+    return 0 if fused else 2 if attention.sinks else 1
+
+
+def _matrices(block: Block, hidden: int) -> int:
+    """Weights of the matrices that are unpacked for a pass; experts are not."""
+    fed, attention = block.feed_forward, block.attention
+    plain = fed.shared if isinstance(fed, Experts) else fed
+    total = 3 * hidden * plain.size if plain else 0
+    if isinstance(attention, LatentAttention):
+        wide = attention.head_dim + attention.rope.dims + 2 * attention.value_dim
+        return total + attention.heads * (hidden * wide + attention.latent * attention.head_dim)
+    queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    return total + 2 * hidden * (queries + keys)

@@ -1,0 +1,134 @@
+"""The memory plan: weights, keys and values of every sequence, scratch, a reserve; against a limit.
+
+Knows bytes; where they come from is the business of :mod:`mlxrun.planning.native` and of mlx-lm's
+counterpart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxrun.errors import MemoryLimitError
+from mlxrun.footprint import Footprint
+
+# What is left to the system and to Python besides the plan: a share of the rest, and a least.
+RESERVE_SHARE, RESERVE_LEAST = 0.05, 64 << 20
+# Tokens of prompts in a pass: of one sequence alone, and beside others that decode.
+ALONE = 512
+# The longest context that is looked for.
+LONGEST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A plan's terms, in bytes.
+
+    Attributes:
+        weights: of the model.
+        sequence: keys and values of one sequence, in the capacity that its tokens need.
+        parallel: sequences at once.
+        scratch: what a pass computes at once, copies of caches that grow among it.
+        reserve: left free on purpose.
+        limit: what there is; 0 where the system does not say.
+    """
+
+    weights: int
+    sequence: int
+    parallel: int
+    scratch: int
+    reserve: int
+    limit: int
+
+    @property
+    def peak(self) -> int:
+        """What is expected to be allocated at most."""
+        return self.weights + self.sequence * self.parallel + self.scratch
+
+    @property
+    def total(self) -> int:
+        """The peak and the reserve."""
+        return self.peak + self.reserve
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it; yes where the system does not say."""
+        return not self.limit or self.total <= self.limit
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What running a model takes, for any number of sequences of any length.
+
+    Attributes:
+        footprint: what it takes besides its weights.
+        weights: bytes.
+        limit: bytes that there are for it; 0 where the system does not say.
+        beside: tokens of prompts in a pass beside others that decode.
+    """
+
+    footprint: Footprint
+    weights: int
+    limit: int
+    beside: int = ALONE
+
+    def terms(self, context: int, parallel: int = 1, *, prompt: int | None = None) -> Terms:
+        """The terms for sequences of ``context`` tokens.
+
+        Args:
+            context: tokens of each sequence, prompt and reply.
+            parallel: sequences at once.
+            prompt: tokens of it that are read as a prompt; by default all but the last.
+        """
+        prompt = max(1, context - 1) if prompt is None else prompt
+        chunk = ALONE if parallel == 1 else self.beside
+        peak = self.footprint.peak(prompt, context, parallel, chunk=chunk)
+        sequence = self.footprint.stored(context)
+        reserve = max(RESERVE_LEAST, int(RESERVE_SHARE * (self.weights + peak)))
+        scratch = peak - sequence * parallel
+        return Terms(self.weights, sequence, parallel, scratch, reserve, self.limit)
+
+    def context_for(self, parallel: int = 1) -> int:
+        """The most tokens that each of several sequences may have; 0 if none fits."""
+        return _most(lambda n: self.terms(n, parallel).fits)
+
+    def parallel_for(self, context: int) -> int:
+        """The most sequences of ``context`` tokens that fit at once; 0 if none does."""
+        return _most(lambda n: self.terms(context, n).fits)
+
+    def cost(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Bytes that one request takes at its longest, beside :attr:`shared`."""
+        return self.footprint.stored(prompt_tokens + max_tokens)
+
+    def available(self, context: int, parallel: int) -> int | None:
+        """Bytes that the caches of all live sequences may take; None where there is no limit.
+
+        Args:
+            context, parallel: the longest and the most sequences, which the scratch is planned for.
+        """
+        if not self.limit:
+            return None
+        terms = self.terms(context, parallel)
+        return max(0, self.limit - terms.weights - terms.scratch - terms.reserve)
+
+    def check(self, context: int, parallel: int = 1) -> Terms:
+        """The terms of what is to be run.
+
+        Raises:
+            MemoryLimitError: there is not that much memory.
+        """
+        terms = self.terms(context, parallel)
+        if not terms.fits:
+            raise MemoryLimitError(terms.total, terms.limit)
+        return terms
+
+
+def _most(fits: Callable[[int], bool]) -> int:
+    """The largest number up to LONGEST that fits, given that all below one that fits do."""
+    if fits(LONGEST):
+        return LONGEST
+    low, high = 0, LONGEST  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,68 @@
+"""The memory plan of a model that is not loaded, from the headers of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.directory.files import read_config
+from converters.directory.names import text_config
+from converters.gguf.config import model_config as gguf_config
+from converters.gguf.reader import GGUFFile, read_gguf
+from mlxrun.cache.choice import Wanted
+from mlxrun.footprint import Footprint
+from mlxrun.loading.model import foreign_classes
+from mlxrun.loading.run import DTYPES
+from mlxrun.memory import on_cpu, room
+from mlxrun.models.families import model_config
+from mlxrun.planning.native import AS_IT_COMES, Run
+from mlxrun.planning.native import footprint as native_footprint
+from mlxrun.planning.plan import MemoryPlan
+from mlxrun.planning.weights import Held, of_directory, of_gguf
+
+
+def plan_source(
+    source: Path | GGUFFile,
+    *,
+    dtype: str | None = None,
+    policy: str | None = None,
+    cache: Wanted = AS_IT_COMES,
+) -> tuple[MemoryPlan, Held]:
+    """The plan of a model, and how its weights would be held.
+
+    Args:
+        source: a GGUF, or a model directory.
+        dtype, policy: as :func:`mlxrun.load` takes them.
+        cache: what is asked of caches.
+
+    Raises:
+        MlxrunError: the model cannot be run, or its header is damaged.
+    """
+    if isinstance(source, Path) and source.is_dir():
+        config = text_config(read_config(source))
+        held = of_directory(source, config, dtype=dtype)
+    else:
+        gguf = read_gguf(source) if isinstance(source, Path) else source
+        config = gguf_config(gguf)
+        held = of_gguf(gguf, dtype=dtype, policy=policy)
+    return MemoryPlan(footprint(config, held, cache), held.nbytes, room()), held
+
+
+def footprint(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES) -> Footprint:
+    """What a model takes besides its weights.
+
+    Args:
+        config: ``config.json`` in Hugging Face terms.
+        held: how its weights are held.
+        cache: what is asked of caches.
+    """
+    dtype, gpu = DTYPES[held.dtype], not on_cpu()
+    foreign = foreign_classes(config)
+    if foreign is None:
+        run = Run(dtype, gpu, held.packed, cache)
+        return native_footprint(model_config(dict(config)), run)
+    from mlxrun.loading.fallback.footprint import footprint as foreign_footprint
+    from mlxrun.loading.fallback.sizes import sketch
+
+    return foreign_footprint(sketch(foreign, config), config, dtype.size, gpu=gpu)

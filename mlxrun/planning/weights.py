@@ -1,0 +1,104 @@
+"""What a model's weights will take in memory here, from the headers of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from converters.convert import half_dtype
+from converters.directory.files import weight_files
+from converters.directory.header import StoredArray
+from converters.estimate import expected_layout
+from converters.gguf.names import map_names
+from converters.gguf.reader import GGUFFile
+from converters.layout import dense
+from mlxrun.loading.gguf import run_policy
+from mlxrun.loading.run import expands, resolve_dtype
+
+_HALVES = {"F16": "float16", "BF16": "bfloat16"}
+_FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Weights as a run on this machine holds them.
+
+    Attributes:
+        nbytes: of all of them.
+        dtype: of activations, such as ``float32``.
+        packed: some stay quantised.
+        how: in words.
+    """
+
+    nbytes: int
+    dtype: str
+    packed: bool
+    how: str
+
+
+def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = None) -> Held:
+    """The weights of a GGUF that is loaded with these options; see :func:`mlxrun.load`.
+
+    Raises:
+        UnsupportedArchitectureError: its tensors have no known names.
+    """
+    run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
+    chosen = run_policy(gguf, policy, run)
+    bits, packed = 0.0, False
+    for mapped in map_names(gguf).mapped:
+        tensor = mapped.source
+        expected = expected_layout(tensor.type, chosen, module=len(tensor.shape) > 1)
+        if expected:
+            # Plain arrays are held in the type of the activations.
+            layout = expected.layout if expected.layout.quantized else dense(run)
+            packed = packed or expected.layout.quantized
+            bits += tensor.elements * layout.bits_per_weight
+    return Held(round(bits / 8), run, packed, f"{chosen.name}, {run}")
+
+
+def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = None) -> Held:
+    """The weights of a model directory; see :func:`mlxrun.load`.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    entries = weight_files(path).entries
+    packed = {name for name in entries if _is_code(name, entries)}
+    kinds = {e.dtype for name, e in entries.items() if e.dtype in _FLOATS}
+    preferred = "bfloat16" if kinds <= {"BF16", "F32"} else "float16"
+    run = resolve_dtype(dtype, preferred)
+    size = 4 if run == "float32" else 2
+    elements = sum(_elements(name, entries[name], config) for name in packed)
+    kept = any(len(entries[name].shape) == 3 and _mode(name, config) != "affine" for name in packed)
+    plain = bool(packed) and expands(elements, run, kept=kept)
+    nbytes = elements * size if plain else sum(entries[name].nbytes for name in packed)
+    for name, entry in entries.items():
+        part = name.rpartition(".")[0] + ".weight" in packed and not name.endswith(".bias")
+        if name in packed or (part and plain):
+            continue
+        nbytes += prod(entry.shape) * size if entry.dtype in _FLOATS else entry.nbytes
+    stays = bool(packed) and not plain
+    return Held(nbytes, run, stays, f"{'as stored' if stays else 'plain'}, {run}")
+
+
+def _is_code(name: str, entries: Mapping[str, StoredArray]) -> bool:
+    module, _, kind = name.rpartition(".")
+    return kind == "weight" and entries[name].dtype == "U32" and f"{module}.scales" in entries
+
+
+def _section(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = config.get("quantization") or config.get("quantization_config") or {}
+    own = section.get(name.removesuffix(".weight"))
+    return own if isinstance(own, dict) else section
+
+
+def _mode(name: str, config: Mapping[str, Any]) -> str:
+    return str(_section(name, config).get("mode", "affine"))
+
+
+def _elements(name: str, entry: StoredArray, config: Mapping[str, Any]) -> int:
+    bits = _section(name, config).get("bits")
+    return prod(entry.shape) * 32 // (bits if isinstance(bits, int) and bits > 0 else 4)
