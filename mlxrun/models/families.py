@@ -76,21 +76,18 @@ def qwen3(config: HFConfig) -> ModelConfig:
 def smollm3(config: HFConfig) -> ModelConfig:
     """SmolLM 3: every fourth layer has no positions."""
     every = int(config.get("no_rope_layer_interval", 4))
-    turning = config.get("no_rope_layers") or [
-        int((i + 1) % every != 0) for i in range(int(config["num_hidden_layers"]))
-    ]
-    return decoder(config, layers=lambda i: {"attention": {} if turning[i] else {"rope": None}})
+    turning = [int((i + 1) % every != 0) for i in range(int(config["num_hidden_layers"]))]
+    return decoder({**config, "no_rope_layers": config.get("no_rope_layers") or turning})
 
 
-def granite(config: HFConfig) -> ModelConfig:
-    """Granite 3, dense: a multiplier at every joint."""
-    return _granite(config, {})
-
-
-def _granite(config: HFConfig, layer: Options) -> ModelConfig:
+def granite(config: HFConfig, **layer: Any) -> ModelConfig:
+    """Granite 3 and 4, dense: a multiplier at every joint; some have windows and sinks."""
     return decoder(
         config,
-        attention={"scale": float(config["attention_multiplier"])},
+        attention={
+            "scale": float(config["attention_multiplier"]),
+            "sinks": bool(config.get("attention_sinks", False)),
+        },
         layer={"residual": float(config["residual_multiplier"]), **layer},
         embedding_scale=float(config["embedding_multiplier"]),
         logit_scale=1 / float(config["logits_scaling"]),
@@ -300,7 +297,7 @@ def olmoe(config: HFConfig) -> ModelConfig:
 def granitemoe(config: HFConfig) -> ModelConfig:
     """Granite 3 with experts."""
     experts = mixture(config, router="router.layer")
-    return _granite(config, {"feed_forward": experts, "mlp": "block_sparse_moe"})
+    return granite(config, feed_forward=experts, mlp="block_sparse_moe")
 
 
 def gpt_oss(config: HFConfig) -> ModelConfig:
@@ -369,6 +366,7 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     "gpt": gpt,
     "gpt_oss": gpt_oss,
     "granite": granite,
+    "granite_swa": granite,
     "granitemoe": granitemoe,
     "hunyuan_v1_dense": hunyuan,
     "hunyuan_v1_moe": hunyuan_moe,

@@ -91,9 +91,12 @@ def decoder(
         **(layer or {}),
     )
 
+    still = [i for i, turns in enumerate(config.get("no_rope_layers") or ()) if not turns]
+
     def build(index: int, window: int | None) -> Layer:
         changes = dict(layers(index))
-        own = replace(plan.attention, window=window, **changes.pop("attention", {}))
+        place: Options = {"window": window} | ({"rope": None} if index in still else {})
+        own = replace(plan.attention, **place, **changes.pop("attention", {}))
         return replace(plan, attention=own, **changes)
 
     seen = windows if windows is not None else layer_windows(config)

@@ -40,6 +40,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
     "gpt_oss": _EXPERTS,
     "granite": _GRANITE,
+    "granite_swa": _GRANITE,
     "granitemoe": _GRANITE | _EXPERTS,
     "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2, "num_shared_expert": 1},
     "mixtral": _EXPERTS,

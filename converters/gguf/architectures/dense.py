@@ -115,6 +115,16 @@ def _baichuan(gguf: GGUFFile, config: Config) -> Config:
     return {"position_embedding_type": "alibi", "max_alibi_bias": 8.0}
 
 
+def _granite_swa(gguf: GGUFFile, config: Config) -> Config:
+    turning = gguf.key("attention.rope_pattern", None)
+    return {
+        **multipliers(gguf, config),
+        **windows(gguf, 4),
+        "attention_sinks": True,
+        **({} if turning is None else {"no_rope_layers": [int(bool(x)) for x in turning]}),
+    }
+
+
 def _olmo(gguf: GGUFFile, config: Config) -> Config:
     return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
 
@@ -181,6 +191,14 @@ DENSE: dict[str, Architecture] = {
         "granite",
         "GraniteForCausalLM",
         keys=multipliers,
+        order=PERMUTED,
+        zero_biases=LLAMA_BIASES,
+    ),
+    "granite_swa": Architecture(
+        "granite_swa",
+        "GraniteSWAForCausalLM",
+        {**LLAMA, "attn_sinks.weight": "self_attn.sinks"},
+        keys=_granite_swa,
         order=PERMUTED,
         zero_biases=LLAMA_BIASES,
     ),
@@ -276,13 +294,5 @@ DENSE: dict[str, Architecture] = {
         optional=frozenset({"ffn_norm"}),
         norm_biases=True,
         partial_rotary=True,
-    ),
-    "starcoder2": Architecture(
-        "starcoder2",
-        "Starcoder2ForCausalLM",
-        {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
-        keys=lambda gguf, config: {"hidden_act": "gelu_pytorch_tanh", "use_bias": True},
-        epsilon="norm_epsilon",
-        norm_biases=True,
     ),
 }

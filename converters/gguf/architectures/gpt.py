@@ -119,4 +119,12 @@ GPT: dict[str, Architecture] = {
         ends={"position_embd": "model.embed_positions"},
         keys=partial(_gpt, positions="learned"),
     ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        keys=lambda gguf, config: {"hidden_act": "gelu_pytorch_tanh", "use_bias": True},
+        epsilon="norm_epsilon",
+        norm_biases=True,
+    ),
 }
