@@ -139,8 +139,8 @@ class LLM:
             keep: first tokens to remember all the same, e.g. the system message.
             cache_type_k, cache_type_v: how keys and values are stored: ``f32``, ``f16``, ``bf16``,
                 ``q8``, ``q6``, ``q5``, ``q4``, ``q3``, ``q2`` (or with a group, ``q4/32``) or
-                ``mxfp8``; None for the dtype of activations. ``examples/kv_formats.py`` shows what
-                each costs.
+                ``mxfp8``; keys also ``q4c``, by channel; None for the dtype of activations. See
+                ``examples/kv_formats.py`` for what each costs.
 
         Raises:
             ParameterError: a window below 1, a keep below 0, or a type of cache that is none or

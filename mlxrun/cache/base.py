@@ -21,7 +21,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxrun.cache.formats import Seen
+from mlxrun.cache.formats import Seen, Shown
 
 Mask = mx.array | str | None
 Position = int | mx.array
@@ -42,7 +42,7 @@ class Product(ABC):
         """Queries (B, heads, T, D), keys and values (B, H, S, D) to (B, heads, T, D)."""
 
     @abstractmethod
-    def stored(self, q: mx.array, keys: Seen, values: Seen, mask: Mask) -> mx.array:
+    def stored(self, q: mx.array, keys: Shown, values: Seen, mask: Mask) -> mx.array:
         """The same over keys and values as they are stored, which are not unpacked."""
 
 

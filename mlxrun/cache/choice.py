@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mlxrun.cache.base import Cache
+from mlxrun.cache.channels import ByChannel, ChannelCache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import Format, format_of
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.cache.types import Shape, cache_type
+from mlxrun.errors import CacheError, ParameterError
 
 
 def formats(shape: Shape, keys: str | None, values: str | None) -> tuple[Format, Format]:
@@ -18,6 +20,10 @@ def formats(shape: Shape, keys: str | None, values: str | None) -> tuple[Format,
         ParameterError: no such type, or none for heads of these widths.
     """
     k, v = cache_type(keys, "cache_type_k"), cache_type(values, "cache_type_v")
+    if v is not None and v.by_channel:
+        raise ParameterError("cache_type_v", values, "without c, which is for keys")
+    if k is not None and k.bits is not None and k.by_channel:
+        return ByChannel(k.bits, k.groups[0]), format_of(v, shape.heads, shape.value)
     return format_of(k, shape.heads, shape.key), format_of(v, shape.heads, shape.value)
 
 
@@ -37,8 +43,16 @@ class Wanted(NamedTuple):
 
         Raises:
             ParameterError: no such type, or none for heads of these widths.
+            CacheError: keys packed by channel where there is a window.
         """
         keys, values = formats(shape, self.keys, self.values)
+        if isinstance(keys, ByChannel):
+            if own is not None or self.window is not None:
+                raise CacheError(
+                    "keys packed by channel cannot forget old tokens, as a window wants it",
+                    hint="Take a type of keys without c",
+                )
+            return ChannelCache(keys, values)
         if own is not None and (self.window is None or own <= self.window):
             return RotatingCache(own, keys=keys, values=values)
         if self.window is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -173,6 +173,18 @@ def format_of(kind: CacheType | None, heads: int, width: int) -> Format:
     )
 
 
+class Shown(Protocol):
+    """Keys as a query meets them, whatever stores them; see :class:`Seen`."""
+
+    @property
+    def format(self) -> Format: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    def dot(self, queries: mx.array) -> mx.array: ...
+
+
 class Seen(NamedTuple):
     """Keys or values that a query meets, as they are stored.
 
@@ -206,7 +218,7 @@ def seen(x: mx.array) -> Seen:
     return Seen(PLAIN, (x,), x.shape[1], x.dtype)
 
 
-def reads_packed(keys: Seen, values: Seen, queries: mx.array) -> bool:
+def reads_packed(keys: Shown, values: Shown, queries: mx.array) -> bool:
     """Whether packed products are the faster way to attend; else tokens are unpacked first.
 
     They read fewer bytes but do more work for each query, so that they pay while the queries

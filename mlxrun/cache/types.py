@@ -19,9 +19,11 @@ FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # llama.cpp's blocks of 32; those of ours have a scale and a smallest value each, as its _1 types.
 SYNONYMS = {"q8_0": "q8/32", "q5_0": "q5/32", "q5_1": "q5/32", "q4_0": "q4/32", "q4_1": "q4/32"}
 NAMES = (*FLOATS, *(f"q{bits}" for bits in BITS), "mxfp8")
-ALLOWED = f"one of {', '.join(NAMES)}, where q4/32 is q4 in groups of 32"
+ALLOWED = (
+    f"one of {', '.join(NAMES)}, where q4/32 is q4 in groups of 32; for keys also q4c, by channel"
+)
 
-_PACKED = re.compile(r"q([234568])(?:/(32|64|128))?")
+_PACKED = re.compile(r"q([234568])(c?)(?:/(32|64|128))?")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class CacheType:
         bits: of a packed code, or None.
         groups: how many neighbours may share a scale, the best number first.
         mode: MLX's mode of packing.
+        by_channel: neighbours are successive tokens of one channel, not channels of one token.
     """
 
     name: str
@@ -41,6 +44,7 @@ class CacheType:
     bits: int | None = None
     groups: tuple[int, ...] = USUAL_GROUPS
     mode: str = "affine"
+    by_channel: bool = False
 
 
 class Shape(NamedTuple):
@@ -77,5 +81,6 @@ def cache_type(name: object, parameter: str) -> CacheType | None:
     match = _PACKED.fullmatch(written)
     if match is None:
         raise ParameterError(parameter, name, ALLOWED)
-    bits, group = match.groups()
-    return CacheType(name, bits=int(bits), groups=(int(group),) if group else USUAL_GROUPS)
+    bits, by_channel, group = match.groups()
+    groups = (int(group),) if group else USUAL_GROUPS
+    return CacheType(name, bits=int(bits), groups=groups, by_channel=bool(by_channel))

@@ -57,8 +57,7 @@ def _trim(cache: Cache, reference: NaiveCache, n: int) -> None:
         assert cache.trim(n) == n
     except CacheError:
         assert cache.offset == before
-        forgotten = reference.window is not None and before > reference.window + reference.keep
-        assert n > before or (n and forgotten)
+        assert n > before or reference.may_refuse(n)
     else:
         reference.trim(n)
 

@@ -56,6 +56,11 @@ class NaiveCache:
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         return scores / scores.sum(-1, keepdims=True) @ values
 
+    def may_refuse(self, n: int) -> bool:
+        """Whether a cache with this much room may be unable to go back n tokens."""
+        window, keep = self.window, self.keep
+        return n > 0 and window is not None and self.offset > window + keep
+
     def trim(self, n: int) -> None:
         self.offset -= n
 

@@ -1,0 +1,90 @@
+"""A quantised cache gives the same logits however tokens are fed, in every kind of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conformance.measure import WAYS, load, logits
+from oracle_models import expected, write_skeleton
+from tiny_models import nmse
+
+#: Float noise between two ways may move a number to the next code. A query that saw its own chunk
+#: unpacked would be 1e-3 off, and more.
+SAME = 1e-6
+WINDOW: dict[str, Any] = {"window": 16, "keep": 3}
+#: Plain, by channel, bounded and windowed, with sinks, latent.
+CASES = [
+    ("llama", {"keys": "q8", "values": "q4"}),
+    ("llama", {"keys": "mxfp8", "values": "q2", **WINDOW}),
+    ("llama", {"keys": "q3c/32", "values": "q5"}),
+    ("gemma2", {"keys": "q5", "values": "q3"}),
+    ("gpt-oss", {"keys": "q4", "values": "q8/32", **WINDOW}),
+    ("deepseek2", {"keys": "q4c/32", "values": "q6"}),
+    ("deepseek2", {"keys": "bf16", "values": "q4", **WINDOW}),
+]
+
+
+class Asked:
+    """A model whose caches are always of some kind."""
+
+    def __init__(self, model: Any, **wanted: Any) -> None:
+        self.model, self.wanted = model, wanted
+
+    def make_cache(self) -> list[Any]:
+        cache: list[Any] = self.model.make_cache(**self.wanted)
+        return cache
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        logits: mx.array = self.model(tokens, cache)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def model(oracle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    made: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in made:
+            path = tmp_path_factory.mktemp("skeleton") / f"{name}.gguf"
+            made[name] = load(write_skeleton(oracle, name, path)).model
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize(("name", "wanted"), CASES)
+def test_the_same_however_fed(
+    name: str, wanted: dict[str, Any], model: Callable[[str], Any], oracle: Path
+) -> None:
+    tokens = expected(oracle, f"logits/{name}")[0][:80]
+    asked = Asked(model(name), **wanted)
+    whole = logits(asked, tokens)
+    for way in WAYS.values():
+        assert nmse(logits(asked, tokens, way(len(tokens))), whole) <= SAME
+    plain = {key: value for key, value in wanted.items() if key in WINDOW}
+    assert nmse(whole, logits(Asked(model(name), **plain), tokens)) > 1e-8  # it was quantised
+
+
+@pytest.mark.parametrize(("name", "wanted"), CASES)
+def test_rows_of_a_batch_are_as_alone(
+    name: str, wanted: dict[str, Any], model: Callable[[str], Any], oracle: Path
+) -> None:
+    tokens = expected(oracle, f"logits/{name}")[0]
+    asked = Asked(model(name), **wanted)
+    prompts = [tokens[:3], tokens[5:45], tokens[20:110]]
+    alone = [logits(asked, [*prompt, *tokens[110:114]], [len(prompt)])[-4:] for prompt in prompts]
+    batch = asked.make_cache()
+    for row, prompt in enumerate(prompts):
+        cache = asked.make_cache()
+        asked(mx.array([prompt]), cache)
+        for joint, own in zip(batch, cache, strict=True):
+            joint.place(row, own)
+    for step, token in enumerate(tokens[110:114]):
+        together = np.array(asked(mx.array([[token]] * len(prompts)), batch))
+        for row, reference in enumerate(alone):
+            assert nmse(together[row, 0], reference[step]) <= SAME
