@@ -29,7 +29,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("baichuan-7b", {"block_count": 3}, "block_count"),
     ("chatglm-glm", {"expert_count": 4}, "no experts"),
     ("deci-super", {"feed_forward_length": [256, 500, 256]}, "steps of 256"),
-    ("deci-super", {"attention.head_count_kv": [0, 0, 3]}, "shared attention"),
+    ("deci-super", {"attention.head_count": [4, 0, 6]}, "all heads or none"),
     ("deci-super", {"feed_forward_length": [256, 512]}, "one number for each"),
     ("exaone-small", {"rope.dimension_count": 4}, "the whole head"),
     ("exaone-small", {"rope.scaling.type": "longrope"}, "longrope with its factors"),

@@ -55,28 +55,41 @@ def _openelm(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _deci(gguf: GGUFFile, config: Config) -> Config:
+    """Each layer of Llama that a search has made cheaper, or left out."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     whole_heads(gguf, config)
-    queries, keys = (
-        per_layer(gguf, f"{gguf.architecture}.attention.head_count{kv}") for kv in ("", "_kv")
-    )
-    inner = per_layer(gguf, f"{gguf.architecture}.feed_forward_length")
+    key = f"{gguf.architecture}.feed_forward_length"
     blocks = []
-    for i, (q, k, size) in enumerate(zip(queries, keys, inner, strict=True)):
+    for i, (q, k, size) in enumerate(zip(*_deci_sizes(gguf), strict=True)):
         # llama.cpp leaves out the attention of a layer without a feed-forward.
-        if q not in (0, heads) or (q and not (k and size)) or size % 256:
+        if q not in (0, heads) or (q and not size) or size % 256:
             raise gguf.error(
-                f"{gguf.architecture}.attention.head_count",
-                expected="whole, missing or shared attention and feed-forwards in steps of 256",
-                found=f"{q} heads, {k} of keys, {size} wide in layer {i}",
+                key,
+                expected="all heads or none, none without a feed-forward, and steps of 256",
+                found=f"{q} heads and {size} in layer {i}",
             )
-        attention = {"n_heads_in_group": int(q // k)} if q else {"no_op": True}
+        attention: Config = {"no_op": True} if not q else {"replace_with_linear": True}
         # The class rounds up to the next 256 what it makes of the factor.
         factor = (int(size) - 0.5) * 3 / (2 * hidden)
         blocks.append(
-            {"attention": attention, "ffn": {"ffn_mult": factor} if size else {"no_op": True}}
+            {
+                "attention": {"n_heads_in_group": int(q // k)} if k else attention,
+                "ffn": {"ffn_mult": factor} if size else {"no_op": True},
+            }
         )
     return {"block_configs": blocks}
+
+
+def _deci_sizes(gguf: GGUFFile) -> list[list[Any]]:
+    """Heads, those of keys, and widths of feed-forwards, of each layer."""
+    suffixes = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    return [per_layer(gguf, f"{gguf.architecture}.{suffix}") for suffix in suffixes]
+
+
+def _deci_names(gguf: GGUFFile, layer: int) -> dict[str, str]:
+    """A layer with query heads alone has one matrix for all of its attention."""
+    queries, keys, _ = (sizes[layer] for sizes in _deci_sizes(gguf))
+    return {"attn_output": "self_attn.linear"} if queries and not keys else {}
 
 
 UNEVEN: dict[str, Architecture] = {
@@ -84,6 +97,7 @@ UNEVEN: dict[str, Architecture] = {
         "nemotron-nas",
         "DeciLMForCausalLM",
         keys=_deci,
+        by_layer=_deci_names,
         order=PERMUTED,
         optional=frozenset(LLAMA),
         zero_biases=LLAMA_BIASES,
