@@ -16,6 +16,7 @@ import numpy.typing as npt
 from converters.encode import Change
 from converters.errors import UnsupportedArchitectureError
 from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
+from converters.gguf.architectures.row import GATED, SHARED_EXPERTS, SPARSE
 from converters.gguf.numbers import layer_count
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
@@ -25,6 +26,8 @@ from converters.policy import FLOATS
 
 # Tensors whose values move into config.json.
 _IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+# Modules that a layer may lack, but not one without the others.
+_TOGETHER = (GATED, SPARSE, SHARED_EXPERTS)
 NO_PLACE = "the architecture has no such parameter"
 
 
@@ -200,6 +203,10 @@ def _require(gguf: GGUFFile, architecture: Architecture, layers: int) -> None:
             if module in architecture.required:
                 name = f"blk.{layer}.{module}"
                 gguf.tensor(name if "." in module or name in gguf else f"{name}.weight")
+        for group in _TOGETHER:
+            members = [f"blk.{layer}.{m}.weight" for m in group if m in architecture.layer]
+            for name in members if any(name in gguf for name in members) else ():
+                gguf.tensor(name)
 
 
 def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> list[tuple[str, int]]:

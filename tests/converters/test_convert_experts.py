@@ -135,6 +135,21 @@ def test_shared_experts_of_another_width_are_refused(tmp_path: Path) -> None:
         config_of(tmp_path, "exaone-moe", {}, width)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["ffn_gate_inp", "ffn_up_exps", "ffn_down_shexp", "attn_v"],
+)
+def test_a_layer_without_one_of_its_matrices_is_refused(tmp_path: Path, pattern: str) -> None:
+    skeleton = skeletons.read("glm4moe")
+    whole = skeleton.shapes()
+    tensors = {name: list(shape) for name, (_, shape) in whole.items()}
+    del tensors[f"blk.2.{pattern}.weight"]
+    file = replace(skeleton, tensors=tensors).write(tmp_path / "x.gguf")
+    with pytest.raises(GGUFError, match=rf"blk\.2\.{pattern}\.weight"):
+        convert(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_layers_that_only_predict_further_ahead_are_left_out(tmp_path: Path) -> None:
     skeleton = skeletons.read("glm4moe")
     report = convert(skeleton.write(tmp_path / "x.gguf"), tmp_path / "out")
