@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def _convert_one(
     mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor, patch: Patch | None
 ) -> Converted:
     tensor = mapped.source
+    if _is_rate(mapped):
+        policy = replace(policy, name="exact")
     encoded = encode(
         tensor,
         policy,
@@ -124,6 +127,15 @@ def _convert_one(
         arrays = {name: array.reshape(mapped.shape) for name, array in arrays.items()}
     arrays |= own
     return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
+
+
+def _is_rate(mapped: Mapped) -> bool:
+    """Whether these are rates of decay, one for each head: models take exponentials of them twice.
+
+    Those of Mamba, a matrix, are left to the policy: its class of mlx-lm would compute everything
+    after them in float32.
+    """
+    return mapped.target.endswith(".A_log") and len(mapped.shape) != 2
 
 
 def _in_file_order(patch: Patch, mapped: Mapped) -> Patch:

@@ -86,6 +86,17 @@ def in_turns(values: np.ndarray, axis: int, width: int) -> np.ndarray:
     return np.concatenate([parts[turn * 2 + key] for key in range(2) for turn in range(3)], axis)
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("mamba2-130m", "float32"), ("qwen35-9b", "float32"), ("jamba-3b", "float16")],
+)
+def test_rates_of_heads_stay_in_float32(tmp_path: Path, name: str, dtype: str) -> None:
+    file = read_gguf(read(name).write(tmp_path / "x.gguf"))
+    made = stream(file, map_names(file), Policy("near", "float16"))
+    rates = [one.layout.dtype for one in made if one.target.endswith("A_log")]
+    assert set(rates) == {dtype}
+
+
 def test_blocks_of_packed_columns_change_places(
     tmp_path: Path, pack: Callable[[str], None]
 ) -> None:
