@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -101,7 +101,9 @@ class Service:
             priority=request.priority,
             deadline=due,
         )
-        self._jobs[key] = job, Live(request.prompt, job.sampler, list(job.cache), job.held)
+        live = Live(request.prompt, job.sampler, list(job.cache), job.held)
+        # Once the sequence has a row, nothing may keep the caches that it read its prompt into.
+        self._jobs[key] = replace(job, cache=()), live
         return key
 
     def cancel(self, key: int) -> bool:
