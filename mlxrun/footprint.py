@@ -112,15 +112,16 @@ class Footprint:
 
         Counts what that row stores; not what the others do.
         """
-        last = min(prompt, chunk)
-        beside = rows - 1  # each decodes a token in the same pass
-        at_end = self.work(last + beside, prompt, rows)
-        # The chunk in which the capacity doubles for the last time.
+        # The chunk in which the capacity doubles for the last time, the last full one, and the last.
         doubled = max((layer.slots(prompt) for layer in self.layers), default=0) // 2 + 1
-        edge = min(prompt, -(-doubled // chunk) * chunk)
-        start = max(0, edge - chunk)
-        growing = self.growth(start, edge) + self.work(edge - start + beside, edge, rows)
-        return self.stored(prompt) + max(at_end, growing)
+        starts = {min(doubled, prompt) - 1, max(0, prompt - chunk), prompt - 1}
+        return max(self._chunk(start // chunk * chunk, prompt, chunk, rows) for start in starts)
+
+    def _chunk(self, start: int, prompt: int, chunk: int, rows: int) -> int:
+        end = min(start + chunk, prompt)
+        beside = rows - 1  # each decodes a token in the same pass
+        passing = self.work(end - start + beside, end, rows)
+        return self.stored(end) + self.growth(start, end) + passing
 
     def decoding(self, prompt: int, tokens: int, rows: int = 1) -> int:
         """Bytes at most while rows draw from ``prompt`` to ``tokens`` tokens, beside weights."""
