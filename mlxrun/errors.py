@@ -122,13 +122,21 @@ class MemoryLimitError(MlxrunError):
 
     Args:
         needed, available: bytes.
+        what: what needs it.
+        hint: what to do.
     """
 
-    def __init__(self, needed: int, available: int) -> None:
+    def __init__(
+        self,
+        needed: int,
+        available: int,
+        what: str = "this",
+        hint: str = "Use a shorter context, fewer sequences at once or a smaller model",
+    ) -> None:
         self.needed, self.available = needed, available
         super().__init__(
-            f"this needs {needed / 1e6:.1f} MB, and {available / 1e6:.1f} MB are available",
-            hint="Use a shorter context, fewer sequences at once or a smaller model",
+            f"{what} needs {needed / 1e6:.1f} MB, and {available / 1e6:.1f} MB are available",
+            hint=hint,
         )
 
 

@@ -32,6 +32,8 @@ from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
+from mlxrun.memory import wire  # noqa: E402
+from mlxrun.planning.guard import before_loading  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def load(
     dtype: str | None = None,
     policy: str | None = None,
     adapter: AdapterChoice = (),
+    wired: bool | int = False,
     progress: Progress | None = None,
 ) -> LLM:
     """Load a model.
@@ -60,17 +63,25 @@ def load(
         adapter: LoRA adapters to apply beside the weights, which stay as they are: a directory of
             mlx-lm's or of Hugging Face PEFT's, or a GGUF of llama.cpp's; or a list of such, each
             alone or as ``(path, strength)``, which add up.
+        wired: keep memory from being swapped out: that many bytes, or True for as many as the
+            device recommends. Metal only.
         progress: called with (bytes done, bytes in all), first while a model of the hub is
             downloaded, then from zero again while a GGUF is repacked.
 
     Raises:
+        MemoryLimitError: the weights alone exceed this machine's memory. The environment variable
+            ``MLXRUN_MEMORY_LIMIT`` (bytes such as ``24GB``, or ``none``) says otherwise.
         MlxrunError: one of its subclasses says what is wrong with the source.
     """
     path = resolve(source, progress=progress)
+    if wired is not False:
+        wire(None if wired is True else wired)
     if path.is_dir():
+        before_loading(path, dtype=dtype)
         loaded = load_directory(path, dtype=dtype, adapter=adapter)
         return LLM(loaded, Tokenizer.from_directory(path), str(source))
     gguf = read_gguf(path)
+    before_loading(gguf, dtype=dtype, policy=policy)
 
     def report(done: int, total: int, _: str) -> None:
         if progress:

@@ -1,20 +1,29 @@
-"""How much memory this machine has for models, and what is free of it.
+"""How much memory this machine has for models, what is free of it, and MLX's own limits.
 
-Imports MLX only when it is asked about the device. Knows nothing of models.
+Imports MLX only when it is asked about the device. Knows nothing of models. The environment
+variable ``MLXRUN_MEMORY_LIMIT`` takes the place of what the machine says: a number of bytes such
+as ``24GB``, or ``none`` for no limit at all.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from mlxrun import blas
+from mlxrun.errors import ParameterError
+
+LIMIT = "MLXRUN_MEMORY_LIMIT"
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 # Where Linux says what a container may take: control groups of version 2 and 1.
 _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # What plain float32 weights may take on the CPU: a share of the free memory, and no more than can
 # be filled in a few seconds before the first token.
 _PLAIN_SHARE, _PLAIN_BYTES = 0.5, 2 << 30
+_CACHED_SHARE, _MOST_CACHED = 0.25, 2 << 30
+_bound: int | None = None  # what bound_cache has set
 
 
 def on_cpu() -> bool:
@@ -30,7 +39,13 @@ def machine_memory() -> int:
 
     With Metal the device's recommended working set, which leaves the rest to the system; elsewhere
     the physical memory, or what a container has of it.
+
+    Raises:
+        ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
+    told = _told()
+    if told is not None:
+        return told
     if not on_cpu():
         import mlx.core as mx
 
@@ -44,8 +59,11 @@ def room() -> int:
 
     On the CPU the free memory, what MLX holds of it among that; with Metal the recommended working
     set, which other programs share.
+
+    Raises:
+        ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
-    if not on_cpu():
+    if _told() is not None or not on_cpu():
         return machine_memory()
     import mlx.core as mx
 
@@ -67,6 +85,62 @@ def free_memory() -> int:
 def plain_room(free: int) -> float:
     """Bytes that a model's weights may take as plain float32 on the CPU, of ``free`` ones."""
     return min(_PLAIN_BYTES, _PLAIN_SHARE * free)
+
+
+def bound_cache(weights: int) -> None:
+    """Bound the buffers that MLX keeps for reuse, unless the user has set a bound.
+
+    What one pass frees the next one needs again, but outgrown caches are never asked for: without
+    a bound they would stay. A quarter of what the weights leave, at most 2 GiB, holds the buffers
+    of a pass; the rest is for keys and values. MLX's CPU backend keeps none.
+    """
+    import mlx.core as mx
+
+    global _bound
+    left = machine_memory() - weights
+    wanted = (
+        int(min(_MOST_CACHED, max(0, left) * _CACHED_SHARE)) if left > -weights else _MOST_CACHED
+    )
+    before = mx.set_cache_limit(wanted)
+    # MLX's own bound is its limit on all memory.
+    if before not in (0, _bound, mx.get_memory_limit()):
+        mx.set_cache_limit(before)
+        return
+    _bound = wanted
+
+
+def wire(nbytes: int | None = None) -> int:
+    """Let MLX keep that much memory from being swapped out; returns the bytes.
+
+    Args:
+        nbytes: at most the device's recommended working set, which is what None means.
+
+    Raises:
+        ParameterError: more than that, less than nothing, or a device without Metal.
+    """
+    import mlx.core as mx
+
+    if not mx.metal.is_available():
+        raise ParameterError("wired", True if nbytes is None else nbytes, "left out without Metal")
+    most = int(mx.device_info()["max_recommended_working_set_size"])
+    wanted = most if nbytes is None else nbytes
+    if not 0 <= wanted <= most:
+        raise ParameterError("wired", wanted, f"from 0 to {most} bytes on this device")
+    mx.set_wired_limit(wanted)
+    return wanted
+
+
+def _told() -> int | None:
+    """What the environment says of memory: bytes, 0 for no limit, None for nothing."""
+    text = os.environ.get(LIMIT, "").strip()
+    if not text:
+        return None
+    if text.lower() == "none":
+        return 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ParameterError(LIMIT, text, "a number of bytes such as 24GB, or none")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _physical_memory() -> int:

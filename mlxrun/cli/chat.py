@@ -57,6 +57,7 @@ def command(
     dtype: str | None,
     policy: str | None,
     adapter: Adapters,
+    wired: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -80,7 +81,12 @@ def command(
             f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
         )
     llm = load_model(
-        model or str(DEMO), dtype=dtype, policy=policy, adapter=adapter, verbose=verbose
+        model or str(DEMO),
+        dtype=dtype,
+        policy=policy,
+        adapter=adapter,
+        wired=wired,
+        verbose=verbose,
     )
     from mlxrun.cli.conversation import Conversation
 

@@ -64,6 +64,7 @@ def command(
     dtype: str | None,
     policy: str | None,
     adapter: Adapters,
+    wired: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
@@ -87,7 +88,9 @@ def command(
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
-    llm = load_model(model, dtype=dtype, policy=policy, adapter=adapter, verbose=verbose)
+    llm = load_model(
+        model, dtype=dtype, policy=policy, adapter=adapter, wired=wired, verbose=verbose
+    )
     settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
     settings |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
     prompt: Any = _messages(text, system) if chat else text

@@ -40,6 +40,12 @@ def with_loading(command: Command) -> Command:
             type=click.Choice(DTYPES),
             help="Type of the activations.  [default: float32 on the CPU, half precision on a GPU]",
         ),
+        click.option(
+            "--wired",
+            is_flag=True,
+            help="Keep the model's memory from being swapped out, as far as the device recommends "
+            "(Metal only).",
+        ),
         adapter_option("Apply"),
     ):
         command = option(command)
@@ -64,6 +70,7 @@ def load_model(
     dtype: str | None = None,
     policy: str | None = None,
     adapter: Adapters | None = None,
+    wired: bool = False,
     verbose: bool = False,
 ) -> LLM:
     """Load a model, with a progress bar on a terminal.
@@ -80,7 +87,9 @@ def load_model(
             "--policy is for GGUF files; a model directory is converted already."
         )
     with Bar(f"Loading {path.name}") as bar:
-        model = models.load(path, dtype=dtype, policy=policy, adapter=adapter or (), progress=bar)
+        model = models.load(
+            path, dtype=dtype, policy=policy, adapter=adapter or (), wired=wired, progress=bar
+        )
     _warn_of_strays(model)
     if verbose:
         _describe(model)

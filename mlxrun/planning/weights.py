@@ -90,7 +90,9 @@ def _is_code(name: str, entries: Mapping[str, StoredArray]) -> bool:
 
 
 def _section(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    section = config.get("quantization") or config.get("quantization_config") or {}
+    section = config.get("quantization") or config.get("quantization_config")
+    if not isinstance(section, Mapping):
+        return {}
     own = section.get(name.removesuffix(".weight"))
     return own if isinstance(own, dict) else section
 
