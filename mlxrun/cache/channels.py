@@ -55,6 +55,9 @@ class ByChannel(Format):
             heads * width * (self.group_size * self.bits // 8 + 2 * dtype.size) // self.group_size
         )
 
+    def fixed_bytes(self, heads: int, width: int, dtype: mx.Dtype) -> int:
+        return self.ring * heads * width * dtype.size
+
     def pack_groups(self, x: mx.array) -> list[mx.array]:
         """Tokens (B, H, C groups, D) as arrays (B, H, C, ...)."""
         b, h, t, width = x.shape

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import mlx.core as mx
 
 from mlxrun.cache.base import Cache
 from mlxrun.cache.channels import ByChannel, ChannelCache
@@ -25,6 +28,27 @@ def formats(shape: Shape, keys: str | None, values: str | None) -> tuple[Format,
     if k is not None and k.bits is not None and k.by_channel:
         return ByChannel(k.bits, k.groups[0]), format_of(v, shape.heads, shape.value)
     return format_of(k, shape.heads, shape.key), format_of(v, shape.heads, shape.value)
+
+
+def token_bytes(
+    shapes: Iterable[Shape], dtype: mx.Dtype, keys: str | None, values: str | None
+) -> tuple[int, int]:
+    """Bytes that the keys and that the values of one token take in all layers.
+
+    Args:
+        shapes: of each layer.
+        dtype: of activations.
+        keys, values: names of types.
+
+    Raises:
+        ParameterError: no such type, or none for heads of these widths.
+    """
+    of_keys = of_values = 0
+    for shape in shapes:
+        k, v = formats(shape, keys, values)
+        of_keys += k.token_bytes(shape.heads, shape.key, dtype)
+        of_values += v.token_bytes(shape.heads, shape.value, dtype)
+    return of_keys, of_values
 
 
 class Wanted(NamedTuple):

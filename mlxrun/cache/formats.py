@@ -40,6 +40,10 @@ class Format(ABC):
     def token_bytes(self, heads: int, width: int, dtype: mx.Dtype) -> int:
         """Bytes that a token of ``dtype`` takes in one layer, H heads of width D."""
 
+    def fixed_bytes(self, heads: int, width: int, dtype: mx.Dtype) -> int:
+        """Bytes besides, however many the tokens."""
+        return 0
+
     def dot(self, queries: mx.array, arrays: Arrays) -> mx.array:
         """Products with every token: (B, H, N, D) to (B, H, N, T)."""
         return queries @ self.unpack(arrays, queries.dtype).swapaxes(-1, -2)

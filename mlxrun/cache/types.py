@@ -19,6 +19,7 @@ FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 # llama.cpp's blocks of 32; those of ours have a scale and a smallest value each, as its _1 types.
 SYNONYMS = {"q8_0": "q8/32", "q5_0": "q5/32", "q5_1": "q5/32", "q4_0": "q4/32", "q4_1": "q4/32"}
 NAMES = (*FLOATS, *(f"q{bits}" for bits in BITS), "mxfp8")
+BY_CHANNEL = tuple(f"q{bits}c" for bits in (4, 3, 2))  # those that people use
 ALLOWED = (
     f"one of {', '.join(NAMES)}, where q4/32 is q4 in groups of 32; for keys also q4c, by channel"
 )

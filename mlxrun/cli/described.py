@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.directory.names import text_config
+from mlxrun.cache.types import Shape
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 from mlxrun.models.families import model_config
@@ -24,10 +25,12 @@ class Described:
     Attributes:
         facts: its hyperparameters; None where they do not apply.
         cache_values: numbers that its caches hold after so many tokens.
+        layers: what a token leaves in each, and its window; none where mlx-lm keeps them.
     """
 
     facts: Facts
     cache_values: Callable[[int], int]
+    layers: tuple[tuple[Shape, int | None], ...] = ()
 
 
 def describe(config: Mapping[str, Any]) -> Described:
@@ -47,7 +50,8 @@ def describe(config: Mapping[str, Any]) -> Described:
         made = sketch(foreign, config)
         return Described(_foreign_facts(made.model), made.cache_values)
     model = model_config(config)
-    return Described(_hyperparameters(model), lambda context: cache_values(model, context))
+    layers = tuple((x.attention.cache_shape, x.attention.window) for x in model.layers)
+    return Described(_hyperparameters(model), lambda context: cache_values(model, context), layers)
 
 
 def _foreign_facts(model: Model[Any]) -> Facts:

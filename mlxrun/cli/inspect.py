@@ -165,6 +165,11 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
     out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
     if memory["beyond_training"]:
         out.print("The model was trained for fewer tokens than that.")
+    if facts["cache_types"]:
+        from mlxrun.cli.cache_table import print_cache_types
+
+        out.print()
+        print_cache_types(facts["cache_types"], memory["context"])
     if facts["plan"]:
         from mlxrun.cli.planned import print_plan
 

@@ -19,9 +19,11 @@ from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from converters.policy import POLICIES, Policy
 from mlxrun.cache.choice import Wanted
+from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, describe
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
+from mlxrun.loading.run import DTYPES, resolve_dtype
 from mlxrun.planning.source import plan_source
 from mlxrun.planning.weights import of_gguf
 
@@ -60,6 +62,7 @@ def inspect_model(
         source = read_gguf(path)
         facts = _gguf(source, context, list(policies))
     facts["plan"] = None
+    facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
         plan, held = plan_source(source, cache=Wanted(None, 0, *cache))
         tokens = context or facts["model"]["context_length"]
@@ -88,6 +91,7 @@ def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
         loaded = {"policy": f"run here ({held.how})", "bytes": held.nbytes}
         facts["loaded"] = loaded
         facts["memory"] = _memory(model, context, [*facts["policies"], loaded])
+        facts["cache_types"] = _cache_types(model, context)
     else:
         facts["loaded"] = facts["memory"] = None
     return facts
@@ -181,6 +185,12 @@ def _memory(model: Described, context: int | None, policies: list[Facts]) -> Fac
     }
 
 
+def _cache_types(model: Described, context: int | None) -> list[Facts]:
+    """Bytes of each type of cache, with activations as they are here by default."""
+    dtype = DTYPES[resolve_dtype(None, "float16")]
+    return cache_facts(model.layers, dtype, context or model.facts["context_length"])
+
+
 def _directory(path: Path, context: int | None) -> Facts:
     config = read_config(path)
     files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
@@ -205,6 +215,7 @@ def _directory(path: Path, context: int | None) -> Facts:
     }
     weights: Facts = {"policy": "as stored", "bytes": sum(t.nbytes for t in tensors)}
     facts["memory"] = _memory(model, context, [weights]) if model else None
+    facts["cache_types"] = _cache_types(model, context) if model else []
     return facts
 
 

@@ -64,6 +64,7 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
     return Layer(
         token=keys.token_bytes(shape.heads, shape.key, run.dtype)
         + values.token_bytes(shape.heads, shape.value, run.dtype),
+        fixed=keys.fixed_bytes(shape.heads, shape.key, run.dtype),
         window=window,
         stream=size
         * (

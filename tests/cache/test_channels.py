@@ -154,7 +154,7 @@ def test_bytes_grow_as_predicted() -> None:
     each = form.token_bytes(KV_HEADS, WIDTH, mx.float32)
     values = PLAIN.token_bytes(KV_HEADS, WIDTH, mx.float32)
     assert sizes[1] - sizes[0] == 2 * BUCKET * (each + values)
-    ring = form.ring * KV_HEADS * WIDTH * 4
+    ring = form.fixed_bytes(KV_HEADS, WIDTH, mx.float32)
     assert sizes[0] == 2 * BUCKET * (each + values) + ring
 
 

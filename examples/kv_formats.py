@@ -1,0 +1,134 @@
+"""What each type of key/value cache takes, and what it does to a model: bytes, error, perplexity.
+
+    python -m examples.kv_formats                     # the demo model on chats that it never saw
+    python -m examples.kv_formats MODEL --text examples/kv_formats.txt
+    python -m examples.kv_formats MODEL --text FILE --types q8 q8:q4 q4c:q4
+
+A type is ``KEYS:VALUES``, or one name for both. The error is the relative root mean square
+difference of what attention gives, over all heads, layers and tokens, when it is given the same
+queries, keys and values. Perplexity is that of the text in pieces as long as the model's context;
+of the demo's chats, what the assistant says counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import mlxrun  # first: it finds a BLAS for MLX
+
+import mlx.core as mx  # isort: skip
+
+from mlxrun.cache.choice import token_bytes
+from mlxrun.cache.probe import CHUNK, Types, attention_error
+from mlxrun.errors import MlxrunError
+from mlxrun.models.transformer import Transformer
+
+DEMO = Path(mlxrun.__file__).parent / "assets" / "demo.gguf"
+SEED = 20_000  # of chats that training did not draw
+LONG = 192  # tokens of a chat that fills a few groups
+TYPES = (
+    *("f16", "bf16", "q8", "mxfp8", "q6", "q5", "q4", "q3", "q2"),
+    *("q8:q4", "q4:q8", "q4c/32:q8", "q3c/32:q8", "q2c/32:q8", "q2:q8", "q2c/32:q4"),
+)
+
+
+class Piece(NamedTuple):
+    """A text's token ids, and which of them count for perplexity."""
+
+    ids: list[int]
+    counted: list[bool]
+
+
+def pieces_of(llm: mlxrun.LLM, path: Path) -> list[Piece]:
+    """A file, cut to the model's context."""
+    ids, length = llm.tokenizer.encode(path.read_text(encoding="utf-8")), llm.context_length
+    cut = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return [Piece(part, [True] * len(part)) for part in cut if len(part) > 1]
+
+
+def chats(llm: mlxrun.LLM, count: int) -> list[Piece]:
+    """Long chats of the demo model's corpus."""
+    from .train_demo.corpus import documents
+
+    found: list[Piece] = []
+    for document in itertools.islice(documents(SEED), 10 * count):
+        piece = Piece([], [])
+        for text, learned in document:
+            ids = llm.tokenizer.encode(text, parse_special=True)
+            piece.ids.extend(ids)
+            piece.counted.extend([learned] * len(ids))
+        if LONG <= len(piece.ids) <= llm.context_length:
+            found.append(piece)
+    return found[:count]
+
+
+def perplexity(model: Transformer, pieces: Sequence[Piece], types: Types) -> float:
+    """Of all tokens that count, with keys and values of some types."""
+    surprises = [_surprise(model, piece, types) for piece in pieces]
+    return math.exp(sum(surprises) / sum(sum(piece.counted[1:]) for piece in pieces))
+
+
+def _surprise(model: Transformer, piece: Piece, types: Types) -> float:
+    """The sum of negative log-likelihoods, in nats."""
+    cache = model.make_cache(keys=types[0], values=types[1])
+    total, last = 0.0, len(piece.ids) - 1
+    for start in range(0, last, CHUNK):
+        end = min(start + CHUNK, last)
+        logits = model(mx.array([piece.ids[start:end]]), cache)[0].astype(mx.float32)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        following = mx.array(piece.ids[start + 1 : end + 1])[:, None]
+        counted = mx.array(piece.counted[start + 1 : end + 1])
+        total -= (mx.take_along_axis(logprobs, following, axis=1)[:, 0] * counted).sum().item()
+    return total
+
+
+def parse(written: str) -> Types:
+    """``q8:q4`` as types of keys and of values."""
+    keys, _, values = written.partition(":")
+    return keys, values or keys
+
+
+def report(model: Transformer, pieces: Sequence[Piece], wanted: Sequence[Types]) -> None:
+    """Print a row for each pair of types."""
+    shapes = [layer.attention.cache_shape for layer in model.config.layers]
+    plain = perplexity(model, pieces, (None, None))
+    size = sum(token_bytes(shapes, model.dtype, None, None))
+    print("  keys  values  bytes/token    error  perplexity   change")
+    print(f"{'plain':>6}  {'plain':>6}  {size:>11,}  {0:>7.4f}  {plain:>10.4f}")
+    for types in wanted:
+        name = f"{types[0]:>6}  {types[1]:>6}"
+        try:
+            squares = [attention_error(model, piece.ids, [types])[0] ** 2 for piece in pieces]
+        except MlxrunError as error:
+            print(f"{name}  {error}")
+            continue
+        size = sum(token_bytes(shapes, model.dtype, *types))
+        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(model, pieces, types)
+        print(
+            f"{name}  {size:>11,}  {off:>7.4f}  {got:>10.4f}  {got / plain - 1:>+7.2%}", flush=True
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default=str(DEMO))
+    parser.add_argument("--text", type=Path, help="by default chats of the demo model's corpus")
+    parser.add_argument("--types", nargs="+", default=TYPES, metavar="KEYS:VALUES")
+    parser.add_argument("--chats", type=int, default=24, help="how many (24)")
+    options = parser.parse_args(arguments)
+    llm = mlxrun.load(options.model)
+    if not isinstance(llm.model, Transformer):
+        parser.error("mlx-lm's classes store keys and values in their own way")
+    pieces = pieces_of(llm, options.text) if options.text else chats(llm, options.chats)
+    tokens = sum(len(piece.ids) for piece in pieces)
+    print(f"{Path(options.model).name}: {tokens} tokens in {len(pieces)} pieces, {llm.model.dtype}")
+    report(llm.model, pieces, [parse(written) for written in options.types])
+
+
+if __name__ == "__main__":
+    main()
