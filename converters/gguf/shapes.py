@@ -76,6 +76,8 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
             del shapes[name]
     if kind in ("minimax", "olmo2", "olmo3", "olmoe"):  # queries and keys are normalised as a whole
         shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
+    if kind == "cohere":  # heads have weights of their own
+        shapes |= {"attn_q_norm": (queries // dim, dim), "attn_k_norm": (keys // dim, dim)}
     if kind in ("glm", "glm4", "phi3"):  # gate and up in one
         shapes["ffn_up"] = (2 * inner, hidden)
     if kind == "phi3":

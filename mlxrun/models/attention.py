@@ -66,7 +66,8 @@ def _heads(
     """``(x (B, T, H D), position) -> (B, H, T, D)``, normalised by the named norm and rotated."""
     dim, kind, rotate = config.head_dim, config.qk_norm, rotation(config.rope)
     width = heads * dim if kind == "whole" else dim
-    normed = norm(model.norm, params, name, width) if kind else (lambda x: x)
+    own = heads if kind == "each" else 0
+    normed = norm(model.norm, params, name, width, own) if kind else (lambda x: x)
 
     def split(x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:2], heads, dim)

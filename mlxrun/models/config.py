@@ -70,8 +70,8 @@ class Attention:
         scale: of the products of queries and keys.
         rope: positions, or None for a layer without.
         window: attend to the last ``window`` tokens only, or None for all.
-        qk_norm: normalise queries and keys: each ``head`` or the ``whole`` projection before the
-            rotation, or each head once ``turned``, or not at all (None).
+        qk_norm: normalise queries and keys: each ``head``, ``each`` by weights of its own or the
+            ``whole`` projection before the rotation, a head once ``turned``, or not at all (None).
         norms: names of the norms of queries and of keys.
         clip: bound queries, keys and values to this, or None.
         alibi: lower scores by distance, each head by its own slope (Press et al., 2022,

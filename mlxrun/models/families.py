@@ -94,41 +94,31 @@ def granite(config: HFConfig, **layer: Any) -> ModelConfig:
     )
 
 
-def gemma(config: HFConfig) -> ModelConfig:
+def gemma(config: HFConfig, **options: Any) -> ModelConfig:
     """Gemma 1: norms store their distance from one, embeddings are scaled by sqrt(hidden)."""
-    return _gemma(config)
+    return decoder(
+        {"tie_word_embeddings": True, **config},
+        norm=Norm(eps=float(config.get("rms_norm_eps", 1e-6)), offset=1.0),
+        feed_forward={"activation": "gelu_tanh"},
+        embedding_scale=float(config["hidden_size"]) ** 0.5,
+        **options,
+    )
 
 
 def gemma2(config: HFConfig) -> ModelConfig:
     """Gemma 2: norms on both sides of each sublayer, soft caps, every other layer windowed."""
-    return _gemma(
-        config,
-        attention={
-            "scale": float(config["query_pre_attn_scalar"]) ** -0.5,
-            "softcap": optional_float(config, "attn_logit_softcapping"),
-        },
-        layer=_SANDWICH,
-        windows=layer_windows(config, every=2),
-        logit_softcap=optional_float(config, "final_logit_softcapping"),
-    )
+    return _gemma(config, windows=layer_windows(config, every=2))
 
 
 def gemma3(config: HFConfig) -> ModelConfig:
     """Gemma 3: five windowed layers with a base of their own to one that sees everything."""
-    every = int(config.get("sliding_window_pattern", 6))
-    windows = layer_windows(config, every=every)
+    windows = layer_windows(config, every=int(config.get("sliding_window_pattern", 6)))
     local = Rope(int(config["head_dim"]), float(config.get("rope_local_base_freq", 10000.0)))
     return _gemma(
         config,
-        attention={
-            "scale": float(config["query_pre_attn_scalar"]) ** -0.5,
-            "qk_norm": "head",
-            "softcap": optional_float(config, "attn_logit_softcapping"),
-        },
-        layer=_SANDWICH,
+        qk_norm="head",
         layers=lambda i: {"attention": {"rope": local} if windows[i] else {}},
         windows=windows,
-        logit_softcap=optional_float(config, "final_logit_softcapping"),
     )
 
 
@@ -164,15 +154,22 @@ def exaone4(config: HFConfig) -> ModelConfig:
     )
 
 
-def cohere(config: HFConfig) -> ModelConfig:
+def cohere(config: HFConfig, **options: Any) -> ModelConfig:
     """Command R: parallel blocks under one norm, rotation of neighbours, scaled logits."""
-    return _cohere(config)
+    return decoder(
+        {"tie_word_embeddings": True, "rope_traditional": True, **config},
+        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        attention={"qk_norm": "each" if config.get("use_qk_norm") else None},
+        layer={"before_feed_forward": "input_layernorm", "parallel": True},
+        logit_scale=float(config.get("logit_scale", 1.0)),
+        **options,
+    )
 
 
 def cohere2(config: HFConfig) -> ModelConfig:
     """Command R7B: Command R with windows; layers that see everything have no positions."""
     windows = layer_windows(config, every=int(config.get("sliding_window_pattern", 4)))
-    return _cohere(
+    return cohere(
         config,
         layers=lambda i: {"attention": {} if windows[i] else {"rope": None}},
         windows=windows,
@@ -219,12 +216,14 @@ def gpt(config: HFConfig) -> ModelConfig:
 
 
 def stablelm(config: HFConfig) -> ModelConfig:
-    """StableLM 2: layer norms, a quarter of each head turns."""
+    """StableLM 2: layer norms, a quarter of each head turns; heads may have norms of their own."""
     together = bool(config.get("use_parallel_residual", False))
     own = "input_layernorm" if together else "post_attention_layernorm"
+    each = "each" if config.get("qk_layernorm") else None
     return decoder(
         config,
         norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        attention={"qk_norm": each, "norms": ("q_layernorm", "k_layernorm")},
         layer={"parallel": together, "before_feed_forward": own},
     )
 
@@ -426,12 +425,14 @@ def model_config(config: HFConfig) -> ModelConfig:
         raise CheckpointError(f"config.json has an impossible value: {error}") from error
 
 
-def _gemma(config: HFConfig, **options: Any) -> ModelConfig:
-    return decoder(
-        {"tie_word_embeddings": True, **config},
-        norm=Norm(eps=float(config.get("rms_norm_eps", 1e-6)), offset=1.0),
-        feed_forward={"activation": "gelu_tanh"},
-        embedding_scale=float(config["hidden_size"]) ** 0.5,
+def _gemma(config: HFConfig, qk_norm: str | None = None, **options: Any) -> ModelConfig:
+    scale = float(config["query_pre_attn_scalar"]) ** -0.5
+    cap = optional_float(config, "attn_logit_softcapping")
+    return gemma(
+        config,
+        attention={"scale": scale, "qk_norm": qk_norm, "softcap": cap},
+        layer=_SANDWICH,
+        logit_softcap=optional_float(config, "final_logit_softcapping"),
         **options,
     )
 
@@ -454,14 +455,4 @@ def _fine_grained(config: HFConfig, **more: Any) -> Experts:
         shared=FeedForward(shared) if shared else None,
         shared_name="shared_experts",
         **more,
-    )
-
-
-def _cohere(config: HFConfig, **options: Any) -> ModelConfig:
-    return decoder(
-        {"tie_word_embeddings": True, "rope_traditional": True, **config},
-        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
-        layer={"before_feed_forward": "input_layernorm", "parallel": True},
-        logit_scale=float(config.get("logit_scale", 1.0)),
-        **options,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 
@@ -43,8 +44,15 @@ def clipped(bound: float | None) -> Function | None:
     return None if bound is None else lambda x: mx.clip(x, -bound, bound)
 
 
-def norm(config: Norm, params: Parameters, name: str, size: int) -> Function:
-    """A norm over the last axis of ``size``, with its bias if it has one."""
+def norm(config: Norm, params: Parameters, name: str, size: int, heads: int = 0) -> Function:
+    """A norm over the last axis, of ``size``; where there are ``heads``, each has its weights."""
+    if heads:
+        plain, each = norm(replace(config, bare=True), params, name, size), f"{name}.norms"
+        if params.has(f"{each}.0.weight"):
+            rows = mx.stack([params.vector(f"{each}.{i}.weight", size) for i in range(heads)])
+        else:
+            rows = params.weight(name, heads, size).dequantize(params.dtype)
+        return lambda x: plain(x) * rows
     weight = None if config.bare else params.vector(f"{name}.weight", size)
     if config.offset and weight is not None:
         weight = (weight.astype(mx.float32) + config.offset).astype(weight.dtype)

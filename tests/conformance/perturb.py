@@ -40,7 +40,10 @@ def changes(keys: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         rest = {name: kept for name, kept in keys.items() if name != key}
         if key != "block_count":
             yield f"without {key}", rest
-        for other in [] if key in _SHAPES else _others(value):
+        others = [] if key in _SHAPES else _others(value)
+        if key == "expert_used_count":  # one weight, and those of all, may be special
+            others = sorted({1, *others, keys["expert_count"]} - {value})
+        for other in others:
             yield f"{key} = {other}", {**keys, key: other}
 
 

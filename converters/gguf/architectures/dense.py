@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from converters.gguf.architectures.keys import fused_qkv, multipliers, stablelm, windows
+from converters.gguf.architectures.mixers import flat
 from converters.gguf.architectures.row import (
     AFTER_NORMS,
     ATTENTION,
@@ -22,7 +25,7 @@ from converters.gguf.architectures.row import (
     Config,
     without,
 )
-from converters.gguf.numbers import float_of
+from converters.gguf.numbers import float_of, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -61,7 +64,7 @@ def _gemma3(gguf: GGUFFile, config: Config) -> Config:
 def _cohere(gguf: GGUFFile, config: Config) -> Config:
     return {
         "logit_scale": float_of(gguf, "logit_scale", 1.0),
-        "use_qk_norm": False,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
         "rope_traditional": True,
         **(windows(gguf, 4) if gguf.architecture == "cohere2" else {}),
     }
@@ -129,6 +132,21 @@ def _olmo(gguf: GGUFFile, config: Config) -> Config:
     return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
 
 
+# StableLM 2 12B has 32 heads.
+_NORMS_OF_HEADS = {
+    f"attn_{side}_norm.{i}": f"self_attn.{side}_layernorm.norms.{i}"
+    for side in "qk"
+    for i in range(64)
+}
+
+
+def _heads(side: str, gguf: GGUFFile) -> list[tuple[str, int]]:
+    """The norm of each head: a row of the file's matrix."""
+    heads = scalar(gguf, "attention.head_count")
+    count = heads if side == "q" else scalar(gguf, "attention.head_count_kv", heads)
+    return [(f"attn_{side}_norm.{i}", 1) for i in range(count)]
+
+
 DENSE: dict[str, Architecture] = {
     "arcee": Architecture(
         "arcee",
@@ -158,9 +176,10 @@ DENSE: dict[str, Architecture] = {
     "command-r": Architecture(
         "cohere",
         "CohereForCausalLM",
-        without(LLAMA, "ffn_norm"),
+        without(LLAMA, "ffn_norm") | QK_NORMS,
         keys=_cohere,
         epsilon="layer_norm_eps",
+        optional=frozenset(QK_NORMS),
     ),
     "exaone4": Architecture(
         "exaone4",
@@ -288,10 +307,13 @@ DENSE: dict[str, Architecture] = {
     "stablelm": Architecture(
         "stablelm",
         "StableLmForCausalLM",
+        LLAMA | _NORMS_OF_HEADS,
         keys=stablelm,
         epsilon="layer_norm_eps",
+        parts={f"attn_{side}_norm": partial(_heads, side) for side in "qk"},
+        reshape=dict.fromkeys(_NORMS_OF_HEADS, flat),
         zero_biases=(BIASED_QKV,),
-        optional=frozenset({"ffn_norm"}),
+        optional=frozenset({"ffn_norm", *_NORMS_OF_HEADS}),
         norm_biases=True,
         partial_rotary=True,
     ),

@@ -66,6 +66,7 @@ def stablelm(gguf: GGUFFile, config: Config) -> Config:
     # Files say use_parallel_residual, too; what decides is whether there is a second norm.
     return {
         "use_qkv_bias": config["attention_bias"],
+        "qk_layernorm": "blk.0.attn_q_norm.0.weight" in gguf,
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in gguf,
     }
 
@@ -114,7 +115,7 @@ def gating(gguf: GGUFFile, default: int = 1) -> str:
 def only(gguf: GGUFFile, suffix: str, *allowed: object) -> None:
     """Refuse a file with another value than those that the model's class has built in."""
     value = gguf.key(suffix, allowed[0])
-    if value not in allowed:
+    if isinstance(value, np.ndarray | list) or value not in allowed:
         raise gguf.error(
             f"{gguf.architecture}.{suffix}",
             expected=f"{' or '.join(map(str, allowed))} in this architecture",
