@@ -43,6 +43,9 @@ def batch(
     *,
     parallel: int | None = None,
     deterministic: bool = False,
+    prefix_bytes: int | None = None,
+    cache_type_k: str | None = None,
+    cache_type_v: str | None = None,
     on_token: OnToken | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -54,6 +57,9 @@ def batch(
         prompts: each as :meth:`LLM.stream` takes one.
         parallel: the most sequences that are live at once; by default up to 32.
         deterministic: compute each sequence alone, so that not even rounding depends on the others.
+        prefix_bytes: what beginnings of prompts may take, so that those which share them need not
+            compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
+        cache_type_k, cache_type_v: how keys and values are stored; see :meth:`LLM.session`.
         on_token: called with the number of a prompt and each chunk of its reply.
         progress: show a bar on stderr; by default in a terminal or notebook, once the job has taken
             two seconds.
@@ -91,7 +97,8 @@ def batch(
 
     def job(number: int, request: Request) -> Job:
         reply = Reply(request, llm.tokenizer, limits[number], started)
-        sampler, cache = llm.asker.sampler(request), llm.model.make_cache()
+        sampler = llm.asker.sampler(request)
+        cache = llm.model.make_cache(keys=cache_type_k, values=cache_type_v)
         return Job(request, sampler, reply, limits[number], cache, 0, listen(number))
 
     if not requests:
@@ -99,7 +106,13 @@ def batch(
     rows = min(len(prompts), PARALLEL) if parallel is None else parallel
     with COMPUTING:
         mx.reset_peak_memory()
-        service = Service(llm.model, rows=rows, queue=len(prompts), deterministic=deterministic)
+        service = Service(
+            llm.model,
+            rows=rows,
+            queue=len(prompts),
+            deterministic=deterministic,
+            prefixes=llm.prefixes(prefix_bytes),
+        )
     with bar:
         try:
             for number, request in enumerate(requests):

@@ -6,6 +6,7 @@ import atexit
 import threading
 import time
 from collections import deque
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,6 +34,12 @@ class Engine:
         queue: the most requests that wait beside them.
         deterministic: compute each sequence alone, so that not even rounding depends on the others.
         stall: seconds by which reading prompts may delay the tokens of others.
+        prefix_bytes: what beginnings of prompts may take, so that those which share them need not
+            compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
+        cache_type_k, cache_type_v: how keys and values are stored; see :meth:`LLM.session`.
+
+    Raises:
+        ParameterError, CacheError: the model cannot have such a cache.
     """
 
     def __init__(
@@ -43,11 +50,21 @@ class Engine:
         queue: int = 1024,
         deterministic: bool = False,
         stall: float = 0.1,
+        prefix_bytes: int | None = None,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
     ) -> None:
         self._llm, self._queue = llm, queue
+        self._make = partial(llm.model.make_cache, keys=cache_type_k, values=cache_type_v)
+        self._make()  # types that do not fit are refused here, not with each request
         # What waits for the thread counts as waiting, too: the service's own bound is never met.
         self._service = Service(
-            llm.model, rows=parallel, queue=2 * queue, deterministic=deterministic, stall=stall
+            llm.model,
+            rows=parallel,
+            queue=2 * queue,
+            deterministic=deterministic,
+            stall=stall,
+            prefixes=llm.prefixes(prefix_bytes),
         )
         self._inbox: deque[tuple[Handle, Request, int, float] | Handle] = deque()
         self._keys: dict[Handle, int] = {}
@@ -154,7 +171,7 @@ class Engine:
         llm = self._llm
         reply = Reply(request, llm.tokenizer, limit, started)
         sampler = llm.asker.sampler(request)
-        return Job(request, sampler, reply, limit, llm.model.make_cache(), 0, handle.put)
+        return Job(request, sampler, reply, limit, self._make(), 0, handle.put)
 
     def _end(self, error: Exception) -> None:
         with self._news:

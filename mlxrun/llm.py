@@ -21,6 +21,7 @@ import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt  # noqa: E402
+from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import COMPUTING, one_at_a_time  # noqa: E402
 from mlxrun.errors import ParameterError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
@@ -32,7 +33,7 @@ from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.memory import wire  # noqa: E402
+from mlxrun.memory import room, wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from mlxrun.engine import Engine
 
 _LONGEST = 2**31 - 1
+_LONGEST_BYTES = 2**63 - 1
+# What beginnings of prompts may take: a share of the memory that a model may take, and no more than
+# so many bytes.
+PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30
 
 
 def load(
@@ -110,6 +115,28 @@ class LLM:
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer)
+        self._prefixes: PrefixCache | None = None
+
+    @property
+    def prefix_cache(self) -> PrefixCache:
+        """Beginnings of prompts that were computed, for later ones that share them.
+
+        Sessions, :meth:`batch` and engines use it. Its ``budget`` in bytes may be set, 0 turns it
+        off; ``figures`` says what it is worth.
+        """
+        if self._prefixes is None:
+            self._prefixes = PrefixCache(min(PREFIX_BYTES, int(room() * PREFIX_SHARE)))
+        return self._prefixes
+
+    def prefixes(self, nbytes: int | None) -> PrefixCache:
+        """The model's prefix cache, or one of so many bytes.
+
+        Raises:
+            ParameterError: a negative number.
+        """
+        if nbytes is None:
+            return self.prefix_cache
+        return PrefixCache(int(Range(0, _LONGEST_BYTES, whole=True).check("prefix_bytes", nbytes)))
 
     @property
     def context_length(self) -> int:

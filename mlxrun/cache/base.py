@@ -17,13 +17,16 @@ One cache serves one layer and every row of a batch. Who owns what, and for how 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 
 from mlxrun.cache.formats import Seen, Shown
+from mlxrun.errors import CacheError
 
 Mask = mx.array | str | None
+Named = dict[str, mx.array]
 Position = int | mx.array
 
 
@@ -46,6 +49,22 @@ class Product(ABC):
         """The same over keys and values as they are stored, which are not unpacked."""
 
 
+class State(NamedTuple):
+    """What a memory holds at one place in time, besides what each token left behind.
+
+    Attributes:
+        arrays: by name; nobody writes into them.
+        about: the rest, as JSON has it.
+    """
+
+    arrays: Named
+    about: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for array in self.arrays.values())
+
+
 class Memory(ABC):
     """What a model, or a layer of it, remembers of the tokens so far.
 
@@ -66,6 +85,36 @@ class Memory(ABC):
     @abstractmethod
     def fork(self) -> Self:
         """A memory with the same contents that goes its own way from here."""
+
+    @property
+    def kind(self) -> str:
+        """What two memories share if one can take over what the other held; empty: none can."""
+        return ""
+
+    @property
+    def by_token(self) -> bool:
+        """Whether all that it holds can be told apart by token, so that it has no state."""
+        return False
+
+    def cut(self, start: int, stop: int) -> Named:
+        """Copies of what tokens left behind, arrays (1, H, stop - start, ...); none in a state."""
+        raise CacheError("this kind of memory cannot be kept")
+
+    def snapshot(self) -> State | None:
+        """What it holds now besides; None where everything can be told apart by token."""
+        raise CacheError("this kind of memory cannot be kept")
+
+    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        """Remember what another memory of its kind did; this one is empty.
+
+        Args:
+            tokens: what the first ``length`` tokens left behind, or more, in successive parts.
+            state: of a place in time from which going back to ``length`` works.
+
+        Raises:
+            CacheError: it does not work from there.
+        """
+        raise CacheError("this kind of memory cannot be kept")
 
     @property
     @abstractmethod

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Mask
+from mlxrun.cache.base import Mask, Named, State
 from mlxrun.cache.rows import RowCache
-from mlxrun.cache.store import bucket
+from mlxrun.cache.store import bucket, copied
 
 
 class DenseCache(RowCache):
@@ -22,6 +22,20 @@ class DenseCache(RowCache):
 
     def _capacity(self, slots: int) -> int:
         return bucket(slots)
+
+    @property
+    def by_token(self) -> bool:
+        return True
+
+    def cut(self, start: int, stop: int) -> Named:
+        return {str(i): copied(a, start, stop) for i, a in enumerate(self._store.arrays)}
+
+    def snapshot(self) -> State | None:
+        return None
+
+    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        self.offsets = [length]
+        self._fill(tokens, length)
 
     def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
         start = self.offsets[0]

@@ -105,6 +105,10 @@ class RotatingCache(RowCache):
         held = np.concatenate([np.arange(min(self.keep, offset)), np.arange(first, offset)])
         return held[np.argsort(self._slots(held))]
 
+    @property
+    def kind(self) -> str:
+        return f"{super().kind} {self.window} {self.keep}"
+
     def trim(self, n: int) -> int:
         # Rows with offsets of their own: none has dropped what the one with the fewest still has.
         if n > 0 and n <= min(self.offsets) and max(self.offsets) > self.keep + self.window:

@@ -13,9 +13,9 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Mask, Product
+from mlxrun.cache.base import Cache, Mask, Named, Product, State
 from mlxrun.cache.formats import PLAIN, Format, Seen, reads_packed
-from mlxrun.cache.store import Store, places, positions
+from mlxrun.cache.store import Store, copied, joined, places, positions
 from mlxrun.errors import CacheError
 
 
@@ -101,6 +101,36 @@ class RowCache(Cache):
             raise CacheError(f"cannot forget {n} of {seen} tokens")
         self.offsets = [offset - n for offset in self.offsets]
         return n
+
+    @property
+    def kind(self) -> str:
+        return f"{type(self).__name__} {self.keys} {self.values}"
+
+    def cut(self, start: int, stop: int) -> Named:
+        return {}
+
+    def snapshot(self) -> State | None:
+        used = self._held(self.offsets[0])
+        arrays = {str(i): copied(a, 0, used) for i, a in enumerate(self._store.arrays)}
+        return State(arrays, {"offset": self.offsets[0]})
+
+    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        assert state is not None
+        self.offsets = [int(state.about["offset"])]
+        self.trim(self.offsets[0] - length)
+        self._fill([state.arrays], self._held(length))
+
+    def _fill(self, parts: Sequence[Named], slots: int) -> None:
+        """Take the first slots of arrays that lie one behind the other."""
+        capacity = self._capacity(slots)
+        self._store = Store([joined(parts, str(i), slots, capacity) for i in range(len(parts[0]))])
+
+    def only(self, row: int) -> Self:
+        """A cache that has just one of the rows, to be read."""
+        other = self.empty()
+        other.offsets, other._split = [self.offsets[row]], self._split
+        other._store = Store([array[row : row + 1] for array in self._store.arrays])
+        return other
 
     def fork(self) -> Self:
         other = self.empty()

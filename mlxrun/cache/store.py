@@ -87,6 +87,22 @@ class Store:
             mine[row : row + 1, :, :used] = its[:, :, :used]
 
 
+def copied(array: mx.array, start: int, stop: int) -> mx.array:
+    """Some slots in memory of their own: a slice would hold on to all of the array's."""
+    return array[:, :, mx.arange(start, stop)]
+
+
+def joined(parts: Sequence[dict[str, mx.array]], name: str, used: int, slots: int) -> mx.array:
+    """The first ``used`` slots of arrays that lie one behind the other, and empty ones."""
+    arrays, left = [], used
+    for part in parts:
+        count = min(left, part[name].shape[2])
+        arrays.append(part[name][:, :, :count])
+        left -= count
+    arrays.append(_zeros(arrays[0], arrays[0].shape[0], slots - used))
+    return mx.concatenate(arrays, axis=2)
+
+
 def _zeros(like: mx.array, rows: int, slots: int) -> mx.array:
     return mx.zeros((rows, like.shape[1], slots, like.shape[3]), like.dtype)
 

@@ -134,6 +134,12 @@ class Batch:
                 cache.clear(sequence.row)
             sequence.row = None
 
+    def memories(self, sequence: Live) -> list[Memory]:
+        """What a sequence remembers, to be read before the next step."""
+        if sequence.row is None:
+            return sequence.cache
+        return [cache.only(sequence.row) for cache in self._caches]
+
     @property
     def nbytes(self) -> int:
         """Bytes of the rows."""

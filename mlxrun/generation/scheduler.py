@@ -18,7 +18,7 @@ Rules:
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from mlxrun.errors import MemoryLimitError, ParameterError, QueueFullError
@@ -157,13 +157,14 @@ class Scheduler:
         if not entry.rest:
             self._decoding[key] = self._prefilling.pop(key)
 
-    def plan(self, budget: int, now: float = 0.0) -> Plan:
+    def plan(self, budget: int, now: float = 0.0, later: Container[int] = ()) -> Plan:
         """What to do in the next step.
 
         Args:
             budget: tokens of prompts to read in it, beside one for each decoding sequence; at
                 least 1.
             now: the time that deadlines are told in.
+            later: keys of requests that read nothing in this step.
         """
         expired = [
             entry.key
@@ -173,7 +174,7 @@ class Scheduler:
         for key in expired:
             self.cancel(key)
         admitted = tuple(self._admit())
-        pieces = tuple(self._pieces(max(1, budget)))
+        pieces = tuple(self._pieces(max(1, budget), later))
         return Plan(admitted, pieces, tuple(self._decoding), tuple(expired))
 
     def _admit(self) -> Iterator[int]:
@@ -190,20 +191,21 @@ class Scheduler:
             self._prefilling[key] = entry
             yield key
 
-    def _pieces(self, budget: int) -> Iterator[Piece]:
+    def _pieces(self, budget: int, later: Container[int]) -> Iterator[Piece]:
         """Shares of the budget: the oldest its part, then the shortest rests."""
-        if not self._prefilling:
+        reading = [entry for entry in self._prefilling.values() if entry.key not in later]
+        if not reading:
             return
         self._steps += 1
-        oldest = min(self._prefilling.values(), key=lambda entry: entry.arrival)
+        oldest = min(reading, key=lambda entry: entry.arrival)
         if self.chunk is not None:
-            shortest = min(self._prefilling.values(), key=lambda e: (e.rest, e.arrival))
+            shortest = min(reading, key=lambda e: (e.rest, e.arrival))
             turn = shortest if self._steps % OLDEST_SHARE else oldest
             yield Piece(turn.key, turn.done, min(turn.rest, self.chunk))
             return
         shares = {oldest.key: min(oldest.rest, max(1, budget // OLDEST_SHARE))}
         left = budget - shares[oldest.key]
-        for entry in sorted(self._prefilling.values(), key=lambda e: (e.rest, e.arrival)):
+        for entry in sorted(reading, key=lambda e: (e.rest, e.arrival)):
             share = min(entry.rest - shares.get(entry.key, 0), left)
             if share:
                 shares[entry.key] = shares.get(entry.key, 0) + share

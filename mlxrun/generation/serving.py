@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from mlxrun.cache.base import Memory
+from mlxrun.cache.prefix import PrefixCache
 from mlxrun.errors import MlxrunError, NumericError
 from mlxrun.generation.batch import Batch, Drawn, Live
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Chunk, FinishReason, Request
 from mlxrun.generation.sampling import Sampler
-from mlxrun.generation.scheduler import Scheduler
+from mlxrun.generation.scheduler import Plan, Scheduler
+from mlxrun.generation.sharing import Sharing
 from mlxrun.model import Model
 
 Listener = Callable[[Chunk | MlxrunError], None]
@@ -66,6 +68,7 @@ class Service:
         memory: bytes that live sequences may take together.
         deterministic: compute each sequence alone, with the operations it would see alone.
         stall: seconds by which reading prompts may delay a step of others.
+        prefixes: what they share of their beginnings; None for nothing.
     """
 
     def __init__(
@@ -77,10 +80,12 @@ class Service:
         memory: int | None = None,
         deterministic: bool = False,
         stall: float = STALL,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self.batch = Batch(model, joint=not deterministic)
         chunk = PREFILL_CHUNK if deterministic else None
         self.scheduler = Scheduler(rows, queue, memory, chunk)
+        self._sharing = Sharing(prefixes or PrefixCache(0), exact=deterministic)
         self._pace = Pace(stall)
         self._jobs: dict[int, tuple[Job, Live]] = {}
         self._keys = itertools.count()
@@ -122,20 +127,43 @@ class Service:
     def step(self) -> None:
         """Compute one step and deliver what the step before it drew."""
         started = time.monotonic()
-        plan = self.scheduler.plan(self._pace.budget, started)
+        plan = self.scheduler.plan(self._pace.budget, started, self._later())
         for key in plan.expired:
             self._finish(key, "deadline")
         live = {key: self._jobs[key] for key in plan.decode}
         # Tokens are read one step late: those that are enough must not be drawn over.
         decoding = [sequence for job, sequence in live.values() if sequence.steps < job.limit]
-        pieces = [(self._jobs[piece.key][1], piece.count) for piece in plan.prefill]
+        pieces = self._pieces(plan)
         drawn = self.batch.step(decoding, pieces) if decoding or pieces else None
-        for piece in plan.prefill:
-            self.scheduler.read(piece.key, piece.count)
+        for sequence, _ in pieces:
+            self._sharing.read(sequence)
         before, self._pending = self._pending, drawn
         if before is not None:
             self._deliver(before)
         self._pace.note(sum(count for _, count in pieces), time.monotonic() - started)
+
+    def _later(self) -> set[int]:
+        """Keys of sequences that wait for what another reads."""
+        waiting = self._sharing.waiting()
+        return {key for key, (_, sequence) in self._jobs.items() if sequence in waiting}
+
+    def _pieces(self, plan: Plan) -> list[tuple[Live, int]]:
+        """What to read of prompts, less what is known of them."""
+        for key in plan.admitted:
+            self._sharing.admit(self._jobs[key][1])
+        pieces = []
+        for piece in plan.prefill:
+            job, sequence = self._jobs[piece.key]
+            if sequence in self._sharing.waiting():
+                continue
+            if found := self._sharing.begin(sequence):
+                self.scheduler.read(piece.key, found)
+                job.reply.cached = found
+            count = min(piece.count, len(sequence.prompt) - sequence.read)
+            count = self._sharing.piece(sequence, count)
+            self.scheduler.read(piece.key, count)
+            pieces.append((sequence, count))
+        return pieces
 
     def close(self) -> None:
         """Cancel everything, telling those who listen."""
@@ -160,6 +188,7 @@ class Service:
             if step is None:
                 self._fail(key, _no_numbers(self.batch.model))
                 continue
+            self._sharing.drew(sequence, step.token)
             chunk = job.reply.add(step.token, step.logprobs)
             if chunk is not None:
                 job.listener(chunk)
@@ -168,6 +197,8 @@ class Service:
                 self._finish(key)
 
     def _finish(self, key: int, reason: FinishReason | None = None) -> None:
+        sequence = self._jobs[key][1]
+        self._sharing.end(sequence, self.batch.memories(sequence))
         job = self._remove(key)
         job.listener(job.reply.finish(reason, peak_memory=mx.get_peak_memory()))
 
@@ -177,6 +208,7 @@ class Service:
 
     def _remove(self, key: int) -> Job:
         job, sequence = self._jobs.pop(key)
+        self._sharing.leave(sequence)
         self.batch.leave(sequence)
         return job
 

@@ -1,0 +1,135 @@
+"""What sequences that are served together take from a prefix cache, and leave in it.
+
+Knows when: a sequence looks for its beginning when its turn comes to read, not when it arrives, so
+that it finds what those before it have read meanwhile. One that would read what another is reading
+just now waits for it. How beginnings are kept is in ``cache.prefix``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+from mlxrun.cache.base import Memory
+from mlxrun.cache.prefix import Lease, PrefixCache
+from mlxrun.cache.radix import shared
+from mlxrun.generation.batch import Live
+from mlxrun.generation.engine import PREFILL_CHUNK
+
+# Tokens of a prompt after which what has been read so far is kept.
+EVERY = PREFILL_CHUNK
+
+
+@dataclass
+class _Use:
+    """How one sequence uses the cache.
+
+    Attributes:
+        lease: of what it took over.
+        begun: whether it has looked.
+        stops: where, besides, to keep what it has read.
+        stored: up to where it has been kept.
+        drawn: tokens of its reply.
+    """
+
+    lease: Lease | None = None
+    begun: bool = False
+    stops: set[int] = field(default_factory=set)
+    stored: int = 0
+    drawn: list[int] = field(default_factory=list)
+
+
+class Sharing:
+    """The sequences of one service and their prefix cache.
+
+    Args:
+        cache: where beginnings are kept.
+        exact: take over only what leaves the operations of a cold start, in whole chunks.
+    """
+
+    def __init__(self, cache: PrefixCache, *, exact: bool) -> None:
+        self.cache, self._step = cache, PREFILL_CHUNK if exact else 1
+        self._uses: dict[Live, _Use] = {}
+        self._waiting: set[Live] | None = None  # None: to be found out
+
+    def admit(self, live: Live) -> None:
+        """Note a sequence that is about to read its prompt."""
+        self._uses[live] = _Use(begun=bool(live.read))
+        self._waiting = None
+
+    def waiting(self) -> set[Live]:
+        """Sequences that had better read later: what others read now is theirs as well."""
+        if self._waiting is None:
+            self._waiting = {
+                live for live, use in self._uses.items() if not use.begun and self._waits(live)
+            }
+        return self._waiting
+
+    def begin(self, live: Live) -> int:
+        """Take over what is known of a prompt whose turn has come; returns the tokens."""
+        use = self._uses[live]
+        if use.begun:
+            return 0
+        use.begun, self._waiting = True, None
+        prompt = live.prompt[:-1]  # the last token's logits are needed
+        known = self.cache.known(prompt, live.cache, self._step)
+        use.lease = self.cache.restore(prompt, live.cache, self._step)
+        live.read = use.stored = use.lease.length if use.lease else 0
+        if known - live.read >= self.cache.worth and self._step == 1:
+            use.stops.add(known)  # seen for the second time: worth a snapshot
+        return live.read
+
+    def piece(self, live: Live, count: int) -> int:
+        """How many of ``count`` tokens to read, so that no stop is passed."""
+        stops = (live.read // EVERY * EVERY + EVERY, *self._uses[live].stops)
+        return min(count, *(stop - live.read for stop in stops if stop > live.read))
+
+    def read(self, live: Live) -> None:
+        """Keep what a sequence has read, if it is at a stop or at the end of its prompt."""
+        use = self._uses[live]
+        at_stop = live.read % EVERY == 0 or live.read in use.stops
+        if at_stop or live.read == len(live.prompt):
+            self._keep(live, live.cache, live.prompt[: live.read])
+
+    def drew(self, live: Live, token: int) -> None:
+        """Note a token of a reply."""
+        self._uses[live].drawn.append(token)
+
+    def end(self, live: Live, memories: Iterable[Memory]) -> None:
+        """Keep a sequence that has ended, its reply included."""
+        use = self._uses.get(live)
+        if use is None or live.read < len(live.prompt) or self._step > 1:
+            return
+        # The last token that was drawn may not have gone through the model.
+        fed = len(live.prompt) + live.steps - 1
+        known = (*live.prompt, *use.drawn)[:fed]
+        self._keep(live, list(memories), known)
+
+    def leave(self, live: Live) -> None:
+        """Let go of what a sequence uses."""
+        use = self._uses.pop(live, None)
+        if use and use.lease:
+            use.lease.release()
+        self._waiting = None
+
+    def _keep(self, live: Live, memories: list[Memory], tokens: Iterable[int]) -> None:
+        use, known = self._uses[live], tuple(tokens)
+        if len(known) - use.stored >= self.cache.worth:
+            self.cache.insert(known, memories, self._step)
+            use.stored, self._waiting = len(known), None
+
+    def _waits(self, live: Live) -> bool:
+        if not self.cache.budget:
+            return False
+        prompt = live.prompt[:-1]
+        reach = self.cache.reach(prompt, live.cache, self._step)
+        for other, use in self._uses.items():
+            if not use.begun or other.read >= len(other.prompt):
+                continue
+            common = shared(cast(tuple[int, ...], prompt), cast(tuple[int, ...], other.prompt))
+            common = common // self._step * self._step
+            if common - reach >= self.cache.worth and other.read < common:
+                use.stops.add(common)
+                return True
+        return False
