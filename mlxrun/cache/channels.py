@@ -1,121 +1,24 @@
-"""Keys packed channel by channel, in groups of successive tokens; the recent ones stay plain.
+"""A cache whose keys are packed by channel, group by group as tokens grow old.
 
-A few channels of keys are large in every token; a group along the tokens of one channel gives them
-a scale of their own (KIVI: Liu et al., 2024, arXiv:2402.02750). A group is packed when it lies
-wholly before the last ``group_size`` tokens. Each query sees what it would have seen had tokens
-come one by one: within a pass the same key may be plain to one query and packed to a later one.
+A group is packed when it lies wholly before the last ``group_size`` tokens. Each query sees what it
+would have seen had tokens come one by one: within a pass the same key may be plain to one query and
+packed to a later one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Mask, Product
+from mlxrun.cache.base import Mask, Named, Product, State
+from mlxrun.cache.by_channel import ByChannel, ChannelKeys
 from mlxrun.cache.dense import DenseCache
-from mlxrun.cache.formats import PLAIN, Arrays, Format, reads_packed, seen
-from mlxrun.cache.store import Store, bucket, positions
+from mlxrun.cache.formats import PLAIN, Format, reads_packed, seen
+from mlxrun.cache.store import Store, bucket, copied, joined, positions
 from mlxrun.errors import CacheError
-
-
-@dataclass(frozen=True)
-class ByChannel(Format):
-    """Keys in groups along tokens.
-
-    Attributes:
-        bits: width of a code.
-        group_size: successive tokens that share a scale and a smallest value in each channel.
-    """
-
-    bits: int
-    group_size: int
-
-    multiplies = True
-
-    @property
-    def ring(self) -> int:
-        """Tokens that stay plain: those not yet packed, and a group more to go back to."""
-        return 3 * self.group_size
-
-    def retired(self, offset: int) -> int:
-        """How many groups are packed once ``offset`` tokens were seen."""
-        return max(0, offset // self.group_size - 1)
-
-    def pack(self, x: mx.array) -> Arrays:
-        return ()  # what a token alone cannot be packed to
-
-    def unpack(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        raise CacheError("keys by channel differ from query to query: use attend")
-
-    def token_bytes(self, heads: int, width: int, dtype: mx.Dtype) -> int:
-        return (
-            heads * width * (self.group_size * self.bits // 8 + 2 * dtype.size) // self.group_size
-        )
-
-    def fixed_bytes(self, heads: int, width: int, dtype: mx.Dtype) -> int:
-        return self.ring * heads * width * dtype.size
-
-    def pack_groups(self, x: mx.array) -> list[mx.array]:
-        """Tokens (B, H, C groups, D) as arrays (B, H, C, ...)."""
-        b, h, t, width = x.shape
-        by_channel = x.reshape(b, h, -1, self.group_size, width).swapaxes(-1, -2)
-        parts = mx.quantize(by_channel, self.group_size, self.bits)
-        return [part.reshape(b, h, t // self.group_size, -1) for part in parts]
-
-    def dot_groups(self, queries: mx.array, arrays: Sequence[mx.array], packed: bool) -> mx.array:
-        """Products with all tokens of C groups: (B, H, N, D) to (B, H, N, C groups)."""
-        b, h, n, width = queries.shape
-        codes, scales, biases = (x.reshape(*x.shape[:3], width, -1) for x in arrays)
-        q, group, bits = queries[:, :, None], self.group_size, self.bits
-        if packed:
-            scores = mx.quantized_matmul(
-                q, codes, scales, biases, transpose=False, group_size=group, bits=bits
-            )
-        else:
-            scores = q @ mx.dequantize(codes, scales, biases, group_size=group, bits=bits)
-        return scores.swapaxes(2, 3).reshape(b, h, n, -1)  # from (B, H, C, N, group)
-
-
-@dataclass(frozen=True)
-class ChannelKeys:
-    """What queries meet: packed groups, and plain keys for what is not packed yet.
-
-    Attributes:
-        groups: arrays of C groups, (B, H, C, ...).
-        plain: recent keys, (B, H, P, D).
-        columns: which of them is the one at each position, (S,); any where there is none.
-        retired: tokens that are packed for each query, (B or 1, 1, 1, T or 1, 1).
-        packed: whether to multiply with codes as they are.
-    """
-
-    format: ByChannel
-    groups: Sequence[mx.array]
-    plain: mx.array
-    columns: mx.array
-    retired: mx.array
-    packed: bool = True
-
-    @property
-    def heads(self) -> int:
-        return int(self.plain.shape[1])
-
-    def dot(self, queries: mx.array) -> mx.array:
-        """Products with every token: (B, H, N, D) to (B, H, N, S)."""
-        recent = (queries @ self.plain.swapaxes(-1, -2))[..., self.columns]
-        if not self.groups[0].shape[2]:
-            return recent
-        old = self.format.dot_groups(queries, self.groups, self.packed)
-        b, h, n, size = recent.shape
-        old = mx.pad(old, [(0, 0), (0, 0), (0, 0), (0, size - old.shape[3])])
-        queries_of_a_head = (b, h, -1, self.retired.shape[3], size)
-        is_packed = mx.arange(size) < self.retired
-        each = mx.where(
-            is_packed, old.reshape(queries_of_a_head), recent.reshape(queries_of_a_head)
-        )
-        return each.reshape(b, h, n, size)
 
 
 class ChannelCache(DenseCache):
@@ -227,6 +130,45 @@ class ChannelCache(DenseCache):
         other = super().fork()
         other._groups, other._recent = self._groups.fork(), self._recent.fork()
         other._oldest = list(self._oldest)
+        return other
+
+    @property
+    def by_token(self) -> bool:
+        return False
+
+    def cut(self, start: int, stop: int) -> Named:
+        return {}
+
+    def snapshot(self) -> State | None:
+        offset = self.offsets[0]
+        stores = (self._store, offset), (self._groups, self.keys.retired(offset))
+        arrays = [copied(x, 0, used) for store, used in stores for x in store.arrays]
+        arrays.extend(copied(x, 0, self.keys.ring) for x in self._recent.arrays)
+        about = {"offset": offset, "oldest": self._oldest[0]}
+        return State({str(i): x for i, x in enumerate(arrays)}, about)
+
+    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        assert state is not None
+        offset, arrays = int(state.about["offset"]), state.arrays
+        *of_values, first, second, third, ring = (str(i) for i in range(len(arrays)))
+        groups = self.keys.retired(offset)
+        self._store = Store(
+            [joined([arrays], x, offset, self._capacity(offset)) for x in of_values]
+        )
+        self._groups = Store(
+            [joined([arrays], x, groups, self._room(groups)) for x in (first, second, third)]
+        )
+        self._recent = Store([mx.array(arrays[ring])])
+        self.offsets, self._oldest = [offset], [int(state.about["oldest"])]
+        self.trim(offset - length)
+
+    def only(self, row: int) -> Self:
+        other = super().only(row)
+        other._groups, other._recent = (
+            Store([x[row : row + 1] for x in store.arrays])
+            for store in (self._groups, self._recent)
+        )
+        other._oldest = [self._oldest[row]]
         return other
 
     @property

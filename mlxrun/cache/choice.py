@@ -8,7 +8,8 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache
-from mlxrun.cache.channels import ByChannel, ChannelCache
+from mlxrun.cache.by_channel import ByChannel
+from mlxrun.cache.channels import ChannelCache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import Format, format_of
 from mlxrun.cache.rotating import RotatingCache

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from naive_cache import NaiveCache, Stored, as_given
 from stored import packed
 
-from mlxrun.cache.channels import ByChannel, ChannelCache
+from mlxrun.cache.by_channel import ByChannel
+from mlxrun.cache.channels import ChannelCache
 from mlxrun.cache.choice import Wanted, formats
 from mlxrun.cache.formats import PLAIN, Quantised
 from mlxrun.cache.store import BUCKET
@@ -146,6 +147,24 @@ def test_going_back_into_packed_groups_is_an_error_but_not_to_the_beginning() ->
         cache.trim(401)
     assert cache.offset == 400
     assert cache.trim(400) == 400
+
+
+@given(tokens=st.integers(1, 300), back=st.integers(0, GROUP), seed=st.integers(0, 99))
+@settings(max_examples=20)
+def test_what_is_restored_goes_on_as_before(tokens: int, back: int, seed: int) -> None:
+    rng, length = np.random.default_rng(seed), max(1, tokens - back)
+    cache, other = filled(tokens), ChannelCache(ByChannel(4, GROUP))
+    other.restore([], cache.snapshot(), length)
+    cache.trim(tokens - length)
+    pair = ChannelCache(ByChannel(4, GROUP))
+    for row in range(2):
+        pair.place(row, cache)
+    third = pair.only(1)
+    for tokens in (1, 3, 70):
+        q, k, v = (mx.array(x) for x in drawn(rng, 1, tokens))
+        expected = np.array(cache.attend(q, k, v, PRODUCT))
+        for one in (other, third):
+            np.testing.assert_array_equal(np.array(one.attend(q, k, v, PRODUCT)), expected)
 
 
 def test_bytes_grow_as_predicted() -> None:
