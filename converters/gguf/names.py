@@ -17,7 +17,7 @@ from converters.encode import Change
 from converters.errors import UnsupportedArchitectureError
 from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
 from converters.gguf.architectures.row import GATED, SHARED_EXPERTS, SPARSE
-from converters.gguf.numbers import layer_count
+from converters.gguf.numbers import layer_count, scalar
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
 from converters.gguf.tensor import GGUFTensor
@@ -226,7 +226,7 @@ def _zero_biases(gguf: GGUFFile, architecture: Architecture, layers: int) -> lis
                         (f"{architecture.prefix}.{i}.{architecture.layer[module]}.bias", rows)
                     )
     corrections = architecture.layer.get("exp_probs_b.bias")
-    if corrections and gguf.key("expert_gating_func", 1) == 2:
+    if corrections and scalar(gguf, "expert_gating_func", 1) == 2:
         for i in range(layers):
             name = f"blk.{i}.ffn_gate_inp.weight"
             if name in gguf and f"blk.{i}.exp_probs_b.bias" not in gguf:

@@ -36,6 +36,14 @@ def layer_count(gguf: GGUFFile) -> int:
     return blocks - ahead
 
 
+def flag(gguf: GGUFFile, suffix: str, default: bool) -> bool:
+    """A hyperparameter that is true or false."""
+    value = gguf.key(suffix, default)
+    if not isinstance(value, bool | int):
+        raise gguf.error(f"{gguf.architecture}.{suffix}", expected="true or false")
+    return bool(value)
+
+
 def tidy(value: Any) -> float:
     """A float32 as the shortest decimal that reads back as the same float32."""
     return float(str(np.float32(value)))

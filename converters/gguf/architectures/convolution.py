@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converters.gguf.architectures.keys import unscaled
-from converters.gguf.architectures.limits import no_windows, tied, whole_heads
+from converters.gguf.architectures.limits import needs_experts, no_windows, tied, whole_heads
 from converters.gguf.architectures.row import (
     GATED,
     SPARSE,
@@ -51,6 +51,7 @@ def _lfm2(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _lfm2moe(gguf: GGUFFile, config: Config) -> Config:
+    needs_experts(gguf, config)
     if scalar(gguf, "expert_gating_func") != 2:
         key = f"{gguf.architecture}.expert_gating_func"
         raise gguf.error(key, expected="2, the sigmoid, in this architecture")

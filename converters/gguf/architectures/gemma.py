@@ -9,7 +9,7 @@ import numpy as np
 
 from converters.gguf.architectures.fused import gate_and_up
 from converters.gguf.architectures.keys import only, unscaled, windows
-from converters.gguf.architectures.limits import tied
+from converters.gguf.architectures.limits import needs_windows, tied
 from converters.gguf.architectures.row import (
     QK_NORMS,
     SANDWICH,
@@ -48,17 +48,17 @@ def _inputs(gguf: GGUFFile) -> Config:
 
 def _gemma4(gguf: GGUFFile, config: Config) -> Config:
     shared = scalar(gguf, "attention.shared_kv_layers", 0)
-    kinds = windows(gguf, 6)["layer_types"]
+    found = needs_windows(gguf, windows(gguf, 6))
     moe = {
         "enable_moe_block": "num_experts" in config,
         "top_k_experts": config.get("num_experts_per_tok"),
     }
     return {
         **_GELU,
-        **windows(gguf, 6),
+        **found,
         **_inputs(gguf),
         **_widths(gguf, shared),
-        **_gemma4_heads(gguf, kinds),
+        **_gemma4_heads(gguf, found["layer_types"]),
         **_gemma4_rope(gguf, config),
         **moe,
         "num_kv_shared_layers": shared,
@@ -147,14 +147,18 @@ def _gemma4_rope(gguf: GGUFFile, config: Config) -> Config:
 def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
     tied(gguf)
     unscaled(gguf, config)
-    layers = layer_count(gguf)
+    only(gguf, "altup.num_inputs", _STREAMS + 1)
     # A scale is the quantile of the normal distribution that activations must reach.
-    scales = gguf.key("activation_sparsity_scale", [-math.inf] * layers)
+    scales = np.atleast_1d(gguf.key("activation_sparsity_scale", -math.inf))
+    if scales.dtype.kind != "f" or len(scales) not in (1, layer_count(gguf)):
+        key = f"{gguf.architecture}.activation_sparsity_scale"
+        raise gguf.error(key, expected="a value for each layer")
     sparsity = [round(0.5 * (1 + math.erf(float(x) / math.sqrt(2))), 6) for x in scales]
+    sparsity *= layer_count(gguf) // len(sparsity)
     text: Config = {
         **config,
         **_GELU,
-        **windows(gguf, 5),
+        **needs_windows(gguf, windows(gguf, 5)),
         **_inputs(gguf),
         "model_type": "gemma3n_text",
         "intermediate_size": per_layer(gguf, "feed_forward_length"),

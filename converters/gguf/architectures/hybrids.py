@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from converters.gguf.architectures.keys import multipliers, shared_width, unscaled
-from converters.gguf.architectures.limits import whole_heads
+from converters.gguf.architectures.keys import granite_hybrid, shared_width
+from converters.gguf.architectures.limits import needs_experts, whole_heads
 from converters.gguf.architectures.mixers import (
     DECAY,
     FIRST_MAMBA,
@@ -29,7 +29,7 @@ from converters.gguf.architectures.row import (
     without,
 )
 from converters.gguf.architectures.state_space import BACKBONE
-from converters.gguf.numbers import float_of, layer_count, per_layer, scalar
+from converters.gguf.numbers import flag, float_of, layer_count, per_layer, scalar
 from converters.gguf.reader import GGUFFile
 
 _FEED_FORWARD = renamed(GATED, "mlp.", "feed_forward.")
@@ -67,16 +67,9 @@ def _falcon_h1(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _granite_hybrid(gguf: GGUFFile, config: Config) -> Config:
-    whole_heads(gguf, config)
-    turning = bool(gguf.key("rope.scaling.finetuned", True))
-    if turning:
-        unscaled(gguf, config)
-    heads = per_layer(gguf, "attention.head_count_kv")
     return {
         **_mamba_keys(gguf, groups=False),
-        **multipliers(gguf, config),
-        "layer_types": ["attention" if count else "mamba" for count in heads],
-        "position_embedding_type": "rope" if turning else "nope",
+        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv")),
         "shared_intermediate_size": scalar(gguf, "expert_shared_feed_forward_length", 0),
         "num_local_experts": config.get("num_experts", 0),
     }
@@ -118,6 +111,7 @@ def _nemotron_h(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _nemotron_h_moe(gguf: GGUFFile, config: Config) -> Config:
+    needs_experts(gguf, config)
     latent = scalar(gguf, "moe_latent_size", 0)
     return {
         **_nemotron_h(gguf, config),
@@ -127,7 +121,7 @@ def _nemotron_h_moe(gguf: GGUFFile, config: Config) -> Config:
         "moe_latent_size": latent or None,
         "n_group": scalar(gguf, "expert_group_count", 0) or 1,
         "topk_group": scalar(gguf, "expert_group_used_count", 0) or 1,
-        "norm_topk_prob": bool(gguf.key("expert_weights_norm", False)),
+        "norm_topk_prob": flag(gguf, "expert_weights_norm", False),
         "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
     }
 
@@ -238,6 +232,7 @@ HYBRIDS: dict[str, Architecture] = {
         values=DECAY,
         reshape=SHAPES,
         zero_biases=_NEMOTRON_BIASES,
+        partial_rotary=True,  # nothing turns, whatever a file says
         optional=frozenset(_NEMOTRON) - {"attn_norm"} | {"ffn_up", "ffn_down"},
         own_shapes=True,
         per_layer=True,
@@ -264,6 +259,7 @@ HYBRIDS: dict[str, Architecture] = {
         values=DECAY,
         reshape=SHAPES,
         zero_biases=_NEMOTRON_BIASES[:1],
+        partial_rotary=True,  # nothing turns, whatever a file says
         optional=None,
         own_shapes=True,
         per_layer=True,

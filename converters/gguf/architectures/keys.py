@@ -24,7 +24,7 @@ def windows(gguf: GGUFFile, every: int, *, full_first: bool = False) -> Config:
     if isinstance(pattern, np.ndarray | list):
         sliding = [bool(x) for x in pattern][:layers]
     else:
-        every = int(pattern)
+        every = scalar(gguf, "attention.sliding_window_pattern", every)
         place = 0 if full_first else every - 1
         sliding = [every > 0 and i % every != place for i in range(layers)]
     return {

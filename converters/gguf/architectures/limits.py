@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converters.gguf.architectures.row import Config
-from converters.gguf.numbers import scalar
+from converters.gguf.numbers import layer_count, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -40,3 +40,27 @@ def whole_heads(gguf: GGUFFile, config: Config) -> None:
     if config["head_dim"] != width:
         key = f"{gguf.architecture}.attention.key_length"
         raise gguf.error(key, expected=f"{width}, the hidden size over the heads")
+
+
+def needs_experts(gguf: GGUFFile, config: Config) -> None:
+    """Require experts.
+
+    Raises:
+        GGUFError: the file has none.
+    """
+    if "num_experts" not in config:
+        raise gguf.error(f"{gguf.architecture}.expert_count", expected="experts")
+
+
+def needs_windows(gguf: GGUFFile, found: Config) -> Config:
+    """What was found of sliding windows, of which there must be some.
+
+    Raises:
+        GGUFError: there are none, or not one for each layer.
+    """
+    key = f"{gguf.architecture}.attention.sliding_window"
+    if not found:
+        raise gguf.error(key, expected="a sliding window")
+    if len(found["layer_types"]) != layer_count(gguf):
+        raise gguf.error(f"{key}_pattern", expected="a value for each layer")
+    return found

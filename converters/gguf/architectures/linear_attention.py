@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from converters.gguf.architectures.fused import Rows, gate_and_up
+from converters.gguf.architectures.fused import Rows, gate_and_up, shape_of
 from converters.gguf.architectures.row import (
     ATTENTION,
     GATED,
@@ -84,15 +84,19 @@ def _grouped(gguf: GGUFFile, rows: int) -> Rows:
 
 def _grouped_after_keys(gguf: GGUFFile, rows: int) -> Rows:
     """Rows of queries and keys as they are, then those of values."""
-    keys, _, width, _ = _heads(gguf)
+    keys, values, width, value_width = _heads(gguf)
     before = 2 * keys * width
+    if rows != before + values * value_width:
+        key = f"{gguf.architecture}.ssm.state_size"
+        raise gguf.error(key, expected=f"heads that make up {rows} rows")
     return np.concatenate([np.arange(before), before + _grouped(gguf, rows - before)])
 
 
-def _interleaved(*names: str) -> Callable[[GGUFFile], list[tuple[str, Rows]]]:
+def _interleaved(fused: str, *names: str) -> Callable[[GGUFFile], list[tuple[str, Rows]]]:
     """Parts of which each head of keys has its own rows: those of one head, then the next.
 
     Args:
+        fused: the matrix.
         names: ``ssm_beta`` and ``ssm_alpha``, or ``attn_qkv`` and ``attn_gate``.
     """
 
@@ -104,6 +108,10 @@ def _interleaved(*names: str) -> Callable[[GGUFFile], list[tuple[str, Rows]]]:
         else:
             sizes = [[width, width, shared * value_width], [shared * value_width]]
         whole = sum(map(sum, sizes))
+        rows_there = shape_of(gguf, fused)[0]
+        if keys * whole != rows_there:
+            key = f"{gguf.architecture}.ssm.state_size"
+            raise gguf.error(key, expected=f"heads that make up {rows_there} rows")
         found, first = [], 0
         for name, inner in zip(names, sizes, strict=True):
             rows = []
@@ -216,8 +224,8 @@ LINEAR_ATTENTION: dict[str, Architecture] = {
         reshape=_RESHAPED,
         parts={
             "ffn_gate_up_exps": gate_and_up,
-            "ssm_ba": _interleaved("ssm_beta", "ssm_alpha"),
-            "ssm_in": _interleaved("attn_qkv", "attn_gate"),
+            "ssm_ba": _interleaved("ssm_ba", "ssm_beta", "ssm_alpha"),
+            "ssm_in": _interleaved("ssm_in", "attn_qkv", "attn_gate"),
         },
         optional=_EVERY,
         partial_rotary=True,

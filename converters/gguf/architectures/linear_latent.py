@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from converters.gguf.architectures.keys import gating, only, shared_count, shared_width, unscaled
+from converters.gguf.architectures.limits import needs_experts
 from converters.gguf.architectures.mixers import flat
 from converters.gguf.architectures.row import (
     ATTENTION,
@@ -66,6 +67,7 @@ def latent_sizes(gguf: GGUFFile) -> Config:
 
 
 def _kimi_linear(gguf: GGUFFile, config: Config) -> Config:
+    needs_experts(gguf, config)
     if scalar(gguf, "attention.q_lora_rank", 0):
         key = f"{gguf.architecture}.attention.q_lora_rank"
         raise gguf.error(key, expected="whole queries in this architecture")
@@ -100,6 +102,7 @@ def _kimi_linear(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _ling3(gguf: GGUFFile, config: Config) -> Config:
+    needs_experts(gguf, config)
     # What mlx-lm's class has built in.
     unscaled(gguf, config)
     only(gguf, "expert_weights_norm", True)

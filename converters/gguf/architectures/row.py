@@ -88,7 +88,9 @@ def renamed(names: Names, old: str, new: str) -> dict[str, str]:
 
 def halves(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
     """Row order that turns interleaved rotary pairs (2i, 2i+1) into halves (i, i + d/2)."""
-    heads = int(np.max(gguf.key("attention.head_count")))
+    heads = int(np.max(gguf.key("attention.head_count"), initial=0))
+    if heads < 1:
+        raise gguf.error(f"{gguf.architecture}.attention.head_count", expected="at least one head")
     width = int(gguf.key("attention.key_length", gguf.key("embedding_length") // heads))
     pairs = np.arange(rows).reshape(-1, width // 2, 2)
     return pairs.swapaxes(1, 2).reshape(-1)

@@ -13,7 +13,7 @@ from converters.gguf.architectures.mixers import (
     sizes,
 )
 from converters.gguf.architectures.row import Architecture, Config
-from converters.gguf.numbers import scalar
+from converters.gguf.numbers import flag, scalar
 from converters.gguf.reader import GGUFFile
 
 BACKBONE = {"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"}
@@ -27,7 +27,7 @@ def _mamba(gguf: GGUFFile, config: Config) -> Config:
         key = f"{gguf.architecture}.attention.layer_norm_rms_epsilon"
         raise gguf.error(key, expected=f"{_EPSILON}, the only one that the model class has")
     falcon: Config = {}
-    if gguf.key("ssm.dt_b_c_rms", False):
+    if flag(gguf, "ssm.dt_b_c_rms", False):
         falcon = {"model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"]}
         falcon["mixer_rms_eps"] = epsilon
     return {
