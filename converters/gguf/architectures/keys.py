@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from converters.gguf.architectures.limits import whole_heads
 from converters.gguf.architectures.row import Config
-from converters.gguf.numbers import float_of, layer_count, scalar
+from converters.gguf.numbers import flag, float_of, layer_count, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -42,6 +45,26 @@ def multipliers(gguf: GGUFFile, config: Config) -> Config:
         "logits_scaling": float_of(gguf, "logit_scale", 0.0) or 1.0,
         "attention_multiplier": float_of(gguf, "attention.scale", 0.0)
         or config["head_dim"] ** -0.5,
+    }
+
+
+def granite_hybrid(gguf: GGUFFile, config: Config, heads: Sequence[int]) -> Config:
+    """Granite in mlx-lm's class whose layers may hold a state, and need not turn.
+
+    Args:
+        heads: of keys, in each layer; those without hold a state.
+    """
+    whole_heads(gguf, config)
+    # llama.cpp does not ask the files of mixtures whose every layer has attention.
+    turning = gguf.architecture == "granitemoe" or flag(gguf, "rope.scaling.finetuned", True)
+    if turning:
+        unscaled(gguf, config)
+    return {
+        **multipliers(gguf, config),
+        "model_type": "granitemoehybrid",
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "layer_types": ["attention" if count else "mamba" for count in heads],
+        "position_embedding_type": "rope" if turning else "nope",
     }
 
 
