@@ -21,8 +21,9 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-from mlxrun.cache.base import Memory
+from mlxrun.cache.base import Memory, Named, State
 from mlxrun.errors import CacheError
+from mlxrun.loading.fallback import kept
 
 
 class ForeignMemory(Memory):
@@ -80,6 +81,52 @@ class ForeignMemory(Memory):
         # A deep copy of an MLX array is another handle to the same values: what one of the two
         # assigns to a slice stays its own.
         return copy.deepcopy(self)
+
+    @property
+    def kind(self) -> str:
+        kinds = [kept.kind(part) for part in kept.parts(self.entries)]
+        return "; ".join(kinds) if all(kinds) else ""
+
+    @property
+    def by_token(self) -> bool:
+        return all(kept.by_token(part) for part in kept.parts(self.entries))
+
+    def cut(self, start: int, stop: int) -> Named:
+        return {
+            f"{i}.{name}": array
+            for i, part in enumerate(kept.parts(self.entries))
+            if kept.by_token(part)
+            for name, array in kept.cut(part, start, stop).items()
+        }
+
+    def snapshot(self) -> State | None:
+        if self.by_token:
+            return None
+        arrays: Named = {}
+        about = {
+            str(i): {
+                name: kept.taken(value, arrays, f"{i}.{name}.")
+                for name, value in vars(part).items()
+            }
+            for i, part in enumerate(kept.parts(self.entries))
+            if not kept.by_token(part)
+        }
+        return State(arrays, {"offset": self.offset, "parts": about})
+
+    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        back = int(state.about["offset"]) - length if state else 0
+        for i, part in enumerate(kept.parts(self.entries)):
+            if kept.by_token(part):
+                kept.put(part, tokens, f"{i}.", length)
+                continue
+            assert state is not None
+            for name, value in state.about["parts"][str(i)].items():
+                setattr(part, name, kept.given(value, state.arrays))
+            if back and not _can_trim(part, back):
+                raise CacheError(f"the state of this model cannot go back {back} tokens")
+            if back:
+                part.trim(back)
+        self.offset = length
 
     @property
     def state(self) -> list[mx.array]:
