@@ -28,7 +28,7 @@ class ByChannel(Format):
     bits: int
     group_size: int
 
-    multiplies = True
+    few = 4
 
     @property
     def ring(self) -> int:

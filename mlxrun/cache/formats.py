@@ -23,10 +23,11 @@ class Format(ABC):
     """How tokens are stored.
 
     Attributes:
-        multiplies: whether ``dot`` and ``mix`` read what is stored as it is.
+        few: queries of a head of keys up to which MLX's packed products on the CPU are faster than
+            unpacking, measured at 64 wide heads; 0 where there is nothing packed to multiply.
     """
 
-    multiplies = False
+    few = 0
 
     @abstractmethod
     def pack(self, x: mx.array) -> Arrays:
@@ -67,7 +68,7 @@ class Plain(Format):
         return (x if self.dtype is None else x.astype(self.dtype),)
 
     def unpack(self, arrays: Arrays, dtype: mx.Dtype) -> mx.array:
-        return arrays[0].astype(dtype)
+        return arrays[0] if self.dtype is None else arrays[0].astype(dtype)
 
     def token_bytes(self, heads: int, width: int, dtype: mx.Dtype) -> int:
         return heads * width * (self.dtype or dtype).size
@@ -87,7 +88,9 @@ class Quantised(Format):
     group_size: int
     mode: str = "affine"
 
-    multiplies = True
+    @property
+    def few(self) -> int:  # type: ignore[override]
+        return 4 if self.mode == "affine" else 1
 
     def pack(self, x: mx.array) -> Arrays:
         return tuple(mx.quantize(x, self.group_size, self.bits, self.mode))
@@ -145,8 +148,8 @@ class AcrossHeads(Format):
 
 
 PLAIN = Plain()
-# Queries per head of keys that are multiplied with packed codes; a GPU's number was not measured.
-FEW_QUERIES, FEW_QUERIES_ON_CPU = 32, 2
+# Queries of a head of keys that a GPU multiplies with packed codes; not measured.
+FEW_QUERIES = 32
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
@@ -222,17 +225,27 @@ def seen(x: mx.array) -> Seen:
     return Seen(PLAIN, (x,), x.shape[1], x.dtype)
 
 
-def reads_packed(keys: Shown, values: Shown, queries: mx.array) -> bool:
-    """Whether packed products are the faster way to attend; else tokens are unpacked first.
+def few_queries(keys: Format, values: Format, dtype: mx.Dtype, *, gpu: bool) -> int:
+    """Queries of a head of keys up to which packed products are faster than unpacking.
 
-    They read fewer bytes but do more work for each query, so that they pay while the queries
-    (B, heads, T, D) of one head of keys are few. MLX's on the CPU are scalar code on one core, and
-    slow for halves: with 64 wide heads 0.11 ms against 0.34 for one float32 query over 512 tokens
-    of q8, 0.39 against 0.34 for four.
+    They read fewer bytes but do more work for each query. On the CPU that is scalar code on one
+    core: one query over 4000 tokens of q8 takes 1.1 ms against 9.9 with unpacking, eight take 12
+    against 28; over 500 tokens 0.37 against 0.74 and 0.96 against 0.94. Halves are far slower.
     """
-    if not (keys.format.multiplies or values.format.multiplies):
+    few = min(filter(None, (keys.few, values.few)), default=0)
+    if gpu:
+        return FEW_QUERIES if few else 0
+    return few if dtype == mx.float32 else 0
+
+
+def reads_packed(keys: Shown, values: Shown, queries: mx.array) -> bool:
+    """Whether to attend over tokens as they are stored; else they are unpacked first.
+
+    Args:
+        queries: (B, heads, T, D).
+    """
+    if not keys.format.few and not values.format.few:
         return False
-    few = FEW_QUERIES
-    if mx.default_device() == mx.cpu:
-        few = FEW_QUERIES_ON_CPU if queries.dtype == mx.float32 else 0
+    gpu = mx.default_device() != mx.cpu
+    few = few_queries(keys.format, values.format, queries.dtype, gpu=gpu)
     return queries.shape[1] * queries.shape[2] <= few * keys.heads

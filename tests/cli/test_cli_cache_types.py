@@ -79,3 +79,16 @@ def test_inspect_predicts_what_a_token_takes(mlxrun_cli, model, llm: mlxrun.LLM)
     rows = [line.split() for line in mlxrun_cli("inspect", model).out.splitlines()]
     assert ["q8", "80", "80", "10", "41", "kB"] in rows
     assert ["q4c", "40", "-", "5", "-"] in rows
+
+
+@pytest.mark.parametrize("types", [TYPES, {"cache_type_k": "q3c/32", "cache_type_v": "mxfp8"}])
+def test_a_batch_gives_what_each_gets_alone(llm, types):
+    prompts = [[*range(first, first + length)] for first, length in ((3, 5), (9, 120), (30, 70))]
+    options = {"temperature": 0, "max_tokens": 50, "ignore_eos": True, **types}
+    alone = [llm.generate(prompt, **options).tokens for prompt in prompts]
+    for parallel in (2, 3):  # the second time, beginnings are known
+        together = llm.batch(prompts, parallel=parallel, **options)
+        assert [completion.tokens for completion in together] == alone
+    with llm.engine(**types) as engine, pytest.raises(ParameterError, match="cache_type_k"):
+        assert engine.waiting == 0
+        llm.engine(cache_type_k="q9")
