@@ -28,6 +28,8 @@ from converters.policy import FLOATS
 _IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
 # Modules that a layer may lack, but not one without the others.
 _TOGETHER = (GATED, SPARSE, SHARED_EXPERTS)
+# What dense architectures are with experts.
+_WITH_EXPERTS = {"granite": "granitemoe", "llama": "mixtral", "mistral3": "mixtral"}
 NO_PLACE = "the architecture has no such parameter"
 
 
@@ -74,8 +76,8 @@ def architecture_of(gguf: GGUFFile) -> Architecture:
         UnsupportedArchitectureError: nothing here knows it; the message names the nearest known.
     """
     name = gguf.architecture
-    if name == "llama" and gguf.key("expert_count", 0):
-        name = "mixtral"
+    if gguf.key("expert_count", 0):
+        name = _WITH_EXPERTS.get(name, name)
     if name in ARCHITECTURES and not (gguf.architecture == name == "mixtral"):
         return ARCHITECTURES[name]
     near = get_close_matches(name, ARCHITECTURES, n=1, cutoff=0.5)

@@ -56,6 +56,7 @@ REFUSED = {
     "deepseek2-v2": _LATENT,
     "gemma3-open": "it asks for a layer that sees everything",
     "gemma3-pattern": "it asks for a layer that sees everything",
+    "mistral3-moe": "its heads share the hidden size",
     "olmo-": "it asks for a package of OLMo's authors",
 }
 

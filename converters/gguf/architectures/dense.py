@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from converters.gguf.architectures.keys import fused_qkv, multipliers, stablelm, windows
+from converters.gguf.architectures.keys import (
+    fused_qkv,
+    granite_hybrid,
+    multipliers,
+    stablelm,
+    windows,
+)
 from converters.gguf.architectures.mixers import flat
 from converters.gguf.architectures.row import (
     AFTER_NORMS,
@@ -25,7 +31,7 @@ from converters.gguf.architectures.row import (
     Config,
     without,
 )
-from converters.gguf.numbers import float_of, scalar
+from converters.gguf.numbers import float_of, per_layer, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -116,6 +122,13 @@ def _baichuan(gguf: GGUFFile, config: Config) -> Config:
             found=str(config["num_hidden_layers"]),
         )
     return {"position_embedding_type": "alibi", "max_alibi_bias": 8.0}
+
+
+def _granite(gguf: GGUFFile, config: Config) -> Config:
+    if gguf.key("rope.scaling.finetuned", True):
+        return multipliers(gguf, config)
+    # Without positions; none of mlx-lm's other classes for Granite can do without.
+    return granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1))
 
 
 def _granite_swa(gguf: GGUFFile, config: Config) -> Config:
@@ -209,7 +222,7 @@ DENSE: dict[str, Architecture] = {
     "granite": Architecture(
         "granite",
         "GraniteForCausalLM",
-        keys=multipliers,
+        keys=_granite,
         order=PERMUTED,
         zero_biases=LLAMA_BIASES,
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from converters.gguf.architectures.fine_grained import FINE_GRAINED
 from converters.gguf.architectures.indexed import INDEXED
 from converters.gguf.architectures.keys import (
+    granite_hybrid,
     multipliers,
     needs_experts,
     only,
@@ -31,8 +32,14 @@ from converters.gguf.architectures.row import (
     without,
 )
 from converters.gguf.architectures.windowed_experts import WINDOWED_EXPERTS
-from converters.gguf.numbers import float_of, scalar
+from converters.gguf.numbers import float_of, per_layer, scalar
 from converters.gguf.reader import GGUFFile
+
+
+def _mixtral(gguf: GGUFFile, config: Config) -> Config:
+    if gguf.architecture == "mistral3":
+        only(gguf, "attention.temperature_scale", 0.0)
+    return {}
 
 
 def _qwen2moe(gguf: GGUFFile, config: Config) -> Config:
@@ -47,17 +54,13 @@ def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
 def _granitemoe(gguf: GGUFFile, config: Config) -> Config:
     shared = shared_width(gguf)
     if not shared:
+        if gguf.architecture == "granite":
+            only(gguf, "rope.scaling.finetuned", True)
         return multipliers(gguf, config)
-    # What mlx-lm has with a shared expert is the class whose other layers may hold a state.
-    unscaled(gguf, config)
     return {
-        **multipliers(gguf, config),
-        "model_type": "granitemoehybrid",
-        "architectures": ["GraniteMoeHybridForCausalLM"],
+        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1)),
         "intermediate_size": config["moe_intermediate_size"],
         "shared_intermediate_size": shared,
-        "layer_types": ["attention"] * config["num_hidden_layers"],
-        "position_embedding_type": "rope",
     }
 
 
@@ -199,6 +202,7 @@ EXPERTS: dict[str, Architecture] = {
         "mixtral",
         "MixtralForCausalLM",
         renamed(SPARSE_LLAMA, "mlp.", "block_sparse_moe."),
+        keys=_mixtral,
         order=PERMUTED,
     ),
     "olmoe": Architecture(
