@@ -11,6 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# What is computed at once goes by the pace of the queue, and small arrays come with every pass.
+SLACK, FIXED = 1.06, 1 << 19
+# Layers whose arrays are there twice while a row joins.
+JOINING = 2
 # Smallest capacity of a cache; see mlxrun.cache.store.
 SMALLEST = 256
 # Bytes of each logit while a token is drawn: it and its penalties as float32, keys of 64 bits to
@@ -29,7 +33,8 @@ class Layer:
         step: capacity grows by so many tokens; 0: it doubles.
         stream: of intermediate arrays, for each token of a pass.
         pair: of attention scores, for each query and each key that it is compared with.
-        seen: of unpacked keys and values, for each key that a pass sees.
+        seen: of unpacked keys and values, for each key that a prompt sees.
+        read: the same for each key that a row sees as it decodes.
         matrices: of weights that are unpacked for a pass of many tokens.
     """
 
@@ -40,6 +45,7 @@ class Layer:
     stream: int = 0
     pair: int = 0
     seen: int = 0
+    read: int = 0
     matrices: int = 0
 
     def slots(self, tokens: int) -> int:
@@ -58,22 +64,29 @@ class Layer:
 
     def growth(self, before: int, after: int) -> int:
         """Bytes beside the new arrays while a row grows: its old arrays, and zeros for the rest."""
-        if self.window is not None and after > before + 1:
-            # What stays in the window is put together with what is new, then sorted out.
-            return self.token * (2 * self.slots(before) + self.slots(after) + after - before)
         grows = before and self.slots(after) > self.slots(before)
         return self.token * self.slots(after) if grows else 0
+
+    def sorting(self, before: int, after: int) -> int:
+        """Bytes beside a window's new arrays while a piece of a prompt is sorted into it.
+
+        What is in reach is put together with what is new, then what stays is picked out.
+        """
+        if self.window is None:
+            return 0
+        return self.token * (2 * self.slots(before) + self.slots(after) + after - before)
 
     def work(self, queries: int, context: int, rows: int) -> int:
         """Bytes of a pass over ``queries`` tokens, the last of which sees ``context`` tokens.
 
         Args:
-            rows: sequences that the pass reads the caches of.
+            rows: sequences that decode a token each in the same pass.
         """
         keys = context if self.window is None else min(context, self.window + queries)
         mask = queries * keys
         unpacked = self.matrices if queries > 1 else 0
-        attention = self.pair * queries * keys + mask + self.seen * keys * rows
+        expanded = self.read * keys * rows + (self.seen * keys if queries > rows else 0)
+        attention = self.pair * queries * keys + mask + expanded
         return self.stream * queries + attention + unpacked
 
 
@@ -85,11 +98,13 @@ class Footprint:
         layers: of its blocks.
         draw: of the logits of one token and of drawing from them.
         head: of the output matrix, unpacked for many tokens at once; 0 where it is not.
+        joint: rows go through the model together and share arrays; else one after the other.
     """
 
     layers: tuple[Layer, ...]
     draw: int
     head: int = 0
+    joint: bool = True
 
     def stored(self, tokens: int, rows: int = 1) -> int:
         """Keys and values of rows that hold up to ``tokens`` tokens each.
@@ -98,21 +113,12 @@ class Footprint:
         """
         return rows * sum(layer.stored(tokens) for layer in self.layers)
 
-    def growth(self, before: int, after: int, rows: int = 1) -> int:
-        """What growing from one length to another takes besides, in the layer that takes most."""
-        return rows * max((layer.growth(before, after) for layer in self.layers), default=0)
-
-    def work(self, queries: int, context: int, rows: int = 1) -> int:
-        """What one pass computes at once, in the layer that takes most."""
-        layer = max((x.work(queries, context, rows) for x in self.layers), default=0)
-        return layer + rows * self.draw + (self.head if rows > 1 else 0)
-
     def reading(self, prompt: int, chunk: int, rows: int = 1) -> int:
         """Bytes at most while the last of several rows reads its prompt in chunks, beside weights.
 
         Counts what that row stores; not what the others do.
         """
-        # The chunk in which the capacity doubles for the last time, the last full one, and the last.
+        # The chunk in which the capacity doubles for the last time, the last full one, the last.
         doubled = max((layer.slots(prompt) for layer in self.layers), default=0) // 2 + 1
         starts = {min(doubled, prompt) - 1, max(0, prompt - chunk), prompt - 1}
         return max(self._chunk(start // chunk * chunk, prompt, chunk, rows) for start in starts)
@@ -120,16 +126,30 @@ class Footprint:
     def _chunk(self, start: int, prompt: int, chunk: int, rows: int) -> int:
         end = min(start + chunk, prompt)
         beside = rows - 1  # each decodes a token in the same pass
-        passing = self.work(end - start + beside, end, rows)
-        return self.stored(end) + self.growth(start, end) + passing
+        beside = beside if self.joint else 0
+        queries = end - start + beside
+        most = max(
+            layer.work(queries, end, beside) + layer.growth(start, end) + layer.sorting(start, end)
+            for layer in self.layers
+        )
+        return self.stored(end) + self._scratch(most, beside)
 
     def decoding(self, prompt: int, tokens: int, rows: int = 1) -> int:
         """Bytes at most while rows draw from ``prompt`` to ``tokens`` tokens, beside weights."""
-        grows = self.growth(prompt, tokens, rows) if tokens > prompt else 0
-        joins = self.growth(tokens - 1, tokens, rows) if rows == 1 else 0
-        if rows > 1:  # a row that joins makes all arrays anew
-            joins = rows * max((layer.stored(tokens) for layer in self.layers), default=0)
-        return self.stored(tokens, rows) + max(grows, joins) + self.work(rows, tokens, rows)
+        computed = rows if self.joint else 1
+        if computed > 1:
+            # A row that joins makes a layer's arrays anew, with zeros for itself.
+            most = max((layer.stored(tokens) for layer in self.layers), default=0)
+            copies = JOINING * (rows + 1) * most
+        else:
+            copies = max((layer.growth(prompt, tokens) for layer in self.layers), default=0)
+        work = max((layer.work(computed, tokens, computed) for layer in self.layers), default=0)
+        return self.stored(tokens, rows) + self._scratch(copies + work, computed)
+
+    def _scratch(self, layer: int, rows: int) -> int:
+        """What a pass takes beside caches, of which ``layer`` in the layer that takes most."""
+        drawing = max(1, rows) * self.draw + (self.head if rows > 1 else 0)
+        return int(SLACK * (layer + drawing)) + FIXED
 
     def peak(self, prompt: int, tokens: int, rows: int = 1, *, chunk: int) -> int:
         """Bytes at most besides the weights, from the first prompt to the last token.

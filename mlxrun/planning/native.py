@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxrun.cache.choice import Wanted, formats
-from mlxrun.cache.formats import Plain
+from mlxrun.cache.formats import Format, Plain, Seen, reads_packed
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.footprint import DRAW, Footprint, Layer
 from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
 from mlxrun.models.config import Layer as Block
 
+# Arrays of a feed-forward's width in a pass: gate, up, what the activation makes of them.
+_FED = {"gelu_tanh": 7, "clamped_swiglu": 7}
+_FED_ELSE = 4
 # Widths of head that MLX's fused kernels on a GPU take for prompts.
 FUSED_WIDTHS = (64, 80, 128)
 AS_IT_COMES = Wanted(None, 0, None, None)
@@ -72,8 +75,18 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         ),
         pair=size * attention.heads * _scores(attention, run),
         seen=0 if plain else size * widths,
+        read=0 if plain or _reads_packed(attention, keys, values, run) else size * widths,
         matrices=size * _matrices(block, config.hidden_size) if run.packed and not run.gpu else 0,
     )
+
+
+def _reads_packed(
+    attention: Attention | LatentAttention, keys: Format, values: Format, run: Run
+) -> bool:
+    """Whether a row that decodes multiplies with packed codes."""
+    heads, queries = attention.kv_heads, mx.zeros((1, attention.heads, 1, 1), run.dtype)
+    k, v = (Seen(each, (), heads, run.dtype) for each in (keys, values))
+    return reads_packed(k, v, queries)
 
 
 def _attention(attention: Attention | LatentAttention, hidden: int) -> int:
@@ -93,8 +106,9 @@ def _fed(block: FeedForward | Experts, hidden: int) -> int:
     """Numbers for each token: norm, gate, up, their product, output, the stream after it."""
     if isinstance(block, Experts):
         shared = _fed(block.shared, hidden) if block.shared else 0
-        return 3 * hidden + 4 * block.count + block.used * (4 * block.size + 2 * hidden) + shared
-    return 3 * hidden + 4 * block.size
+        each = _FED.get(block.activation, _FED_ELSE) * block.size + 2 * hidden
+        return 3 * hidden + 4 * block.count + block.used * each + shared
+    return 3 * hidden + _FED.get(block.activation, _FED_ELSE) * block.size
 
 
 def _scores(attention: Attention | LatentAttention, run: Run) -> int:
@@ -104,7 +118,7 @@ def _scores(attention: Attention | LatentAttention, run: Run) -> int:
     if attention.alibi is not None:
         return 1 if run.gpu else 2
     fused = run.gpu and attention.softcap is None and attention.head_dim in FUSED_WIDTHS
-    return 0 if fused else 2 if attention.sinks else 1
+    return 0 if fused else 3 if attention.sinks else 1
 
 
 def _matrices(block: Block, hidden: int) -> int:

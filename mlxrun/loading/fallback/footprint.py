@@ -18,7 +18,7 @@ from mlxrun.loading.fallback.sizes import Sketch
 # mlx-lm's caches grow by so many tokens.
 _STEP = 256
 # Arrays of the stream's and of the feed-forward's width in a layer of a pass.
-_STREAMS, _FED = 14, 4
+_STREAMS, _FED = 22, 4
 
 
 def footprint(sketch: Sketch, config: Mapping[str, Any], size: int, *, gpu: bool) -> Footprint:
@@ -38,7 +38,7 @@ def footprint(sketch: Sketch, config: Mapping[str, Any], size: int, *, gpu: bool
     layers = tuple(
         _layer(part, size, stream, pair) for entry in sketch.entries for part in _parts(entry)
     )
-    return Footprint(layers, DRAW * sketch.model.vocab_size)
+    return Footprint(layers, DRAW * sketch.model.vocab_size, joint=sketch.model.joint)
 
 
 def _layer(entry: Any, size: int, stream: int, pair: int) -> Layer:
