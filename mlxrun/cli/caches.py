@@ -28,12 +28,12 @@ class _CacheType(click.ParamType[str]):
 
 def with_cache_types(command: Command) -> Command:
     """Give a command ``--cache-type-k`` and ``--cache-type-v``."""
-    for letter, what in (("v", "values"), ("k", "keys")):
+    for letter, what, more in (("v", "values", ""), ("k", "keys", "; by channel, q4c")):
         command = click.option(
             f"--cache-type-{letter}",
             type=_CacheType(),
             metavar="TYPE",
-            help=f"How the cache stores {what}: {', '.join(NAMES)}, or with a group, q4/32.  "
+            help=f"How the cache stores {what}: {', '.join(NAMES)}, or with a group, q4/32{more}.  "
             "[default: as activations]",
         )(command)
     return command
