@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import mlx.core as mx
+import numpy as np
 
 # Smallest capacity; every further bucket doubles, so that growing costs O(1) copies per token.
 BUCKET = 256
@@ -119,7 +120,8 @@ def places(slots: tuple[int, ...], held: tuple[int, ...]) -> tuple[mx.array, mx.
 
     The mask, booleans (rows, 1, 1, max(held)), is None where all rows see all of those slots.
     """
-    where, stop = mx.array(slots).reshape(-1, 1, 1, 1), max(held)
+    # Made whole by numpy: what MLX has not evaluated yet belongs to one thread.
+    where, stop = mx.array(np.array(slots).reshape(-1, 1, 1, 1)), max(held)
     if min(held) == stop:
         return where, None
-    return where, mx.arange(stop) < mx.array(held).reshape(-1, 1, 1, 1)
+    return where, mx.array(np.arange(stop) < np.array(held).reshape(-1, 1, 1, 1))

@@ -28,6 +28,7 @@ COMMANDS = {
     "convert": "Convert a GGUF file or a Hugging Face model to a directory.",
     "inspect": "Show what is in a model and what it needs.",
     "pull": "Download a model from the hub.",
+    "check-batch": "Compare requests served together with each alone.",
 }
 
 HELP_OPTIONS = ["-h", "--help"]
@@ -44,7 +45,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"mlxrun.cli.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        command = import_module(f"mlxrun.cli.{module}").command
         assert isinstance(command, click.Command)
         return command
 

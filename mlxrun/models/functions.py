@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlxrun.models.config import Norm
 from mlxrun.weights.parameters import Parameters
+from mlxrun.weights.weight import settled
 
 Function = Callable[[mx.array], mx.array]
 
@@ -49,13 +50,14 @@ def norm(config: Norm, params: Parameters, name: str, size: int, heads: int = 0)
     if heads:
         plain, each = norm(replace(config, bare=True), params, name, size), f"{name}.norms"
         if params.has(f"{each}.0.weight"):
-            rows = mx.stack([params.vector(f"{each}.{i}.weight", size) for i in range(heads)])
+            rows = [params.vector(f"{each}.{i}.weight", size) for i in range(heads)]
+            stretch = settled(mx.stack(rows))
         else:
-            rows = params.weight(name, heads, size).dequantize(params.dtype)
-        return lambda x: plain(x) * rows
+            stretch = settled(params.weight(name, heads, size).dequantize(params.dtype))
+        return lambda x: plain(x) * stretch
     weight = None if config.bare else params.vector(f"{name}.weight", size)
     if config.offset and weight is not None:
-        weight = (weight.astype(mx.float32) + config.offset).astype(weight.dtype)
+        weight = settled((weight.astype(mx.float32) + config.offset).astype(weight.dtype))
     eps = config.eps
     if config.kind == "rms":
         return lambda x: mx.fast.rms_norm(x, weight, eps)

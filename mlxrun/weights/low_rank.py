@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from converters.layout import dense
 from mlxrun.errors import AdapterError
-from mlxrun.weights.weight import Weight
+from mlxrun.weights.weight import Weight, settled
 
 # A row of noughts has no direction to stretch in.
 TINY = 1e-30
@@ -165,10 +165,10 @@ class AdaptedWeight(Weight):
         """As :meth:`Weight.product`."""
         assert self.low_rank is not None
         product, gain = super().product(), self.low_rank.gain
-        a, b = (part.swapaxes(-1, -2) for part in (self.low_rank.a, self.low_rank.b))
+        a, b = (settled(part.swapaxes(-1, -2)) for part in (self.low_rank.a, self.low_rank.b))
         if gain is None:
             return lambda x: product(x) + (x @ a) @ b
-        stretch = gain[..., None, :]  # (..., 1, rows)
+        stretch = settled(gain[..., None, :])  # (..., 1, rows)
         return lambda x: product(x) * stretch + (x @ a) @ b
 
     def gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:

@@ -18,6 +18,15 @@ from converters.layout import Layout
 CPU_DENSE_ROWS = 8
 
 
+def settled(constant: mx.array) -> mx.array:
+    """A constant that is computed now, so that any thread may compute with it.
+
+    What is not evaluated yet can be evaluated only by the thread that built it.
+    """
+    mx.eval(constant)
+    return constant
+
+
 @dataclass(frozen=True)
 class Weight:
     """A matrix of shape (rows, columns) in one layout.
@@ -61,7 +70,7 @@ class Weight:
 
     def _product(self) -> Callable[[mx.array], mx.array]:
         if not self.layout.quantized:
-            transposed = self.weight.swapaxes(-1, -2)
+            transposed = settled(self.weight.swapaxes(-1, -2))
             return lambda x: x @ transposed
         if mx.default_device() == mx.cpu:
             return lambda x: (
@@ -96,7 +105,7 @@ class Weight:
 
     def _gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
         if self.scales is None:
-            transposed = self.weight.swapaxes(-1, -2)
+            transposed = settled(self.weight.swapaxes(-1, -2))
             if mx.default_device() == mx.cpu and transposed.dtype != mx.float32:
                 # MLX gathers halves on a GPU only.
                 return lambda x, chosen: mx.gather_mm(

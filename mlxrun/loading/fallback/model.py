@@ -58,8 +58,13 @@ class ForeignModel:
             ) from error
 
     def materialise(self) -> None:
-        """Read all weights: a damaged file must fail here, not at the first token."""
+        """Read all weights: a damaged file must fail here, not at the first token.
+
+        And compute once: what the classes keep besides their parameters (frequencies, masks) is
+        lazy, and could be evaluated later by this thread only.
+        """
         mx.eval(self._module.parameters())
+        mx.eval(self(mx.array([[0]]), self.make_cache()))
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[ForeignMemory], *, last_only: bool = False

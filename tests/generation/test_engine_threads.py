@@ -1,0 +1,237 @@
+"""``llm.batch`` and ``llm.engine``: the tokens of ``generate``, from any thread or task."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.checking import check_batch
+from mlxrun.errors import (
+    ContextLengthError,
+    EngineClosedError,
+    MlxrunError,
+    ParameterError,
+    QueueFullError,
+)
+
+OPTIONS: dict[str, Any] = {"temperature": 0.8, "ignore_eos": True}
+PROMPTS = ["tea", "a longer prompt", "x", "why?", "one two three", "Z"]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
+    path = tmp_path_factory.mktemp("engine") / "m.gguf"
+    return mlxrun.load(Tiny(keys={"context_length": 256}).write(path))
+
+
+@pytest.fixture
+def engine(llm: mlxrun.LLM) -> Iterator[mlxrun.Engine]:
+    with llm.engine(parallel=3, queue=50) as made:
+        yield made
+
+
+def alone(llm: mlxrun.LLM, number: int, **more: Any) -> mlxrun.Completion:
+    return llm.generate(PROMPTS[number], seed=number, max_tokens=9 + number, **OPTIONS | more)
+
+
+def same(a: mlxrun.Completion, b: mlxrun.Completion) -> bool:
+    return (a.text, a.tokens, a.finish_reason) == (b.text, b.tokens, b.finish_reason)
+
+
+def test_batch_returns_in_order_what_generate_returns(llm: mlxrun.LLM) -> None:
+    heard: list[list[int]] = [[] for _ in PROMPTS]
+    got = llm.batch(
+        PROMPTS,
+        max_tokens=[9 + i for i in range(6)],
+        seed=list(range(6)),
+        parallel=4,
+        on_token=lambda i, chunk: heard[i].extend(chunk.tokens),
+        **OPTIONS,
+    )
+    assert all(same(reply, alone(llm, i)) for i, reply in enumerate(got))
+    assert heard == [reply.tokens for reply in got]
+    for i, reply in enumerate(got):
+        assert reply.usage.completion_tokens == 9 + i
+        assert 0 < reply.usage.time_to_first_token <= reply.usage.total_time
+
+
+def test_batch_takes_messages_ids_stops_and_nothing(llm: mlxrun.LLM) -> None:
+    assert llm.batch([]) == []
+    ids = llm.tokenizer.encode("tea")
+    text, tokens = llm.batch(["tea", ids], max_tokens=12, temperature=0, ignore_eos=True)
+    assert same(text, tokens)
+    stop = text.text[3:5]
+    (stopped,) = llm.batch(["tea"], max_tokens=12, temperature=0, ignore_eos=True, stop=stop)
+    wanted = llm.generate("tea", max_tokens=12, temperature=0, ignore_eos=True, stop=stop)
+    assert same(stopped, wanted)
+    assert stopped.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "error"),
+    [
+        ("tea", {}, ParameterError),
+        (["tea", []], {}, ParameterError),
+        (["tea"], {"max_tokens": [1, 2]}, ParameterError),
+        (["tea"], {"temperature": -1}, ParameterError),
+        (["tea"], {"parallel": 0}, ParameterError),
+        (["tea"], {"priority": 0.5}, ParameterError),
+        (["tea", [5] * 300], {}, ContextLengthError),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_anything_is_computed(
+    llm: mlxrun.LLM, prompts: Any, options: dict[str, Any], error: type[MlxrunError]
+) -> None:
+    heard: list[int] = []
+    with pytest.raises(error):
+        llm.batch(prompts, on_token=lambda i, _: heard.append(i), **options)
+    assert heard == []
+
+
+def test_a_callback_that_fails_ends_the_batch(llm: mlxrun.LLM) -> None:
+    def fail(number: int, chunk: mlxrun.Chunk) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        llm.batch(PROMPTS, on_token=fail)
+    assert same(llm.batch(PROMPTS[:1], seed=0, max_tokens=9, **OPTIONS)[0], alone(llm, 0))
+
+
+def test_many_threads_share_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
+    def ask(number: int) -> mlxrun.Completion:
+        i = number % 6
+        handle = engine.submit(PROMPTS[i], seed=i, max_tokens=9 + i, **OPTIONS)
+        return handle.result(60)
+
+    with ThreadPoolExecutor(6) as pool:
+        got = list(pool.map(ask, range(18)))
+    wanted = [alone(llm, i) for i in range(6)]
+    assert all(same(reply, wanted[n % 6]) for n, reply in enumerate(got))
+
+
+def test_streams_and_batches_go_on_beside_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
+    handles = [engine.submit(PROMPTS[i], seed=i, max_tokens=9 + i, **OPTIONS) for i in range(6)]
+    assert same(llm.batch([PROMPTS[2]], seed=2, max_tokens=11, **OPTIONS)[0], alone(llm, 2))
+    for i, handle in enumerate(handles):
+        chunks = list(handle)
+        assert "".join(map(str, chunks)) == alone(llm, i).text
+        assert chunks == list(handle), "each reader begins at the beginning"
+
+
+def test_tasks_read_while_others_run(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
+    async def read(number: int) -> str:
+        handle = engine.submit(PROMPTS[number], seed=number, max_tokens=9 + number, **OPTIONS)
+        return "".join([chunk.text async for chunk in handle])
+
+    async def everyone() -> list[str]:
+        return await asyncio.gather(*(read(i) for i in range(6)))
+
+    assert asyncio.run(everyone()) == [alone(llm, i).text for i in range(6)]
+
+
+def test_cancelling_while_waiting_and_while_decoding(
+    llm: mlxrun.LLM, engine: mlxrun.Engine
+) -> None:
+    long = {"max_tokens": 200, "ignore_eos": True, "temperature": 0}
+    handles = [engine.submit("tea", **long) for _ in range(5)]
+    first = iter(handles[0])
+    next(first)
+    for handle in handles[::2]:
+        handle.cancel()
+    wanted = llm.generate("tea", **long).tokens
+    for number, handle in enumerate(handles):
+        reply = handle.result(60)
+        assert reply.finish_reason == ("length" if number % 2 else "cancelled")
+        assert reply.tokens == wanted[: len(reply.tokens)]
+        handle.cancel()  # of one that has ended: nothing happens
+        assert handle.done
+
+
+def test_a_full_queue_refuses(llm: mlxrun.LLM) -> None:
+    with llm.engine(parallel=1, queue=2) as engine:
+        first = engine.submit("tea", max_tokens=200, ignore_eos=True)
+        next(iter(first))
+        refused = 0
+        for _ in range(10):
+            try:
+                engine.submit("tea", max_tokens=200, ignore_eos=True)
+            except QueueFullError as error:
+                refused += 1
+                assert "2 requests are waiting" in str(error)
+        assert refused >= 7
+
+
+def test_deadlines_and_priorities(llm: mlxrun.LLM) -> None:
+    with llm.engine(parallel=1) as engine:
+        slow = engine.submit("tea", max_tokens=200, ignore_eos=True)
+        next(iter(slow))
+        late = engine.submit("tea", max_tokens=5, deadline=0.001)
+        usual = engine.submit("tea", max_tokens=5)
+        urgent = engine.submit("tea", max_tokens=5, priority=3)
+        slow.cancel()
+        assert late.result(60).finish_reason == "deadline"
+        assert urgent.result(60).usage.total_time < usual.result(60).usage.total_time
+
+
+def test_closing_ends_what_runs_and_refuses_the_rest(llm: mlxrun.LLM) -> None:
+    engine = llm.engine(parallel=1)
+    running = engine.submit("tea", max_tokens=200, ignore_eos=True)
+    waiting = engine.submit("tea", max_tokens=5)
+    next(iter(running))
+    engine.close()
+    assert running.result(5).finish_reason == "cancelled"
+    assert waiting.done
+    with pytest.raises(EngineClosedError):
+        engine.submit("tea")
+    engine.close()
+
+
+def test_a_result_that_takes_too_long(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
+    handle = engine.submit("tea", max_tokens=200, ignore_eos=True)
+    with pytest.raises(TimeoutError, match=r"after 0\.001 s"):
+        handle.result(0.001)
+    handle.cancel()
+    assert handle.result(60).finish_reason == "cancelled"
+
+
+def test_what_is_wrong_is_refused_at_once(engine: mlxrun.Engine) -> None:
+    for options in ({"temperature": -1}, {"deadline": -1}, {"nonsense": 1}):
+        with pytest.raises((MlxrunError, TypeError)):
+            engine.submit("tea", **options)
+    with pytest.raises(ContextLengthError):
+        engine.submit([5] * 300)
+    with pytest.raises(ParameterError):
+        engine.submit(mlxrun.Request([10**6]))
+
+
+def test_a_check_compares_alone_with_together(llm: mlxrun.LLM) -> None:
+    seen: list[tuple[int, int]] = []
+    ways = check_batch(
+        llm, requests=4, tokens=8, parallel=3, progress=lambda *done: seen.append(done)
+    )
+    assert [way.name for way in ways] == [
+        f"{kind}, {way}" for kind in ("greedy", "seeded") for way in ("default", "deterministic")
+    ]
+    assert all(way.requests == way.equal == 4 for way in ways)
+    assert all(way.tokens == way.same > 0 for way in ways)
+    assert seen[-1] == (24, 24)
+
+
+def test_the_interpreter_may_end_with_an_engine_open(tmp_path: Path) -> None:
+    path = Tiny().write(tmp_path / "m.gguf")
+    code = (
+        "import sys, mlxrun\n"
+        "engine = mlxrun.load(sys.argv[1]).engine()\n"
+        "next(iter(engine.submit('tea', max_tokens=100, ignore_eos=True)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
