@@ -76,6 +76,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "mlxrun.planning": (
         "converters",
+        "mlxrun.model",
         "mlxrun.loading",
         "mlxrun.models",
         "mlxrun.cache",
@@ -91,6 +92,7 @@ WITHOUT_MLX = (
     "mlxrun.generation.request",
     "mlxrun.generation.parameters",
     "mlxrun.generation.scheduler",
+    "mlxrun.cache.radix",
     "converters.gguf.reader",
     "converters.gguf.tokenizer",
 )

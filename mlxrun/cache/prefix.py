@@ -172,9 +172,12 @@ class PrefixCache:
             tokens,
             lambda start, stop: Segment(tuple(memory.cut(start, stop) for memory in memories)),
         )
-        if whole and node.kept is None:
+        new = whole and node.kept is None
+        if new:
             self._tree.keep(node, Snapshot(tuple(memory.snapshot() for memory in memories)))
         self._tree.evict(self.budget)
+        if new and self._tree.nbytes > self.budget:  # all is in use, the node as well
+            self._tree.keep(node, None)
         assert node.segment is not None
         if node in self._tree:
             _queue(node.segment, node.kept)
@@ -199,16 +202,17 @@ class PrefixCache:
 
 
 def _snapshots(match: Match[Segment, Snapshot]) -> Iterator[tuple[int, Place]]:
-    """Places with a snapshot: the first behind a match, then those before it."""
+    """Places with a snapshot: at a match or else the first behind it, then those before it."""
     node, length = match
-    below: Place | None = node
-    while below is not None and (below.kept is None or below.end < length):
-        below = next(reversed(below.children.values()), None)
-    if below is not None and length:
-        yield length, below
-    for above in reversed(node.path()):
-        if above.kept is not None and above.end < length:
-            yield above.end, above
+    before = [place for place in reversed(node.path()) if place.kept and place.end <= length]
+    if length and not (before and before[0].end == length):
+        below: Place | None = node
+        while below is not None and (below.kept is None or below.end < length):
+            below = next(reversed(below.children.values()), None)
+        if below is not None:
+            yield length, below
+    for place in before:
+        yield place.end, place
 
 
 def _restored(empty: Sequence[Memory], node: Place, length: int) -> list[Memory]:

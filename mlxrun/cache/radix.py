@@ -34,8 +34,8 @@ class Sized(Protocol):
     def nbytes(self) -> int: ...
 
 
-# Bytes that a node takes besides what it holds, and each of its tokens: about what Python needs.
-NODE, TOKEN = 512, 8
+# Bytes that a token of a node takes besides what it left behind: its id, and a share of the node.
+TOKEN = 32
 
 S = TypeVar("S", bound=Splits)
 K = TypeVar("K", bound=Sized)
@@ -72,7 +72,7 @@ class Node(Generic[S, K]):
     def nbytes(self) -> int:
         """What the node takes, its descendants apart."""
         held = (self.segment, self.kept)
-        return NODE + TOKEN * len(self.tokens) + sum(part.nbytes for part in held if part)
+        return TOKEN * len(self.tokens) + sum(part.nbytes for part in held if part)
 
     def path(self) -> list[Node[S, K]]:
         """The nodes from below the root to this one."""
@@ -155,7 +155,7 @@ class RadixTree(Generic[S, K]):
         self.use(node)
         return node
 
-    def keep(self, node: Node[S, K], kept: K) -> None:
+    def keep(self, node: Node[S, K], kept: K | None) -> None:
         """Note what is the case at the end of a node."""
         self.nbytes -= node.nbytes
         node.kept = kept

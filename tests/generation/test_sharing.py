@@ -1,0 +1,221 @@
+"""What sequences share of their beginnings changes no tokens, and stays within its bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from test_serving import KINDS, PARAMS, VOCABULARY, Ask, Counted, alone, model_of, play
+from tiny_models import Tiny
+
+from converters.gguf.reader import read_gguf
+from mlxrun.cache.prefix import PrefixCache
+from mlxrun.generation import sharing
+from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.generation.request import Request
+from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.serving import Job, Service
+from mlxrun.loading.gguf import load_gguf
+
+FORMATS: list[dict[str, Any]] = [
+    {},
+    {"window": 12, "keep": 2},
+    {"keys": "q8", "values": "q4"},
+    {"keys": "q4", "values": "f16", "window": 20},
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = Tiny(hidden=64, heads=2, kv_heads=1, ffn=48, vocab=VOCABULARY + 160).write(
+        tmp_path_factory.mktemp("tiny") / "x.gguf"
+    )
+    return load_gguf(read_gguf(path), dtype="float32").model
+
+
+def family(rng: np.random.Generator, count: int, longest: int) -> list[list[int]]:
+    """Prompts that branch off from each other at random places."""
+    known = [rng.integers(3, VOCABULARY, longest).tolist()]
+    while len(known) < count:
+        origin = known[rng.integers(len(known))]
+        tail = rng.integers(3, VOCABULARY, rng.integers(1, longest // 2)).tolist()
+        known.append([*origin[: rng.integers(len(origin))], *tail])
+    return known
+
+
+def submit(service: Service, model: Any, ask: Ask, **formats: Any) -> tuple[int, Counted]:
+    """Queue a request; its key, and what says how much of it was cached."""
+    reply = Counted(ask.limit, ask.end)
+    sampler = Sampler(ask.params, VOCABULARY, context_tokens=ask.prompt)
+    request, cache = Request(ask.prompt, ask.params, ask.limit), model.make_cache(**formats)
+    job = Job(request, sampler, reply, ask.limit, cache, 0, ask.got.append)  # type: ignore[arg-type]
+    return service.submit(job), reply
+
+
+def served(
+    model: Any, asks: list[Ask], prefixes: PrefixCache, rows: int = 3, **formats: Any
+) -> list[int]:
+    """Serve requests together; how many tokens of each were cached."""
+    service = Service(model, rows=rows, prefixes=prefixes)
+    replies = [submit(service, model, ask, **formats)[1] for ask in asks]
+    play(service)
+    return [reply.cached for reply in replies]
+
+
+def asks_of(prompts: list[list[int]], limit: int = 6) -> list[Ask]:
+    kinds = ("greedy", "seeded", "mixed")
+    return [Ask(p, 1 + i % limit, PARAMS[kinds[i % 3]](i)) for i, p in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_memory_goes_on_from_what_was_kept(tmp_path: Path, name: str) -> None:
+    model = model_of(name, tmp_path)
+    prompts = family(np.random.default_rng(1), 8, 60)
+    prefixes = PrefixCache(1 << 30, worth=2)
+    cold = [alone(model, ask) for ask in asks_of(prompts)]
+    for _ in range(2):
+        asks = asks_of(prompts)
+        cached = served(model, asks, prefixes)
+        assert [ask.tokens for ask in asks] == cold
+    assert sum(cached) > sum(map(len, prompts)) // 2
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_every_format_and_window_goes_on_from_what_was_kept(
+    tiny: Any, formats: dict[str, Any]
+) -> None:
+    prompts = family(np.random.default_rng(2), 8, 60)
+    prefixes, off = PrefixCache(1 << 30, worth=2), PrefixCache(0)
+    cold, first, second = asks_of(prompts), asks_of(prompts), asks_of(prompts)
+    assert not any(served(tiny, cold, off, **formats))
+    served(tiny, first, prefixes, **formats)
+    assert sum(served(tiny, second, prefixes, **formats)) > sum(map(len, prompts)) // 2
+    wanted = [ask.tokens for ask in cold]
+    assert [ask.tokens for ask in first] == wanted
+    assert [ask.tokens for ask in second] == wanted
+
+
+@pytest.mark.parametrize("name", ["tiny", "gemma3-windows", "mamba2-130m", "falcon-h1-500m"])
+def test_random_budgets_arrivals_and_cancellations(tiny: Any, tmp_path: Path, name: str) -> None:
+    model = tiny if name == "tiny" else model_of(name, tmp_path)
+    prompts = family(np.random.default_rng(3), 10, 40)
+    wanted = [alone(model, ask) for ask in asks_of(prompts)]
+    for seed in range(12 if name == "tiny" else 3):
+        rng = np.random.default_rng(seed)
+        budget = int(rng.choice([0, 20_000, 60_000, 10**9]))
+        prefixes = PrefixCache(budget, worth=int(rng.integers(1, 20)))
+        service = Service(model, rows=int(rng.integers(1, 5)), prefixes=prefixes)
+        coming = [int(i) for i in rng.integers(len(prompts), size=14)]
+        running: dict[int, tuple[int, Ask]] = {}
+        while coming or service.busy:
+            assert prefixes.nbytes <= budget
+            if coming and rng.random() < 0.4:
+                number = coming.pop()
+                ask = asks_of(prompts)[number]
+                running[submit(service, model, ask)[0]] = number, ask
+            elif running and rng.random() < 0.05:
+                service.cancel(int(rng.choice(list(running))))
+            else:
+                service.step()
+        for number, ask in running.values():
+            expected = wanted[number]
+            cut = len(ask.tokens) if ask.reason == "cancelled" else None
+            assert ask.tokens == expected[:cut], (seed, number)
+        prefixes.clear()
+        assert prefixes.nbytes == 0, "somebody still uses something"
+
+
+@pytest.mark.parametrize("name", ["tiny", "gemma3-windows", "falcon-h1-500m"])
+def test_deterministic_hits_have_the_logits_of_a_cold_start(
+    tiny: Any, tmp_path: Path, name: str
+) -> None:
+    """Bit for bit: whole chunks are taken over, and the rest is read as it would be."""
+    model = tiny if name == "tiny" else model_of(name, tmp_path)
+    rng = np.random.default_rng(4)
+    base = rng.integers(3, VOCABULARY, 2 * PREFILL_CHUNK + 40).tolist()
+    prompts = [base[:cut] + rng.integers(3, VOCABULARY, 9).tolist() for cut in (1064, 1030, 700)]
+    prefixes = PrefixCache(1 << 30)
+    logits: dict[bool, list[np.ndarray]] = {}
+    cached = []
+    for warm in (False, True):
+        service = Service(
+            model, rows=1, deterministic=True, prefixes=prefixes if warm else PrefixCache(0)
+        )
+        logits[warm] = seen = []
+        draw = service.batch._samplers.sample
+
+        def record(samplers: Any, given: mx.array, draw: Any = draw, seen: Any = seen) -> Any:
+            seen.append(np.array(given))
+            return draw(samplers, given)
+
+        service.batch._samplers.sample = record  # type: ignore[method-assign]
+        for prompt in prompts:
+            ask = Ask(prompt, 4, PARAMS["greedy"](0))
+            reply = submit(service, model, ask)[1]
+            play(service)
+            cached.append(reply.cached)
+    assert cached == [0, 0, 0, 0, 2 * PREFILL_CHUNK, PREFILL_CHUNK]
+    for one, other in zip(logits[False], logits[True], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_requests_that_come_together_read_what_they_share_once(tiny: Any) -> None:
+    rng = np.random.default_rng(5)
+    base = rng.integers(3, VOCABULARY, 600).tolist()
+    asks = [Ask([*base, 3 + i, 40], 3, PARAMS["greedy"](0)) for i in range(8)]
+    service = Service(tiny, rows=8, prefixes=PrefixCache(1 << 30))
+    replies = [submit(service, tiny, ask)[1] for ask in asks]
+    play(service)
+    assert [reply.cached for reply in replies] == [0, *[600] * 7]
+    assert service.batch.computed - service.batch.wasted == 600 + 8 * (2 + 3 - 1)
+
+
+def test_one_that_waits_goes_on_when_the_other_is_cancelled(tiny: Any) -> None:
+    rng = np.random.default_rng(6)
+    base = rng.integers(3, VOCABULARY, 300).tolist()
+    first, second = (Ask([*base, 5 + i], 3, PARAMS["greedy"](0)) for i in range(2))
+    service = Service(tiny, rows=2, prefixes=PrefixCache(1 << 30))
+    key = submit(service, tiny, first)[0]
+    service.step()
+    submit(service, tiny, second)
+    service.step()
+    service.cancel(key)
+    play(service)
+    assert second.tokens == alone(tiny, second)
+
+
+def test_a_conversation_finds_its_reply_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    prefixes = PrefixCache(1 << 30)
+    model = model_of("llama-mqa", tmp_path)
+    first = Ask(rng.integers(3, VOCABULARY, 40).tolist(), 30, PARAMS["greedy"](0))
+    served(model, [first], prefixes)
+    second = Ask([*first.prompt, *first.tokens, 5, 6, 7], 4, PARAMS["greedy"](0))
+    assert served(model, [second], prefixes) == [40 + 29]  # the last token was never read
+    assert second.tokens == alone(model, second)
+
+
+def test_many_requests_stay_within_the_budget(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "EVERY", 16)
+    rng = np.random.default_rng(8)
+    budget = 300_000
+    prefixes = PrefixCache(budget, worth=4)
+    service = Service(tiny, rows=4, prefixes=prefixes)
+
+    def serve(count: int) -> int:
+        for prompt in family(rng, count, 60):
+            submit(service, tiny, Ask(prompt, 2, PARAMS["greedy"](0)))
+        while service.busy:
+            service.step()
+            assert prefixes.nbytes <= budget
+        mx.clear_cache()
+        return mx.get_active_memory()
+
+    serve(60)
+    before = serve(60)
+    after = serve(150)
+    assert prefixes.figures.evicted > 100
+    assert after - before < budget // 4
