@@ -51,7 +51,8 @@ def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
         )
 
 
-# For these llama.cpp reads more than YaRN's factor; others have the paper's constants.
+# Others have the paper's constants, as llama.cpp does not ask their files. Nor does it those of
+# DeepSeek's line, of which Kimi K2 has been trained with others.
 _OWN_YARN = ("deepseek2", "deepseek32", "mistral3", "mistral4")
 
 
@@ -69,9 +70,9 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
             value = gguf.key(f"rope.scaling.yarn_{key}", None)
             if value is not None:
                 scaling[key] = tidy(value)
-        all_dim = float(gguf.key("rope.scaling.yarn_log_multiplier", 0.0))
-        if all_dim:
-            scaling["mscale_all_dim"] = tidy(all_dim)
+    all_dim = float(gguf.key("rope.scaling.yarn_log_multiplier", 0.0))
+    if all_dim and gguf.architecture == "mistral3":
+        scaling["mscale_all_dim"] = tidy(all_dim)
     attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
     if attention != 1.0:
         # mlx-lm reads no key for such an extra factor, so it goes into mscale:

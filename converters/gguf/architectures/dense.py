@@ -106,7 +106,9 @@ def _mistral3(gguf: GGUFFile, config: Config) -> Config:
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
     # Stock mlx-lm asks for both keys, even to say that queries do not sharpen.
     scaling["llama_4_scaling_beta"] = float_of(gguf, "attention.temperature_scale", 0.0)
-    scaling.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
+    context = config["max_position_embeddings"]
+    original = scalar(gguf, "rope.scaling.original_context_length", context)
+    scaling.setdefault("original_max_position_embeddings", original or context)
     scaling["rope_theta"] = config["rope_theta"]
     return {"rope_parameters": scaling}
 

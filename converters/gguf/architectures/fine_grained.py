@@ -35,7 +35,7 @@ from converters.gguf.architectures.row import (
     renamed,
     without,
 )
-from converters.gguf.numbers import float_of, scalar
+from converters.gguf.numbers import float_of, scalar, tidy
 from converters.gguf.reader import GGUFFile
 
 
@@ -69,17 +69,35 @@ def deepseek2(gguf: GGUFFile, config: Config) -> Config:
         "v_head_dim": scalar(gguf, "attention.value_length_mla"),
         "partial_rotary_factor": 1.0,
     }
-    scaling = config.get("rope_scaling") or {}
-    if "mscale_all_dim" in scaling:
-        # llama.cpp's converter stores a tenth of it; both factors are the same in these models.
-        scaling["mscale_all_dim"] *= 10
-        scaling["mscale"] = scaling["mscale_all_dim"]
-    elif scaling.get("type") == "yarn" and scaling["factor"] > 1:
-        # Without it llama.cpp applies YaRN's own factor to all of a head and to its rotated part.
-        growth = 0.1 * math.log(scaling["factor"])
-        scaling |= {"mscale_all_dim": 1.0, "mscale": ((1 + growth) ** 2 - 1) / growth}
+    _sharpen(gguf, config.get("rope_scaling") or {})
     warm = gguf.architecture == "mistral4" or gguf.key("attention.temperature_scale", 0.0)
     return keys | _mistral4(gguf, config, routing) if warm else keys
+
+
+def _sharpen(gguf: GGUFFile, scaling: Config) -> None:
+    """Put what llama.cpp multiplies queries and keys by into a section on scaling.
+
+    It has a factor for all of a head and another for the part that turns, from a key that its
+    converter stores a tenth of. In a section, ``mscale_all_dim`` gives the former by YaRN's
+    formula, and ``mscale`` the product of both.
+    """
+    factor = scaling.get("factor", 1.0)
+    if factor < 1:
+        raise gguf.error(f"{gguf.architecture}.rope.scaling.factor", expected="at least 1")
+    if factor == 1:
+        return
+    growth = 0.1 * math.log(factor)
+    stated = 0.0
+    if gguf.architecture != "glm-dsa":  # the one that does not ask for it
+        stated = 10 * float_of(gguf, "rope.scaling.yarn_log_multiplier", 0.0)
+    yarn = scaling["type"] == "yarn"
+    # DeepSeek 2 has the same factor twice, which cancels out; without YaRN nothing does.
+    both = stated if gguf.architecture == "deepseek2" and stated and yarn else 1.0
+    turned = (1 + both * growth) / (1 + stated * growth if yarn else 1)
+    turned *= float_of(gguf, "rope.scaling.attn_factor", 1.0)
+    whole = turned * (1 + stated * growth)
+    scaling["mscale_all_dim"] = tidy((whole - 1) / growth)
+    scaling["mscale"] = tidy(((turned if yarn else 1) * whole - 1) / growth)
 
 
 def _without_experts(gguf: GGUFFile, config: Config) -> Config:

@@ -46,10 +46,11 @@ def _glm_dsa(gguf: GGUFFile, config: Config) -> Config:
             f"{gguf.architecture}.attention.indexer.types",
             expected="an index of its own in every layer: sharing one is not supported",
         )
+    latent = _deepseek32(gguf, config)
     plain = {"rope_type": "default", "type": "default"}
-    scaling = {**(config.get("rope_scaling") or plain), "rope_theta": config["rope_theta"]}
+    scaling = {**(latent["rope_scaling"] or plain), "rope_theta": config["rope_theta"]}
     return {
-        **_deepseek32(gguf, config),
+        **latent,
         "model_type": "glm_moe_dsa",
         "architectures": ["GlmMoeDsaForCausalLM"],
         "scoring_func": "sigmoid",
