@@ -121,11 +121,23 @@ def _scores(attention: Attention | LatentAttention, run: Run) -> int:
     return 0 if fused else 3 if attention.sinks else 1
 
 
+def weights(config: ModelConfig) -> int:
+    """About how many weights a model has: its matrices."""
+    hidden = config.hidden_size
+    total = (1 if config.tied else 2) * config.vocab_size * hidden
+    for block in config.layers:
+        fed = block.feed_forward
+        experts = 3 * hidden * fed.size * fed.count if isinstance(fed, Experts) else 0
+        total += _matrices(block, hidden) + experts
+    return total
+
+
 def _matrices(block: Block, hidden: int) -> int:
     """Weights of the matrices that are unpacked for a pass; experts are not."""
     fed, attention = block.feed_forward, block.attention
     plain = fed.shared if isinstance(fed, Experts) else fed
-    total = 3 * hidden * plain.size if plain else 0
+    parts = 2 if plain and len(plain.names) == 2 and not plain.fused else 3
+    total = parts * hidden * plain.size if plain else 0
     if isinstance(attention, LatentAttention):
         wide = attention.head_dim + attention.rope.dims + 2 * attention.value_dim
         return total + attention.heads * (hidden * wide + attention.latent * attention.head_dim)

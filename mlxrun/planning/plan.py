@@ -96,9 +96,15 @@ class MemoryPlan:
         """The most sequences of ``context`` tokens that fit at once; 0 if none does."""
         return _most(lambda n: self.terms(context, n).fits)
 
-    def cost(self, prompt_tokens: int, max_tokens: int) -> int:
-        """Bytes that one request takes at its longest, beside :attr:`shared`."""
-        return self.footprint.stored(prompt_tokens + max_tokens)
+    def cost(self, prompt_tokens: int, max_tokens: int, context: int = 0) -> int:
+        """Bytes that the caches of one request take at its longest.
+
+        Args:
+            context: tokens of the longest sequence that may be beside it: rows that share arrays
+                all have the capacity of the longest.
+        """
+        tokens = prompt_tokens + max_tokens
+        return self.footprint.stored(max(tokens, context) if self.footprint.joint else tokens)
 
     def available(self, context: int, parallel: int) -> int | None:
         """Bytes that the caches of all live sequences may take; None where there is no limit.

@@ -15,11 +15,15 @@ from mlxrun.footprint import Footprint
 from mlxrun.loading.model import foreign_classes
 from mlxrun.loading.run import DTYPES
 from mlxrun.memory import on_cpu, room
+from mlxrun.model import Model
 from mlxrun.models.families import model_config
-from mlxrun.planning.native import AS_IT_COMES, Run
+from mlxrun.planning.native import AS_IT_COMES, Run, weights
 from mlxrun.planning.native import footprint as native_footprint
-from mlxrun.planning.plan import MemoryPlan
+from mlxrun.planning.plan import ALONE, MemoryPlan
 from mlxrun.planning.weights import Held, of_directory, of_gguf
+
+# Weights that take less than this part of plain ones are packed.
+_PACKED = 0.75
 
 
 def plan_source(
@@ -47,6 +51,28 @@ def plan_source(
         config = gguf_config(gguf)
         held = of_gguf(gguf, dtype=dtype, policy=policy)
     return MemoryPlan(footprint(config, held, cache), held.nbytes, room()), held
+
+
+def plan_loaded(
+    model: Model[Any],
+    config: Mapping[str, Any],
+    *,
+    cache: Wanted = AS_IT_COMES,
+    beside: int = ALONE,
+) -> MemoryPlan:
+    """The plan of a model that is loaded, for admission to an engine.
+
+    Args:
+        model: as :func:`mlxrun.load` gives it.
+        config: its ``config.json``.
+        cache: what is asked of caches.
+        beside: tokens of prompts in a pass beside others that decode.
+    """
+    dtype = str(model.dtype).removeprefix("mlx.core.")
+    ours = foreign_classes(config) is None
+    plain = weights(model_config(dict(config))) * model.dtype.size if ours else 0
+    held = Held(model.nbytes, dtype, model.nbytes < _PACKED * plain, "as loaded")
+    return MemoryPlan(footprint(config, held, cache), model.nbytes, room(), beside)
 
 
 def footprint(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES) -> Footprint:

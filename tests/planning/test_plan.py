@@ -1,0 +1,122 @@
+"""The memory plan: what weights and caches take, what fits, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.cache.choice import Wanted
+from mlxrun.errors import MemoryLimitError
+from mlxrun.footprint import Footprint, Layer
+from mlxrun.generation.scheduler import Scheduler
+from mlxrun.planning.plan import MemoryPlan
+from mlxrun.planning.source import plan_loaded, plan_source
+
+MB = 10**6
+
+sizes = st.integers(0, 5000)
+layers = st.builds(
+    Layer,
+    token=st.integers(1, 5000),
+    window=st.none() | st.integers(1, 2000),
+    stream=sizes,
+    pair=st.integers(0, 64),
+    seen=sizes,
+)
+footprints = st.builds(
+    Footprint, st.lists(layers, min_size=1, max_size=4).map(tuple), sizes, joint=st.booleans()
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Tiny(head_dim=32).write(tmp_path_factory.mktemp("plan") / "model.gguf")
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> mlxrun.LLM:
+    return mlxrun.load(path)
+
+
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("types", [(None, None), ("f16", "f16"), ("q8", "q4")], ids=str)
+@pytest.mark.parametrize("tokens", [5, 256, 257, 700])
+def test_stored_is_what_caches_allocate(
+    llm: mlxrun.LLM,
+    path: Path,
+    tokens: int,
+    types: tuple[str | None, str | None],
+    window: int | None,
+) -> None:
+    wanted = Wanted(window, 4 if window else 0, *types)
+    caches = llm.model.make_cache(window=window, keep=wanted.keep, keys=types[0], values=types[1])
+    llm.model(mx.zeros((1, tokens), mx.int32), caches, last_only=True)
+    plan, _ = plan_source(path, cache=wanted)
+    assert plan.footprint.stored(tokens) == sum(cache.nbytes for cache in caches)
+    loaded = plan_loaded(llm.model, llm.config, cache=wanted)
+    assert (loaded.footprint, loaded.weights) == (plan.footprint, plan.weights)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "F16", "F32"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_before_loading_are_those_after(tmp_path: Path, kind: str, dtype: str) -> None:
+    gguf = Tiny(kinds={"*": kind}).write(tmp_path / "m.gguf")
+    assert plan_source(gguf, dtype=dtype)[0].weights == mlxrun.load(gguf, dtype=dtype).model.nbytes
+    mlxrun.convert(gguf, tmp_path / "converted")
+    directory = tmp_path / "converted"
+    loaded = mlxrun.load(directory, dtype=dtype)
+    assert plan_source(directory, dtype=dtype)[0].weights == loaded.model.nbytes
+
+
+@given(footprints, st.integers(1, 5000), st.integers(1, 64), st.integers(1, 10**9))
+def test_the_largest_that_fits(
+    footprint: Footprint, context: int, parallel: int, limit: int
+) -> None:
+    plan = MemoryPlan(footprint, weights=10**6, limit=limit, beside=64)
+    longest, most = plan.context_for(parallel), plan.parallel_for(context)
+    assert longest == 0 or plan.terms(longest, parallel).fits
+    assert most == 0 or plan.terms(context, most).fits
+    assert not plan.terms(context, most + 1).fits
+
+
+@given(footprints, st.integers(1, 5000), st.integers(1, 16))
+def test_more_takes_more(footprint: Footprint, context: int, parallel: int) -> None:
+    plan = MemoryPlan(footprint, weights=0, limit=0)
+    terms = plan.terms(context, parallel)
+    assert terms.fits  # nobody says how much there is
+    assert terms.scratch > 0
+    assert terms.total == terms.sequence * parallel + terms.scratch + terms.reserve
+    assert plan.terms(context, parallel + 1).sequence == terms.sequence
+    assert plan.terms(2 * context, parallel).sequence >= terms.sequence
+
+
+def test_windows_bound_what_is_remembered() -> None:
+    layer = Layer(token=10, window=300)
+    assert [layer.stored(n) for n in (0, 1, 256, 257, 10**6)] == [0, 2560, 2560, 3000, 3000]
+    assert [Layer(token=1, step=256).stored(n) for n in (1, 513)] == [256, 768]
+
+
+def test_what_can_never_run_is_refused_at_once() -> None:
+    plan = MemoryPlan(Footprint((Layer(token=1000),), 0), 20 * MB, 220 * MB)
+    memory = plan.available(context=4096, parallel=4)
+    scheduler = Scheduler(rows=4, memory=memory)
+    scheduler.submit(1, 100, cost=plan.cost(100, 100))
+    with pytest.raises(MemoryLimitError) as refused:
+        scheduler.submit(2, 100_000, cost=plan.cost(100_000, 100))
+    assert (refused.value.needed, refused.value.available) == (plan.cost(100_000, 100), memory)
+    with pytest.raises(MemoryLimitError):
+        plan.check(100_000)
+    assert plan.check(1000).fits
+
+
+def test_rows_that_share_arrays_cost_what_the_longest_does() -> None:
+    shared = MemoryPlan(Footprint((Layer(token=1),), 0), 0, 0)
+    assert shared.cost(10, 10, context=1000) == shared.cost(900, 100) == 1024
+    alone = MemoryPlan(Footprint((Layer(token=1),), 0, joint=False), 0, 0)
+    assert alone.cost(10, 10, context=1000) == 256
