@@ -43,6 +43,8 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("plamo-13b", {"rope.scaling.factor": 2.0}, "rope.scaling"),
     ("qwen2vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
     ("qwen3vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
+    ("qwen3vlmoe", {"rope.dimension_sections": {"i32": [3, 3, 1, 0]}}, "for the 8 pairs"),
+    ("qwen35-9b", {"rope.dimension_count": 32}, "for the 16 pairs"),
     ("spark2_5-gated", {"rope.scaling.factor": 2.0}, "rope.scaling"),
 ]
 

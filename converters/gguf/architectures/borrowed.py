@@ -6,6 +6,7 @@ Their files become that model, which every runtime knows: a Llama with another t
 from __future__ import annotations
 
 from converters.gguf.architectures.keys import fused_qkv, stablelm
+from converters.gguf.architectures.limits import text_alone
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
@@ -37,14 +38,7 @@ def _minicpm(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _of_text(gguf: GGUFFile, config: Config) -> Config:
-    """Of text alone, the sections of a rotation by time, height and width are at one position."""
-    sections = gguf.key("rope.dimension_sections", None)
-    if sections is not None and len(sections) > 3 and sections[3]:
-        raise gguf.error(
-            f"{gguf.architecture}.rope.dimension_sections",
-            expected="three sections: llama.cpp leaves a fourth one unturned in text",
-            found=str(list(map(int, sections))),
-        )
+    text_alone(gguf, config, interleaved=gguf.architecture == "qwen3vl")
     return {}
 
 

@@ -13,6 +13,7 @@ from converters.gguf.architectures.keys import (
     unscaled,
     windows,
 )
+from converters.gguf.architectures.limits import text_alone
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
@@ -76,15 +77,14 @@ def _minimax_m2(gguf: GGUFFile, config: Config) -> Config:
     }
 
 
+def _qwen3moe(gguf: GGUFFile, config: Config) -> Config:
+    if gguf.architecture == "qwen3vlmoe":
+        text_alone(gguf, config, interleaved=True)
+    return {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+
+
 _QWEN3_MOE = Architecture(
-    "qwen3_moe",
-    "Qwen3MoeForCausalLM",
-    SPARSE_LLAMA | QK_NORMS,
-    keys=lambda gguf, config: {
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    },
+    "qwen3_moe", "Qwen3MoeForCausalLM", SPARSE_LLAMA | QK_NORMS, keys=_qwen3moe
 )
 
 
@@ -227,6 +227,5 @@ EXPERTS: dict[str, Architecture] = {
         always_biased=True,
     ),
     "qwen3moe": _QWEN3_MOE,
-    # Text comes in as positions along one axis, so its rotary sections do not matter.
     "qwen3vlmoe": _QWEN3_MOE,
 }

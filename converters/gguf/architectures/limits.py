@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from converters.gguf.architectures.row import Config
 from converters.gguf.numbers import layer_count, scalar
 from converters.gguf.reader import GGUFFile
@@ -40,6 +42,29 @@ def whole_heads(gguf: GGUFFile, config: Config) -> None:
     if config["head_dim"] != width:
         key = f"{gguf.architecture}.attention.key_length"
         raise gguf.error(key, expected=f"{width}, the hidden size over the heads")
+
+
+def text_alone(gguf: GGUFFile, config: Config, *, interleaved: bool) -> None:
+    """Refuse sections of a rotation by time, height and width that matter to text, too.
+
+    To text all three are one position; what is in none of them llama.cpp leaves unturned.
+
+    Args:
+        interleaved: pairs are of the three in turns, as far as their sections go.
+
+    Raises:
+        GGUFError: some pairs are in no section.
+    """
+    if gguf.key("rope.dimension_sections", None) is None:
+        return
+    sections = [int(x) for x in np.atleast_1d(gguf.key("rope.dimension_sections"))]
+    pairs = round(config["head_dim"] * config["partial_rotary_factor"]) // 2
+    if any(sections[3:]) or (interleaved and sum(sections) != pairs):
+        raise gguf.error(
+            f"{gguf.architecture}.rope.dimension_sections",
+            expected=f"three sections for the {pairs} pairs that turn",
+            found=str(sections),
+        )
 
 
 def needs_experts(gguf: GGUFFile, config: Config) -> None:

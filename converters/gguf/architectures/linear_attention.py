@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from converters.gguf.architectures.fused import Rows, gate_and_up, shape_of
+from converters.gguf.architectures.limits import text_alone
 from converters.gguf.architectures.row import (
     ATTENTION,
     GATED,
@@ -126,6 +127,8 @@ def _interleaved(fused: str, *names: str) -> Callable[[GGUFFile], list[tuple[str
 
 def _delta_net(gguf: GGUFFile, config: Config) -> Config:
     keys, values, width, value_width = _heads(gguf)
+    if gguf.architecture != "qwen3next":
+        text_alone(gguf, config, interleaved=True)
     return {
         "linear_num_key_heads": keys,
         "linear_num_value_heads": values,
