@@ -29,7 +29,6 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.serving import BUDGET_CPU, BUDGET_GPU, Job, Service
 from mlxrun.memory import on_cpu
-from mlxrun.planning.plan import MemoryPlan
 from mlxrun.planning.source import plan_source
 
 from .make_random_gguf import SHAPES, write
@@ -133,9 +132,9 @@ def _ignore(_: object) -> None:
 
 def predict(path: Path, cell: Cell, prompt: int) -> int:
     """The plan's peak in bytes, from the headers of a model's files."""
-    plan, _ = plan_source(path, cache=Wanted(None, 0, cell.keys, cell.values))
     budget = BUDGET_CPU if on_cpu() else BUDGET_GPU
-    plan = MemoryPlan(plan.footprint, plan.weights, plan.limit, budget)
+    wanted = Wanted(None, 0, cell.keys, cell.values)
+    plan, _ = plan_source(path, cache=wanted, beside=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak
 
 

@@ -23,7 +23,9 @@ from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, describe
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
+from mlxrun.generation.serving import BUDGET_CPU, BUDGET_GPU
 from mlxrun.loading.run import DTYPES, resolve_dtype
+from mlxrun.memory import on_cpu
 from mlxrun.planning.source import plan_source
 from mlxrun.planning.weights import of_gguf
 
@@ -64,7 +66,8 @@ def inspect_model(
     facts["plan"] = None
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
-        plan, held = plan_source(source, cache=Wanted(None, 0, *cache))
+        beside = BUDGET_CPU if on_cpu() else BUDGET_GPU
+        plan, held = plan_source(source, cache=Wanted(None, 0, *cache), beside=beside)
         tokens = context or facts["model"]["context_length"]
         facts["plan"] = plan_facts(plan, held, tokens, parallel)
     return facts

@@ -32,6 +32,7 @@ def plan_source(
     dtype: str | None = None,
     policy: str | None = None,
     cache: Wanted = AS_IT_COMES,
+    beside: int = ALONE,
 ) -> tuple[MemoryPlan, Held]:
     """The plan of a model, and how its weights would be held.
 
@@ -39,6 +40,7 @@ def plan_source(
         source: a GGUF, or a model directory.
         dtype, policy: as :func:`mlxrun.load` takes them.
         cache: what is asked of caches.
+        beside: tokens of prompts in a pass beside others that decode.
 
     Raises:
         MlxrunError: the model cannot be run, or its header is damaged.
@@ -50,7 +52,7 @@ def plan_source(
         gguf = read_gguf(source) if isinstance(source, Path) else source
         config = gguf_config(gguf)
         held = of_gguf(gguf, dtype=dtype, policy=policy)
-    return MemoryPlan(footprint(config, held, cache), held.nbytes, room()), held
+    return MemoryPlan(footprint(config, held, cache), held.nbytes, room(), beside), held
 
 
 def plan_loaded(

@@ -170,3 +170,29 @@ def test_damaged_safetensors(mlxrun_cli, tmp_path, header):
 def test_damaged_config(mlxrun_cli, tmp_path):
     (tmp_path / "config.json").write_text("[1]")
     assert "not a JSON object" in mlxrun_cli("inspect", tmp_path).error
+
+
+def test_the_memory_plan(mlxrun_cli, mixed, monkeypatch):
+    """Its terms add up, the largest that fits does fit, and what is printed is the same."""
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "200MB")
+    options = ("--context", "1000", "--parallel", "4", "--cache-type-k", "q8")
+    plan = json.loads(mlxrun_cli("inspect", mixed, "--json", *options).out)["plan"]
+    caches = 4 * plan["sequence"]
+    assert plan["total"] == plan["weights"] + caches + plan["scratch"] + plan["reserve"]
+    assert plan["weights"] == mlxrun.load(mixed).model.nbytes
+    assert (plan["fits"], plan["available"]) == (True, 200_000_000)
+    longest = str(plan["largest_context"])
+    for context, fits in ((longest, True), (str(int(longest) + 1), False)):
+        told = mlxrun_cli("inspect", mixed, "--json", *options, "--context", context).out
+        assert json.loads(told)["plan"]["fits"] is fits
+    out = mlxrun_cli("inspect", mixed, *options).out
+    assert "Memory plan: 4 sequences of 1000 tokens" in out
+    room = f"There is room for 4 sequences of up to {longest} tokens, and for up to "
+    assert f"It fits. {room}{plan['largest_parallel']} of 1000 tokens." in out
+
+
+def test_a_cache_that_does_not_fit_the_heads(mlxrun_cli, tmp_path):
+    path = Tiny(head_dim=6, kv_heads=1).write(tmp_path / "odd.gguf")
+    result = mlxrun_cli("inspect", path, "--cache-type-k", "q4")
+    assert result.code == 1
+    assert "divide neither the heads of this model" in result.error
