@@ -60,6 +60,7 @@ def model_config(gguf: GGUFFile) -> Config:
             config[f"{name}_token_id"] = int(token)
     if with_experts or "ffn_down_exps" in architecture.required:
         config |= experts(gguf, config)
+        config["intermediate_size"] = config["intermediate_size"] or config["moe_intermediate_size"]
     config |= architecture.keys(gguf, config)
     if scalar(gguf, "expert_group_count", 0) > 1 and "n_group" not in config:
         key = f"{gguf.architecture}.expert_group_count"

@@ -34,6 +34,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("exaone-small", {"rope.dimension_count": 4}, "the whole head"),
     ("exaone-small", {"rope.scaling.type": "longrope"}, "longrope with its factors"),
     ("granite-moe", {"rope.scaling.finetuned": False}, "expected True"),
+    ("gemma3n-e2b", {"attention.shared_kv_layers": 3}, "expected 2"),
     ("minicpm3-4b", {"attention.layer_norm_rms_epsilon": 1e-6}, "MiniCPM 3"),
     ("mistral3-moe", {"attention.temperature_scale": 0.1}, "temperature_scale"),
     ("mpt-7b", {"attention.max_alibi_bias": 0.0}, "ALiBi or learnt"),

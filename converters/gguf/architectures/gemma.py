@@ -148,6 +148,9 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
     tied(gguf)
     unscaled(gguf, config)
     only(gguf, "altup.num_inputs", _STREAMS + 1)
+    # llama.cpp does not ask: those beyond the twentieth, which is so in both sizes of the model.
+    shared = max(0, layer_count(gguf) - 20)
+    only(gguf, "attention.shared_kv_layers", shared)
     # A scale is the quantile of the normal distribution that activations must reach.
     scales = np.atleast_1d(gguf.key("activation_sparsity_scale", -math.inf))
     if scales.dtype.kind != "f" or len(scales) not in (1, layer_count(gguf)):
@@ -162,7 +165,7 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
         **_inputs(gguf),
         "model_type": "gemma3n_text",
         "intermediate_size": per_layer(gguf, "feed_forward_length"),
-        "num_kv_shared_layers": scalar(gguf, "attention.shared_kv_layers"),
+        "num_kv_shared_layers": shared,
         "rope_local_base_freq": float_of(gguf, "rope.freq_base_swa", 10000.0),
         "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 30.0),
         "activation_sparsity_pattern": sparsity,
