@@ -87,7 +87,8 @@ class Layer:
         unpacked = self.matrices if queries > 1 else 0
         expanded = self.read * keys * rows + (self.seen * keys if queries > rows else 0)
         attention = self.pair * queries * keys + mask + expanded
-        return self.stream * queries + attention + unpacked
+        # Most matrices are those of the feed-forward, when the scores are gone.
+        return self.stream * queries + max(attention, unpacked)
 
 
 @dataclass(frozen=True)
