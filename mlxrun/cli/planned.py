@@ -47,8 +47,8 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     if plan["available"] is not None:
         rows.append(("available", size(plan["available"])))
     sequences = "one sequence" if parallel == 1 else f"{parallel} sequences"
-    title = f"Memory plan: {sequences} of {context} tokens"
-    out.print(table(title, ("", "#"), rows, header=False))
+    out.print(f"Memory plan: {sequences} of {context} tokens")
+    out.print(table("", ("", "#"), rows, header=False))
     if plan["available"] is not None:
         out.print(_verdict(plan, sequences))
 
@@ -56,7 +56,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
 def _verdict(plan: Mapping[str, Any], sequences: str) -> str:
     longest, most = plan["largest_context"], plan["largest_parallel"]
     up_to = "of any length" if longest >= LONGEST else f"of up to {longest} tokens"
-    at_once = "any number" if most >= LONGEST else f"up to {most}"
+    at_once = "any number" if most >= LONGEST else f"up to {most}" if most else "none"
     verdict = "It fits." if plan["fits"] else "It does not fit."
     if not longest and not most:
         return verdict
