@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Memory
+from mlxrun.cache.sparsity import Sparse
 
 M = TypeVar("M", bound=Memory)
 
@@ -74,15 +75,18 @@ class Model(Protocol[M]):
         keep: int = 0,
         keys: str | None = None,
         values: str | None = None,
+        sparse: Sparse | None = None,
     ) -> list[M]:
         """Empty memories, for ``__call__``.
 
         Args:
             window: remember only the last ``window`` tokens, and the first ``keep``.
             keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
+            sparse: which of them a drawn token sees.
 
         Raises:
-            CacheError: the model cannot forget, or stores keys and values in its own way.
+            CacheError: the model cannot forget, needs to see everything, or stores keys and values
+                in its own way.
             ParameterError: no such type, or none that fits the model.
         """
 

@@ -70,9 +70,12 @@ class Memory(ABC):
 
     Attributes:
         offset: tokens seen so far; the position of the next one.
+        prompt: the first so many tokens are a prompt's, which whoever reads it says before. What
+            shows drawn tokens less than it holds goes by it.
     """
 
     offset: int = 0
+    prompt: int = 0
 
     @abstractmethod
     def trim(self, n: int) -> int:

@@ -13,6 +13,8 @@ from mlxrun.cache.channels import ChannelCache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import Format, format_of
 from mlxrun.cache.rotating import RotatingCache
+from mlxrun.cache.sparse import BlockCache, StridedCache
+from mlxrun.cache.sparsity import Blocks, Sparse, Strided
 from mlxrun.cache.types import Shape, cache_type
 from mlxrun.errors import CacheError, ParameterError
 
@@ -59,6 +61,7 @@ class Wanted(NamedTuple):
     keep: int
     keys: str | None
     values: str | None
+    sparse: Sparse | None = None
 
     def cache(self, shape: Shape, own: int | None) -> Cache:
         """An empty cache for a layer.
@@ -68,10 +71,15 @@ class Wanted(NamedTuple):
 
         Raises:
             ParameterError: no such type, or none for heads of these widths.
-            CacheError: keys packed by channel where there is a window.
+            CacheError: keys packed by channel where there is a window or a sparse pattern.
         """
         keys, values = formats(shape, self.keys, self.values)
         if isinstance(keys, ByChannel):
+            if self.sparse is not None:
+                raise CacheError(
+                    "keys packed by channel cannot be seen in part, as sparse attention wants it",
+                    hint="Take a type of keys without c",
+                )
             if own is not None or self.window is not None:
                 raise CacheError(
                     "keys packed by channel cannot forget old tokens, as a window wants it",
@@ -80,6 +88,10 @@ class Wanted(NamedTuple):
             return ChannelCache(keys, values)
         if own is not None and (self.window is None or own <= self.window):
             return RotatingCache(own, keys=keys, values=values)
+        if isinstance(self.sparse, Strided):
+            return StridedCache(self.sparse, keys, values)
+        if isinstance(self.sparse, Blocks):
+            return BlockCache(self.sparse, keys, values)
         if self.window is None:
             return DenseCache(keys, values)
         return RotatingCache(self.window, keep=self.keep, keys=keys, values=values)

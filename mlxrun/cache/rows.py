@@ -66,10 +66,7 @@ class RowCache(Cache):
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
     ) -> mx.array:
-        k, v, mask = self._remember(keys, values)
-        if reads_packed(k, v, queries):
-            return product.stored(queries, k, v, mask)
-        return product(queries, k.plain(), v.plain(), mask)
+        return meet(product, queries, *self._remember(keys, values))
 
     def _remember(self, keys: mx.array, values: mx.array) -> tuple[Seen, Seen, Mask]:
         packed = self.keys.pack(keys)
@@ -171,3 +168,10 @@ class RowCache(Cache):
         """Keep some rows, in that order."""
         self.offsets = [self.offsets[row] for row in rows]
         self._store.take_rows(rows)
+
+
+def meet(product: Product, queries: mx.array, keys: Seen, values: Seen, mask: Mask) -> mx.array:
+    """Queries (B, heads, T, D) and what they see, packed or not, as is faster."""
+    if reads_packed(keys, values, queries):
+        return product.stored(queries, keys, values, mask)
+    return product(queries, keys.plain(), values.plain(), mask)

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Position, following
 from mlxrun.cache.choice import Wanted
+from mlxrun.cache.sparsity import Sparse
 from mlxrun.errors import CacheError
 from mlxrun.model import Summary
 from mlxrun.models.attention import attention
@@ -152,6 +153,7 @@ class Transformer:
         keep: int = 0,
         keys: str | None = None,
         values: str | None = None,
+        sparse: Sparse | None = None,
     ) -> list[Cache]:
         """Empty caches, one per layer.
 
@@ -160,10 +162,12 @@ class Transformer:
                 that would remember all; layers with a window of their own keep the smaller one.
             keep: first tokens never forgotten under ``window``.
             keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
+            sparse: what a drawn token sees in layers without a window of their own.
         """
-        if window is not None and any(layer.attention.alibi for layer in self.config.layers):
+        partial = window is not None or sparse is not None
+        if partial and any(layer.attention.alibi for layer in self.config.layers):
             raise CacheError("a model with ALiBi cannot forget: its scores go by every distance")
-        wanted = Wanted(window, keep, keys, values)
+        wanted = Wanted(window, keep, keys, values, sparse)
         return [
             wanted.cache(one.attention.cache_shape, one.attention.window)
             for one in self.config.layers

@@ -44,17 +44,22 @@ class NaiveCache:
 
     def attend(self, queries: np.ndarray) -> np.ndarray:
         """Attention of the last T tokens' queries (B, Hq, T, D), float64."""
-        t, group = queries.shape[2], queries.shape[1] // self.keys.shape[1]
+        group = queries.shape[1] // self.keys.shape[1]
         keys = np.repeat(self.keys, group, axis=1).astype(np.float64)
         values = np.repeat(self.values, group, axis=1).astype(np.float64)
-        now, past = np.arange(self.offset - t, self.offset)[:, None], np.arange(self.offset)
-        visible = past <= now
-        if self.window is not None:
-            visible &= (past < self.keep) | (past > now - self.window)
         scores = queries.astype(np.float64) @ keys.swapaxes(2, 3)
-        scores = np.where(visible, scores, -np.inf)
+        scores = np.where(self.visible(queries), scores, -np.inf)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         return scores / scores.sum(-1, keepdims=True) @ values
+
+    def visible(self, queries: np.ndarray) -> np.ndarray:
+        """Which positions the last T tokens' queries see, booleans (T, S) or (B, Hq, T, S)."""
+        t = queries.shape[2]
+        now, past = np.arange(self.offset - t, self.offset)[:, None], np.arange(self.offset)
+        visible: np.ndarray = past <= now
+        if self.window is not None:
+            visible &= (past < self.keep) | (past > now - self.window)
+        return visible
 
     def may_refuse(self, n: int) -> bool:
         """Whether a cache with this much room may be unable to go back n tokens."""

@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchLinear
 
+from mlxrun.cache.sparsity import Sparse
 from mlxrun.errors import CacheError, CheckpointError, ParameterError
 from mlxrun.loading.fallback.memory import ForeignMemory
 from mlxrun.loading.fallback.registry import arguments
@@ -89,13 +90,19 @@ class ForeignModel:
         keep: int = 0,
         keys: str | None = None,
         values: str | None = None,
+        sparse: Sparse | None = None,
     ) -> list[ForeignMemory]:
         """An empty memory, the only one of the model.
 
         Raises:
             CacheError: a window is wanted, and the class cannot do with less than all tokens; or
-                keys or values of some type.
+                keys or values of some type, or a sparse pattern.
         """
+        if sparse is not None:
+            raise CacheError(
+                f"{self.summary.name} attends to all that it remembers",
+                hint="Leave attention out, or give it a window",
+            )
         if keys is not None or values is not None:
             raise CacheError(
                 f"{self.summary.name} stores keys and values as they come",
