@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "Show what is in a model and what it needs.",
     "pull": "Download a model from the hub.",
     "check-batch": "Compare requests served together with each alone.",
+    "bench": "Measure how fast a model runs on this machine.",
 }
 
 HELP_OPTIONS = ["-h", "--help"]

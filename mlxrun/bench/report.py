@@ -1,0 +1,111 @@
+"""Results as facts: JSON types with units in their names' documentation, and flat rows for CSV.
+
+All times are in seconds, all sizes in bytes, all rates in tokens a second. Knows no terminal.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict
+from typing import Any
+
+from mlxrun.bench.results import OURS, Result, Results
+from mlxrun.bench.workload import Decode, FirstToken, Prefill
+
+Facts = dict[str, Any]
+
+# What many sequences gain elsewhere, to hold the table of --parallel against.
+REFERENCE: Facts = {
+    "what": "llama.cpp, Qwen2-1.5B Q4_K_M on an M1 Pro (200 GB/s)",
+    "tokens_per_second": {1: 85.6, 2: 96.7, 4: 157.6, 8: 181.6},
+}
+
+
+def reference_speedup(parallel: int) -> float | None:
+    """The reference's speed-up at so many sequences, where it has one."""
+    rates = REFERENCE["tokens_per_second"]
+    return rates[parallel] / rates[1] if parallel in rates else None
+
+
+def facts(results: Results, about: Facts) -> Facts:
+    """Everything, ready for ``json.dumps``.
+
+    Args:
+        about: model, machine, other use and runtimes; goes before the results.
+    """
+    return {
+        **about,
+        "results": [_result(results, result) for result in results.items],
+        "reference": REFERENCE,
+    }
+
+
+def _result(results: Results, result: Result) -> Facts:
+    workload, speedup = result.workload, results.speedup(result)
+    rivals = [name for name in results.runtimes() if name != result.runtime]
+    ratios = {name: results.ratio(result, name) for name in rivals if result.runtime == OURS}
+    found: Facts = {
+        "test": workload.name,
+        "runtime": result.runtime,
+        "workload": asdict(workload),
+        "tokens": workload.tokens,
+        "parallel": workload.parallel,
+        "seconds": [run.seconds for run in result.runs],
+        "tokens_per_second": asdict(result.rate),
+        "kv_bytes": result.kv_bytes or None,
+        "peak_memory": result.peak or None,
+        "active_memory": result.active or None,
+        "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None},
+    }
+    if isinstance(workload, Prefill | FirstToken):
+        found["time_to_first_token"] = result.seconds.median
+    if isinstance(workload, Decode):
+        found["time_per_token"] = result.per_token
+        found["tokens_per_second_each"] = result.rate.median / workload.parallel
+        found["speedup"] = speedup
+        found["efficiency"] = speedup / workload.parallel if speedup else None
+    return found
+
+
+def flat(found: Facts) -> str:
+    """The results of :func:`facts` as CSV, a row for each, with what identifies them."""
+    machine = found["machine"]
+    same = {
+        "date": machine["date"],
+        "mlxrun": machine["versions"]["mlxrun"],
+        "mlx": machine["versions"]["mlx"],
+        "device": machine["device"],
+        "processor": machine["processor"],
+        "model": found["model"],
+    }
+    columns = (*same, *_COLUMNS)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for result in found["results"]:
+        rate = result["tokens_per_second"]
+        row = {name: result.get(name) for name in _COLUMNS} | same
+        row |= {f"tokens_per_second_{name}": rate[name] for name in rate}
+        row["runs"] = len(result["seconds"])
+        writer.writerow(row)
+    return out.getvalue()
+
+
+_RATES = ("median", "low", "high", "mean", "deviation")
+_COLUMNS = (
+    "test",
+    "runtime",
+    "parallel",
+    "tokens",
+    "runs",
+    *(f"tokens_per_second_{name}" for name in _RATES),
+    "time_to_first_token",
+    "time_per_token",
+    "tokens_per_second_each",
+    "speedup",
+    "efficiency",
+    "kv_bytes",
+    "peak_memory",
+    "active_memory",
+)

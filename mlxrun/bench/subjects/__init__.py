@@ -1,0 +1,1 @@
+"""Runtimes that can be measured, one file each; a rival is imported only when it is asked for."""

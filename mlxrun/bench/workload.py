@@ -1,0 +1,190 @@
+"""What is measured: workloads as values, and the lists of numbers that users write for them.
+
+Arithmetic and random numbers only: knows neither models nor clocks.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlxrun.errors import ContextLengthError, ParameterError
+
+# Control tokens are most often at the beginning of a vocabulary.
+_FIRST_TOKEN = 3
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_LARGEST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Read ``prompt`` tokens after ``context`` others; over when the next token is known."""
+
+    prompt: int
+    context: int = 0
+    parallel: ClassVar[int] = 1
+
+    @property
+    def name(self) -> str:
+        return f"pp{self.prompt}{_depth(self.context)}"
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt
+
+    @property
+    def length(self) -> int:
+        return self.context + self.prompt
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Draw ``predict`` tokens in each of ``parallel`` sequences that hold ``context`` others."""
+
+    predict: int
+    context: int = 0
+    parallel: int = 1
+
+    @property
+    def name(self) -> str:
+        together = f" x{self.parallel}" if self.parallel > 1 else ""
+        return f"tg{self.predict}{together}{_depth(self.context)}"
+
+    @property
+    def tokens(self) -> int:
+        return self.predict * self.parallel
+
+    @property
+    def length(self) -> int:
+        return self.context + 1 + self.predict
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Requests of many lengths that arrive at once: tokens of each prompt and of each reply."""
+
+    prompts: tuple[int, ...]
+    replies: tuple[int, ...]
+
+    @property
+    def parallel(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def name(self) -> str:
+        return f"ragged{self.parallel}"
+
+    @property
+    def tokens(self) -> int:
+        """Of the replies: what a user waits for."""
+        return sum(self.replies)
+
+    @property
+    def length(self) -> int:
+        return max(p + r for p, r in zip(self.prompts, self.replies, strict=True))
+
+
+@dataclass(frozen=True)
+class FirstToken:
+    """The first token of a short prompt that arrives while ``behind`` tokens of another are read.
+
+    ``behind`` 0: nobody else is there.
+    """
+
+    prompt: int
+    behind: int = 0
+    tokens: ClassVar[int] = 1
+
+    @property
+    def parallel(self) -> int:
+        return 2 if self.behind else 1
+
+    @property
+    def name(self) -> str:
+        return f"first{self.prompt}" + (f" behind {self.behind}" if self.behind else "")
+
+    @property
+    def length(self) -> int:
+        return max(self.prompt, self.behind) + 1
+
+
+Workload = Prefill | Decode | Ragged | FirstToken
+
+
+def _depth(context: int) -> str:
+    return f" @ d{context}" if context else ""
+
+
+def counts(name: str, text: str, *, least: int = 0) -> tuple[int, ...]:
+    """The numbers of a list such as ``128,512`` or ``1k,4k``; k is 1024.
+
+    Raises:
+        ParameterError: it is no such list, or a number is out of range.
+    """
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,9})([km]?)", part.strip().lower())
+        value = int(match[1]) * _UNITS[match[2]] if match else -1
+        if not least <= value <= _LARGEST:
+            allowed = f"numbers from {least} to {_LARGEST} such as 128,512 or 1k"
+            raise ParameterError(name, text, allowed)
+        found.append(value)
+    return tuple(dict.fromkeys(found))
+
+
+def plan(
+    prompts: Iterable[int],
+    predicts: Iterable[int],
+    contexts: Iterable[int],
+    parallel: Iterable[int],
+) -> list[Workload]:
+    """Every combination: prompts to read and tokens to draw at each context; a 0 leaves out."""
+    together = sorted({1, *parallel})
+    planned: list[Workload] = []
+    for context in contexts:
+        planned += [Prefill(n, context) for n in prompts if n]
+        planned += [Decode(n, context, rows) for n in predicts if n for rows in together]
+    return planned
+
+
+def fitting(workloads: Sequence[Workload], length: int) -> tuple[list[Workload], list[Workload]]:
+    """Workloads that a context of ``length`` tokens holds, and those that it does not.
+
+    Raises:
+        ContextLengthError: it holds none of them.
+    """
+    fit = [workload for workload in workloads if workload.length <= length]
+    rest = [workload for workload in workloads if workload.length > length]
+    if workloads and not fit:
+        least = min(rest, key=lambda workload: workload.length)
+        raise ContextLengthError(
+            f"{least.name} needs {least.length} tokens, the model's context holds {length}",
+            hint="Ask for fewer tokens",
+        )
+    return fit, rest
+
+
+def ragged(length: int, *, requests: int = 20, seed: int = 0) -> Ragged:
+    """Prompts of 4 to 300 tokens and replies of 16 to 160, or what ``length`` tokens hold."""
+    rng = random.Random(seed)
+    reply = max(1, min(160, length // 3))
+    prompt = max(1, min(300, length - reply))
+    prompts = tuple(rng.randint(min(4, prompt), prompt) for _ in range(requests))
+    return Ragged(prompts, tuple(rng.randint(min(16, reply), reply) for _ in range(requests)))
+
+
+def behind(length: int) -> list[Workload]:
+    """A short prompt alone, and behind a long one; as long as a context of ``length`` holds."""
+    long = max(1, min(2048, length - 1))
+    short = max(1, min(16, long // 4))
+    return [FirstToken(short), FirstToken(short, long)]
+
+
+def token_ids(count: int, vocabulary: int, seed: int = 0) -> list[int]:
+    """Random token ids, always the same for a seed."""
+    last = vocabulary - 1
+    rng = random.Random(seed)
+    return [rng.randint(min(_FIRST_TOKEN, last), last) for _ in range(count)]
