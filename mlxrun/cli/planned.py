@@ -22,6 +22,7 @@ def plan_facts(plan: MemoryPlan, held: Held, context: int, parallel: int) -> Fac
         "weights": terms.weights,
         "sequence": terms.sequence,
         "scratch": terms.scratch,
+        "kept": terms.kept,
         "reserve": terms.reserve,
         "total": terms.total,
         "available": terms.limit or None,
@@ -41,6 +42,7 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         (f"weights ({plan['held']})", size(plan["weights"])),
         (f"+ keys and values{each}", size(caches)),
         ("+ scratch of a pass", size(plan["scratch"])),
+        ("+ beginnings of prompts kept, at most", size(plan["kept"])),
         ("+ reserve", size(plan["reserve"])),
         ("= total", size(plan["total"])),
     ]

@@ -29,6 +29,7 @@ class Terms:
         sequence: keys and values of one sequence, in the capacity that its tokens need.
         parallel: sequences at once.
         scratch: what a pass computes at once, copies of caches that grow among it.
+        kept: what beginnings of prompts that are kept for later ones may take.
         reserve: left free on purpose.
         limit: what there is; 0 where the system does not say.
     """
@@ -37,18 +38,19 @@ class Terms:
     sequence: int
     parallel: int
     scratch: int
+    kept: int
     reserve: int
     limit: int
 
     @property
     def peak(self) -> int:
-        """What is expected to be allocated at most."""
+        """What weights and sequences are expected to allocate at most."""
         return self.weights + self.sequence * self.parallel + self.scratch
 
     @property
     def total(self) -> int:
-        """The peak and the reserve."""
-        return self.peak + self.reserve
+        """The peak, what may be kept, and the reserve."""
+        return self.peak + self.kept + self.reserve
 
     @property
     def fits(self) -> bool:
@@ -65,12 +67,14 @@ class MemoryPlan:
         weights: bytes.
         limit: bytes that there are for it; 0 where the system does not say.
         beside: tokens of prompts in a pass beside others that decode.
+        kept: bytes that beginnings of prompts may take which are kept for later ones.
     """
 
     footprint: Footprint
     weights: int
     limit: int
     beside: int = ALONE
+    kept: int = 0
 
     def terms(self, context: int, parallel: int = 1, *, prompt: int | None = None) -> Terms:
         """The terms for sequences of ``context`` tokens.
@@ -86,7 +90,7 @@ class MemoryPlan:
         sequence = self.footprint.stored(context)
         reserve = max(RESERVE_LEAST, int(RESERVE_SHARE * (self.weights + peak)))
         scratch = peak - sequence * parallel
-        return Terms(self.weights, sequence, parallel, scratch, reserve, self.limit)
+        return Terms(self.weights, sequence, parallel, scratch, self.kept, reserve, self.limit)
 
     def context_for(self, parallel: int = 1) -> int:
         """The most tokens that each of several sequences may have; 0 if none fits."""
@@ -115,7 +119,8 @@ class MemoryPlan:
         if not self.limit:
             return None
         terms = self.terms(context, parallel)
-        return max(0, self.limit - terms.weights - terms.scratch - terms.reserve)
+        rest = terms.weights + terms.scratch + terms.kept + terms.reserve
+        return max(0, self.limit - rest)
 
     def check(self, context: int, parallel: int = 1) -> Terms:
         """The terms of what is to be run.
