@@ -160,3 +160,18 @@ def test_trimming_and_forking_keep_what_is_packed() -> None:
     k, _, _ = fork.update(x[:, :, 20:21], x[:, :, 20:21])
     whole, _, _ = made.update(x[:, :, :1], x[:, :, :1])
     assert mx.array_equal(k, whole[:, :, :21])
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("keys", ["q8", "q4c/32", "mxfp8", "f32"])
+def test_half_precision_stays_half(keys: str, dtype: mx.Dtype) -> None:
+    made = Wanted(None, 0, keys, "q8").cache(Shape(KV_HEADS, 64, 64), None)
+    exact = Wanted(None, 0, keys, "q8").cache(Shape(KV_HEADS, 64, 64), None)
+    for tokens in (90, 1, 1):
+        q = mx.random.normal((1, HEADS, tokens, 64)).astype(dtype)
+        k, v = mx.random.normal((2, 1, KV_HEADS, tokens, 64)).astype(dtype)
+        got = made.attend(q, k, v, PRODUCT)
+        wanted = exact.attend(*(x.astype(mx.float32) for x in (q, k, v)), PRODUCT)
+        assert got.dtype == dtype
+        wrong = (got.astype(mx.float32) - wanted).square().sum() / wanted.square().sum()
+        assert wrong.item() < 3e-3

@@ -87,8 +87,11 @@ def test_a_batch_gives_what_each_gets_alone(llm, types):
     options = {"temperature": 0, "max_tokens": 50, "ignore_eos": True, **types}
     alone = [llm.generate(prompt, **options).tokens for prompt in prompts]
     for parallel in (2, 3):  # the second time, beginnings are known
-        together = llm.batch(prompts, parallel=parallel, **options)
+        together = llm.batch(prompts, parallel=parallel, deterministic=True, **options)
         assert [completion.tokens for completion in together] == alone
+    # In one pass rounding may move a number to the next code, so not for long.
+    together = llm.batch(prompts, **options)
+    assert [completion.tokens[:10] for completion in together] == [own[:10] for own in alone]
     with llm.engine(**types) as engine, pytest.raises(ParameterError, match="cache_type_k"):
         assert engine.waiting == 0
         llm.engine(cache_type_k="q9")

@@ -182,3 +182,9 @@ def test_models_that_cannot_forget_say_so(tmp_path: Path) -> None:
         model.make_cache(window=8)
     memory = model.make_cache(window=20)
     assert passes(model, memory, [30, 1, 9]).shape == (40, 288)
+
+
+def test_types_of_caches_are_refused(llm: mlxrun.LLM) -> None:
+    for types in ({"cache_type_k": "q8"}, {"cache_type_v": "f16"}):
+        with pytest.raises(CacheError, match="stores keys and values as they come"):
+            llm.session(**types)
