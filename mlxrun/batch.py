@@ -111,7 +111,7 @@ def batch(
             rows=rows,
             queue=len(prompts),
             deterministic=deterministic,
-            prefixes=llm.prefixes(prefix_bytes),
+            prefixes=llm.sessions.prefixes(prefix_bytes),
         )
     with bar:
         try:

@@ -64,7 +64,7 @@ class Engine:
             queue=2 * queue,
             deterministic=deterministic,
             stall=stall,
-            prefixes=llm.prefixes(prefix_bytes),
+            prefixes=llm.sessions.prefixes(prefix_bytes),
         )
         self._inbox: deque[tuple[Handle, Request, int, float] | Handle] = deque()
         self._keys: dict[Handle, int] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,26 +25,22 @@ from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import COMPUTING, one_at_a_time  # noqa: E402
 from mlxrun.errors import ParameterError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
-from mlxrun.generation.parameters import Range, SamplingParams  # noqa: E402
+from mlxrun.generation.parameters import SamplingParams  # noqa: E402
 from mlxrun.generation.reply import Reply  # noqa: E402
 from mlxrun.generation.request import Chunk, Completion, Request, completed  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
+from mlxrun.identity import Identity  # noqa: E402
 from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.memory import room, wire  # noqa: E402
+from mlxrun.memory import wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
+from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
 if TYPE_CHECKING:
     from mlxrun.engine import Engine
-
-_LONGEST = 2**31 - 1
-_LONGEST_BYTES = 2**63 - 1
-# What beginnings of prompts may take: a share of the memory that a model may take, and no more than
-# so many bytes.
-PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30
 
 
 def load(
@@ -84,7 +80,8 @@ def load(
     if path.is_dir():
         before_loading(path, dtype=dtype)
         loaded = load_directory(path, dtype=dtype, adapter=adapter)
-        return LLM(loaded, Tokenizer.from_directory(path), str(source))
+        identity = Identity([path], adapter, loaded.model)
+        return LLM(loaded, Tokenizer.from_directory(path), str(source), identity)
     gguf = read_gguf(path)
     before_loading(gguf, dtype=dtype, policy=policy)
 
@@ -93,7 +90,8 @@ def load(
             progress(done, total)
 
     loaded = load_gguf(gguf, dtype=dtype, policy=policy, adapter=adapter, progress=report)
-    return LLM(loaded, Tokenizer.from_gguf(gguf), str(source))
+    identity = Identity(gguf.paths, adapter, loaded.model)
+    return LLM(loaded, Tokenizer.from_gguf(gguf), str(source), identity)
 
 
 class LLM:
@@ -107,7 +105,13 @@ class LLM:
         source: where it came from.
     """
 
-    def __init__(self, loaded: Loaded, tokenizer: Tokenizer, source: str) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        tokenizer: Tokenizer,
+        source: str,
+        identity: Callable[[], str] | None = None,
+    ) -> None:
         self.model = loaded.model
         self.config = loaded.config
         self.report: ConversionReport | None = loaded.report
@@ -115,7 +119,7 @@ class LLM:
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer)
-        self._prefixes: PrefixCache | None = None
+        self.sessions = Sessions(loaded.model, identity)
 
     @property
     def prefix_cache(self) -> PrefixCache:
@@ -124,19 +128,7 @@ class LLM:
         Sessions, :meth:`batch` and engines use it. Its ``budget`` in bytes may be set, 0 turns it
         off; ``figures`` says what it is worth.
         """
-        if self._prefixes is None:
-            self._prefixes = PrefixCache(min(PREFIX_BYTES, int(room() * PREFIX_SHARE)))
-        return self._prefixes
-
-    def prefixes(self, nbytes: int | None) -> PrefixCache:
-        """The model's prefix cache, or one of so many bytes.
-
-        Raises:
-            ParameterError: a negative number.
-        """
-        if nbytes is None:
-            return self.prefix_cache
-        return PrefixCache(int(Range(0, _LONGEST_BYTES, whole=True).check("prefix_bytes", nbytes)))
+        return self.sessions.prefixes()
 
     @property
     def context_length(self) -> int:
@@ -159,17 +151,11 @@ class LLM:
         with COMPUTING:
             return score(self.model, tokens)
 
-    def session(
-        self,
-        *,
-        window: int | None = None,
-        keep: int = 0,
-        cache_type_k: str | None = None,
-        cache_type_v: str | None = None,
-    ) -> Session:
+    def session(self, **options: Any) -> Session:
         """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.
 
-        What a prompt shares with the one before is not computed again.
+        What a prompt shares with the one before is not computed again. ``session.save(path)``
+        writes what it remembers to a file.
 
         Args:
             window: remember only the last ``window`` tokens (rotating cache), for conversations
@@ -185,16 +171,19 @@ class LLM:
                 does not fit the model's heads.
             CacheError: the model cannot forget, or stores keys and values in its own way.
         """
-        if window is not None:
-            window = int(Range(1, _LONGEST, whole=True).check("window", window))
-        keep = int(Range(0, _LONGEST, whole=True).check("keep", keep))
-        return Session(
-            lambda: self.model.make_cache(
-                window=window, keep=keep, keys=cache_type_k, values=cache_type_v
-            ),
-            windowed=window is not None,
-            owner=self.model,
-        )
+        return self.sessions.new(**options)
+
+    def load_session(self, path: str | Path, **options: Any) -> Session:
+        """A session that goes on from a file which ``session.save`` wrote.
+
+        A file that is missing, damaged, or of another model, tokenizer or template is of no use:
+        then the session is empty, and a warning says why.
+
+        Args:
+            options: as :meth:`session` takes them, and then the file must have been saved with the
+                same; by default those it was saved with.
+        """
+        return self.sessions.load(Path(path), warn, **options)
 
     def generate(self, prompt: Prompt, **options: Any) -> Completion:
         """Continue a prompt to its end; takes the options of :meth:`stream`."""
@@ -276,7 +265,7 @@ class LLM:
             raise ParameterError("session", session, "one that this model's session() made")
         if session is not None and (cache_type_k is not None or cache_type_v is not None):
             raise ParameterError("session", session, "left out where types of its cache are given")
-        memory = session or self.session(cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+        memory = session or self.sessions.once(cache_type_k=cache_type_k, cache_type_v=cache_type_v)
         limit = self.asker.limit(request, windowed=memory.windowed)
         return one_at_a_time(self._run(request, limit, memory, progress, started))
 
@@ -300,6 +289,7 @@ class LLM:
                     yield chunk
                 if reply.reason is not None:
                     break
+        session.keep()
         yield reply.finish(peak_memory=mx.get_peak_memory())
 
     def __repr__(self) -> str:

@@ -84,7 +84,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.footprint",
         "mlxrun.errors",
     ),
-    "mlxrun.generation": ("mlxrun.model", "mlxrun.cache", "mlxrun.text", "mlxrun.errors"),
+    "mlxrun.computing": (),
+    "mlxrun.generation": (
+        "mlxrun.model",
+        "mlxrun.cache",
+        "mlxrun.text",
+        "mlxrun.computing",
+        "mlxrun.errors",
+    ),
     "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),
 }
 WITHOUT_MLX = (

@@ -6,12 +6,17 @@ conversation remembers lives in a :class:`Session`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
+from mlxrun.cache import saved
+from mlxrun.cache.prefix import PrefixCache
+from mlxrun.cache.radix import shared
+from mlxrun.computing import COMPUTING
 from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
@@ -35,6 +40,10 @@ class Session:
         make: empty caches, as the model wants them.
         windowed: whether old tokens are forgotten, so that the context never fills.
         owner: the model; another one's tokens would mean nothing to it.
+        prefixes: beginnings that others have computed, to start from and to add to.
+        step: tokens whose multiples are taken over from there; see ``cache.prefix``.
+        identity: which model it is, for files; None for one that cannot be told from others.
+        options: of ``make``, for files.
 
     Attributes:
         cache: what the model remembers, e.g. a cache per layer.
@@ -45,6 +54,10 @@ class Session:
     make: Callable[[], list[Any]]
     windowed: bool = False
     owner: Model[Any] | None = field(default=None, repr=False)
+    prefixes: PrefixCache | None = field(default=None, repr=False)
+    step: int = 1
+    identity: Callable[[], str] | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
     cache: list[Any] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     turn: int = field(default=0, init=False)
@@ -57,12 +70,42 @@ class Session:
 
         At least one token is left to compute: its logits are needed.
         """
-        shared = 0
-        for mine, wanted in zip(self.tokens, prompt[:-1], strict=False):
-            if mine != wanted:
-                break
-            shared += 1
-        return self.rewind(shared)
+        wanted = tuple(prompt[:-1])
+        self.rewind(shared(tuple(self.tokens), wanted))
+        if self.prefixes is not None:
+            self._take_over(self.prefixes, wanted)
+        return len(self.tokens)
+
+    def _take_over(self, prefixes: PrefixCache, wanted: tuple[int, ...]) -> None:
+        """Start from what others have computed, where that is more."""
+        worth = len(self.tokens) + prefixes.worth
+        if prefixes.reach(wanted, self.cache, self.step) < worth:
+            return
+        cache = self.make()
+        lease = prefixes.restore(wanted, cache, self.step)
+        if lease is None:
+            return
+        lease.release()  # what was taken over are copies
+        if lease.length >= worth:
+            self.cache, self.tokens = cache, list(wanted[: lease.length])
+
+    def keep(self) -> None:
+        """Let others start from what this session has seen."""
+        if self.prefixes is not None and len(self.tokens) >= self.prefixes.worth:
+            self.prefixes.insert(self.tokens, self.cache, self.step)
+
+    def save(self, path: str | Path) -> None:
+        """Write what the session remembers, to be read by ``LLM.load_session``.
+
+        The file is bound to model, tokenizer and chat template.
+
+        Raises:
+            CacheError: there is nothing to write, or the file cannot be written.
+        """
+        if self.identity is None:
+            raise CacheError("this session belongs to a model that came from no file")
+        with COMPUTING:
+            saved.write(Path(path), self.identity(), self.tokens, self.cache, self.options)
 
     def rewind(self, length: int) -> int:
         """Forget all but the first ``length`` tokens; forget all where a cache cannot go back."""
@@ -81,7 +124,7 @@ class Session:
     def fork(self) -> Session:
         """A session with the same past that goes its own way from here."""
         forks = [cache.fork() for cache in self.cache]
-        return Session(self.make, self.windowed, self.owner, forks, list(self.tokens))
+        return replace(self, cache=forks, tokens=list(self.tokens))
 
     @property
     def nbytes(self) -> int:
@@ -106,11 +149,13 @@ def prefill(
         model(mx.array([part]), session.cache, last_only=True)
         mx.eval([array for cache in session.cache for array in cache.state])
         session.tokens.extend(part)
+        session.keep()
         start += len(part)
         if progress:
             progress(start, len(prompt))
     logits = model(mx.array([prompt[start:]]), session.cache, last_only=True)
     session.tokens.extend(prompt[start:])
+    session.keep()
     return logits[:, -1]
 
 

@@ -124,7 +124,7 @@ def read_adapters(choice: AdapterChoice, config: Mapping[str, Any]) -> Adapters:
     """
     updates: dict[str, list[Update]] = defaultdict(list)
     replaced: dict[str, mx.array] = {}
-    for path, strength in _listed(choice):
+    for path, strength in listed(choice):
         adapter = _read(path, config)
         if strength == 0:
             continue
@@ -145,7 +145,7 @@ def _fitted(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, list[Updat
     return {module: [update] for module, update in adapter.updates.items()}
 
 
-def _listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
+def listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
     """Paths with strengths, whatever way they were given.
 
     Raises:

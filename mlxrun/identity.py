@@ -1,0 +1,123 @@
+"""Which model a file or a directory holds: a fingerprint that is cheap and that a change changes.
+
+Everything that is small is read whole: metadata, configs, tokenizers, templates, headers. Of each
+tensor it reads its size, and bytes at its beginning, in its middle and at its end: a model of 10 GB
+takes some tens of milliseconds. Knows formats only as far as where their tensors lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from converters.directory.header import read_header
+from converters.gguf.reader import read_gguf
+from mlxrun.errors import CacheError, MlxrunError
+from mlxrun.loading.adapters import AdapterChoice, listed
+from mlxrun.model import Model
+
+# Bytes read of a tensor in each of three places, and of a file that is neither tensors nor text.
+_SAMPLE = 4096
+# What a directory says of a model besides its weights.
+_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+class Identity:
+    """The fingerprint of a model, computed when it is asked for first.
+
+    Args:
+        paths: the files of a GGUF, or a model directory.
+        adapter: what is applied to it.
+        model: what was made of it; its dtype and its size count as well.
+    """
+
+    def __init__(self, paths: Sequence[Path], adapter: AdapterChoice, model: Model[Any]) -> None:
+        beside = listed(adapter)
+        self._paths = [*paths, *(path for path, _ in beside)]
+        self._also = [str(model.dtype), model.nbytes, [strength for _, strength in beside]]
+        self._stamps = [_stamp(file) for file in self._files()]
+        self._known: str | None = None
+
+    def __call__(self) -> str:
+        """The fingerprint, in hexadecimal.
+
+        Raises:
+            CacheError: the files have changed since the model was loaded, or cannot be read.
+        """
+        if self._known is None:
+            try:
+                files = self._files()
+                if [_stamp(file) for file in files] != self._stamps:
+                    raise CacheError(
+                        f"{self._paths[0]} has changed since it was loaded",
+                        hint="Load the model again",
+                    )
+                self._known = _digest(files, self._also)
+            except (OSError, MlxrunError) as error:
+                raise CacheError(f"cannot tell which model this is: {error}") from error
+        return self._known
+
+    def _files(self) -> list[Path]:
+        return [file for path in self._paths for file in _files_of(path)]
+
+
+def _files_of(path: Path) -> list[Path]:
+    """All files that a model or an adapter is made of, in an order that their place decides."""
+    if not path.is_dir():
+        return [path]
+    patterns = ("*.safetensors", *_TEXTS)
+    return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    known = file.stat()
+    return known.st_size, known.st_mtime_ns
+
+
+def _digest(files: list[Path], also: list[Any]) -> str:
+    whole = hashlib.sha256(json.dumps(["mlxrun model", 1, also]).encode())
+    for file in files:
+        size = file.stat().st_size
+        name = file.name if file.suffix != ".gguf" else ""  # a file may be renamed
+        whole.update(json.dumps([name, size]).encode())
+        with file.open("rb") as data:
+            for start, length in _places(file, size):
+                whole.update(_part(data, start, length))
+    return whole.hexdigest()
+
+
+def _part(data: BinaryIO, start: int, length: int) -> bytes:
+    data.seek(start)
+    return data.read(length)
+
+
+def _places(file: Path, size: int) -> Iterator[tuple[int, int]]:
+    """Where to read a file: everything but the inside of its tensors."""
+    tensors = sorted(_tensors(file))
+    if not tensors:
+        yield 0, size
+        return
+    yield 0, tensors[0][0]
+    for start, length in tensors:
+        middle = start + max(0, length - _SAMPLE) // 2
+        for place in (start, middle, start + max(0, length - _SAMPLE)):
+            yield place, min(length, _SAMPLE)
+
+
+def _tensors(file: Path) -> Iterator[tuple[int, int]]:
+    """Start and length of each tensor of a file."""
+    if file.suffix == ".gguf":
+        own = file.resolve()
+        for tensor in read_gguf(file).tensors:
+            if tensor.path.resolve() == own:
+                yield tensor.offset, tensor.nbytes
+    elif file.suffix == ".safetensors":
+        with file.open("rb") as data:
+            start = 8 + int.from_bytes(data.read(8), "little")
+            header = json.loads(data.read(start - 8))
+        for name in read_header(file):  # which has checked it
+            first, end = header[name]["data_offsets"]
+            yield start + first, end - first

@@ -1,0 +1,121 @@
+"""Sessions of one model: fresh ones, ones from files, and what they share.
+
+Knows options and files; how a session remembers is in ``generation.engine``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlxrun.cache import saved
+from mlxrun.cache.prefix import PrefixCache
+from mlxrun.computing import COMPUTING
+from mlxrun.errors import CacheError
+from mlxrun.generation.engine import PREFILL_CHUNK, Session
+from mlxrun.generation.parameters import Range
+from mlxrun.memory import room
+from mlxrun.model import Model
+
+_LONGEST = 2**31 - 1
+_LONGEST_BYTES = 2**63 - 1
+# What beginnings of prompts may take: a share of the memory that a model may take, and no more than
+# so many bytes.
+PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30
+
+Tell = Callable[[str], None]
+
+
+class Sessions:
+    """Makes the sessions of one model.
+
+    Args:
+        model: whose they are.
+        identity: which model it is; None for one that came from no file.
+    """
+
+    def __init__(self, model: Model[Any], identity: Callable[[], str] | None) -> None:
+        self._model, self._identity = model, identity
+        self._prefixes: PrefixCache | None = None
+
+    def prefixes(self, nbytes: int | None = None) -> PrefixCache:
+        """The model's prefix cache, or one of so many bytes.
+
+        Raises:
+            ParameterError: a negative number.
+        """
+        if nbytes is not None:
+            checked = Range(0, _LONGEST_BYTES, whole=True).check("prefix_bytes", nbytes)
+            return PrefixCache(int(checked))
+        if self._prefixes is None:
+            self._prefixes = PrefixCache(min(PREFIX_BYTES, int(room() * PREFIX_SHARE)))
+        return self._prefixes
+
+    def new(
+        self,
+        *,
+        window: int | None = None,
+        keep: int = 0,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+    ) -> Session:
+        """A session with options as :meth:`LLM.session` has them."""
+        if window is not None:
+            window = int(Range(1, _LONGEST, whole=True).check("window", window))
+        keep = int(Range(0, _LONGEST, whole=True).check("keep", keep))
+        options = {"window": window, "keep": keep, "keys": cache_type_k, "values": cache_type_v}
+        return Session(
+            lambda: self._model.make_cache(**options),  # type: ignore[arg-type]
+            windowed=window is not None,
+            owner=self._model,
+            prefixes=self.prefixes(),
+            identity=self._identity,
+            options=options,
+        )
+
+    def once(self, **types: str | None) -> Session:
+        """A session for one request: what it takes over leaves it the operations of a cold start.
+
+        So a prompt with a seed gets the same reply whatever was asked before.
+        """
+        session = self.new(**types)  # type: ignore[arg-type]
+        session.step = PREFILL_CHUNK
+        return session
+
+    def load(self, path: Path, tell: Tell, **options: Any) -> Session:
+        """What a file holds; an empty session where that is of no use, and a line that says why.
+
+        Args:
+            tell: called with that line.
+            options: as :meth:`new` takes them; where there are none, those that were saved.
+        """
+        session = self.new(**options)
+        try:
+            if self._identity is None:
+                raise CacheError("this model came from no file, so that no file can be of it")
+            with COMPUTING:
+                read = saved.read(path, self._identity())
+                if not options:
+                    session = self._again(read.about)
+                cache = session.make()
+                read.restore(cache)
+        except CacheError as error:
+            tell(str(error))
+            return session
+        session.cache, session.tokens = cache, read.tokens
+        return session
+
+    def _again(self, about: dict[str, Any]) -> Session:
+        return self.new(
+            window=about["window"],
+            keep=about["keep"],
+            cache_type_k=about["keys"],
+            cache_type_v=about["values"],
+        )
+
+
+def warn(line: str) -> None:
+    """Say that a file was of no use, where nobody else does."""
+    warnings.warn(line, stacklevel=4)
