@@ -38,7 +38,13 @@ def following(position: Position, tokens: int) -> mx.array:
 
 
 class Product(ABC):
-    """How queries meet keys and values: what a layer computes over what its cache holds."""
+    """How queries meet keys and values: what a layer computes over what its cache holds.
+
+    Attributes:
+        latent: values are keys as well: a query's first numbers meet keys, the others values.
+    """
+
+    latent = False
 
     @abstractmethod
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
@@ -47,6 +53,10 @@ class Product(ABC):
     @abstractmethod
     def stored(self, q: mx.array, keys: Shown, values: Seen, mask: Mask) -> mx.array:
         """The same over keys and values as they are stored, which are not unpacked."""
+
+    def ranking(self, q: mx.array) -> mx.array:
+        """Queries whose plain products with keys (beside values, if latent) rank them as scores."""
+        return q
 
 
 class State(NamedTuple):

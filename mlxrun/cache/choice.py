@@ -14,7 +14,7 @@ from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import Format, format_of
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.cache.sparse import BlockCache, StridedCache
-from mlxrun.cache.sparsity import Blocks, Sparse, Strided
+from mlxrun.cache.sparsity import Blocks, Pattern, Sparse, Strided, Window
 from mlxrun.cache.types import Shape, cache_type
 from mlxrun.errors import CacheError, ParameterError
 
@@ -86,12 +86,37 @@ class Wanted(NamedTuple):
                     hint="Take a type of keys without c",
                 )
             return ChannelCache(keys, values)
+        match self.pattern(own):
+            case Window(window, keep):
+                return RotatingCache(window, keep=keep, keys=keys, values=values)
+            case Strided() as strided:
+                return StridedCache(strided, keys, values)
+            case Blocks() as blocks:
+                return BlockCache(blocks, keys, values)
+        return DenseCache(keys, values)
+
+    def pattern(self, own: int | None) -> Pattern | None:
+        """What a layer with such a window of its own sees; None for everything."""
         if own is not None and (self.window is None or own <= self.window):
-            return RotatingCache(own, keys=keys, values=values)
-        if isinstance(self.sparse, Strided):
-            return StridedCache(self.sparse, keys, values)
-        if isinstance(self.sparse, Blocks):
-            return BlockCache(self.sparse, keys, values)
-        if self.window is None:
-            return DenseCache(keys, values)
-        return RotatingCache(self.window, keep=self.keep, keys=keys, values=values)
+            return Window(own, 0)
+        return self.sparse if self.window is None else Window(self.window, self.keep)
+
+    def read_bytes(
+        self, layers: Iterable[tuple[Shape, int | None]], dtype: mx.Dtype, length: int
+    ) -> int:
+        """Bytes of keys, values and bounds of keys that drawing one token reads from caches.
+
+        Args:
+            layers: what a token leaves in each, and its own window.
+            dtype: of activations.
+            length: tokens so far, the one that goes through the model among them.
+        """
+        return sum(self._read(shape, own, dtype, length) for shape, own in layers)
+
+    def _read(self, shape: Shape, own: int | None, dtype: mx.Dtype, length: int) -> int:
+        pattern, each = self.pattern(own), sum(token_bytes([shape], dtype, self.keys, self.values))
+        if pattern is None:
+            return each * length
+        width = shape.key + (shape.value if shape.latent else 0)
+        bounds = 2 * width * shape.heads * dtype.size
+        return each * pattern.tokens(length) + bounds * pattern.bounds(length)

@@ -92,6 +92,8 @@ class Latent(Product):
     scale: float
     turning: int
 
+    latent = True
+
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         turned, still = mx.split(q, [self.turning], axis=-1)
         scores = _masked(turned @ k.swapaxes(-1, -2), mask)  # (B, H, T, S)
@@ -105,6 +107,10 @@ class Latent(Product):
         weights = mx.softmax(scores, axis=-1, precise=True)
         mixed = values.mix(weights.reshape(b, 1, heads * t, -1))
         return mixed.reshape(b, heads, t, -1)
+
+    def ranking(self, q: mx.array) -> mx.array:
+        turned, still = mx.split(q, [self.turning], axis=-1)
+        return mx.concatenate([turned, still * self.scale], axis=-1)
 
 
 def _masked(scores: mx.array, mask: Mask) -> mx.array:

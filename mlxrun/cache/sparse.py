@@ -43,7 +43,7 @@ class SparseCache(DenseCache):
             tokens it sees: the first so many.
         """
 
-    def _stored(self, before: Sequence[int], dtype: mx.Dtype) -> None:
+    def _stored(self, before: Sequence[int], dtype: mx.Dtype, product: Product) -> None:
         """Told when tokens of a dtype were stored, with each row's offset before."""
 
     @property
@@ -63,9 +63,9 @@ class SparseCache(DenseCache):
             q, k, v = (x[:, :, first:last] for x in (queries, keys, values))
             before = list(self.offsets)
             seen = self._remember(k, v)
-            self._stored(before, keys.dtype)
+            self._stored(before, keys.dtype, product)
             if first >= whole:
-                seen = self._shown(q, *seen[:2])
+                seen = self._shown(product.ranking(q), *seen[:2])
             attended.append(meet(product, q, *seen))
         return mx.concatenate(attended, axis=2) if len(attended) > 1 else attended[0]
 
@@ -95,7 +95,7 @@ class StridedCache(SparseCache):
 
     @property
     def reach(self) -> int:
-        return self.wanted.last
+        return self.wanted.last + SINKS
 
     def _chosen(self, queries: mx.array) -> tuple[mx.array, tuple[int, ...]]:
         return _strides(self.wanted, tuple(self.offsets))
@@ -140,27 +140,30 @@ class BlockCache(SparseCache):
         valid = tuple(self.wanted.tokens(offset) for offset in self.offsets)
         return mx.sort(order, axis=-1), valid
 
-    def _stored(self, before: Sequence[int], dtype: mx.Dtype) -> None:
+    def _stored(self, before: Sequence[int], dtype: mx.Dtype, product: Product) -> None:
         blocks = zip(self._whole, before, self.offsets, strict=True)
         for row, (whole, start, end) in enumerate(blocks):
             known, self._whole[row] = min(whole, start // self.run), end // self.run
             if self._whole[row] > known:
                 rows = slice(None) if len(before) == 1 else slice(row, row + 1)
-                self._bound(rows, known, self._whole[row], dtype)
+                tokens = slice(known * self.run, self._whole[row] * self.run)
+                arrays = tuple(x[rows, :, tokens] for x in self._store.arrays)
+                keys = self.keys.unpack(arrays[: self._split], dtype)
+                if product.latent:
+                    values = self.values.unpack(arrays[self._split :], dtype)
+                    keys = mx.concatenate([keys, values], axis=-1)
+                self._bound(rows, known, keys)
 
-    def _bound(self, rows: slice, start: int, end: int, dtype: mx.Dtype) -> None:
-        """Find the bounds of whole blocks."""
-        stored = self._store.arrays[: self._split]
-        arrays = tuple(x[rows, :, start * self.run : end * self.run] for x in stored)
-        keys = self.keys.unpack(arrays, dtype)
+    def _bound(self, rows: slice, start: int, keys: mx.array) -> None:
+        """Note the bounds of whole blocks of keys (B, H, n * run, D), from one on."""
         b, h, _, width = keys.shape
         blocks = keys.reshape(b, h, -1, self.run, width)
         if not self._bounds.arrays:
             shape = (self._store.arrays[0].shape[0], h, 0, 2 * width)
-            self._bounds = Store([mx.zeros(shape, dtype)])
+            self._bounds = Store([mx.zeros(shape, keys.dtype)])
         self._bounds.reserve(self._bounds.arrays, self._bounds.slots, self._store.slots // self.run)
         bounds = mx.concatenate([blocks.max(axis=3), blocks.min(axis=3)], axis=-1)
-        self._bounds.arrays[0][rows, :, start:end] = bounds
+        self._bounds.arrays[0][rows, :, start : start + bounds.shape[2]] = bounds
 
     def fork(self) -> Self:
         other = super().fork()

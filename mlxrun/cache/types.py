@@ -54,11 +54,13 @@ class Shape(NamedTuple):
     Attributes:
         heads: of keys and of values.
         key, value: widths of a head.
+        latent: queries meet values as well as keys.
     """
 
     heads: int
     key: int
     value: int
+    latent: bool = False
 
 
 def cache_type(name: object, parameter: str) -> CacheType | None:

@@ -47,6 +47,10 @@ class Live:
     place: int = 0
     steps: int = 0
 
+    def __post_init__(self) -> None:
+        for memory in self.cache:
+            memory.prompt = len(self.prompt)
+
 
 class Drawn(NamedTuple):
     """What a step drew, queued on the device.

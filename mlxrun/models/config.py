@@ -137,7 +137,7 @@ class LatentAttention:
     @property
     def cache_shape(self) -> Shape:
         """What a token leaves in the cache: a key that turns, and the latent as a value."""
-        return Shape(1, self.rope.dims, self.latent)
+        return Shape(1, self.rope.dims, self.latent, latent=True)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from agreement import HEADS, KV_HEADS, PRODUCT, Life, lives, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache, Stored, as_given
-from stored import packed
 
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import PLAIN, AcrossHeads, Format, Quantised
@@ -110,3 +109,101 @@ def test_agrees_with_a_cache_that_picks_by_the_rule(
     life: Life, wanted: Sparse, prompt: int, seed: int, batch: int
 ) -> None:
     run(made(wanted, prompt), NaiveSparse(wanted, prompt), life, seed, batch)
+
+
+@given(
+    life=lives(longest=300),
+    wanted=st.sampled_from([Strided(100, 16), Blocks(5, 48), Blocks(3, 256), Blocks(4, 300)]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=12, deadline=None)
+def test_agrees_across_buckets(life: Life, wanted: Sparse, seed: int) -> None:
+    run(made(wanted, prompt=400), NaiveSparse(wanted, 400), life, seed, batch=1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values", "across"),
+    [
+        (Quantised(8, 32), Quantised(4, 32), False),
+        (Quantised(8, 32, "mxfp8"), PLAIN, False),
+        (AcrossHeads(Quantised(8, 32), KV_HEADS), PLAIN, True),
+    ],
+)
+@given(life=lives(), wanted=patterns, seed=st.integers(0, 1000))
+@settings(max_examples=15)
+def test_agrees_over_packed_keys_and_values(
+    life: Life, wanted: Sparse, seed: int, keys: Format, values: Format, across: bool
+) -> None:
+    def stored(form: Format) -> Stored:
+        def there_and_back(x: np.ndarray) -> np.ndarray:
+            return np.array(form.unpack(form.pack(mx.array(x)), mx.float32))
+
+        return there_and_back
+
+    naive = NaiveSparse(wanted, 10, stored(keys), stored(values), shared=across)
+    run(made(wanted, 10, keys, values), naive, life, seed, batch=1, width=16 if across else 32)
+
+
+@pytest.mark.parametrize("wanted", [Strided(40, 9), Blocks(5, 8), Blocks(10, 4)])
+def test_a_context_within_reach_gets_what_a_dense_cache_gives_to_the_bit(wanted: Sparse) -> None:
+    rng = np.random.default_rng(0)
+    sparse, dense = made(wanted)(), DenseCache()
+    for n in (7, 1, 1, 20, *[1] * (sparse.reach - 29)):
+        q, k, v = random(rng, n, HEADS), random(rng, n), random(rng, n)
+        assert mx.array_equal(sparse.attend(q, k, v, PRODUCT), dense.attend(q, k, v, PRODUCT))
+    assert sparse.offset == sparse.reach >= 40
+    q, k, v = random(rng, 1, HEADS), random(rng, 1), random(rng, 1)
+    assert not mx.array_equal(sparse.attend(q, k, v, PRODUCT), dense.attend(q, k, v, PRODUCT))
+
+
+@given(
+    wanted=patterns,
+    lengths=st.lists(st.integers(1, 90), min_size=2, max_size=4),
+    steps=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40)
+def test_rows_of_a_batch_see_what_they_see_alone(
+    wanted: Sparse, lengths: list[int], steps: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    alone = [made(wanted, length)() for length in lengths]
+    rows: SparseCache | None = None
+    for row, (cache, length) in enumerate(zip(alone, lengths, strict=True)):
+        q, k, v = random(rng, length, HEADS), random(rng, length), random(rng, length)
+        cache.attend(q, k, v, PRODUCT)
+        rows = rows or cache.empty()
+        rows.place(row, cache.fork())
+    assert rows is not None
+    for step in range(steps):
+        if step == steps // 2:  # a row leaves, and its place is taken by a younger one
+            alone[0] = made(wanted)()
+            rows.clear(0)
+        if step == steps - 1 and len(alone) > 2:
+            alone = [alone[2], alone[0]]
+            rows.take_rows([2, 0])
+        size = len(alone)
+        q, k, v = random(rng, 1, HEADS, size), random(rng, 1, rows=size), random(rng, 1, rows=size)
+        got = rows.attend(q, k, v, PRODUCT)
+        each = [
+            cache.attend(q[i : i + 1], k[i : i + 1], v[i : i + 1], PRODUCT)
+            for i, cache in enumerate(alone)
+        ]
+        np.testing.assert_allclose(np.array(got), np.array(mx.concatenate(each)), atol=2e-5)
+
+
+@pytest.mark.parametrize("wanted", [Strided(30, 4), Blocks(4, 8)])
+def test_how_tokens_are_fed_makes_no_difference(wanted: Sparse) -> None:
+    """A token of the prompt sees all, a later one its choice, in passes of any length."""
+    answers = []
+    for chunks in ([120], [60, 60], [49, 1, 1, 69], [1] * 120):
+        rng = np.random.default_rng(3)
+        q, k, v = random(rng, 120, HEADS), random(rng, 120), random(rng, 120)
+        cache, start, parts = made(wanted, prompt=50)(), 0, []
+        for n in chunks:
+            now = slice(start, start + n)
+            parts.append(cache.attend(q[:, :, now], k[:, :, now], v[:, :, now], PRODUCT))
+            start += n
+        answers.append(np.array(mx.concatenate(parts, axis=2)))
+    for answer in answers[1:]:
+        np.testing.assert_allclose(answer, answers[0], atol=2e-5)
