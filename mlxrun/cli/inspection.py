@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlxrun.loading.run import DTYPES, resolve_dtype
 from mlxrun.memory import on_cpu
 from mlxrun.planning.source import plan_source
 from mlxrun.planning.weights import of_gguf
+from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
 
 Facts = dict[str, Any]
 
@@ -68,6 +70,7 @@ def inspect_model(
     if facts["model"] and facts["tensors"]:
         beside = BUDGET_CPU if on_cpu() else BUDGET_GPU
         plan, held = plan_source(source, cache=Wanted(None, 0, *cache), beside=beside)
+        plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         tokens = context or facts["model"]["context_length"]
         facts["plan"] = plan_facts(plan, held, tokens, parallel)
     return facts
