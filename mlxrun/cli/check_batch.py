@@ -47,12 +47,17 @@ def command(
     wired: bool,
     verbose: bool,
 ) -> None:
-    """Compare requests served together with the same requests served alone.
+    """Compare requests served together with each alone.
 
     Random prompts of 4 to 300 tokens are continued one at a time, then together: by default in one
     forward pass for all, whose rounding may decide between tokens that are nearly as likely, and
     deterministic, which computes each sequence by itself. Ends with exit code 1 if the
     deterministic way ever differs.
+
+    \b
+    Examples:
+      mlxrun check-batch model.gguf
+      mlxrun check-batch model.gguf --requests 100 --parallel 32 --json
     """
     from mlxrun.checking import check_batch
 

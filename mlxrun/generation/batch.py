@@ -16,13 +16,11 @@ import mlx.core as mx
 from mlxrun.cache.base import Memory
 from mlxrun.cache.ragged import Part, Ragged
 from mlxrun.cache.rows import RowCache
+from mlxrun.generation.blocks import Block, Blocks
 from mlxrun.generation.engine import Step
 from mlxrun.generation.groups import SamplerGroups
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.model import JointModel, Model
-
-# Idle rows that are borne before the rows are packed together: packing copies what is cached.
-IDLE_SHARE = 4
 
 
 @dataclass(eq=False)
@@ -34,7 +32,7 @@ class Live:
         sampler: draws its tokens.
         cache: of its own, until it has a row.
         read: tokens of the prompt that are in the cache.
-        row: where it decodes, or None.
+        block, row: where it decodes; None until it does.
         place: which of the last step's tokens is its own.
         steps: tokens drawn so far, read or not.
     """
@@ -43,7 +41,8 @@ class Live:
     sampler: Sampler
     cache: list[Memory]
     read: int = 0
-    row: int | None = None
+    block: Block[Live] | None = None
+    row: int = 0
     place: int = 0
     steps: int = 0
 
@@ -95,8 +94,7 @@ class Batch:
 
     def __init__(self, model: Model[Any], *, joint: bool) -> None:
         self.model, self.joint = model, joint and model.joint
-        self._rows: list[Live | None] = []
-        self._caches: list[RowCache] = []
+        self._blocks: Blocks[Live] = Blocks()
         self._samplers = SamplerGroups()
         self._last: mx.array | None = None
         self.computed = self.wasted = 0
@@ -132,22 +130,20 @@ class Batch:
     def leave(self, sequence: Live) -> None:
         """Forget a sequence."""
         sequence.cache = []
-        if sequence.row is not None:
-            self._rows[sequence.row] = None
-            for cache in self._caches:
-                cache.clear(sequence.row)
-            sequence.row = None
+        if sequence.block is not None:
+            sequence.block.clear(sequence.row)
+            sequence.block = None
 
     def memories(self, sequence: Live) -> list[Memory]:
         """What a sequence remembers, to be read before the next step."""
-        if sequence.row is None:
+        if sequence.block is None:
             return sequence.cache
-        return [cache.only(sequence.row) for cache in self._caches]
+        return [cache.only(sequence.row) for cache in sequence.block.caches]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the rows."""
-        return sum(cache.nbytes for cache in self._caches)
+        return sum(cache.nbytes for block in self._blocks for cache in block.caches)
 
     def _apart(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> mx.array:
         """Logits (B, V) of the sequences that draw, each computed alone."""
@@ -168,22 +164,26 @@ class Batch:
     def _together(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> mx.array:
         """Logits (B, V) of the sequences that draw, from one pass over all tokens."""
         for sequence in decoding:
-            if sequence.row is None:
-                self._join(sequence)
-        self._pack()
-        for row, occupant in enumerate(self._rows):
-            if occupant is None:  # what an idle row computes is put where the next one overwrites
-                for cache in self._caches:
-                    cache.clear(row)
-        rows = len(self._rows)
-        places = [0 if s is None else s.place for s in self._rows]
-        tokens, positions = [], []
-        if rows:
+            if sequence.block is None:
+                self._blocks.join(sequence, cast(list[RowCache], sequence.cache))
+                sequence.cache = []
+        self._blocks.settle()
+        places: list[int] = []  # of the last step's tokens, one for each row of every block
+        positions: list[int] = []
+        parts: list[list[Part]] = []
+        at: dict[Live, int] = {}
+        for block in self._blocks:
+            at |= {s: len(places) + row for row, s in enumerate(block.rows) if s is not None}
+            places.extend(0 if s is None else s.place for s in block.rows)
+            positions.extend(block.caches[0].offsets)
+            parts = parts or [[] for _ in block.caches]
+            for own, cache in zip(parts, block.caches, strict=True):
+                own.append(Part(cache, len(block.rows), 1))
+        tokens = []
+        if places:
             assert self._last is not None
             tokens.append(self._last[mx.array(places)])
-            positions.extend(self._caches[0].offsets)
-        wanted = [cast(int, sequence.row) for sequence in decoding]
-        parts: list[list[Part]] = [[Part(cache, rows, 1)] for cache in self._caches if rows]
+        wanted = [at[sequence] for sequence in decoding]
         parts = parts or [[] for _ in pieces[0][0].cache]
         for sequence, count in pieces:
             tokens.append(mx.array(list(sequence.prompt[sequence.read : sequence.read + count])))
@@ -194,37 +194,10 @@ class Batch:
             if sequence.read == len(sequence.prompt):
                 wanted.append(len(positions) - 1)
         self.computed += len(positions)
-        self.wasted += rows - len(decoding)
+        self.wasted += len(places) - len(decoding)
         where = mx.array(positions)
         layers = [Ragged(own, where) for own in parts]
         joined = mx.concatenate([t.astype(mx.uint32) for t in tokens])[:, None]  # (N, 1)
         model = cast(JointModel, self.model)
         hidden = model.hidden(joined, layers)  # (N, 1, hidden)
         return model.head(hidden[mx.array(wanted)])[:, 0] if wanted else hidden
-
-    def _join(self, sequence: Live) -> None:
-        """Move what a sequence remembers into a row."""
-        own = cast(list[RowCache], sequence.cache)
-        if not self._caches:
-            self._caches = [cache.empty() for cache in own]
-        row = self._rows.index(None) if None in self._rows else len(self._rows)
-        for cache, mine in zip(self._caches, own, strict=True):
-            cache.place(row, mine)
-        self._rows[row : row + 1] = [sequence]
-        sequence.row, sequence.cache = row, []
-
-    def _pack(self) -> None:
-        """Drop idle rows where they are too many."""
-        live = [i for i, sequence in enumerate(self._rows) if sequence is not None]
-        idle = len(self._rows) - len(live)
-        if not idle or (idle * IDLE_SHARE <= len(self._rows) and live):
-            return
-        if not live:
-            self._rows, self._caches = [], []
-            return
-        for cache in self._caches:
-            cache.take_rows(live)
-        self._rows = [self._rows[i] for i in live]
-        for row, sequence in enumerate(self._rows):
-            assert sequence is not None
-            sequence.row = row

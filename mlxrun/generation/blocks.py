@@ -1,0 +1,126 @@
+"""Rows of decoding sequences, in blocks of about the same length.
+
+A block's rows lie in one array per layer, as long as the longest of them: every row attends over
+that length. So sequences of like lengths share a block, and a long one costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import mlx.core as mx
+
+from mlxrun.cache.rows import RowCache
+
+# Rows of a block. A CPU gains by attending over no more than there is, a GPU by fewer kernels.
+ROWS_CPU, ROWS_GPU = 4, 16
+# Of a block's rows, how many may be idle before it is packed, which copies what is cached.
+IDLE_SHARE = 4
+
+
+class Placed(Protocol):
+    """What has a row: a sequence knows which."""
+
+    block: Block | None  # type: ignore[type-arg]
+    row: int
+
+
+S = TypeVar("S", bound=Placed)
+
+
+class Block(Generic[S]):
+    """Rows of one array per layer.
+
+    Attributes:
+        rows: who is in each; None for an idle row.
+        caches: one per layer.
+    """
+
+    def __init__(self, like: Sequence[RowCache]) -> None:
+        self.rows: list[S | None] = []
+        self.caches = [cache.empty() for cache in like]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.caches[0].offsets)
+
+    @property
+    def live(self) -> int:
+        """Rows that are not idle."""
+        return len(self.rows) - self.rows.count(None)
+
+    def place(self, sequence: S, caches: Sequence[RowCache]) -> None:
+        """Copy what a sequence remembers into an idle row, or a new one."""
+        row = self.rows.index(None) if None in self.rows else len(self.rows)
+        for cache, own in zip(self.caches, caches, strict=True):
+            cache.place(row, own)
+        self.rows[row : row + 1] = [sequence]
+        sequence.block, sequence.row = self, row
+
+    def clear(self, row: int) -> None:
+        """Make a row idle."""
+        self.rows[row] = None
+        for cache in self.caches:
+            cache.clear(row)
+
+    def rest(self) -> None:
+        """Let idle rows begin anew: what they compute lands where the next sequence overwrites."""
+        for row, sequence in enumerate(self.rows):
+            if sequence is None:
+                self.clear(row)
+
+    def pack(self) -> None:
+        """Drop idle rows where they are too many."""
+        kept = [row for row, sequence in enumerate(self.rows) if sequence is not None]
+        if not kept or (len(self.rows) - len(kept)) * IDLE_SHARE <= len(self.rows):
+            return
+        for cache in self.caches:
+            cache.take_rows(kept)
+        self.rows = [self.rows[row] for row in kept]
+        for row, sequence in enumerate(self.rows):
+            assert sequence is not None
+            sequence.row = row
+
+
+class Blocks(Generic[S]):
+    """All blocks of a batch.
+
+    Args:
+        most: rows of a block.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        usual = ROWS_CPU if mx.default_device() == mx.cpu else ROWS_GPU
+        self._most = most or usual
+        self._blocks: list[Block[S]] = []
+
+    def __iter__(self) -> Iterator[Block[S]]:
+        return iter(self._blocks)
+
+    def join(self, sequence: S, caches: Sequence[RowCache]) -> None:
+        """Give a sequence a row, in the block whose length is nearest to its own."""
+        length = caches[0].offsets[0]
+        open_ones = [block for block in self._blocks if block.live < self._most]
+        block = min(open_ones, key=lambda b: abs(b.length - length), default=None)
+        if block is None:
+            block = Block(caches)
+            self._blocks.append(block)
+        block.place(sequence, caches)
+
+    def settle(self) -> None:
+        """Before a pass: no empty blocks, few idle rows, and no more blocks than needed but one."""
+        self._blocks = [block for block in self._blocks if block.live]
+        needed = -(-sum(block.live for block in self._blocks) // self._most)
+        while len(self._blocks) > needed + 1:
+            self._dissolve(min(self._blocks, key=lambda block: block.live))
+        for block in self._blocks:
+            block.pack()
+            block.rest()
+
+    def _dissolve(self, block: Block[S]) -> None:
+        """Spread a block's rows over the others."""
+        self._blocks.remove(block)
+        for sequence in [sequence for sequence in block.rows if sequence is not None]:
+            self.join(sequence, [cache.only(sequence.row) for cache in block.caches])
