@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlxrun.cache import saved
+from mlxrun.cache import saved, sparsity
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import CacheError
@@ -60,19 +60,28 @@ class Sessions:
         keep: int = 0,
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
+        attention: str | None = None,
     ) -> Session:
         """A session with options as :meth:`LLM.session` has them."""
         if window is not None:
             window = int(Range(1, _LONGEST, whole=True).check("window", window))
         keep = int(Range(0, _LONGEST, whole=True).check("keep", keep))
-        options = {"window": window, "keep": keep, "keys": cache_type_k, "values": cache_type_v}
+        window, keep, sparse = sparsity.options(attention, window, keep)
         return Session(
-            lambda: self._model.make_cache(**options),  # type: ignore[arg-type]
+            lambda: self._model.make_cache(
+                window=window, keep=keep, keys=cache_type_k, values=cache_type_v, sparse=sparse
+            ),
             windowed=window is not None,
             owner=self._model,
             prefixes=self.prefixes(),
             identity=self._identity,
-            options=options,
+            options={
+                "window": window,
+                "keep": keep,
+                "cache_type_k": cache_type_k,
+                "cache_type_v": cache_type_v,
+                "attention": attention if sparse else None,
+            },
         )
 
     def once(self, **types: str | None) -> Session:
@@ -98,22 +107,14 @@ class Sessions:
             with COMPUTING:
                 read = saved.read(path, self._identity())
                 if not options:
-                    session = self._again(read.about)
+                    session = self.new(**read.about)
                 cache = session.make()
                 read.restore(cache)
-        except CacheError as error:
+        except (CacheError, TypeError) as error:  # options that this version does not know
             tell(str(error))
             return session
         session.cache, session.tokens = cache, read.tokens
         return session
-
-    def _again(self, about: dict[str, Any]) -> Session:
-        return self.new(
-            window=about["window"],
-            keep=about["keep"],
-            cache_type_k=about["keys"],
-            cache_type_v=about["values"],
-        )
 
 
 def warn(line: str) -> None:

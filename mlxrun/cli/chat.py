@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.adapters import Adapters
-from mlxrun.cli.caches import with_cache_types
+from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.console import note, visible
 from mlxrun.cli.loading import load_model, usage_line, with_loading
 from mlxrun.cli.settings import chat_defaults, given, with_settings
@@ -30,6 +30,12 @@ SINKS = 4
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--load", "saved", type=click.Path(), metavar="FILE", help="Continue a saved chat.")
 @click.option(
+    "--save",
+    type=click.Path(),
+    metavar="FILE",
+    help="Save the chat at its end, and in FILE.cache what the model need not read again.",
+)
+@click.option(
     "--window",
     type=click.IntRange(1),
     metavar="N",
@@ -44,16 +50,19 @@ SINKS = 4
 @click.option("--stats", is_flag=True, help="Show what each reply costs.")
 @with_settings(chat_defaults())
 @with_cache_types
+@with_attention
 @with_loading
 def command(
     model: str | None,
     system: str | None,
     saved: str | None,
+    save: str | None,
     window: int | None,
     keep: int | None,
     stats: bool,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    attention: str | None,
     dtype: str | None,
     policy: str | None,
     adapter: Adapters,
@@ -72,10 +81,13 @@ def command(
       mlxrun chat
       mlxrun chat model.gguf --system "Answer in one sentence." --temperature 0.5
       mlxrun chat model.gguf --window 4096
+      mlxrun chat model.gguf --load talk.json --save talk.json
       printf 'Hello!\\nWho are you?\\n' | mlxrun chat
     """
     if keep is not None and window is None:
         raise click.UsageError("--keep needs --window.")
+    if attention is not None and window is not None:
+        raise click.UsageError("--attention and --window exclude each other.")
     if model is None and not DEMO.exists():
         raise SourceError(
             f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
@@ -88,10 +100,13 @@ def command(
         wired=wired,
         verbose=verbose,
     )
-    from mlxrun.cli.conversation import Conversation
+    from mlxrun.cli import remembered
+    from mlxrun.cli.conversation import Conversation, check_replaceable
 
+    if save:
+        check_replaceable(Path(save))
     session = partial(llm.session, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
-    conversation = Conversation(llm, session(), settings=chat_defaults())
+    conversation = Conversation(llm, session(attention=attention), settings=chat_defaults())
     if saved:
         conversation.load(Path(saved))
     conversation.settings |= given(options)
@@ -100,10 +115,16 @@ def command(
     if window is not None:
         keep = _preamble(conversation) if keep is None else keep
         conversation.session = session(window=window, keep=keep)
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        _type(conversation, model or "the demo model", stats or verbose)
-    else:
-        _pipe(conversation, stats or verbose)
+    if saved:
+        remembered.recall(conversation, Path(saved), note)
+    try:
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            _type(conversation, model or "the demo model", stats or verbose)
+        else:
+            _pipe(conversation, stats or verbose)
+    finally:
+        if save:
+            remembered.save(conversation, Path(save), note)
 
 
 def _preamble(conversation: Conversation) -> int:

@@ -189,11 +189,7 @@ class Conversation:
         Raises:
             ConversationError: it cannot be written, or the file there is something else.
         """
-        if path.exists():
-            try:
-                _read(path)
-            except ConversationError as error:
-                raise ConversationError(f"not replaced: {error.message}") from None
+        check_replaceable(path)
         text = json.dumps(
             {
                 "format": FORMAT,
@@ -222,6 +218,19 @@ class Conversation:
         settings = parse_settings(stored["settings"], self.settings)
         self.system, self.messages = stored["system"], stored["messages"]
         self.settings |= settings
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to write over what is no saved conversation.
+
+    Raises:
+        ConversationError: it is something else.
+    """
+    if path.exists():
+        try:
+            _read(path)
+        except ConversationError as error:
+            raise ConversationError(f"not replaced: {error.message}") from None
 
 
 def _write_atomically(path: Path, text: str) -> None:

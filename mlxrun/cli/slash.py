@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxrun.cli import remembered
 from mlxrun.cli.conversation import ConversationError
 from mlxrun.cli.settings import SETTINGS
 
@@ -92,13 +93,11 @@ def _words(name: str, text: str) -> list[str]:
 
 
 def _save(chat: TerminalChat, text: str) -> None:
-    chat.conversation.save(_path(text))
-    chat.say(f"saved {len(chat.conversation.messages)} messages to {text}")
+    remembered.save(chat.conversation, _path(text), chat.say)
 
 
 def _load(chat: TerminalChat, text: str) -> None:
-    chat.conversation.load(_path(text))
-    chat.say(f"loaded {len(chat.conversation.messages)} messages from {text}")
+    remembered.load(chat.conversation, _path(text), chat.say)
 
 
 def _path(text: str) -> Path:
@@ -123,6 +122,12 @@ def _clear(chat: TerminalChat, _: str) -> None:
 def _stats(chat: TerminalChat, _: str) -> None:
     chat.stats = not chat.stats
     chat.say(f"stats: {'on' if chat.stats else 'off'}")
+    if chat.stats:
+        kept = chat.conversation.llm.prefix_cache.figures
+        chat.say(
+            f"beginnings kept: {kept.nbytes / 1e6:.1f} of {kept.budget / 1e6:.0f} MB, "
+            f"used {kept.hits} times, {kept.tokens} tokens saved"
+        )
 
 
 def _exit(chat: TerminalChat, _: str) -> None:

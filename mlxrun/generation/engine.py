@@ -43,7 +43,7 @@ class Session:
         prefixes: beginnings that others have computed, to start from and to add to.
         step: tokens whose multiples are taken over from there; see ``cache.prefix``.
         identity: which model it is, for files; None for one that cannot be told from others.
-        options: of ``make``, for files.
+        options: what it was made with, for files.
 
     Attributes:
         cache: what the model remembers, e.g. a cache per layer.
@@ -144,6 +144,8 @@ def prefill(
         Logits after the last token, (1, V), unevaluated.
     """
     start = session.reuse(prompt)
+    for cache in session.cache:
+        cache.prompt = len(prompt)
     while len(prompt) - start > PREFILL_CHUNK:
         part = prompt[start : start + PREFILL_CHUNK]
         model(mx.array([part]), session.cache, last_only=True)

@@ -209,3 +209,24 @@ def test_a_terminal(model, tmp_path):
     assert [m["content"] for m in stored["messages"][::2]] == ["hello", "more", "more"]
     assert stored["messages"][3]["stopped"] is True
     assert "hello" in (tmp_path / "state" / "mlxrun" / "chat_history").read_text()
+
+
+def test_a_chat_that_was_saved_goes_on_without_reading_again(mlxrun_cli, model, tmp_path):
+    file = tmp_path / "talk.json"
+    options = [*GREEDY, *LETTERS, "--stats"]
+    whole = mlxrun_cli("chat", model, *options, stdin=b"one\ntwo\nthree\n")
+    first = mlxrun_cli("chat", model, *options, "--save", file, stdin=b"one\ntwo\n")
+    assert first.code == 0 and f"saved 4 messages to {file}" in first.err
+    then = mlxrun_cli("chat", model, *options, "--load", file, "--save", file, stdin=b"three\n")
+    assert first.out + then.out == whole.out
+    cached = [re.search(r"\((\d+) cached\)", line) for line in whole.err.splitlines()]
+    assert f"({cached[-1][1]} cached)" in then.err
+    assert "saved 6 messages" in then.err
+
+
+def test_a_chat_is_not_saved_over_something_else(mlxrun_cli, model, tmp_path):
+    file = tmp_path / "shopping list"
+    file.write_text("tea")
+    result = mlxrun_cli("chat", model, "--save", file, stdin=b"one\n")
+    assert result.code == 1 and "not replaced" in result.error
+    assert file.read_text() == "tea"

@@ -18,6 +18,7 @@ from mlxrun.cli.terminal import Interrupt, TerminalChat
 def talk(llm, capsys):
     """Types lines (or raises exceptions among them); gives the chat and what was printed."""
     settings = chat_defaults() | {"max_tokens": 6, "seed": 1}
+    llm.prefix_cache.clear()  # of what other tests have left
     conversation = Conversation(llm, llm.session(), settings=settings)
 
     def run(*lines: str | type[BaseException]) -> tuple[TerminalChat, str]:
@@ -147,6 +148,7 @@ def test_stats(talk):
     costs = re.findall(r"(\d+) of (\d+) prompt tokens cached, context (\d+)/256", shown)
     assert len(costs) == 2
     assert costs[0][0] == "0" and int(costs[1][0]) > 0
+    assert re.search(r"beginnings kept: 0.0 of \d+ MB, used \d+ times, \d+ tokens saved", shown)
     assert not chat.stats
 
 
@@ -154,8 +156,23 @@ def test_save_and_load(talk, tmp_path):
     file = tmp_path / "my chat.json"
     _, shown = talk("one", f"/save {file}", "/clear", f"/load {file}")
     assert f"saved 2 messages to {file}" in shown and f"loaded 2 messages from {file}" in shown
-    chat, _ = talk()
-    assert users(chat) == ["one"]
+    chat, shown = talk("/stats", "two")
+    assert users(chat) == ["one", "two"]
+    cached = re.search(r"(\d+) of \d+ prompt tokens cached", shown)
+    assert cached and int(cached[1]) > 0
+
+
+def test_a_saved_chat_without_a_memory_of_use_is_read_again(talk, tmp_path):
+    file = tmp_path / "chat.json"
+    _, shown = talk("one", f"/save {file}")
+    memory = tmp_path / "chat.json.cache"
+    assert re.search(rf"memory of \d+ tokens, 0.0 MB, to {re.escape(str(memory))}", shown)
+    memory.write_bytes(memory.read_bytes()[:-1] + b"?")
+    chat, shown = talk("/clear", f"/load {file}")
+    assert f"{memory} is damaged" in shown and users(chat) == ["one"]
+    memory.unlink()
+    _, shown = talk("/clear", f"/load {file}")
+    assert "damaged" not in shown
 
 
 def test_full_context_is_one_line(talk):
