@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -18,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mlxrun.admission import Admission
+from mlxrun.cache import sparsity
+from mlxrun.cache.choice import Wanted
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError, ParameterError
 from mlxrun.generation.reply import Reply
@@ -46,6 +50,7 @@ def batch(
     prefix_bytes: int | None = None,
     cache_type_k: str | None = None,
     cache_type_v: str | None = None,
+    attention: str | None = None,
     on_token: OnToken | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -59,7 +64,8 @@ def batch(
         deterministic: compute each sequence alone, so that not even rounding depends on the others.
         prefix_bytes: what beginnings of prompts may take, so that those which share them need not
             compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
-        cache_type_k, cache_type_v: how keys and values are stored; see :meth:`LLM.session`.
+        cache_type_k, cache_type_v, attention: how keys and values are stored, and which of them
+            drawn tokens attend to; see :meth:`LLM.session`.
         on_token: called with the number of a prompt and each chunk of its reply.
         progress: show a bar on stderr; by default in a terminal or notebook, once the job has taken
             two seconds.
@@ -73,6 +79,7 @@ def batch(
     Raises:
         ParameterError, ContextLengthError: as :meth:`LLM.stream` raises them, before anything is
             computed.
+        MemoryLimitError: there is never room for one of them.
         NumericError: the model computes no numbers for a prompt.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
@@ -80,7 +87,12 @@ def batch(
     started = time.perf_counter()
     each = [_own(options, i, len(prompts)) for i in range(len(prompts))]
     requests = [llm.asker.request(p, **own) for p, own in zip(prompts, each, strict=True)]
-    limits = [llm.asker.limit(request) for request in requests]
+    window, keep, sparse = sparsity.options(attention)
+    limits = [llm.asker.limit(request, windowed=window is not None) for request in requests]
+    make = partial(
+        llm.model.make_cache,
+        window=window, keep=keep, keys=cache_type_k, values=cache_type_v, sparse=sparse,
+    )  # fmt: skip
     replies: list[list[Chunk]] = [[] for _ in prompts]
     bar = _Bar(progress, len(prompts), sum(limits))
 
@@ -98,7 +110,7 @@ def batch(
     def job(number: int, request: Request) -> Job:
         reply = Reply(request, llm.tokenizer, limits[number], started)
         sampler = llm.asker.sampler(request)
-        cache = llm.model.make_cache(keys=cache_type_k, values=cache_type_v)
+        cache = make()
         return Job(request, sampler, reply, limits[number], cache, 0, listen(number))
 
     if not requests:
@@ -106,18 +118,26 @@ def batch(
     rows = min(len(prompts), PARALLEL) if parallel is None else parallel
     with COMPUTING:
         mx.reset_peak_memory()
+        prefixes = llm.sessions.prefixes(prefix_bytes)
+        wanted = Wanted(window, keep, cache_type_k, cache_type_v, sparse)
+        admission = Admission(llm, wanted, rows, prefixes.budget)
+        costs = [
+            admission.cost(len(request.prompt), limit)
+            for request, limit in zip(requests, limits, strict=True)
+        ]
         service = Service(
             llm.model,
             rows=rows,
             queue=len(prompts),
+            memory=admission.memory,
             deterministic=deterministic,
-            prefixes=llm.sessions.prefixes(prefix_bytes),
+            prefixes=prefixes,
         )
     with bar:
         try:
             for number, request in enumerate(requests):
                 with COMPUTING:
-                    service.submit(job(number, request))
+                    service.submit(job(number, request), cost=costs[number])
             while service.busy:
                 with COMPUTING:
                     service.step()

@@ -10,6 +10,9 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from mlxrun.admission import Admission
+from mlxrun.cache import sparsity
+from mlxrun.cache.choice import Wanted
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import EngineClosedError, QueueFullError
 from mlxrun.generation.handle import Handle
@@ -36,7 +39,8 @@ class Engine:
         stall: seconds by which reading prompts may delay the tokens of others.
         prefix_bytes: what beginnings of prompts may take, so that those which share them need not
             compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
-        cache_type_k, cache_type_v: how keys and values are stored; see :meth:`LLM.session`.
+        cache_type_k, cache_type_v, attention: how keys and values are stored, and which of them
+            drawn tokens attend to; see :meth:`LLM.session`.
 
     Raises:
         ParameterError, CacheError: the model cannot have such a cache.
@@ -53,18 +57,28 @@ class Engine:
         prefix_bytes: int | None = None,
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
+        attention: str | None = None,
     ) -> None:
         self._llm, self._queue = llm, queue
-        self._make = partial(llm.model.make_cache, keys=cache_type_k, values=cache_type_v)
+        window, keep, sparse = sparsity.options(attention)
+        self._windowed = window is not None
+        self._make = partial(
+            llm.model.make_cache,
+            window=window, keep=keep, keys=cache_type_k, values=cache_type_v, sparse=sparse,
+        )  # fmt: skip
         self._make()  # types that do not fit are refused here, not with each request
+        prefixes = llm.sessions.prefixes(prefix_bytes)
+        wanted = Wanted(window, keep, cache_type_k, cache_type_v, sparse)
+        self._admission = Admission(llm, wanted, parallel, prefixes.budget)
         # What waits for the thread counts as waiting, too: the service's own bound is never met.
         self._service = Service(
             llm.model,
             rows=parallel,
             queue=2 * queue,
+            memory=self._admission.memory,
             deterministic=deterministic,
             stall=stall,
-            prefixes=llm.sessions.prefixes(prefix_bytes),
+            prefixes=prefixes,
         )
         self._inbox: deque[tuple[Handle, Request, int, float] | Handle] = deque()
         self._keys: dict[Handle, int] = {}
@@ -85,6 +99,7 @@ class Engine:
         Raises:
             QueueFullError: as many wait already as may.
             EngineClosedError: the engine has been closed.
+            MemoryLimitError: there is never room for it.
             ParameterError, ContextLengthError: as :meth:`LLM.stream` raises them.
         """
         started = time.perf_counter()
@@ -92,7 +107,8 @@ class Engine:
         if not isinstance(request, Request):
             request = asker.request(request, **options)
         asker.checked(request.prompt)
-        limit = asker.limit(request)
+        limit = asker.limit(request, windowed=self._windowed)
+        self._admission.cost(len(request.prompt), limit)  # what never fits is refused at once
         handle = Handle(self.cancel)
         with self._news:
             if self._closed:
@@ -160,7 +176,8 @@ class Engine:
             handle, request, limit, started = item
             try:
                 self._keys[handle] = self._service.submit(
-                    self._job(handle, request, limit, started)
+                    self._job(handle, request, limit, started),
+                    cost=self._admission.cost(len(request.prompt), limit),
                 )
             except Exception as error:
                 handle.put(error)

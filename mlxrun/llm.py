@@ -166,10 +166,16 @@ class LLM:
                 ``mxfp8``; keys also ``q4c``, by channel; None for the dtype of activations. See
                 ``examples/kv_formats.py`` for what each costs.
 
+            attention: what a drawn token attends to: ``dense``, all (the default);
+                ``window:1024+4``, which is ``window=1024, keep=4``; or, of tokens that are all
+                kept, ``strided:512/8``, the last 512 and every 8th before them, or
+                ``blocks:32x64``, the 32 blocks of 64 that look best. Prompts are read densely.
+
         Raises:
-            ParameterError: a window below 1, a keep below 0, or a type of cache that is none or
-                does not fit the model's heads.
-            CacheError: the model cannot forget, or stores keys and values in its own way.
+            ParameterError: a window below 1, a keep below 0, a pattern that is none or stands
+                beside a window, or a type of cache that is none or does not fit the model's heads.
+            CacheError: the model cannot forget or leave out tokens, or stores keys and values in
+                its own way.
         """
         return self.sessions.new(**options)
 
@@ -227,6 +233,7 @@ class LLM:
         session: Session | None = None,
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
+        attention: str | None = None,
         progress: Progress | None = None,
         params: SamplingParams | None = None,
         **sampling: Any,
@@ -241,7 +248,8 @@ class LLM:
             parse_special: let ``<|markers|>`` in a text prompt become control tokens.
             template: variables for the chat template, e.g. ``{"enable_thinking": False}``.
             session: memory of what came before; see :meth:`session`.
-            cache_type_k, cache_type_v: how keys and values are stored where no session is given.
+            cache_type_k, cache_type_v, attention: how keys and values are stored, and which of
+                them drawn tokens attend to, where no session is given; see :meth:`session`.
             progress: called with (tokens done, tokens in all) while a long prompt is read.
             params: how tokens are chosen; or give its fields one by one, such as
                 ``temperature=0, seed=1``.
@@ -263,9 +271,12 @@ class LLM:
         )
         if session is not None and getattr(session, "owner", None) is not self.model:
             raise ParameterError("session", session, "one that this model's session() made")
-        if session is not None and (cache_type_k is not None or cache_type_v is not None):
-            raise ParameterError("session", session, "left out where types of its cache are given")
-        memory = session or self.sessions.once(cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+        wanted = {
+            "cache_type_k": cache_type_k, "cache_type_v": cache_type_v, "attention": attention
+        }  # fmt: skip
+        if session is not None and any(value is not None for value in wanted.values()):
+            raise ParameterError("session", session, "left out where options of one are given")
+        memory = session or self.sessions.once(**wanted)
         limit = self.asker.limit(request, windowed=memory.windowed)
         return one_at_a_time(self._run(request, limit, memory, progress, started))
 

@@ -153,17 +153,23 @@ class BlockCache(SparseCache):
                     values = self.values.unpack(arrays[self._split :], dtype)
                     keys = mx.concatenate([keys, values], axis=-1)
                 self._bound(rows, known, keys)
+        self._make_room()
 
     def _bound(self, rows: slice, start: int, keys: mx.array) -> None:
         """Note the bounds of whole blocks of keys (B, H, n * run, D), from one on."""
         b, h, _, width = keys.shape
         blocks = keys.reshape(b, h, -1, self.run, width)
         if not self._bounds.arrays:
-            shape = (self._store.arrays[0].shape[0], h, 0, 2 * width)
-            self._bounds = Store([mx.zeros(shape, keys.dtype)])
-        self._bounds.reserve(self._bounds.arrays, self._bounds.slots, self._store.slots // self.run)
+            every = self._store.arrays[0].shape[0]
+            self._bounds = Store([mx.zeros((every, h, 0, 2 * width), keys.dtype)])
+        self._make_room()
         bounds = mx.concatenate([blocks.max(axis=3), blocks.min(axis=3)], axis=-1)
         self._bounds.arrays[0][rows, :, start : start + bounds.shape[2]] = bounds
+
+    def _make_room(self) -> None:
+        """Let there be bounds of as many blocks as tokens have room in."""
+        held = self._bounds
+        held.reserve(held.arrays, held.slots, self._store.slots // self.run)
 
     def fork(self) -> Self:
         other = super().fork()

@@ -125,8 +125,8 @@ def options(
     wanted = pattern(attention)
     if wanted is None:
         return window, keep, None
-    if window is not None:
+    if window is not None or keep:
         raise ParameterError("attention", attention, "left out where a window is given")
     if isinstance(wanted, Window):
         return wanted.window, wanted.keep, None
-    return None, keep, wanted
+    return None, 0, wanted

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.adapters import Adapters
-from mlxrun.cli.caches import with_cache_types
+from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.console import Bar, note, size, visible
 from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
 from mlxrun.cli.settings import Values, defaults, given, with_settings
@@ -48,6 +48,7 @@ LONGEST_PROMPT = 100_000_000
 @click.option("--stats", is_flag=True, help="Print what it cost on standard error.")
 @with_settings(defaults())
 @with_cache_types
+@with_attention
 @with_loading
 def command(
     model: str,
@@ -61,6 +62,7 @@ def command(
     stats: bool,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    attention: str | None,
     dtype: str | None,
     policy: str | None,
     adapter: Adapters,
@@ -93,6 +95,7 @@ def command(
     )
     settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
     settings |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
+    settings |= {"attention": attention}
     prompt: Any = _messages(text, system) if chat else text
     if as_json:
         with Bar("Reading the prompt", count="tokens") as bar:

@@ -121,6 +121,12 @@ def test_agrees_across_buckets(life: Life, wanted: Sparse, seed: int) -> None:
     run(made(wanted, prompt=400), NaiveSparse(wanted, 400), life, seed, batch=1)
 
 
+@pytest.mark.parametrize("wanted", [Strided(30, 7), Blocks(4, 16), Blocks(3, 60)])
+def test_agrees_at_every_step_past_a_bucket(wanted: Sparse) -> None:
+    life = [("update", 0, 245), *[("update", 0, 1)] * 30]
+    run(made(wanted, 245), NaiveSparse(wanted, 245), life, seed=0, batch=1)
+
+
 @pytest.mark.parametrize(
     ("keys", "values", "across"),
     [
