@@ -30,6 +30,7 @@ class Live:
     Attributes:
         prompt: token ids.
         sampler: draws its tokens.
+        limit: the most tokens to draw.
         cache: of its own, until it has a row.
         read: tokens of the prompt that are in the cache.
         block, row: where it decodes; None until it does.
@@ -39,6 +40,7 @@ class Live:
 
     prompt: Sequence[int]
     sampler: Sampler
+    limit: int
     cache: list[Memory]
     read: int = 0
     block: Block[Live] | None = None
@@ -49,6 +51,11 @@ class Live:
     def __post_init__(self) -> None:
         for memory in self.cache:
             memory.prompt = len(self.prompt)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and of all that may be drawn."""
+        return len(self.prompt) + self.limit
 
 
 class Drawn(NamedTuple):

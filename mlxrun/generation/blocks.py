@@ -2,6 +2,8 @@
 
 A block's rows lie in one array per layer, as long as the longest of them: every row attends over
 that length. So sequences of like lengths share a block, and a long one costs the others nothing.
+Those that share one will need the same capacity at their longest: a sequence's memory is its own
+affair, and can be planned before it begins.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 import mlx.core as mx
 
 from mlxrun.cache.rows import RowCache
+from mlxrun.cache.store import bucket
 
 # Rows of a block. A CPU gains by attending over no more than there is, a GPU by fewer kernels.
 ROWS_CPU, ROWS_GPU = 4, 16
@@ -20,10 +23,13 @@ IDLE_SHARE = 4
 
 
 class Placed(Protocol):
-    """What has a row: a sequence knows which."""
+    """What has a row: a sequence knows which, and how many tokens it may come to."""
 
     block: Block | None  # type: ignore[type-arg]
     row: int
+
+    @property
+    def longest(self) -> int: ...
 
 
 S = TypeVar("S", bound=Placed)
@@ -33,11 +39,13 @@ class Block(Generic[S]):
     """Rows of one array per layer.
 
     Attributes:
+        capacity: slots that each row will need at its longest.
         rows: who is in each; None for an idle row.
         caches: one per layer.
     """
 
-    def __init__(self, like: Sequence[RowCache]) -> None:
+    def __init__(self, capacity: int, like: Sequence[RowCache]) -> None:
+        self.capacity = capacity
         self.rows: list[S | None] = []
         self.caches = [cache.empty() for cache in like]
 
@@ -101,20 +109,22 @@ class Blocks(Generic[S]):
 
     def join(self, sequence: S, caches: Sequence[RowCache]) -> None:
         """Give a sequence a row, in the block whose length is nearest to its own."""
-        length = caches[0].offsets[0]
-        open_ones = [block for block in self._blocks if block.live < self._most]
-        block = min(open_ones, key=lambda b: abs(b.length - length), default=None)
+        length, capacity = caches[0].offsets[0], bucket(sequence.longest)
+        alike = [b for b in self._blocks if b.live < self._most and b.capacity == capacity]
+        block = min(alike, key=lambda b: abs(b.length - length), default=None)
         if block is None:
-            block = Block(caches)
+            block = Block(capacity, caches)
             self._blocks.append(block)
         block.place(sequence, caches)
 
     def settle(self) -> None:
         """Before a pass: no empty blocks, few idle rows, and no more blocks than needed but one."""
         self._blocks = [block for block in self._blocks if block.live]
-        needed = -(-sum(block.live for block in self._blocks) // self._most)
-        while len(self._blocks) > needed + 1:
-            self._dissolve(min(self._blocks, key=lambda block: block.live))
+        for capacity in {block.capacity for block in self._blocks}:
+            alike = [block for block in self._blocks if block.capacity == capacity]
+            needed = -(-sum(block.live for block in alike) // self._most)
+            if len(alike) > needed + 1:
+                self._dissolve(min(alike, key=lambda block: block.live))
         for block in self._blocks:
             block.pack()
             block.rest()

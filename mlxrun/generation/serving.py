@@ -106,7 +106,7 @@ class Service:
             priority=request.priority,
             deadline=due,
         )
-        live = Live(request.prompt, job.sampler, list(job.cache), job.held)
+        live = Live(request.prompt, job.sampler, job.limit, list(job.cache), job.held)
         # Once the sequence has a row, nothing may keep the caches that it read its prompt into.
         self._jobs[key] = replace(job, cache=()), live
         return key
@@ -221,6 +221,11 @@ def _no_numbers(model: Model[Memory]) -> NumericError:
     )
 
 
+def most_beside() -> int:
+    """The most tokens of prompts in a step, beside decoding."""
+    return BUDGET_CPU if mx.default_device() == mx.cpu else BUDGET_GPU
+
+
 class Pace:
     """How many tokens of prompts to read in a step, so that it delays others by no more than told.
 
@@ -230,7 +235,7 @@ class Pace:
 
     def __init__(self, stall: float) -> None:
         self._stall = stall
-        self._most = BUDGET_CPU if mx.default_device() == mx.cpu else BUDGET_GPU
+        self._most = most_beside()
         self._rate = 0.0  # tokens a second, smoothed
         self._decoding = 0.0  # seconds of a step without prompts, smoothed
 
