@@ -33,6 +33,8 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("deci-super", {"feed_forward_length": [256, 512]}, "one number for each"),
     ("exaone-small", {"rope.dimension_count": 4}, "the whole head"),
     ("exaone-small", {"rope.scaling.type": "longrope"}, "longrope with its factors"),
+    ("bailingmoe", {"expert_used_count": 1}, "at least 2"),
+    ("gemma3n-e2b", {"final_logit_softcapping": 50.0}, "expected 30"),
     ("granite-moe", {"rope.scaling.finetuned": False}, "expected True"),
     ("gemma3n-e2b", {"attention.shared_kv_layers": 3}, "expected 2"),
     ("minicpm3-4b", {"attention.layer_norm_rms_epsilon": 1e-6}, "MiniCPM 3"),
@@ -40,6 +42,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("mpt-7b", {"attention.max_alibi_bias": 0.0}, "ALiBi or learnt"),
     ("mpt-learned", {"attention.max_alibi_bias": 8.0}, "ALiBi or learnt"),
     ("muse-glimmer-30b", {"attention.sliding_window": 0}, "sliding windows"),
+    ("nemotron_h_moe-30b", {"expert_used_count": 1}, "at least 2"),
     ("openelm-growing", {"rope.scaling.factor": 2.0}, "rope.scaling"),
     ("plamo-13b", {"rope.scaling.factor": 2.0}, "rope.scaling"),
     ("qwen2vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
@@ -56,6 +59,13 @@ def test_keys_that_a_model_cannot_honour(
 ) -> None:
     skeleton = read(name)
     refused(replace(skeleton, keys={**skeleton.keys, **keys}), tmp_path, match)
+
+
+@pytest.mark.parametrize("name", ["deepseek2-ocr", "mistral4"])
+def test_no_correction_of_the_choice_of_experts(name: str, tmp_path: Path) -> None:
+    skeleton = read(name)
+    tensors = {**skeleton.tensors, "blk.1.exp_probs_b.bias": [skeleton.keys["expert_count"]]}
+    refused(replace(skeleton, tensors=tensors), tmp_path, "no correction")
 
 
 @pytest.mark.parametrize("name", ["apertus-8b", "falcon-7b", "gpt2-small", "qwen-fused"])

@@ -51,6 +51,7 @@ LIMITS: dict[str, Limit] = {
 }
 #: What its classes do not load or do not run; a name may stand for all that begin with it.
 REFUSED = {
+    "deepseek2-corrected": "its class for DeepSeek V3 knows the sigmoid alone",
     "deepseek2-dense": _LATENT,
     "deepseek2-lite": _LATENT,
     "deepseek2-v2": _LATENT,

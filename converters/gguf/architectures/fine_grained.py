@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from converters.gguf.architectures.fused import gate_and_up
 from converters.gguf.architectures.keys import (
+    correction,
     fused_qkv,
     gating,
     needs_experts,
     only,
     routed,
     shared_count,
+    uncorrected,
     unscaled,
 )
 from converters.gguf.architectures.row import (
@@ -48,15 +50,16 @@ def _deepseek2_ocr(gguf: GGUFFile, config: Config) -> Config:
     """The text model of DeepSeek OCR is a DeepSeek 1 whose heads are stored in halves."""
     only(gguf, "expert_gating_func", 1, 0)
     only(gguf, "expert_weights_norm", False)
+    uncorrected(gguf)
     unscaled(gguf, config)
     return _deepseek(gguf, config)
 
 
 def deepseek2(gguf: GGUFFile, config: Config) -> Config:
-    """DeepSeek V2 and V3, which their gating tells apart, and Mistral's large models."""
+    """DeepSeek V2 and V3, which their choice of experts tells apart; Mistral's large models."""
     turning = scalar(gguf, "rope.dimension_count")
     routing = routed(gguf, config) if "num_experts" in config else _without_experts(gguf, config)
-    version = "3" if routing["scoring_func"] == "sigmoid" else "2"
+    version = "3" if correction(gguf) or routing["scoring_func"] == "sigmoid" else "2"
     keys: Config = {
         **routing,
         "model_type": f"deepseek_v{version}",
@@ -111,6 +114,7 @@ def _without_experts(gguf: GGUFFile, config: Config) -> Config:
 def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:
     """Mistral Large 3 and Small 4: queries that sharpen with their position."""
     only(gguf, "expert_gating_func", 1, 0)
+    uncorrected(gguf)
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
     context = config["max_position_embeddings"]
     length = scalar(gguf, "attention.temperature_length", context) or context

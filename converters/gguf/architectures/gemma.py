@@ -148,9 +148,10 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
     tied(gguf)
     unscaled(gguf, config)
     only(gguf, "altup.num_inputs", _STREAMS + 1)
-    # llama.cpp does not ask: those beyond the twentieth, which is so in both sizes of the model.
+    # What llama.cpp does not ask for but has built in, as both sizes of the model have it.
     shared = max(0, layer_count(gguf) - 20)
     only(gguf, "attention.shared_kv_layers", shared)
+    only(gguf, "final_logit_softcapping", 30.0)
     # A scale is the quantile of the normal distribution that activations must reach.
     scales = np.atleast_1d(gguf.key("activation_sparsity_scale", -math.inf))
     if scales.dtype.kind != "f" or len(scales) not in (1, layer_count(gguf)):
@@ -167,7 +168,7 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
         "intermediate_size": per_layer(gguf, "feed_forward_length"),
         "num_kv_shared_layers": shared,
         "rope_local_base_freq": float_of(gguf, "rope.freq_base_swa", 10000.0),
-        "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 30.0),
+        "final_logit_softcapping": 30.0,
         "activation_sparsity_pattern": sparsity,
         "altup_num_inputs": scalar(gguf, "altup.num_inputs"),
         "altup_active_idx": scalar(gguf, "altup.active_idx"),

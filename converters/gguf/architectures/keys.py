@@ -10,6 +10,7 @@ from converters.gguf.architectures.limits import whole_heads
 from converters.gguf.architectures.row import Config
 from converters.gguf.numbers import flag, float_of, layer_count, scalar
 from converters.gguf.reader import GGUFFile
+from converters.gguf.tensor import GGUFTensor
 
 
 def windows(gguf: GGUFFile, every: int, *, full_first: bool = False) -> Config:
@@ -133,6 +134,18 @@ def gating(gguf: GGUFFile, default: int = 1) -> str:
             f"{gguf.architecture}.expert_gating_func", expected="1 (softmax) or 2 (sigmoid)"
         )
     return "sigmoid" if number == 2 else "softmax"
+
+
+def correction(gguf: GGUFFile) -> GGUFTensor | None:
+    """What is added to the weights of experts for choosing some, in the first layer that has it."""
+    return next((tensor for tensor in gguf.tensors if "exp_probs_b" in tensor.name), None)
+
+
+def uncorrected(gguf: GGUFFile) -> None:
+    """Refuse a file with a correction that the model's class has no place for."""
+    found = correction(gguf)
+    if found is not None:
+        raise found.error(expected="no correction of the choice of experts", found="one")
 
 
 def only(gguf: GGUFFile, suffix: str, *allowed: object) -> None:

@@ -77,6 +77,24 @@ def needs_experts(gguf: GGUFFile, config: Config) -> None:
         raise gguf.error(f"{gguf.architecture}.expert_count", expected="experts")
 
 
+# Of the weight of a single expert, which normalising makes one, these make nothing at all.
+_FOR_SEVERAL = (
+    "afmoe", "bailing_hybrid", "bailing_moe", "deepseek_v32", "exaone_moe", "glm_moe_dsa",
+    "kimi_linear", "mimo_v2_flash", "nemotron_h",
+)  # fmt: skip
+
+
+def several_experts(gguf: GGUFFile, config: Config) -> None:
+    """Require that tokens go through several experts where the model's class is made for that.
+
+    Raises:
+        GGUFError: they go through one.
+    """
+    if config["model_type"] in _FOR_SEVERAL and config.get("num_experts_per_tok") == 1:
+        key = f"{gguf.architecture}.expert_used_count"
+        raise gguf.error(key, expected="at least 2 in this architecture")
+
+
 def needs_windows(gguf: GGUFFile, found: Config) -> Config:
     """What was found of sliding windows, of which there must be some.
 
