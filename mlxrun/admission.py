@@ -37,10 +37,10 @@ class Admission:
     def __init__(self, llm: LLM, wanted: Wanted, parallel: int, kept: int) -> None:
         plan = plan_loaded(llm.model, llm.config, cache=wanted, beside=most_beside())
         plan = self._plan = replace(plan, kept=kept)
-        fitting = plan.context_for(parallel)
-        if not fitting:
-            plan.check(1, parallel)
-        self.context = min(llm.context_length, fitting)
+        if not plan.context_for(parallel):  # fewer at once, then, or none
+            parallel = plan.parallel_for(1)
+            plan.check(1, max(1, parallel))
+        self.context = min(llm.context_length, plan.context_for(parallel))
         self.memory = plan.available(self.context, parallel)
         self._shared = llm.model.joint and parallel > 1
 

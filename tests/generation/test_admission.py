@@ -1,0 +1,96 @@
+"""Requests wait for memory rather than die for lack of it; what never fits is refused at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.admission import Admission
+from mlxrun.cache.choice import Wanted
+from mlxrun.errors import MemoryLimitError
+from mlxrun.planning import source
+
+PLAIN = Wanted(None, 0, None, None)
+OPTIONS = {"temperature": 0, "ignore_eos": True, "max_tokens": 200}
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
+    path = tmp_path_factory.mktemp("admission") / "m.gguf"
+    return mlxrun.load(Tiny(hidden=128, heads=8, kv_heads=8, layers=4, vocab=300).write(path))
+
+
+@pytest.fixture
+def room_for(llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A machine in which two sequences of these requests fit, and not three."""
+    room = {"bytes": source.room()}
+    monkeypatch.setattr(source, "room", lambda: room["bytes"])
+    cost = Admission(llm, PLAIN, 4, 0).cost(5, 200)
+    low, high = 0, 1 << 28  # with the first there is too little, with the second too much
+    while high - low > cost // 8:
+        room["bytes"] = (low + high) // 2
+        try:
+            few = (Admission(llm, PLAIN, 4, 0).memory or 0) < 2.5 * cost
+        except MemoryLimitError:
+            few = True
+        low, high = (room["bytes"], high) if few else (low, room["bytes"])
+    room |= {"bytes": high, "cost": cost}
+    return room
+
+
+def test_a_batch_takes_turns_where_not_all_fit(
+    llm: mlxrun.LLM, room_for: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxrun.generation.serving import Service
+
+    most, step = 0, Service.step
+
+    def counted(self: Service) -> None:
+        nonlocal most
+        step(self)
+        most = max(most, self.scheduler.live)
+        assert self.scheduler.used <= (self.scheduler.memory or 0)
+
+    monkeypatch.setattr(Service, "step", counted)
+    prompts = ["tea", "one", "two", "abc", "xyz"]
+    got = llm.batch(prompts, parallel=4, prefix_bytes=0, **OPTIONS)
+    assert most == 2
+    monkeypatch.undo()
+    assert [r.tokens for r in got] == [llm.generate(p, **OPTIONS).tokens for p in prompts]
+
+
+def test_what_never_fits_is_refused_with_both_numbers(
+    llm: mlxrun.LLM, room_for: dict[str, int]
+) -> None:
+    prompt = [5] * 1500
+    with pytest.raises(MemoryLimitError) as caught:
+        llm.batch(["tea", prompt], parallel=4, prefix_bytes=0, **OPTIONS)
+    assert caught.value.needed > caught.value.available > room_for["cost"]
+    with llm.engine(parallel=4, prefix_bytes=0) as engine:
+        with pytest.raises(MemoryLimitError):
+            engine.submit(prompt, **OPTIONS)
+        assert len(engine.submit("tea", **OPTIONS).result(60).tokens) == 200
+
+
+def test_no_room_for_anything_says_so(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
+    room_for["bytes"] = 1000
+    with pytest.raises(MemoryLimitError, match=r"0\.0 MB are available"):
+        llm.batch(["tea"])
+
+
+def test_fewer_sequences_may_be_longer(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
+    room_for["bytes"] += 12 * room_for["cost"]
+    contexts = [Admission(llm, PLAIN, parallel, 0).context for parallel in (2, 4, 8)]
+    assert contexts[0] > contexts[1] > contexts[2] > 0
+
+
+def test_without_a_limit_everything_is_admitted(
+    llm: mlxrun.LLM, room_for: dict[str, int], tmp_path: Path
+) -> None:
+    room_for["bytes"] = 0  # the system does not say
+    admission = Admission(llm, PLAIN, 4, 0)
+    assert admission.memory is None
+    assert admission.context == llm.context_length
