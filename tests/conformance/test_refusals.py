@@ -34,6 +34,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("exaone-small", {"rope.dimension_count": 4}, "the whole head"),
     ("exaone-small", {"rope.scaling.type": "longrope"}, "longrope with its factors"),
     ("bailingmoe", {"expert_used_count": 1}, "at least 2"),
+    ("gemma3n-e2b", {"altup.active_idx": 1}, "expected 0"),
     ("gemma3n-e2b", {"final_logit_softcapping": 50.0}, "expected 30"),
     ("granite-moe", {"rope.scaling.finetuned": False}, "expected True"),
     ("gemma3n-e2b", {"attention.shared_kv_layers": 3}, "expected 2"),

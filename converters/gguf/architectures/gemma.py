@@ -62,7 +62,7 @@ def _gemma4(gguf: GGUFFile, config: Config) -> Config:
         **_gemma4_rope(gguf, config),
         **moe,
         "num_kv_shared_layers": shared,
-        "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 0.0) or None,
+        "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 30.0) or None,
     }
 
 
@@ -152,6 +152,7 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
     shared = max(0, layer_count(gguf) - 20)
     only(gguf, "attention.shared_kv_layers", shared)
     only(gguf, "final_logit_softcapping", 30.0)
+    only(gguf, "altup.active_idx", 0)
     # A scale is the quantile of the normal distribution that activations must reach.
     scales = np.atleast_1d(gguf.key("activation_sparsity_scale", -math.inf))
     if scales.dtype.kind != "f" or len(scales) not in (1, layer_count(gguf)):
@@ -171,7 +172,7 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
         "final_logit_softcapping": 30.0,
         "activation_sparsity_pattern": sparsity,
         "altup_num_inputs": scalar(gguf, "altup.num_inputs"),
-        "altup_active_idx": scalar(gguf, "altup.active_idx"),
+        "altup_active_idx": 0,
         "altup_coef_clip": 120.0,
         "altup_correct_scale": True,
         "laurel_rank": gguf.tensor("blk.0.laurel_l.weight").shape[0],
