@@ -27,11 +27,13 @@ class Shape:
     heads: int
     kv_heads: int
     vocab: int
+    context: int = 2048
 
 
 SHAPES = {
     "tinyllama": Shape(22, 2048, 5632, 32, 4, 32000),
     "small": Shape(6, 512, 1536, 8, 4, 4096),
+    "long": Shape(2, 256, 512, 4, 2, 512, context=1 << 16),
 }
 
 
@@ -54,7 +56,7 @@ def write(shape: Shape, path: str, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("random weights")
-    writer.add_context_length(2048)
+    writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.feed_forward)

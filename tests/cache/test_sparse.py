@@ -15,6 +15,7 @@ from naive_cache import NaiveCache, Stored, as_given
 
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import PLAIN, AcrossHeads, Format, Quantised
+from mlxrun.cache.products import latent
 from mlxrun.cache.sparse import BlockCache, SparseCache, StridedCache
 from mlxrun.cache.sparsity import SINKS, Blocks, Sparse, Strided
 
@@ -213,3 +214,55 @@ def test_how_tokens_are_fed_makes_no_difference(wanted: Sparse) -> None:
         answers.append(np.array(mx.concatenate(parts, axis=2)))
     for answer in answers[1:]:
         np.testing.assert_allclose(answer, answers[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("wanted", [Strided(512, 8), Blocks(32, 64), Blocks(3, 1000)])
+def test_32_thousand_tokens(wanted: Sparse) -> None:
+    rng = np.random.default_rng(0)
+    keys, values = rng.standard_normal((2, 1, KV_HEADS, 32_768, 4)).astype(np.float32)
+    cache, naive = made(wanted)(), NaiveSparse(wanted)
+    cache.update(mx.array(keys), mx.array(values))
+    naive.keys, naive.values, naive.offset = keys, values, 32_768
+    for n in (1, 1, 3):
+        q, k, v = random(rng, n, HEADS), random(rng, n), random(rng, n)
+        naive.keys = np.concatenate([naive.keys, np.array(k)], axis=2)
+        naive.values = np.concatenate([naive.values, np.array(v)], axis=2)
+        naive.offset += n
+        got = cache.attend(q, k, v, PRODUCT)
+        np.testing.assert_allclose(np.array(got), naive.attend(np.array(q)), atol=2e-5)
+
+
+@given(
+    wanted=st.builds(Blocks, st.integers(3, 6), st.integers(1, 6)),
+    length=st.integers(1, 80),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=30)
+def test_latents_are_chosen_by_what_queries_make_of_them(
+    wanted: Blocks, length: int, seed: int
+) -> None:
+    """Values are keys as well: the naive rule over both, side by side."""
+    rng = np.random.default_rng(seed)
+    turning, width, scale = 4, 6, 0.5
+    cache = made(wanted, prompt=length)()
+    k, v = (rng.standard_normal((1, 1, length + 1, n)).astype(np.float32) for n in (turning, width))
+    q = rng.standard_normal((1, HEADS, length + 1, turning + width)).astype(np.float32)
+    for now in (slice(0, length), slice(length, length + 1)):
+        parts = (mx.array(x[:, :, now]) for x in (q, k, v))
+        got = np.array(cache.attend(*parts, latent(scale, turning)))
+    ranked = np.concatenate([q[..., :turning], q[..., turning:] * scale], axis=-1)
+    naive = NaiveSparse(wanted, prompt=length)
+    naive.update(np.concatenate([k, v], axis=-1), np.concatenate([v, v], axis=-1))
+    naive.values = v
+    np.testing.assert_allclose(got, naive.attend(ranked[:, :, -1:]), atol=2e-5)
+
+
+@given(wanted=patterns, length=st.integers(1, 60))
+def test_counts_what_a_token_sees(wanted: Sparse, length: int) -> None:
+    rng = np.random.default_rng(length)
+    cache, naive = made(wanted)(), NaiveSparse(wanted)
+    q, k, v = random(rng, length, HEADS), random(rng, length), random(rng, length)
+    cache.attend(q, k, v, PRODUCT)
+    naive.update(np.array(k), np.array(v))
+    seen = naive.visible(np.array(q))[:, :, -1].sum(axis=-1)
+    assert (seen == wanted.tokens(length)).all()

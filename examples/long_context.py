@@ -1,0 +1,187 @@
+"""What a drawn token costs as the context grows, dense and sparse, and how far its logits go off.
+
+    python -m examples.long_context                   # a model of random weights, 1K to 32K tokens
+    python -m examples.long_context --demo            # the demo model, on chats that it never saw
+    python -m examples.long_context MODEL --text FILE --lengths 4096,16384 --patterns blocks:32x64
+
+A text is read up to each length; the tokens after it go through the model one by one, as drawn ones
+do, and are timed (the median is shown). What is read of keys, values and bounds is counted by
+``Wanted.read_bytes``. The logits are compared with those of dense attention: KL divergence in nats
+and how often both put the same token first, over those tokens.
+
+Random weights make flat attention, in which every token counts as little as any other: what they
+say of quality is a worst case for patterns that leave most tokens out, not what texts do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import mlxrun  # first: it finds a BLAS for MLX
+
+import mlx.core as mx  # isort: skip
+
+from mlxrun.cache.base import Cache
+from mlxrun.cache.choice import Wanted
+from mlxrun.cache.sparsity import options as asked
+from mlxrun.models.transformer import Transformer
+
+from .kv_formats import chats
+from .make_random_gguf import SHAPES, write
+
+DEMO = Path(mlxrun.__file__).parent / "assets" / "demo.gguf"
+CHUNK = 512
+LONG = ("1024,2048,4096,8192,16384,32768", "dense,window:1024+4,strided:512/8,blocks:32x64")
+SHORT = ("256,512,960", "dense,window:128+4,strided:64/8,blocks:8x16,blocks:16x16,blocks:8x32")
+
+
+class Row(NamedTuple):
+    """What one pattern costs at one length.
+
+    Attributes:
+        length: tokens before those that are timed.
+        pattern: as it is written.
+        milliseconds: of a token, the median.
+        read: bytes of keys, values and bounds that the last token reads.
+        divergence: from the dense distribution, in nats, the mean.
+        agreement: the share of tokens after which both put the same one first.
+    """
+
+    length: int
+    pattern: str
+    milliseconds: float
+    read: int
+    divergence: float
+    agreement: float
+
+
+class Reader:
+    """Caches that a text is read into, piece by piece."""
+
+    def __init__(self, model: Transformer, wanted: Wanted) -> None:
+        self._model, self.length = model, 0
+        self.cache = model.make_cache(window=wanted.window, keep=wanted.keep)
+
+    def read(self, ids: Sequence[int], length: int) -> None:
+        """Go on to a length."""
+        for start in range(self.length, length, CHUNK):
+            part = mx.array([ids[start : min(start + CHUNK, length)]])
+            self._model(part, self.cache, last_only=True)
+            mx.eval([array for layer in self.cache for array in layer.state])
+        self.length = length
+
+    def as_wanted(self, wanted: Wanted) -> list[Cache]:
+        """Caches of a pattern that hold the same: prompts are read alike."""
+        if wanted.sparse is None:
+            return [layer.fork() for layer in self.cache]
+        made = self._model.make_cache(sparse=wanted.sparse)
+        for mine, its in zip(self.cache, made, strict=True):
+            its.restore([mine.cut(0, self.length)], mine.snapshot(), self.length)
+        return made
+
+
+def measure(
+    model: Transformer, ids: Sequence[int], lengths: Sequence[int], patterns: Sequence[str], n: int
+) -> Iterator[Row]:
+    """Rows of all patterns at one length after the other; ``n`` tokens are timed at each."""
+    wanted = {name: Wanted(None, 0, None, None)._replace(**_fields(name)) for name in patterns}
+    windows = {(each.window, each.keep): Reader(model, each) for each in wanted.values()}
+    whole = windows.setdefault((None, 0), Reader(model, Wanted(None, 0, None, None)))
+    layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
+    for length in lengths:
+        for reader in windows.values():
+            reader.read(ids, length)
+        upcoming = ids[length : length + n]
+        dense, _ = _decode(model, whole.as_wanted(Wanted(None, 0, None, None)), upcoming)
+        for name, each in wanted.items():
+            cache = windows[each.window, each.keep].as_wanted(each)
+            logits, milliseconds = _decode(model, cache, upcoming)
+            read = each.read_bytes(layers, model.dtype, length + n)
+            yield Row(length, name, milliseconds, read, *_off(logits, dense))
+
+
+def _fields(written: str) -> dict[str, Any]:
+    return dict(zip(("window", "keep", "sparse"), asked(written), strict=True))
+
+
+def _decode(model: Transformer, cache: list[Cache], ids: Sequence[int]) -> tuple[mx.array, float]:
+    """Log-probabilities (T, V) after tokens that come one by one, and the median time of one."""
+    rows, times = [], []
+    for token in ids:
+        start = time.perf_counter()
+        logits = model(mx.array([[token]]), cache)[0, -1].astype(mx.float32)
+        mx.eval(logits, [array for layer in cache for array in layer.state])
+        times.append(time.perf_counter() - start)
+        rows.append(logits - mx.logsumexp(logits))
+    return mx.stack(rows), 1e3 * statistics.median(times)
+
+
+def _off(got: mx.array, dense: mx.array) -> tuple[float, float]:
+    """KL divergence from the dense distribution, and agreement on the first token."""
+    divergence = (mx.exp(dense) * (dense - got)).sum(axis=-1).mean()
+    same = (mx.argmax(got, axis=-1) == mx.argmax(dense, axis=-1)).mean()
+    return float(divergence.item()), float(same.item())
+
+
+def long_text(llm: mlxrun.LLM, path: Path | None, length: int, *, demo: bool) -> list[int]:
+    """Token ids: of a file, of chats of the demo's corpus one after the other, or random ones."""
+    if path:
+        return llm.tokenizer.encode(path.read_text(encoding="utf-8"))
+    if demo:
+        return [token for chat in chats(llm, 12) for token in chat.ids]
+    return np.random.default_rng(0).integers(259, llm.model.vocab_size, length).tolist()
+
+
+def report(llm: mlxrun.LLM, ids: Sequence[int], arguments: argparse.Namespace) -> None:
+    """Print a row for each length and pattern."""
+    lengths = [int(length) for length in arguments.lengths.split(",")]
+    short = max(lengths) + arguments.tokens - len(ids)
+    if short > 0:
+        raise SystemExit(f"the text has {len(ids)} tokens, {short} too few for these lengths")
+    print("| tokens so far | attention | ms a token | MB read | KL, nats | same first token |")
+    print("|---|---|---|---|---|---|")
+    patterns = arguments.patterns.split(",")
+    for row in measure(llm.model, ids, lengths, patterns, arguments.tokens):
+        print(
+            f"| {row.length:,} | {row.pattern} | {row.milliseconds:.2f} | {row.read / 1e6:.2f} | "
+            f"{row.divergence:.2g} | {row.agreement:.0%} |",
+            flush=True,
+        )
+
+
+def main(written: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", help="by default one of random weights")
+    parser.add_argument("--demo", action="store_true", help="the demo model")
+    parser.add_argument("--text", type=Path, help="to read; by default random tokens")
+    parser.add_argument("--lengths", help=f"{LONG[0]}; of the demo {SHORT[0]}")
+    parser.add_argument("--patterns", help=f"{LONG[1]}; of the demo {SHORT[1]}")
+    parser.add_argument("--tokens", type=int, default=32, help="timed at each length (32)")
+    arguments = parser.parse_args(written)
+    lengths, patterns = SHORT if arguments.demo else LONG
+    arguments.lengths, arguments.patterns = (
+        arguments.lengths or lengths,
+        arguments.patterns or patterns,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        source = DEMO if arguments.demo else arguments.model
+        if source is None:
+            source = Path(folder) / "long.gguf"
+            write(SHAPES["long"], str(source))
+        llm = mlxrun.load(source)
+        if not isinstance(llm.model, Transformer):
+            parser.error("mlx-lm's classes attend to all that they remember")
+        length = max(map(int, arguments.lengths.split(","))) + arguments.tokens
+        report(llm, long_text(llm, arguments.text, length, demo=arguments.demo), arguments)
+
+
+if __name__ == "__main__":
+    main()
