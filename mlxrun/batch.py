@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -19,14 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mlxrun.admission import Admission
-from mlxrun.cache import sparsity
-from mlxrun.cache.choice import Wanted
+from mlxrun.admission import Front, Options
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError, ParameterError
-from mlxrun.generation.reply import Reply
-from mlxrun.generation.request import Chunk, Completion, Request, completed
-from mlxrun.generation.serving import Job, Service
+from mlxrun.generation.request import Chunk, Completion, completed
 
 if TYPE_CHECKING:
     from mlxrun.asking import Prompt
@@ -37,6 +33,7 @@ OnToken = Callable[[int, Chunk], None]
 PARALLEL = 32
 # Seconds before a progress bar appears.
 PATIENCE = 2.0
+_SHARED = tuple(field.name for field in fields(Options))
 # What may be given once for all prompts, or as a list with a value for each.
 _EACH = ("max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos")
 
@@ -46,11 +43,6 @@ def batch(
     prompts: Sequence[Prompt],
     *,
     parallel: int | None = None,
-    deterministic: bool = False,
-    prefix_bytes: int | None = None,
-    cache_type_k: str | None = None,
-    cache_type_v: str | None = None,
-    attention: str | None = None,
     on_token: OnToken | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -61,17 +53,12 @@ def batch(
         llm: the model and its tokenizer.
         prompts: each as :meth:`LLM.stream` takes one.
         parallel: the most sequences that are live at once; by default up to 32.
-        deterministic: compute each sequence alone, so that not even rounding depends on the others.
-        prefix_bytes: what beginnings of prompts may take, so that those which share them need not
-            compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
-        cache_type_k, cache_type_v, attention: how keys and values are stored, and which of them
-            drawn tokens attend to; see :meth:`LLM.session`.
         on_token: called with the number of a prompt and each chunk of its reply.
         progress: show a bar on stderr; by default in a terminal or notebook, once the job has taken
             two seconds.
-        options: those of :meth:`LLM.stream`. ``max_tokens``, ``temperature``, ``seed``,
-            ``priority``, ``deadline``, ``params`` and ``ignore_eos`` may be lists with a value for
-            each prompt.
+        options: those of :class:`mlxrun.admission.Options`, which hold for all, and those of
+            :meth:`LLM.stream`, of which ``max_tokens``, ``temperature``, ``seed``, ``priority``,
+            ``deadline``, ``params`` and ``ignore_eos`` may be lists with a value for each prompt.
 
     Returns:
         One completion for each prompt, in order.
@@ -85,66 +72,49 @@ def batch(
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise ParameterError("prompts", prompts, "a sequence of prompts")
     started = time.perf_counter()
+    shared = Options(**{name: options.pop(name) for name in _SHARED if name in options})
     each = [_own(options, i, len(prompts)) for i in range(len(prompts))]
     requests = [llm.asker.request(p, **own) for p, own in zip(prompts, each, strict=True)]
-    window, keep, sparse = sparsity.options(attention)
-    limits = [llm.asker.limit(request, windowed=window is not None) for request in requests]
-    make = partial(
-        llm.model.make_cache,
-        window=window, keep=keep, keys=cache_type_k, values=cache_type_v, sparse=sparse,
-    )  # fmt: skip
-    replies: list[list[Chunk]] = [[] for _ in prompts]
-    bar = _Bar(progress, len(prompts), sum(limits))
-
-    def listen(number: int) -> Callable[[Chunk | MlxrunError], None]:
-        def take(item: Chunk | MlxrunError) -> None:
-            if not isinstance(item, Chunk):
-                raise item
-            replies[number].append(item)
-            bar.advance(len(item.tokens), ended=item.finish_reason is not None)
-            if on_token:
-                on_token(number, item)
-
-        return take
-
-    def job(number: int, request: Request) -> Job:
-        reply = Reply(request, llm.tokenizer, limits[number], started)
-        sampler = llm.asker.sampler(request)
-        cache = make()
-        return Job(request, sampler, reply, limits[number], cache, 0, listen(number))
-
     if not requests:
         return []
-    rows = min(len(prompts), PARALLEL) if parallel is None else parallel
     with COMPUTING:
         mx.reset_peak_memory()
-        prefixes = llm.sessions.prefixes(prefix_bytes)
-        wanted = Wanted(window, keep, cache_type_k, cache_type_v, sparse)
-        admission = Admission(llm, wanted, rows, prefixes.budget)
-        costs = [
-            admission.cost(len(request.prompt), limit)
-            for request, limit in zip(requests, limits, strict=True)
-        ]
-        service = Service(
-            llm.model,
-            rows=rows,
-            queue=len(prompts),
-            memory=admission.memory,
-            deterministic=deterministic,
-            prefixes=prefixes,
-        )
-    with bar:
-        try:
-            for number, request in enumerate(requests):
-                with COMPUTING:
-                    service.submit(job(number, request), cost=costs[number])
-            while service.busy:
-                with COMPUTING:
-                    service.step()
-        finally:
+        rows = min(len(prompts), PARALLEL) if parallel is None else parallel
+        front = Front(llm, shared, parallel=rows, queue=len(prompts))
+    limits = [front.limit(request) for request in requests]
+    replies = [_Heard(number, on_token) for number in range(len(prompts))]
+    bar = _Bar(progress, len(prompts), sum(limits))
+    try:
+        for request, limit, reply in zip(requests, limits, replies, strict=True):
             with COMPUTING:
-                service.abandon()
-    return [completed(chunks) for chunks in replies]
+                front.submit(request, limit, started, reply)
+        while front.service.busy:
+            with COMPUTING:
+                front.service.step()
+            bar.show(sum(r.tokens for r in replies), sum(r.ended for r in replies))
+    finally:
+        bar.close()
+        with COMPUTING:
+            front.service.abandon()
+    return [completed(reply.chunks) for reply in replies]
+
+
+class _Heard:
+    """What one prompt's reply is so far."""
+
+    def __init__(self, number: int, on_token: OnToken | None) -> None:
+        self._number, self._on_token = number, on_token
+        self.chunks: list[Chunk] = []
+        self.tokens, self.ended = 0, False
+
+    def __call__(self, item: Chunk | MlxrunError) -> None:
+        if not isinstance(item, Chunk):
+            raise item
+        self.chunks.append(item)
+        self.tokens += len(item.tokens)
+        self.ended = item.finish_reason is not None
+        if self._on_token:
+            self._on_token(self._number, item)
 
 
 def _own(options: dict[str, Any], number: int, count: int) -> dict[str, Any]:
@@ -165,25 +135,21 @@ class _Bar:
     def __init__(self, show: bool | None, replies: int, tokens: int) -> None:
         watched = "ipykernel" in sys.modules or sys.stderr.isatty()
         self._shown = watched if show is None else show
-        self._replies, self._ended = replies, 0
-        self._tokens, self._drawn = tokens, 0
+        self._replies, self._tokens = replies, tokens
         self._start = time.monotonic()
         self._bar: Progress | None = None
 
-    def advance(self, tokens: int, *, ended: bool) -> None:
-        self._drawn += tokens
-        self._ended += ended
+    def show(self, drawn: int, ended: int) -> None:
+        """Tokens drawn and replies ended so far."""
         if not self._shown or time.monotonic() - self._start < PATIENCE:
             return
         if self._bar is None:
             self._bar = _progress(self._tokens)
-        text = f"{self._ended} of {self._replies} replies"
-        self._bar.update(TaskID(0), completed=self._drawn, description=text)
+        text = f"{ended} of {self._replies} replies"
+        self._bar.update(TaskID(0), completed=drawn, description=text)
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Take it away."""
         if self._bar is not None:
             self._bar.stop()
 

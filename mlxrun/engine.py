@@ -6,19 +6,14 @@ import atexit
 import threading
 import time
 from collections import deque
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from mlxrun.admission import Admission
-from mlxrun.cache import sparsity
-from mlxrun.cache.choice import Wanted
+from mlxrun.admission import Front, Options
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import EngineClosedError, QueueFullError
 from mlxrun.generation.handle import Handle
-from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Request
-from mlxrun.generation.serving import Job, Service
 
 if TYPE_CHECKING:
     from mlxrun.asking import Prompt
@@ -35,51 +30,19 @@ class Engine:
         llm: the model and its tokenizer.
         parallel: the most sequences that are live at once.
         queue: the most requests that wait beside them.
-        deterministic: compute each sequence alone, so that not even rounding depends on the others.
-        stall: seconds by which reading prompts may delay the tokens of others.
-        prefix_bytes: what beginnings of prompts may take, so that those which share them need not
-            compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
-        cache_type_k, cache_type_v, attention: how keys and values are stored, and which of them
-            drawn tokens attend to; see :meth:`LLM.session`.
+        options: those of :class:`mlxrun.admission.Options`.
 
     Raises:
         ParameterError, CacheError: the model cannot have such a cache.
+        MemoryLimitError: there is no room for a single token.
     """
 
-    def __init__(
-        self,
-        llm: LLM,
-        *,
-        parallel: int = 16,
-        queue: int = 1024,
-        deterministic: bool = False,
-        stall: float = 0.1,
-        prefix_bytes: int | None = None,
-        cache_type_k: str | None = None,
-        cache_type_v: str | None = None,
-        attention: str | None = None,
-    ) -> None:
+    def __init__(self, llm: LLM, *, parallel: int = 16, queue: int = 1024, **options: Any) -> None:
         self._llm, self._queue = llm, queue
-        window, keep, sparse = sparsity.options(attention)
-        self._windowed = window is not None
-        self._make = partial(
-            llm.model.make_cache,
-            window=window, keep=keep, keys=cache_type_k, values=cache_type_v, sparse=sparse,
-        )  # fmt: skip
-        self._make()  # types that do not fit are refused here, not with each request
-        prefixes = llm.sessions.prefixes(prefix_bytes)
-        wanted = Wanted(window, keep, cache_type_k, cache_type_v, sparse)
-        self._admission = Admission(llm, wanted, parallel, prefixes.budget)
-        # What waits for the thread counts as waiting, too: the service's own bound is never met.
-        self._service = Service(
-            llm.model,
-            rows=parallel,
-            queue=2 * queue,
-            memory=self._admission.memory,
-            deterministic=deterministic,
-            stall=stall,
-            prefixes=prefixes,
-        )
+        with COMPUTING:
+            # What waits for the thread counts as waiting, too: the service's own bound is not met.
+            self._front = Front(llm, Options(**options), parallel=parallel, queue=2 * queue)
+        self._service = self._front.service
         self._inbox: deque[tuple[Handle, Request, int, float] | Handle] = deque()
         self._keys: dict[Handle, int] = {}
         self._news = threading.Condition()
@@ -107,8 +70,7 @@ class Engine:
         if not isinstance(request, Request):
             request = asker.request(request, **options)
         asker.checked(request.prompt)
-        limit = asker.limit(request, windowed=self._windowed)
-        self._admission.cost(len(request.prompt), limit)  # what never fits is refused at once
+        limit = self._front.limit(request)
         handle = Handle(self.cancel)
         with self._news:
             if self._closed:
@@ -175,20 +137,12 @@ class Engine:
                 continue
             handle, request, limit, started = item
             try:
-                self._keys[handle] = self._service.submit(
-                    self._job(handle, request, limit, started),
-                    cost=self._admission.cost(len(request.prompt), limit),
-                )
+                key = self._front.submit(request, limit, started, handle.put)
+                self._keys[handle] = key
             except Exception as error:
                 handle.put(error)
         for handle in [handle for handle in self._keys if handle.done]:
             del self._keys[handle]
-
-    def _job(self, handle: Handle, request: Request, limit: int, started: float) -> Job:
-        llm = self._llm
-        reply = Reply(request, llm.tokenizer, limit, started)
-        sampler = llm.asker.sampler(request)
-        return Job(request, sampler, reply, limit, self._make(), 0, handle.put)
 
     def _end(self, error: Exception) -> None:
         with self._news:
