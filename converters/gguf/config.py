@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from converters.gguf.architectures import Architecture
-from converters.gguf.architectures.keys import experts
+from converters.gguf.architectures.keys import experts, only
 from converters.gguf.architectures.limits import several_experts
 from converters.gguf.names import architecture_of
 from converters.gguf.numbers import layer_count, scalar, tidy
@@ -33,6 +33,7 @@ def model_config(gguf: GGUFFile) -> Config:
     """
     architecture = architecture_of(gguf)
     gguf = regroup(gguf, architecture)
+    only(gguf, "attention.causal", True)
     with_experts = bool(gguf.key("expert_count", 0))
     if with_experts and "ffn_down_exps" not in architecture.layer:
         raise gguf.error(

@@ -2,9 +2,9 @@
 
 usage: python -m tests.conformance.perturb NAME ...
 
-Changes one key at a time, or leaves it out, and compares both again on the changed file. A key that
-one of the two ignores shows as a large error; a file that mlxrun refuses is told, and is no error.
-Needs llama.cpp, as ``make`` does.
+Changes one key at a time, leaves it out, or adds what any file may have, and compares both again on
+the changed file. A key that one of the two ignores shows as a large error; a file that mlxrun
+refuses is told, and is no error. Needs llama.cpp, as ``make`` does.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ _SHAPES = {
 }
 
 
+#: What a file of any architecture may say, each where the skeleton says nothing of it.
+_ADDED: list[dict[str, Any]] = [
+    {"attention.causal": False},
+    {"rope.scaling.factor": 4.0},
+    {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 16,
+    },
+    {"rope.scaling.attn_factor": 1.3},
+]
+
+
 def changes(keys: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every set of keys with one changed or left out, and what that is called."""
     for key, value in keys.items():
@@ -45,6 +58,9 @@ def changes(keys: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             others = sorted({1, *others, keys["expert_count"]} - {value})
         for other in others:
             yield f"{key} = {other}", {**keys, key: other}
+    for added in _ADDED:
+        if not set(added) & set(keys):
+            yield ", ".join(f"{key} = {value}" for key, value in added.items()), {**keys, **added}
 
 
 def _others(value: Any) -> list[Any]:

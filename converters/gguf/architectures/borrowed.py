@@ -29,6 +29,7 @@ from converters.gguf.reader import GGUFFile
 def _minicpm(gguf: GGUFFile, config: Config) -> Config:
     """Granite's multipliers; files of before there were keys for them are of the first models."""
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    # Without a logit_scale llama.cpp divides logits by the inverse of what the model has.
     return {
         "embedding_multiplier": float_of(gguf, "embedding_scale", 12.0),
         "residual_multiplier": float_of(gguf, "residual_scale", 1.4 / layers**0.5),
