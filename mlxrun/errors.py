@@ -21,7 +21,8 @@
     ├── CacheError                        an operation that this kind of cache cannot do
     ├── QueueFullError                    more requests than may wait
     ├── MemoryLimitError                  more memory than there can be: needed and available bytes
-    └── EngineClosedError                 a request to an engine that has been closed
+    ├── EngineClosedError                 a request to an engine that has been closed
+    └── RivalError                        another runtime to measure against is missing, or fails
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ __all__ = [
     "OutOfSpaceError",
     "ParameterError",
     "QueueFullError",
+    "RivalError",
     "SourceError",
     "TargetExistsError",
     "TemplateError",
@@ -142,3 +144,7 @@ class MemoryLimitError(MlxrunError):
 
 class EngineClosedError(MlxrunError):
     """The engine has been closed and takes no more requests."""
+
+
+class RivalError(MlxrunError):
+    """Another runtime to measure against is missing, or fails."""

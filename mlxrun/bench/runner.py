@@ -17,12 +17,17 @@ class Subject(Protocol):
     Attributes:
         name: of the runtime.
         about: how it holds the model, for people.
-        load_seconds: what loading took.
+        load_seconds: what loading took, if that can be told.
     """
 
-    name: str
-    about: str
-    load_seconds: float
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def about(self) -> str: ...
+
+    @property
+    def load_seconds(self) -> float | None: ...
 
     def can(self, workload: Workload) -> bool:
         """Whether it can run a workload."""

@@ -126,7 +126,7 @@ def counts(name: str, text: str, *, least: int = 0) -> tuple[int, ...]:
     """
     found = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d{1,9})([km]?)", part.strip().lower())
+        match = re.fullmatch(r"([0-9]{1,9})([km]?)", part.strip().lower())
         value = int(match[1]) * _UNITS[match[2]] if match else -1
         if not least <= value <= _LARGEST:
             allowed = f"numbers from {least} to {_LARGEST} such as 128,512 or 1k"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +15,7 @@ import click
 from mlxrun.bench.workload import Workload, behind, counts, fitting, plan, ragged
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.console import Bar, note
-from mlxrun.cli.loading import load_model, with_loading
+from mlxrun.cli.loading import load_model, located, with_loading
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from mlxrun.llm import LLM
 
 INTERRUPTED = 130
+RIVALS = ("mlx-lm", "llama-bench")
 
 
 class _Counts(click.ParamType[tuple[int, ...]]):
@@ -89,6 +92,14 @@ class _Counts(click.ParamType[tuple[int, ...]]):
     help="Also serve 20 requests of many lengths together and one at a time, and a short request "
     "behind a long prompt.",
 )
+@click.option(
+    "--against",
+    "rivals",
+    type=click.Choice(RIVALS),
+    multiple=True,
+    help="Also measure another runtime with the same weights, taking turns: mlx-lm in this "
+    "process, llama.cpp's llama-bench if it is on the path. May be given twice.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @with_loading
@@ -100,6 +111,7 @@ def command(
     parallel: tuple[int, ...],
     contexts: tuple[int, ...],
     mixed: bool,
+    rivals: tuple[str, ...],
     as_json: bool,
     as_csv: bool,
     dtype: str | None,
@@ -117,20 +129,26 @@ def command(
     """
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")
+    if adapter and rivals:
+        raise click.UsageError("--against measures the same weights, which an --adapter changes.")
+    wanted = plan(n_prompt, n_predict, contexts, parallel)
+    if not wanted and not mixed:
+        raise click.UsageError("There is nothing to measure.")
+    path = located(model)
+    llama = _llama_bench(path) if "llama-bench" in rivals else None
     started = time.perf_counter()
     llm = load_model(
-        model, dtype=dtype, policy=policy, adapter=adapter, wired=wired, verbose=verbose
+        str(path), dtype=dtype, policy=policy, adapter=adapter, wired=wired, verbose=verbose
     )
     loaded = time.perf_counter() - started
-    wanted = plan(n_prompt, n_predict, contexts, parallel)
     if mixed:
         wanted += [ragged(llm.context_length), *behind(llm.context_length)]
-    if not wanted:
-        raise click.UsageError("There is nothing to measure.")
     workloads, left_out = fitting(wanted, llm.context_length)
     _check_memory(llm, workloads)
     subjects = _subjects(llm, loaded, mixed=mixed)
-    results, about = _measured(subjects, workloads, repetitions)
+    with _mlx_lm(llm, path, wanted="mlx-lm" in rivals) as theirs:
+        subjects += [*theirs, *([llama] if llama else [])]
+        results, about = _measured(subjects, workloads, repetitions)
     about = {"model": model, **about, "left_out": [workload.name for workload in left_out]}
     _print(results, about, as_json=as_json, as_csv=as_csv)
     if about["interrupted"]:
@@ -144,6 +162,24 @@ def _subjects(llm: LLM, loaded: float, *, mixed: bool) -> list[Subject]:
     if mixed:
         subjects.append(OneAtATime(llm, loaded))
     return subjects
+
+
+def _llama_bench(path: Path) -> Subject:
+    from mlxrun.bench.subjects.llama_bench import LlamaBench
+
+    return LlamaBench(path)
+
+
+@contextmanager
+def _mlx_lm(llm: LLM, path: Path, *, wanted: bool) -> Iterator[list[Subject]]:
+    """mlx-lm with the same weights, if it is wanted: imported only then."""
+    if not wanted:
+        yield []
+        return
+    from mlxrun.bench.subjects.mlx_lm import opened
+
+    with opened(llm, path) as theirs:
+        yield [theirs]
 
 
 def _check_memory(llm: LLM, workloads: Sequence[Workload]) -> None:
@@ -162,6 +198,7 @@ def _measured(
     from mlxrun.bench.machine import Watch, machine
     from mlxrun.bench.results import Results
     from mlxrun.bench.runner import measure
+    from mlxrun.bench.subjects.ours import OneAtATime
 
     results, watch, interrupted = Results(), Watch(), False
     try:
@@ -171,15 +208,22 @@ def _measured(
         note("interrupted")
         interrupted = True
     about = {
-        "machine": machine(),
+        "machine": machine(_packages(subjects)),
         "other_use": watch.facts(),
         "repetitions": repetitions,
         "runtimes": [
-            {"name": s.name, "about": s.about, "load_seconds": s.load_seconds} for s in subjects
+            {"name": s.name, "about": s.about, "load_seconds": s.load_seconds}
+            for s in subjects
+            if not isinstance(s, OneAtATime)  # shares its model with the first
         ],
         "interrupted": interrupted,
     }
     return results, about
+
+
+def _packages(subjects: Sequence[Subject]) -> list[str]:
+    """Packages whose versions matter."""
+    return ["mlxrun", "mlx", *(["mlx-lm"] if any(s.name == "mlx-lm" for s in subjects) else [])]
 
 
 def _print(results: Results, about: dict[str, Any], *, as_json: bool, as_csv: bool) -> None:

@@ -135,7 +135,9 @@ def _notes(about: Facts) -> Iterator[str]:
     )
     yield ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     for runtime in about["runtimes"]:
-        yield f"{runtime['name']}: {runtime['about']}, loaded in {runtime['load_seconds']:.2f} s"
+        seconds = runtime["load_seconds"]
+        loaded = "" if seconds is None else f", loaded in {seconds:.2f} s"
+        yield f"{runtime['name']}: {runtime['about']}{loaded}"
     if use["load_before"] is not None:
         before, highest = use["load_before"], use["load_highest"]
         yield (

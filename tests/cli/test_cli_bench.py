@@ -7,6 +7,9 @@ import io
 import json
 
 import pytest
+from tiny_models import Tiny
+
+from mlxrun.bench.subjects.ours import Ours
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "2")
 
@@ -65,3 +68,62 @@ def test_nothing_that_the_context_holds(mlxrun_cli, model):
     result = mlxrun_cli("bench", model, "-p", "1k", "-n", "0")
     assert result.code == 1
     assert result.error.startswith("error: pp1024 needs 1024 tokens")
+
+
+def test_mixed_requests_against_mlx_lm(mlxrun_cli, tmp_path):
+    small = Tiny(keys={"context_length": 48}).write(tmp_path / "tiny.gguf")
+    more = ("--parallel", "2", "--ragged", "--against", "mlx-lm", "--json")
+    result = mlxrun_cli("bench", small, *SMALL, "-r", "1", *more)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    pairs = {(one["test"], one["runtime"]) for one in found["results"]}
+    for test in ("pp8", "tg4", "tg4 x2", "ragged20", "first11", "first11 behind 47"):
+        assert {(test, "mlxrun"), (test, "mlx-lm")} <= pairs
+    assert ("ragged20", "mlxrun, one at a time") in pairs
+    assert found["results"][0]["faster_than"]["mlx-lm"] > 0
+    assert "mlx-lm" in found["machine"]["versions"]
+    ours, theirs = found["runtimes"]
+    assert ours["about"] == theirs["about"]  # the same weights in the same form
+
+
+def test_ratios_in_tables(mlxrun_cli, model):
+    result = mlxrun_cli("bench", model, *SMALL, "--against", "mlx-lm")
+    assert (result.code, result.err) == (0, "")
+    header, ours, theirs = result.out.splitlines()[1:4]
+    assert header.endswith("x mlx-lm")
+    assert ours.split()[:2] == ["pp8", "mlxrun"]
+    assert ours.endswith("x")
+    assert theirs.split()[:2] == ["pp8", "mlx-lm"]
+
+
+def test_llama_bench_that_is_not_there(mlxrun_cli, model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = mlxrun_cli("bench", model, *SMALL, "--against", "llama-bench")
+    assert (result.code, result.out) == (1, "")
+    assert result.error.startswith("error: llama-bench is not on the path.")
+
+
+def test_an_adapter_changes_the_weights(mlxrun_cli, model):
+    result = mlxrun_cli("bench", model, "--against", "mlx-lm", "--adapter", "somewhere")
+    assert (result.code, result.out) == (2, "")
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", None])
+def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
+    real, calls = Ours.run, []
+
+    def run(self, workload):
+        calls.append(workload)
+        if len(calls) > 4:  # warm-up, two runs, warm-up, and now the first that would count
+            raise KeyboardInterrupt
+        return real(self, workload)
+
+    monkeypatch.setattr(Ours, "run", run)
+    result = mlxrun_cli("bench", model, *SMALL, *([form] if form else []))
+    assert (result.code, result.err) == (130, "interrupted\n")
+    assert "pp8" in result.out
+    assert "tg4" not in result.out
+    if form == "--json":
+        assert json.loads(result.out)["interrupted"]
+    if form is None:
+        assert "Interrupted" in result.out

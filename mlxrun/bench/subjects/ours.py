@@ -7,12 +7,13 @@ is served together includes making the text of every reply.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from mlxrun.bench.results import OURS, Run
+from mlxrun.bench.subjects.meter import Meter
 from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged, Workload, token_ids
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 
 class Ours:
-    """The runtime that :class:`mlxrun.LLM` uses."""
+    """The runtime that :class:`mlxrun.LLM` uses.
+
+    Args:
+        llm: the model; its prefix cache is switched off.
+        load_seconds: what loading took.
+    """
 
     name = OURS
 
@@ -34,13 +40,20 @@ class Ours:
         self._llm, self.load_seconds = llm, load_seconds
         dtype = str(llm.model.dtype).removeprefix("mlx.core.")
         self.about = f"{dtype}, {llm.model.nbytes / 1e6:.1f} MB of weights"
-        self._filled: Session | None = None
+        self._meter = Meter(llm.model.nbytes)
+        # Every run has the same prompts: what one has read must not be there for the next.
+        llm.prefix_cache.budget = 0
+        llm.prefix_cache.clear()
+        self._filled = llm.session()
 
     def can(self, workload: Workload) -> bool:
         return True
 
     def run(self, workload: Workload) -> Run:
         with COMPUTING:
+            if isinstance(workload, Prefill | Decode):
+                self._fill(workload.context)
+            self._meter.begin()
             match workload:
                 case Prefill():
                     return self._prefill(workload)
@@ -53,7 +66,7 @@ class Ours:
         return self._first_token(workload)
 
     def _prefill(self, workload: Prefill) -> Run:
-        session = self._session(workload.context)
+        session = self._filled.fork()
         prompt = session.tokens + self._ids(workload.prompt, seed=1)
         sampler = self._llm.asker.sampler(self._request(prompt, 1))
 
@@ -61,10 +74,10 @@ class Ours:
             mx.eval(sampler.sample(prefill(self._llm.model, session, prompt)).token)
             return session.nbytes
 
-        return timed(work)
+        return self._meter.time(work)
 
     def _decode(self, workload: Decode) -> Run:
-        session = self._session(workload.context)
+        session = self._filled.fork()
         prompt = session.tokens + self._ids(1, seed=1)
         sampler = self._llm.asker.sampler(self._request(prompt, workload.predict))
 
@@ -75,10 +88,10 @@ class Ours:
                 pass
             return session.nbytes
 
-        return timed(work)
+        return self._meter.time(work)
 
     def _together(self, workload: Decode) -> Run:
-        llm, held = self._llm, self._session(workload.context)
+        llm, held = self._llm, self._filled
         service = Service(llm.model, rows=workload.parallel, queue=workload.parallel)
         for last in self._ids(workload.parallel, seed=1):
             request = self._request([*held.tokens, last], workload.predict)
@@ -93,7 +106,7 @@ class Ours:
                     kv_bytes = max(kv_bytes, service.batch.nbytes)
             return kv_bytes
 
-        return timed(work)
+        return self._meter.time(work)
 
     def _job(self, request: Request, held: Session) -> Job:
         llm, limit = self._llm, request.max_tokens or 1
@@ -117,10 +130,9 @@ class Ours:
             )
             return 0
 
-        return timed(work)
+        return self._meter.time(work)
 
     def _first_token(self, workload: FirstToken) -> Run:
-        mx.reset_peak_memory()
         settings = {"max_tokens": 1, "temperature": 0, "ignore_eos": True}
         with self._llm.engine(prefix_bytes=0) as engine:
             if workload.behind:
@@ -128,15 +140,14 @@ class Ours:
                 while engine.waiting:
                     time.sleep(1e-3)
             reply = engine.submit(self._ids(workload.prompt, seed=1), **settings).result()
-        return Run(reply.usage.time_to_first_token, 0, mx.get_peak_memory(), mx.get_active_memory())
+        return self._meter.read(reply.usage.time_to_first_token)
 
-    def _session(self, context: int) -> Session:
-        """A session that holds so many tokens, to be used once."""
-        if self._filled is None or len(self._filled.tokens) != context:
+    def _fill(self, context: int) -> None:
+        """Have a session that holds so many tokens, for forks of it to be used."""
+        if len(self._filled.tokens) != context:
             self._filled = self._llm.session()
             if context:
                 mx.eval(prefill(self._llm.model, self._filled, self._ids(context)))
-        return self._filled.fork()
 
     def _prompts(self, workload: Ragged) -> list[list[int]]:
         return [self._ids(count, seed) for seed, count in enumerate(workload.prompts)]
@@ -164,19 +175,7 @@ class OneAtATime(Ours):
                 self._llm.generate(prompt, max_tokens=limit, temperature=0, ignore_eos=True)
             return 0
 
-        return timed(work)
-
-
-def timed(work: Callable[[], int]) -> Run:
-    """Time some work, which returns bytes of keys and values; nothing else is queued meanwhile."""
-    mx.synchronize()
-    mx.reset_peak_memory()
-    started = time.perf_counter()
-    kv_bytes = work()
-    seconds = time.perf_counter() - started
-    active, peak = mx.get_active_memory(), mx.get_peak_memory()
-    mx.synchronize()
-    return Run(seconds, kv_bytes, peak, active)
+        return self._meter.time(work)
 
 
 def _heard(item: Chunk | MlxrunError) -> None:

@@ -1,0 +1,74 @@
+"""Runs compute what they say: nothing is taken from an earlier run, nothing is left out."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.bench.subjects.ours import OneAtATime, Ours
+from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged
+from mlxrun.models.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    return mlxrun.load(Tiny(keys={"context_length": 256}).write(folder / "tiny.gguf"))
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Numbers of tokens of all passes."""
+    passes: list[int] = []
+    real = Transformer.hidden
+
+    def hidden(self, tokens, cache, *args, **options):
+        passes.append(tokens.size)
+        return real(self, tokens, cache, *args, **options)
+
+    monkeypatch.setattr(Transformer, "hidden", hidden)
+    return passes
+
+
+# A token is computed for each that is drawn, and the last is not put through the model. A sequence
+# that ends before its neighbours leaves an idle row, which is computed for a while.
+WORK = [
+    (Ours, Prefill(40), 40, 0),
+    (Ours, Prefill(40, 64), 40, 0),
+    (Ours, Decode(5), 5, 0),
+    (Ours, Decode(5, 64), 5, 0),
+    (Ours, Ragged((40, 50), (3, 4)), 40 + 50 + 2 + 3, 4),
+    (OneAtATime, Ragged((40, 50), (3, 4)), 40 + 50 + 2 + 3, 0),
+    (Ours, FirstToken(6), 6, 0),
+]
+
+
+@pytest.mark.parametrize(("kind", "workload", "tokens", "idle"), WORK)
+def test_every_run_computes_all_of_its_tokens(llm, computed, kind, workload, tokens, idle):
+    subject = kind(llm, 0.0)
+    assert subject.can(workload)
+    subject.run(workload)
+    for _ in range(2):
+        computed.clear()
+        run = subject.run(workload)
+        assert tokens <= sum(computed) <= tokens + idle
+        assert run.seconds > 0
+        assert run.peak >= llm.model.nbytes
+
+
+def test_a_short_request_comes_while_a_long_one_is_read(llm, computed):
+    subject = Ours(llm, 0.0)
+    subject.run(FirstToken(6, 200))
+    assert 6 < sum(computed) <= 206
+
+
+@pytest.mark.parametrize("context", [0, 30])
+def test_sequences_decode_in_joint_passes(llm, computed, context):
+    subject = Ours(llm, 0.0)
+    subject.run(Decode(8, context, 3))
+    computed.clear()
+    run = subject.run(Decode(8, context, 3))
+    assert computed == [3] * 8
+    alone = subject.run(Decode(8, context))
+    assert run.kv_bytes == 3 * alone.kv_bytes
