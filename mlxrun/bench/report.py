@@ -60,6 +60,8 @@ def _result(results: Results, result: Result) -> Facts:
     }
     if isinstance(workload, Prefill | FirstToken):
         found["time_to_first_token"] = result.seconds.median
+    if isinstance(workload, FirstToken):
+        found["times_idle"] = results.delay(result)
     if isinstance(workload, Decode):
         found["time_per_token"] = result.per_token
         found["tokens_per_second_each"] = result.rate.median / workload.parallel

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mlxrun.bench.workload import Decode, Workload
+from mlxrun.bench.workload import Decode, FirstToken, Workload
 
 OURS = "mlxrun"
 
@@ -125,6 +125,14 @@ class Results:
             return None
         alone = self.find(Decode(workload.predict, workload.context), result.runtime)
         return result.rate.median / alone.rate.median if alone else None
+
+    def delay(self, result: Result) -> float | None:
+        """How many times as long a first token takes behind another prompt as on an idle engine."""
+        workload = result.workload
+        if not isinstance(workload, FirstToken) or not workload.behind:
+            return None
+        idle = self.find(FirstToken(workload.prompt), result.runtime)
+        return result.seconds.median / idle.seconds.median if idle else None
 
     def ratio(self, result: Result, other: str) -> float | None:
         """How much faster a result is than what another runtime did with the workload."""

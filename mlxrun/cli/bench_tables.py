@@ -37,15 +37,18 @@ def _alone(results: Results) -> Table | None:
         for r in results.items
         if isinstance(r.workload, Prefill | Decode) and r.workload.parallel == 1
     ]
-    columns = ("#tokens/s", "#min-max", "#mean ± std", "#first token", "#each token")
-    rows = [(*_speed(r), *_waits(r), _bytes(r.kv_bytes), _bytes(r.peak)) for r in shown]
-    return _compared("One sequence", results, shown, (*columns, "#KV", "#peak"), rows)
+    columns = ("#tokens/s", "#min-max", "#first token", "#each token")
+    rows = [
+        (*_speed(r), *_waits(r), _bytes(r.kv_bytes), _bytes(r.active), _bytes(r.peak))
+        for r in shown
+    ]
+    return _compared("One sequence", results, shown, (*columns, "#KV", "#active", "#peak"), rows)
 
 
 def _waits(result: Result) -> tuple[str, str]:
     if isinstance(result.workload, Prefill):
-        return _milliseconds(result.seconds.median), ""
-    return "", _milliseconds(result.per_token)
+        return _duration(result.seconds.median), ""
+    return "", _duration(result.per_token)
 
 
 def _together(results: Results) -> Table | None:
@@ -55,7 +58,7 @@ def _together(results: Results) -> Table | None:
     rows = []
     for result in shown:
         parallel, speedup = result.workload.parallel, results.speedup(result)
-        rate, spread, _ = _speed(result)
+        rate, spread = _speed(result)
         gain = ("", "") if speedup is None else (f"{speedup:.2f}x", f"{speedup / parallel:.0%}")
         reference = reference_speedup(parallel)
         rows.append(
@@ -80,11 +83,12 @@ def _mixed(results: Results) -> Table | None:
     rows = []
     for result in shown:
         if isinstance(result.workload, Ragged):
-            rate, spread, _ = _speed(result)
-            rows.append((rate, spread, "", _milliseconds(result.seconds.median)))
+            rows.append((*_speed(result), _duration(result.seconds.median), "", ""))
         else:
-            rows.append(("", "", _milliseconds(result.seconds.median), ""))
-    columns = ("#tokens/s", "#min-max", "#first token", "#all of it")
+            delay = results.delay(result)
+            times = "" if delay is None else f"{delay:.2f}x"
+            rows.append(("", "", "", _duration(result.seconds.median), times))
+    columns = ("#tokens/s", "#min-max", "#all of it", "#first token", "#x idle")
     return _compared("Mixed requests", results, shown, columns, rows)
 
 
@@ -122,10 +126,9 @@ def _decoding(results: Results) -> Iterator[Result]:
         yield from decoding
 
 
-def _speed(result: Result) -> tuple[str, str, str]:
+def _speed(result: Result) -> tuple[str, str]:
     rate = result.rate
-    spread = f"{_number(rate.low)}-{_number(rate.high)}"
-    return _number(rate.median), spread, f"{_number(rate.mean)} ± {_number(rate.deviation)}"
+    return _number(rate.median), f"{_number(rate.low)}-{_number(rate.high)}"
 
 
 def _notes(about: Facts) -> Iterator[str]:
@@ -156,8 +159,8 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{_number(1e3 * seconds)} ms"
+def _duration(seconds: float) -> str:
+    return f"{_number(seconds)} s" if seconds >= 1 else f"{_number(1e3 * seconds)} ms"
 
 
 def _bytes(count: int) -> str:

@@ -65,6 +65,14 @@ def test_a_run_that_an_interrupt_left_without_its_counterpart():
     assert made.ratio(made.items[0], "rival") == pytest.approx(3)
 
 
+def test_how_long_a_short_request_waits_behind_a_long_one():
+    made = Results()
+    for workload, time in ((FirstToken(4), 2.0), (FirstToken(4, 90), 3.0)):
+        made.add(workload, "mlxrun", Run(time))
+    made.add(FirstToken(4, 90), "rival", Run(9.0))
+    assert [made.delay(result) for result in made.items] == [None, 1.5, None]
+
+
 def test_the_reference():
     assert reference_speedup(1) == 1
     assert reference_speedup(8) == pytest.approx(2.12, abs=0.005)
