@@ -38,6 +38,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3n-e2b", {"final_logit_softcapping": 50.0}, "expected 30"),
     ("granite-moe", {"rope.scaling.finetuned": False}, "expected True"),
     ("gemma3n-e2b", {"attention.shared_kv_layers": 3}, "expected 2"),
+    ("laguna", {"expert_weights_norm": False}, "expected True"),
     ("llama-mha", {"attention.causal": False}, "expected True"),
     ("mamba-130m", {"attention.causal": False}, "expected True"),
     ("minicpm3-4b", {"attention.layer_norm_rms_epsilon": 1e-6}, "MiniCPM 3"),

@@ -64,7 +64,7 @@ def _glm_dsa(gguf: GGUFFile, config: Config) -> Config:
 def _minimax_m3(gguf: GGUFFile, config: Config) -> Config:
     """Everything in the section on text, as the model also sees."""
     only(gguf, "expert_gating_func", 2)
-    only(gguf, "expert_weights_norm", True)
+    only(gguf, "expert_weights_norm", True, absent=False)
     unscaled(gguf, config)
     routing = routed(gguf, config)
     dense = routing["first_k_dense_replace"]

@@ -148,9 +148,13 @@ def uncorrected(gguf: GGUFFile) -> None:
         raise found.error(expected="no correction of the choice of experts", found="one")
 
 
-def only(gguf: GGUFFile, suffix: str, *allowed: object) -> None:
-    """Refuse a file with another value than those that the model's class has built in."""
-    value = gguf.key(suffix, allowed[0])
+def only(gguf: GGUFFile, suffix: str, *allowed: object, absent: object = None) -> None:
+    """Refuse a file with another value than those that the model's class has built in.
+
+    Args:
+        absent: what a file means that does not say; the first of those by default.
+    """
+    value = gguf.key(suffix, allowed[0] if absent is None else absent)
     if isinstance(value, np.ndarray | list) or value not in allowed:
         raise gguf.error(
             f"{gguf.architecture}.{suffix}",

@@ -105,7 +105,7 @@ def _ling3(gguf: GGUFFile, config: Config) -> Config:
     needs_experts(gguf, config)
     # What mlx-lm's class has built in.
     unscaled(gguf, config)
-    only(gguf, "expert_weights_norm", True)
+    only(gguf, "expert_weights_norm", True, absent=False)
     only(gguf, "expert_gating_func", 2)
     only(gguf, "kda.safe_gate", True)
     for kind in ("exp", "shexp"):

@@ -79,7 +79,7 @@ def _mellum(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _laguna(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_weights_norm", True)
+    only(gguf, "expert_weights_norm", True, absent=False)
     only(gguf, "expert_gating_func", 2, 0)
     unscaled(gguf, config, "yarn")
     layers, head_dim = config["num_hidden_layers"], config["head_dim"]
