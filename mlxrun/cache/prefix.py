@@ -110,9 +110,19 @@ class PrefixCache:
     """
 
     def __init__(self, budget: int, *, worth: int = WORTH) -> None:
-        self.budget, self.worth = budget, worth
+        self._budget, self.worth = budget, worth
         self._tree: RadixTree[Segment, Snapshot] = RadixTree()
         self._lookups = self._hits = self._tokens = 0
+
+    @property
+    def budget(self) -> int:
+        """Bytes that it may take; what is too much when that changes is dropped."""
+        return self._budget
+
+    @budget.setter
+    def budget(self, nbytes: int) -> None:
+        self._budget = nbytes
+        self._tree.evict(nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -156,9 +166,11 @@ class PrefixCache:
         """Keep what memories of one row hold of some tokens.
 
         Args:
-            tokens: all that they have seen, or less: then no snapshot is taken.
+            tokens: all that they have seen, or less: then no snapshot is taken. Those that are not
+                settled are left out.
         """
-        tokens = tokens[: len(tokens) // step * step]
+        settled = min(len(tokens), *(memory.settled for memory in memories))
+        tokens = tokens[: settled // step * step]
         if not self.budget or not tokens or not _kept(memories):
             return
         whole = len(tokens) == memories[0].offset and not _by_token(memories)

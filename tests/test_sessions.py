@@ -1,0 +1,73 @@
+"""What sessions, batches and engines of one model share of their beginnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.errors import ParameterError
+from mlxrun.generation.engine import PREFILL_CHUNK
+
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
+PROMPT = np.random.default_rng(0).integers(3, 288, PREFILL_CHUNK + 90).tolist()
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> mlxrun.LLM:
+    return mlxrun.load(Tiny(hidden=32, ffn=48).write(tmp_path / "x.gguf"))
+
+
+def test_a_new_session_starts_from_what_another_computed(llm: mlxrun.LLM) -> None:
+    first = llm.session()
+    reply = llm.generate(PROMPT, session=first, **GREEDY)
+    assert reply.usage.cached_tokens == 0
+    following = [*PROMPT, *reply.tokens, 7, 8]
+    again = llm.generate(following, session=llm.session(), **GREEDY)
+    assert again.usage.cached_tokens == len(PROMPT) + 4
+    assert again.tokens == llm.generate(following, session=first, **GREEDY).tokens
+    assert llm.generate(PROMPT, session=llm.session(window=9), **GREEDY).usage.cached_tokens == 0
+
+
+def test_without_a_session_whole_chunks_are_taken_over(llm: mlxrun.LLM) -> None:
+    options = GREEDY | {"temperature": 1.0, "seed": 3}
+    first, second = (llm.generate(PROMPT, **options) for _ in range(2))
+    assert (first.usage.cached_tokens, second.usage.cached_tokens) == (0, PREFILL_CHUNK)
+    assert first.tokens == second.tokens
+
+
+def test_batches_and_engines_share_with_sessions(llm: mlxrun.LLM) -> None:
+    cold = llm.generate(PROMPT, session=llm.session(), **GREEDY)
+    prompts = [[*PROMPT, 5], [*PROMPT[:50], 6, 7]]
+    cached = [reply.usage.cached_tokens for reply in llm.batch(prompts, **GREEDY)]
+    assert cached == [len(PROMPT), 50]
+    with llm.engine() as engine:
+        reply = engine.submit(PROMPT, **GREEDY).result()
+    assert reply.usage.cached_tokens == len(PROMPT) - 1
+    assert reply.tokens == cold.tokens
+    figures = llm.prefix_cache.figures
+    assert figures.hits == 3 and figures.tokens == len(PROMPT) + 50 + len(PROMPT) - 1
+    assert 0 < figures.nbytes <= figures.budget
+
+
+def test_it_can_be_turned_off_or_kept_apart(llm: mlxrun.LLM) -> None:
+    for _ in range(2):
+        (reply,) = llm.batch([PROMPT], prefix_bytes=0, **GREEDY)
+        assert reply.usage.cached_tokens == 0
+    assert llm.prefix_cache.nbytes == 0
+    with llm.engine(prefix_bytes=10**7) as engine:
+        replies = [engine.submit(PROMPT, **GREEDY).result() for _ in range(2)]
+    assert [r.usage.cached_tokens for r in replies] == [0, len(PROMPT) - 1]
+    assert llm.prefix_cache.nbytes == 0
+    llm.generate(PROMPT, session=llm.session(), **GREEDY)
+    assert llm.prefix_cache.nbytes > 0
+    llm.prefix_cache.budget = 0
+    assert llm.prefix_cache.nbytes == 0
+    for _ in range(2):
+        assert llm.generate(PROMPT, session=llm.session(), **GREEDY).usage.cached_tokens == 0
+    with pytest.raises(ParameterError, match="prefix_bytes"):
+        llm.batch([PROMPT], prefix_bytes=-1)
