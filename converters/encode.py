@@ -114,10 +114,10 @@ def encode(
     for layout in candidates:
         if layout.quantized and columns % layout.group_size:
             continue
-        if len(parts) > 1 and not policy.accept(work(layout, sample).error):
+        if len(parts) > 1 and not policy.accept(work(layout, sample).error, layout):
             continue
         arrays, error = join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
-        if policy.accept(error):
+        if policy.accept(error, layout):
             shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
             if factor is not None and kept and layout.quantized:
                 shaped["factor"] = factor

@@ -58,6 +58,9 @@ def expected_layout(kind: GGMLType, policy: Policy, *, module: bool) -> Expected
         return None
     for layout in policy.candidates(kind, module=module):
         fidelity = _fidelity(kind, layout)
+        narrowed = policy.narrow and layout.mode == "affine" and layout.dtype != policy.half
+        if narrowed and fidelity != "exact":
+            continue
         if policy.name == "exact" and fidelity != "exact":
             continue
         if policy.name == "near" and fidelity == "requantised" and layout.bits < _NEAR_BITS:

@@ -44,6 +44,7 @@ class Policy:
             checkpoint, float32 when weights go straight into a float32 run.
         factors: whether a matrix may keep a factor of its own beside MLX's arrays: in memory it
             may, a checkpoint for stock mlx-lm has no place for it.
+        narrow: hold scales in half precision all the same where that loses nothing.
         packed: use MLX's quantised forms at all; a CPU multiplies plain float32 faster.
     """
 
@@ -51,6 +52,7 @@ class Policy:
     half: str = "float16"
     packed: bool = True
     factors: bool = False
+    narrow: bool = False
 
     def candidates(
         self, kind: GGMLType, *, module: bool, factored: bool = False
@@ -94,8 +96,10 @@ class Policy:
                 yield affine(2, 128, self.half)
         yield from self._floats("float32" if self.name == "exact" else FLOATS.get(kind, "float32"))
 
-    def accept(self, error: Error) -> bool:
+    def accept(self, error: Error, layout: Layout) -> bool:
         """Whether a form with this error keeps the policy's promise."""
+        if self.narrow and layout.mode == "affine" and layout.dtype != self.half:
+            return error.equal
         if self.name == "exact":
             return error.equal
         if self.name == "near":
@@ -111,7 +115,8 @@ class Policy:
         group = kept_group(kind)
         bits = CODECS[kind].bits
         if group:
-            for dtype in dict.fromkeys((self.half, "float32")):
+            first = ("float16",) if self.narrow else ()
+            for dtype in dict.fromkeys((*first, self.half, "float32")):
                 yield affine(bits, group, dtype)
         elif self.name == "near":
             yield from by_size(lambda layout: layout.bits >= bits, self.half)

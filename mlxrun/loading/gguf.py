@@ -66,7 +66,9 @@ def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
     if name is None:
         kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
         plain = expands(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
-        return Policy("exact", dtype, packed=False) if plain else Policy("near", dtype)
+        if plain:
+            return Policy("exact", dtype, packed=False)
+        return Policy("near", dtype, narrow=dtype == "float32")
     # Compact counts bits: float32 scales would leave none for the codes.
     return Policy(check_policy(name), half_dtype(gguf) if name == "compact" else dtype)
 

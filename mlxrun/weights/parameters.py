@@ -137,6 +137,8 @@ class Parameters:
         if layout.mode != "affine":
             return Weight(layout, weight, scales, factor=self._factor(module, weight))
         biases = self._get(f"{module}.biases")
+        if self.dtype == mx.float32 and scales.dtype == biases.dtype == mx.float16:
+            return Weight(layout, weight, scales, biases)  # products widen them, at no loss
         return Weight(
             layout,
             weight,

@@ -150,6 +150,8 @@ class Weight:
         if not layout.quantized:
             return weight.astype(dtype)
         assert scales is not None
+        if biases is not None:  # MLX multiplies in the type of the scales
+            scales, biases = scales.astype(dtype), biases.astype(dtype)
         return mx.dequantize(
             weight,
             scales,
