@@ -100,6 +100,11 @@ class Memory(ABC):
         """A memory with the same contents that goes its own way from here."""
 
     @property
+    def settled(self) -> int:
+        """How many of the first tokens left what they leave wherever they begin a prompt."""
+        return self.offset
+
+    @property
     def kind(self) -> str:
         """What two memories share if one can take over what the other held; empty: none can."""
         return ""

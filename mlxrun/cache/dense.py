@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlxrun.cache.base import Mask, Named, State
 from mlxrun.cache.rows import RowCache
 from mlxrun.cache.store import bucket, copied
+from mlxrun.errors import CacheError
 
 
 class DenseCache(RowCache):
@@ -34,6 +35,8 @@ class DenseCache(RowCache):
         return None
 
     def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        if state is not None:
+            raise CacheError("some of its tokens saw only a part of those before them")
         self.offsets = [length]
         self._fill(tokens, length)
 

@@ -16,7 +16,7 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
-from mlxrun.cache.base import Mask, Product
+from mlxrun.cache.base import Mask, Named, Product, State
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import PLAIN, Format, Seen
 from mlxrun.cache.rows import meet
@@ -28,6 +28,7 @@ class SparseCache(DenseCache):
     """What the patterns share. Tokens lie in runs of ``run``, and a query sees some of the runs."""
 
     run = 1
+    _settled = 0
 
     @property
     @abstractmethod
@@ -46,16 +47,13 @@ class SparseCache(DenseCache):
     def _stored(self, before: Sequence[int], dtype: mx.Dtype, product: Product) -> None:
         """Told when tokens of a dtype were stored, with each row's offset before."""
 
-    @property
-    def kind(self) -> str:
-        return ""  # what a drawn token left here depends on what it saw: of no use to a prompt
-
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
     ) -> mx.array:
         tokens = keys.shape[2]
         # Tokens that see everything: those of a prompt, and those before the reach.
         whole = min(tokens, max(0, max(self.prompt, self.reach) - max(self.offsets)))
+        self._settle(whole, tokens)
         parts = [(0, whole)] if whole else []
         parts += [(at, at + 1) for at in range(whole, tokens)]
         attended = []
@@ -80,9 +78,32 @@ class SparseCache(DenseCache):
             _seen_first(valid),
         )
 
+    def _settle(self, whole: int, tokens: int) -> None:
+        """Note up to where every token saw everything, before more come."""
+        before = self.offset
+        if whole and before <= self._settled:
+            self._settled = before + whole
+        if whole < tokens:
+            self._settled = min(self._settled, before + whole)
+
+    @property
+    def settled(self) -> int:
+        return min(self._settled, self.offset)
+
+    @property
+    def kind(self) -> str:
+        return f"DenseCache {self.keys} {self.values}"  # prompts leave the same in both
+
+    def snapshot(self) -> State | None:
+        return None if self.settled == self.offset else State({}, {"settled": self.settled})
+
+    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
+        super().restore(tokens, None, length)
+        self._settled = length if state is None else int(state.about["settled"])
+
     def fork(self) -> Self:
         other = super().fork()
-        other.prompt = self.prompt
+        other.prompt, other._settled = self.prompt, self._settled
         return other
 
 

@@ -266,3 +266,41 @@ def test_counts_what_a_token_sees(wanted: Sparse, length: int) -> None:
     naive.update(np.array(k), np.array(v))
     seen = naive.visible(np.array(q))[:, :, -1].sum(axis=-1)
     assert (seen == wanted.tokens(length)).all()
+
+
+@given(life=lives(), wanted=patterns, prompt=st.integers(0, 40))
+def test_tokens_are_settled_up_to_the_first_that_did_not_see_everything(
+    life: Life, wanted: Sparse, prompt: int
+) -> None:
+    cache, saw_all = made(wanted, prompt)(), [True] * 0
+    rng = np.random.default_rng(0)
+    for what, _, n in life:
+        if what == "update":
+            saw_all += [
+                at < max(prompt, cache.reach) for at in range(len(saw_all), len(saw_all) + n)
+            ]
+            cache.attend(random(rng, n, HEADS), random(rng, n), random(rng, n), PRODUCT)
+        elif what == "trim" and n <= len(saw_all):
+            cache.trim(n)
+            saw_all = saw_all[: len(saw_all) - n]
+        assert cache.settled == [*saw_all, False].index(False)
+
+
+def test_a_needle_is_found_that_windows_and_strides_miss() -> None:
+    """One key among 8,192 that the query is after: blocks see it wherever it is."""
+    rng = np.random.default_rng(4)
+    keys, values = rng.standard_normal((2, 1, KV_HEADS, 8192, 4)).astype(np.float32)
+    query = mx.array(np.full((1, HEADS, 1, 4), 3, np.float32))
+    keys[:, :, 3001] = 4
+    newest = random(rng, 1), random(rng, 1)
+    got = {}
+    for name, cache in {
+        "dense": DenseCache(),
+        "blocks": made(Blocks(8, 16))(),
+        "strided": made(Strided(128, 8))(),
+    }.items():
+        cache.update(mx.array(keys), mx.array(values))
+        got[name] = np.array(cache.attend(query, *newest, PRODUCT))
+    needle = np.repeat(values[:, :, 3001:3002], HEADS // KV_HEADS, axis=1)
+    for name, found in (("dense", True), ("blocks", True), ("strided", False)):
+        assert np.allclose(got[name], needle, atol=0.02) == found

@@ -97,3 +97,37 @@ def test_what_does_not_go_together_says_so(mlxrun_cli, model, llm):
         llm.batch(["a"], attention=3)
     with pytest.raises(CacheError, match="cannot be seen in part"):
         llm.engine(attention="blocks:3x4", cache_type_k="q4c/32")
+
+
+def cold(llm, prompt, **options):
+    llm.prefix_cache.clear()
+    completion = llm.generate(prompt, **OPTIONS, session=llm.session(**options))
+    assert completion.usage.cached_tokens == 0
+    return completion.tokens
+
+
+@pytest.mark.parametrize("pattern", ["blocks:3x4", "strided:4/9"])
+def test_prompts_are_shared_with_dense_requests_but_replies_are_not(llm, pattern):
+    for attention in (None, pattern):
+        llm.prefix_cache.clear()
+        drawn = llm.generate(PROMPT, **OPTIONS, session=llm.session(attention=pattern)).tokens
+        longer = [*PROMPT, *drawn, 5, 6, 7]
+        again = llm.generate(longer, **OPTIONS, session=llm.session(attention=attention))
+        assert again.usage.cached_tokens == len(PROMPT)
+        assert again.tokens == cold(llm, longer, attention=attention)
+
+
+def test_a_saved_session_goes_on(llm, tmp_path):
+    path = tmp_path / "talk.cache"
+    session = llm.session(attention="blocks:3x4")
+    first = [*PROMPT, *llm.generate(PROMPT, **OPTIONS, session=session).tokens]
+    session.save(path)
+    llm.prefix_cache.clear()
+    loaded = llm.load_session(path)
+    assert (loaded.options, loaded.tokens) == (session.options, session.tokens)
+    again = llm.generate([*first, 9], **OPTIONS, session=loaded)
+    assert again.usage.cached_tokens == len(first) - 1
+    assert again.tokens == llm.generate([*first, 9], **OPTIONS, session=session).tokens
+    llm.prefix_cache.clear()
+    with pytest.warns(UserWarning, match="saw only a part"):
+        assert llm.load_session(path, keep=0).tokens == []
