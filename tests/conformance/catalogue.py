@@ -35,7 +35,7 @@ CATALOGUE = {
     "cogvlm": Known("CogVLM, CogVLM 2", "SPM, BPE"),
     "cohere2": Known("Command R7B, Command A, Aya", "BPE"),
     "cohere2moe": Known("North Mini Code", "BPE"),
-    "command-r": Known("Command R, Aya 23, Aya Expanse", "BPE"),
+    "command-r": Known("Command R, R+, Aya 23, Aya Expanse", "BPE"),
     "dbrx": Known("DBRX", "BPE"),
     "deci": Known("DeciLM, Llama 3.1 Nemotron 51B, Nemotron Super 49B", "SPM, BPE"),
     "deepseek": Known("DeepSeek MoE 16B", "BPE"),
