@@ -39,7 +39,10 @@ from .make_random_gguf import SHAPES, write
 DEMO = Path(mlxrun.__file__).parent / "assets" / "demo.gguf"
 CHUNK = 512
 LONG = ("1024,2048,4096,8192,16384,32768", "dense,window:1024+4,strided:512/8,blocks:32x64")
-SHORT = ("256,512,960", "dense,window:128+4,strided:64/8,blocks:8x16,blocks:16x16,blocks:8x32")
+SHORT = (
+    "256,512,960",
+    "dense,window:188+4,strided:64/8,blocks:8x16,window:296+4,blocks:16x16,blocks:8x32",
+)
 
 
 class Row(NamedTuple):

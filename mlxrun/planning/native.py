@@ -66,7 +66,8 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
     window = cache.keep + cache.window if isinstance(cache, RotatingCache) else None
     return Layer(
         token=keys.token_bytes(shape.heads, shape.key, run.dtype)
-        + values.token_bytes(shape.heads, shape.value, run.dtype),
+        + values.token_bytes(shape.heads, shape.value, run.dtype)
+        + run.cache.bound_bytes(shape, attention.window, run.dtype),
         fixed=keys.fixed_bytes(shape.heads, shape.key, run.dtype),
         window=window,
         stream=size

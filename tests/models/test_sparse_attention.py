@@ -19,6 +19,7 @@ from mlxrun.cache.formats import Seen, Shown
 from mlxrun.cache.sparsity import Blocks, Sparse, Strided, options
 from mlxrun.errors import CacheError
 from mlxrun.loading.gguf import load_gguf
+from mlxrun.planning.native import Run, footprint
 
 #: One head of keys, bounded scores and windows, sinks and windows, latents.
 KINDS = ("llama-mqa", "gemma2-caps", "gpt-oss-small", "deepseek2-lite")
@@ -147,6 +148,15 @@ def test_bytes_are_those_that_attention_is_given(
         counted.clear()
         model(mx.array([[ids[length - 1]]]), cache)
         assert sum(counted) == wanted.read_bytes(layers, mx.float32, length)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_memory_plan_counts_bounds(model_of: Any, name: str) -> None:
+    model, wanted = model_of(name), Wanted(None, 0, None, None, Blocks(4, 8))
+    cache = model.make_cache(**wanted._asdict())
+    model(mx.array([tokens(model)]), cache)
+    taken = sum(layer.nbytes for layer in cache)
+    assert footprint(model.config, Run(cache=wanted)).stored(LENGTH) == taken
 
 
 def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
