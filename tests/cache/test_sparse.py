@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import mlx.core as mx
 import numpy as np
@@ -11,67 +10,14 @@ import pytest
 from agreement import HEADS, KV_HEADS, PRODUCT, Life, lives, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from naive_cache import NaiveCache, Stored, as_given
+from naive_cache import Stored
+from naive_sparse import NaiveSparse
 
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import PLAIN, AcrossHeads, Format, Quantised
 from mlxrun.cache.products import latent
 from mlxrun.cache.sparse import BlockCache, SparseCache, StridedCache
-from mlxrun.cache.sparsity import SINKS, Blocks, Sparse, Strided
-
-
-class NaiveSparse(NaiveCache):
-    """Picks for every query of every head by itself, from all keys."""
-
-    def __init__(
-        self,
-        wanted: Sparse,
-        prompt: int = 0,
-        keys: Stored = as_given,
-        values: Stored = as_given,
-        shared: bool = False,
-    ) -> None:
-        super().__init__(keys=keys, values=values)
-        self.wanted, self.prompt, self.shared = wanted, prompt, shared
-
-    def visible(self, queries: np.ndarray) -> np.ndarray:
-        b, heads, t, _ = queries.shape
-        seen = np.zeros((b, heads, t, self.offset), bool)
-        for i, at in enumerate(range(self.offset - t, self.offset)):
-            if at < self.prompt:
-                seen[:, :, i, : at + 1] = True
-            elif isinstance(self.wanted, Strided):
-                past = np.arange(at + 1)
-                near = past > at - self.wanted.last
-                seen[:, :, i, : at + 1] = near | (past < SINKS) | (past % self.wanted.stride == 0)
-            else:
-                for row in range(b):
-                    self._blocks(seen[row, :, i], queries[row, :, i], self.keys[row], at)
-        return seen
-
-    def _blocks(self, seen: np.ndarray, q: np.ndarray, keys: np.ndarray, at: int) -> None:
-        """Mark what queries (heads, D) of one token see, ``seen``: (heads, S)."""
-        assert isinstance(self.wanted, Blocks)
-        size, last = self.wanted.size, at // self.wanted.size
-        group = q.shape[0] // (1 if self.shared else keys.shape[0])
-        for first in range(0, q.shape[0], group):
-            bounds = np.zeros(last + 1)
-            for block in range(last + 1):
-                span = slice(block * size, min(at + 1, (block + 1) * size))
-                bounds[block] = max(
-                    self._bound(q[h], keys[h * keys.shape[0] // q.shape[0], span])
-                    for h in range(first, first + group)
-                )
-            bounds[[0, last, max(0, last - 1)]] = np.inf
-            for block in np.argsort(-bounds)[: self.wanted.count]:
-                seen[first : first + group, block * size : min(at + 1, (block + 1) * size)] = True
-
-    @staticmethod
-    def _bound(query: np.ndarray, keys: np.ndarray) -> float:
-        return float(np.maximum(query * keys.min(0), query * keys.max(0)).sum())
-
-    def fork(self) -> NaiveSparse:
-        return deepcopy(self)
+from mlxrun.cache.sparsity import Blocks, Sparse, Strided
 
 
 def made(
@@ -90,6 +36,11 @@ def made(
 
 def random(rng: np.random.Generator, n: int, heads: int = KV_HEADS, rows: int = 1) -> mx.array:
     return mx.array(rng.standard_normal((rows, heads, n, 4)).astype(np.float32))
+
+
+def fresh(rng: np.random.Generator, n: int, rows: int = 1) -> tuple[mx.array, mx.array, mx.array]:
+    """Queries, keys and values of n tokens."""
+    return random(rng, n, HEADS, rows), random(rng, n, rows=rows), random(rng, n, rows=rows)
 
 
 patterns = st.one_of(
@@ -156,11 +107,21 @@ def test_a_context_within_reach_gets_what_a_dense_cache_gives_to_the_bit(wanted:
     rng = np.random.default_rng(0)
     sparse, dense = made(wanted)(), DenseCache()
     for n in (7, 1, 1, 20, *[1] * (sparse.reach - 29)):
-        q, k, v = random(rng, n, HEADS), random(rng, n), random(rng, n)
+        q, k, v = fresh(rng, n)
         assert mx.array_equal(sparse.attend(q, k, v, PRODUCT), dense.attend(q, k, v, PRODUCT))
     assert sparse.offset == sparse.reach >= 40
-    q, k, v = random(rng, 1, HEADS), random(rng, 1), random(rng, 1)
+    q, k, v = fresh(rng, 1)
     assert not mx.array_equal(sparse.attend(q, k, v, PRODUCT), dense.attend(q, k, v, PRODUCT))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("wanted", [Strided(12, 5), Blocks(4, 4)])
+def test_keeps_the_dtype_it_is_given(wanted: Sparse, dtype: mx.Dtype) -> None:
+    cache, rng = made(wanted, 30)(), np.random.default_rng(0)
+    for n in (40, 1, 3):
+        q, k, v = (random(rng, n, h).astype(dtype) for h in (HEADS, KV_HEADS, KV_HEADS))
+        assert cache.attend(q, k, v, PRODUCT).dtype == dtype
+    assert {array.dtype for array in cache.state} == {dtype}
 
 
 @given(
@@ -177,7 +138,7 @@ def test_rows_of_a_batch_see_what_they_see_alone(
     alone = [made(wanted, length)() for length in lengths]
     rows: SparseCache | None = None
     for row, (cache, length) in enumerate(zip(alone, lengths, strict=True)):
-        q, k, v = random(rng, length, HEADS), random(rng, length), random(rng, length)
+        q, k, v = fresh(rng, length)
         cache.attend(q, k, v, PRODUCT)
         rows = rows or cache.empty()
         rows.place(row, cache.fork())
@@ -190,7 +151,7 @@ def test_rows_of_a_batch_see_what_they_see_alone(
             alone = [alone[2], alone[0]]
             rows.take_rows([2, 0])
         size = len(alone)
-        q, k, v = random(rng, 1, HEADS, size), random(rng, 1, rows=size), random(rng, 1, rows=size)
+        q, k, v = fresh(rng, 1, size)
         got = rows.attend(q, k, v, PRODUCT)
         each = [
             cache.attend(q[i : i + 1], k[i : i + 1], v[i : i + 1], PRODUCT)
@@ -205,7 +166,7 @@ def test_how_tokens_are_fed_makes_no_difference(wanted: Sparse) -> None:
     answers = []
     for chunks in ([120], [60, 60], [49, 1, 1, 69], [1] * 120):
         rng = np.random.default_rng(3)
-        q, k, v = random(rng, 120, HEADS), random(rng, 120), random(rng, 120)
+        q, k, v = fresh(rng, 120)
         cache, start, parts = made(wanted, prompt=50)(), 0, []
         for n in chunks:
             now = slice(start, start + n)
@@ -224,7 +185,7 @@ def test_32_thousand_tokens(wanted: Sparse) -> None:
     cache.update(mx.array(keys), mx.array(values))
     naive.keys, naive.values, naive.offset = keys, values, 32_768
     for n in (1, 1, 3):
-        q, k, v = random(rng, n, HEADS), random(rng, n), random(rng, n)
+        q, k, v = fresh(rng, n)
         naive.keys = np.concatenate([naive.keys, np.array(k)], axis=2)
         naive.values = np.concatenate([naive.values, np.array(v)], axis=2)
         naive.offset += n
@@ -261,7 +222,7 @@ def test_latents_are_chosen_by_what_queries_make_of_them(
 def test_counts_what_a_token_sees(wanted: Sparse, length: int) -> None:
     rng = np.random.default_rng(length)
     cache, naive = made(wanted)(), NaiveSparse(wanted)
-    q, k, v = random(rng, length, HEADS), random(rng, length), random(rng, length)
+    q, k, v = fresh(rng, length)
     cache.attend(q, k, v, PRODUCT)
     naive.update(np.array(k), np.array(v))
     seen = naive.visible(np.array(q))[:, :, -1].sum(axis=-1)
@@ -272,14 +233,15 @@ def test_counts_what_a_token_sees(wanted: Sparse, length: int) -> None:
 def test_tokens_are_settled_up_to_the_first_that_did_not_see_everything(
     life: Life, wanted: Sparse, prompt: int
 ) -> None:
-    cache, saw_all = made(wanted, prompt)(), [True] * 0
+    cache = made(wanted, prompt)()
+    saw_all: list[bool] = []
     rng = np.random.default_rng(0)
     for what, _, n in life:
         if what == "update":
             saw_all += [
                 at < max(prompt, cache.reach) for at in range(len(saw_all), len(saw_all) + n)
             ]
-            cache.attend(random(rng, n, HEADS), random(rng, n), random(rng, n), PRODUCT)
+            cache.attend(*fresh(rng, n), PRODUCT)
         elif what == "trim" and n <= len(saw_all):
             cache.trim(n)
             saw_all = saw_all[: len(saw_all) - n]
