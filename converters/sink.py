@@ -158,7 +158,11 @@ def check_space(needed: float, target: Path) -> None:
     free = shutil.disk_usage(target.absolute().parent).free
     if needed > free:
         raise OutOfSpaceError(
-            f"{target.absolute().parent} has {free / 1e9:.1f} GB free, "
-            f"{target.name} needs at least {needed / 1e9:.1f} GB",
+            f"{target.absolute().parent} has {_size(free)} free, "
+            f"{target.name} needs at least {_size(needed)}",
             hint="Free some space or choose another disk with -o DIR",
         )
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

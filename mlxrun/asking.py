@@ -118,7 +118,7 @@ class Asker:
         if room < 1:
             raise ContextLengthError(
                 f"the prompt has {len(request.prompt)} tokens, the model's context holds {length}",
-                hint="Shorten it, or use a session with a window",
+                hint="Shorten it, or forget old tokens: attention window:N, or a session's window",
             )
         return min(request.max_tokens or room, room)
 

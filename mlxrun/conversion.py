@@ -70,7 +70,7 @@ def convert(
     if choice != Recipe():
         raise ConversionError(
             f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",
-            hint="Convert it without these options, and then the directory that this makes with",
+            hint="Convert it without these options, then the directory that it becomes with them",
         )
     return convert_file(
         path,

@@ -147,7 +147,7 @@ def _report(error: Exception) -> int:
     elif isinstance(error, MlxrunError):
         complain(str(error))
     elif isinstance(error, OSError) and error.strerror:  # a full disk, a directory that is gone
-        complain(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+        complain(f"{error.strerror}: {error.filename or 'the output could not be written'}")
     else:
         complain(
             f"{type(error).__name__}: {error}; run again with MLXRUN_DEBUG=1 for the traceback"

@@ -70,7 +70,7 @@ class TerminalChat:
         """Show another reply to the last message."""
         settings = self.conversation.settings
         seed = settings["seed"]
-        if settings["temperature"] == 0:
+        if settings["temperature"] == 0 and self.conversation.messages:
             self.say("temperature is 0: the reply stays the same")
         if seed is not None:
             self._retries += 1

@@ -174,4 +174,4 @@ def test_full_output_device(model):
             timeout=60,
         )
     assert done.returncode == 1
-    assert done.stderr.count(b"\n") == 1 and b"No space left" in done.stderr
+    assert done.stderr.count(b"\n") == 1 and b"No space left on device: the output" in done.stderr

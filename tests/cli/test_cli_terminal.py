@@ -141,6 +141,8 @@ def test_retry_takes_another_seed_and_says_when_that_is_no_use(talk):
     assert chat.conversation.settings["seed"] == 1
     _, shown = talk("/set temperature 0", "/retry")
     assert "temperature is 0: the reply stays the same" in shown
+    _, shown = talk("/set temperature 0", "/clear", "/retry")
+    assert "there is nothing to take back" in shown and "stays the same" not in shown
 
 
 def test_stats(talk):
