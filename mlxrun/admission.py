@@ -72,6 +72,7 @@ class Front:
 
     def __init__(self, llm: LLM, options: Options, *, parallel: int, queue: int) -> None:
         self._llm = llm
+        parallel = int(Range(1, whole=True).check("parallel", parallel))
         window, keep, sparse = sparsity.options(options.attention)
         wanted = Wanted(window, keep, options.cache_type_k, options.cache_type_v, sparse)
         self._windowed = window is not None

@@ -82,7 +82,8 @@ def batch(
         rows = min(len(prompts), PARALLEL) if parallel is None else parallel
         front = Front(llm, shared, parallel=rows, queue=len(prompts))
     limits = [front.limit(request) for request in requests]
-    replies = [_Heard(number, on_token) for number in range(len(prompts))]
+    news: list[tuple[int, Chunk]] = []
+    replies = [_Heard(number, news) for number in range(len(prompts))]
     bar = _Bar(progress, len(prompts), sum(limits))
     try:
         for request, limit, reply in zip(requests, limits, replies, strict=True):
@@ -91,6 +92,11 @@ def batch(
         while front.service.busy:
             with COMPUTING:
                 front.service.step()
+            # Told without holding the lock: who listens may wait for what another thread computes.
+            if on_token:
+                for number, chunk in news:
+                    on_token(number, chunk)
+            news.clear()
             bar.show(sum(r.tokens for r in replies), sum(r.ended for r in replies))
     finally:
         bar.close()
@@ -102,8 +108,8 @@ def batch(
 class _Heard:
     """What one prompt's reply is so far."""
 
-    def __init__(self, number: int, on_token: OnToken | None) -> None:
-        self._number, self._on_token = number, on_token
+    def __init__(self, number: int, news: list[tuple[int, Chunk]]) -> None:
+        self._number, self._news = number, news
         self.chunks: list[Chunk] = []
         self.tokens, self.ended = 0, False
 
@@ -113,8 +119,7 @@ class _Heard:
         self.chunks.append(item)
         self.tokens += len(item.tokens)
         self.ended = item.finish_reason is not None
-        if self._on_token:
-            self._on_token(self._number, item)
+        self._news.append((self._number, item))
 
 
 def _own(options: dict[str, Any], number: int, count: int) -> dict[str, Any]:

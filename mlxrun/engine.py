@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlxrun.admission import Front, Options
 from mlxrun.computing import COMPUTING
-from mlxrun.errors import EngineClosedError, QueueFullError
+from mlxrun.errors import EngineClosedError, ParameterError, QueueFullError
 from mlxrun.generation.handle import Handle
+from mlxrun.generation.parameters import Range
 from mlxrun.generation.request import Request
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Engine:
     """
 
     def __init__(self, llm: LLM, *, parallel: int = 16, queue: int = 1024, **options: Any) -> None:
-        self._llm, self._queue = llm, queue
+        self._llm, self._queue = llm, int(Range(1, whole=True).check("queue", queue))
         with COMPUTING:
             # What waits for the thread counts as waiting, too: the service's own bound is not met.
             self._front = Front(llm, Options(**options), parallel=parallel, queue=2 * queue)
@@ -69,6 +70,8 @@ class Engine:
         asker = self._llm.asker
         if not isinstance(request, Request):
             request = asker.request(request, **options)
+        elif options:
+            raise ParameterError("options", options, "left out where a Request is given")
         asker.checked(request.prompt)
         limit = self._front.limit(request)
         handle = Handle(self.cancel)

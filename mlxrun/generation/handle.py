@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 
 from mlxrun.generation.request import Chunk, Completion, completed
 
@@ -99,7 +100,7 @@ class Handle:
             self._changed.notify_all()
             tasks, self._tasks = self._tasks, []
         for loop, future in tasks:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # a loop that has been closed: nobody waits there
                 loop.call_soon_threadsafe(_wake, future)
 
 

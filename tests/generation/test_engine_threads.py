@@ -106,6 +106,36 @@ def test_a_callback_that_fails_ends_the_batch(llm: mlxrun.LLM) -> None:
     assert same(llm.batch(PROMPTS[:1], seed=0, max_tokens=9, **OPTIONS)[0], alone(llm, 0))
 
 
+def test_a_callback_may_wait_for_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
+    heard = []
+
+    def ask(number: int, chunk: mlxrun.Chunk) -> None:
+        heard.append(engine.submit("tea", max_tokens=1, ignore_eos=True).result(60).tokens)
+
+    llm.batch(PROMPTS[:2], max_tokens=2, **OPTIONS, on_token=ask)
+    assert len(heard) >= 4
+    llm.batch(PROMPTS[:1], max_tokens=1, on_token=lambda *_: engine.close())
+
+
+def test_a_loop_that_was_closed_is_told_nothing() -> None:
+    handle = mlxrun.Handle(lambda _: None)
+
+    async def wait() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(aiter(handle)), 0.01)
+
+    asyncio.run(wait())
+    handle.put(EngineClosedError("closed"))  # would raise in the thread that serves all others
+    assert handle.done
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "2", None, True])
+@pytest.mark.parametrize("name", ["parallel", "queue"])
+def test_sizes_of_an_engine_are_whole_numbers(llm: mlxrun.LLM, name: str, wrong: Any) -> None:
+    with pytest.raises(ParameterError, match=name):
+        llm.engine(**{name: wrong})
+
+
 def test_many_threads_share_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
     def ask(number: int) -> mlxrun.Completion:
         i = number % 6
@@ -211,6 +241,8 @@ def test_what_is_wrong_is_refused_at_once(engine: mlxrun.Engine) -> None:
         engine.submit([5] * 300)
     with pytest.raises(ParameterError):
         engine.submit(mlxrun.Request([10**6]))
+    with pytest.raises(ParameterError, match="options"):
+        engine.submit(mlxrun.Request([5]), max_tokens=3)
 
 
 def test_a_check_compares_alone_with_together(llm: mlxrun.LLM) -> None:
