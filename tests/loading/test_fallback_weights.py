@@ -13,6 +13,7 @@ import pytest
 from foreign_models import CONFIGS, save, stock, stock_logits
 from tiny_models import nmse
 
+import mlxrun
 from mlxrun.errors import (
     CheckpointError,
     MlxrunError,
@@ -146,6 +147,23 @@ def test_impossible_configs_are_typed_errors(mamba2: Path, changes: dict[str, An
     configure(mamba2, **changes)
     with pytest.raises(MlxrunError):
         load_directory(mamba2)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("gemma3n", {"altup_active_idx": 10**9}), ("gemma3n", {"sliding_window": 0}),
+        ("gemma4", {"num_key_value_heads": 0}), ("gemma4", {"sliding_window": float("nan")}),
+    ],
+)  # fmt: skip
+def test_numbers_that_mlx_does_not_check_are_refused_before_it_sees_them(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    config = CONFIGS[name]
+    path = save(tmp_path, config, stock(config))
+    configure(path, text_config=config["text_config"] | changes)
+    with pytest.raises(CheckpointError, match=r"does not describe a|impossible"):
+        mlxrun.load(path)
 
 
 def test_a_missing_key_is_named(mamba2: Path) -> None:

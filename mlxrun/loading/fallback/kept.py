@@ -39,6 +39,18 @@ def _within(entry: Any) -> Iterator[Any]:
         yield entry
 
 
+def check_window(entry: Any) -> None:
+    """Refuse a cache that remembers no whole number of tokens.
+
+    Raises:
+        ValueError: it does.
+    """
+    for name in ("max_size", "chunk_size"):
+        size = vars(entry).get(name, 1)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"a layer that remembers {size} tokens")
+
+
 def kind(entry: Any) -> str:
     """What two caches share if one can take over what the other held; empty: none can."""
     if not isinstance(entry, KVCache | RotatingKVCache | ChunkedKVCache | ArraysCache):

@@ -11,6 +11,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxrun.cache.sparsity import Sparse
 from mlxrun.errors import CacheError, CheckpointError, ParameterError
+from mlxrun.loading.fallback import kept
 from mlxrun.loading.fallback.memory import ForeignMemory
 from mlxrun.loading.fallback.registry import arguments
 from mlxrun.loading.fallback.weights import fill, named_arrays
@@ -48,10 +49,12 @@ class ForeignModel:
         self.promotes = logits.dtype != dtype
 
     def _tried(self) -> mx.array:
-        """Two steps; what a class raises on odd values becomes one of our errors."""
+        """Two passes; what a class raises on odd values becomes one of our errors."""
         try:
             memory = self.make_cache()
-            self(mx.array([[0]]), memory)
+            for part in kept.parts(memory[0].entries):
+                kept.check_window(part)
+            self(mx.zeros((1, 3), mx.int32), memory)
             return self(mx.array([[0]]), memory)
         except Exception as error:
             raise CheckpointError(

@@ -22,6 +22,12 @@ _TOOLS = {
     "rope_utils", "ssm", "switch_layers",
 }  # fmt: skip
 
+_HEADS = (
+    "num_attention_heads", "num_key_value_heads", "num_global_key_value_heads", "head_dim",
+    "global_head_dim",
+)  # fmt: skip
+_MANY = 1 << 20
+
 
 @cache
 def own_types() -> frozenset[str]:
@@ -79,15 +85,26 @@ def arguments(args: Any, config: Mapping[str, Any]) -> Any:
         CheckpointError: a key is missing or a value is one that the class does not take.
     """
     for section in (config, config.get("text_config")):
-        layers = section.get("num_hidden_layers") if isinstance(section, Mapping) else None
-        if isinstance(layers, int) and not 0 < layers <= MAX_BLOCKS:
-            raise CheckpointError(f"config.json has an impossible num_hidden_layers: {layers}")
+        if isinstance(section, Mapping):
+            _check_counts(section)
     try:
         return args.from_dict(_untagged(dict(config)))
     except Exception as error:  # whatever a class raises on odd values
         raise CheckpointError(
             f"config.json does not describe a {str(config.get('model_type'))[:80]}: {error}"
         ) from error
+
+
+def _check_counts(section: Mapping[str, Any]) -> None:
+    """Refuse what would take for ever, or what MLX divides by or looks up unchecked, and dies."""
+    most = {"num_hidden_layers": MAX_BLOCKS, **dict.fromkeys(_HEADS, _MANY)}
+    for name, limit in most.items():
+        value = section.get(name)
+        if isinstance(value, int) and not 0 < value <= limit:
+            raise CheckpointError(f"config.json has an impossible {name}: {value}")
+    active, inputs = section.get("altup_active_idx", 0), section.get("altup_num_inputs", 4)
+    if isinstance(active, int) and isinstance(inputs, int) and not 0 <= active < inputs:
+        raise CheckpointError(f"config.json has an impossible altup_active_idx: {active}")
 
 
 def _untagged(value: Any) -> Any:
