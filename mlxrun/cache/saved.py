@@ -61,7 +61,9 @@ class Saved(NamedTuple):
             for memory, part, state in zip(memories, self.parts, self.states, strict=True):
                 memory.restore([part], state, len(self.tokens))
             mx.eval([array for memory in memories for array in memory.state])
-        except (AssertionError, LookupError, TypeError, ValueError) as error:
+        except (
+            AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+        ) as error:  # fmt: skip
             raise CacheError(f"its arrays do not fit: {error}", hint=_HINT) from error
 
 
@@ -101,7 +103,7 @@ def write(
     metadata = {"format": FORMAT, "checksum": _ZEROS, "content": json.dumps(content)}
     try:
         _write_atomically(path, arrays, metadata)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CacheError(f"cannot write {path}: {error}") from error
 
 
@@ -145,6 +147,8 @@ def _under(arrays: Mapping[str, mx.array], prefix: str) -> Named:
 
 def _checked(path: Path) -> dict[str, Any]:
     """The content of a file's metadata, if the file is what was written."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise CacheError(f"{path} is no saved session", hint=_HINT)
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -126,6 +127,8 @@ def test_what_is_no_file_of_ours_is_a_miss(llm: mlxrun.LLM, path: Path, tmp_path
     assert "No such file" in loaded(llm, tmp_path / "none")[1]
     assert "no saved session" in loaded(llm, path)[1]
     assert loaded(llm, tmp_path)[0] == 0
+    os.mkfifo(tmp_path / "pipe")
+    assert "no saved session" in loaded(llm, tmp_path / "pipe")[1]
 
 
 def test_other_options_than_were_saved_are_a_miss(llm: mlxrun.LLM, written: Path) -> None:
