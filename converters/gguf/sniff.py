@@ -39,7 +39,7 @@ _SIGNATURES: Final[tuple[tuple[bytes, str, str], ...]] = (
 )
 
 
-def describe(start: bytes) -> tuple[str, str | None]:
+def describe(start: bytes) -> tuple[str, str]:
     """What the first bytes look like, and what to do about it."""
     if start[8:9] == b"{" and len(start) > 9:
         return "a safetensors file", _DIRECTORY
@@ -47,4 +47,4 @@ def describe(start: bytes) -> tuple[str, str | None]:
     for signature, what, hint in _SIGNATURES:
         if start.startswith(signature) or text[: len(signature)].lower() == signature:
             return what, hint
-    return show(start[:4]), None
+    return show(start[:4]), "This is no GGUF file, whatever its name: check which file it should be"

@@ -46,6 +46,7 @@ def test_other_formats(tmp_path: Path, name: str) -> None:
     error = refused(path)
     assert (error.field, error.offset, error.expected) == ("magic", 0, "the bytes 'GGUF'")
     assert found in error.found
+    assert error.hint
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
