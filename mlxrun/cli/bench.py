@@ -126,6 +126,12 @@ def command(
     tokens one by one, x8 in each of 8 sequences together, and @ d1024 does so behind 1024 tokens.
     Prompts are random tokens, drawing is greedy and goes on past ends of turn. Rates are medians.
     Ctrl-C ends early and prints what was measured by then.
+
+    \b
+    Examples:
+      mlxrun bench model.gguf --context 0,1k,4k
+      mlxrun bench model.gguf --parallel 1,2,4,8,16,20 --against mlx-lm
+      mlxrun bench model.gguf --n-prompt 0 --ragged --json > measured.json
     """
     if as_json and as_csv:
         raise click.UsageError("Give --json or --csv, not both.")

@@ -24,7 +24,8 @@ from mlxrun.bench.subjects.meter import Meter
 from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged, Workload, token_ids
 from mlxrun.computing import COMPUTING
 from mlxrun.conversion import convert
-from mlxrun.errors import UnsupportedArchitectureError
+from mlxrun.errors import MemoryLimitError, UnsupportedArchitectureError
+from mlxrun.memory import room
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -44,7 +45,12 @@ def opened(llm: LLM, path: Path) -> Iterator[MlxLm]:
     Raises:
         UnsupportedArchitectureError: mlx-lm cannot load it.
         OutOfSpaceError: there is no room for the temporary directory.
+        MemoryLimitError: there is no room for the weights a second time.
     """
+    available = room() - mx.get_active_memory()
+    if room() and available < llm.model.nbytes:
+        hint = "Measure a smaller model, or without --against mlx-lm"
+        raise MemoryLimitError(llm.model.nbytes, available, "a second copy of the weights", hint)
     with TemporaryDirectory(prefix="mlxrun-bench-") as folder:
         if path.is_file():
             target = Path(folder) / "model"
@@ -66,9 +72,9 @@ def opened(llm: LLM, path: Path) -> Iterator[MlxLm]:
 def _same_form(model: Any, llm: LLM) -> str:
     """Hold weights as mlxrun holds them: plain where it does, and in its dtype."""
     expanded = llm.model.nbytes > _PLAIN * _nbytes(model)
+    model.set_dtype(llm.model.dtype)  # scales first: they decide how products with them round
     if expanded:
         dequantize_model(model)
-    model.set_dtype(llm.model.dtype)
     model.eval()
     dtype = str(llm.model.dtype).removeprefix("mlx.core.")
     return f"{dtype}, {_nbytes(model) / 1e6:.1f} MB of weights"

@@ -1,0 +1,51 @@
+"""mlx-lm as a rival: the same weights in the same form, or a typed error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.bench.subjects.mlx_lm import opened
+from mlxrun.bench.workload import Decode, Prefill
+from mlxrun.errors import MemoryLimitError
+
+WIDE = {"hidden": 64, "ffn": 128, "kinds": {"*": "Q8_0"}, "keys": {"context_length": 64}}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return Tiny(**WIDE).write(tmp_path_factory.mktemp("rival") / "tiny.gguf")
+
+
+# A checkpoint under the policy near holds scales and plain tensors in half precision, 2e-4 apart.
+@pytest.mark.parametrize(("policy", "error"), [(None, 1e-5), ("near", 2e-3)])
+def test_the_same_weights_in_the_same_form(source, policy, error):
+    llm = mlxrun.load(source, policy=policy)
+    ids = [5, 6, 7, 8]
+    with opened(llm, source) as rival:
+        assert rival.about == f"float32, {llm.model.nbytes / 1e6:.1f} MB of weights"
+        theirs = rival._model(mx.array([ids]))[0]
+        assert mx.abs(llm.logits(ids) - theirs).max().item() < error
+        for workload in (Prefill(8, 16), Decode(3, 16), Decode(3, 16, 2)):
+            run = rival.run(workload)
+            assert run.seconds > 0
+            assert run.kv_bytes > 0
+
+
+def test_a_directory_as_it_is(source, tmp_path):
+    mlxrun.convert(source, tmp_path / "made")
+    llm = mlxrun.load(tmp_path / "made")
+    with opened(llm, tmp_path / "made") as rival:
+        assert rival.run(Decode(2)).seconds > 0
+    assert (tmp_path / "made").is_dir()
+
+
+def test_no_room_for_a_second_copy(source, monkeypatch):
+    llm = mlxrun.load(source)
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "1K")
+    with pytest.raises(MemoryLimitError, match="a second copy"), opened(llm, source):
+        pass
