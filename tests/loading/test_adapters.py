@@ -148,7 +148,7 @@ def test_what_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     assert "adapter_config.json" in refused(base, base)
     for odd in ("~no-such-user-at-all/a", "a" * 5000, "a\0b"):
         assert "adapter" in refused(base, odd)
-    for strength in (float("nan"), float("inf"), "1", None, True):
+    for strength in (float("nan"), float("inf"), 10**400, 1e308, "1", None, True):
         assert "strength" in refused(base, [(adapter, strength)])
     for wrong in (3, None, [3], [(adapter,)], [(adapter, 1, 2)], {"a": 1}, [(3, 1.0)], b"x"):
         assert "adapter" in refused(base, wrong)

@@ -198,6 +198,8 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t, c: c.update(use_dora=True), "lengths"),
         (lambda t, c: c.update(alpha_pattern={"(": 1}), "alpha_pattern"),
         (lambda t, c: c.update(rank_pattern=[1]), "rank_pattern"),
+        (lambda t, c: c.update(rank_pattern={"(.+)+x": 4}), "matched for ever"),
+        (lambda t, c: c.update(alpha_pattern={".*" * 9 + "x": 4}), "matched for ever"),
         (lambda t, c: t.update({f"{Q}.lora_B.bias": mx.ones(64)}), "lora_B.bias is no tensor"),
         (lambda t, c: t.update({f"{Q}.ia3_l": mx.ones(64)}), "ia3_l is no tensor"),
         (lambda t, c: t.update({f"{Q}.bias": mx.ones(64)}), "no .*q_proj.bias to replace"),

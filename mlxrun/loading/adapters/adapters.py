@@ -6,7 +6,6 @@ Knows which file is in which format, and that a change must apply to something.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,12 +161,14 @@ def listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
             raise ParameterError("adapter", entry, _CHOICES)
         strength = pair[1]
         real = isinstance(strength, int | float) and not isinstance(strength, bool)
-        if not real or not math.isfinite(strength):
+        if not real or not abs(strength) < _STRONGEST:
             raise ParameterError("the strength of an adapter", strength, "a finite number")
         listed.append((_located(Path(pair[0])), float(strength)))
     return listed
 
 
+# Beyond it nothing is left of the model; whole numbers may be too large for any float.
+_STRONGEST = 1e30
 _CHOICES = "a path, or a list of paths and (path, strength)"
 
 

@@ -101,12 +101,23 @@ def _update(
     return low_rank_update(origin, a, b, scale, lengths=lengths, rank=int(rank))
 
 
+# A stranger's pattern against a stranger's names: repeats within repeats take exponential time, and
+# each repeat beside others multiplies it by the length of a name.
+_REPEAT, _REPEATED_GROUP, _REPEATS = re.compile(r"[*+{]"), re.compile(r"\)[*+{]"), 3
+
+
 def _setting(origin: str, config: Mapping[str, Any], key: str, patterns: str, module: str) -> float:
     """A number for a module: that of the first pattern which its name ends with, or the common."""
     own = config.get(patterns) or {}
     if not isinstance(own, dict):
         raise AdapterError(f"{origin}: {patterns} is no object", hint=DAMAGED)
     for pattern in own:
+        if len(_REPEAT.findall(pattern)) > _REPEATS or _REPEATED_GROUP.search(pattern):
+            raise AdapterError(
+                f"{origin}: {patterns} has a pattern that could be matched for ever: "
+                f"{shortened(repr(pattern), 60)}",
+                hint="Name the modules",
+            )
         try:
             matches = re.fullmatch(rf"(.*\.)?({pattern})", module)
         except re.error as error:
