@@ -14,19 +14,21 @@ from mlxrun.cli.loading import POLICIES, located
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
+# Tokens, or sequences, beyond which arithmetic would leave the floats.
+MOST = 10**18
 
 
 @click.command("inspect")
 @click.argument("model")
 @click.option(
     "--context",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST),
     metavar="N",
     help="Tokens to plan memory for.  [default: the model's context length]",
 )
 @click.option(
     "--parallel",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST),
     default=1,
     metavar="N",
     help="Sequences at once to plan memory for.  [default: 1]",

@@ -192,6 +192,12 @@ def test_the_memory_plan(mlxrun_cli, mixed, monkeypatch):
     assert f"It fits. {room}{plan['largest_parallel']} of 1000 tokens." in out
 
 
+@pytest.mark.parametrize("option", ["--context", "--parallel"])
+def test_numbers_beyond_all_memory(mlxrun_cli, mixed, option):
+    assert "It does not fit." in mlxrun_cli("inspect", mixed, option, str(10**18)).out
+    assert option in mlxrun_cli("inspect", mixed, option, str(10**400)).err
+
+
 def test_a_cache_that_does_not_fit_the_heads(mlxrun_cli, tmp_path):
     path = Tiny(head_dim=6, kv_heads=1).write(tmp_path / "odd.gguf")
     result = mlxrun_cli("inspect", path, "--cache-type-k", "q4")
