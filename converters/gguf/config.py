@@ -105,7 +105,7 @@ def _epsilon(gguf: GGUFFile, architecture: Architecture) -> Config:
 
 
 def _head_dim(gguf: GGUFFile, architecture: Architecture, default: int) -> int:
-    if gguf.key("attention.kv_lora_rank", 0) and "attn_k_b" in architecture.layer:
+    if "attn_k_b" in architecture.layer and scalar(gguf, "attention.kv_lora_rank", 0):
         return scalar(gguf, "attention.key_length_mla")
     head_dim = scalar(gguf, "attention.key_length", default)
     value_dim = scalar(gguf, "attention.value_length", default)

@@ -67,11 +67,17 @@ def _spread(gguf: GGUFFile) -> npt.NDArray[np.intp]:
     """Query heads in turn over the key heads; GGUF has those of a key head side by side."""
     heads = scalar(gguf, "attention.head_count")
     keys = scalar(gguf, "attention.head_count_kv", heads)
+    if keys < 1 or heads % keys:
+        key = f"{gguf.architecture}.attention.head_count_kv"
+        raise gguf.error(key, expected=f"a divisor of head_count, {heads}")
     return np.arange(heads).reshape(keys, -1).T.ravel()
 
 
 def _spread_rows(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
     order = _spread(gguf)
+    if not len(order) or rows % len(order):
+        key = f"{gguf.architecture}.attention.head_count"
+        raise gguf.error(key, expected=f"a divisor of the {rows} rows of attn_q")
     return np.arange(rows).reshape(len(order), -1)[order].ravel()
 
 

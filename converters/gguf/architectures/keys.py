@@ -21,7 +21,7 @@ def windows(gguf: GGUFFile, every: int, *, full_first: bool = False) -> Config:
         full_first: it is the first of them, not the last.
     """
     window = gguf.key("attention.sliding_window", None)
-    if not window:
+    if not np.any(window):
         return {}
     layers = layer_count(gguf)
     pattern = gguf.key("attention.sliding_window_pattern", every)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters.gguf.numbers import scalar
 from converters.gguf.reader import GGUFFile
 
 Config = dict[str, Any]
@@ -91,7 +92,10 @@ def halves(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
     heads = int(np.max(gguf.key("attention.head_count"), initial=0))
     if heads < 1:
         raise gguf.error(f"{gguf.architecture}.attention.head_count", expected="at least one head")
-    width = int(gguf.key("attention.key_length", gguf.key("embedding_length") // heads))
+    width = scalar(gguf, "attention.key_length", scalar(gguf, "embedding_length") // heads)
+    if width < 2 or rows % (width // 2 * 2):
+        key = f"{gguf.architecture}.attention.head_count"
+        raise gguf.error(key, expected=f"heads that divide {rows} rows of queries or keys")
     pairs = np.arange(rows).reshape(-1, width // 2, 2)
     return pairs.swapaxes(1, 2).reshape(-1)
 
