@@ -30,6 +30,8 @@ def rope_scaling(gguf: GGUFFile, config: Config) -> Config | None:
             found=repr(kind),
         )
     factor = float(gguf.key("rope.scaling.factor", gguf.key("rope.scale_linear", 0.0))) or 1.0
+    if long and kind != "none" and factor != 1.0:
+        raise gguf.error(f"{gguf.architecture}.rope.scaling.factor", expected="1 beside LongRoPE")
     if long:
         return _longrope(gguf, config)
     _check_attention_factor(gguf, kind, factor)

@@ -5,7 +5,7 @@ Their files become that model, which every runtime knows: a Llama with another t
 
 from __future__ import annotations
 
-from converters.gguf.architectures.keys import fused_qkv, stablelm
+from converters.gguf.architectures.keys import fused_qkv, hunyuan, stablelm
 from converters.gguf.architectures.limits import text_alone
 from converters.gguf.architectures.row import (
     ATTENTION,
@@ -76,7 +76,7 @@ BORROWED: dict[str, Architecture] = {
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
         LLAMA | HUNYUAN_NORMS,
-        keys=lambda gguf, config: {"use_qk_norm": True},
+        keys=hunyuan,
         # Norms come after the rotation, so their weights go where its pairs go.
         order={**PERMUTED, "attn_q_norm": halves, "attn_k_norm": halves},
         zero_biases=(BIASED_ATTENTION,),

@@ -7,10 +7,12 @@ from functools import partial
 from converters.gguf.architectures.keys import (
     fused_qkv,
     granite_hybrid,
+    hunyuan,
     multipliers,
     stablelm,
     windows,
 )
+from converters.gguf.architectures.limits import needs_windows, one_base
 from converters.gguf.architectures.mixers import flat
 from converters.gguf.architectures.row import (
     AFTER_NORMS,
@@ -47,6 +49,7 @@ def _gemma_scalar(gguf: GGUFFile, config: Config, layers_of_27b: int) -> Config:
 
 
 def _gemma2(gguf: GGUFFile, config: Config) -> Config:
+    one_base(gguf, config)
     return {
         **_gemma(gguf, config),
         **_gemma_scalar(gguf, config, 46),
@@ -85,7 +88,8 @@ def _olmo2(gguf: GGUFFile, config: Config) -> Config:
 
 def _exaone4(gguf: GGUFFile, config: Config) -> Config:
     # The smaller model has no windows, whatever its file says of their size.
-    found = windows(gguf, 4) if config["num_hidden_layers"] == 64 else {}
+    large = config["num_hidden_layers"] == 64
+    found = needs_windows(gguf, windows(gguf, 4)) if large else {}
     # Stock mlx-lm asks for all of these keys, even to say that there is nothing.
     keys: Config = {"rope_scaling": config.get("rope_scaling")}
     if not found:
@@ -240,7 +244,7 @@ DENSE: dict[str, Architecture] = {
         "hunyuan_v1_dense",
         "HunYuanDenseV1ForCausalLM",
         LLAMA | HUNYUAN_NORMS,
-        keys=lambda gguf, config: {"use_qk_norm": True},
+        keys=hunyuan,
         zero_biases=(BIASED_ATTENTION,),
     ),
     "llama": Architecture("llama", "LlamaForCausalLM", order=PERMUTED, zero_biases=LLAMA_BIASES),

@@ -13,7 +13,7 @@ from converters.gguf.architectures.keys import (
     unscaled,
     windows,
 )
-from converters.gguf.architectures.limits import text_alone
+from converters.gguf.architectures.limits import one_base, text_alone
 from converters.gguf.architectures.row import (
     ATTENTION,
     BIASED_ATTENTION,
@@ -49,6 +49,7 @@ def _qwen2moe(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
+    one_base(gguf, config)
     return {**windows(gguf, 2), "intermediate_size": config["moe_intermediate_size"]}
 
 

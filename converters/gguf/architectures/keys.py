@@ -95,6 +95,12 @@ def stablelm(gguf: GGUFFile, config: Config) -> Config:
     }
 
 
+def hunyuan(gguf: GGUFFile, config: Config) -> Config:
+    """What Hunyuan's class asks for; its own way to a longer context is in the base of files."""
+    unscaled(gguf, config)
+    return {"use_qk_norm": True}
+
+
 def fused_qkv(gguf: GGUFFile) -> list[tuple[str, int]]:
     """The parts of ``attn_qkv`` and their rows."""
     heads = scalar(gguf, "attention.head_count")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from converters.gguf.architectures.row import Config
-from converters.gguf.numbers import layer_count, scalar
+from converters.gguf.numbers import float_of, layer_count, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -93,6 +93,18 @@ def several_experts(gguf: GGUFFile, config: Config) -> None:
     if config["model_type"] in _FOR_SEVERAL and config.get("num_experts_per_tok") == 1:
         key = f"{gguf.architecture}.expert_used_count"
         raise gguf.error(key, expected="at least 2 in this architecture")
+
+
+def one_base(gguf: GGUFFile, config: Config) -> None:
+    """Refuse another base of rotation in layers with a window.
+
+    Raises:
+        GGUFError: they have one.
+    """
+    base = config["rope_theta"]
+    if float_of(gguf, "rope.freq_base_swa", base) != base:
+        key = f"{gguf.architecture}.rope.freq_base_swa"
+        raise gguf.error(key, expected=f"{base:g}, that of all layers, in this architecture")
 
 
 def needs_windows(gguf: GGUFFile, found: Config) -> Config:
