@@ -8,6 +8,7 @@ from converters.gguf.architectures.experts import EXPERTS
 from converters.gguf.architectures.foreign import FOREIGN
 from converters.gguf.architectures.gemma import GEMMA
 from converters.gguf.architectures.gpt import GPT
+from converters.gguf.architectures.granite import GRANITE
 from converters.gguf.architectures.recurrent import RECURRENT
 from converters.gguf.architectures.row import ENDS, Architecture
 from converters.gguf.architectures.uneven import UNEVEN
@@ -17,6 +18,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **BORROWED,
     **GEMMA,
     **GPT,
+    **GRANITE,
     **FOREIGN,
     **UNEVEN,
     **EXPERTS,

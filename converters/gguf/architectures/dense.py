@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from converters.gguf.architectures.keys import (
+    NORMS_OF_HEADS,
     fused_qkv,
-    granite_hybrid,
     hunyuan,
-    multipliers,
+    norms_of_heads,
     stablelm,
     windows,
 )
@@ -33,7 +33,7 @@ from converters.gguf.architectures.row import (
     Config,
     without,
 )
-from converters.gguf.numbers import float_of, per_layer, scalar
+from converters.gguf.numbers import float_of, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -130,40 +130,8 @@ def _baichuan(gguf: GGUFFile, config: Config) -> Config:
     return {"position_embedding_type": "alibi", "max_alibi_bias": 8.0}
 
 
-def _granite(gguf: GGUFFile, config: Config) -> Config:
-    if gguf.key("rope.scaling.finetuned", True):
-        return multipliers(gguf, config)
-    # Without positions; none of mlx-lm's other classes for Granite can do without.
-    return granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1))
-
-
-def _granite_swa(gguf: GGUFFile, config: Config) -> Config:
-    turning = gguf.key("attention.rope_pattern", None)
-    return {
-        **multipliers(gguf, config),
-        **windows(gguf, 4),
-        "attention_sinks": True,
-        **({} if turning is None else {"no_rope_layers": [int(bool(x)) for x in turning]}),
-    }
-
-
 def _olmo(gguf: GGUFFile, config: Config) -> Config:
     return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
-
-
-# StableLM 2 12B has 32 heads.
-_NORMS_OF_HEADS = {
-    f"attn_{side}_norm.{i}": f"self_attn.{side}_layernorm.norms.{i}"
-    for side in "qk"
-    for i in range(64)
-}
-
-
-def _heads(side: str, gguf: GGUFFile) -> list[tuple[str, int]]:
-    """The norm of each head: a row of the file's matrix."""
-    heads = scalar(gguf, "attention.head_count")
-    count = heads if side == "q" else scalar(gguf, "attention.head_count_kv", heads)
-    return [(f"attn_{side}_norm.{i}", 1) for i in range(count)]
 
 
 DENSE: dict[str, Architecture] = {
@@ -224,21 +192,6 @@ DENSE: dict[str, Architecture] = {
         keys=lambda gguf, config: {"rope_traditional": True},
         zero_biases=(BIASED_QKV,),
         partial_rotary=True,
-    ),
-    "granite": Architecture(
-        "granite",
-        "GraniteForCausalLM",
-        keys=_granite,
-        order=PERMUTED,
-        zero_biases=LLAMA_BIASES,
-    ),
-    "granite_swa": Architecture(
-        "granite_swa",
-        "GraniteSWAForCausalLM",
-        {**LLAMA, "attn_sinks.weight": "self_attn.sinks"},
-        keys=_granite_swa,
-        order=PERMUTED,
-        zero_biases=LLAMA_BIASES,
     ),
     "hunyuan-dense": Architecture(
         "hunyuan_v1_dense",
@@ -326,13 +279,13 @@ DENSE: dict[str, Architecture] = {
     "stablelm": Architecture(
         "stablelm",
         "StableLmForCausalLM",
-        LLAMA | _NORMS_OF_HEADS,
+        LLAMA | NORMS_OF_HEADS,
         keys=stablelm,
         epsilon="layer_norm_eps",
-        parts={f"attn_{side}_norm": partial(_heads, side) for side in "qk"},
-        reshape=dict.fromkeys(_NORMS_OF_HEADS, flat),
+        parts={f"attn_{side}_norm": partial(norms_of_heads, side) for side in "qk"},
+        reshape=dict.fromkeys(NORMS_OF_HEADS, flat),
         zero_biases=(BIASED_QKV,),
-        optional=frozenset({"ffn_norm", *_NORMS_OF_HEADS}),
+        optional=frozenset({"ffn_norm", *NORMS_OF_HEADS}),
         norm_biases=True,
         partial_rotary=True,
     ),

@@ -5,8 +5,6 @@ from __future__ import annotations
 from converters.gguf.architectures.fine_grained import FINE_GRAINED
 from converters.gguf.architectures.indexed import INDEXED
 from converters.gguf.architectures.keys import (
-    granite_hybrid,
-    multipliers,
     needs_experts,
     only,
     shared_width,
@@ -16,7 +14,6 @@ from converters.gguf.architectures.keys import (
 from converters.gguf.architectures.limits import one_base, text_alone
 from converters.gguf.architectures.row import (
     ATTENTION,
-    BIASED_ATTENTION,
     BIASED_QKV,
     FFN_NORM,
     GATED,
@@ -33,7 +30,7 @@ from converters.gguf.architectures.row import (
     without,
 )
 from converters.gguf.architectures.windowed_experts import WINDOWED_EXPERTS
-from converters.gguf.numbers import float_of, per_layer, scalar
+from converters.gguf.numbers import float_of, scalar
 from converters.gguf.reader import GGUFFile
 
 
@@ -51,19 +48,6 @@ def _qwen2moe(gguf: GGUFFile, config: Config) -> Config:
 def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
     one_base(gguf, config)
     return {**windows(gguf, 2), "intermediate_size": config["moe_intermediate_size"]}
-
-
-def _granitemoe(gguf: GGUFFile, config: Config) -> Config:
-    shared = shared_width(gguf)
-    if not shared:
-        if gguf.architecture == "granite":
-            only(gguf, "rope.scaling.finetuned", True)
-        return multipliers(gguf, config)
-    return {
-        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1)),
-        "intermediate_size": config["moe_intermediate_size"],
-        "shared_intermediate_size": shared,
-    }
 
 
 def _minimax_m2(gguf: GGUFFile, config: Config) -> Config:
@@ -148,21 +132,6 @@ EXPERTS: dict[str, Architecture] = {
             **renamed(without(SPARSE, "ffn_gate_inp"), "switch_mlp", "experts"),
         },
         keys=_gpt_oss,
-    ),
-    "granitemoe": Architecture(
-        "granitemoe",
-        "GraniteMoeForCausalLM",
-        {
-            **renamed(SPARSE_LLAMA, "mlp.", "block_sparse_moe."),
-            "ffn_gate_inp": "block_sparse_moe.router.layer",
-            "ffn_gate_up_shexp": "shared_mlp.input_linear",
-            "ffn_down_shexp": "shared_mlp.output_linear",
-        },
-        keys=_granitemoe,
-        order=PERMUTED,
-        joins={"ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp")},
-        optional=frozenset({"ffn_gate_up_shexp", "ffn_down_shexp"}),
-        zero_biases=(BIASED_ATTENTION,),
     ),
     "hunyuan-moe": Architecture(
         "hunyuan_v1_moe",

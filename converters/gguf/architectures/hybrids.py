@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from converters.gguf.architectures.keys import granite_hybrid, shared_width
+from converters.gguf.architectures.granite import granite_hybrid
+from converters.gguf.architectures.keys import shared_width
 from converters.gguf.architectures.limits import needs_experts, whole_heads
 from converters.gguf.architectures.mixers import (
     DECAY,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from converters.gguf.architectures.limits import whole_heads
 from converters.gguf.architectures.row import Config
-from converters.gguf.numbers import flag, float_of, layer_count, scalar
+from converters.gguf.numbers import float_of, layer_count, scalar
 from converters.gguf.reader import GGUFFile
 from converters.gguf.tensor import GGUFTensor
 
@@ -38,37 +35,6 @@ def windows(gguf: GGUFFile, every: int, *, full_first: bool = False) -> Config:
     }
 
 
-def multipliers(gguf: GGUFFile, config: Config) -> Config:
-    """Granite's multipliers; a zero stands for none."""
-    return {
-        "embedding_multiplier": float_of(gguf, "embedding_scale", 0.0) or 1.0,
-        "residual_multiplier": float_of(gguf, "residual_scale", 0.0) or 1.0,
-        "logits_scaling": float_of(gguf, "logit_scale", 0.0) or 1.0,
-        "attention_multiplier": float_of(gguf, "attention.scale", 0.0)
-        or config["head_dim"] ** -0.5,
-    }
-
-
-def granite_hybrid(gguf: GGUFFile, config: Config, heads: Sequence[int]) -> Config:
-    """Granite in mlx-lm's class whose layers may hold a state, and need not turn.
-
-    Args:
-        heads: of keys, in each layer; those without hold a state.
-    """
-    whole_heads(gguf, config)
-    # llama.cpp does not ask the files of mixtures whose every layer has attention.
-    turning = gguf.architecture == "granitemoe" or flag(gguf, "rope.scaling.finetuned", True)
-    if turning:
-        unscaled(gguf, config)
-    return {
-        **multipliers(gguf, config),
-        "model_type": "granitemoehybrid",
-        "architectures": ["GraniteMoeHybridForCausalLM"],
-        "layer_types": ["attention" if count else "mamba" for count in heads],
-        "position_embedding_type": "rope" if turning else "nope",
-    }
-
-
 def experts(gguf: GGUFFile, config: Config) -> Config:
     """How many experts there are and how wide, under the names that families give it."""
     count, used = scalar(gguf, "expert_count"), scalar(gguf, "expert_used_count")
@@ -93,6 +59,21 @@ def stablelm(gguf: GGUFFile, config: Config) -> Config:
         "qk_layernorm": "blk.0.attn_q_norm.0.weight" in gguf,
         "use_parallel_residual": "blk.0.ffn_norm.weight" not in gguf,
     }
+
+
+# StableLM 2 12B has 32 heads.
+NORMS_OF_HEADS = {
+    f"attn_{side}_norm.{i}": f"self_attn.{side}_layernorm.norms.{i}"
+    for side in "qk"
+    for i in range(64)
+}
+
+
+def norms_of_heads(side: str, gguf: GGUFFile) -> list[tuple[str, int]]:
+    """The norm of each head: a row of the file's matrix."""
+    heads = scalar(gguf, "attention.head_count")
+    count = heads if side == "q" else scalar(gguf, "attention.head_count_kv", heads)
+    return [(f"attn_{side}_norm.{i}", 1) for i in range(count)]
 
 
 def hunyuan(gguf: GGUFFile, config: Config) -> Config:
