@@ -5,6 +5,7 @@ What :mod:`mlxrun.batch` and :mod:`mlxrun.engine` share.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,7 +32,8 @@ class Options:
 
     Attributes:
         deterministic: compute each sequence alone, so that not even rounding depends on the others.
-        stall: seconds by which reading prompts may delay the tokens of others.
+        stall: seconds by which reading prompts may delay the tokens of others; by default a tenth,
+            and any number where nobody waits for a first token.
         prefix_bytes: what beginnings of prompts may take, so that those which share them need not
             compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
         cache_type_k, cache_type_v, attention: how keys and values are stored, and which of them
@@ -42,7 +44,7 @@ class Options:
     """
 
     deterministic: bool = False
-    stall: float = STALL
+    stall: float | None = None
     prefix_bytes: int | None = None
     cache_type_k: str | None = None
     cache_type_v: str | None = None
@@ -51,7 +53,8 @@ class Options:
     def __post_init__(self) -> None:
         if not isinstance(self.deterministic, bool):
             raise ParameterError("deterministic", self.deterministic, "True or False")
-        Range(0, 3600).check("stall", self.stall)
+        if self.stall is not None:
+            Range(0, 3600).check("stall", self.stall)
 
 
 class Front:
@@ -61,6 +64,7 @@ class Front:
         llm: the model and its tokenizer.
         parallel: the most sequences that are live at once.
         queue: the most requests that wait.
+        offline: nobody waits for a first token; only the whole counts.
 
     Attributes:
         service: what serves them.
@@ -70,7 +74,9 @@ class Front:
         MemoryLimitError: there is no room for a single token.
     """
 
-    def __init__(self, llm: LLM, options: Options, *, parallel: int, queue: int) -> None:
+    def __init__(
+        self, llm: LLM, options: Options, *, parallel: int, queue: int, offline: bool = False
+    ) -> None:
         self._llm = llm
         parallel = int(Range(1, whole=True).check("parallel", parallel))
         window, keep, sparse = sparsity.options(options.attention)
@@ -79,14 +85,16 @@ class Front:
         self._make = partial(llm.model.make_cache, **wanted._asdict())
         self._make()  # types that do not fit are refused here, not with each request
         prefixes = llm.sessions.prefixes(options.prefix_bytes)
-        self._admission = Admission(llm, wanted, parallel, prefixes.budget)
+        beside, usual = most_beside(offline=offline), math.inf if offline else STALL
+        self._admission = Admission(llm, wanted, parallel, prefixes.budget, beside=beside)
         self.service = Service(
             llm.model,
             rows=parallel,
             queue=queue,
             memory=self._admission.memory,
             deterministic=options.deterministic,
-            stall=options.stall,
+            stall=usual if options.stall is None else options.stall,
+            beside=beside,
             prefixes=prefixes,
         )
 
@@ -122,6 +130,7 @@ class Admission:
         wanted: what is asked of caches.
         parallel: the most sequences that are live at once.
         kept: bytes that beginnings of prompts may take.
+        beside: tokens of prompts in a step.
 
     Attributes:
         memory: bytes for live sequences; None where the system does not say what there is.
@@ -131,8 +140,11 @@ class Admission:
         MemoryLimitError: there is no room for a single token of each.
     """
 
-    def __init__(self, llm: LLM, wanted: Wanted, parallel: int, kept: int) -> None:
-        plan = plan_loaded(llm.model, llm.config, cache=wanted, beside=most_beside())
+    def __init__(
+        self, llm: LLM, wanted: Wanted, parallel: int, kept: int, *, beside: int | None = None
+    ) -> None:
+        beside = beside or most_beside()
+        plan = plan_loaded(llm.model, llm.config, cache=wanted, beside=beside)
         plan = self._plan = replace(plan, kept=kept)
         if not plan.context_for(parallel):  # fewer at once, then, or none
             parallel = plan.parallel_for(1)

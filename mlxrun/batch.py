@@ -80,7 +80,7 @@ def batch(
     with COMPUTING:
         mx.reset_peak_memory()
         rows = min(len(prompts), PARALLEL) if parallel is None else parallel
-        front = Front(llm, shared, parallel=rows, queue=len(prompts))
+        front = Front(llm, shared, parallel=rows, queue=len(prompts), offline=True)
     limits = [front.limit(request) for request in requests]
     news: list[tuple[int, Chunk]] = []
     replies = [_Heard(number, news) for number in range(len(prompts))]

@@ -46,7 +46,7 @@ class Scaled(Product):
     slopes: mx.array | None = None
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
-        if self.softcap is not None:
+        if self.softcap is not None or _plainly_faster(q):
             return self.stored(q, seen(k), seen(v), mask)
         if self.slopes is not None:
             biases = self._fall(k.shape[2])
@@ -111,6 +111,16 @@ class Latent(Product):
     def ranking(self, q: mx.array) -> mx.array:
         turned, still = mx.split(q, [self.turning], axis=-1)
         return mx.concatenate([turned, still * self.scale], axis=-1)
+
+
+def _plainly_faster(q: mx.array) -> bool:
+    """Whether single queries of many rows meet their keys faster in products of their own.
+
+    On the CPU MLX's fused attention is made of the same products, one for each head rather than
+    one for those that share keys: 2.2 ms against 1.2 ms for 20 rows of 320 tokens.
+    """
+    single = q.shape[0] > 1 and q.shape[2] == 1 and q.dtype == mx.float32
+    return single and bool(mx.default_device() == mx.cpu)
 
 
 def _masked(scores: mx.array, mask: Mask) -> mx.array:

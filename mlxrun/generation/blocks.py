@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-import mlx.core as mx
-
 from mlxrun.cache.rows import RowCache
 from mlxrun.cache.store import bucket
 
-# Rows of a block. A CPU gains by attending over no more than there is, a GPU by fewer kernels.
-ROWS_CPU, ROWS_GPU = 4, 16
+# Rows of a block: fewer attend over less that is not theirs, more need fewer operations.
+ROWS = 16
 # Of a block's rows, how many may be idle before it is packed, which copies what is cached.
 IDLE_SHARE = 4
 
@@ -99,9 +97,8 @@ class Blocks(Generic[S]):
         most: rows of a block.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        usual = ROWS_CPU if mx.default_device() == mx.cpu else ROWS_GPU
-        self._most = most or usual
+    def __init__(self, most: int = ROWS) -> None:
+        self._most = most
         self._blocks: list[Block[S]] = []
 
     def __iter__(self) -> Iterator[Block[S]]:

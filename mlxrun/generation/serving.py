@@ -31,6 +31,8 @@ Listener = Callable[[Chunk | MlxrunError], None]
 # Tokens of prompts beside decoding in one step: enough for products to be efficient, few enough
 # that a short prompt behind a long one starts about as soon as on an idle machine.
 BUDGET_CPU, BUDGET_GPU = 64, 256
+# The same where nobody waits for a first token: a step's own cost is spread over more of them.
+OFFLINE = 4
 # Seconds that a step may take longer because prompts are read beside decoding.
 STALL = 0.1
 
@@ -68,6 +70,7 @@ class Service:
         memory: bytes that live sequences may take together.
         deterministic: compute each sequence alone, with the operations it would see alone.
         stall: seconds by which reading prompts may delay a step of others.
+        beside: the most tokens of prompts in a step; by default :func:`most_beside`.
         prefixes: what they share of their beginnings; None for nothing.
     """
 
@@ -80,13 +83,14 @@ class Service:
         memory: int | None = None,
         deterministic: bool = False,
         stall: float = STALL,
+        beside: int | None = None,
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.batch = Batch(model, joint=not deterministic)
         chunk = PREFILL_CHUNK if deterministic else None
         self.scheduler = Scheduler(rows, queue, memory, chunk)
         self._sharing = Sharing(prefixes or PrefixCache(0), exact=deterministic)
-        self._pace = Pace(stall)
+        self._pace = Pace(stall, beside or most_beside())
         self._jobs: dict[int, tuple[Job, Live]] = {}
         self._keys = itertools.count()
         self._pending: Drawn | None = None
@@ -221,9 +225,14 @@ def _no_numbers(model: Model[Memory]) -> NumericError:
     )
 
 
-def most_beside() -> int:
-    """The most tokens of prompts in a step, beside decoding."""
-    return BUDGET_CPU if mx.default_device() == mx.cpu else BUDGET_GPU
+def most_beside(*, offline: bool = False) -> int:
+    """The most tokens of prompts in a step, beside decoding.
+
+    Args:
+        offline: nobody waits for a first token; only the whole counts.
+    """
+    most = BUDGET_CPU if mx.default_device() == mx.cpu else BUDGET_GPU
+    return OFFLINE * most if offline else most
 
 
 class Pace:
@@ -231,11 +240,11 @@ class Pace:
 
     Args:
         stall: seconds.
+        most: tokens, however short the delay.
     """
 
-    def __init__(self, stall: float) -> None:
-        self._stall = stall
-        self._most = most_beside()
+    def __init__(self, stall: float, most: int) -> None:
+        self._stall, self._most = stall, most
         self._rate = 0.0  # tokens a second, smoothed
         self._decoding = 0.0  # seconds of a step without prompts, smoothed
 
@@ -244,7 +253,7 @@ class Pace:
         """Tokens for the next step."""
         if not self._rate:
             return self._most
-        return max(1, min(self._most, int(self._stall * self._rate)))
+        return max(1, int(min(self._most, self._stall * self._rate)))
 
     def note(self, tokens: int, seconds: float) -> None:
         """Learn from a step that read ``tokens`` of prompts."""

@@ -37,7 +37,9 @@ def test_inspect_says_through_what_it_runs(directory, mlxrun_cli):
 
 
 def test_generate_and_chat(directory, mlxrun_cli):
-    result = mlxrun_cli("generate", directory, "--max-tokens", 5, "--temp", 0, "--verbose", "--prompt", "hello")
+    result = mlxrun_cli(
+        "generate", directory, "--max-tokens", 5, "--temp", 0, "--verbose", "--prompt", "hello"
+    )
     assert result.code == 0
     assert "through mlx-lm, 2 layers" in result.err
     assert result.out.strip()

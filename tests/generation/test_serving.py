@@ -263,13 +263,13 @@ def test_deadlines_priorities_and_refusals(tiny: Any) -> None:
 
 
 def test_a_step_reads_no_more_than_the_stall_allows() -> None:
-    pace = Pace(stall=0.1)
+    pace = Pace(stall=0.1, most=64)
     assert pace.budget > 1
     for _ in range(20):
         pace.note(0, 0.01)
         pace.note(10, 0.11)  # a hundred tokens a second beside decoding
     assert pace.budget == 10
-    slow = Pace(stall=0.001)
+    slow = Pace(stall=0.001, most=64)
     slow.note(1, 1.0)
     assert slow.budget == 1
 
