@@ -160,6 +160,8 @@ class Admission:
             MemoryLimitError: it could not run even alone.
         """
         cost = self._plan.cost(prompt_tokens, limit)
+        if self._shared:
+            cost += cost // IDLE_SHARE
         if self.memory is not None and cost > self.memory:
             raise MemoryLimitError(cost, self.memory)
-        return cost + cost // IDLE_SHARE if self._shared else cost
+        return cost

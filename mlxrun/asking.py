@@ -91,7 +91,7 @@ class Asker:
         """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
         size = self._model.vocab_size
         listed = ids.tolist() if hasattr(ids, "tolist") else ids
-        if not isinstance(listed, Iterable):
+        if not isinstance(listed, Iterable) or isinstance(listed, bytes | bytearray):
             raise ParameterError("prompt", ids, "text, token ids or messages")
         tokens = list(cast(Iterable[int], listed))
         if not tokens:

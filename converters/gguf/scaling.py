@@ -88,12 +88,12 @@ def _frequency_factors(gguf: GGUFFile, config: Config, kind: str, factor: float)
     tensor = gguf.tensor("rope_freqs.weight")
     if kind == "yarn":
         raise tensor.error(expected="no frequency factors beside YaRN scaling", found="both")
-    factors = tensor.raw().view("<f4")
     dims = int(gguf.key("rope.dimension_count", config["head_dim"]))
-    if tensor.type.name != "F32" or len(factors) != dims // 2:
+    if tensor.type.name != "F32" or tensor.elements != dims // 2:
         raise tensor.error(
             expected=f"F32 with {dims // 2} factors", found=f"{tensor.type.name} {tensor.shape}"
         )
+    factors = tensor.raw().view("<f4")
     if not (np.isfinite(factors).all() and (factors > 0).all()):
         raise tensor.error(expected="positive factors", found="others among them")
     linear = factor if kind == "linear" else 1.0

@@ -148,9 +148,10 @@ class RadixTree(Generic[S, K]):
             node = self._split(node, length)
         if length < len(tokens):
             new = Node(tuple(tokens[length:]), len(tokens), segment(length, len(tokens)), node)
-            node.children[new.tokens[0]] = new
+            # An interrupt in between must not leave a node that can be found and is in no order.
             self._order[new] = None
             self.nbytes += new.nbytes
+            node.children[new.tokens[0]] = new
             node = new
         self.use(node)
         return node

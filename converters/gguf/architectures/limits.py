@@ -57,7 +57,10 @@ def text_alone(gguf: GGUFFile, config: Config, *, interleaved: bool) -> None:
     """
     if gguf.key("rope.dimension_sections", None) is None:
         return
-    sections = [int(x) for x in np.atleast_1d(gguf.key("rope.dimension_sections"))]
+    given = np.atleast_1d(gguf.key("rope.dimension_sections"))
+    if given.dtype.kind not in "iu":
+        raise gguf.error(f"{gguf.architecture}.rope.dimension_sections", expected="whole numbers")
+    sections = [int(x) for x in given]
     pairs = round(config["head_dim"] * config["partial_rotary_factor"]) // 2
     if any(sections[3:]) or (interleaved and sum(sections) != pairs):
         raise gguf.error(
