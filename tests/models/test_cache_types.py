@@ -24,7 +24,7 @@ CASES = [
     ("llama", {"keys": "mxfp8", "values": "q2", **WINDOW}),
     ("llama", {"keys": "q3c/32", "values": "q5"}),
     ("gemma2", {"keys": "q5", "values": "q3"}),
-    ("gpt-oss", {"keys": "q4", "values": "q8/32", **WINDOW}),
+    ("gpt-oss", {"keys": "q8", "values": "q8/32", **WINDOW}),
     ("deepseek2", {"keys": "q4c/32", "values": "q6"}),
     ("deepseek2", {"keys": "bf16", "values": "q4", **WINDOW}),
 ]
