@@ -120,10 +120,13 @@ class Batch:
         ready = [s for s, count in pieces if s.read + count == len(s.prompt)]
         logits = (self._together if self.joint else self._apart)(decoding, pieces)
         unread = [s for s, _ in pieces if s not in ready]
-        mx.async_eval([a for s in unread for cache in s.cache for a in cache.state])  # type: ignore[no-untyped-call]
+        states = [a for s in unread for cache in s.cache for a in cache.state]
         drawing = (*decoding, *ready)
         if not drawing:
+            # Nothing to read meanwhile: to queue another step would only let who comes now wait.
+            mx.eval(states)
             return None
+        mx.async_eval(states)  # type: ignore[no-untyped-call]
         tokens, groups = self._samplers.sample([s.sampler for s in drawing], logits)
         finite = mx.isfinite(logits[len(decoding) :]).all(axis=-1) if ready else None
         arrays = [a for sampled, _ in groups for a in sampled if a is not None]

@@ -7,8 +7,8 @@ Rules:
 
 * Every live sequence that has its prompt decodes one token in every step.
 * Prompts are read in pieces under the step's budget of tokens, beside decoding. The shortest rest
-  goes first, so that a short prompt does not wait behind a long one; a quarter of the budget is
-  kept for the one that waits longest, so that a long one gets on under any stream of short ones.
+  goes first, so that a short prompt does not wait behind a long one; in each fourth step the one
+  that waits longest does, so that a long one gets on under any stream of short ones.
 * Requests are admitted in the order of arrival, a point of priority counting as ``LEAD`` earlier
   arrivals: a higher priority goes first, and nothing waits for ever.
 * One that does not fit into memory now holds back those behind it, rather than be passed by for
@@ -25,8 +25,8 @@ from mlxrun.errors import MemoryLimitError, ParameterError, QueueFullError
 
 # How many earlier arrivals a point of priority is worth.
 LEAD = 32
-# The share of a step's budget that the oldest prompt gets at least.
-OLDEST_SHARE = 4
+# In each step of that number the oldest prompt goes first.
+OLDEST_TURN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,26 +192,22 @@ class Scheduler:
             yield key
 
     def _pieces(self, budget: int, later: Container[int]) -> Iterator[Piece]:
-        """Shares of the budget: the oldest its part, then the shortest rests."""
+        """Shares of the budget: the shortest rests first, or the oldest where it is its turn."""
         reading = [entry for entry in self._prefilling.values() if entry.key not in later]
         if not reading:
             return
         self._steps += 1
-        oldest = min(reading, key=lambda entry: entry.arrival)
+        reading.sort(key=lambda entry: (entry.rest, entry.arrival))
+        if self._steps % OLDEST_TURN == 0:
+            oldest = min(reading, key=lambda entry: entry.arrival)
+            reading.sort(key=lambda entry: entry is not oldest)
         if self.chunk is not None:
-            shortest = min(reading, key=lambda e: (e.rest, e.arrival))
-            turn = shortest if self._steps % OLDEST_SHARE else oldest
-            yield Piece(turn.key, turn.done, min(turn.rest, self.chunk))
-            return
-        shares = {oldest.key: min(oldest.rest, max(1, budget // OLDEST_SHARE))}
-        left = budget - shares[oldest.key]
-        for entry in sorted(reading, key=lambda e: (e.rest, e.arrival)):
-            share = min(entry.rest - shares.get(entry.key, 0), left)
+            budget, reading = self.chunk, reading[:1]
+        for entry in reading:
+            share = min(entry.rest, budget)
             if share:
-                shares[entry.key] = shares.get(entry.key, 0) + share
-                left -= share
-        for key, count in shares.items():
-            yield Piece(key, self._prefilling[key].done, count)
+                yield Piece(entry.key, entry.done, share)
+                budget -= share
 
     @property
     def live(self) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrun.errors import MemoryLimitError, ParameterError, QueueFullError
-from mlxrun.generation.scheduler import LEAD, OLDEST_SHARE, Plan, Scheduler
+from mlxrun.generation.scheduler import LEAD, OLDEST_TURN, Plan, Scheduler
 
 
 @dataclass
@@ -185,7 +185,7 @@ def test_a_long_prompt_gets_on_under_a_stream_of_short_ones() -> None:
         world.submit(steps + 1, Wanted(budget, 1))
         world.step()
         steps += 1
-    assert steps <= 400 / (budget // OLDEST_SHARE) + 1
+    assert steps <= OLDEST_TURN * (400 / budget + 1)
 
 
 def test_one_that_does_not_fit_yet_holds_back_those_behind_it() -> None:
