@@ -53,7 +53,6 @@ _BFLOAT_FILE = {GGMLType.BF16, GGMLType.F32}
 
 
 def stream(
-    gguf: GGUFFile,
     names: NameMap,
     policy: Policy,
     *,
@@ -228,7 +227,7 @@ def convert(
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(gguf.tensors)) as writer,
     ):
         check_space(sum(t.nbytes for t in gguf.tensors), target)
-        tensors = stream(gguf, names, bound, merge=merged, progress=progress)
+        tensors = stream(names, bound, merge=merged, progress=progress)
         report = _write(writer, gguf, names, bound, config, hashing, tensors)
         writer.commit()
     report.path = str(target)

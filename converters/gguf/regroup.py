@@ -22,7 +22,7 @@ from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 
 _ONE_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,6})\.(weight|bias)")
-_MODULE = re.compile(r"(blk\.\d{1,9}\.)?(.+)\.(weight|bias)")
+_MODULE = re.compile(r"(blk\.\d{1,9}\.)?(.+)\.(weight|bias|scale)")
 
 
 def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:

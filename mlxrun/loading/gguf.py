@@ -52,7 +52,7 @@ def load_gguf(
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
-    for converted in stream(gguf, names, bound, progress=progress):
+    for converted in stream(names, bound, progress=progress):
         arrays |= _to_mlx(converted)
         if converted.layout.quantized:
             layouts[converted.target.removesuffix(".weight")] = converted.layout

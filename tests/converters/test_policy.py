@@ -100,7 +100,7 @@ def test_files_of_llama_quantize(oracle: Path, policy: str) -> None:
         bound = Policy(policy, half_dtype(file))
         names = map_names(file)
         unpermuted = tuple(m for m in names.mapped if m.order is None)
-        for converted in stream(file, names, bound):
+        for converted in stream(names, bound):
             if converted.target.split(".")[-2] in ("q_proj", "k_proj"):
                 continue  # rows in another order; test_convert has them
             tensor = next(m.source for m in unpermuted if m.target == converted.target)
@@ -218,7 +218,7 @@ def test_types_that_hold_no_weights_are_named(tmp_path: Path) -> None:
     file = read_gguf(Tiny(raw=kinds).write(tmp_path / "x.gguf"))
     for policy in POLICIES:
         with pytest.raises(InexactError) as caught:
-            list(stream(file, map_names(file), Policy(policy)))
+            list(stream(map_names(file), Policy(policy)))
         assert [name for name, _, _ in caught.value.tensors] == ["blk.1.ffn_up.weight"]
         assert "blk.1.ffn_up.weight (I8)" in str(caught.value)
 

@@ -68,7 +68,7 @@ def with_heads_of(width: int) -> Skeleton:
 def converted(path: Path, target: str) -> np.ndarray:
     """One parameter of a file, expanded."""
     file = read_gguf(path)
-    for made in stream(file, map_names(file), Policy("near", "float32")):
+    for made in stream(map_names(file), Policy("near", "float32")):
         if made.target == target:
             arrays = {name: mx.array(np.ascontiguousarray(a)) for name, a in made.arrays.items()}
             assert made.layout.quantized
@@ -92,7 +92,7 @@ def in_turns(values: np.ndarray, axis: int, width: int) -> np.ndarray:
 )
 def test_rates_of_heads_stay_in_float32(tmp_path: Path, name: str, dtype: str) -> None:
     file = read_gguf(read(name).write(tmp_path / "x.gguf"))
-    made = stream(file, map_names(file), Policy("near", "float16"))
+    made = stream(map_names(file), Policy("near", "float16"))
     rates = [one.layout.dtype for one in made if one.target.endswith("A_log")]
     assert set(rates) == {dtype}
 

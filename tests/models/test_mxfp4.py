@@ -34,7 +34,7 @@ def test_experts_are_exact_and_in_mlxs_mode(source: Path) -> None:
     file = read_gguf(source)
     wanted = {t.name: t for t in gguf.GGUFReader(str(source)).tensors}
     seen = 0
-    for converted in stream(file, map_names(file), run_policy(file, None, "float32")):
+    for converted in stream(map_names(file), run_policy(file, None, "float32")):
         if converted.record is None or "_exps.weight" not in converted.record.name:
             continue
         assert converted.layout.mode == "mxfp4"

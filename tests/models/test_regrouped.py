@@ -128,6 +128,26 @@ def test_a_fused_matrix_is_parted_where_the_model_has_parts(tmp_path: Path) -> N
     np.testing.assert_array_equal(logits(load(fused)), logits(load(apart)))
 
 
+def test_a_factor_on_a_fused_matrix_is_one_on_each_part(tmp_path: Path) -> None:
+    apart = written("phi2-turning", tmp_path / "apart.gguf")
+
+    def doubled(name: str, data: np.ndarray) -> Tensors:
+        part = re.fullmatch(r"blk\.\d+\.attn_[qkv]\.weight", name)
+        yield name, 2 * data if part else data, Kind.F32
+
+    fuse = Fused()
+
+    def factored(name: str, data: np.ndarray) -> Tensors:
+        for made, values, kind in fuse(name, data):
+            yield made, values, kind
+            if made.endswith("attn_qkv.weight"):
+                yield made.replace("weight", "scale"), np.full(1, 2, np.float32), Kind.F32
+
+    fused = load(rewritten(apart, tmp_path / "fused.gguf", factored))
+    wanted = load(rewritten(apart, tmp_path / "doubled.gguf", doubled))
+    np.testing.assert_array_equal(logits(fused), logits(wanted))
+
+
 def test_parts_are_joined_where_the_model_has_them_fused(tmp_path: Path) -> None:
     fused = written("phi3-mha", tmp_path / "fused.gguf")
 
