@@ -27,8 +27,7 @@ import mlx.core as mx  # isort: skip
 
 from mlxrun.cache.choice import Wanted
 from mlxrun.generation.reply import Reply
-from mlxrun.generation.serving import BUDGET_CPU, BUDGET_GPU, Job, Service
-from mlxrun.memory import on_cpu
+from mlxrun.generation.serving import Job, Service, most_beside
 from mlxrun.planning.source import plan_source
 
 from .make_random_gguf import SHAPES, write
@@ -100,7 +99,7 @@ def make(kind: str, folder: Path) -> Path:
 
 def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
     """The peak in bytes with all sequences of a cell alive, and the length of their prompts."""
-    budget = BUDGET_CPU if on_cpu() else BUDGET_GPU
+    budget = most_beside()
     # The first must still draw when the last has read its prompt.
     drawn = LEAST
     if cell.parallel > 1:
@@ -133,7 +132,7 @@ def _ignore(_: object) -> None:
 
 def predict(path: Path, cell: Cell, prompt: int) -> int:
     """The plan's peak in bytes, from the headers of a model's files."""
-    budget = BUDGET_CPU if on_cpu() else BUDGET_GPU
+    budget = most_beside()
     wanted = Wanted(None, 0, cell.keys, cell.values)
     plan, _ = plan_source(path, cache=wanted, beside=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak

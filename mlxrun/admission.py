@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mlxrun.cache import sparsity
 from mlxrun.cache.choice import Wanted
 from mlxrun.errors import MemoryLimitError, ParameterError
+from mlxrun.generation.blocks import IDLE_SHARE
 from mlxrun.generation.parameters import Range
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Request
@@ -21,9 +22,6 @@ from mlxrun.planning.source import plan_loaded
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
-
-# Rows that have become idle keep their memory until there are too many: see ``generation.blocks``.
-IDLE_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -160,8 +158,8 @@ class Admission:
             MemoryLimitError: it could not run even alone.
         """
         cost = self._plan.cost(prompt_tokens, limit)
-        if self._shared:
-            cost += cost // IDLE_SHARE
+        if self._shared:  # idle rows keep their memory until they are this share of all
+            cost += cost // (IDLE_SHARE - 1)
         if self.memory is not None and cost > self.memory:
             raise MemoryLimitError(cost, self.memory)
         return cost

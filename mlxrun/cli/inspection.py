@@ -24,9 +24,8 @@ from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, describe
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
-from mlxrun.generation.serving import BUDGET_CPU, BUDGET_GPU
+from mlxrun.generation.serving import most_beside
 from mlxrun.loading.run import DTYPES, resolve_dtype
-from mlxrun.memory import on_cpu
 from mlxrun.planning.source import plan_source
 from mlxrun.planning.weights import of_gguf
 from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
@@ -68,8 +67,8 @@ def inspect_model(
     facts["plan"] = None
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
-        beside = BUDGET_CPU if on_cpu() else BUDGET_GPU
-        plan, held = plan_source(source, cache=Wanted(None, 0, *cache), beside=beside)
+        wanted = Wanted(None, 0, *cache)
+        plan, held = plan_source(source, cache=wanted, beside=most_beside())
         plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         tokens = context or facts["model"]["context_length"]
         facts["plan"] = plan_facts(plan, held, tokens, parallel)

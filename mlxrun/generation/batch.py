@@ -28,6 +28,7 @@ class Live:
     """One prompt and its continuation, on the device.
 
     Attributes:
+        key: its number, for whoever asked for it.
         prompt: token ids.
         sampler: draws its tokens.
         limit: the most tokens to draw.
@@ -38,6 +39,7 @@ class Live:
         steps: tokens drawn so far, read or not.
     """
 
+    key: int
     prompt: Sequence[int]
     sampler: Sampler
     limit: int

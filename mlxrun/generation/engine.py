@@ -205,6 +205,15 @@ class Step(NamedTuple):
         ]
 
 
+def no_numbers(model: Model[Any]) -> NumericError:
+    """What to say of a model whose logits are not all finite."""
+    dtype = str(model.dtype).removeprefix("mlx.core.")
+    return NumericError(
+        "the model's output is not finite: its weights are damaged, or too large for " + dtype,
+        hint="Check the file, or try the dtype float32",
+    )
+
+
 def decode(
     model: Model[Any], session: Session, sampler: Sampler, logits: mx.array, limit: int
 ) -> Generator[Step, None, None]:
@@ -237,11 +246,7 @@ def decode(
                 _queue(upcoming)
             step = Step.rows_of(sampled)[0]
             if not drawn and not finite.item():
-                raise NumericError(
-                    "the model's output is not finite: its weights are damaged, or too large for "
-                    f"{str(model.dtype).removeprefix('mlx.core.')}",
-                    hint="Check the file, or try the dtype float32",
-                )
+                raise no_numbers(model)
             drawn.append(step.token)
             yield step
             if upcoming is None:

@@ -45,6 +45,8 @@ class SamplerGroups:
     def __init__(self) -> None:
         self._groups: list[_Group] = []
         self._rows: list[list[int]] = []
+        self._index: list[mx.array] = []
+        self._place = mx.array(0)
         self._members: list[Sampler] = []
 
     def sample(
@@ -67,12 +69,10 @@ class SamplerGroups:
             sampled = self._groups[0].sample(logits)
             return sampled.token, [(sampled, self._rows[0])]
         drawn = [
-            (group.sample(logits[mx.array(rows)]), rows)
-            for group, rows in zip(self._groups, self._rows, strict=True)
+            (group.sample(logits[index]), rows)
+            for group, index, rows in zip(self._groups, self._index, self._rows, strict=True)
         ]
-        order = [row for rows in self._rows for row in rows]
-        place = mx.array([order.index(row) for row in range(len(order))])
-        return mx.concatenate([sampled.token for sampled, _ in drawn])[place], drawn
+        return mx.concatenate([sampled.token for sampled, _ in drawn])[self._place], drawn
 
     def _regroup(self, members: list[Sampler]) -> None:
         for group in self._groups:
@@ -84,4 +84,7 @@ class SamplerGroups:
             alike[sampler.shape].append(row)
         self._rows = list(alike.values())
         self._groups = [_Group([members[row] for row in rows]) for rows in self._rows]
+        self._index = [mx.array(rows) for rows in self._rows]
+        order = [row for rows in self._rows for row in rows]
+        self._place = mx.array(sorted(range(len(order)), key=order.__getitem__))
         self._members = members

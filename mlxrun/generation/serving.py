@@ -16,9 +16,9 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Memory
 from mlxrun.cache.prefix import PrefixCache
-from mlxrun.errors import MlxrunError, NumericError
+from mlxrun.errors import MlxrunError
 from mlxrun.generation.batch import Batch, Drawn, Live
-from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.generation.engine import PREFILL_CHUNK, no_numbers
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Chunk, FinishReason, Request
 from mlxrun.generation.sampling import Sampler
@@ -110,7 +110,7 @@ class Service:
             priority=request.priority,
             deadline=due,
         )
-        live = Live(request.prompt, job.sampler, job.limit, list(job.cache), job.held)
+        live = Live(key, request.prompt, job.sampler, job.limit, list(job.cache), job.held)
         # Once the sequence has a row, nothing may keep the caches that it read its prompt into.
         self._jobs[key] = replace(job, cache=()), live
         return key
@@ -148,8 +148,7 @@ class Service:
 
     def _later(self) -> set[int]:
         """Keys of sequences that wait for what another reads."""
-        waiting = self._sharing.waiting()
-        return {key for key, (_, sequence) in self._jobs.items() if sequence in waiting}
+        return {sequence.key for sequence in self._sharing.waiting()}
 
     def _pieces(self, plan: Plan) -> list[tuple[Live, int]]:
         """What to read of prompts, less what is known of them."""
@@ -183,14 +182,13 @@ class Service:
         self._pending = None
 
     def _deliver(self, drawn: Drawn) -> None:
-        keys = {id(sequence): key for key, (_, sequence) in self._jobs.items()}
         for sequence, step in drawn.read():
-            key = keys.get(id(sequence))
-            if key is None:  # ended meanwhile
+            key = sequence.key
+            if key not in self._jobs:  # ended meanwhile
                 continue
             job, _ = self._jobs[key]
             if step is None:
-                self._fail(key, _no_numbers(self.batch.model))
+                self._fail(key, no_numbers(self.batch.model))
                 continue
             self._sharing.drew(sequence, step.token)
             chunk = job.reply.add(step.token, step.logprobs)
@@ -215,14 +213,6 @@ class Service:
         self._sharing.leave(sequence)
         self.batch.leave(sequence)
         return job
-
-
-def _no_numbers(model: Model[Memory]) -> NumericError:
-    dtype = str(model.dtype).removeprefix("mlx.core.")
-    return NumericError(
-        "the model's output is not finite: its weights are damaged, or too large for " + dtype,
-        hint="Check the file, or try the dtype float32",
-    )
 
 
 def most_beside(*, offline: bool = False) -> int:
