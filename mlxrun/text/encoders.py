@@ -7,7 +7,7 @@ Who finds special tokens and adds BOS is ``tokenizer.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
@@ -20,7 +20,7 @@ from converters.gguf.vocabulary import TokenType, Vocabulary, spelled
 from mlxrun.errors import TokenizerError
 from mlxrun.text.pieces import BYTE_ALPHABET
 
-__all__ = ["BPEEncoder", "Encoder", "LibraryEncoder", "SPMEncoder", "encoder_of", "missing_bytes"]
+__all__ = ["BPEEncoder", "Encoder", "LibraryEncoder", "SPMEncoder", "encoder_of", "kept_apart"]
 
 _NOTHING: Final = "\ufffd<nothing>"
 _BPE_OPTIONS: Final = (
@@ -77,15 +77,14 @@ class BPEEncoder:
         rows = zip(spelled(vocabulary.tokens), vocabulary.types, strict=True)
         vocab = {text: index for index, (text, type_) in enumerate(rows) if type_ not in hidden}
         self._size = len(vocabulary.tokens)
-        vocab |= missing_bytes(vocab, self._size) if pre.byte_level else {_NOTHING: self._size}
         model = {
             "type": "BPE",
             "vocab": vocab,
             "merges": vocabulary.merges,
             "ignore_merges": pre.ignore_merges,
             "byte_fallback": not pre.byte_level,
-            "unk_token": None if pre.byte_level else _NOTHING,
         }
+        model = kept_apart(model, self._size, pre.byte_level)
         self._tokenizer = assemble({**bpe_pipeline(pre), "model": model})
         self._cut: Callable[[str], Iterator[str]] = (
             _digit_cutter(pre.digits_from_right) if pre.digits_from_right else _whole
@@ -123,13 +122,20 @@ class LibraryEncoder:
         return [index for index in ids if index < self._size]
 
 
-def missing_bytes(vocab: Container[str], size: int) -> dict[str, int]:
-    """Entries past the end of a vocabulary for the bytes that it has no token for.
+def kept_apart(model: Mapping[str, Any], size: int, byte_level: bool) -> dict[str, Any]:
+    """A BPE model that knows every byte or character: those without a token lie past the end.
 
-    Such a byte is dropped, but what stands on its two sides must not be merged.
+    llama.cpp drops such a one after merging, the ``tokenizers`` library before: there its two
+    neighbours become one token. An unknown token of the model's own stays as it is.
     """
-    missing = [text for text in BYTE_ALPHABET if text not in vocab]
-    return {text: size + index for index, text in enumerate(missing)}
+    vocab = dict(model["vocab"])
+    if byte_level:
+        missing = [text for text in BYTE_ALPHABET if text not in vocab]
+        vocab |= {text: size + index for index, text in enumerate(missing)}
+        return {**model, "vocab": vocab}
+    if model.get("unk_token") is not None:
+        return dict(model)
+    return {**model, "vocab": vocab | {_NOTHING: size}, "unk_token": _NOTHING}
 
 
 def assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from converters.gguf.vocabulary import TokenType
-from mlxrun.text.encoders import LibraryEncoder, missing_bytes
+from mlxrun.text.encoders import LibraryEncoder, kept_apart
 from mlxrun.text.special import SpecialToken
 
 __all__ = ["DAMAGE", "LibraryFile"]
@@ -67,15 +67,14 @@ class LibraryFile:
 
         Args:
             size: of the vocabulary.
-            strict: keep the neighbours of a byte that is no token apart, as llama.cpp does;
+            strict: keep the neighbours of what is no token apart, as llama.cpp does;
                 transformers joins them.
         """
         document = {**self._document, "added_tokens": [], "post_processor": None}
         document |= {"truncation": None, "padding": None}
         if self._model.get("type") == "BPE":
-            document["model"] = model = self._model_without_control()
-            if strict and self.byte_level:
-                model["vocab"] |= missing_bytes(model["vocab"], size)
+            model = self._model_without_control()
+            document["model"] = kept_apart(model, size, self.byte_level) if strict else model
         return LibraryEncoder(document, _not_at_start(document), size)
 
     def _vocab(self) -> dict[str, int]:
