@@ -106,7 +106,8 @@ class Transformer:
             scaled(config.logit_scale),
             softcapped(config.logit_softcap),
         )
-        self.nbytes = params.nbytes
+        self.held = params.held  # bytes by module
+        self.nbytes = sum(self.held.values())
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[Cache], *, last_only: bool = False

@@ -25,7 +25,8 @@ class Parameters:
         updates: module name to what adapters add to it.
         prefix: what names are relative to.
         used: full names handed out so far; shared between views.
-        handed: the arrays handed out, as the model holds them; shared between views.
+        handed: full module name to the arrays handed out, as the model holds them; shared between
+            views.
     """
 
     arrays: Mapping[str, mx.array]
@@ -35,7 +36,7 @@ class Parameters:
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
     prefix: str = ""
     used: set[str] = field(default_factory=set)
-    handed: list[mx.array] = field(default_factory=list)
+    handed: dict[str, list[mx.array]] = field(default_factory=dict)
 
     def under(self, name: str) -> Parameters:
         """The same weights, with names relative to a module."""
@@ -59,7 +60,7 @@ class Parameters:
         """A norm's weight or a bias, (size,), in the run's dtype."""
         array = self._cast(name, self._get(name))
         self._expect(name, array.shape, (size,))
-        self.handed.append(array)
+        self._hand(name, array)
         return array
 
     def array(self, name: str, *, cast: bool = True) -> mx.array:
@@ -71,7 +72,7 @@ class Parameters:
         array = self._get(name)
         if cast and mx.issubdtype(array.dtype, mx.floating):
             array = self._cast(name, array)
-        self.handed.append(array)
+        self._hand(name, array)
         return array
 
     def experts(
@@ -82,7 +83,7 @@ class Parameters:
         if self.has(f"{module}.bias"):
             bias = self._cast(f"{module}.bias", self._get(f"{module}.bias"))
             self._expect(f"{module}.bias", bias.shape, (count, rows))
-            self.handed.append(bias)
+            self._hand(module, bias)
         return gather(weight, bias)
 
     def stacked(
@@ -106,7 +107,7 @@ class Parameters:
         for update in updates:
             update.check(self.prefix + module, shape)
         low_rank = combined(updates, shape[-2], lambda: stored.dequantize(mx.float32), self.dtype)
-        self.handed.extend(low_rank.arrays)
+        self._hand(module, *low_rank.arrays)
         return AdaptedWeight(**vars(stored), low_rank=low_rank)
 
     def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Weight:
@@ -114,7 +115,7 @@ class Parameters:
         weight = self._get(f"{module}.weight")
         if layout is None:
             self._expect(f"{module}.weight", weight.shape, (*stacked, rows, columns))
-            return self._plain(self._cast(f"{module}.weight", weight))
+            return self._plain(module, self._cast(f"{module}.weight", weight))
         packed = self._packed(module, layout, weight)
         words, groups = columns * layout.bits // 32, columns // layout.group_size
         self._expect(f"{module}.weight", weight.shape, (*stacked, rows, words))
@@ -122,8 +123,8 @@ class Parameters:
             if array is not None:
                 self._expect(f"{module}.{name}", array.shape, (*stacked, rows, groups))
         if self.expand:
-            return self._plain(packed.dequantize(self.dtype))
-        self.handed.extend(packed.arrays)
+            return self._plain(module, packed.dequantize(self.dtype))
+        self._hand(module, *packed.arrays)
         return packed
 
     def _packed(self, module: str, layout: Layout, weight: mx.array) -> Weight:
@@ -154,8 +155,8 @@ class Parameters:
         self._expect(f"{module}.factor", factor.shape, weight.shape[:-2] or (1,))
         return factor
 
-    def _plain(self, weight: mx.array) -> Weight:
-        self.handed.append(weight)
+    def _plain(self, module: str, weight: mx.array) -> Weight:
+        self._hand(module, weight)
         return Weight(dense(str(weight.dtype).removeprefix("mlx.core.")), weight)
 
     def _cast(self, name: str, array: mx.array) -> mx.array:
@@ -182,10 +183,20 @@ class Parameters:
         biased = self.has(f"{module}.bias")
         return linear(weight, self.vector(f"{module}.bias", rows) if biased else None)
 
+    def _hand(self, name: str, *arrays: mx.array) -> None:
+        self.handed.setdefault(self.prefix + name, []).extend(arrays)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """Full module name to the bytes of the arrays handed out."""
+        return {
+            name: sum(int(array.nbytes) for array in arrays) for name, arrays in self.handed.items()
+        }
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays handed out."""
-        return sum(int(array.nbytes) for array in self.handed)
+        """Bytes of all arrays handed out."""
+        return sum(self.held.values())
 
     def unused(self) -> list[str]:
         """Names that the model did not ask for."""
