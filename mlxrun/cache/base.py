@@ -17,7 +17,7 @@ One cache serves one layer and every row of a batch. Who owns what, and for how 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
@@ -108,6 +108,11 @@ class Memory(ABC):
     def kind(self) -> str:
         """What two memories share if one can take over what the other held; empty: none can."""
         return ""
+
+    @property
+    def row_kind(self) -> Hashable:
+        """What two memories share if they may be rows of the same arrays."""
+        return self.kind
 
     @property
     def by_token(self) -> bool:

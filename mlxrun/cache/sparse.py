@@ -9,7 +9,7 @@ tokens were fed.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import Self
 
@@ -20,13 +20,14 @@ from mlxrun.cache.base import Mask, Named, Product, State
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import PLAIN, Format, Seen
 from mlxrun.cache.rows import meet
-from mlxrun.cache.sparsity import SINKS, Blocks, Strided
+from mlxrun.cache.sparsity import SINKS, Blocks, Sparse, Strided
 from mlxrun.cache.store import Store, bucket
 
 
 class SparseCache(DenseCache):
     """What the patterns share. Tokens lie in runs of ``run``, and a query sees some of the runs."""
 
+    wanted: Sparse
     run = 1
     _settled = 0
 
@@ -94,6 +95,10 @@ class SparseCache(DenseCache):
     def kind(self) -> str:
         return f"DenseCache {self.keys} {self.values}"  # prompts leave the same in both
 
+    @property
+    def row_kind(self) -> Hashable:
+        return self.kind, self.wanted
+
     def snapshot(self) -> State | None:
         return None if self.settled == self.offset else State({}, {"settled": self.settled})
 
@@ -109,6 +114,8 @@ class SparseCache(DenseCache):
 
 class StridedCache(SparseCache):
     """Shows the last tokens and every so many-th before them; see :class:`Strided`."""
+
+    wanted: Strided
 
     def __init__(self, wanted: Strided, keys: Format = PLAIN, values: Format = PLAIN) -> None:
         super().__init__(keys, values)
@@ -134,6 +141,8 @@ class BlockCache(SparseCache):
     (Quest: Tang et al., 2024, arXiv:2406.10774). The first block, the one of the newest token and
     the one before it are always seen, so bounds are those of whole blocks, computed once.
     """
+
+    wanted: Blocks
 
     def __init__(self, wanted: Blocks, keys: Format = PLAIN, values: Format = PLAIN) -> None:
         super().__init__(keys, values)

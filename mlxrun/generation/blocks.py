@@ -8,7 +8,7 @@ affair, and can be planned before it begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from mlxrun.cache.rows import RowCache
@@ -18,6 +18,8 @@ from mlxrun.cache.store import bucket
 ROWS = 16
 # Of a block's rows, how many may be idle before it is packed, which copies what is cached.
 IDLE_SHARE = 4
+
+Kind = tuple[Hashable, ...]
 
 
 class Placed(Protocol):
@@ -37,12 +39,14 @@ class Block(Generic[S]):
     """Rows of one array per layer.
 
     Attributes:
+        kind: what its caches keep and show; rows of other kinds have blocks of their own.
         capacity: slots that each row will need at its longest.
         rows: who is in each; None for an idle row.
         caches: one per layer.
     """
 
     def __init__(self, capacity: int, like: Sequence[RowCache]) -> None:
+        self.kind = _kind(like)
         self.capacity = capacity
         self.rows: list[S | None] = []
         self.caches = [cache.empty() for cache in like]
@@ -107,7 +111,7 @@ class Blocks(Generic[S]):
     def join(self, sequence: S, caches: Sequence[RowCache]) -> None:
         """Give a sequence a row, in the block whose length is nearest to its own."""
         length, capacity = caches[0].offsets[0], bucket(sequence.longest)
-        alike = [b for b in self._blocks if b.live < self._most and b.capacity == capacity]
+        alike = [b for b in self._alike(capacity, _kind(caches)) if b.live < self._most]
         block = min(alike, key=lambda b: abs(b.length - length), default=None)
         if block is None:
             block = Block(capacity, caches)
@@ -117,8 +121,8 @@ class Blocks(Generic[S]):
     def settle(self) -> None:
         """Before a pass: no empty blocks, few idle rows, and no more blocks than needed but one."""
         self._blocks = [block for block in self._blocks if block.live]
-        for capacity in {block.capacity for block in self._blocks}:
-            alike = [block for block in self._blocks if block.capacity == capacity]
+        for capacity, kind in {(block.capacity, block.kind) for block in self._blocks}:
+            alike = self._alike(capacity, kind)
             needed = -(-sum(block.live for block in alike) // self._most)
             if len(alike) > needed + 1:
                 self._dissolve(min(alike, key=lambda block: block.live))
@@ -126,8 +130,16 @@ class Blocks(Generic[S]):
             block.pack()
             block.rest()
 
+    def _alike(self, capacity: int, kind: Kind) -> list[Block[S]]:
+        """Blocks that sequences of a capacity and kind may share."""
+        return [b for b in self._blocks if b.capacity == capacity and b.kind == kind]
+
     def _dissolve(self, block: Block[S]) -> None:
         """Spread a block's rows over the others."""
         self._blocks.remove(block)
         for sequence in [sequence for sequence in block.rows if sequence is not None]:
             self.join(sequence, [cache.only(sequence.row) for cache in block.caches])
+
+
+def _kind(caches: Sequence[RowCache]) -> Kind:
+    return tuple(cache.row_kind for cache in caches)
