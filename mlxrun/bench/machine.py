@@ -11,14 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from mlxrun import blas
+from mlxrun.bench.neighbours import Neighbours
 
-# Load, as a share of the cores, from which others are said to use the machine.
+# Load before, or what others take meanwhile, as a share of the cores: from here on it is felt.
 BUSY = 0.25
 
 
@@ -52,10 +54,11 @@ def cores() -> int:
 
 
 class Watch:
-    """What the system says of its load while something is measured."""
+    """What the system says of its load, and of other programs, while something is measured."""
 
     def __init__(self) -> None:
         self._before = self._highest = _load()
+        self._neighbours = Neighbours()
         self._started, self._used = time.perf_counter(), time.process_time()
 
     def look(self) -> None:
@@ -65,10 +68,14 @@ class Watch:
             self._highest = max(load, self._highest or 0.0)
 
     def facts(self) -> dict[str, Any]:
-        """Load averages over a minute (None where the system has none), and this process's use."""
+        """Load averages over a minute, what others took and what this process did, in cores.
+
+        None where the system does not tell. ``shared`` says whether it was enough to be felt.
+        """
         self.look()
         wall = max(time.perf_counter() - self._started, 1e-9)
         used = time.process_time() - self._used
+        busy, others = self._neighbours.programs()
         return {
             "load_before": self._before,
             "load_highest": self._highest,
@@ -76,7 +83,9 @@ class Watch:
             "wall_seconds": wall,
             "cpu_seconds": used,
             "cores_used": used / wall,
-            "shared": self._before is not None and self._before > BUSY * cores(),
+            "busy": [asdict(program) for program in busy],
+            "others_used": others,
+            "shared": max(self._before or 0.0, others or 0.0) > BUSY * cores(),
         }
 
 

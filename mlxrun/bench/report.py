@@ -55,7 +55,7 @@ def _result(results: Results, result: Result) -> Facts:
         "tokens_per_second": asdict(result.rate),
         "kv_bytes": result.kv_bytes or None,
         "peak_memory": result.peak or None,
-        "active_memory": result.active or None,
+        "average_memory": result.average or None,
         "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None},
     }
     if isinstance(workload, Prefill | FirstToken):
@@ -109,5 +109,5 @@ _COLUMNS = (
     "efficiency",
     "kv_bytes",
     "peak_memory",
-    "active_memory",
+    "average_memory",
 )

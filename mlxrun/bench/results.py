@@ -19,13 +19,13 @@ class Run:
         seconds: what it took.
         kv_bytes: allocated for keys and values, at its end; 0 where it cannot be told.
         peak: the most bytes that MLX held meanwhile, weights included; 0 where it was not MLX.
-        active: bytes that MLX held at its end.
+        average: bytes that MLX held on average.
     """
 
     seconds: float
     kv_bytes: int = 0
     peak: int = 0
-    active: int = 0
+    average: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Result:
         return max(run.peak for run in self.runs)
 
     @property
-    def active(self) -> int:
-        return max(run.active for run in self.runs)
+    def average(self) -> int:
+        return int(statistics.median(run.average for run in self.runs))
 
 
 @dataclass

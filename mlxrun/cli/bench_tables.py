@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlxrun.bench.report import REFERENCE, reference_speedup
 from mlxrun.bench.results import OURS, Result, Results
 from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged
+from mlxrun.cli.bench_notes import notes
 from mlxrun.cli.console import Output, size, table
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def print_results(results: Results, about: Facts) -> None:
         rates = REFERENCE["tokens_per_second"]
         each = ", ".join(f"{rate} at {rows}" for rows, rate in rates.items())
         out.print(f"Reference, another machine and model: {REFERENCE['what']}: {each} tokens/s.")
-    for line in _notes(about):
+    for line in notes(about):
         out.print(line)
 
 
@@ -39,10 +40,10 @@ def _alone(results: Results) -> Table | None:
     ]
     columns = ("#tokens/s", "#min-max", "#first token", "#each token")
     rows = [
-        (*_speed(r), *_waits(r), _bytes(r.kv_bytes), _bytes(r.active), _bytes(r.peak))
+        (*_speed(r), *_waits(r), _bytes(r.kv_bytes), _bytes(r.average), _bytes(r.peak))
         for r in shown
     ]
-    return _compared("One sequence", results, shown, (*columns, "#KV", "#active", "#peak"), rows)
+    return _compared("One sequence", results, shown, (*columns, "#KV", "#average", "#peak"), rows)
 
 
 def _waits(result: Result) -> tuple[str, str]:
@@ -129,30 +130,6 @@ def _decoding(results: Results) -> Iterator[Result]:
 def _speed(result: Result) -> tuple[str, str]:
     rate = result.rate
     return _number(rate.median), f"{_number(rate.low)}-{_number(rate.high)}"
-
-
-def _notes(about: Facts) -> Iterator[str]:
-    machine, use = about["machine"], about["other_use"]
-    yield f"{machine['device']} ({machine['processor']}, {machine['cores']} cores), " + (
-        f"{machine['system']}, BLAS: {machine['blas']}, {machine['date']}"
-    )
-    yield ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    for runtime in about["runtimes"]:
-        seconds = runtime["load_seconds"]
-        loaded = "" if seconds is None else f", loaded in {seconds:.2f} s"
-        yield f"{runtime['name']}: {runtime['about']}{loaded}"
-    if use["load_before"] is not None:
-        before, highest = use["load_before"], use["load_highest"]
-        yield (
-            f"Load average {before:.1f} before, up to {highest:.1f} during; "
-            f"this process used {use['cores_used']:.1f} of {use['cores']} cores."
-        )
-    if use["shared"]:
-        yield "Other programs used this machine: these figures are lower than it can do."
-    if about["left_out"]:
-        yield f"Left out, longer than the model's context: {', '.join(about['left_out'])}."
-    if about["interrupted"]:
-        yield "Interrupted: these are the runs up to then."
 
 
 def _number(value: float) -> str:

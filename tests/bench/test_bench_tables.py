@@ -23,13 +23,18 @@ ABOUT = {
         "load_highest": 4.0,
         "cores": 2,
         "cores_used": 1.5,
+        "busy": [
+            {"name": "a compiler", "cores": 1.26, "processes": 3},
+            {"name": "an editor", "cores": 0.1, "processes": 1},
+        ],
+        "others_used": 1.4,
         "shared": True,
     },
     "runtimes": [
         {"name": "mlxrun", "about": "float32", "load_seconds": 1.25},
         {"name": "llama-bench", "about": "as in the file", "load_seconds": None},
     ],
-    "left_out": ["pp512"],
+    "left_out": {"context": ["pp512"], "memory": ["tg8 x20", "tg9 x20"]},
     "interrupted": False,
 }
 
@@ -107,8 +112,10 @@ def test_notes(shown):
         "mlxrun: float32, loaded in 1.25 s",
         "llama-bench: as in the file",
         "Load average 3.0 before, up to 4.0 during; this process used 1.5 of 2 cores.",
+        "Also busy, in cores: a compiler 1.3 (3 processes), an editor 0.1; 1.4 in all.",
         "Other programs used this machine",
         "Left out, longer than the model's context: pp512.",
+        "Left out, more than memory holds: tg8 x20, tg9 x20.",
     ):
         assert part in text
     assert "Interrupted" not in text
@@ -116,5 +123,6 @@ def test_notes(shown):
 
 
 def test_a_system_that_tells_no_load(shown):
-    silent = {**ABOUT["other_use"], "load_before": None, "shared": False}
-    assert not any("Load" in line for line in shown(other_use=silent))
+    silent = {**ABOUT["other_use"], "load_before": None, "busy": [], "shared": False}
+    lines = shown(other_use=silent)
+    assert not any("Load" in line or "busy" in line for line in lines)

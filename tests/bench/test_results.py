@@ -112,7 +112,7 @@ def test_facts_are_json_and_complete():
     alone, four = by_test["tg10", "mlxrun"], by_test["tg10 x4", "mlxrun"]
     assert alone["seconds"] == [1, 3]
     assert alone["faster_than"] == {"rival": pytest.approx(3)}
-    assert (alone["kv_bytes"], alone["peak_memory"], alone["active_memory"]) == (100, 300, 200)
+    assert (alone["kv_bytes"], alone["peak_memory"], alone["average_memory"]) == (100, 300, 200)
     assert four["speedup"] == pytest.approx(20 / alone["tokens_per_second"]["median"])
     assert four["efficiency"] == pytest.approx(four["speedup"] / 4)
     assert four["tokens_per_second_each"] == 5

@@ -1,13 +1,22 @@
-"""Time and memory of what one runtime does."""
+"""Time and memory of what one runtime does.
+
+Memory is MLX's, and its average that of looks at it every few milliseconds, from a thread of its
+own: a pass takes what it takes in the middle, where nobody else can look.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from threading import Event, Thread
+from typing import Self
 
 import mlx.core as mx
 
 from mlxrun.bench.results import Run
+
+# Seconds between two looks at memory: a thousandth of a core's time.
+_PAUSE = 0.01
 
 
 class Meter:
@@ -30,13 +39,39 @@ class Meter:
     def time(self, work: Callable[[], int]) -> Run:
         """Time some work, which returns bytes of keys and values."""
         mx.synchronize()
-        started = time.perf_counter()
-        kv_bytes = work()
-        run = self.read(time.perf_counter() - started, kv_bytes)
+        with _Looks() as looks:
+            started = time.perf_counter()
+            kv_bytes = work()
+            seconds = time.perf_counter() - started
+        peak, average = mx.get_peak_memory() - self._others, looks.average - self._others
         mx.synchronize()
-        return run
+        return Run(seconds, kv_bytes, max(0, peak), max(0, average))
 
-    def read(self, seconds: float, kv_bytes: int = 0) -> Run:
-        """A run that took so long and ends now."""
-        peak, active = mx.get_peak_memory() - self._others, mx.get_active_memory() - self._others
-        return Run(seconds, kv_bytes, max(0, peak), max(0, active))
+
+class _Looks:
+    """Looks at what MLX holds, at the beginning, at the end and in between."""
+
+    def __enter__(self) -> Self:
+        self._sum, self._count, self._over = 0, 0, Event()
+        self._look()
+        self._thread = Thread(target=self._watch, name="mlxrun-memory", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    @property
+    def average(self) -> int:
+        """Bytes."""
+        return self._sum // self._count
+
+    def _watch(self) -> None:
+        while not self._over.wait(_PAUSE):
+            self._look()
+
+    def _look(self) -> None:
+        self._sum += mx.get_active_memory()
+        self._count += 1
