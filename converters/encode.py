@@ -178,7 +178,7 @@ def _encode_rows(
     codes = CODECS[kind].decode(raw)
     if factor is not None:
         each = np.repeat(factor, len(codes.scale) // rows)[:, None]
-        codes = Codes(codes.q, codes.scale * each, codes.bias * each)
+        codes = Codes(codes.stored, codes.scale * each, codes.bias * each, codes.width)
     if not (np.isfinite(codes.scale).all() and np.isfinite(codes.bias).all()):
         raise tensor.error(
             expected="finite scales",

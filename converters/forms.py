@@ -15,13 +15,12 @@ import numpy.typing as npt
 
 from converters.gguf.quants import Codes
 from converters.layout import Layout, dense
+from converters.packing import pack_bits, spread_nibbles, sums
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[np.generic]]
-
-# Widths of the lanes that are merged in pairs while the codes of eight bytes are squeezed together.
-_LANES = (8, 16, 32)
 
 
 @dataclass
@@ -103,32 +102,6 @@ def from_float(x: npt.NDArray[np.generic], dtype: str) -> Floats:
     return x.astype(np.float32, copy=False)
 
 
-def pack_bits(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
-    """Pack uint8 codes (n, c) into MLX's words, uint32 (n, c * bits / 32).
-
-    Eight codes at a time, as lanes of one 64-bit word: each step moves the upper half of a lane
-    down against its lower half, so lanes double while the codes in them become contiguous.
-    """
-    n, columns = codes.shape
-    if bits == 8:
-        return np.ascontiguousarray(codes).view("<u4")
-    x = np.ascontiguousarray(codes).view("<u8")
-    for lane in _LANES:
-        width = bits * lane // 8
-        every = (2**64 - 1) // (2 ** (2 * lane) - 1)  # a one at the foot of each pair of lanes
-        low = ((1 << width) - 1) * every
-        x = (x & np.uint64(low)) | (x >> np.uint64(lane - width) & np.uint64(low << width))
-    packed = np.ascontiguousarray(x).view(np.uint8).reshape(n, columns // 8, 8)[:, :, :bits]
-    return np.ascontiguousarray(packed).reshape(n, -1).view("<u4")
-
-
-def unpack_bits(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint8]:
-    """The inverse of :func:`pack_bits`: uint8 codes (n, c)."""
-    n = words.shape[0]
-    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(n, -1, bits)
-    return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
-
-
 def _affine_values(q: npt.NDArray[np.uint8], scale: Floats, bias: Floats) -> Floats:
     """What MLX computes from codes (n, c) with scales and biases (n, groups), in float32."""
     return Codes(q, scale, bias).values()
@@ -137,11 +110,10 @@ def _affine_values(q: npt.NDArray[np.uint8], scale: Floats, bias: Floats) -> Flo
 def regroup(codes: Codes, rows: int, group_size: int) -> Codes:
     """Codes of blocks as codes of rows, with groups of ``group_size`` that divide a block's."""
     repeat = codes.group // group_size
-    return Codes(
-        codes.q.reshape(rows, -1),
-        np.repeat(codes.scale.reshape(rows, -1), repeat, axis=1),
-        np.repeat(codes.bias.reshape(rows, -1), repeat, axis=1),
-    )
+    scale, bias = codes.scale.reshape(rows, -1), codes.bias.reshape(rows, -1)
+    if repeat > 1:
+        scale, bias = np.repeat(scale, repeat, axis=1), np.repeat(bias, repeat, axis=1)
+    return Codes(codes.stored.reshape(rows, -1), scale, bias, codes.width)
 
 
 def keep_codes(codes: Codes, layout: Layout) -> Packed:
@@ -152,10 +124,9 @@ def keep_codes(codes: Codes, layout: Layout) -> Packed:
         layout: affine, wide enough for every code.
     """
     scales, biases = to_float(codes.scale, layout.dtype), to_float(codes.bias, layout.dtype)
-    packed = Packed(
-        layout,
-        {"weight": pack_bits(codes.q, layout.bits), "scales": scales, "biases": biases},
-    )
+    same = codes.width == layout.bits
+    words = codes.stored.view("<u4") if same else pack_bits(codes.q, layout.bits)
+    packed = Packed(layout, {"weight": words, "scales": scales, "biases": biases})
     if layout.dtype != "float32":
         s, b = from_float(scales, layout.dtype), from_float(biases, layout.dtype)
         _measure_rounding(codes, s, b, packed.error)
@@ -168,34 +139,47 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
     The difference is linear in q, so its square needs only the sum and the sum of squares of q in
     each group, and its largest value is at the ends of the range of q.
     """
-    q = codes.q.reshape(-1, codes.group)
-    x = q.astype(np.float32)
-    # Not a matrix product: a BLAS would start threads of its own within the pool's.
-    total = np.einsum("ij->i", x).astype(np.float64)
-    squares = np.einsum("ij,ij->i", x, x).astype(np.float64)
     s, b = codes.scale.reshape(-1).astype(np.float64), codes.bias.reshape(-1).astype(np.float64)
-    error.squared_weight += float((s * (s * squares + 2 * b * total) + codes.group * b * b).sum())
+    total, squares = sums(codes.stored, codes.width, len(s))
+    error.squared_weight += _sum_of_squares(s, b, total, squares, codes.group)
     ds = scale.reshape(-1).astype(np.float64) - s
     db = bias.reshape(-1).astype(np.float64) - b
     if not (ds.any() or db.any()):
         return
     error.equal = False
-    squared = ds * (ds * squares + 2 * db * total) + codes.group * db * db
-    error.squared_error += float(np.maximum(squared, 0).sum())
-    error.maximum = max(error.maximum, _largest(q, ds, db))
+    error.squared_error += _sum_of_squares(ds, db, total, squares, codes.group)
+    error.maximum = max(error.maximum, _largest(codes, ds, db))
 
 
-def _largest(q: npt.NDArray[np.uint8], ds: Doubles, db: Doubles, first: int = 64) -> float:
-    """The largest ``|ds * q + db|`` over groups (n, g), looking only at groups that can have it."""
-    bound = np.maximum(np.abs(db), np.abs(ds * int(q.max()) + db))
-    if np.isnan(bound).any():
-        return float("nan")
-    likely = np.argpartition(bound, -min(first, len(bound)))[-first:]
-    found = float(np.abs(q[likely] * ds[likely, None] + db[likely, None]).max())
-    rest = np.flatnonzero(bound > found)
-    if len(rest) > first:
-        found = max(found, float(np.abs(q[rest] * ds[rest, None] + db[rest, None]).max()))
-    return found
+def _sum_of_squares(s: Doubles, b: Doubles, total: Words, squares: Words, group: int) -> float:
+    """The sum of ``(s q + b)^2`` over groups, given the sums of q and of its squares in each."""
+    each = s * squares
+    each += 2 * b * total
+    each *= s
+    each += group * b * b
+    return float(np.maximum(each, 0, out=each).sum())
+
+
+def _largest(codes: Codes, ds: Doubles, db: Doubles) -> float:
+    """The largest ``|ds * q + db|``, looking only at groups that can have it."""
+    bound = np.maximum(np.abs(db), np.abs(ds * _most(codes) + db))
+    highest = float(bound.max())
+    if np.isnan(highest):
+        return highest
+    stored = codes.stored.reshape(len(ds), -1)
+
+    def largest(chosen: npt.NDArray[np.intp]) -> float:
+        q = stored[chosen] if codes.width == 8 else spread_nibbles(stored[chosen])
+        return float(np.abs(q * ds[chosen, None] + db[chosen, None]).max())
+
+    found = largest(np.flatnonzero(bound >= 0.95 * highest))
+    rest = np.flatnonzero((bound > found) & (bound < 0.95 * highest))
+    return max(found, largest(rest)) if len(rest) else found
+
+
+def _most(codes: Codes) -> int:
+    """No code is larger."""
+    return 15 if codes.width == 4 else int(codes.stored.max())
 
 
 def _extremes(x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

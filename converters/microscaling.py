@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.forms import Error, Packed, keep_floats
-from converters.gguf.quants.base import bit_fields
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.layout import Layout
+from converters.packing import pair_nibbles, spread_nibbles
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -30,12 +30,12 @@ def repack(raw: Bytes, kind: GGMLType, layout: Layout) -> Packed:
     blocks = raw.reshape(-1, BLOCKS[kind][1])
     head, group = (1, 32) if kind is GGMLType.MXFP4 else (4, 16)
     scales = np.ascontiguousarray(blocks[:, :head])
-    codes = bit_fields(blocks[:, head:], 4, group // 2)  # (blocks, elements)
+    pairs = pair_nibbles(blocks[:, head:], group // 2)  # (blocks, elements / 2)
     if not layout.quantized:
-        return keep_floats(_values(codes, scales, kind).reshape(len(raw), -1), layout.dtype)
-    pairs = codes.view("<u2")
-    words = np.ascontiguousarray((pairs | pairs >> 4).astype(np.uint8)).reshape(len(raw), -1)
-    packed = Packed(layout, {"weight": words.view("<u4"), "scales": scales.reshape(len(raw), -1)})
+        values = _values(spread_nibbles(pairs), scales, kind)
+        return keep_floats(values.reshape(len(raw), -1), layout.dtype)
+    words = pairs.reshape(len(raw), -1).view("<u4")
+    packed = Packed(layout, {"weight": words, "scales": scales.reshape(len(raw), -1)})
     odd = (scales == 255) if kind is GGMLType.MXFP4 else (scales >= 0x7F)
     if odd.any():
         packed.error = Error(float("inf"), 1.0, float("inf"), equal=False)

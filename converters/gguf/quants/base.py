@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.gguf.types import BLOCKS, GGMLType
+from converters.packing import pair_nibbles, spread_nibbles
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -31,26 +32,39 @@ class Codes:
     bit-equal to ggml's own dequantisation.
 
     Attributes:
-        q: uint8 codes, shape (n, elements per block).
+        stored: the codes, uint8: one in a byte, shape (n, elements per block), or two neighbours in
+            a byte, the first one low, shape (n, elements per block / 2).
         scale: float32, shape (n, groups per block).
         bias: float32, shape (n, groups per block).
+        width: bits that a code is stored in, 8 or 4.
     """
 
-    q: Bytes
+    stored: Bytes
     scale: Floats
     bias: Floats
+    width: int = 8
+
+    @property
+    def q(self) -> Bytes:
+        """The codes, one in a byte, uint8 (n, elements per block)."""
+        return self.stored if self.width == 8 else spread_nibbles(self.stored)
 
     @property
     def group(self) -> int:
         """Neighbouring weights that share one scale and bias."""
-        return int(self.q.shape[1] // self.scale.shape[1])
+        return int(self.stored.shape[1] * 8 // self.width // self.scale.shape[1])
 
     def values(self) -> Floats:
         """Dequantised weights, float32, shape (n, elements per block)."""
         q = self.q.reshape(*self.scale.shape, -1).astype(np.float32)  # (n, groups, group)
         q *= self.scale[..., None]
         q += self.bias[..., None]
-        return q.reshape(self.q.shape)
+        return q.reshape(len(q), -1)
+
+
+def paired(nibbles: Bytes, run: int, scale: Floats, bias: Floats) -> Codes:
+    """Codes of four bits from bytes (n, b) that hold ``run`` in their low halves, then as many."""
+    return Codes(pair_nibbles(nibbles, run), scale, bias, width=4)
 
 
 class Codec(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.gguf.quants.base import Bytes, Codec, Codes, Floats, bit_fields, half
+from converters.gguf.quants.base import Bytes, Codec, Codes, Floats, bit_fields, half, paired
 from converters.gguf.quants.plain import IQ4_CODES
 from converters.gguf.types import GGMLType
 
@@ -67,8 +67,7 @@ class Q4_K(Codec):  # noqa: N801
 
     def unpack(self, blocks: Bytes) -> Codes:
         s, m = _six_bit_pairs(blocks[:, 4:16])
-        q = bit_fields(blocks[:, 16:], 4, 32)
-        return Codes(q, half(blocks, 0) * s, -half(blocks, 2) * m)
+        return paired(blocks[:, 16:], 32, half(blocks, 0) * s, -half(blocks, 2) * m)
 
 
 class Q5_K(Codec):  # noqa: N801

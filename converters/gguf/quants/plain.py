@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converters.gguf.quants.base import Bytes, Codec, Codes, bit_fields, half
+from converters.gguf.quants.base import Bytes, Codec, Codes, bit_fields, half, paired
 from converters.gguf.types import GGMLType
 
 
@@ -22,7 +22,7 @@ class Q4_0(Codec):  # noqa: N801 - GGML's own spelling
 
     def unpack(self, blocks: Bytes) -> Codes:
         d = half(blocks, 0)
-        return Codes(bit_fields(blocks[:, 2:], 4, 16), d, -8 * d)
+        return paired(blocks[:, 2:], 16, d, -8 * d)
 
 
 class Q4_1(Codec):  # noqa: N801
@@ -31,7 +31,7 @@ class Q4_1(Codec):  # noqa: N801
     type, bits = GGMLType.Q4_1, 4
 
     def unpack(self, blocks: Bytes) -> Codes:
-        return Codes(bit_fields(blocks[:, 4:], 4, 16), half(blocks, 0), half(blocks, 2))
+        return paired(blocks[:, 4:], 16, half(blocks, 0), half(blocks, 2))
 
 
 class Q5_0(Codec):  # noqa: N801

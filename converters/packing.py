@@ -1,0 +1,146 @@
+"""Codes in and out of words, many at a time: bytes, neighbouring nibbles, MLX's packed rows.
+
+Knows bits and nothing of what they mean. Everything works on 64-bit words or whole arrays of bytes,
+so that numpy moves many codes in one instruction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
+
+# Widths of the lanes that are merged in pairs while the codes of eight bytes are squeezed together.
+_LANES = (8, 16, 32)
+
+
+def _every(lane: int, low: int) -> np.uint64:
+    """A 64-bit mask: the lowest ``low`` bits of each lane of ``lane`` bits."""
+    return np.uint64((2**64 - 1) // (2**lane - 1) * (2**low - 1))
+
+
+_NIBBLES = _every(8, 4)
+
+
+def pack_bits(codes: Bytes, bits: int) -> npt.NDArray[np.uint32]:
+    """Pack uint8 codes (n, c) into MLX's words, uint32 (n, c * bits / 32).
+
+    Eight codes at a time, as lanes of one 64-bit word: each step moves the upper half of a lane
+    down against its lower half, so lanes double while the codes in them become contiguous.
+    """
+    n = codes.shape[0]
+    if bits == 8:
+        return np.ascontiguousarray(codes).view("<u4")
+    x = np.array(codes, order="C").view("<u8")
+    upper = np.empty_like(x)
+    for lane in _LANES:
+        width = bits * lane // 8
+        np.right_shift(x, np.uint64(lane - width), out=upper)
+        upper &= np.uint64(int(_every(2 * lane, width)) << width)
+        x &= _every(2 * lane, width)
+        x |= upper
+    return _low_bytes(x.reshape(-1), bits).reshape(n, -1).view("<u4")
+
+
+def _low_bytes(x: Words, count: int) -> Bytes:
+    """The lowest ``count`` bytes of each word, one after the other."""
+    parts = {2: "<u2", 3: "<u2,u1", 4: "<u4", 5: "<u4,u1", 6: "<u4,<u2"}[count].split(",")
+    fields, at = [], 0
+    for i, kind in enumerate(parts):
+        fields.append((f"f{i}", kind, at))
+        at += np.dtype(kind).itemsize
+    out = np.empty(len(x), np.dtype([(name, kind) for name, kind, _ in fields]))
+    whole = x.view(np.uint8).reshape(-1, 8)
+    for name, kind, start in fields:
+        out[name] = whole[:, start : start + np.dtype(kind).itemsize].view(kind)[:, 0]
+    return out.view(np.uint8)
+
+
+def unpack_bits(words: npt.NDArray[np.uint32], bits: int) -> Bytes:
+    """The inverse of :func:`pack_bits`: uint8 codes (n, c)."""
+    n = words.shape[0]
+    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(n, -1, bits)
+    return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
+
+
+def pair_nibbles(x: Bytes, run: int) -> Bytes:
+    """Nibbles in ggml's order as neighbours in a byte, the first one low: (n, b) -> (n, b).
+
+    In each run of ``run`` bytes ggml keeps codes 0 to run - 1 in the low nibbles and the next
+    ``run`` codes in the high ones.
+    """
+    n = len(x)
+    words = np.ascontiguousarray(x).view("<u8")
+    pairs = np.empty_like(words)
+    shifted = np.empty_like(words)
+    out = np.empty((n, x.shape[1] // run, 2, run // 2), np.uint8)
+    whole = out.view(f"V{run // 2}")[..., 0]  # a run's half moves as one element
+    for half in range(2):
+        np.right_shift(words, np.uint64(4 * half), out=pairs)
+        pairs &= _NIBBLES
+        np.right_shift(pairs, np.uint64(4), out=shifted)
+        pairs |= shifted
+        # The lower byte of each two holds both nibbles now.
+        merged = pairs.view("<u2").astype(np.uint8)
+        whole[:, :, half] = merged.view(f"V{run // 2}").reshape(n, -1)
+    return out.reshape(n, -1)
+
+
+def spread_nibbles(pairs: Bytes) -> Bytes:
+    """The inverse of two neighbours in a byte: (n, b) -> (n, 2 b) codes of four bits."""
+    wide = pairs.astype("<u2")
+    wide |= wide << np.uint16(4)
+    wide &= np.uint16(0x0F0F)
+    return wide.view(np.uint8)
+
+
+def sums(stored: Bytes, width: int, groups: int) -> tuple[Words, Words]:
+    """Sum and sum of squares of the codes of each group, exactly.
+
+    Args:
+        stored: rows of codes, of at most 256 to a group, in ``width`` bits each: a byte, or 4 for
+            two in a byte.
+        groups: how many groups there are in all.
+
+    Returns:
+        uint64 (groups,) each.
+    """
+    words = stored.view("<u8").reshape(-1)
+    if width == 8:
+        pairs = _add_lanes(words, 8)
+        wide = stored.reshape(-1).astype("<u2")
+        wide *= wide
+        squares = _add_lanes(wide.view("<u8"), 16)
+        return _across(pairs, groups, 16), _across(squares, groups, 32)
+    low = words & _NIBBLES
+    high = words >> np.uint64(4)
+    high &= _NIBBLES
+    total = _add_lanes(low + high, 8)
+    for codes in (low, high):
+        each = codes.view(np.uint8)
+        np.multiply(each, each, out=each)
+    squares = _add_lanes(low, 8)
+    squares += _add_lanes(high, 8)
+    return _across(total, groups, 16), _across(squares, groups, 16)
+
+
+def _add_lanes(words: Words, lane: int) -> Words:
+    """Neighbouring lanes of ``lane`` bits added into one of twice the width."""
+    mask = _every(2 * lane, lane)
+    upper = words >> np.uint64(lane)
+    upper &= mask
+    upper += words & mask
+    return upper
+
+
+def _across(words: Words, groups: int, lane: int) -> Words:
+    """The sum of all lanes of each group's words; it must fit a lane."""
+    columns = words.reshape(groups, -1)
+    total = columns[:, 0].copy()
+    for i in range(1, columns.shape[1]):
+        total += columns[:, i]
+    total *= _every(lane, 1)
+    total >>= np.uint64(64 - lane)
+    return total
