@@ -45,14 +45,27 @@ def plan_source(
     Raises:
         MlxrunError: the model cannot be run, or its header is damaged.
     """
+    config, held = promised(source, dtype=dtype, policy=policy)
+    return MemoryPlan(footprint(config, held, cache), held.nbytes, room(), beside), held
+
+
+def promised(
+    source: Path | GGUFFile, *, dtype: str | None = None, policy: str | None = None
+) -> tuple[dict[str, Any], Held]:
+    """What headers promise: the config in Hugging Face terms, and how weights would be held.
+
+    Args:
+        source: a GGUF, or a model directory.
+        dtype, policy: as :func:`mlxrun.load` takes them.
+
+    Raises:
+        MlxrunError: the header is damaged, or its tensors have no known names.
+    """
     if isinstance(source, Path) and source.is_dir():
         config = text_config(read_config(source))
-        held = of_directory(source, config, dtype=dtype)
-    else:
-        gguf = read_gguf(source) if isinstance(source, Path) else source
-        config = gguf_config(gguf)
-        held = of_gguf(gguf, dtype=dtype, policy=policy)
-    return MemoryPlan(footprint(config, held, cache), held.nbytes, room(), beside), held
+        return config, of_directory(source, config, dtype=dtype)
+    gguf = read_gguf(source) if isinstance(source, Path) else source
+    return gguf_config(gguf), of_gguf(gguf, dtype=dtype, policy=policy)
 
 
 def plan_loaded(

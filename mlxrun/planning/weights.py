@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ class Held:
         dtype: of activations, such as ``float32``.
         packed: some stay quantised.
         how: in words.
+        modules: bytes of each module by the name that the source gives it.
     """
 
     nbytes: int
     dtype: str
     packed: bool
     how: str
+    modules: Mapping[str, float] = field(default_factory=dict)
 
 
 def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = None) -> Held:
@@ -47,7 +50,8 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     """
     run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
     chosen = run_policy(gguf, policy, run)
-    bits, packed = 0.0, False
+    modules: dict[str, float] = defaultdict(float)
+    packed = False
     for mapped in map_names(gguf).mapped:
         tensor = mapped.source
         expected = expected_layout(tensor.type, chosen, module=len(tensor.shape) > 1)
@@ -55,8 +59,8 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
             # Plain arrays are held in the type of the activations.
             layout = expected.layout if expected.layout.quantized else dense(run)
             packed = packed or expected.layout.quantized
-            bits += tensor.elements * layout.bits_per_weight
-    return Held(round(bits / 8), run, packed, f"{chosen.name}, {run}")
+            modules[_module(mapped.target)] += tensor.elements * layout.bits_per_weight / 8
+    return Held(round(sum(modules.values())), run, packed, f"{chosen.name}, {run}", modules)
 
 
 def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = None) -> Held:
@@ -74,14 +78,24 @@ def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = N
     elements = sum(_elements(name, entries[name], config) for name in packed)
     kept = any(len(entries[name].shape) == 3 and _mode(name, config) != "affine" for name in packed)
     plain = bool(packed) and expands(elements, run, kept=kept)
-    nbytes = elements * size if plain else sum(entries[name].nbytes for name in packed)
+    modules: dict[str, float] = defaultdict(float)
     for name, entry in entries.items():
-        part = name.rpartition(".")[0] + ".weight" in packed and not name.endswith(".bias")
-        if name in packed or (part and plain):
+        part = _module(name) + ".weight" in packed and not name.endswith(".bias")
+        if name in packed:
+            nbytes = _elements(name, entry, config) * size if plain else entry.nbytes
+        elif part and plain:
             continue
-        nbytes += prod(entry.shape) * size if entry.dtype in _FLOATS else entry.nbytes
+        else:
+            nbytes = prod(entry.shape) * size if entry.dtype in _FLOATS else entry.nbytes
+        modules[_module(name)] += nbytes
     stays = bool(packed) and not plain
-    return Held(nbytes, run, stays, f"{'as stored' if stays else 'plain'}, {run}")
+    how = f"{'as stored' if stays else 'plain'}, {run}"
+    return Held(round(sum(modules.values())), run, stays, how, modules)
+
+
+def _module(name: str) -> str:
+    """The module that a parameter belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _is_code(name: str, entries: Mapping[str, StoredArray]) -> bool:

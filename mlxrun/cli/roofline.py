@@ -1,0 +1,170 @@
+"""What ``mlxrun bench --roofline`` tells: measured rates beside limits, here and of other chips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxrun.cli.console import Bar, Output, size, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mlxrun.bench.results import Results
+    from mlxrun.llm import LLM
+    from mlxrun.planning.work import Counts
+
+Facts = dict[str, Any]
+# The form in which a GPU holds weights: half precision, what is packed stays so.
+ELSEWHERE = "float16"
+NO_FIGURE = "-"
+
+
+def with_roofline(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option."""
+    return click.option(
+        "--roofline",
+        is_flag=True,
+        help="Also measure what this device can do, and tell each rate as a fraction of its limit, "
+        "which limit binds, and the limits of other chips. Not with --csv.",
+    )(command)
+
+
+def roofline_facts(llm: LLM, path: Path, results: Results, policy: str | None) -> Facts:
+    """What there is to tell of measured results; measures the device, which takes some seconds.
+
+    Args:
+        llm: the model that was measured.
+        path: where it came from.
+        policy: it was loaded with.
+    """
+    from mlxrun.bench.device import measure_device
+    from mlxrun.bench.roofline import limits, roofline
+    from mlxrun.cache.choice import Wanted
+    from mlxrun.generation.engine import PREFILL_CHUNK
+    from mlxrun.planning.chips import CHIPS
+    from mlxrun.planning.counting import count_held
+    from mlxrun.planning.source import promised
+
+    with Bar("Measuring this device"):
+        device = measure_device()
+    dtype = str(llm.model.dtype).removeprefix("mlx.core.")
+    facts = roofline(results, _counts(llm, dtype), device, dtype, PREFILL_CHUNK)
+    config, held = promised(path, dtype=ELSEWHERE, policy=policy)
+    there = count_held(config, held, Wanted(None, 0, None, None))
+    workloads = [result.workload for result in results.items]
+    chips = limits(workloads, there, CHIPS, PREFILL_CHUNK)
+    return {**facts, "elsewhere": {"held": held.how, "weights": held.nbytes, "chips": chips}}
+
+
+def _counts(llm: LLM, dtype: str) -> Counts:
+    """Of the model as it is held in memory."""
+    from mlxrun.models.transformer import Transformer
+    from mlxrun.planning.counting import count_held
+    from mlxrun.planning.weights import Held
+
+    model = llm.model
+    modules = model.held if isinstance(model, Transformer) else {}
+    return count_held(llm.config, Held(model.nbytes, dtype, False, "as loaded", modules))
+
+
+def print_roofline(facts: Facts) -> None:
+    """Tables of what :func:`roofline_facts` found."""
+    out = Output()
+    out.print()
+    out.print(_here(facts))
+    for line in _notes(facts):
+        out.print(line)
+    out.print()
+    out.print(chip_table(facts["elsewhere"]["chips"]))
+    for line in chip_notes(facts["elsewhere"]["held"], facts["elsewhere"]["weights"]):
+        out.print(line)
+
+
+def _here(facts: Facts) -> Table:
+    rows = [
+        (
+            test["test"],
+            number(test["tokens_per_second"]),
+            number(test["limit"]["rate"]),
+            f"{test['fraction']:.1%}",
+            binding(test["limit"]),
+            size(test["bytes"] / test["passes"]),
+            "" if test["intensity"] is None else number(test["intensity"]),
+        )
+        for test in facts["tests"]
+    ]
+    columns = ("test", "#tokens/s", "#limit", "#reached", "binds", "#bytes a pass", "#FLOPs a byte")
+    return table("Against the limits of this device", columns, rows)
+
+
+def _notes(facts: Facts) -> Iterator[str]:
+    device = facts["device"]
+    moves = ", ".join(f"{r['name']} {r['best'] / 1e9:.3g}" for r in device["bandwidth"])
+    products = ", ".join(f"{r['name']} {r['best'] / 1e9:.4g}" for r in device["throughput"])
+    yield f"Bandwidth in GB/s, {size(device['moved'])} moved: {moves}; the best is the limit."
+    yield f"Products of matrices in GFLOPS: {products}."
+    if any(test["in_cache"] for test in facts["tests"]):
+        yield (
+            f"This model fits the processor's last cache ({size(device['cached'])}), which is "
+            "faster than memory: it may exceed the limit of bandwidth."
+        )
+    for what in facts["unknown"]:
+        yield f"Not known of this class of model: {what}."
+
+
+def chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
+    """Limits of chips, as :func:`mlxrun.bench.roofline.limits` gives them."""
+    tests = [most["test"] for most in chips[0]["limits"]]
+    columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
+    rows = [
+        (
+            chip["chip"],
+            f"{chip['bandwidth'] / 1e9:g}",
+            _tflops(chip),
+            *(_limit(chip, most) for most in chip["limits"]),
+        )
+        for chip in chips
+    ]
+    return table("Limits of other chips, tokens/s (bounds, not measured)", columns, rows)
+
+
+def _tflops(chip: Mapping[str, Any]) -> str:
+    if chip["throughput"] is None:
+        return NO_FIGURE
+    from mlxrun.planning.chips import ESTIMATED
+
+    about = "~" if chip["throughput_source"].startswith(ESTIMATED) else ""
+    return f"{about}{chip['throughput'] / 1e12:g}"
+
+
+def _limit(chip: Mapping[str, Any], most: Mapping[str, Any]) -> str:
+    """A limit; none where prompts are read and nobody says how fast the chip multiplies."""
+    if not chip["holds_weights"]:
+        return "too large"
+    if not most["whole"] and most["test"].startswith("pp"):
+        return NO_FIGURE
+    return number(most["rate"]) + ("*" if most["binds"] == "compute" else "")
+
+
+def chip_notes(held: str, weights: float) -> Iterator[str]:
+    """What a reader of the limits of chips has to know."""
+    yield (
+        f"Weights as a GPU would hold them: {held}, {size(weights)}. Every byte at the full "
+        "bandwidth, every operation at the full throughput that makers name: nothing was run "
+        "there, and no program reaches it."
+    )
+    yield "* compute binds, else bandwidth; ~ estimated; - no figure. Sources: --json."
+
+
+def binding(most: Mapping[str, Any]) -> str:
+    """Which limit binds, in words."""
+    return str(most["binds"]) if most["whole"] else "bandwidth (compute unknown)"
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,167 @@
+"""From a model's config and the bytes of its modules to what decides on its work.
+
+The bytes are those of a loaded model (:attr:`Transformer.held`) or those that headers promise
+(:class:`mlxrun.planning.weights.Held`); operations come from the config. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mlxrun.cache.choice import Wanted
+from mlxrun.footprint import Footprint
+from mlxrun.loading.model import foreign_classes
+from mlxrun.loading.run import DTYPES
+from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
+from mlxrun.models.families import model_config
+from mlxrun.planning import source
+from mlxrun.planning.native import AS_IT_COMES, Run, footprint
+from mlxrun.planning.weights import Held
+from mlxrun.planning.work import Attending, Counts, Routed, Weights
+
+_LAYER = re.compile(r"\blayers\.(\d+)\.(.+)")
+_EXPERTS = re.compile(r"\b(switch_mlp|experts|input_linear|output_linear)\b")
+_EMBEDDING = re.compile(r"\bembed_tokens$")
+_HEAD = re.compile(r"\blm_head$")
+# What configs of other classes call the number of their experts.
+_MIXED = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe")
+
+
+def count_held(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES) -> Counts:
+    """The counts of any model that can be run, by its config and how its weights are held.
+
+    Args:
+        config: ``config.json`` in Hugging Face terms.
+        held: with the bytes of its modules, for a model of ours.
+        cache: what is asked of caches.
+
+    Raises:
+        MlxrunError: the config does not make a model.
+    """
+    if foreign_classes(config) is not None:
+        return count_foreign(held.nbytes, source.footprint(config, held, cache), config)
+    return count(model_config(dict(config)), held.modules, DTYPES[held.dtype], cache)
+
+
+def count(
+    config: ModelConfig,
+    modules: Mapping[str, float],
+    dtype: mx.Dtype,
+    cache: Wanted = AS_IT_COMES,
+) -> Counts:
+    """The counts of a model of ours.
+
+    Args:
+        config: of the model.
+        modules: bytes by name of module; in Hugging Face terms, as originals or we spell them.
+        dtype: of activations, which plain caches have as well.
+        cache: what is asked of caches.
+
+    Raises:
+        ParameterError: no such type of cache, or none for the model's heads.
+    """
+    layers = footprint(config, Run(dtype, cache=cache)).layers
+    attending = tuple(
+        Attending(layer.token, layer.fixed, window=layer.window, pair=_pair(block.attention))
+        for layer, block in zip(layers, config.layers, strict=True)
+    )
+    multiplied = sum(
+        _projected(block.attention, config.hidden_size)
+        + _fed(block.feed_forward, config.hidden_size)
+        for block in config.layers
+    )
+    head = config.vocab_size * config.hidden_size
+    return Counts(split(config, modules), attending, multiplied, head)
+
+
+def split(config: ModelConfig, modules: Mapping[str, float]) -> Weights:
+    """The bytes of modules by how much of them a pass reads."""
+    experts = dict.fromkeys(range(len(config.layers)), 0.0)
+    table = head = positions = always = 0.0
+    for name, nbytes in modules.items():
+        layer = _LAYER.search(name)
+        if _EMBEDDING.search(name):
+            table += nbytes
+        elif _HEAD.search(name):
+            head += nbytes
+        elif config.positions and name.endswith(f".{config.positions}"):
+            positions += nbytes
+        elif layer and _of_experts(config, int(layer[1]), layer[2]):
+            experts[int(layer[1])] += nbytes
+        else:
+            always += nbytes
+    row = table / config.vocab_size + positions / config.context_length
+    routed = tuple(
+        Routed(block.feed_forward.count, block.feed_forward.used, experts[i])
+        for i, block in enumerate(config.layers)
+        if isinstance(block.feed_forward, Experts)
+    )
+    if config.tied:
+        return Weights(always, table, row, positions, routed)
+    return Weights(always, head, row, table + positions, routed)
+
+
+def _of_experts(config: ModelConfig, layer: int, name: str) -> bool:
+    """Whether a module of a layer is one of its experts, or a stack of them."""
+    if layer >= len(config.layers):
+        return False
+    fed = config.layers[layer].feed_forward
+    return isinstance(fed, Experts) and "shared" not in name and bool(_EXPERTS.search(name))
+
+
+def _projected(attention: Attention | LatentAttention, hidden: int) -> int:
+    """Weights that one token is multiplied with in the projections of attention."""
+    heads = attention.heads
+    if isinstance(attention, LatentAttention):
+        turning, latent = attention.rope.dims, attention.latent
+        rows, wide = heads * (attention.head_dim + turning), attention.query_latent
+        queries = rows * hidden if wide is None else wide * (hidden + rows)
+        compressed = (latent + turning) * hidden
+        inward, outward = attention.head_dim * latent, latent * attention.value_dim
+        return queries + compressed + heads * (inward + outward + attention.value_dim * hidden)
+    return 2 * hidden * attention.head_dim * (heads + attention.kv_heads)
+
+
+def _pair(attention: Attention | LatentAttention) -> int:
+    """Multiplications for one query and one key, in all heads: its score, and its value's part."""
+    if isinstance(attention, LatentAttention):  # heads meet the latent that they share
+        return attention.heads * (2 * attention.latent + attention.rope.dims)
+    return attention.heads * 2 * attention.head_dim
+
+
+def _fed(fed: FeedForward | Experts, hidden: int) -> int:
+    """Weights that one token is multiplied with in a feed-forward, or in its experts."""
+    if isinstance(fed, Experts):
+        router = fed.count * hidden
+        shared = _fed(fed.shared, hidden) if fed.shared else 0
+        gate = hidden if fed.shared_gate else 0
+        return router + 3 * fed.used * hidden * fed.size + shared + gate
+    gated = fed.fused or len(fed.names) == 3
+    return (3 if gated else 2) * hidden * fed.size
+
+
+def count_foreign(nbytes: float, footprint: Footprint, config: Mapping[str, Any]) -> Counts:
+    """The counts of a model of mlx-lm's classes, which do not say what they multiply.
+
+    Args:
+        nbytes: of all weights; each pass is taken to read all of them.
+        footprint: what its caches take.
+        config: ``config.json``.
+    """
+    layers = tuple(
+        Attending(layer.token, layer.fixed, state=not layer.token, window=layer.window)
+        for layer in footprint.layers
+    )
+    unknown = ["operations, and so whether compute binds"]
+    if any(key in section for section in _sections(config) for key in _MIXED):
+        unknown.append("how many of its experts a pass reads: all weights are counted")
+    return Counts(Weights(nbytes, 0, 0, 0), layers, None, 0, tuple(unknown))
+
+
+def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    text = config.get("text_config")
+    return [config, text] if isinstance(text, Mapping) else [config]
