@@ -24,17 +24,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Chunk": "mlxrun.generation.request",
+    "Comparison": "mlxrun.quality.divergence",
     "Completion": "mlxrun.generation.request",
     "ConversionReport": "converters.report",
     "Engine": "mlxrun.engine",
     "Handle": "mlxrun.generation.handle",
     "LLM": "mlxrun.llm",
     "MlxrunError": "mlxrun.errors",
+    "Perplexity": "mlxrun.quality.perplexity",
     "Request": "mlxrun.generation.request",
     "SamplingParams": "mlxrun.generation.parameters",
     "Session": "mlxrun.generation.engine",
     "Tokenizer": "mlxrun.text.tokenizer",
     "Usage": "mlxrun.generation.request",
+    "compare": "mlxrun.quality.measure",
     "convert": "mlxrun.conversion",
     "load": "mlxrun.llm",
     "load_tokenizer": "mlxrun.conversion",
@@ -43,17 +46,20 @@ _HOMES = {
 __all__ = [
     "LLM",
     "Chunk",
+    "Comparison",
     "Completion",
     "ConversionReport",
     "Engine",
     "Handle",
     "MlxrunError",
+    "Perplexity",
     "Request",
     "SamplingParams",
     "Session",
     "Tokenizer",
     "Usage",
     "__version__",
+    "compare",
     "convert",
     "load",
     "load_tokenizer",
@@ -82,4 +88,7 @@ if TYPE_CHECKING:
     from mlxrun.generation.parameters import SamplingParams
     from mlxrun.generation.request import Chunk, Completion, Request, Usage
     from mlxrun.llm import LLM, load
+    from mlxrun.quality.divergence import Comparison
+    from mlxrun.quality.measure import compare
+    from mlxrun.quality.perplexity import Perplexity
     from mlxrun.text.tokenizer import Tokenizer

@@ -41,6 +41,7 @@ from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
 if TYPE_CHECKING:
     from mlxrun.engine import Engine
+    from mlxrun.quality.perplexity import Perplexity
 
 
 def load(
@@ -150,6 +151,14 @@ class LLM:
         tokens = self.asker.checked(ids)
         with COMPUTING:
             return score(self.model, tokens)
+
+    def perplexity(self, text: str, **options: Any) -> Perplexity:
+        """How well the model predicts a text; :func:`mlxrun.quality.measure.perplexity` has the
+        options: ``context``, ``stride``, ``chunks``, ``cache_type_k`` and more.
+        """
+        from mlxrun.quality.measure import perplexity
+
+        return perplexity(self, text, **options)
 
     def session(self, **options: Any) -> Session:
         """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.

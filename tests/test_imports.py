@@ -92,6 +92,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.computing",
         "mlxrun.errors",
     ),
+    "mlxrun.quality": (
+        "mlxrun.model",
+        "mlxrun.cache",
+        "mlxrun.text",
+        "mlxrun.generation",
+        "mlxrun.computing",
+        "mlxrun.planning",
+        "mlxrun.llm",
+        "mlxrun.errors",
+    ),
     "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),
 }
 WITHOUT_MLX = (
@@ -100,6 +110,8 @@ WITHOUT_MLX = (
     "mlxrun.generation.parameters",
     "mlxrun.generation.scheduler",
     "mlxrun.cache.radix",
+    "mlxrun.quality.windows",
+    "mlxrun.quality.estimates",
     "mlxrun.bench.workload",
     "mlxrun.bench.results",
     "mlxrun.bench.runner",

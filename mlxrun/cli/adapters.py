@@ -16,14 +16,14 @@ def adapter_option(verb: str) -> Callable[[Callable[..., Any]], Callable[..., An
     return click.option(
         "--adapter",
         multiple=True,
-        callback=_strengths,
+        callback=strengths,
         metavar="PATH[:SCALE]",
         help=f"{verb} a LoRA adapter, at SCALE times its strength: a directory of mlx-lm's or "
         "PEFT's, or a GGUF of llama.cpp's. Several add up.",
     )
 
 
-def _strengths(context: object, parameter: object, values: tuple[str, ...]) -> Adapters:
+def strengths(context: object, parameter: object, values: tuple[str, ...]) -> Adapters:
     """Paths with their strengths; a path may have colons of its own."""
     return [_strength(value) for value in values]
 

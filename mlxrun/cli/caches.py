@@ -14,7 +14,7 @@ from mlxrun.errors import ParameterError
 Command = Callable[..., None]
 
 
-class _CacheType(click.ParamType[str]):
+class CacheType(click.ParamType[str]):
     """A type of cache by its name, checked before anything is loaded."""
 
     name = "TYPE"
@@ -57,7 +57,7 @@ def with_cache_types(command: Command) -> Command:
     for letter, what, more in (("v", "values", ""), ("k", "keys", "; by channel, q4c")):
         command = click.option(
             f"--cache-type-{letter}",
-            type=_CacheType(),
+            type=CacheType(),
             metavar="TYPE",
             help=f"How the cache stores {what}: {', '.join(NAMES)}, or with a group, q4/32{more}.  "
             "[default: as activations]",

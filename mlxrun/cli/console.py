@@ -146,6 +146,13 @@ class Bar:
             if self._bar:
                 self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
+    def label(self, text: str) -> None:
+        """Show another label, such as what is known so far."""
+        with self._lock:
+            self._label = one_line(text)
+            if self._bar:
+                self._bar.update(self._bar.task_ids[0], description=self._label)
+
     def stop(self) -> None:
         """Take the bar away; it does not come back."""
         self._timer.cancel()

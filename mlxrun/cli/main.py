@@ -29,6 +29,8 @@ COMMANDS = {
     "inspect": "Show what is in a model and what it needs.",
     "pull": "Download a model from the hub.",
     "check-batch": "Compare requests served together with each alone.",
+    "perplexity": "Measure how well a model predicts a text.",
+    "compare": "Measure how far model B is from model A.",
     "bench": "Measure how fast a model runs on this machine.",
 }
 

@@ -91,6 +91,11 @@ class Tokenizer:
         return len(self._pieces)
 
     @property
+    def prefix(self) -> tuple[int, ...]:
+        """Ids that ``encode`` puts before a text, such as BOS; maybe none."""
+        return self._parts.before
+
+    @property
     def bos_id(self) -> int | None:
         """The token that begins a text."""
         return self._parts.roles.get("bos")

@@ -1,0 +1,213 @@
+"""Perplexity of one model, or the divergence of two, over a text: window by window.
+
+Joins models, their caches and their tokenizers to the pure functions of this package. Only a few
+rows of logits are there at once; of each token a few numbers are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from mlxrun.computing import COMPUTING
+from mlxrun.generation.engine import no_numbers
+from mlxrun.quality.divergence import Comparison, Differences, Kept, comparison, differences
+from mlxrun.quality.estimates import Estimate, Floats, mean
+from mlxrun.quality.perplexity import Perplexity, perplexity_of, surprises
+from mlxrun.quality.reading import logits_of
+from mlxrun.quality.vocabularies import check_same
+from mlxrun.quality.windows import Windows, windows
+
+if TYPE_CHECKING:
+    from mlxrun.llm import LLM
+
+Progress = Callable[[int, int], None]
+Part = tuple[mx.array, mx.array]
+K = TypeVar("K")
+
+
+class _Form:
+    """A model and how it stores keys and values."""
+
+    def __init__(self, llm: LLM, keys: str | None, values: str | None) -> None:
+        self.model = llm.model
+        self._cache: Callable[[], list[Any]] = partial(
+            llm.model.make_cache, keys=keys, values=values
+        )
+        self._cache()  # refuses now what it does not have
+
+    def read(self, ids: list[int], scored: int) -> Iterator[Part]:
+        """Logits before each of the last ``scored`` tokens of a window, and these tokens."""
+        return logits_of(self.model, self._cache(), ids, len(ids) - 1 - scored)
+
+    def checked(self, array: mx.array) -> Floats:
+        """Numbers on the host.
+
+        Raises:
+            NumericError: they are not finite.
+        """
+        numbers = np.array(array, dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            raise no_numbers(self.model)
+        return numbers
+
+
+class _Run(Generic[K]):
+    """Windows that are read one by one, and what is kept of each; iterating reads on."""
+
+    def __init__(self, plan: Windows) -> None:
+        self.plan = plan
+        self._kept: list[K] = []
+
+    def _score(self, ids: list[int]) -> K:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields how many windows have been read."""
+        for ids in self.plan:
+            with COMPUTING:
+                self._kept.append(self._score(ids))
+            yield len(self._kept)
+
+    def _facts(self) -> dict[str, int]:
+        plan = self.plan
+        return {"windows": len(self._kept), "context": plan.context, "scored": plan.scored}
+
+    def finish(self, progress: Progress | None) -> None:
+        """Read all windows."""
+        for done in self:
+            if progress:
+                progress(done, self.plan.count)
+
+
+class Scoring(_Run[Floats]):
+    """Reads a text with one model; :func:`perplexity` has its arguments."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        text: str,
+        *,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+        **wanted: Any,
+    ) -> None:
+        self._form = _Form(llm, cache_type_k, cache_type_v)
+        super().__init__(windows(llm.tokenizer, text, llm.context_length, **wanted))
+
+    def _score(self, ids: list[int]) -> Floats:
+        parts = []
+        for logits, targets in self._form.read(ids, self.plan.scored):
+            parts.append(surprises(logits, targets))
+            mx.eval(parts[-1])
+        return self._form.checked(mx.concatenate(parts))
+
+    def estimate(self) -> Estimate:
+        """The perplexity so far."""
+        return perplexity_of(np.concatenate(self._kept))[0]
+
+    def result(self) -> Perplexity:
+        """What follows from the windows that were read, at least one."""
+        surprised = np.concatenate(self._kept)
+        value, surprise = perplexity_of(surprised)
+        return Perplexity(value, surprise, surprised.size, **self._facts())
+
+
+class Comparing(_Run[Kept]):
+    """Reads a text with two models; :func:`compare` has its arguments."""
+
+    def __init__(
+        self,
+        a: LLM,
+        b: LLM,
+        text: str,
+        *,
+        a_cache_type_k: str | None = None,
+        a_cache_type_v: str | None = None,
+        b_cache_type_k: str | None = None,
+        b_cache_type_v: str | None = None,
+        **wanted: Any,
+    ) -> None:
+        self._a = _Form(a, a_cache_type_k, a_cache_type_v)
+        self._b = _Form(b, b_cache_type_k, b_cache_type_v)
+        check_same(a, b, text)
+        longest = min(a.context_length, b.context_length)
+        super().__init__(windows(a.tokenizer, text, longest, **wanted))
+
+    def _score(self, ids: list[int]) -> Kept:
+        parts: list[Differences] = []
+        pairs = (form.read(ids, self.plan.scored) for form in (self._a, self._b))
+        for (a, targets), (b, _) in zip(*pairs, strict=True):
+            parts.append(differences(a, b, targets))
+            mx.eval(parts[-1])
+        whole = Differences(*(mx.concatenate(list(each)) for each in zip(*parts, strict=True)))
+        return Kept(
+            self._a.checked(whole.surprise_a),
+            self._b.checked(whole.surprise_b),
+            self._b.checked(whole.divergence),
+            np.array(whole.agrees),
+        )
+
+    def estimate(self) -> Estimate:
+        """The mean divergence so far, nats."""
+        return mean(np.concatenate([kept.divergence for kept in self._kept]))
+
+    def result(self) -> Comparison:
+        """What follows from the windows that were read, at least one."""
+        kept = Kept(*map(np.concatenate, zip(*self._kept, strict=True)))
+        return comparison(kept, **self._facts())
+
+
+def perplexity(
+    llm: LLM, text: str, *, progress: Progress | None = None, **options: Any
+) -> Perplexity:
+    """How well a model predicts a text, as llama.cpp's llama-perplexity measures it.
+
+    Args:
+        text: at least a window long.
+        progress: called with (windows read, windows in all).
+        context: tokens of a window; by default 512, or what the model can see if that is less.
+        stride: windows begin so many tokens apart, and so many at the end of each are scored. By
+            default windows lie side by side, and the second half of each is scored, but for its
+            first token: ``context - 1 - context // 2`` tokens.
+        chunks: read no more than so many windows.
+        bos: let each window begin with what the tokenizer puts before a text, such as BOS, in
+            place of its own first token; true by default.
+        parse_special: let ``<|markers|>`` in the text be control tokens, as in recorded chats.
+        cache_type_k, cache_type_v: how keys and values are stored; see :meth:`mlxrun.LLM.session`.
+            All tokens of a window meet each other as they are stored.
+
+    Raises:
+        ParameterError: a value outside its range, or a text shorter than a window.
+        ContextLengthError: a window longer than the model can see.
+        CacheError: the model stores keys and values in its own way.
+        NumericError: the model's output is not finite.
+    """
+    scoring = Scoring(llm, text, **options)
+    scoring.finish(progress)
+    return scoring.result()
+
+
+def compare(
+    a: LLM, b: LLM, text: str, *, progress: Progress | None = None, **options: Any
+) -> Comparison:
+    """How far B's predictions of a text are from A's.
+
+    Args:
+        a: the reference, such as ``load("model.gguf", policy="exact", dtype="float32")``.
+        b: another model or form of the same vocabulary; it may be ``a`` itself.
+        text, progress, context, stride, chunks, bos, parse_special: as :func:`perplexity` has them.
+        a_cache_type_k, a_cache_type_v, b_cache_type_k, b_cache_type_v: how each stores keys and
+            values.
+
+    Raises:
+        TokenizerError: the vocabularies differ; says in what.
+        ParameterError, ContextLengthError, CacheError, NumericError: as :func:`perplexity`.
+    """
+    comparing = Comparing(a, b, text, **options)
+    comparing.finish(progress)
+    return comparing.result()
