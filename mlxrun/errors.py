@@ -22,10 +22,14 @@
     ├── QueueFullError                    more requests than may wait
     ├── MemoryLimitError                  more memory than there can be: needed and available bytes
     ├── EngineClosedError                 a request to an engine that has been closed
-    └── RivalError                        another runtime to measure against is missing, or fails
+    ├── RivalError                        another runtime to measure against is missing, or fails
+    ├── DatasetError                      a data set that cannot be read: line, and what is wrong
+    └── MissingExtraError                 an optional package is not installed: how to install it
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from converters.errors import (
     AdapterError,
@@ -46,11 +50,13 @@ __all__ = [
     "CheckpointError",
     "ContextLengthError",
     "ConversionError",
+    "DatasetError",
     "EngineClosedError",
     "GGUFError",
     "HubError",
     "InexactError",
     "MemoryLimitError",
+    "MissingExtraError",
     "MlxrunError",
     "NumericError",
     "OutOfSpaceError",
@@ -148,3 +154,38 @@ class EngineClosedError(MlxrunError):
 
 class RivalError(MlxrunError):
     """Another runtime to measure against is missing, or fails."""
+
+
+class DatasetError(MlxrunError):
+    """A file of prompts and outputs has something else in it.
+
+    Args:
+        path: the file.
+        line: where, from 1; None where it is the file as a whole.
+        found: what is wrong there.
+        hint: what the user can do.
+    """
+
+    def __init__(
+        self, path: str | Path, line: int | None, found: str, *, hint: str | None = None
+    ) -> None:
+        self.path, self.line = Path(path), line
+        where = self.path.name if line is None else f"{self.path.name}, line {line}"
+        super().__init__(f"{where}: {found}", hint=hint)
+
+
+class MissingExtraError(MlxrunError):
+    """Something needs a package that an extra of mlxrun installs.
+
+    Args:
+        wanted: what needs it.
+        package: which is missing.
+        extra: of mlxrun that installs it.
+    """
+
+    def __init__(self, wanted: str, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(
+            f"{wanted} needs {package}, which is not installed",
+            hint=f"Install it: pip install 'mlxrun[{extra}]'",
+        )

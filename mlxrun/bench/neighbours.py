@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 # Programs that took less than this part of a core are not worth a name, and how many have one.
 _FELT, _NAMED = 0.05, 5
+# The process that is the parent of Linux's own threads.
+_KERNEL = 2
 
 
 class Process(NamedTuple):
@@ -86,7 +88,10 @@ def of_proc(folder: Path) -> dict[int, Process]:
         pid, parent = int(entry.name), int(fields[1])
         if own not in (pid, parent):
             user, system = int(fields[11]), int(fields[12])
-            found[pid] = Process(head.partition("(")[2], (user + system) / ticks)
+            name = head.partition("(")[2]
+            # Threads of the kernel are many, and named after what each does at the moment.
+            name = "kernel" if parent == _KERNEL else name
+            found[pid] = Process(name, (user + system) / ticks)
     return found
 
 

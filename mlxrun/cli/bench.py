@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.bench.workload import behind, fitting, plan, ragged
-from mlxrun.cli.bench_options import with_rivals, with_telling, with_tests
+from mlxrun.bench.workload import behind, plan, ragged
+from mlxrun.cli.bench_options import Asked, with_dataset, with_rivals, with_telling, with_tests
 from mlxrun.cli.loading import load_model, located, with_loading
 
 if TYPE_CHECKING:
     from mlxrun.bench.results import Results
+    from mlxrun.cli.bench_dataset import Dataset, Study
 
 INTERRUPTED = 130
 
@@ -22,22 +23,11 @@ INTERRUPTED = 130
 @click.command("bench")
 @click.argument("model")
 @with_tests
+@with_dataset
 @with_rivals
 @with_telling
 @with_loading
-def command(
-    model: str,
-    n_prompt: tuple[int, ...],
-    n_predict: tuple[int, ...],
-    repetitions: int,
-    parallel: tuple[int, ...],
-    contexts: tuple[int, ...],
-    mixed: bool,
-    rivals: tuple[str, ...],
-    as_json: bool,
-    as_csv: bool,
-    **loading: Any,
-) -> None:
+def command(model: str, **options: Any) -> None:
     """Measure how fast a model runs on this machine.
 
     Tests are named as llama-bench names them: pp128 reads a prompt of 128 tokens, tg128 draws 128
@@ -50,42 +40,55 @@ def command(
       mlxrun bench model.gguf --context 0,1k,4k
       mlxrun bench model.gguf --parallel 1,2,4,8,16,20 --against mlx-lm
       mlxrun bench model.gguf --n-prompt 0 --ragged --json > measured.json
+      mlxrun bench model.gguf --dataset chats.jsonl --run recommended
     """
-    from mlxrun.cli.bench_measure import affordable, llama_bench, measured, mlx_lm, subjects
-
-    if as_json and as_csv:
-        raise click.UsageError("Give --json or --csv, not both.")
-    if loading["adapter"] and rivals:
-        raise click.UsageError("--against measures the same weights, which an --adapter changes.")
-    wanted = plan(n_prompt, n_predict, contexts, parallel)
-    if not wanted and not mixed:
+    asked = Asked.taken(options)
+    wanted = plan(asked.n_prompt, asked.n_predict, asked.contexts, asked.parallel)
+    if not wanted and not asked.mixed:
         raise click.UsageError("There is nothing to measure.")
+    dataset = _dataset(asked)
     path = located(model)
-    llama = llama_bench(path, wanted="llama-bench" in rivals)
+    from mlxrun.cli.bench_measure import Measuring, chosen, llama_bench, mlx_lm, subjects
+
+    llama = llama_bench(path, wanted="llama-bench" in asked.rivals)
     started = time.perf_counter()
-    llm = load_model(str(path), **loading)
-    loaded = time.perf_counter() - started
-    if mixed:
+    llm = load_model(str(path), **options)
+    ours = subjects(llm, time.perf_counter() - started, mixed=asked.mixed)
+    bench = Measuring(ours, asked.repetitions)
+    study = dataset.study(llm, bench, asked.parallel) if dataset else None
+    if study:
+        wanted = study.workloads(asked.level) if asked.level else []
+    elif asked.mixed:
         wanted += [ragged(llm.context_length), *behind(llm.context_length)]
-    short, too_long = fitting(wanted, llm.context_length)
-    workloads, too_large = affordable(llm, short)
-    with mlx_lm(llm, path, wanted="mlx-lm" in rivals) as theirs:
-        runtimes = [*subjects(llm, loaded, mixed=mixed), *theirs, *llama]
-        results, about = measured(runtimes, workloads, repetitions)
-    left_out = {"context": [w.name for w in too_long], "memory": [w.name for w in too_large]}
-    about = {"model": model, **about, "left_out": left_out}
-    _print(results, about, as_json=as_json, as_csv=as_csv)
-    if about["interrupted"]:
+    workloads, left_out = chosen(llm, wanted)
+    with mlx_lm(llm, path, wanted="mlx-lm" in asked.rivals) as theirs:
+        bench.run(workloads, rivals=[*theirs, *llama])
+    about = {"model": model, **bench.about(), "left_out": left_out}
+    _print(bench.results, about, study, asked)
+    if bench.interrupted:
         raise SystemExit(INTERRUPTED)
 
 
-def _print(results: Results, about: dict[str, Any], *, as_json: bool, as_csv: bool) -> None:
+def _dataset(asked: Asked) -> Dataset | None:
+    """The data set that is asked for: read early, for what is wrong with it to be told early."""
+    if asked.dataset is None:
+        return None
+    from mlxrun.cli.bench_dataset import Dataset
+
+    return Dataset(asked.dataset)
+
+
+def _print(results: Results, about: dict[str, Any], study: Study | None, asked: Asked) -> None:
     from mlxrun.bench.report import facts, flat
     from mlxrun.cli.bench_tables import print_results
 
-    if as_json:
+    if study:
+        about["dataset"] = study.facts()
+    if asked.as_json:
         print(json.dumps(facts(results, about)))
-    elif as_csv:
+    elif asked.as_csv:
         sys.stdout.write(flat(facts(results, about)))
     else:
+        if study:
+            study.print()
         print_results(results, about)

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxrun.bench.workload import Workload
+from mlxrun.bench.workload import Workload, fitting
 from mlxrun.cli.console import Bar, note
 
 if TYPE_CHECKING:
-    from mlxrun.bench.results import Results
     from mlxrun.bench.runner import Subject
     from mlxrun.llm import LLM
 
@@ -54,6 +53,17 @@ def mlx_lm(llm: LLM, path: Path, *, wanted: bool) -> Iterator[list[Subject]]:
         yield [theirs]
 
 
+def chosen(llm: LLM, wanted: Sequence[Workload]) -> tuple[list[Workload], dict[str, list[str]]]:
+    """Workloads that the model's context and the memory hold, and the others' names by reason.
+
+    Raises:
+        ContextLengthError, MemoryLimitError: there is none left.
+    """
+    short, too_long = fitting(wanted, llm.context_length)
+    fit, too_large = affordable(llm, short)
+    return fit, {"context": [w.name for w in too_long], "memory": [w.name for w in too_large]}
+
+
 def affordable(llm: LLM, workloads: Sequence[Workload]) -> tuple[list[Workload], list[Workload]]:
     """Workloads that memory holds by the plan, and those that it does not.
 
@@ -71,36 +81,65 @@ def affordable(llm: LLM, workloads: Sequence[Workload]) -> tuple[list[Workload],
     return fit, [workload for workload in workloads if not terms[workload].fits]
 
 
-def measured(
-    runtimes: Sequence[Subject], workloads: Sequence[Workload], repetitions: int
-) -> tuple[Results, Facts]:
-    """What was measured, and what it was measured on."""
-    from mlxrun.bench.machine import Watch, machine
-    from mlxrun.bench.results import Results
-    from mlxrun.bench.runner import measure
-    from mlxrun.bench.subjects.ours import OneAtATime
+class Measuring:
+    """Measurements on one machine, one list of workloads after the other.
 
-    results, watch, interrupted = Results(), Watch(), False
-    try:
-        with Bar("Measuring", count="runs") as bar:
-            measure(runtimes, workloads, repetitions, results, progress=bar, after=watch.look)
-    except KeyboardInterrupt:
-        note("interrupted")
-        interrupted = True
-    about = {
-        "machine": machine(_packages(runtimes)),
-        "other_use": watch.facts(),
-        "repetitions": repetitions,
-        "runtimes": [
-            {"name": s.name, "about": s.about, "load_seconds": s.load_seconds}
-            for s in runtimes
-            if not isinstance(s, OneAtATime)  # shares its model with the first
-        ],
-        "interrupted": interrupted,
-    }
-    return results, about
+    Args:
+        ours: mlxrun's own runtime.
+        repetitions: runs of each that count.
 
+    Attributes:
+        results: what was measured so far.
+        interrupted: by Ctrl-C, after which nothing more is measured.
+    """
 
-def _packages(runtimes: Sequence[Subject]) -> list[str]:
-    """Packages whose versions matter."""
-    return ["mlxrun", "mlx", *(["mlx-lm"] if any(s.name == "mlx-lm" for s in runtimes) else [])]
+    def __init__(self, ours: Sequence[Subject], repetitions: int) -> None:
+        from mlxrun.bench.machine import Watch
+        from mlxrun.bench.results import Results
+
+        self._runtimes, self._repetitions = list(ours), repetitions
+        self._ours, self._watch = tuple(ours), Watch()
+        self.results, self.interrupted = Results(), False
+
+    def run(
+        self,
+        workloads: Sequence[Workload],
+        label: str = "Measuring",
+        *,
+        rivals: Sequence[Subject] = (),
+    ) -> None:
+        """Run workloads, with a progress bar; Ctrl-C ends it.
+
+        Args:
+            rivals: who takes turns with mlxrun.
+        """
+        from mlxrun.bench.runner import measure
+
+        self._runtimes += rivals
+        if self.interrupted:
+            return
+        turns, results, look = [*self._ours, *rivals], self.results, self._watch.look
+        try:
+            with Bar(label, count="runs") as bar:
+                measure(turns, workloads, self._repetitions, results, progress=bar, after=look)
+        except KeyboardInterrupt:
+            note("interrupted")
+            self.interrupted = True
+
+    def about(self) -> Facts:
+        """What it was measured on."""
+        from mlxrun.bench.machine import machine
+        from mlxrun.bench.subjects.ours import OneAtATime
+
+        rivals = any(runtime.name == "mlx-lm" for runtime in self._runtimes)
+        return {
+            "machine": machine(["mlxrun", "mlx", *(["mlx-lm"] if rivals else [])]),
+            "other_use": self._watch.facts(),
+            "repetitions": self._repetitions,
+            "runtimes": [
+                {"name": s.name, "about": s.about, "load_seconds": s.load_seconds}
+                for s in self._runtimes
+                if not isinstance(s, OneAtATime)  # shares its model with the first
+            ],
+            "interrupted": self.interrupted,
+        }

@@ -1,21 +1,74 @@
 """The options of ``mlxrun bench``: what is measured, against whom, and how it is told.
 
-Everything is checked here, before a model is loaded. Standard library and click only.
+Everything is checked here, before a model is loaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
 import click
+from click.core import ParameterSource
 
+from mlxrun.bench.coverage import LEVELS
 from mlxrun.bench.workload import counts
 from mlxrun.errors import ParameterError
 
 RIVALS = ("mlx-lm", "llama-bench")
 
 Command = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a user asks for, besides how the model is loaded; named as the options are."""
+
+    n_prompt: tuple[int, ...]
+    n_predict: tuple[int, ...]
+    repetitions: int
+    parallel: tuple[int, ...]
+    contexts: tuple[int, ...]
+    mixed: bool
+    dataset: Path | None
+    level: str | None
+    rivals: tuple[str, ...]
+    as_json: bool
+    as_csv: bool
+
+    @classmethod
+    def taken(cls, options: dict[str, Any]) -> Self:
+        """Out of all options of a command, which loses those that are taken.
+
+        Raises:
+            UsageError: some of them exclude each other.
+        """
+        asked = cls(**{field.name: options.pop(field.name) for field in fields(cls)})
+        asked._check(adapted=bool(options["adapter"]))
+        return asked
+
+    def _check(self, *, adapted: bool) -> None:
+        only_one = "Give --json or --csv, not both."
+        same = "--against measures the same weights, which an --adapter changes."
+        of_dataset = "--run chooses what to measure for a --dataset: name one."
+        measured = f"With --dataset, --against and --csv need --run {' or '.join(LEVELS)}."
+        only_read = self.dataset is not None and self.level is None
+        for wrong, message in (
+            (self.as_json and self.as_csv, only_one),
+            (adapted and self.rivals, same),
+            (self.level and self.dataset is None, of_dataset),
+            (only_read and (self.rivals or self.as_csv), measured),
+        ):
+            if wrong:
+                raise click.UsageError(message)
+        context = click.get_current_context()
+        for name in ("n_prompt", "n_predict", "contexts", "mixed") if self.dataset else ():
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(
+                    "A --dataset says how much to read and draw: leave it to it."
+                )
 
 
 class _Counts(click.ParamType[tuple[int, ...]]):
@@ -83,6 +136,29 @@ def with_tests(command: Command) -> Command:
             is_flag=True,
             help="Also serve 20 requests of many lengths together and one at a time, and a short "
             "request behind a long prompt.",
+        ),
+    )
+    return _given(command, options)
+
+
+def with_dataset(command: Command) -> Command:
+    """Give a command the options that take what is measured from a data set."""
+    options = (
+        click.option(
+            "--dataset",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE.jsonl",
+            help="Count the tokens of prompts and outputs in a file (messages, conversations, "
+            "prompt and response, and the like) and recommend what to measure: lengths, and "
+            "numbers of sequences after trying some, those of --parallel if they are given.",
+        ),
+        click.option(
+            "--run",
+            "level",
+            type=click.Choice(tuple(LEVELS)),
+            help="Measure what is recommended for the --dataset: "
+            + ", ".join(f"{level} covers {percent}%" for level, percent in LEVELS.items())
+            + " of prompts and of outputs.",
         ),
     )
     return _given(command, options)

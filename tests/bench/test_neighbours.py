@@ -82,14 +82,16 @@ def test_a_system_that_tells_nothing(told):
 
 def test_names_with_spaces_and_brackets(tmp_path: Path):
     ticks = os.sysconf("SC_CLK_TCK")
-    for pid, name, parent in ((10, "a b) c (d", 1), (11, "mine", os.getpid())):
+    processes = ((10, "a b) c (d", 1), (11, "mine", os.getpid()), (12, "kworker/0:1", 2))
+    for pid, name, parent in processes:
         (tmp_path / str(pid)).mkdir()
         numbers = [parent, *[0] * 9, 3 * ticks, ticks // 2, *[0] * 30]
         stat = f"{pid} ({name}) R {' '.join(map(str, numbers))}\n"
         (tmp_path / str(pid) / "stat").write_text(stat)
-    (tmp_path / "12").mkdir()  # ended while it was looked at
+    (tmp_path / "13").mkdir()  # ended while it was looked at
     (tmp_path / "version").write_text("")
-    assert of_proc(tmp_path) == {10: Process("a b) c (d", 3 + ticks // 2 / ticks)}
+    took = 3 + ticks // 2 / ticks
+    assert of_proc(tmp_path) == {10: Process("a b) c (d", took), 12: Process("kernel", took)}
 
 
 def test_what_ps_prints():
