@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxrun.bench.workload import behind, plan, ragged
 from mlxrun.cli.bench_options import Asked, with_dataset, with_rivals, with_telling, with_tests
+from mlxrun.cli.console import note
 from mlxrun.cli.loading import load_model, located, with_loading
+from mlxrun.cli.roofline import print_roofline, roofline_facts, with_roofline
 
 if TYPE_CHECKING:
     from mlxrun.bench.results import Results
@@ -25,6 +28,7 @@ INTERRUPTED = 130
 @with_tests
 @with_dataset
 @with_rivals
+@with_roofline
 @with_telling
 @with_loading
 def command(model: str, **options: Any) -> None:
@@ -39,6 +43,7 @@ def command(model: str, **options: Any) -> None:
     Examples:
       mlxrun bench model.gguf --context 0,1k,4k
       mlxrun bench model.gguf --parallel 1,2,4,8,16,20 --against mlx-lm
+      mlxrun bench model.gguf --parallel 1,8 --roofline
       mlxrun bench model.gguf --n-prompt 0 --ragged --json > measured.json
       mlxrun bench model.gguf --dataset chats.jsonl --run recommended
     """
@@ -64,6 +69,8 @@ def command(model: str, **options: Any) -> None:
     with mlx_lm(llm, path, wanted="mlx-lm" in asked.rivals) as theirs:
         bench.run(workloads, rivals=[*theirs, *llama])
     about = {"model": model, **bench.about(), "left_out": left_out}
+    if asked.roofline and not bench.interrupted:
+        about["roofline"] = roofline_facts(llm, path, bench.results, options["policy"])
     _print(bench.results, about, study, asked)
     if bench.interrupted:
         raise SystemExit(INTERRUPTED)
@@ -84,11 +91,22 @@ def _print(results: Results, about: dict[str, Any], study: Study | None, asked: 
 
     if study:
         about["dataset"] = study.facts()
+    found = facts(results, about)
     if asked.as_json:
-        print(json.dumps(facts(results, about)))
+        print(json.dumps(found))
     elif asked.as_csv:
-        sys.stdout.write(flat(facts(results, about)))
+        sys.stdout.write(flat(found))
     else:
         if study:
             study.print()
         print_results(results, about)
+        if "roofline" in about:
+            print_roofline(about["roofline"])
+    if asked.plot:
+        _plot(found, asked.plot)
+
+
+def _plot(found: dict[str, Any], path: Path) -> None:
+    from mlxrun.bench.plot import draw
+
+    note(f"drawn: {path}" if draw(found, path) else f"nothing was measured to draw in {path}")

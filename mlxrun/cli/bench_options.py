@@ -35,6 +35,8 @@ class Asked:
     dataset: Path | None
     level: str | None
     rivals: tuple[str, ...]
+    roofline: bool
+    plot: Path | None
     as_json: bool
     as_csv: bool
 
@@ -53,13 +55,16 @@ class Asked:
         only_one = "Give --json or --csv, not both."
         same = "--against measures the same weights, which an --adapter changes."
         of_dataset = "--run chooses what to measure for a --dataset: name one."
-        measured = f"With --dataset, --against and --csv need --run {' or '.join(LEVELS)}."
+        levels = " or ".join(LEVELS)
+        measured = f"With --dataset, --against, --roofline and --csv need --run {levels}."
+        no_rows = "--roofline is told in tables or with --json."
         only_read = self.dataset is not None and self.level is None
         for wrong, message in (
             (self.as_json and self.as_csv, only_one),
             (adapted and self.rivals, same),
             (self.level and self.dataset is None, of_dataset),
-            (only_read and (self.rivals or self.as_csv), measured),
+            (only_read and (self.rivals or self.roofline or self.as_csv), measured),
+            (self.roofline and self.as_csv, no_rows),
         ):
             if wrong:
                 raise click.UsageError(message)
@@ -179,10 +184,27 @@ def with_rivals(command: Command) -> Command:
 def with_telling(command: Command) -> Command:
     """Give a command the options that say how results are told."""
     options = (
+        click.option(
+            "--plot",
+            type=click.Path(dir_okay=False, writable=True, path_type=Path),
+            callback=_drawable,
+            metavar="FILE",
+            help="Draw rates by the number of sequences and by context into a .png, .svg, .pdf or "
+            ".html file; needs pip install 'mlxrun[plot]'.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
         click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values."),
     )
     return _given(command, options)
+
+
+def _drawable(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A file for a picture, checked before anything is loaded."""
+    if path is not None and not context.resilient_parsing:
+        from mlxrun.bench.plot import check
+
+        check(path)
+    return path
 
 
 def _given(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:

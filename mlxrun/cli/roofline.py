@@ -129,7 +129,7 @@ def chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
         )
         for chip in chips
     ]
-    return table("Limits of other chips, tokens/s (bounds, not measured)", columns, rows)
+    return table("Limits of other chips, tokens/s", columns, rows)
 
 
 def _tflops(chip: Mapping[str, Any]) -> str:
@@ -153,9 +153,9 @@ def _limit(chip: Mapping[str, Any], most: Mapping[str, Any]) -> str:
 def chip_notes(held: str, weights: float) -> Iterator[str]:
     """What a reader of the limits of chips has to know."""
     yield (
-        f"Weights as a GPU would hold them: {held}, {size(weights)}. Every byte at the full "
-        "bandwidth, every operation at the full throughput that makers name: nothing was run "
-        "there, and no program reaches it."
+        f"Bounds, not measured: weights as a GPU would hold them ({held}, {size(weights)}), every "
+        "byte at full bandwidth, every operation at full throughput, by the figures of their "
+        "makers. Nothing was run there, and no program reaches them."
     )
     yield "* compute binds, else bandwidth; ~ estimated; - no figure. Sources: --json."
 

@@ -26,7 +26,7 @@ from mlxrun.planning.work import Attending, Counts, Routed, Weights
 _LAYER = re.compile(r"\blayers\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"\b(switch_mlp|experts|input_linear|output_linear)\b")
 _EMBEDDING = re.compile(r"\bembed_tokens$")
-_HEAD = re.compile(r"\blm_head$")
+_HEAD = re.compile(r"\blm_head(\.bias)?$")
 # What configs of other classes call the number of their experts.
 _MIXED = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe")
 
@@ -157,7 +157,7 @@ def count_foreign(nbytes: float, footprint: Footprint, config: Mapping[str, Any]
         for layer in footprint.layers
     )
     unknown = ["operations, and so whether compute binds"]
-    if any(key in section for section in _sections(config) for key in _MIXED):
+    if any(section.get(key) for section in _sections(config) for key in _MIXED):
         unknown.append("how many of its experts a pass reads: all weights are counted")
     return Counts(Weights(nbytes, 0, 0, 0), layers, None, 0, tuple(unknown))
 

@@ -1,0 +1,157 @@
+"""Counts of models against naive counting: tensors of a file, arrays of a loaded model."""
+
+from __future__ import annotations
+
+import re
+from math import prod
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from conformance.skeleton import Skeleton, names, read
+from tiny_models import Tiny
+
+import mlxrun
+from converters.gguf.reader import read_gguf
+from mlxrun.cache.choice import Wanted
+from mlxrun.loading.gguf import load_gguf
+from mlxrun.models.families import FAMILIES, model_config
+from mlxrun.planning.counting import count_held, split
+from mlxrun.planning.source import promised
+from mlxrun.planning.weights import Held
+from mlxrun.planning.work import decode
+
+# A table that is only looked up, the output matrix, and what is not multiplied as a matrix.
+APART = re.compile(r"token_embd|position_embd|^output\.weight|norm|\.bias$")
+LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+def multiplied(skeleton: Skeleton, layers: int) -> int:
+    """Weights that one token meets, by the shapes of the tensors of a file."""
+    used, count = (skeleton.keys.get(f"expert{end}", 1) for end in ("_used_count", "_count"))
+    total = 0
+    for name, (_, shape) in skeleton.shapes().items():
+        layer = LAYER.match(name)
+        beyond = layer is not None and int(layer[1]) >= layers
+        if APART.search(name) or beyond or (len(shape) < 2 and "gate_inp_shexp" not in name):
+            continue
+        total += prod(shape) * used // count if "_exps" in name else prod(shape)
+    return total
+
+
+def test_operations_are_those_of_the_tensors_of_every_family(tmp_path: Path) -> None:
+    seen = set()
+    for name in names():
+        skeleton = read(name)
+        config, held = promised(skeleton.write(tmp_path / "x.gguf"))
+        if config["model_type"] not in FAMILIES:
+            continue
+        seen.add(config["model_type"])
+        model = model_config(dict(config))
+        counts = count_held(config, held)
+        assert counts.multiplied == multiplied(skeleton, len(model.layers)), name
+        assert counts.head == model.vocab_size * model.hidden_size
+    assert len(seen) > 25
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-mqa", "gemma2-caps", "gpt-oss-small", "deepseek2-lite", "deepseek2-flash",
+        "mixtral-8x", "qwen2moe-gqa", "phi2-turning", "gpt2-small", "granitemoe-ten",
+    ],
+)  # fmt: skip
+def test_bytes_are_those_of_the_arrays_that_are_held(name: str, tmp_path: Path) -> None:
+    gguf = read_gguf(read(name).write(tmp_path / "x.gguf"))
+    loaded = load_gguf(gguf)
+    config, held = promised(gguf)
+    before, after = (
+        count_held(config, held).weights,
+        split(model_config(loaded.config), loaded.model.held),
+    )
+    assert before == after
+    assert after.total == loaded.model.nbytes == sum(loaded.model.held.values())
+    routed = sum(each.nbytes for each in after.routed)
+    experts = {
+        n: size
+        for n, size in loaded.model.held.items()
+        if re.search(r"\b(switch_mlp|experts)\b", n)
+    }
+    assert routed == sum(experts.values())
+    assert (routed > 0) == bool(gguf.key("expert_count", 0))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_packed_weights_count_by_their_stored_bits(tmp_path: Path, kind: str, tied: bool) -> None:
+    tiny = Tiny(kinds={"*": kind}, tied=tied, layers=1)
+    path = tiny.write(tmp_path / "m.gguf")
+    config, held = promised(path, dtype="float16")
+    counts = count_held(config, held)
+    bits = {"Q4_0": 4 + 2 * 16 / 32, "Q8_0": 8 + 2 * 16 / 32, "F16": 16}[kind]
+    matrix = tiny.vocab * tiny.hidden * bits / 8
+    assert counts.weights.head == matrix
+    assert counts.weights.row == matrix / tiny.vocab
+    assert counts.weights.table == (0 if tied else matrix)
+    norms = 3 * tiny.hidden * 2
+    assert counts.multiplied is not None
+    assert counts.weights.always == counts.multiplied * bits / 8 + norms
+    mlxrun.convert(path, tmp_path / "converted")
+    directory = count_held(*promised(tmp_path / "converted", dtype="float16"))
+    assert directory.weights == counts.weights
+    loaded = mlxrun.load(tmp_path / "converted", dtype="float16")
+    assert split(model_config(loaded.config), loaded.model.held) == counts.weights
+
+
+def test_experts_of_a_converted_directory(tmp_path: Path) -> None:
+    path = read("qwen3moe-one").write(tmp_path / "x.gguf")
+    mlxrun.convert(path, tmp_path / "converted")
+    of_file, of_directory = (
+        count_held(*promised(source, dtype="float16")) for source in (path, tmp_path / "converted")
+    )
+    assert of_directory == of_file
+    assert of_file.weights.routed
+
+
+@pytest.mark.parametrize("types", [(None, None), ("f16", "q8"), ("q8", "q4")], ids=str)
+@pytest.mark.parametrize("window", [None, 200])
+def test_keys_and_values_are_what_caches_store(
+    tmp_path: Path, types: tuple[str | None, str | None], window: int | None
+) -> None:
+    llm = mlxrun.load(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
+    wanted = Wanted(window, 0, *types)
+    held = Held(llm.model.nbytes, "float32", False, "", llm.model.held)
+    counts = count_held(llm.config, held, wanted)
+    caches = llm.model.make_cache(window=window, keys=types[0], values=types[1])
+    llm.model(mx.zeros((1, 256), mx.int32), caches, last_only=True)  # a capacity: all slots used
+    stored = sum(cache.nbytes for cache in caches)
+    work = decode(counts, context=255)
+    assert work.cache_read == stored
+    assert work.cache_written == sum(layer.token for layer in counts.layers)
+
+
+def test_latent_attention_by_hand(tmp_path: Path) -> None:
+    skeleton = read("deepseek2-lite")
+    counts = count_held(*promised(skeleton.write(tmp_path / "x.gguf")))
+    keys = skeleton.keys
+    heads, latent = keys["attention.head_count"], keys["attention.kv_lora_rank"]
+    turning = keys["rope.dimension_count"]
+    (pair,) = {layer.pair for layer in counts.layers}
+    # A score of latent and turned parts, and the latent that it weighs; in float32 here.
+    assert pair == heads * (latent + turning) + heads * latent
+    assert {layer.token for layer in counts.layers} == {4 * (latent + turning)}
+
+
+def test_a_class_of_mlx_lms_tells_what_is_known_and_what_is_not(tmp_path: Path) -> None:
+    config, held = promised(read("qwen3next-80b").write(tmp_path / "x.gguf"))
+    assert config["model_type"] not in FAMILIES
+    counts = count_held(config, held)
+    assert counts.weights.total == held.nbytes > 0
+    assert counts.multiplied is None
+    assert any("operations" in what for what in counts.unknown)
+    assert any("experts" in what for what in counts.unknown)
+    work = decode(counts, context=10)
+    assert work.operations is None
+    states = [layer for layer in counts.layers if layer.state]
+    assert states
+    assert work.cache_written >= sum(layer.fixed for layer in states)
