@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
 
-from mlxrun.cache.formats import Seen, Shown
+from mlxrun.cache.formats import Mixed, Shown
 from mlxrun.errors import CacheError
 
 Mask = mx.array | str | None
@@ -51,7 +51,7 @@ class Product(ABC):
         """Queries (B, heads, T, D), keys and values (B, H, S, D) to (B, heads, T, D)."""
 
     @abstractmethod
-    def stored(self, q: mx.array, keys: Shown, values: Seen, mask: Mask) -> mx.array:
+    def stored(self, q: mx.array, keys: Shown, values: Mixed, mask: Mask) -> mx.array:
         """The same over keys and values as they are stored, which are not unpacked."""
 
     def ranking(self, q: mx.array) -> mx.array:

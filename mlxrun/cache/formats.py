@@ -192,6 +192,12 @@ class Shown(Protocol):
     def dot(self, queries: mx.array) -> mx.array: ...
 
 
+class Mixed(Shown, Protocol):
+    """Values as a query meets them."""
+
+    def mix(self, weights: mx.array) -> mx.array: ...
+
+
 class Seen(NamedTuple):
     """Keys or values that a query meets, as they are stored.
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
+from weakref import WeakValueDictionary
 
 import mlx.core as mx
 
 from mlxrun.cache.base import Memory, Named, State
+from mlxrun.cache.branch import Beginning, BranchCache
+from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.radix import Match, Node, RadixTree
 from mlxrun.cache.store import copied
 from mlxrun.errors import CacheError
@@ -65,6 +68,8 @@ class Snapshot:
 
 
 Place = Node[Segment, Snapshot]
+# The first tokens of sequences, and of which tree they are.
+_Tokens = tuple[tuple[object, ...], tuple[int, ...]]
 
 
 class Lease:
@@ -112,6 +117,7 @@ class PrefixCache:
     def __init__(self, budget: int, *, worth: int = WORTH) -> None:
         self._budget, self.worth = budget, worth
         self._tree: RadixTree[Segment, Snapshot] = RadixTree()
+        self._beginnings: WeakValueDictionary[_Tokens, Beginning] = WeakValueDictionary()
         self._lookups = self._hits = self._tokens = 0
 
     @property
@@ -144,16 +150,24 @@ class PrefixCache:
         """How many of some tokens are in the tree, whether they can be taken over or not."""
         return self._tree.match(_tree_of(like, step), tokens).length
 
-    def restore(self, tokens: Sequence[int], memories: list[Memory], step: int = 1) -> Lease | None:
+    def restore(
+        self, tokens: Sequence[int], memories: list[Memory], step: int = 1, *, share: int = 0
+    ) -> Lease | None:
         """Put memories that hold as many of some tokens as are known in place of empty ones.
+
+        Args:
+            share: how many of the first tokens not to copy but to hold together with others.
 
         Returns:
             What is used of the cache; None if nothing is known.
         """
         self._lookups += 1
         for length, node in self._ways(tokens, memories, step):
+            like = memories
+            if 0 < share <= length:
+                like = self._branches(tokens[:share], memories, step)
             try:
-                memories[:] = _restored(memories, node, length)
+                memories[:] = _restored(like, node, length)
             except CacheError:  # a state from which there is no way back
                 continue
             self._tree.use(node)
@@ -161,6 +175,42 @@ class PrefixCache:
             self._tokens += length
             return Lease(node, length)
         return None
+
+    def share(self, tokens: Sequence[int], memories: list[Memory], step: int = 1) -> None:
+        """Let memories that hold some first tokens, and more, hold them together with others."""
+        if self.known(tokens, memories, step) < len(tokens):
+            return
+        for i, branch in enumerate(self._branches(tokens, memories, step)):
+            whole = memories[i]
+            if isinstance(branch, BranchCache) and type(whole) is DenseCache:
+                branch.follow(whole)
+                memories[i] = branch
+
+    def shared(self, tokens: Sequence[int], like: Sequence[Memory], step: int = 1) -> list[int]:
+        """How many of some first tokens sequences hold together by now, the most first."""
+        tree, given = _tree_of(like, step), tuple(tokens)
+        alive = [first for known, first in self._beginnings if known == tree]
+        return sorted((len(x) for x in alive if given[: len(x)] == x), reverse=True)
+
+    def _branches(self, tokens: Sequence[int], like: Sequence[Memory], step: int) -> list[Memory]:
+        """Memories that hold some known tokens together with others, where they can."""
+        can = [type(memory) is DenseCache for memory in like]
+        if not any(can):
+            return list(like)
+        key = (_tree_of(like, step), tuple(tokens))
+        beginning = self._beginnings.get(key)
+        if beginning is None:
+            segments = [
+                tuple(part if shares else {} for part, shares in zip(parts, can, strict=True))
+                for parts in _segments(self._tree.match(*key).node)
+            ]
+            self._beginnings[key] = beginning = Beginning.of(segments, len(tokens))
+        return [
+            BranchCache(beginning, i, memory.keys, memory.values)
+            if type(memory) is DenseCache
+            else memory
+            for i, memory in enumerate(like)
+        ]
 
     def insert(self, tokens: Sequence[int], memories: Sequence[Memory], step: int = 1) -> None:
         """Keep what memories of one row hold of some tokens.
@@ -228,12 +278,17 @@ def _snapshots(match: Match[Segment, Snapshot]) -> Iterator[tuple[int, Place]]:
 
 
 def _restored(empty: Sequence[Memory], node: Place, length: int) -> list[Memory]:
-    parts = [before.segment.parts for before in node.path() if before.segment]
+    parts = _segments(node)
     states = node.kept.states if node.kept else (None,) * len(empty)
     memories = [memory.fork() for memory in empty]
     for i, (memory, state) in enumerate(zip(memories, states, strict=True)):
         memory.restore([part[i] for part in parts], state, length)
     return memories
+
+
+def _segments(node: Place) -> list[tuple[Named, ...]]:
+    """What the tokens up to the end of a node left behind."""
+    return [before.segment.parts for before in node.path() if before.segment]
 
 
 def _tree_of(memories: Sequence[Memory], step: int) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxrun.cache.base import Mask, Product
-from mlxrun.cache.formats import Seen, Shown, seen
+from mlxrun.cache.formats import Mixed, Shown, seen
 
 
 def product(scale: float, softcap: float | None, sinks: mx.array | None) -> Product:
@@ -57,7 +57,7 @@ class Scaled(Product):
             q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
         )
 
-    def stored(self, q: mx.array, keys: Shown, values: Seen, mask: Mask) -> mx.array:
+    def stored(self, q: mx.array, keys: Shown, values: Mixed, mask: Mask) -> mx.array:
         b, heads, t, dim = q.shape
         grouped = (q * self.scale).reshape(b, keys.heads, -1, dim)  # (B, K, H/K T, D)
         scores = keys.dot(grouped).reshape(b, heads, t, -1)  # (B, H, T, S)
@@ -99,7 +99,7 @@ class Latent(Product):
         scores = _masked(turned @ k.swapaxes(-1, -2), mask)  # (B, H, T, S)
         return mx.fast.scaled_dot_product_attention(still, v, v, scale=self.scale, mask=scores)
 
-    def stored(self, q: mx.array, keys: Shown, values: Seen, mask: Mask) -> mx.array:
+    def stored(self, q: mx.array, keys: Shown, values: Mixed, mask: Mask) -> mx.array:
         b, heads, t, dim = q.shape
         turned, still = mx.split(q.reshape(b, 1, heads * t, dim), [self.turning], axis=-1)
         scores = keys.dot(turned) + values.dot(still * self.scale)

@@ -36,6 +36,8 @@ class Sized(Protocol):
 
 # Bytes that a token of a node takes besides what it left behind: its id, and a share of the node.
 TOKEN = 32
+# Tokens that are compared at once.
+STRIDE = 64
 
 S = TypeVar("S", bound=Splits)
 K = TypeVar("K", bound=Sized)
@@ -208,9 +210,9 @@ class RadixTree(Generic[S, K]):
 
 def shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     """How many first tokens two sequences share."""
-    if one == other[: len(one)]:
-        return len(one)
-    for count, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return count
-    return min(len(one), len(other))
+    most = min(len(one), len(other))
+    for start in range(0, most, STRIDE):  # whole strides compare at the speed of C
+        stop = min(start + STRIDE, most)
+        if one[start:stop] != other[start:stop]:
+            return next(i for i in range(start, stop) if one[i] != other[i])
+    return most

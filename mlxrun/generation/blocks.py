@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from mlxrun.cache.branch import beginning_of
 from mlxrun.cache.rows import RowCache
 from mlxrun.cache.store import bucket
 
@@ -108,9 +109,19 @@ class Blocks(Generic[S]):
     def __iter__(self) -> Iterator[Block[S]]:
         return iter(self._blocks)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, beginnings that they hold together counted once."""
+        caches = [cache for block in self._blocks for cache in block.caches]
+        beginnings = {beginning_of(block.caches) for block in self._blocks}
+        shared = sum(beginning.nbytes for beginning in beginnings if beginning)
+        return shared + sum(cache.nbytes for cache in caches)
+
     def join(self, sequence: S, caches: Sequence[RowCache]) -> None:
         """Give a sequence a row, in the block whose length is nearest to its own."""
-        length, capacity = caches[0].offsets[0], bucket(sequence.longest)
+        beginning = beginning_of(caches)
+        capacity = bucket(sequence.longest - (beginning.length if beginning else 0))
+        length = caches[0].offsets[0]
         alike = [b for b in self._alike(capacity, _kind(caches)) if b.live < self._most]
         block = min(alike, key=lambda b: abs(b.length - length), default=None)
         if block is None:

@@ -19,6 +19,10 @@ from mlxrun.generation.engine import PREFILL_CHUNK
 
 # Tokens of a prompt after which what has been read so far is kept.
 EVERY = PREFILL_CHUNK
+# Tokens from which it pays to hold a beginning together, and to meet it in a product of its own.
+SHARED = 256
+# What share of the tokens saved at best is enough for a beginning that others hold already.
+NEARLY = 0.8
 
 
 @dataclass
@@ -74,7 +78,8 @@ class Sharing:
         use.begun, self._waiting = True, None
         prompt = live.prompt[:-1]  # the last token's logits are needed
         known = self.cache.known(prompt, live.cache, self._step)
-        use.lease = self.cache.restore(prompt, live.cache, self._step)
+        share = self._together(live)
+        use.lease = self.cache.restore(prompt, live.cache, self._step, share=share)
         live.read = use.stored = use.lease.length if use.lease else 0
         if known - live.read >= self.cache.worth and self._step == 1:
             use.stops.add(known)  # seen for the second time: worth a snapshot
@@ -91,6 +96,8 @@ class Sharing:
         at_stop = live.read % EVERY == 0 or live.read in use.stops
         if at_stop or live.read == len(live.prompt):
             self._keep(live, live.cache, live.prompt[: live.read])
+        if live.read == len(live.prompt) and (share := self._together(live)):
+            self.cache.share(live.prompt[:share], live.cache)
 
     def drew(self, live: Live, token: int) -> None:
         """Note a token of a reply."""
@@ -118,6 +125,32 @@ class Sharing:
         if len(known) - use.stored >= self.cache.worth:
             self.cache.insert(known, memories, self._step)
             use.stored, self._waiting = len(known), None
+
+    def _together(self, live: Live) -> int:
+        """How many first tokens of a prompt to hold together with others: none unless it pays.
+
+        The fewer tokens, the more sequences may have them in common; what counts is how many
+        tokens need not be held again. Those that are held together already are preferred to
+        nearly as many, so that a group is not split by a word that some of it have in common.
+        """
+        if self._step > 1:  # sums over two parts are rounded otherwise
+            return 0
+        prompt = cast(tuple[int, ...], live.prompt[:-1])
+        common = [
+            shared(prompt, cast(tuple[int, ...], other.prompt[:-1]))
+            for other in self._uses
+            if other is not live
+        ]
+        known = self.cache.known(prompt, live.cache, self._step)
+        common = sorted((min(n, known) for n in common), reverse=True)
+        worth = {n: n * count for count, n in enumerate(common, 1) if n >= SHARED}
+        if not worth:
+            return 0
+        best = max(worth, key=worth.__getitem__)
+        for held in self.cache.shared(prompt, live.cache, self._step):
+            if held * sum(n >= held for n in common) >= NEARLY * worth[best]:
+                return held
+        return best
 
     def _waits(self, live: Live) -> bool:
         if not self.cache.budget:

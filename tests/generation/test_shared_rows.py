@@ -1,0 +1,182 @@
+"""Rows that begin alike hold their beginning once, and get the tokens that each gets alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_serving import PARAMS, VOCABULARY, Ask, alone, model_of, play
+from test_sharing import submit
+from tiny_models import Tiny
+
+from converters.gguf.reader import read_gguf
+from mlxrun.cache.branch import BranchCache
+from mlxrun.cache.formats import PLAIN
+from mlxrun.cache.prefix import PrefixCache
+from mlxrun.cache.store import BUCKET
+from mlxrun.generation import sharing
+from mlxrun.generation.batch import Batch
+from mlxrun.generation.serving import Service
+from mlxrun.loading.gguf import load_gguf
+
+#: Grouped queries, bounded scores, sinks beside windows, latents, falling scores, windows, a state.
+FAMILIES = (
+    "llama-mqa",
+    "gemma2-caps",
+    "gpt-oss-small",
+    "deepseek2-lite",
+    "bloom-560m",
+    "gemma3-windows",
+    "falcon-h1-500m",
+)
+FORMATS: list[dict[str, Any]] = [
+    {"keys": "f32", "values": "f16"},
+    {"keys": "q8", "values": "q8"},
+    {"keys": "q4", "values": "q4"},
+    {"keys": "q8", "values": "q4"},
+]
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let short beginnings be shared."""
+    monkeypatch.setattr(sharing, "SHARED", 12)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = Tiny(hidden=64, heads=2, kv_heads=1, ffn=48, vocab=VOCABULARY + 160).write(
+        tmp_path_factory.mktemp("tiny") / "x.gguf"
+    )
+    return load_gguf(read_gguf(path), dtype="float32").model
+
+
+def asks(count: int, common: int, seed: int = 0) -> list[Ask]:
+    """Requests whose prompts have their first tokens in common."""
+    rng = np.random.default_rng(seed)
+    base = rng.integers(3, VOCABULARY, common).tolist()
+    kinds = ("greedy", "seeded", "mixed")
+    return [
+        Ask(
+            [*base, *rng.integers(3, VOCABULARY, rng.integers(1, 30)).tolist()],
+            int(rng.integers(1, 25)),
+            PARAMS[kinds[i % 3]](i),
+        )
+        for i in range(count)
+    ]
+
+
+def branches(batch: Batch) -> list[BranchCache]:
+    """The caches of rows that share a beginning."""
+    caches = [cache for block in batch._blocks for cache in block.caches]
+    return [cache for cache in caches if isinstance(cache, BranchCache)]
+
+
+def serve(model: Any, given: list[Ask], rows: int = 4, **formats: Any) -> int:
+    """Serve requests together; the most rows that ever shared a beginning."""
+    service = Service(model, rows=rows, prefixes=PrefixCache(1 << 30, worth=2))
+    for ask in given:
+        submit(service, model, ask, **formats)
+    most = 0
+    while service.busy:
+        service.step()
+        each = [len(cache.offsets) for cache in branches(service.batch)]
+        most = max([most, *each])
+    return most
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family(tmp_path: Path, name: str) -> None:
+    model = model_of(name, tmp_path)
+    wanted = [alone(model, ask) for ask in asks(6, 40)]
+    given = asks(6, 40)
+    shared = serve(model, given)
+    assert [ask.tokens for ask in given] == wanted
+    assert shared > 1 or not model.joint
+
+
+@pytest.mark.parametrize("formats", FORMATS, ids=str)
+def test_every_format(tiny: Any, formats: dict[str, Any]) -> None:
+    plain, wanted, given = asks(6, 40), asks(6, 40), asks(6, 40)
+    for ask in wanted:  # one after the other: nobody to share with
+        assert serve(tiny, [ask], **formats) == 0
+    assert serve(tiny, given, **formats) > 1
+    assert [ask.tokens for ask in given] == [ask.tokens for ask in wanted]
+    assert [len(ask.tokens) for ask in given] == [ask.limit for ask in plain]
+
+
+@given(seed=st.integers(0, 10**6), budget=st.sampled_from([0, 30_000, 60_000, 10**9]))
+@settings(max_examples=8)
+def test_joins_leaves_cancellations_and_evictions_at_random(
+    tiny: Any, seed: int, budget: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [asks(5, int(rng.integers(10, 90)), seed + i) for i in range(3)]
+    wanted = {tuple(ask.prompt): alone(tiny, ask) for group in groups for ask in group}
+    coming = [group[i] for i in rng.permutation(5) for group in groups]
+    prefixes = PrefixCache(budget, worth=int(rng.integers(1, 20)))
+    service = Service(tiny, rows=int(rng.integers(2, 6)), prefixes=prefixes)
+    running: dict[int, Ask] = {}
+    while coming or service.busy:
+        if coming and rng.random() < 0.4:
+            ask = coming.pop()
+            running[submit(service, tiny, ask)[0]] = ask
+        elif running and rng.random() < 0.05:
+            service.cancel(int(rng.choice(list(running))))
+        elif rng.random() < 0.05:
+            prefixes.clear()  # whoever uses something keeps it
+        else:
+            service.step()
+        assert prefixes.nbytes <= budget
+    for ask in running.values():
+        expected = wanted[tuple(ask.prompt)]
+        assert ask.tokens == expected[: len(ask.tokens) if ask.reason == "cancelled" else None]
+    prefixes.clear()
+    assert prefixes.nbytes == 0, "somebody still uses something"
+
+
+def test_rows_take_one_copy_of_their_beginning(tiny: Any) -> None:
+    common, rows = 1000, 20
+    given = [Ask(ask.prompt, 40, ask.params) for ask in asks(rows, common)]
+    service = Service(tiny, rows=rows, beside=512, prefixes=PrefixCache(1 << 30))
+    for ask in given:
+        submit(service, tiny, ask)
+    token = 2 * sum(form.token_bytes(1, 32, mx.float32) for form in (PLAIN, PLAIN))  # two layers
+    together = 0
+    while service.busy:
+        service.step()
+        blocks = list(service.batch._blocks)
+        if sum(len(block.rows) for block in blocks) == rows:
+            together += 1
+            shared = {cache.beginning for cache in branches(service.batch)}
+            assert [beginning.nbytes for beginning in shared] == [common * token]
+            # Besides, each row has what it was asked beyond the beginning, in a bucket.
+            assert service.batch._blocks.nbytes == (common + rows * BUCKET) * token
+    assert together
+
+
+def test_deterministic_rows_copy(tiny: Any) -> None:
+    given = asks(4, 2 * sharing.EVERY)
+    service = Service(tiny, rows=4, deterministic=True, prefixes=PrefixCache(1 << 30))
+    replies = [submit(service, tiny, ask)[1] for ask in given]
+    while service.busy:
+        service.step()
+        caches = [cache for _, live in service._jobs.values() for cache in live.cache]
+        assert not any(isinstance(cache, BranchCache) for cache in caches)
+    assert sum(reply.cached for reply in replies) > 0
+
+
+def test_what_is_shared_goes_with_the_last_that_uses_it(tiny: Any) -> None:
+    prefixes = PrefixCache(1 << 30, worth=2)
+    service = Service(tiny, rows=4, prefixes=prefixes)
+    for ask in asks(6, 40):
+        submit(service, tiny, ask)
+    play(service)
+    submit(service, tiny, Ask([5, 6, 7], 2, PARAMS["greedy"](0)))
+    play(service)  # an empty block goes before the next step
+    assert not prefixes.shared(asks(1, 40)[0].prompt, tiny.make_cache())
