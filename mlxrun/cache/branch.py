@@ -65,6 +65,8 @@ class BranchCache(DenseCache):
         layer: which of the beginning's parts is this layer's.
     """
 
+    functional = False
+
     def __init__(
         self, beginning: Beginning, layer: int, keys: Format = PLAIN, values: Format = PLAIN
     ) -> None:
