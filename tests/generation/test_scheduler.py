@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrun.errors import MemoryLimitError, ParameterError, QueueFullError
-from mlxrun.generation.scheduler import LEAD, OLDEST_TURN, Plan, Scheduler
+from mlxrun.generation.scheduler import LEAD, OLDEST_TURN, Budget, Plan, Scheduler
 
 
 @dataclass
@@ -27,13 +27,14 @@ class World:
     """Plays a scheduler's plans and asserts what must hold in every one of them."""
 
     scheduler: Scheduler
-    budget: int
+    budget: Budget
     wanted: dict[int, Wanted] = field(default_factory=dict)
     read: dict[int, int] = field(default_factory=dict)
     drawn: dict[int, int] = field(default_factory=dict)
     live: set[int] = field(default_factory=set)
     ended: list[int] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
+    passed: int = 0
 
     def submit(self, key: int, wanted: Wanted) -> None:
         self.scheduler.submit(key, wanted.tokens, cost=wanted.cost, priority=wanted.priority)
@@ -71,13 +72,33 @@ class World:
         for piece in plan.prefill:
             assert piece.start == self.read[piece.key]
             assert 1 <= piece.count <= self.wanted[piece.key].tokens - piece.start
-        if self.scheduler.chunk is None:
-            assert sum(piece.count for piece in plan.prefill) <= max(1, self.budget)
-        rest = sum(self.wanted[k].tokens - self.read[k] for k in self.live)
-        if self.scheduler.chunk is None:  # nothing of the budget is left lying while there is work
-            assert sum(p.count for p in plan.prefill) == min(rest, max(1, self.budget))
-        else:
-            assert bool(plan.prefill) == bool(rest)
+        rest = {k: n for k in self.live if (n := self.wanted[k].tokens - self.read[k])}
+        assert bool(plan.prefill) == bool(rest)
+        if plan.prefill:
+            self._check_turns(plan)
+            self._check_budget(plan, rest)
+
+    def _check_turns(self, plan: Plan) -> None:
+        """The oldest of them goes first often enough."""
+        reading = [k for k in self.live if self.read[k] < self.wanted[k].tokens]
+        oldest = min(reading, key=list(self.wanted).index)
+        self.passed = 0 if plan.prefill[0].key == oldest else self.passed + 1
+        assert self.passed < OLDEST_TURN
+
+    def _check_budget(self, plan: Plan, rest: dict[int, int]) -> None:
+        """A step takes no longer than may be, and not less while there is work that it may do."""
+        if self.scheduler.chunk is not None:
+            (piece,) = plan.prefill
+            assert piece.count == min(rest[piece.key], self.scheduler.chunk)
+            return
+        shares = [piece.count / self.budget.at(piece.start) for piece in plan.prefill]
+        assert sum(shares) < 1 + 1e-6
+        ends = [piece.count == rest[piece.key] for piece in plan.prefill]
+        if not self.scheduler.patient and len(ends) > 1:
+            assert all(ends), "one that ends shares its step with one that reads on"
+        full = abs(sum(shares) - 1) < 1e-6 or len(ends) == len(rest)
+        if self.budget.weight == 0 and (self.scheduler.patient or not ends[0]):
+            assert full, "some of the budget is left lying while there is work"
 
     def _draw(self, key: int) -> None:
         self.drawn[key] += 1
@@ -104,21 +125,25 @@ requests = st.builds(
 @given(
     data=st.data(),
     rows=st.integers(1, 4),
-    budget=st.integers(1, 20),
+    budget=st.builds(
+        Budget, st.integers(1, 20), st.just(0.0) | st.floats(0, 0.5), st.integers(1, 4)
+    ),
     memory=st.none() | st.integers(10, 25),
     chunk=st.none() | st.integers(1, 16),
+    patient=st.booleans(),
     coming=st.lists(requests, max_size=12),
 )
 @settings(max_examples=300, deadline=None)
 def test_any_interleaving_serves_everyone(
     data: st.DataObject,
     rows: int,
-    budget: int,
+    budget: Budget,
     memory: int | None,
     chunk: int | None,
+    patient: bool,
     coming: list[Wanted],
 ) -> None:
-    world = World(Scheduler(rows, queue=100, memory=memory, chunk=chunk), budget)
+    world = World(Scheduler(rows, 100, memory, chunk, patient), budget)
     left, cancelled = list(enumerate(coming)), set()
     for _ in range(2000):
         action = (
@@ -148,7 +173,7 @@ def play(world: World, most: int = 10_000) -> None:
 
 
 def test_equals_are_admitted_in_order_of_arrival() -> None:
-    world = World(Scheduler(2), 8)
+    world = World(Scheduler(2), Budget(8))
     for key in range(10):
         world.submit(key, Wanted(5, 3))
     play(world)
@@ -156,7 +181,7 @@ def test_equals_are_admitted_in_order_of_arrival() -> None:
 
 
 def test_a_higher_priority_goes_first_and_no_lower_one_starves() -> None:
-    world = World(Scheduler(1), 8)
+    world = World(Scheduler(1), Budget(8))
     world.submit(0, Wanted(1, 1, priority=-1))
     for key in range(1, 200):  # a stream without end of more important ones
         world.submit(key, Wanted(1, 1))
@@ -168,7 +193,7 @@ def test_a_higher_priority_goes_first_and_no_lower_one_starves() -> None:
 
 
 def test_a_short_prompt_passes_a_long_one() -> None:
-    world = World(Scheduler(4), 8)
+    world = World(Scheduler(4), Budget(8))
     world.submit(0, Wanted(1000, 1))
     world.step()
     world.submit(1, Wanted(6, 1))
@@ -176,9 +201,39 @@ def test_a_short_prompt_passes_a_long_one() -> None:
     assert world.ended == [1]
 
 
+def test_who_arrives_behind_one_that_was_alone_is_read_next_and_by_itself() -> None:
+    """However many steps the long prompt has had before, its turn has not come yet."""
+    for steps in range(1, 2 * OLDEST_TURN):
+        world = World(Scheduler(4), Budget(8))
+        world.submit(0, Wanted(1000, 1))
+        for _ in range(steps):
+            world.step()
+        world.submit(1, Wanted(5, 1))
+        assert [piece.key for piece in world.step().prefill] == [1]
+
+
+def test_where_nobody_waits_for_a_first_token_steps_are_filled() -> None:
+    world = World(Scheduler(4, patient=True), Budget(8))
+    world.submit(0, Wanted(1000, 1))
+    world.submit(1, Wanted(5, 1))
+    assert [(piece.key, piece.count) for piece in world.step().prefill] == [(1, 5), (0, 3)]
+
+
+@given(st.integers(1, 100), st.floats(0, 1), st.integers(1, 100), st.integers(0, 10_000))
+def test_a_budget_shrinks_with_the_context(
+    tokens: int, weight: float, least: int, context: int
+) -> None:
+    budget = Budget(tokens, weight, least)
+    assert budget.at(0) == tokens
+    assert min(tokens, least) <= budget.at(context + 1) <= budget.at(context) <= tokens
+    count = budget.at(context)
+    if count > least:
+        assert count * (1 + weight * context) <= tokens * (1 + 1e-9)
+
+
 def test_a_long_prompt_gets_on_under_a_stream_of_short_ones() -> None:
     budget = 16
-    world = World(Scheduler(1000), budget)
+    world = World(Scheduler(1000), Budget(budget))
     world.submit(0, Wanted(400, 1))
     steps = 0
     while 0 not in world.ended:
@@ -189,7 +244,7 @@ def test_a_long_prompt_gets_on_under_a_stream_of_short_ones() -> None:
 
 
 def test_one_that_does_not_fit_yet_holds_back_those_behind_it() -> None:
-    world = World(Scheduler(4, memory=10), 100)
+    world = World(Scheduler(4, memory=10), Budget(100))
     world.submit(0, Wanted(1, 5, cost=6))
     world.submit(1, Wanted(1, 1, cost=8))
     world.submit(2, Wanted(1, 1, cost=1))
@@ -208,7 +263,7 @@ def test_what_never_fits_is_refused_with_both_numbers() -> None:
 def test_a_full_queue_refuses_and_takes_again_when_one_is_gone() -> None:
     scheduler = Scheduler(1, queue=2)
     scheduler.submit(0, 1)
-    scheduler.plan(8)
+    scheduler.plan(Budget(8))
     for key in (1, 2):
         scheduler.submit(key, 1)
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
@@ -223,16 +278,16 @@ def test_deadlines_end_waiting_and_live_requests() -> None:
     scheduler.submit(0, 5, deadline=2.0)
     scheduler.submit(1, 5, deadline=1.0)
     scheduler.submit(2, 5)
-    assert scheduler.plan(8, now=0.0).expired == ()
-    assert scheduler.plan(8, now=1.0).expired == (1,)
-    plan = scheduler.plan(8, now=2.0)
+    assert scheduler.plan(Budget(8), now=0.0).expired == ()
+    assert scheduler.plan(Budget(8), now=1.0).expired == (1,)
+    plan = scheduler.plan(Budget(8), now=2.0)
     assert plan.expired == (0,)
     assert plan.admitted == (2,)
     assert not scheduler.cancel(0)
 
 
 def test_a_fixed_chunk_cuts_prompts_as_they_are_cut_alone() -> None:
-    world = World(Scheduler(3, chunk=4), budget=1000)
+    world = World(Scheduler(3, chunk=4), budget=Budget(1000))
     for key, tokens in enumerate((10, 4, 9)):
         world.submit(key, Wanted(tokens, 1))
     pieces: dict[int, list[int]] = {0: [], 1: [], 2: []}

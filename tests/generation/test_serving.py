@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from mlxrun.errors import MemoryLimitError, MlxrunError, NumericError, QueueFull
 from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.request import Chunk, FinishReason, Request, SamplingParams
 from mlxrun.generation.sampling import Sampler
-from mlxrun.generation.serving import Job, Pace, Service
+from mlxrun.generation.serving import Job, Service
 from mlxrun.loading.gguf import load_gguf
 
 #: How many random schedules to play.
@@ -210,20 +211,27 @@ def test_random_schedules(tiny: Any) -> None:
         assert service.scheduler.live == service.scheduler.waiting == 0
 
 
-def test_the_next_step_is_queued_before_tokens_are_read(tiny: Any) -> None:
-    """A sequence that ends is computed once more at most, and never beyond its limit."""
+@pytest.mark.parametrize("stall", [0.1, math.inf], ids=["online", "offline"])
+def test_when_tokens_are_read(tiny: Any, stall: float) -> None:
+    """The next step is queued before, except where a first token is waited for.
+
+    A sequence that ends is computed once more at most, and never beyond its limit.
+    """
     asks = [Ask(prompt, 10, PARAMS["greedy"](0)) for prompt in prompts(3, longest=6)]
-    service = Service(tiny, rows=3)
+    service = Service(tiny, rows=3, stall=stall)
     for ask in asks:
         ask.submit(service, tiny)
-    service.step()
-    assert all(ask.got == [] for ask in asks), "nothing was read yet"
-    service.step()
-    assert all(len(ask.tokens) == 1 for ask in asks)
+    online = math.isfinite(stall)
+    for step in range(3):
+        assert {len(ask.tokens) for ask in asks} == {step if online or not step else step - 1}
+        service.step()
+        online = online and step == 0
     play(service)
     decoded = service.batch.computed - sum(len(ask.prompt) for ask in asks)
     assert decoded == sum(ask.limit - 1 for ask in asks)
-    assert service.batch.wasted == 0
+    figures = service.figures
+    assert (figures.slots, figures.wasted) == (service.batch.computed, 0)
+    assert figures.steps == 10
 
 
 def test_one_bad_sequence_fails_alone(tmp_path: Path) -> None:
@@ -260,18 +268,6 @@ def test_deadlines_priorities_and_refusals(tiny: Any) -> None:
     job = Job(request, Sampler(request.params, VOCABULARY), reply, 1, [], 0, first.got.append)
     with pytest.raises(MemoryLimitError):
         service.submit(job, cost=101)
-
-
-def test_a_step_reads_no_more_than_the_stall_allows() -> None:
-    pace = Pace(stall=0.1, most=64)
-    assert pace.budget > 1
-    for _ in range(20):
-        pace.note(0, 0.01)
-        pace.note(10, 0.11)  # a hundred tokens a second beside decoding
-    assert pace.budget == 10
-    slow = Pace(stall=0.001, most=64)
-    slow.note(1, 1.0)
-    assert slow.budget == 1
 
 
 def test_memory_does_not_grow_with_requests(tiny: Any) -> None:
