@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from mlxrun.cache import sparsity
 from mlxrun.cache.choice import Wanted
+from mlxrun.computing import COMPUTING
 from mlxrun.errors import MemoryLimitError, ParameterError
 from mlxrun.generation.blocks import IDLE_SHARE
 from mlxrun.generation.parameters import Range
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Request
 from mlxrun.generation.serving import STALL, Job, Listener, Service, most_beside
+from mlxrun.planning.plan import MemoryPlan, Room
 from mlxrun.planning.source import plan_loaded
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
+
+# Kinds of caches whose plans are remembered.
+_KINDS = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Options:
         prefix_bytes: what beginnings of prompts may take, so that those which share them need not
             compute them again; 0 for none. By default the model's ``prefix_cache`` is used.
         cache_type_k, cache_type_v, attention: how keys and values are stored, and which of them
-            drawn tokens attend to; see :meth:`LLM.session`.
+            drawn tokens attend to, where a request does not say; see :meth:`LLM.session`.
 
     Raises:
         ParameterError: a value outside its range.
@@ -54,70 +59,124 @@ class Options:
         if self.stall is not None:
             Range(0, 3600).check("stall", self.stall)
 
+    def wanted(self, request: Request | None = None) -> Wanted:
+        """What a request asks of caches, or what those do that do not say."""
+        asked = [self.cache_type_k, self.cache_type_v, self.attention]
+        if request is not None:
+            own = (request.cache_type_k, request.cache_type_v, request.attention)
+            asked = [
+                usual if mine is None else mine for mine, usual in zip(own, asked, strict=True)
+            ]
+        keys, values, attention = asked
+        window, keep, sparse = sparsity.options(attention)
+        return Wanted(window, keep, keys, values, sparse)
+
+
+class Accepted(NamedTuple):
+    """A request that can be served.
+
+    Attributes:
+        request: it.
+        wanted: what it asks of caches.
+        limit: tokens that it may draw.
+        cost: bytes that it takes at its longest.
+    """
+
+    request: Request
+    wanted: Wanted
+    limit: int
+    cost: int
+
 
 class Front:
     """Takes requests for a model and hands them to a service.
 
     Args:
         llm: the model and its tokenizer.
-        parallel: the most sequences that are live at once.
+        parallel: the most sequences that are live at once; None for as many as ``context`` leaves
+            room for, up to ``most``.
+        context: tokens of each, prompt and reply; None for what there is room for.
+        most: of sequences, where nobody says.
         queue: the most requests that wait.
         offline: nobody waits for a first token; only the whole counts.
 
     Attributes:
         service: what serves them.
+        prefixes: what they share of their beginnings.
+        room: sequences at once, and tokens of each.
 
     Raises:
         ParameterError, CacheError: the model cannot have such caches.
-        MemoryLimitError: there is no room for a single token.
+        MemoryLimitError: there is no room for what is asked for, or for a single token.
     """
 
     def __init__(
-        self, llm: LLM, options: Options, *, parallel: int, queue: int, offline: bool = False
+        self,
+        llm: LLM,
+        options: Options,
+        *,
+        parallel: int | None,
+        context: int | None = None,
+        most: int,
+        queue: int,
+        offline: bool = False,
     ) -> None:
-        self._llm = llm
-        parallel = int(Range(1, whole=True).check("parallel", parallel))
-        window, keep, sparse = sparsity.options(options.attention)
-        wanted = Wanted(window, keep, options.cache_type_k, options.cache_type_v, sparse)
-        self._windowed = window is not None
-        self._make = partial(llm.model.make_cache, **wanted._asdict())
-        self._make()  # types that do not fit are refused here, not with each request
-        prefixes = llm.sessions.prefixes(options.prefix_bytes)
+        self._llm, self._options = llm, options
+        if parallel is not None:
+            parallel = int(Range(1, whole=True).check("parallel", parallel))
+        if context is not None:
+            context = int(Range(1, whole=True).check("context", context))
+        self._context = context
+        self.prefixes = llm.sessions.prefixes(options.prefix_bytes)
         beside, usual = most_beside(offline=offline), math.inf if offline else STALL
-        self._admission = Admission(llm, wanted, parallel, prefixes.budget, beside=beside)
+        self._admission = Admission(
+            llm,
+            options.wanted(),
+            parallel,
+            self.prefixes.budget,
+            context=context,
+            most=most,
+            beside=beside,
+        )
+        self.room = self._admission.room
         self.service = Service(
             llm.model,
-            rows=parallel,
+            rows=parallel or self.room.parallel,
             queue=queue,
             memory=self._admission.memory,
             deterministic=options.deterministic,
             stall=usual if options.stall is None else options.stall,
             beside=beside,
-            prefixes=prefixes,
+            prefixes=self.prefixes,
         )
 
-    def limit(self, request: Request) -> int:
-        """How many tokens a request may draw.
+    def accept(self, request: Request) -> Accepted:
+        """Check that a request can be served, and find what it costs. From any thread.
 
         Raises:
-            ContextLengthError: the prompt leaves no room in the model's context.
+            ContextLengthError: the prompt leaves no room in the context.
             MemoryLimitError: there is never room for it.
+            ParameterError, CacheError: the model cannot have such caches.
         """
-        limit = self._llm.asker.limit(request, windowed=self._windowed)
-        self._admission.cost(len(request.prompt), limit)
-        return limit
+        wanted = self._options.wanted(request)
+        limit = self._llm.asker.limit(
+            request, windowed=wanted.window is not None, context=self._context
+        )
+        cost = self._admission.cost(len(request.prompt), limit, wanted)
+        return Accepted(request, wanted, limit, cost)
 
-    def submit(self, request: Request, limit: int, started: float, listener: Listener) -> int:
+    def submit(self, accepted: Accepted, started: float, listener: Listener) -> int:
         """Queue a request; returns its key.
 
         Args:
             started: when it came, in seconds of ``time.perf_counter``.
             listener: called with every chunk of its reply.
         """
-        llm = self._llm
+        llm, (request, wanted, limit, cost) = self._llm, accepted
         reply = Reply(request, llm.tokenizer, limit, started)
-        job = Job(request, llm.asker.sampler(request), reply, limit, self._make(), 0, listener)
-        return self.service.submit(job, cost=self._admission.cost(len(request.prompt), limit))
+        cache = llm.model.make_cache(**wanted._asdict())
+        job = Job(request, llm.asker.sampler(request), reply, limit, cache, 0, listener)
+        return self.service.submit(job, cost=cost)
 
 
 class Admission:
@@ -125,41 +184,64 @@ class Admission:
 
     Args:
         llm: the model.
-        wanted: what is asked of caches.
-        parallel: the most sequences that are live at once.
+        wanted: what requests ask of caches that do not say otherwise.
+        parallel: the most sequences that are live at once; None for those that fit.
         kept: bytes that beginnings of prompts may take.
+        context: tokens of each; None for those that fit.
+        most: sequences at once, where nobody says.
         beside: tokens of prompts in a step.
 
     Attributes:
         memory: bytes for live sequences; None where the system does not say what there is.
-        context: tokens that each of ``parallel`` sequences may have.
+        room: sequences at once, and tokens that each of them may have.
 
     Raises:
-        MemoryLimitError: there is no room for a single token of each.
+        ParameterError, CacheError: the model cannot have such caches.
+        MemoryLimitError: there is no room for what is asked for, or for a single token.
     """
 
     def __init__(
-        self, llm: LLM, wanted: Wanted, parallel: int, kept: int, *, beside: int | None = None
+        self,
+        llm: LLM,
+        wanted: Wanted,
+        parallel: int | None,
+        kept: int,
+        *,
+        context: int | None = None,
+        most: int = 1,
+        beside: int | None = None,
     ) -> None:
-        beside = beside or most_beside()
-        plan = plan_loaded(llm.model, llm.config, cache=wanted, beside=beside)
-        plan = self._plan = replace(plan, kept=kept)
-        if not plan.context_for(parallel):  # fewer at once, then, or none
-            parallel = plan.parallel_for(1)
-            plan.check(1, max(1, parallel))
-        self.context = min(llm.context_length, plan.context_for(parallel))
-        self.memory = plan.available(self.context, parallel)
-        self._shared = llm.model.joint and parallel > 1
+        self._llm, self._kept, self._beside = llm, kept, beside or most_beside()
+        self._plan = lru_cache(_KINDS)(self._plan_of)
+        self._usual = plan = self._plan(wanted)
+        self.room: Room = plan.room(parallel, context, most=most, longest=llm.context_length)
+        self.memory = plan.available(self.room.context, self.room.parallel)
+        self._shared = llm.model.joint and (parallel or self.room.parallel) > 1
 
-    def cost(self, prompt_tokens: int, limit: int) -> int:
+    def cost(self, prompt_tokens: int, limit: int, wanted: Wanted | None = None) -> int:
         """Bytes that a request takes at its longest.
+
+        Args:
+            wanted: what it asks of caches, if not what the others do.
 
         Raises:
             MemoryLimitError: it could not run even alone.
+            ParameterError, CacheError: the model cannot have such caches.
         """
-        cost = self._plan.cost(prompt_tokens, limit)
+        plan = self._usual if wanted is None else self._plan(wanted)
+        cost = plan.cost(prompt_tokens, limit)
         if self._shared:  # idle rows keep their memory until they are this share of all
             cost += cost // (IDLE_SHARE - 1)
+        if plan is not self._usual:  # whose scratch is set aside; what this one takes beyond it
+            tokens = prompt_tokens + limit
+            cost += max(0, plan.terms(tokens).scratch - self._usual.terms(tokens).scratch)
         if self.memory is not None and cost > self.memory:
             raise MemoryLimitError(cost, self.memory)
         return cost
+
+    def _plan_of(self, wanted: Wanted) -> MemoryPlan:
+        llm = self._llm
+        with COMPUTING:
+            llm.model.make_cache(**wanted._asdict())  # refuses types that do not fit
+            plan = plan_loaded(llm.model, llm.config, cache=wanted, beside=self._beside)
+        return replace(plan, kept=self._kept)

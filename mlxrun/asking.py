@@ -48,13 +48,17 @@ class Asker:
         params: SamplingParams | None = None,
         priority: int = 0,
         deadline: float | None = None,
+        cache_type_k: str | None = None,
+        cache_type_v: str | None = None,
+        attention: str | None = None,
         **sampling: Any,
     ) -> Request:
         """A checked request.
 
         Args:
             prompt: text, token ids, or messages to put through the chat template.
-            max_tokens, stop, ignore_eos, priority, deadline: as :class:`Request` has them.
+            max_tokens, stop, ignore_eos, priority, deadline, cache_type_k, cache_type_v, attention:
+                as :class:`Request` has them.
             parse_special: let ``<|markers|>`` in a text prompt become control tokens.
             template: variables for the chat template.
             params: how tokens are chosen; or its fields one by one.
@@ -68,7 +72,18 @@ class Asker:
             params = SamplingParams(**sampling)
         elif sampling:
             raise ParameterError("params", sampling, "given alone, without single fields")
-        return Request(ids, params, max_tokens, stop, ignore_eos, priority, deadline)
+        return Request(
+            ids,
+            params,
+            max_tokens,
+            stop,
+            ignore_eos,
+            priority,
+            deadline,
+            cache_type_k,
+            cache_type_v,
+            attention,
+        )
 
     def encode(
         self,
@@ -102,22 +117,26 @@ class Asker:
                 raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
         return [int(token) for token in tokens]
 
-    def limit(self, request: Request, *, windowed: bool = False) -> int:
+    def limit(self, request: Request, *, windowed: bool = False, context: int | None = None) -> int:
         """How many tokens may be generated.
 
         Args:
             windowed: old tokens are forgotten, so that the context never fills.
+            context: tokens of prompt and reply, where they may be fewer than the model's.
 
         Raises:
-            ContextLengthError: the prompt leaves no room in the model's context.
+            ContextLengthError: the prompt leaves no room in the context.
         """
         length = self._model.context_length
         if windowed:
             return request.max_tokens or length
+        whose = "the model's context"
+        if context is not None and context < length:
+            length, whose = context, "the context that was asked for"
         room = length - len(request.prompt)
         if room < 1:
             raise ContextLengthError(
-                f"the prompt has {len(request.prompt)} tokens, the model's context holds {length}",
+                f"the prompt has {len(request.prompt)} tokens, {whose} holds {length}",
                 hint="Shorten it, or forget old tokens: attention window:N, or a session's window",
             )
         return min(request.max_tokens or room, room)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -19,10 +21,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mlxrun.admission import Front, Options
+from mlxrun.admission import Accepted, Front, Options
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError, ParameterError
 from mlxrun.generation.request import Chunk, Completion, completed
+from mlxrun.generation.scheduler import LEAD
 
 if TYPE_CHECKING:
     from mlxrun.asking import Prompt
@@ -33,9 +36,13 @@ OnToken = Callable[[int, Chunk], None]
 PARALLEL = 32
 # Seconds before a progress bar appears.
 PATIENCE = 2.0
-_SHARED = tuple(field.name for field in fields(Options))
+# What a request asks of caches, and what holds for all requests of a batch.
+_KIND = ("cache_type_k", "cache_type_v", "attention")
+_SHARED = ("deterministic", "stall", "prefix_bytes")
 # What may be given once for all prompts, or as a list with a value for each.
-_EACH = ("max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos")
+_EACH = (
+    "max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos", *_KIND
+)  # fmt: skip
 
 
 def batch(
@@ -43,6 +50,7 @@ def batch(
     prompts: Sequence[Prompt],
     *,
     parallel: int | None = None,
+    context: int | None = None,
     on_token: OnToken | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -52,13 +60,18 @@ def batch(
     Args:
         llm: the model and its tokenizer.
         prompts: each as :meth:`LLM.stream` takes one.
-        parallel: the most sequences that are live at once; by default up to 32.
+        parallel: the most sequences that are live at once; by default as many as there is room for
+            with that ``context``, up to 32.
+        context: tokens of each, prompt and reply; by default whatever there is room for, up to the
+            model's context.
         on_token: called with the number of a prompt and each chunk of its reply.
         progress: show a bar on stderr; by default in a terminal or notebook, once the job has taken
             two seconds.
-        options: those of :class:`mlxrun.admission.Options`, which hold for all, and those of
-            :meth:`LLM.stream`, of which ``max_tokens``, ``temperature``, ``seed``, ``priority``,
-            ``deadline``, ``params`` and ``ignore_eos`` may be lists with a value for each prompt.
+        options: ``deterministic``, ``stall`` and ``prefix_bytes`` of
+            :class:`mlxrun.admission.Options`, which hold for all, and those of :meth:`LLM.stream`,
+            of which ``max_tokens``, ``temperature``, ``seed``, ``priority``, ``deadline``,
+            ``params``, ``ignore_eos``, ``cache_type_k``, ``cache_type_v`` and ``attention`` may be
+            lists with a value for each prompt.
 
     Returns:
         One completion for each prompt, in order.
@@ -66,7 +79,7 @@ def batch(
     Raises:
         ParameterError, ContextLengthError: as :meth:`LLM.stream` raises them, before anything is
             computed.
-        MemoryLimitError: there is never room for one of them.
+        MemoryLimitError: there is never room for one of them, or none for what is asked for.
         NumericError: the model computes no numbers for a prompt.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
@@ -77,49 +90,99 @@ def batch(
     requests = [llm.asker.request(p, **own) for p, own in zip(prompts, each, strict=True)]
     if not requests:
         return []
+    # Room is planned for the kind of the first; others are charged for what they take beyond it.
+    usual = {name: getattr(requests[0], name) for name in _KIND}
     with COMPUTING:
         mx.reset_peak_memory()
-        rows = min(len(prompts), PARALLEL) if parallel is None else parallel
-        front = Front(llm, shared, parallel=rows, queue=len(prompts), offline=True)
-    limits = [front.limit(request) for request in requests]
-    news: list[tuple[int, Chunk]] = []
-    replies = [_Heard(number, news) for number in range(len(prompts))]
-    bar = _Bar(progress, len(prompts), sum(limits))
+        front = Front(
+            llm,
+            replace(shared, **usual),
+            parallel=parallel,
+            context=context,
+            most=min(len(prompts), PARALLEL),
+            queue=len(prompts),
+            offline=True,
+        )
+    waiting = _Waiting(front, [front.accept(request) for request in requests], started)
+    heard = _Heard(len(prompts))
+    bar = _Bar(progress, len(prompts), waiting.tokens)
     try:
-        for request, limit, reply in zip(requests, limits, replies, strict=True):
+        while waiting or front.service.busy:
             with COMPUTING:
-                front.submit(request, limit, started, reply)
-        while front.service.busy:
-            with COMPUTING:
+                waiting.hand_over(heard)
                 front.service.step()
             # Told without holding the lock: who listens may wait for what another thread computes.
+            news, heard.news = heard.news, []
             if on_token:
                 for number, chunk in news:
                     on_token(number, chunk)
-            news.clear()
-            bar.show(sum(r.tokens for r in replies), sum(r.ended for r in replies))
+            bar.show(heard.tokens, heard.ended)
     finally:
         bar.close()
         with COMPUTING:
             front.service.abandon()
-    return [completed(reply.chunks) for reply in replies]
+    return [completed(chunks) for chunks in heard.chunks]
+
+
+class _Waiting:
+    """Requests whose turn has not come: nothing is made for them before.
+
+    Handed over in the order in which a scheduler that knew all of them would admit them.
+
+    Attributes:
+        tokens: that all of them may draw.
+    """
+
+    def __init__(self, front: Front, accepted: Sequence[Accepted], started: float) -> None:
+        self._front, self._accepted, self._started = front, accepted, started
+        self.tokens = sum(each.limit for each in accepted)
+        ranks = [i - LEAD * each.request.priority for i, each in enumerate(accepted)]
+        self._order = deque(sorted(range(len(accepted)), key=ranks.__getitem__))
+
+    def __bool__(self) -> bool:
+        return bool(self._order)
+
+    def hand_over(self, heard: _Heard) -> None:
+        """Submit as many as may be live beside those that are."""
+        scheduler = self._front.service.scheduler
+        while self._order and scheduler.live + scheduler.waiting < scheduler.rows:
+            number = self._order.popleft()
+            accepted = self._accepted[number]
+            request = accepted.request
+            if request.deadline is not None:  # which began with the batch
+                rest = request.deadline - (time.perf_counter() - self._started)
+                request = replace(request, deadline=max(0.0, rest))
+            listener = partial(heard.hear, number)
+            self._front.submit(accepted._replace(request=request), self._started, listener)
 
 
 class _Heard:
-    """What one prompt's reply is so far."""
+    """What the replies are so far.
 
-    def __init__(self, number: int, news: list[tuple[int, Chunk]]) -> None:
-        self._number, self._news = number, news
-        self.chunks: list[Chunk] = []
-        self.tokens, self.ended = 0, False
+    Attributes:
+        chunks: of each prompt.
+        news: numbers of prompts and chunks that have not been told.
+        tokens: drawn for all of them.
+        ended: replies that are complete.
+    """
 
-    def __call__(self, item: Chunk | MlxrunError) -> None:
+    def __init__(self, count: int) -> None:
+        self.chunks: list[list[Chunk]] = [[] for _ in range(count)]
+        self.news: list[tuple[int, Chunk]] = []
+        self.tokens = self.ended = 0
+
+    def hear(self, number: int, item: Chunk | MlxrunError) -> None:
+        """Take in a chunk of a reply.
+
+        Raises:
+            MlxrunError: the item is what the prompt failed with.
+        """
         if not isinstance(item, Chunk):
             raise item
-        self.chunks.append(item)
+        self.chunks[number].append(item)
+        self.news.append((number, item))
         self.tokens += len(item.tokens)
-        self.ended = item.finish_reason is not None
-        self._news.append((self._number, item))
+        self.ended += item.finish_reason is not None
 
 
 def _own(options: dict[str, Any], number: int, count: int) -> dict[str, Any]:

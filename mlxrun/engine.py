@@ -7,9 +7,10 @@ import threading
 import time
 from collections import deque
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from mlxrun.admission import Front, Options
+from mlxrun.admission import Accepted, Front, Options
+from mlxrun.cache import prefix
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import EngineClosedError, ParameterError, QueueFullError
 from mlxrun.generation.handle import Handle
@@ -21,6 +22,32 @@ if TYPE_CHECKING:
     from mlxrun.llm import LLM
 
 
+# Sequences at once where nobody says.
+PARALLEL = 16
+
+
+class Figures(NamedTuple):
+    """An engine in numbers.
+
+    Attributes:
+        parallel: sequences that it was sized for.
+        context: tokens that there is room for in each of so many, prompt and reply.
+        live: sequences that read their prompts or decode now.
+        waiting: requests that have not begun.
+        computed: token slots that went through the model.
+        wasted: idle ones among them.
+        prefixes: what beginnings that requests share are worth.
+    """
+
+    parallel: int
+    context: int
+    live: int
+    waiting: int
+    computed: int
+    wasted: int
+    prefixes: prefix.Figures
+
+
 class Engine:
     """Serves requests from any thread or task, many in one forward pass.
 
@@ -29,22 +56,36 @@ class Engine:
 
     Args:
         llm: the model and its tokenizer.
-        parallel: the most sequences that are live at once.
+        parallel: the most sequences that are live at once; by default as many as there is room for
+            with that ``context``, up to 16.
+        context: tokens of each, prompt and reply; by default whatever there is room for, up to the
+            model's context. :attr:`figures` says what was chosen.
         queue: the most requests that wait beside them.
         options: those of :class:`mlxrun.admission.Options`.
 
     Raises:
         ParameterError, CacheError: the model cannot have such a cache.
-        MemoryLimitError: there is no room for a single token.
+        MemoryLimitError: there is no room for what is asked for, or for a single token.
     """
 
-    def __init__(self, llm: LLM, *, parallel: int = 16, queue: int = 1024, **options: Any) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        *,
+        parallel: int | None = None,
+        context: int | None = None,
+        queue: int = 1024,
+        **options: Any,
+    ) -> None:
         self._llm, self._queue = llm, int(Range(1, whole=True).check("queue", queue))
+        shared = Options(**options)
         with COMPUTING:
             # What waits for the thread counts as waiting, too: the service's own bound is not met.
-            self._front = Front(llm, Options(**options), parallel=parallel, queue=2 * queue)
+            self._front = Front(
+                llm, shared, parallel=parallel, context=context, most=PARALLEL, queue=2 * queue
+            )
         self._service = self._front.service
-        self._inbox: deque[tuple[Handle, Request, int, float] | Handle] = deque()
+        self._inbox: deque[tuple[Handle, Accepted, float] | Handle] = deque()
         self._keys: dict[Handle, int] = {}
         self._news = threading.Condition()
         self._closed = False
@@ -58,13 +99,14 @@ class Engine:
 
         Args:
             request: a :class:`Request`, or a prompt with the options of :meth:`LLM.stream`, a
-                ``priority`` and a ``deadline``.
+                ``priority`` and a ``deadline``. Types of cache and a pattern of attention that it
+                does not name are the engine's.
 
         Raises:
             QueueFullError: as many wait already as may.
             EngineClosedError: the engine has been closed.
             MemoryLimitError: there is never room for it.
-            ParameterError, ContextLengthError: as :meth:`LLM.stream` raises them.
+            ParameterError, ContextLengthError, CacheError: as :meth:`LLM.stream` raises them.
         """
         started = time.perf_counter()
         asker = self._llm.asker
@@ -73,14 +115,14 @@ class Engine:
         elif options:
             raise ParameterError("options", options, "left out where a Request is given")
         asker.checked(request.prompt)
-        limit = self._front.limit(request)
+        accepted = self._front.accept(request)
         handle = Handle(self.cancel)
         with self._news:
             if self._closed:
                 raise EngineClosedError("the engine has been closed")
             if self.waiting >= self._queue:
                 raise QueueFullError(self._queue)
-            self._inbox.append((handle, request, limit, started))
+            self._inbox.append((handle, accepted, started))
             self._news.notify()
         return handle
 
@@ -95,6 +137,20 @@ class Engine:
         """Requests that wait to begin."""
         arriving = sum(not isinstance(item, Handle) for item in list(self._inbox))
         return arriving + self._service.scheduler.waiting
+
+    @property
+    def figures(self) -> Figures:
+        """What it was sized for, and what it has done so far."""
+        batch, room = self._service.batch, self._front.room
+        return Figures(
+            room.parallel,
+            room.context,
+            self._service.scheduler.live,
+            self.waiting,
+            batch.computed,
+            batch.wasted,
+            self._front.prefixes.figures,
+        )
 
     def close(self) -> None:
         """Cancel all requests and end the thread."""
@@ -138,10 +194,9 @@ class Engine:
             if isinstance(item, Handle):
                 self._service.cancel(self._keys.get(item, -1))
                 continue
-            handle, request, limit, started = item
+            handle, accepted, started = item
             try:
-                key = self._front.submit(request, limit, started, handle.put)
-                self._keys[handle] = key
+                self._keys[handle] = self._front.submit(accepted, started, handle.put)
             except Exception as error:
                 handle.put(error)
         for handle in [handle for handle in self._keys if handle.done]:

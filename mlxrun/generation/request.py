@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from mlxrun.cache.sparsity import pattern
+from mlxrun.cache.types import cache_type
 from mlxrun.errors import ParameterError
 from mlxrun.generation.parameters import Range, SamplingParams, checked_strings, checked_token
 
@@ -41,6 +43,8 @@ class Request:
         ignore_eos: go on past the model's end-of-turn tokens.
         priority: which of several requests goes first: the higher.
         deadline: seconds after which it ends, with what there is by then; None for no limit.
+        cache_type_k, cache_type_v: how its keys and values are stored; None as the rest is.
+        attention: which tokens its drawn ones attend to; None as the rest does, ``dense`` all.
 
     Raises:
         ParameterError: an empty prompt, a token that is no id, or a value outside its range.
@@ -53,6 +57,9 @@ class Request:
     ignore_eos: bool = False
     priority: int = 0
     deadline: float | None = None
+    cache_type_k: str | None = None
+    cache_type_v: str | None = None
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         prompt = tuple(checked_token("prompt", token) for token in self.prompt)
@@ -70,6 +77,9 @@ class Request:
             Range(0, 1e9).check("deadline", self.deadline)
         if not isinstance(self.params, SamplingParams):
             raise ParameterError("params", self.params, "SamplingParams")
+        cache_type(self.cache_type_k, "cache_type_k")
+        cache_type(self.cache_type_v, "cache_type_v")
+        pattern(self.attention)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlxrun.errors import MemoryLimitError
 from mlxrun.footprint import Footprint
@@ -58,6 +59,18 @@ class Terms:
         return not self.limit or self.total <= self.limit
 
 
+class Room(NamedTuple):
+    """What is served at once.
+
+    Attributes:
+        parallel: sequences at once.
+        context: tokens that each of them may have, prompt and reply.
+    """
+
+    parallel: int
+    context: int
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """What running a model takes, for any number of sequences of any length.
@@ -99,6 +112,30 @@ class MemoryPlan:
     def parallel_for(self, context: int) -> int:
         """The most sequences of ``context`` tokens that fit at once; 0 if none does."""
         return _most(lambda n: self.terms(context, n).fits)
+
+    def room(
+        self, parallel: int | None = None, context: int | None = None, *, most: int, longest: int
+    ) -> Room:
+        """How many sequences of how many tokens to serve at once: what is not given, as fits.
+
+        Args:
+            parallel, context: what is asked for. Where only ``parallel`` is and there is not a
+                token for each of so many, fewer are planned for: the others wait.
+            most: sequences at once where none are asked for.
+            longest: the model's context.
+
+        Raises:
+            MemoryLimitError: there is no room for what is asked for, or for a single token.
+        """
+        if context is not None:
+            fitting = parallel or min(most, self.parallel_for(context)) or 1
+            self.check(context, fitting)
+            return Room(fitting, min(context, longest))
+        fitting = parallel or most
+        if not self.context_for(fitting):
+            fitting = max(1, self.parallel_for(1))
+            self.check(1, fitting)
+        return Room(fitting, min(longest, self.context_for(fitting)))
 
     def cost(self, prompt_tokens: int, max_tokens: int, context: int = 0) -> int:
         """Bytes that the caches of one request take at its longest.

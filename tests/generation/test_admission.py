@@ -10,7 +10,7 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.admission import Admission
 from mlxrun.cache.choice import Wanted
-from mlxrun.errors import MemoryLimitError
+from mlxrun.errors import ContextLengthError, MemoryLimitError
 from mlxrun.generation.serving import most_beside
 from mlxrun.planning import source
 
@@ -85,8 +85,46 @@ def test_no_room_for_anything_says_so(llm: mlxrun.LLM, room_for: dict[str, int])
 
 def test_fewer_sequences_may_be_longer(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
     room_for["bytes"] += 12 * room_for["cost"]
-    contexts = [Admission(llm, PLAIN, parallel, 0).context for parallel in (2, 4, 8)]
+    contexts = [Admission(llm, PLAIN, parallel, 0).room.context for parallel in (2, 4, 8)]
     assert contexts[0] > contexts[1] > contexts[2] > 0
+
+
+def test_what_is_not_given_is_chosen(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
+    room_for["bytes"] += 12 * room_for["cost"]
+    with llm.engine(context=600, prefix_bytes=0) as engine:
+        many = engine.figures.parallel
+        assert 1 < many < 16
+        assert engine.figures.context == 600
+    with llm.engine(parallel=many, prefix_bytes=0) as engine:
+        assert engine.figures.context >= 600
+    with llm.engine(parallel=many + 1, prefix_bytes=0) as engine:
+        assert engine.figures.context < 600
+    with pytest.raises(MemoryLimitError) as caught:
+        llm.engine(parallel=many + 1, context=600, prefix_bytes=0)
+    assert caught.value.needed > caught.value.available > 0
+    with pytest.raises(MemoryLimitError):
+        llm.batch(["tea"], parallel=many + 1, context=600, prefix_bytes=0)
+
+
+def test_a_context_that_is_given_bounds_each_request(llm: mlxrun.LLM) -> None:
+    options = {"temperature": 0, "ignore_eos": True, "max_tokens": None}
+    (short,) = llm.batch([[5] * 30], context=40, **options)
+    assert len(short.tokens) == 10
+    assert short.finish_reason == "length"
+    with pytest.raises(ContextLengthError, match="holds 40"):
+        llm.batch([[5] * 40], context=40)
+    with llm.engine(context=40) as engine, pytest.raises(ContextLengthError):
+        engine.submit([5] * 41)
+
+
+def test_a_kind_of_cache_is_charged_for_what_it_takes(llm: mlxrun.LLM) -> None:
+    admission = Admission(llm, PLAIN, 4, 0)
+    plain = admission.cost(200, 200)
+    packed = admission.cost(200, 200, Wanted(None, 0, "q8/32", "q4/32"))
+    windowed = admission.cost(5000, 200, Wanted(64, 4, None, None))
+    assert packed < plain
+    assert windowed < admission.cost(5000, 200)
+    assert admission.cost(200, 200, PLAIN) == plain
 
 
 def test_without_a_limit_everything_is_admitted(
@@ -95,4 +133,4 @@ def test_without_a_limit_everything_is_admitted(
     room_for["bytes"] = 0  # the system does not say
     admission = Admission(llm, PLAIN, 4, 0)
     assert admission.memory is None
-    assert admission.context == llm.context_length
+    assert admission.room == (4, llm.context_length)
