@@ -12,8 +12,9 @@ import click
 from mlxrun.cli.adapters import Adapters, strengths
 from mlxrun.cli.caches import CacheType
 from mlxrun.cli.console import Output, table
-from mlxrun.cli.loading import DTYPES, POLICIES, load_model
+from mlxrun.cli.loading import DTYPES, POLICIES, load_model, located
 from mlxrun.cli.scoring import INTERRUPTED, read_on, read_text, scored, shown, with_windows
+from mlxrun.errors import ConversionError
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -107,6 +108,7 @@ def command(
         for side, source in (("a", a), ("b", b))
     )
     text = read_text(file)
+    _check_memory(one, other)
     first = one.load(wired=wired, verbose=verbose)
     second = first if one.loads_as(other) else other.load(wired=wired, verbose=verbose)
     comparing = Comparing(
@@ -128,6 +130,24 @@ def command(
         _print(result)
     if interrupted:
         raise SystemExit(INTERRUPTED)
+
+
+def _check_memory(a: Side, b: Side) -> None:
+    """Refuse models that memory cannot hold at once before they are loaded."""
+    from mlxrun.planning.source import plan_source
+    from mlxrun.quality.memory import check_memory
+    from mlxrun.quality.windows import SMALLEST
+
+    if a.loads_as(b):
+        return  # loading refuses what is too large alone
+    try:
+        plans = [
+            plan_source(located(side.source), dtype=side.dtype, policy=side.policy)[0]
+            for side in (a, b)
+        ]
+    except ConversionError:  # loading will tell what is wrong with the model
+        return
+    check_memory(plans, SMALLEST)
 
 
 def _print(result: Comparison) -> None:

@@ -5,6 +5,7 @@ Pure functions on logits; which tokens count is the business of :mod:`mlxrun.qua
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrun.quality.estimates import Estimate, Floats, mean, root_mean_square, share
-from mlxrun.quality.perplexity import perplexity_of, surprises
+from mlxrun.quality.perplexity import Predicted, perplexity_of, predicted, row_sums
 
 PERCENTILES = (50, 90, 95, 99, 99.9)
-# Log ratios up to here go through expm1, which is exact where they are small.
-_SMALL = 0.5
+# Log ratios below this go through so many terms of a series.
+_SMALL, _TERMS = 0.5, 7
 
 
 @dataclass(frozen=True)
@@ -81,25 +82,32 @@ class Kept(NamedTuple):
     agrees: npt.NDArray[np.bool_]
 
 
-def divergences(a: mx.array, b: mx.array) -> mx.array:
-    """D(A || B) = sum(p_a * (ln p_a - ln p_b)) of each row of logits (T, V), in nats.
+def divergences(a: Predicted, b: Predicted) -> mx.array:
+    """D(A || B) = sum(p_a * (ln p_a - ln p_b)) of each row, in nats.
 
-    What is summed is ``p_a * (ln p_a - ln p_b) + p_b - p_a``, whose terms are never negative.
-    It is the same, as probabilities sum to one; but an error in a row's normalisation counts only
-    squared, so that float32 resolves divergences far below its own precision of 1e-7.
+    What is summed is ``p_a * (r - 1 - ln r)`` with ``r = p_b / p_a``, whose terms are never
+    negative. It is the same, as probabilities sum to one; but an error in a row's normalisation
+    counts only squared, and where r is near to one a series has no cancellation. So float32
+    resolves divergences far below its own precision of 1e-7.
 
     Args:
-        a, b: logits, float32, (T, V).
+        a, b: what is predicted, (T, V).
 
     Returns:
         Float32, (T,), at least 0; exactly 0 for equal rows.
     """
-    log_a = a - mx.logsumexp(a, axis=-1, keepdims=True)
-    log_b = b - mx.logsumexp(b, axis=-1, keepdims=True)
-    ratio, likely = log_a - log_b, mx.exp(log_a)
-    near = likely * (mx.expm1(-ratio) + ratio)
-    far = likely * ratio + mx.exp(log_b) - likely
-    return mx.maximum(mx.where(mx.abs(ratio) < _SMALL, near, far).sum(axis=-1), 0)
+    x = a.logs - b.logs  # - ln r
+    near = a.probabilities * x * x * _series(x)
+    far = a.probabilities * (x - 1) + b.probabilities
+    return row_sums(mx.maximum(mx.where(mx.abs(x) < _SMALL, near, far), 0))
+
+
+def _series(x: mx.array) -> mx.array:
+    """``(exp(-x) - 1 + x) / x^2`` by its Taylor series, to 1e-6 of it where ``|x| < _SMALL``."""
+    total = mx.full((), 1 / math.factorial(_TERMS + 1))
+    for n in range(_TERMS, 1, -1):
+        total = 1 / math.factorial(n) - x * total
+    return total
 
 
 def differences(a: mx.array, b: mx.array, targets: mx.array) -> Differences:
@@ -109,11 +117,10 @@ def differences(a: mx.array, b: mx.array, targets: mx.array) -> Differences:
         a, b: logits of A and of B, float32, (T, V).
         targets: the token that followed each, (T,).
     """
+    one, other = predicted(a), predicted(b)
+    agree = mx.argmax(a, axis=-1) == mx.argmax(b, axis=-1)
     return Differences(
-        surprises(a, targets),
-        surprises(b, targets),
-        divergences(a, b),
-        mx.argmax(a, axis=-1) == mx.argmax(b, axis=-1),
+        one.surprises(targets), other.surprises(targets), divergences(one, other), agree
     )
 
 

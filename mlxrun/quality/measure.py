@@ -7,19 +7,24 @@ rows of logits are there at once; of each token a few numbers are kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
+from mlxrun.cache.choice import Wanted
 from mlxrun.computing import COMPUTING
 from mlxrun.generation.engine import no_numbers
+from mlxrun.planning.plan import MemoryPlan
+from mlxrun.planning.source import plan_loaded
 from mlxrun.quality.divergence import Comparison, Differences, Kept, comparison, differences
 from mlxrun.quality.estimates import Estimate, Floats, mean
-from mlxrun.quality.perplexity import Perplexity, perplexity_of, surprises
+from mlxrun.quality.memory import check_memory
+from mlxrun.quality.perplexity import Perplexity, perplexity_of, predicted
 from mlxrun.quality.reading import logits_of
-from mlxrun.quality.vocabularies import check_same
+from mlxrun.quality.vocabularies import check_cut, check_same
 from mlxrun.quality.windows import Windows, windows
 
 if TYPE_CHECKING:
@@ -30,11 +35,16 @@ Part = tuple[mx.array, mx.array]
 K = TypeVar("K")
 
 
+def _tokens(llm: LLM, text: str, parse_special: bool) -> list[int]:
+    return llm.tokenizer.encode(text, add_special=False, parse_special=parse_special)
+
+
 class _Form:
     """A model and how it stores keys and values."""
 
     def __init__(self, llm: LLM, keys: str | None, values: str | None) -> None:
-        self.model = llm.model
+        self.llm, self.model = llm, llm.model
+        self._types = keys, values
         self._cache: Callable[[], list[Any]] = partial(
             llm.model.make_cache, keys=keys, values=values
         )
@@ -43,6 +53,10 @@ class _Form:
     def read(self, ids: list[int], scored: int) -> Iterator[Part]:
         """Logits before each of the last ``scored`` tokens of a window, and these tokens."""
         return logits_of(self.model, self._cache(), ids, len(ids) - 1 - scored)
+
+    def plan(self) -> MemoryPlan:
+        """What it takes in memory."""
+        return plan_loaded(self.model, self.llm.config, cache=Wanted(None, 0, *self._types))
 
     def checked(self, array: mx.array) -> Floats:
         """Numbers on the host.
@@ -94,15 +108,18 @@ class Scoring(_Run[Floats]):
         *,
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
+        parse_special: bool = False,
         **wanted: Any,
     ) -> None:
         self._form = _Form(llm, cache_type_k, cache_type_v)
-        super().__init__(windows(llm.tokenizer, text, llm.context_length, **wanted))
+        tokens = _tokens(llm, text, parse_special)
+        super().__init__(windows(tokens, llm.tokenizer.prefix, llm.context_length, **wanted))
+        check_memory([self._form.plan()], self.plan.context, llm.model.vocab_size)
 
     def _score(self, ids: list[int]) -> Floats:
         parts = []
         for logits, targets in self._form.read(ids, self.plan.scored):
-            parts.append(surprises(logits, targets))
+            parts.append(predicted(logits).surprises(targets))
             mx.eval(parts[-1])
         return self._form.checked(mx.concatenate(parts))
 
@@ -130,13 +147,21 @@ class Comparing(_Run[Kept]):
         a_cache_type_v: str | None = None,
         b_cache_type_k: str | None = None,
         b_cache_type_v: str | None = None,
+        parse_special: bool = False,
         **wanted: Any,
     ) -> None:
         self._a = _Form(a, a_cache_type_k, a_cache_type_v)
         self._b = _Form(b, b_cache_type_k, b_cache_type_v)
-        check_same(a, b, text)
+        check_same(a, b)
+        tokens = _tokens(a, text, parse_special)
+        if b.tokenizer is not a.tokenizer:
+            check_cut(tokens, _tokens(b, text, parse_special))
         longest = min(a.context_length, b.context_length)
-        super().__init__(windows(a.tokenizer, text, longest, **wanted))
+        super().__init__(windows(tokens, a.tokenizer.prefix, longest, **wanted))
+        plans = [self._a.plan(), self._b.plan()]
+        if b.model is a.model:
+            plans[1] = replace(plans[1], weights=0)
+        check_memory(plans, self.plan.context, a.model.vocab_size)
 
     def _score(self, ids: list[int]) -> Kept:
         parts: list[Differences] = []

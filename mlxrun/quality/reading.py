@@ -14,12 +14,12 @@ from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.model import Model
 
 # Bytes of logits at once, and rows at least, for products to be worth their while.
-LOGITS_BYTES, FEWEST_ROWS = 32 << 20, 16
+LOGITS_BYTES, FEWEST_ROWS = 16 << 20, 16
 
 
 def rows_at_once(vocab_size: int) -> int:
     """How many rows of logits are computed at once."""
-    return max(FEWEST_ROWS, min(PREFILL_CHUNK, LOGITS_BYTES // (4 * vocab_size)))
+    return max(FEWEST_ROWS, min(PREFILL_CHUNK, LOGITS_BYTES // (4 * max(1, vocab_size))))
 
 
 def logits_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from mlxrun.errors import TokenizerError
@@ -10,29 +11,38 @@ if TYPE_CHECKING:
     from mlxrun.llm import LLM
 
 
-def check_same(a: LLM, b: LLM, text: str) -> None:
-    """Refuse models whose logits do not mean the same tokens, or that cut a text differently.
+def check_same(a: LLM, b: LLM) -> None:
+    """Refuse models whose logits do not mean the same tokens.
 
     Raises:
         TokenizerError: says what differs first.
     """
     one, other = a.tokenizer, b.tokenizer
     if a.model.vocab_size != b.model.vocab_size:
-        _differ(f"A has {a.model.vocab_size} logits, B has {b.model.vocab_size}")
-    for token in range(min(one.vocab_size, other.vocab_size)):
+        _differ(f"A has {a.model.vocab_size} tokens, B has {b.model.vocab_size}")
+    if one is other:
+        return
+    for token in range(min(one.vocab_size, other.vocab_size)):  # one may name the padding
         mine, its = one.token_bytes(token), other.token_bytes(token)
         if mine != its or one.is_control(token) != other.is_control(token):
             _differ(f"token {token} is {one.piece(token)!r} in A and {other.piece(token)!r} in B")
     if one.prefix != other.prefix:
-        _differ(f"A puts {_spelt(a)} before a text, B {_spelt(b)}")
-    ours, theirs = (each.encode(text, add_special=False) for each in (one, other))
-    if ours != theirs:
-        places = (i for i, (x, y) in enumerate(zip(ours, theirs, strict=False)) if x != y)
-        place = next(places, min(len(ours), len(theirs)))
+        _differ(f"A puts {_before(a)} before a text, B {_before(b)}")
+
+
+def check_cut(a: Sequence[int], b: Sequence[int]) -> None:
+    """Refuse a text's tokens if they are not the same to two models.
+
+    Raises:
+        TokenizerError: says where they differ first.
+    """
+    pairs = enumerate(zip(a, b, strict=False))
+    place = next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+    if place < max(len(a), len(b)):
         _differ(f"they cut the text differently from token {place} on")
 
 
-def _spelt(llm: LLM) -> str:
+def _before(llm: LLM) -> str:
     return " ".join(map(llm.tokenizer.piece, llm.tokenizer.prefix)) or "nothing"
 
 

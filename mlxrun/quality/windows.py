@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from mlxrun.errors import ContextLengthError, ParameterError
 from mlxrun.generation.parameters import Range
-from mlxrun.text.tokenizer import Tokenizer
 
 # The window where none is asked for, as llama-perplexity has it.
 USUAL = 512
@@ -47,23 +46,22 @@ class Windows:
 
 
 def windows(
-    tokenizer: Tokenizer,
-    text: str,
+    tokens: Sequence[int],
+    before: tuple[int, ...],
     longest: int,
     *,
     context: int | None = None,
     stride: int | None = None,
     chunks: int | None = None,
     bos: bool = True,
-    parse_special: bool = False,
 ) -> Windows:
     """The windows of a text.
 
     Args:
-        tokenizer: the model's.
+        tokens: of the text.
+        before: what the tokenizer puts before a text.
         longest: tokens that the model can see at once.
-        context, stride, chunks, bos, parse_special: as :func:`~mlxrun.quality.measure.perplexity`
-            has them.
+        context, stride, chunks, bos: as :func:`~mlxrun.quality.measure.perplexity` has them.
 
     Raises:
         ParameterError: a value outside its range, or a text shorter than a window.
@@ -76,18 +74,16 @@ def windows(
             f"a window of {size} tokens does not fit the model's context of {longest}",
             hint=f"Take a context of at most {longest}",
         )
-    before = tokenizer.prefix
-    most = size - max(1, len(before))
     scored = size - 1 - size // 2
     if stride is not None:
+        most = size - max(1, len(before))
         scored = int(Range(1, most, whole=True).check("stride", stride))
     if chunks is not None:
         chunks = int(Range(1, whole=True).check("chunks", chunks))
-    own = tokenizer.encode(text, add_special=False, parse_special=parse_special)
-    tokens = [*before, *own]
-    if len(tokens) < size:
-        raise ParameterError("tokens of the text", len(tokens), f"at least {size}, a window")
+    whole = [*before, *tokens]
+    if len(whole) < size:
+        raise ParameterError("tokens of the text", len(whole), f"at least {size}, a window")
     step = size if stride is None else scored
-    count = (len(tokens) - size) // step + 1
+    count = (len(whole) - size) // step + 1
     count = count if chunks is None else min(count, chunks)
-    return Windows(tokens, before if bos else (), size, step, scored, count)
+    return Windows(whole, before if bos else (), size, step, scored, count)
