@@ -19,7 +19,7 @@ import numpy as np
 
 from mlxrun.bench.machine import cores
 from mlxrun.computing import COMPUTING
-from mlxrun.memory import room
+from mlxrun.memory import on_cpu, room
 from mlxrun.planning.roof import Roof
 
 # Bytes of the arrays that are moved, unless caches are larger or memory is short.
@@ -79,7 +79,8 @@ def measure_device(*, nbytes: int | None = None, side: int | None = None) -> Dev
         nbytes: of the array that is moved; by default well beyond the caches.
         side: of the matrices that are multiplied.
     """
-    gpu, cached = mx.default_device() != mx.cpu, 0 if _on_gpu() else last_cache()
+    gpu = not on_cpu()
+    cached = 0 if gpu else last_cache()
     moved = nbytes or _bytes_to_move(gpu=gpu, cached=cached)
     with COMPUTING:
         moves = [*([] if gpu else [_copied(moved)]), *_moved(moved)]
@@ -95,10 +96,6 @@ def last_cache() -> int:
         if text.endswith("K") and text[:-1].isdigit():
             sizes.append(int(text[:-1]) << 10)
     return max(sizes)
-
-
-def _on_gpu() -> bool:
-    return bool(mx.default_device() != mx.cpu)
 
 
 def _bytes_to_move(*, gpu: bool, cached: int) -> int:

@@ -11,6 +11,7 @@ import click
 from mlxrun.cli.caches import with_cache_types
 from mlxrun.cli.console import Output, size, table
 from mlxrun.cli.loading import POLICIES, located
+from mlxrun.cli.worked import print_work, with_chips
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
@@ -34,6 +35,7 @@ MOST = 10**18
     help="Sequences at once to plan memory for.  [default: 1]",
 )
 @with_cache_types
+@with_chips
 @click.option(
     "--policy", type=click.Choice(POLICIES), help="Estimate this conversion only, type by type."
 )
@@ -45,6 +47,7 @@ def command(
     parallel: int,
     cache_type_k: str | None,
     cache_type_v: str | None,
+    chips: tuple[str, ...],
     policy: str | None,
     tensors: bool,
     as_json: bool,
@@ -52,7 +55,8 @@ def command(
     """Show what is in a model and what it needs.
 
     Reads headers only: metadata, architecture, tensors by type, what a conversion would do under
-    each policy and how large it would get, and the memory that it takes. MODEL may also be a
+    each policy and how large it would get, the memory that it takes, and the bytes and operations
+    of a token. MODEL may also be a
     vocabulary without weights, or of an architecture that mlxrun cannot run.
 
     \b
@@ -60,6 +64,7 @@ def command(
       mlxrun inspect model.gguf
       mlxrun inspect model.gguf --policy near
       mlxrun inspect model.gguf --context 32768 --parallel 8 --cache-type-k q8 --cache-type-v q4
+      mlxrun inspect model.gguf --context 4096 --parallel 8 --chip m1-pro --chip h100
     """
     from mlxrun.cli.inspection import inspect_model
 
@@ -69,6 +74,7 @@ def command(
         context=context,
         parallel=parallel,
         cache=(cache_type_k, cache_type_v),
+        chips=chips,
         policies=[policy] if policy else POLICIES,
     )
     if not tensors:
@@ -177,6 +183,9 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
 
         out.print()
         print_plan(facts["plan"])
+    if facts["work"]:
+        out.print()
+        print_work(facts["work"])
 
 
 def _value(value: Any) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, describe
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
+from mlxrun.cli.worked import work_of_source
 from mlxrun.generation.serving import most_beside
 from mlxrun.loading.run import DTYPES, resolve_dtype
 from mlxrun.planning.source import plan_source
@@ -44,6 +45,7 @@ def inspect_model(
     parallel: int = 1,
     cache: tuple[str | None, str | None] = (None, None),
     policies: Iterable[str] = POLICIES,
+    chips: Sequence[str] = (),
 ) -> Facts:
     """Everything that headers tell about a model.
 
@@ -53,10 +55,11 @@ def inspect_model(
         parallel: sequences to plan memory for.
         cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
         policies: those to estimate conversions for.
+        chips: names of those whose limits to tell; see :mod:`mlxrun.planning.chips`.
 
     Raises:
         GGUFError, CheckpointError: the header is damaged or missing.
-        ParameterError: no such type of cache, or none for the model's heads.
+        ParameterError: no such type of cache, or none for the model's heads; no such chip.
     """
     source: Path | GGUFFile = path
     if path.is_dir():
@@ -64,7 +67,7 @@ def inspect_model(
     else:
         source = read_gguf(path)
         facts = _gguf(source, context, list(policies))
-    facts["plan"] = None
+    facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
         wanted = Wanted(None, 0, *cache)
@@ -72,6 +75,9 @@ def inspect_model(
         plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         tokens = context or facts["model"]["context_length"]
         facts["plan"] = plan_facts(plan, held, tokens, parallel)
+        facts["work"] = work_of_source(
+            source, context=tokens, parallel=parallel, cache=cache, chips=chips
+        )
     return facts
 
 

@@ -42,11 +42,11 @@ def roofline_facts(llm: LLM, path: Path, results: Results, policy: str | None) -
         policy: it was loaded with.
     """
     from mlxrun.bench.device import measure_device
-    from mlxrun.bench.roofline import limits, roofline
-    from mlxrun.cache.choice import Wanted
+    from mlxrun.bench.roofline import roofline, works
     from mlxrun.generation.engine import PREFILL_CHUNK
     from mlxrun.planning.chips import CHIPS
     from mlxrun.planning.counting import count_held
+    from mlxrun.planning.limits import chip_limits
     from mlxrun.planning.source import promised
 
     with Bar("Measuring this device"):
@@ -54,9 +54,9 @@ def roofline_facts(llm: LLM, path: Path, results: Results, policy: str | None) -
     dtype = str(llm.model.dtype).removeprefix("mlx.core.")
     facts = roofline(results, _counts(llm, dtype), device, dtype, PREFILL_CHUNK)
     config, held = promised(path, dtype=ELSEWHERE, policy=policy)
-    there = count_held(config, held, Wanted(None, 0, None, None))
     workloads = [result.workload for result in results.items]
-    chips = limits(workloads, there, CHIPS, PREFILL_CHUNK)
+    there = works(workloads, count_held(config, held), PREFILL_CHUNK)
+    chips = chip_limits(there, held.nbytes, CHIPS)
     return {**facts, "elsewhere": {"held": held.how, "weights": held.nbytes, "chips": chips}}
 
 
@@ -91,7 +91,7 @@ def _here(facts: Facts) -> Table:
             number(test["tokens_per_second"]),
             number(test["limit"]["rate"]),
             f"{test['fraction']:.1%}",
-            binding(test["limit"]),
+            _binding(test["limit"]),
             size(test["bytes"] / test["passes"]),
             "" if test["intensity"] is None else number(test["intensity"]),
         )
@@ -117,15 +117,15 @@ def _notes(facts: Facts) -> Iterator[str]:
 
 
 def chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
-    """Limits of chips, as :func:`mlxrun.bench.roofline.limits` gives them."""
-    tests = [most["test"] for most in chips[0]["limits"]]
+    """Limits of chips, as :func:`mlxrun.planning.limits.chip_limits` gives them."""
+    tests = [each["test"] for each in chips[0]["limits"]]
     columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
     rows = [
         (
             chip["chip"],
             f"{chip['bandwidth'] / 1e9:g}",
             _tflops(chip),
-            *(_limit(chip, most) for most in chip["limits"]),
+            *(_limit(chip, each["limit"]) for each in chip["limits"]),
         )
         for chip in chips
     ]
@@ -141,13 +141,13 @@ def _tflops(chip: Mapping[str, Any]) -> str:
     return f"{about}{chip['throughput'] / 1e12:g}"
 
 
-def _limit(chip: Mapping[str, Any], most: Mapping[str, Any]) -> str:
-    """A limit; none where prompts are read and nobody says how fast the chip multiplies."""
+def _limit(chip: Mapping[str, Any], most: Mapping[str, Any] | None) -> str:
     if not chip["holds_weights"]:
         return "too large"
-    if not most["whole"] and most["test"].startswith("pp"):
+    if most is None:
         return NO_FIGURE
-    return number(most["rate"]) + ("*" if most["binds"] == "compute" else "")
+    mark = "*" if most["binds"] == "compute" else "" if most["whole"] else "?"
+    return number(most["rate"]) + mark
 
 
 def chip_notes(held: str, weights: float) -> Iterator[str]:
@@ -157,10 +157,13 @@ def chip_notes(held: str, weights: float) -> Iterator[str]:
         "byte at full bandwidth, every operation at full throughput, by the figures of their "
         "makers. Nothing was run there, and no program reaches them."
     )
-    yield "* compute binds, else bandwidth; ~ estimated; - no figure. Sources: --json."
+    yield (
+        "* compute binds, else bandwidth; ? bandwidth alone, compute may bind before; ~ estimated; "
+        "- no figure. Sources: --json."
+    )
 
 
-def binding(most: Mapping[str, Any]) -> str:
+def _binding(most: Mapping[str, Any]) -> str:
     """Which limit binds, in words."""
     return str(most["binds"]) if most["whole"] else "bandwidth (compute unknown)"
 

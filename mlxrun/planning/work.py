@@ -11,7 +11,6 @@ rotations, softmax, and what adapters multiply. So these are lower bounds. Knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 # Multiplication and addition.
@@ -104,11 +103,23 @@ class Attending:
     window: int | None = None
     pair: int = 0
 
-    def in_reach(self, before: int, tokens: int) -> int:
-        """Keys that at least one of successive tokens sees."""
-        if self.window is None:
-            return before + tokens
-        return min(before + tokens, self.window + tokens - 1)
+    def reached(self, before: int, tokens: int, piece: int) -> int:
+        """Keys that passes over pieces of a prompt read, each of those that any query of it sees.
+
+        Args:
+            before: tokens before the prompt.
+            tokens: of the prompt.
+            piece: tokens of each pass but the last, which has the rest.
+        """
+        passes, rest = divmod(tokens, piece)
+        growing, most = passes, 0
+        if self.window is not None:
+            most = self.window + piece - 1
+            growing = min(passes, max(0, (most - before) // piece))  # passes that see everything
+        whole = growing * before + piece * growing * (growing + 1) // 2 + (passes - growing) * most
+        if not rest:
+            return whole
+        return whole + min(before + tokens, (self.window or before + tokens) + rest - 1)
 
 
 @dataclass(frozen=True)
@@ -196,16 +207,15 @@ def prefill(counts: Counts, prompt: int, context: int = 0, *, piece: int) -> Wor
         context: tokens that the sequence holds before.
         piece: the most tokens of a pass.
     """
+    passes, rest = -(-prompt // piece), prompt % piece
+    weights = prompt // piece * counts.weights.read(piece) + (
+        counts.weights.read(rest) * bool(rest)
+    )
     read = written = operations = 0
-    weights = 0.0
-    for before, tokens in _pieces(prompt, context, piece):
-        weights += counts.weights.read(tokens)
-        for layer in counts.layers:
-            read += layer.token * layer.in_reach(before, tokens) + layer.fixed
-            written += layer.fixed if layer.state else layer.token * tokens
     for layer in counts.layers:
+        read += layer.token * layer.reached(context, prompt, piece) + layer.fixed * passes
+        written += layer.fixed * passes if layer.state else layer.token * prompt
         operations += layer.pair * keys_seen(context, prompt, layer.window)
-    passes = -(-prompt // piece)
     operations += prompt * (counts.multiplied or 0) + counts.head
     return Work(
         weights=weights - (passes - 1) * counts.weights.head,  # only the last expects a token
@@ -215,9 +225,3 @@ def prefill(counts: Counts, prompt: int, context: int = 0, *, piece: int) -> Wor
         tokens=prompt,
         passes=passes,
     )
-
-
-def _pieces(prompt: int, context: int, piece: int) -> Iterator[tuple[int, int]]:
-    """(tokens before, tokens) of each pass."""
-    for start in range(0, prompt, piece):
-        yield context + start, min(piece, prompt - start)

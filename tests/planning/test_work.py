@@ -133,6 +133,22 @@ def test_pieces_change_bytes_and_not_operations(
     assert parts.nbytes >= whole.nbytes * (1 - 1e-12)
 
 
+@given(counts, small, st.integers(1, 60), st.integers(1, 60))
+def test_a_prompt_is_what_its_passes_read(
+    counts: Counts, context: int, prompt: int, piece: int
+) -> None:
+    weights = cache = 0.0
+    for start in range(context, context + prompt, piece):
+        end = min(start + piece, context + prompt)
+        weights += counts.weights.read(end - start) - counts.weights.head
+        for layer in counts.layers:
+            first = 0 if layer.window is None else max(0, start + 1 - layer.window)
+            cache += layer.token * (end - first) + layer.fixed
+    work = prefill(counts, prompt, context, piece=piece)
+    assert work.weights == pytest.approx(weights + counts.weights.head)
+    assert work.cache_read == cache
+
+
 @given(counts, small, st.integers(1, 20), st.integers(1, 8))
 def test_one_token_is_a_step(counts: Counts, context: int, piece: int, rows: int) -> None:
     read, drawn = prefill(counts, 1, context, piece=piece), decode(counts, context)
@@ -172,6 +188,12 @@ def test_the_slower_of_both_binds(
     assert most.rate == pytest.approx(1 / most.seconds)
     assert most.binds == ("bandwidth" if moving >= computing else "compute")
     assert most.whole
+
+
+def test_numbers_that_nobody_counts_to() -> None:
+    work = prefill(ONE, 10**18, piece=512)
+    assert work.passes == -(-(10**18) // 512)
+    assert decode(ONE, 10**18, 10**18, 10**18).nbytes > 10**54
 
 
 def test_what_is_not_known_is_not_made_up() -> None:

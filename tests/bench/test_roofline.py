@@ -1,0 +1,72 @@
+"""Rates beside limits: fractions of what a made-up device could do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlxrun.bench.device import Device, Rate
+from mlxrun.bench.results import Results, Run
+from mlxrun.bench.roofline import roofline, works
+from mlxrun.bench.workload import Decode, Prefill, ragged
+from mlxrun.planning.chips import Chip
+from mlxrun.planning.limits import MANY, chip_limits
+from mlxrun.planning.work import Attending, Counts, Weights, decode, prefill
+
+COUNTS = Counts(Weights(1000.0, 300.0, 10.0, 50.0), (Attending(token=4, pair=7),), 400, 90)
+DEVICE = Device(10**6, 500, (Rate("copy", 1e6, 1e6),), (Rate("float32", 1e6, 1e6),))
+TESTS = [Prefill(64), Decode(8), Decode(8, 16, 4)]
+
+
+def measured(seconds: float = 2.0) -> Results:
+    results = Results()
+    for workload in [*TESTS, ragged(100)]:
+        results.add(workload, "mlxrun", Run(seconds))
+        results.add(workload, "mlx-lm", Run(seconds))
+    return results
+
+
+def test_every_rate_has_its_limit() -> None:
+    found = roofline(measured(), COUNTS, DEVICE, "float32", piece=512)
+    assert [test["test"] for test in found["tests"]] == [workload.name for workload in TESTS]
+    read, drawn, together = found["tests"]
+    assert read["tokens_per_second"] == 32
+    assert read["limit"]["binds"] == "compute"
+    assert read["limit"]["seconds"] == (prefill(COUNTS, 64, piece=512).operations or 0) / 1e6
+    assert drawn["limit"]["binds"] == "bandwidth"
+    assert drawn["limit"]["seconds"] == decode(COUNTS, 0, 8).nbytes / 1e6
+    assert together["operations"] == decode(COUNTS, 16, 8, 4).operations
+    for test in found["tests"]:
+        assert test["fraction"] == pytest.approx(test["limit"]["seconds"] / 2)
+        assert not test["in_cache"]
+    assert json.loads(json.dumps(found))["device"]["roof"]["bandwidth"] == 1e6
+
+
+def test_works_go_by_names() -> None:
+    assert works([*TESTS, ragged(100)], COUNTS, 512) == {
+        "pp64": prefill(COUNTS, 64, piece=512),
+        "tg8": decode(COUNTS, 0, 8),
+        "tg8 x4 @ d16": decode(COUNTS, 16, 8, 4),
+    }
+
+
+def test_chips_whose_throughput_nobody_tells() -> None:
+    silent = Chip("Silent", 100, 1, "https://example.org")
+    known = Chip("Known", 100, 1, "https://example.org", 1.0, "https://example.org")
+    tasks = {
+        "one": decode(COUNTS, 5),
+        "some": decode(COUNTS, 5, rows=MANY - 1),
+        "many": decode(COUNTS, 5, rows=MANY),
+        "prompt": prefill(COUNTS, 500, piece=512),
+    }
+    of_silent, of_known = chip_limits(tasks, 1e9 + 1, [silent, known])
+    limits = {each["test"]: each["limit"] for each in of_silent["limits"]}
+    assert limits["many"] is None
+    assert limits["prompt"] is None
+    for name in ("one", "some"):
+        assert not limits[name]["whole"]
+        assert limits[name]["seconds"] == tasks[name].nbytes / 100e9
+    assert all(each["limit"]["whole"] for each in of_known["limits"])
+    assert not of_known["holds_weights"]
+    assert of_silent["throughput"] is None
