@@ -16,9 +16,9 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.footprint import Footprint
 from mlxrun.loading.model import foreign_classes
 from mlxrun.loading.run import DTYPES
-from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
+from mlxrun.models.config import Attention, Experts, LatentAttention, ModelConfig
 from mlxrun.models.families import model_config
-from mlxrun.planning import source
+from mlxrun.planning import matrices, source
 from mlxrun.planning.native import AS_IT_COMES, Run, footprint
 from mlxrun.planning.weights import Held
 from mlxrun.planning.work import Attending, Counts, Routed, Weights
@@ -70,8 +70,8 @@ def count(
         for layer, block in zip(layers, config.layers, strict=True)
     )
     multiplied = sum(
-        _projected(block.attention, config.hidden_size)
-        + _fed(block.feed_forward, config.hidden_size)
+        matrices.of_block(block, config.hidden_size)
+        + matrices.of_experts(block.feed_forward, config.hidden_size, used=True)
         for block in config.layers
     )
     head = config.vocab_size * config.hidden_size
@@ -113,35 +113,11 @@ def _of_experts(config: ModelConfig, layer: int, name: str) -> bool:
     return isinstance(fed, Experts) and "shared" not in name and bool(_EXPERTS.search(name))
 
 
-def _projected(attention: Attention | LatentAttention, hidden: int) -> int:
-    """Weights that one token is multiplied with in the projections of attention."""
-    heads = attention.heads
-    if isinstance(attention, LatentAttention):
-        turning, latent = attention.rope.dims, attention.latent
-        rows, wide = heads * (attention.head_dim + turning), attention.query_latent
-        queries = rows * hidden if wide is None else wide * (hidden + rows)
-        compressed = (latent + turning) * hidden
-        inward, outward = attention.head_dim * latent, latent * attention.value_dim
-        return queries + compressed + heads * (inward + outward + attention.value_dim * hidden)
-    return 2 * hidden * attention.head_dim * (heads + attention.kv_heads)
-
-
 def _pair(attention: Attention | LatentAttention) -> int:
     """Multiplications for one query and one key, in all heads: its score, and its value's part."""
     if isinstance(attention, LatentAttention):  # heads meet the latent that they share
         return attention.heads * (2 * attention.latent + attention.rope.dims)
     return attention.heads * 2 * attention.head_dim
-
-
-def _fed(fed: FeedForward | Experts, hidden: int) -> int:
-    """Weights that one token is multiplied with in a feed-forward, or in its experts."""
-    if isinstance(fed, Experts):
-        router = fed.count * hidden
-        shared = _fed(fed.shared, hidden) if fed.shared else 0
-        gate = hidden if fed.shared_gate else 0
-        return router + 3 * fed.used * hidden * fed.size + shared + gate
-    gated = fed.fused or len(fed.names) == 3
-    return (3 if gated else 2) * hidden * fed.size
 
 
 def count_foreign(nbytes: float, footprint: Footprint, config: Mapping[str, Any]) -> Counts:

@@ -15,6 +15,7 @@ from mlxrun.cache.rotating import RotatingCache
 from mlxrun.footprint import DRAW, Footprint, Layer
 from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
 from mlxrun.models.config import Layer as Block
+from mlxrun.planning import matrices
 
 # Arrays of a feed-forward's width in a pass: gate, up, what the activation makes of them.
 _FED = {"gelu_tanh": 7, "clamped_swiglu": 7}
@@ -77,7 +78,9 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         pair=size * attention.heads * _scores(attention, run),
         seen=0 if plain else size * widths,
         read=0 if plain or _reads_packed(attention, keys, values, run) else size * widths,
-        matrices=size * _matrices(block, config.hidden_size) if run.packed and not run.gpu else 0,
+        matrices=size * matrices.of_block(block, config.hidden_size)
+        if run.packed and not run.gpu
+        else 0,
     )
 
 
@@ -123,24 +126,10 @@ def _scores(attention: Attention | LatentAttention, run: Run) -> int:
 
 
 def weights(config: ModelConfig) -> int:
-    """About how many weights a model has: its matrices."""
+    """How many weights a model has in its matrices."""
     hidden = config.hidden_size
     total = (1 if config.tied else 2) * config.vocab_size * hidden
     for block in config.layers:
-        fed = block.feed_forward
-        experts = 3 * hidden * fed.size * fed.count if isinstance(fed, Experts) else 0
-        total += _matrices(block, hidden) + experts
+        total += matrices.of_block(block, hidden)
+        total += matrices.of_experts(block.feed_forward, hidden, used=False)
     return total
-
-
-def _matrices(block: Block, hidden: int) -> int:
-    """Weights of the matrices that are unpacked for a pass; experts are not."""
-    fed, attention = block.feed_forward, block.attention
-    plain = fed.shared if isinstance(fed, Experts) else fed
-    parts = 2 if plain and len(plain.names) == 2 and not plain.fused else 3
-    total = parts * hidden * plain.size if plain else 0
-    if isinstance(attention, LatentAttention):
-        wide = attention.head_dim + attention.rope.dims + 2 * attention.value_dim
-        return total + attention.heads * (hidden * wide + attention.latent * attention.head_dim)
-    queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
-    return total + 2 * hidden * (queries + keys)

@@ -17,6 +17,7 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.planning.counting import count_held, split
+from mlxrun.planning.native import weights
 from mlxrun.planning.source import promised
 from mlxrun.planning.weights import Held
 from mlxrun.planning.work import decode
@@ -26,9 +27,10 @@ APART = re.compile(r"token_embd|position_embd|^output\.weight|norm|\.bias$")
 LAYER = re.compile(r"blk\.(\d+)\.")
 
 
-def multiplied(skeleton: Skeleton, layers: int) -> int:
+def multiplied(skeleton: Skeleton, layers: int, *, every_expert: bool = False) -> int:
     """Weights that one token meets, by the shapes of the tensors of a file."""
     used, count = (skeleton.keys.get(f"expert{end}", 1) for end in ("_used_count", "_count"))
+    used = count if every_expert else used
     total = 0
     for name, (_, shape) in skeleton.shapes().items():
         layer = LAYER.match(name)
@@ -49,8 +51,11 @@ def test_operations_are_those_of_the_tensors_of_every_family(tmp_path: Path) -> 
         seen.add(config["model_type"])
         model = model_config(dict(config))
         counts = count_held(config, held)
-        assert counts.multiplied == multiplied(skeleton, len(model.layers)), name
+        depth = len(model.layers)
+        assert counts.multiplied == multiplied(skeleton, depth), name
         assert counts.head == model.vocab_size * model.hidden_size
+        tables = counts.head * (1 if model.tied else 2)
+        assert weights(model) == tables + multiplied(skeleton, depth, every_expert=True)
     assert len(seen) > 25
 
 
