@@ -37,10 +37,11 @@ def prepare(config: dict[str, Any], weights: Weights) -> Plan:
         return foreign_plan(foreign, kept, weights)
     family = model_config(config)
     normalise(config, weights, stock=True)
-    # Built of arrays that are never computed: this checks names and shapes, and no more.
+    # Built of noughts: this checks names and shapes, and no more.
     whole = Weights(dict(weights.arrays), dict(weights.layouts))
     normalise(config, whole)
-    params = Parameters(whole.arrays, whole.layouts, mx.float32)
+    sketch = {name: _placeholder(array) for name, array in whole.arrays.items()}
+    params = Parameters(sketch, whole.layouts, mx.float32, join=False)
     Transformer(family, params)
     for name in params.unused():
         weights.skip(name, NO_PLACE)
@@ -50,3 +51,9 @@ def prepare(config: dict[str, Any], weights: Weights) -> Plan:
         form_of(config),
         lambda name: stays(config, name),
     )
+
+
+def _placeholder(array: mx.array) -> mx.array:
+    """An array of noughts of the same shape that takes no memory, floats as they will be cast."""
+    floating = mx.issubdtype(array.dtype, mx.floating)
+    return mx.broadcast_to(mx.zeros((), mx.float32 if floating else array.dtype), array.shape)

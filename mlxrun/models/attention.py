@@ -53,11 +53,9 @@ def _projections(
     if config.fused:
         all_three = params.linear("qkv_proj", queries + 2 * keys, hidden)
         return lambda x: list(mx.split(all_three(x), [queries, queries + keys], axis=-1))
-    clip = clipped(config.clip)
-    q = compose(params.linear("q_proj", queries, hidden), clip)
-    k = compose(params.linear("k_proj", keys, hidden), clip)
-    v = compose(params.linear("v_proj", keys, hidden), clip)
-    return lambda x: [q(x), k(x), v(x)]
+    parts, clip = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)], clipped(config.clip)
+    project = params.linears(parts, hidden)
+    return project if clip is None else lambda x: [clip(part) for part in project(x)]
 
 
 def _heads(

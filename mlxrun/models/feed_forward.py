@@ -7,7 +7,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from mlxrun.models.config import Experts, FeedForward
-from mlxrun.models.functions import ACTIVATIONS, GATES, Function
+from mlxrun.models.functions import ACTIVATIONS, GATES, Function, compose
 from mlxrun.weights.parameters import Parameters
 
 Choice = tuple[mx.array, mx.array]
@@ -19,20 +19,15 @@ def feed_forward(config: FeedForward | Experts, hidden: int, params: Parameters)
         return _experts(config, hidden, params)
     size = config.size
     down = params.linear(config.names[-1], hidden, size)
+    combine = GATES[config.activation]
     if config.fused:
-        both, combine = params.linear(config.names[0], 2 * size, hidden), GATES[config.activation]
-
-        def fused(x: mx.array) -> mx.array:
-            gate, up = mx.split(both(x), 2, axis=-1)
-            return down(combine(gate, up))
-
-        return fused
-    up = params.linear(config.names[-2], size, hidden)
+        both = params.linear(config.names[0], 2 * size, hidden)
+        return lambda x: down(combine(*mx.split(both(x), 2, axis=-1)))
     if len(config.names) == 2:
-        activation = ACTIVATIONS[config.activation]
-        return lambda x: down(activation(up(x)))
-    gate, combine = params.linear(config.names[0], size, hidden), GATES[config.activation]
-    return lambda x: down(combine(gate(x), up(x)))
+        up = compose(params.linear(config.names[0], size, hidden), ACTIVATIONS[config.activation])
+        return lambda x: down(up(x))
+    wide = params.linears([(name, size) for name in config.names[:2]], hidden)
+    return lambda x: down(combine(*wide(x)))
 
 
 def _experts(config: Experts, hidden: int, params: Parameters) -> Function:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
+from mlxrun.weights.joined import Projection, Split, apart, together
 from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
-from mlxrun.weights.weight import Weight, gather, linear
+from mlxrun.weights.weight import Weight, gather
 
 
 @dataclass
@@ -18,23 +19,27 @@ class Parameters:
     """Arrays by Hugging Face name, with the layouts of the quantised ones.
 
     Attributes:
-        arrays: full name to array, e.g. ``model.layers.0.mlp.up_proj.weight``.
+        arrays: full name to array, e.g. ``model.layers.0.mlp.up_proj.weight``. What is handed out
+            is taken out of it, so that nothing is held as it was stored and as it is used.
         layouts: module name to layout, for quantised modules.
         dtype: of activations; plain arrays and scales are cast to it as they are handed out.
         expand: hand out quantised matrices as plain ones.
         updates: module name to what adapters add to it.
         prefix: what names are relative to.
+        join: make projections of one input one product, where their forms agree. By default on a
+            GPU, whose kernels are fewer then; on a CPU it costs as much as it saves.
         used: full names handed out so far; shared between views.
         handed: full module name to the arrays handed out, as the model holds them; shared between
             views.
     """
 
-    arrays: Mapping[str, mx.array]
+    arrays: MutableMapping[str, mx.array]
     layouts: Mapping[str, Layout]
     dtype: mx.Dtype
     expand: bool = False
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
     prefix: str = ""
+    join: bool = field(default_factory=lambda: mx.default_device() != mx.cpu)
     used: set[str] = field(default_factory=set)
     handed: dict[str, list[mx.array]] = field(default_factory=dict)
 
@@ -50,7 +55,7 @@ class Parameters:
                 hint="Download or convert the model again",
             )
         self.used.add(full)
-        return self.arrays[full]
+        return self.arrays.pop(full)
 
     def has(self, name: str) -> bool:
         """Whether there is a parameter of that name."""
@@ -179,9 +184,29 @@ class Parameters:
 
     def linear(self, module: str, rows: int, columns: int) -> Callable[[mx.array], mx.array]:
         """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one."""
+        return self._projection(module, rows, columns).function
+
+    def linears(self, parts: Sequence[tuple[str, int]], columns: int) -> Split:
+        """Projections of one input: ``x (..., columns) -> [(..., rows), ...]``.
+
+        Args:
+            parts: module and rows of each.
+            columns: of all.
+        """
+        projections = [self._projection(module, rows, columns) for module, rows in parts]
+        if not self.join:
+            return apart(projections)
+        split, projections = together(projections)
+        for (module, _), projection in zip(parts, projections, strict=True):
+            self.handed[self.prefix + module] = projection.weight.arrays
+            if projection.bias is not None:
+                self.handed[f"{self.prefix}{module}.bias"] = [projection.bias]
+        return split
+
+    def _projection(self, module: str, rows: int, columns: int) -> Projection:
         weight = self.weight(module, rows, columns)
         biased = self.has(f"{module}.bias")
-        return linear(weight, self.vector(f"{module}.bias", rows) if biased else None)
+        return Projection(weight, self.vector(f"{module}.bias", rows) if biased else None)
 
     def _hand(self, name: str, *arrays: mx.array) -> None:
         self.handed.setdefault(self.prefix + name, []).extend(arrays)
@@ -200,7 +225,7 @@ class Parameters:
 
     def unused(self) -> list[str]:
         """Names that the model did not ask for."""
-        return sorted(set(self.arrays) - self.used)
+        return sorted(self.arrays)
 
 
 def _damaged(wide: mx.array, narrow: mx.array) -> bool:

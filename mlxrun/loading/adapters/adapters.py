@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,12 @@ class Adapters:
 
     def parameters(
         self,
-        arrays: Mapping[str, mx.array],
+        arrays: MutableMapping[str, mx.array],
         layouts: Mapping[str, Layout],
         dtype: mx.Dtype,
         expand: bool = False,
     ) -> Parameters:
-        """A model's weights with the changes; the arrays themselves stay as they are.
+        """A model's weights with the changes; ``arrays`` loses what is handed out of them.
 
         Raises:
             AdapterError: a new parameter is none of the model's.
