@@ -54,6 +54,8 @@ def check_batch(
 ) -> list[Way]:
     """Serve random requests alone and together, greedy and seeded, and compare the tokens.
 
+    Every way computes the whole of every prompt: no beginnings are taken over.
+
     Args:
         requests: how many, with prompts of 4 to 300 random tokens.
         tokens: the most that each draws; lengths differ.
@@ -78,7 +80,10 @@ def check_batch(
         each = [_params(kind, i) for i in range(requests)]
         started, alone = time.perf_counter(), []
         for prompt, limit, own in zip(prompts, limits, each, strict=True):
-            alone.append(llm.generate(prompt, max_tokens=limit, ignore_eos=True, **own).tokens)
+            session = llm.sessions.once()
+            session.prefixes = None  # what was read before would make this one look faster
+            reply = llm.generate(prompt, max_tokens=limit, ignore_eos=True, session=session, **own)
+            alone.append(reply.tokens)
             served(1)
         seconds = time.perf_counter() - started
         for deterministic in (False, True):
@@ -89,6 +94,7 @@ def check_batch(
                 ignore_eos=True,
                 parallel=parallel,
                 deterministic=deterministic,
+                prefix_bytes=0,
                 progress=False,
                 **{name: [own[name] for own in each] for name in each[0]},
             )

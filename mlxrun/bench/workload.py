@@ -118,6 +118,12 @@ def _depth(context: int) -> str:
     return f" @ d{context}" if context else ""
 
 
+def number(text: str) -> int | None:
+    """What ``128`` and ``4k`` mean; k is 1024. None for what is no such number."""
+    match = re.fullmatch(r"([0-9]{1,19})([km]?)", text.strip().lower())
+    return int(match[1]) * _UNITS[match[2]] if match else None
+
+
 def counts(name: str, text: str, *, least: int = 0) -> tuple[int, ...]:
     """The numbers of a list such as ``128,512`` or ``1k,4k``; k is 1024.
 
@@ -126,9 +132,8 @@ def counts(name: str, text: str, *, least: int = 0) -> tuple[int, ...]:
     """
     found = []
     for part in text.split(","):
-        match = re.fullmatch(r"([0-9]{1,9})([km]?)", part.strip().lower())
-        value = int(match[1]) * _UNITS[match[2]] if match else -1
-        if not least <= value <= _LARGEST:
+        value = number(part)
+        if value is None or not least <= value <= _LARGEST:
             allowed = f"numbers from {least} to {_LARGEST} such as 128,512 or 1k"
             raise ParameterError(name, text, allowed)
         found.append(value)

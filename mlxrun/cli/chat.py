@@ -13,6 +13,7 @@ import click
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.console import note, visible
+from mlxrun.cli.counts import TokenCount
 from mlxrun.cli.loading import load_model, usage_line, with_loading
 from mlxrun.cli.settings import chat_defaults, given, with_settings
 from mlxrun.errors import SourceError
@@ -37,13 +38,13 @@ SINKS = 4
 )
 @click.option(
     "--window",
-    type=click.IntRange(1),
+    type=TokenCount(1),
     metavar="N",
     help="Remember only the last N tokens, for a chat without end.",
 )
 @click.option(
     "--keep",
-    type=click.IntRange(0),
+    type=TokenCount(0),
     metavar="N",
     help="With --window: also remember the first N tokens.  [default: all before the messages]",
 )

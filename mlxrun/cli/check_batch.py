@@ -9,6 +9,7 @@ import click
 
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.console import Bar, Output, table
+from mlxrun.cli.counts import TokenCount
 from mlxrun.cli.loading import load_model, with_loading
 
 
@@ -19,7 +20,8 @@ from mlxrun.cli.loading import load_model, with_loading
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(1, 100_000),
+    type=TokenCount(1, 100_000),
+    metavar="N",
     default=64,
     show_default=True,
     help="The most tokens that a request draws.",
@@ -51,8 +53,8 @@ def command(
 
     Random prompts of 4 to 300 tokens are continued one at a time, then together: by default in one
     forward pass for all, whose rounding may decide between tokens that are nearly as likely, and
-    deterministic, which computes each sequence by itself. Ends with exit code 1 if the
-    deterministic way ever differs.
+    deterministic, which computes each sequence by itself. Nothing is taken over from prompts that
+    were read before. Ends with exit code 1 if the deterministic way ever differs.
 
     \b
     Examples:

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from mlxrun.bench.workload import number
 from mlxrun.errors import ParameterError
 from mlxrun.generation.request import Request, SamplingParams
 
@@ -95,6 +96,11 @@ def _optional(words: Sequence[str]) -> Any:
     return None if words[0].lower() in ("none", "random") else _number(words)
 
 
+def _tokens(words: Sequence[str]) -> Any:
+    count = number(words[0])
+    return _optional(words) if count is None else count
+
+
 def _none(words: Sequence[str]) -> bool:
     return [word.lower() for word in words] in ([], ["none"])
 
@@ -128,7 +134,7 @@ SETTINGS = {
     setting.name: setting
     for setting in (
         Setting("max_tokens", "N", "The most tokens to generate; none: up to a full context.",
-                _optional, alias="-n"),
+                _tokens, alias="-n"),
         Setting("stop", "TEXT", "Text that ends the reply and is no part of it; \\n is a newline.",
                 _strings, many=True),
         Setting("seed", "N", "The same seed gives the same text; none: another one each time.",
@@ -146,7 +152,7 @@ SETTINGS = {
         Setting("dry_multiplier", "X", "Strength of DRY against repetition; 0: off.", _number),
         Setting("dry_base", "X", "DRY grows by this with each repeated token.", _number),
         Setting("dry_allowed_length", "N", "Shorter repetitions cost nothing.", _number),
-        Setting("dry_penalty_last_n", "N", "How far back DRY looks, in tokens; -1: all.", _number),
+        Setting("dry_penalty_last_n", "N", "How far back DRY looks, in tokens; -1: all.", _tokens),
         Setting("dry_sequence_breakers", "TEXT", "Text across which DRY sees no repetition.",
                 _strings, many=True),
         Setting("mirostat", "0|2", "2: mirostat instead of the truncations above.", _number),
@@ -155,7 +161,7 @@ SETTINGS = {
         Setting("repetition_penalty", "X", "Make recent tokens less likely; 1: off.", _number),
         Setting("presence_penalty", "X", "Taken off the logit of each recent token.", _number),
         Setting("frequency_penalty", "X", "Taken off once for each time it occurred.", _number),
-        Setting("penalty_last_n", "N", "How many tokens are recent; -1: all.", _number),
+        Setting("penalty_last_n", "N", "How many tokens are recent; -1: all.", _tokens),
         Setting("logit_bias", "ID=X", "Add X to a token's logit; -inf bans it.",
                 _biases, many=True),
         Setting("logprobs", "N", "Report the N likeliest tokens at each place (--json).", _number),

@@ -214,6 +214,26 @@ def test_deadlines_and_priorities(llm: mlxrun.LLM) -> None:
         assert urgent.result(60).usage.total_time < usual.result(60).usage.total_time
 
 
+def test_figures_tell_the_size_and_the_work(llm: mlxrun.LLM) -> None:
+    prompt = list(range(3, 60))
+    with llm.engine(parallel=3, prefix_bytes=1 << 20) as engine:
+        for _ in range(2):
+            engine.submit(prompt, max_tokens=4, ignore_eos=True).result(60)
+        figures = engine.figures
+        assert (figures.parallel, figures.context) == (3, llm.context_length)
+        assert (figures.live, figures.waiting) == (0, 0)
+        # The second prompt's beginning was known: only its last token, and those that were drawn.
+        assert figures.computed - figures.wasted == len(prompt) + 3 + 1 + 3
+        assert (figures.prefixes.hits, figures.prefixes.tokens) == (1, len(prompt) - 1)
+    with llm.engine(parallel=4, prefix_bytes=0) as engine:
+        lengths = (2, 9, 30, 30)
+        handles = [engine.submit("tea", max_tokens=n, ignore_eos=True) for n in lengths]
+        assert all(handle.result(60) for handle in handles)
+        figures = engine.figures
+        useful = 4 * len(llm.tokenizer.encode("tea")) + sum(n - 1 for n in lengths)
+        assert figures.computed - figures.wasted == useful
+
+
 def test_closing_ends_what_runs_and_refuses_the_rest(llm: mlxrun.LLM) -> None:
     engine = llm.engine(parallel=1)
     running = engine.submit("tea", max_tokens=200, ignore_eos=True)
@@ -258,6 +278,13 @@ def test_a_check_compares_alone_with_together(llm: mlxrun.LLM) -> None:
     assert all(way.requests == way.equal == 4 for way in ways)
     assert all(way.tokens == way.same > 0 for way in ways)
     assert seen[-1] == (24, 24)
+
+
+def test_a_check_takes_nothing_over(llm: mlxrun.LLM) -> None:
+    llm.generate("once", max_tokens=1)
+    before = llm.prefix_cache.figures
+    check_batch(llm, requests=3, tokens=4, parallel=3)
+    assert llm.prefix_cache.figures == before
 
 
 def test_the_interpreter_may_end_with_an_engine_open(tmp_path: Path) -> None:
