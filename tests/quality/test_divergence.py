@@ -1,0 +1,122 @@
+"""Probabilities and divergences in float32, against plain formulas in float64."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from mlxrun.quality.divergence import Kept, comparison, differences, divergences
+from mlxrun.quality.perplexity import perplexity_of, predicted, row_sums
+
+logits = npst.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 300)),
+    elements=st.floats(-200, 200, width=32),
+)
+
+
+def log_probabilities(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def naive(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    one, other = log_probabilities(a), log_probabilities(b)
+    return (np.exp(one) * (one - other)).sum(axis=-1)
+
+
+def ours(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.array(divergences(predicted(mx.array(a)), predicted(mx.array(b))))
+
+
+@given(logits, st.data())
+@settings(max_examples=60)
+def test_surprises(x, data):
+    targets = data.draw(st.lists(st.integers(0, x.shape[1] - 1), min_size=len(x), max_size=len(x)))
+    got = np.array(predicted(mx.array(x)).surprises(mx.array(targets)))
+    expected = -log_probabilities(x)[np.arange(len(x)), targets]
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)
+
+
+@given(logits, st.data())
+@settings(max_examples=60)
+def test_divergences_of_any_logits(a, data):
+    b = data.draw(npst.arrays(np.float32, a.shape, elements=st.floats(-200, 200, width=32)))
+    got = ours(a, b)
+    assert (got >= 0).all()
+    np.testing.assert_allclose(got, naive(a, b), rtol=2e-5, atol=2e-5)
+
+
+@given(logits)
+@settings(max_examples=30)
+def test_nothing_diverges_from_itself(a):
+    assert (ours(a, a) == 0).all()
+
+
+@pytest.mark.parametrize("off", [1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 4.0])
+def test_small_divergences_are_resolved_beyond_the_precision_of_probabilities(off):
+    rng = np.random.default_rng(0)
+    a = 3 * rng.standard_normal((8, 30_000)).astype(np.float32)
+    b = a + np.float32(off) * rng.standard_normal(a.shape).astype(np.float32)
+    one, other = log_probabilities(a), log_probabilities(b)
+    ratio = one - other
+    expected = (np.exp(one) * (np.expm1(-ratio) + ratio)).sum(axis=-1)  # positive terms only
+    assert (expected < 1.5 * off**2).all()  # at 1e-4 below 1e-8, under float32's epsilon
+    np.testing.assert_allclose(ours(a, b), expected, rtol=5e-3 if off < 1e-3 else 5e-4)
+
+
+@given(st.integers(1, 3), st.integers(1, 1000))
+@settings(max_examples=30)
+def test_row_sums_leave_nothing_out(rows, width):
+    x = np.random.default_rng(width).integers(0, 100, (rows, width)).astype(np.float32)
+    assert np.array(row_sums(mx.array(x))).tolist() == x.sum(axis=-1).tolist()
+
+
+def test_long_rows_are_summed_precisely():
+    x = np.random.default_rng(0).random((2, 200_000), dtype=np.float32)
+    got = np.array(row_sums(mx.array(x)), dtype=np.float64)
+    np.testing.assert_allclose(got, x.astype(np.float64).sum(axis=-1), rtol=2e-6)
+
+
+def test_what_is_kept_of_a_token():
+    rng = np.random.default_rng(1)
+    a, b = (rng.standard_normal((5, 40)).astype(np.float32) for _ in "ab")
+    targets = rng.integers(0, 40, 5)
+    got = differences(mx.array(a), mx.array(b), mx.array(targets))
+    rows = np.arange(5)
+    np.testing.assert_allclose(
+        np.array(got.surprise_a), -log_probabilities(a)[rows, targets], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        np.array(got.surprise_b), -log_probabilities(b)[rows, targets], rtol=1e-5
+    )
+    np.testing.assert_allclose(np.array(got.divergence), naive(a, b), rtol=1e-5)
+    assert np.array(got.agrees).tolist() == (a.argmax(-1) == b.argmax(-1)).tolist()
+
+
+@given(st.integers(2, 200))
+@settings(max_examples=30)
+def test_a_comparison(count):
+    rng = np.random.default_rng(count)
+    a, b, each = rng.exponential(2, (3, count))
+    kept = Kept(a, b, each, rng.random(count) < 0.7)
+    got = comparison(kept, windows=3, context=16, scored=7)
+    change = np.exp(-b) - np.exp(-a)
+    assert got.perplexity_b.value == pytest.approx(np.exp(b.mean()))
+    assert (got.perplexity_a, got.perplexity_b) == (perplexity_of(a)[0], perplexity_of(b)[0])
+    assert got.log_ratio.value == pytest.approx(np.log(got.perplexity_b.value / np.exp(a.mean())))
+    # The variance of a difference has a covariance in it.
+    paired = (np.var(a) + np.var(b) - 2 * np.cov(a, b, bias=True)[0, 1]) / (count - 1)
+    assert got.log_ratio.error == pytest.approx(np.sqrt(paired))
+    assert got.rms_change.value == pytest.approx(np.sqrt(np.mean(change**2)))
+    assert got.change.value == pytest.approx(change.mean())
+    assert got.largest == each.max()
+    assert got.percentiles["50"] == pytest.approx(np.median(each))
+    ordered = [*got.percentiles.values(), got.largest]
+    assert ordered == sorted(ordered)
+    assert (got.tokens, got.windows, got.context, got.scored) == (count, 3, 16, 7)

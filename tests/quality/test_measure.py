@@ -1,0 +1,233 @@
+"""Models that read texts: llama.cpp's figures, caches that store in fewer bits, and refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from foreign_models import CONFIGS, save, stock
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.errors import CacheError, MemoryLimitError, NumericError, ParameterError, TokenizerError
+from mlxrun.quality import reading
+from mlxrun.quality.measure import Comparing, Scoring
+
+FIGURES = json.loads(
+    (Path(__file__).parents[1] / "oracle" / "perplexity.json").read_text(encoding="utf-8")
+)
+ASSETS = Path(mlxrun.__file__).parent / "assets"
+TEXT = "she tells the story of another tree and the rain " * 12
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
+    return mlxrun.load(Tiny().write(tmp_path_factory.mktemp("tiny") / "tiny.gguf"))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
+    return mlxrun.load(Tiny(seed=1).write(tmp_path_factory.mktemp("other") / "other.gguf"))
+
+
+@cache
+def loaded(path: Path) -> mlxrun.LLM:
+    return mlxrun.load(path, dtype="float32")
+
+
+def case_name(case: dict[str, Any]) -> str:
+    return "-".join(str(case[name]) for name in ("model", "context", "stride"))
+
+
+@pytest.mark.parametrize("case", FIGURES["perplexity"], ids=case_name)
+def test_perplexities_are_llama_cpps(case, request):
+    if case["model"] == "stories":
+        path = request.getfixturevalue("oracle") / "stories" / "stories260K.gguf"
+    else:
+        path = ASSETS / f"{case['model']}.gguf"
+    options = {name: case[name] for name in ("context", "stride", "bos")}
+    got = loaded(path).perplexity(FIGURES["text"], **options)
+    assert got.tokens == case["tokens"]
+    assert got.perplexity.value == pytest.approx(case["perplexity"], rel=1e-5)
+    assert got.surprise.value == pytest.approx(case["surprise"]["value"], rel=1e-5)
+    assert got.surprise.error == pytest.approx(case["surprise"]["error"], rel=1e-4)
+
+
+def test_divergences_are_those_of_llama_cpps_logits():
+    case = FIGURES["divergence"]
+    a, b = (loaded(ASSETS / f"{case[x]}.gguf") for x in "ab")
+    got = mlxrun.compare(a, b, FIGURES["text"], context=case["context"])
+    for name in ("divergence", "agreement", "log_ratio", "change"):
+        estimate = getattr(got, name)
+        assert estimate.value == pytest.approx(case[name]["value"], rel=1e-4), name
+        assert estimate.error == pytest.approx(case[name]["error"], rel=1e-4), name
+    assert got.rms_change.value == pytest.approx(case["rms_change"], rel=1e-4)
+    assert got.largest == pytest.approx(case["largest"], rel=1e-4)
+    assert got.percentiles["50"] == pytest.approx(case["median"], rel=1e-4)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize(("first", "rows"), [(0, 7), (19, 5), (31, 64), (63, 16)])
+def test_parts_of_a_window_are_its_logits(tiny, monkeypatch, joint, first, rows):
+    monkeypatch.setattr(reading, "PREFILL_CHUNK", 32)
+    monkeypatch.setattr(reading, "rows_at_once", lambda _: rows)
+    monkeypatch.setattr(tiny.model, "joint", joint)
+    ids = tiny.tokenizer.encode(TEXT)[:80]
+    parts = list(reading.logits_of(tiny.model, tiny.model.make_cache(), ids, first))
+    assert all(len(logits) <= rows and logits.dtype == mx.float32 for logits, _ in parts)
+    logits = mx.concatenate([logits for logits, _ in parts])
+    targets = mx.concatenate([targets for _, targets in parts])
+    assert targets.tolist() == ids[first + 1 :]
+    expected = np.array(tiny.logits(ids))[first:-1]
+    np.testing.assert_allclose(np.array(logits), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("keys", "values"), [("q4", "q4"), ("q8", None), ("q4c/32", "q8")])
+def test_a_window_meets_itself_as_it_is_stored(tiny, monkeypatch, keys, values):
+    options = {"context": 160, "cache_type_k": keys, "cache_type_v": values}
+    whole = tiny.perplexity(TEXT, **options)
+    monkeypatch.setattr(reading, "PREFILL_CHUNK", 8)
+    parts = tiny.perplexity(TEXT, **options)
+    assert parts.surprise.value == pytest.approx(whole.surprise.value, rel=1e-4)
+    assert abs(whole.surprise.value - tiny.perplexity(TEXT, context=160).surprise.value) > 1e-5
+
+
+def test_fewer_bits_diverge_more(tiny):
+    found = [
+        mlxrun.compare(tiny, tiny, TEXT, context=64, b_cache_type_k=bits, b_cache_type_v=bits)
+        for bits in ("f32", "f16", "q8", "q4", "q2")
+    ]
+    divergences = [one.divergence.value for one in found]
+    assert divergences[0] == 0
+    assert divergences == sorted(divergences)
+    assert found[-1].agreement.value < 1
+    assert found[0].perplexity_a == found[-1].perplexity_a
+
+
+def test_a_comparison_has_the_perplexities_of_each(tiny, other):
+    got = mlxrun.compare(tiny, other, TEXT, context=64, b_cache_type_k="q8")
+    a = tiny.perplexity(TEXT, context=64)
+    b = other.perplexity(TEXT, context=64, cache_type_k="q8")
+    assert got.perplexity_a.value == pytest.approx(a.perplexity.value, rel=1e-5)
+    assert got.perplexity_b.value == pytest.approx(b.perplexity.value, rel=1e-5)
+    assert (got.tokens, got.windows) == (a.tokens, a.windows)
+
+
+def test_policies(tmp_path):
+    path = Tiny(hidden=256, ffn=256, kinds={"*": "Q6_K"}, layers=1).write(tmp_path / "q6.gguf")
+    exact, *others = (
+        mlxrun.load(path, policy=policy) for policy in ("exact", None, "near", "compact")
+    )
+    found = [mlxrun.compare(exact, one, TEXT, context=64).divergence.value for one in others]
+    assert found[0] == 0
+    assert 0 < found[1] < found[2]
+
+
+def test_a_directory_is_compared_with_the_file_that_it_was_made_of(tmp_path):
+    path = Tiny(kinds={"*": "Q8_0"}).write(tmp_path / "tiny.gguf")
+    mlxrun.convert(path, tmp_path / "made", policy="exact")
+    a, b = mlxrun.load(path), mlxrun.load(tmp_path / "made", dtype="float32")
+    assert mlxrun.compare(a, b, TEXT, context=64).divergence.value < 1e-9
+
+
+def test_a_model_that_mlx_lm_defines(tmp_path):
+    config = CONFIGS["mamba2"]
+    llm = mlxrun.load(save(tmp_path, config, stock(config)))
+    got = llm.perplexity(TEXT, context=64, chunks=2)
+    ids = Scoring(llm, TEXT, context=64).plan.tokens
+    rows, targets = [], []
+    for start in (0, 64):
+        window = [*llm.tokenizer.prefix, *ids[start + len(llm.tokenizer.prefix) : start + 64]]
+        rows.append(np.array(llm.logits(window), dtype=np.float64)[32:63])
+        targets += window[33:]
+    logits = np.concatenate(rows)
+    surprise = np.log(np.exp(logits).sum(-1)) - logits[np.arange(62), targets]
+    assert got.surprise.value == pytest.approx(surprise.mean(), rel=1e-5)
+    assert mlxrun.compare(llm, llm, TEXT, context=64).divergence.value == 0
+    with pytest.raises(CacheError):
+        llm.perplexity(TEXT, context=64, cache_type_k="q8")
+
+
+def test_progress_and_estimates(tiny):
+    seen = []
+    tiny.perplexity(TEXT, context=64, chunks=3, progress=lambda *at: seen.append(at))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    for run, figure in (
+        (Scoring(tiny, TEXT, context=64), "perplexity"),
+        (Comparing(tiny, tiny, TEXT, context=64, b_cache_type_k="q4"), "divergence"),
+    ):
+        for done in run:
+            result = run.result()
+            assert (result.windows, run.estimate()) == (done, getattr(result, figure))
+
+
+def test_control_tokens_in_a_text(tiny):
+    text = "</s>" * 40 + TEXT
+    plain = Scoring(tiny, text, context=64)
+    marked = Scoring(tiny, text, context=64, parse_special=True)
+    assert marked.plan.tokens.count(2) == 40
+    assert plain.plan.tokens.count(2) == 0
+
+
+def test_logits_that_are_no_numbers(tmp_path):
+    damaged = {"output_norm.weight": np.full(64, np.nan)}
+    llm = mlxrun.load(Tiny(weights=damaged).write(tmp_path / "nan.gguf"))
+    with pytest.raises(NumericError, match="not finite"):
+        llm.perplexity(TEXT, context=64)
+    with pytest.raises(NumericError, match="not finite"):
+        mlxrun.compare(llm, llm, TEXT, context=64)
+
+
+def test_vocabularies_of_different_sizes(tiny, tmp_path):
+    small = mlxrun.load(Tiny(vocab=280).write(tmp_path / "small.gguf"))
+    with pytest.raises(TokenizerError, match="A has 288 tokens, B has 280"):
+        mlxrun.compare(tiny, small, TEXT, context=64)
+
+
+def test_vocabularies_with_other_tokens(tiny, other, monkeypatch):
+    parts = other.tokenizer._parts
+    real = type(other.tokenizer).token_bytes
+    monkeypatch.setattr(
+        type(other.tokenizer),
+        "token_bytes",
+        lambda self, i: b"?" if self is other.tokenizer and i == 261 else real(self, i),
+    )
+    with pytest.raises(TokenizerError, match="token 261 is 't' in A and 't' in B"):
+        mlxrun.compare(tiny, other, TEXT, context=64)
+    monkeypatch.undo()
+    monkeypatch.setattr(other.tokenizer, "_parts", replace(parts, before=()))
+    with pytest.raises(TokenizerError, match="A puts <s> before a text, B nothing"):
+        mlxrun.compare(tiny, other, TEXT, context=64)
+
+
+def test_texts_that_are_cut_differently(tiny, other, monkeypatch):
+    real = other.tokenizer._parts.encoder
+    parts = replace(other.tokenizer._parts, encoder=lambda *x: real(*x)[:50])
+    monkeypatch.setattr(other.tokenizer, "_parts", parts)
+    with pytest.raises(TokenizerError, match="differently from token 50 on"):
+        mlxrun.compare(tiny, other, TEXT, context=64)
+
+
+def test_what_there_is_no_memory_for(tiny, monkeypatch):
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "70MB")
+    with pytest.raises(MemoryLimitError, match="scoring the text needs"):
+        tiny.perplexity(TEXT, context=64)
+    with pytest.raises(MemoryLimitError, match="comparing the two, both in memory, needs"):
+        mlxrun.compare(tiny, tiny, TEXT, context=64)
+
+
+@pytest.mark.parametrize("keys", ["q9", 8])
+def test_types_that_are_none(tiny, keys):
+    with pytest.raises(ParameterError, match="cache_type_k"):
+        tiny.perplexity(TEXT, context=64, cache_type_k=keys)
+
+
+def test_no_text(tiny):
+    with pytest.raises(ParameterError, match="text must be a string"):
+        tiny.perplexity(b"bytes")
