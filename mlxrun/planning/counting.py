@@ -135,7 +135,8 @@ def count_foreign(nbytes: float, footprint: Footprint, config: Mapping[str, Any]
     unknown = ["operations, and so whether compute binds"]
     if any(section.get(key) for section in _sections(config) for key in _MIXED):
         unknown.append("how many of its experts a pass reads: all weights are counted")
-    return Counts(Weights(nbytes, 0, 0, 0), layers, None, 0, tuple(unknown))
+    weights = Weights(nbytes, 0, 0, 0)
+    return Counts(weights, layers, None, 0, tuple(unknown), footprint.joint)
 
 
 def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:

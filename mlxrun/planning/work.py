@@ -11,7 +11,7 @@ rotations, softmax, and what adapters multiply. So these are lower bounds. Knows
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # Multiplication and addition.
 MULTIPLY_ADD = 2
@@ -133,13 +133,15 @@ class Counts:
             that it goes through; None where that is not known.
         head: the same in the output matrix, for a token that is drawn.
         unknown: what could not be counted, in words.
+        joint: sequences that decode together share a pass; else each has its own.
     """
 
     weights: Weights
     layers: tuple[Attending, ...]
     multiplied: int | None
     head: int
-    unknown: tuple[str, ...] = field(default=())
+    unknown: tuple[str, ...] = ()
+    joint: bool = True
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Work:
 
 
 def decode(counts: Counts, context: int, tokens: int = 1, rows: int = 1) -> Work:
-    """Draw ``tokens`` tokens in each of ``rows`` sequences, a pass for each step.
+    """Draw ``tokens`` tokens in each of ``rows`` sequences, a pass of all of them for each step.
 
     The i-th pass puts the token before through the model, so that it sees ``context + i`` keys.
 
@@ -188,13 +190,14 @@ def decode(counts: Counts, context: int, tokens: int = 1, rows: int = 1) -> Work
         operations += rows * layer.pair * seen
     known = counts.multiplied is not None
     operations += rows * tokens * ((counts.multiplied or 0) + counts.head)
+    passes, together = (tokens, rows) if counts.joint else (tokens * rows, 1)
     return Work(
-        weights=tokens * counts.weights.read(rows),
+        weights=passes * counts.weights.read(together),
         cache_read=read,
         cache_written=written,
         operations=MULTIPLY_ADD * operations if known else None,
         tokens=rows * tokens,
-        passes=tokens,
+        passes=passes,
     )
 
 

@@ -94,6 +94,14 @@ def test_a_decode_step_by_hand() -> None:
     assert work.nbytes == work.weights + work.cache_read + work.cache_written
 
 
+def test_sequences_that_share_no_pass_read_the_weights_each() -> None:
+    alone = replace(ONE, joint=False)
+    work, together = decode(alone, 20, tokens=2, rows=3), decode(ONE, 20, tokens=2, rows=3)
+    assert (work.passes, together.passes) == (6, 2)
+    assert work.weights == 3 * decode(ONE, 20, tokens=2).weights
+    assert (work.cache_read, work.operations) == (together.cache_read, together.operations)
+
+
 def test_a_prompt_in_two_pieces_by_hand() -> None:
     work = prefill(ONE, prompt=10, context=2, piece=6)
     assert work.weights == 2 * 1000 + 300 + 10 * 10  # the head is read for the last token only
