@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsErro
 SHARD_BYTES = 5 << 30
 # Room kept for a shard's header; it is written last, when the offsets are known, and padded.
 _HEADER_STEP = 1 << 20
+_FLUSHED_AT_ONCE = 1 << 27
 
 _DTYPES = {
     "float32": "F32",
@@ -62,6 +64,9 @@ class _Shard:
         self.size = 0
         self.file: BinaryIO = path.open("wb")
         self.file.seek(8 + header_bytes)
+        self._flusher = ThreadPoolExecutor(1)
+        self._flushing: Future[None] | None = None
+        self._flush_at = _FLUSHED_AT_ONCE
 
     def add(self, name: str, array: npt.NDArray[np.generic], dtype: str) -> None:
         begin, self.size = self.size, self.size + array.nbytes
@@ -71,8 +76,23 @@ class _Shard:
             "data_offsets": [begin, self.size],
         }
         self.file.write(np.ascontiguousarray(array).data)
+        if self.size >= self._flush_at:
+            self._flush_behind()
+
+    def _flush_behind(self) -> None:
+        """Let the disk begin: what is written so far is flushed while more is made."""
+        if self._flushing is None or self._flushing.done():
+            self._flushing = self._flusher.submit(os.fsync, self.file.fileno())
+        self._flush_at = self.size + _FLUSHED_AT_ONCE
+
+    def abandon(self) -> None:
+        """Close the file as it is."""
+        self._flusher.shutdown()
+        self.file.close()
 
     def close(self) -> None:
+        if self._flushing:
+            self._flushing.result()
         header = json.dumps(self.entries, separators=(",", ":")).encode()
         if len(header) > self.header_bytes:
             raise CheckpointError(f"{self.path.name}: the header outgrew {self.header_bytes} bytes")
@@ -81,7 +101,7 @@ class _Shard:
         self.file.write(header.ljust(self.header_bytes))
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.file.close()
+        self.abandon()
 
 
 class CheckpointWriter:
@@ -194,7 +214,7 @@ class CheckpointWriter:
     ) -> None:
         for shard in self._shards:
             with contextlib.suppress(OSError):
-                shard.file.close()
+                shard.abandon()
         shutil.rmtree(self._partial, ignore_errors=True)
 
 

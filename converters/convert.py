@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converters.ahead import ahead
 from converters.checkpoint import CheckpointWriter
 from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import AdapterError, ConversionError, InexactError
@@ -49,6 +51,8 @@ def half_dtype(gguf: GGUFFile) -> str:
     return "bfloat16" if GGMLType.BF16 in kinds and kinds <= _BFLOAT_FILE else "float16"
 
 
+# Tensors that are begun before the one in turn is done: threads do not wait for its last chunks.
+AHEAD_BYTES = 1 << 26
 _BFLOAT_FILE = {GGMLType.BF16, GGMLType.F32}
 
 
@@ -77,8 +81,15 @@ def stream(
     total = sum(m.source.nbytes for m in names.mapped)
     done = 0
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for mapped in names.mapped:
-            yield _convert_one(mapped, policy, pool, merge.patch(mapped.target) if merge else None)
+
+        def start(mapped: Mapped) -> Callable[[], Converted]:
+            patch = merge.patch(mapped.target) if merge else None
+            return partial(_convert_one, mapped, policy, pool, patch)
+
+        sizes = [mapped.source.nbytes for mapped in names.mapped]
+        results = ahead(map(start, names.mapped), sizes, AHEAD_BYTES)
+        for mapped, converted in zip(names.mapped, results, strict=True):
+            yield converted
             mapped.source.release()
             done += mapped.source.nbytes
             if progress:

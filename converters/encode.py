@@ -1,21 +1,32 @@
 """One GGUF tensor into its MLX form: try the policy's candidates, keep the first good one.
 
 Knows how GGML types and MLX layouts meet; knows nothing of names, files or models. Works in chunks
-of rows that a pool of threads shares (numpy releases the interpreter lock), so that intermediate
-arrays stay in the processor's caches and memory stays bounded.
+of rows that a pool of threads shares, so that intermediate arrays stay in the processor's caches
+and memory stays bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from converters.chunks import cut, gather
 from converters.errors import GGUFError
-from converters.forms import Arrays, Error, Packed, keep_codes, keep_floats, regroup, requantise
+from converters.forms import (
+    Arrays,
+    Error,
+    Packed,
+    from_float,
+    keep_codes,
+    keep_floats,
+    regroup,
+    requantise,
+)
 from converters.gguf.quants import CODECS, Codes
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
@@ -27,10 +38,11 @@ from converters.policy import FIXED, FLOATS, Policy, kept_group
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Change = Callable[[Floats], Floats]
-Map = Callable[[Callable[[slice], Packed], list[slice]], Iterator[Packed]]
 
 # A chunk's float32 intermediates fit a core's cache: four times faster than chunks that do not.
-CHUNK_WEIGHTS = 1 << 18
+CHUNK_WEIGHTS = 1 << 17
+# Codes that are kept take a byte each or less.
+KEPT_AT_ONCE = 4
 SAMPLE_WEIGHTS = 1 << 16
 
 
@@ -106,17 +118,17 @@ def encode(
             return _requantised(patch(values, np.arange(rows)[part]), layout)
 
     sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
-    step = max(1, CHUNK_WEIGHTS // columns)
-    parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)]
     candidates = policy.candidates(tensor.type, module=module, factored=factor is not None)
     if patch is not None:
         candidates = policy.merged(tensor.type, module=module)
     for layout in candidates:
         if layout.quantized and columns % layout.group_size:
             continue
+        codes = patch is None and layout.quantized and keeps_codes(tensor.type, layout)
+        parts = cut(rows, columns, CHUNK_WEIGHTS * (KEPT_AT_ONCE if codes else 1))
         if len(parts) > 1 and not policy.accept(work(layout, sample).error, layout):
             continue
-        arrays, error = join(pool.map(lambda part, form=layout: work(form, part), parts), parts)
+        arrays, error = gather(partial(work, layout), parts, pool.map)
         if policy.accept(error, layout):
             shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
             if factor is not None and kept and layout.quantized:
@@ -130,22 +142,6 @@ def encode(
         expected=f"weights that policy {policy.name!r} can keep",
         found=f"{tensor.type.name} blocks with values that no MLX form holds",
     )
-
-
-def join(results: Iterator[Packed], parts: list[slice]) -> tuple[Arrays, Error]:
-    """Chunks of rows into whole arrays (rows, ...) and their common error."""
-    arrays: Arrays = {}
-    error = Error()
-    rows = parts[-1].stop
-    for part, packed in zip(parts, results, strict=True):
-        if len(parts) == 1:
-            return packed.arrays, packed.error
-        for name, chunk in packed.arrays.items():
-            if name not in arrays:
-                arrays[name] = np.empty((rows, chunk.shape[1]), chunk.dtype)
-            arrays[name][part] = chunk
-        error.merge(packed.error)
-    return arrays, error
 
 
 def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
@@ -166,6 +162,8 @@ def _encode_rows(
 ) -> Packed:
     """Rows of raw blocks (n, bytes per row) in one layout, each times its factor (n,)."""
     rows, kind = len(raw), tensor.type
+    if kind in _ALIKE and _ALIKE[kind] == layout.dtype and change is None and factor is None:
+        return Packed(layout, {"weight": _stored(raw, kind)})
     if kind in FLOATS:
         floats = _floats(raw, kind)
         floats = floats if factor is None else floats * factor[:, None]
@@ -200,10 +198,17 @@ def plain_floats(tensor: GGUFTensor) -> Floats:
     return _encode_rows(rows, tensor, dense("float32")).arrays["weight"].astype(np.float32)
 
 
+# Floats that both worlds store alike; bfloat16 travels as bit patterns.
+_ALIKE = {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
+_STORED = {GGMLType.F32: "<f4", GGMLType.F16: "<f2", GGMLType.BF16: "<u2", GGMLType.F64: "<f8"}
+
+
+def _stored(raw: Bytes, kind: GGMLType) -> npt.NDArray[np.generic]:
+    """Plain weights as the file has them (n, c)."""
+    return np.ascontiguousarray(raw).view(_STORED[kind])
+
+
 def _floats(raw: Bytes, kind: GGMLType) -> Floats:
     """Plain weights as float32 (n, c)."""
-    raw = np.ascontiguousarray(raw)
-    if kind is GGMLType.BF16:
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    stored = {GGMLType.F32: "<f4", GGMLType.F16: "<f2", GGMLType.F64: "<f8"}[kind]
-    return raw.view(stored).astype(np.float32, copy=False)
+    stored = _stored(raw, kind)
+    return from_float(stored, "bfloat16" if kind is GGMLType.BF16 else "float32")

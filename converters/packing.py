@@ -88,6 +88,27 @@ def pair_nibbles(x: Bytes, run: int) -> Bytes:
     return out.reshape(n, -1)
 
 
+def bit_fields(x: Bytes, width: int, run: int) -> Bytes:
+    """Split bytes into fields of ``width`` bits, lowest first, run by run.
+
+    Within each run of ``run`` bytes all lowest fields come first, then all second ones: the order
+    in which ggml lays out nibbles and bit planes. (n, b) -> (n, b * 8 / width).
+    """
+    n, columns = x.shape
+    x = np.ascontiguousarray(x)
+    words = x.view("<u8") if columns % 8 == 0 else x
+    shifted = np.empty_like(words)
+    count = 8 // width
+    out = np.empty((n, columns // run, count, run), np.uint8)
+    whole = out.view(f"V{run}")[..., 0]  # a run moves as one element
+    mask = _every(8, width).astype(words.dtype)
+    for i in range(count):
+        np.right_shift(words, words.dtype.type(i * width), out=shifted)
+        shifted &= mask
+        whole[:, :, i] = shifted.view(np.uint8).view(f"V{run}").reshape(n, -1)
+    return out.reshape(n, -1)
+
+
 def spread_nibbles(pairs: Bytes) -> Bytes:
     """The inverse of two neighbours in a byte: (n, b) -> (n, 2 b) codes of four bits."""
     wide = pairs.astype("<u2")

@@ -13,8 +13,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from converters.chunks import cut, gather
 from converters.directory.weights import dtype_name
-from converters.encode import CHUNK_WEIGHTS, join
+from converters.encode import CHUNK_WEIGHTS
 from converters.forms import Arrays, Error, Floats, Packed, from_float, keep_floats, requantise
 from converters.layout import Layout
 from converters.merge import Patch
@@ -51,8 +52,6 @@ def recode(
     columns = shape[-1] if shape else 1
     stored, dtype = to_numpy(mx.contiguous(array)).reshape(-1, columns), dtype_name(array)
     rows = len(stored)
-    step = max(1, CHUNK_WEIGHTS // max(1, columns))
-    parts = [slice(a, min(a + step, rows)) for a in range(0, rows, step)] or [slice(0, 0)]
 
     def work(part: slice) -> Packed:
         with np.errstate(invalid="ignore", over="ignore"):  # told from the error that it leaves
@@ -60,8 +59,8 @@ def recode(
             return _pack(patch(values, np.arange(rows)[part]) if patch else values, layout)
 
     # MLX's own packing runs where its arrays live.
-    results = map(work, parts) if layout.mode in _BY_MLX else pool.map(work, parts)
-    arrays, error = join(iter(results), parts)
+    over = map if layout.mode in _BY_MLX else pool.map
+    arrays, error = gather(work, cut(rows, columns, CHUNK_WEIGHTS), over)
     return Recoded(layout, {k: a.reshape(*shape[:-1], -1) for k, a in arrays.items()}, error)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.packing import pair_nibbles, spread_nibbles
+from converters.packing import bit_fields, pair_nibbles, spread_nibbles
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -56,10 +56,11 @@ class Codes:
 
     def values(self) -> Floats:
         """Dequantised weights, float32, shape (n, elements per block)."""
-        q = self.q.reshape(*self.scale.shape, -1).astype(np.float32)  # (n, groups, group)
-        q *= self.scale[..., None]
-        q += self.bias[..., None]
-        return q.reshape(len(q), -1)
+        q = self.q.astype(np.float32)
+        # Repeated first: numpy would run a loop for each short group.
+        q *= np.repeat(self.scale, self.group, axis=1)
+        q += np.repeat(self.bias, self.group, axis=1)
+        return q
 
 
 def paired(nibbles: Bytes, run: int, scale: Floats, bias: Floats) -> Codes:
@@ -91,6 +92,8 @@ class Codec(ABC):
         """Unpack blocks of shape (n, bytes per block)."""
 
 
+__all__ = ["CODECS", "Codec", "Codes", "bit_fields", "half", "paired"]
+
 CODECS: dict[GGMLType, Codec] = {}
 
 
@@ -98,20 +101,3 @@ def half(blocks: Bytes, start: int, count: int = 1) -> Floats:
     """Read ``count`` little-endian float16 values of each block as float32, shape (n, count)."""
     raw = np.ascontiguousarray(blocks[:, start : start + 2 * count])
     return raw.view("<f2").astype(np.float32)
-
-
-def bit_fields(x: npt.NDArray[np.uint8], width: int, per_run: int) -> Bytes:
-    """Split bytes into fields of ``width`` bits, lowest first, run by run.
-
-    Within each run of ``per_run`` bytes all lowest fields come first, then all second ones: the
-    order in which ggml lays out nibbles and bit planes. (n, b) -> (n, b * 8 / width).
-    """
-    n = x.shape[0]
-    runs = x.reshape(n, -1, per_run)
-    count = 8 // width
-    out = np.empty((n, runs.shape[1], count, per_run), np.uint8)
-    for i in range(count):
-        np.right_shift(runs, np.uint8(i * width), out=out[:, :, i])
-    if width < 8:
-        out &= np.uint8((1 << width) - 1)
-    return out.reshape(n, -1)
