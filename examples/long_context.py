@@ -32,6 +32,8 @@ from mlxrun.cache.base import Cache
 from mlxrun.cache.choice import Wanted
 from mlxrun.cache.sparsity import options as asked
 from mlxrun.models.transformer import Transformer
+from mlxrun.quality.divergence import divergences
+from mlxrun.quality.perplexity import predicted
 
 from .kv_formats import chats
 from .make_random_gguf import SHAPES, write
@@ -132,12 +134,12 @@ class _Drawing:
         logits = self._model(mx.array([[token]]), self._cache)[0, -1].astype(mx.float32)
         mx.eval(logits, [array for layer in self._cache for array in layer.state])
         self.times.append(time.perf_counter() - start)
-        self._rows.append(logits - mx.logsumexp(logits))
+        self._rows.append(logits)
 
     def off(self, dense: _Drawing) -> tuple[float, float]:
         """KL divergence from another's distributions, and agreement on the first token."""
         got, wanted = mx.stack(self._rows), mx.stack(dense._rows)  # (T, V)
-        divergence = (mx.exp(wanted) * (wanted - got)).sum(axis=-1).mean()
+        divergence = divergences(predicted(wanted), predicted(got)).mean()
         same = (mx.argmax(got, axis=-1) == mx.argmax(wanted, axis=-1)).mean()
         return float(divergence.item()), float(same.item())
 
