@@ -12,7 +12,7 @@ from statistics import median
 from mlxrun.generation.scheduler import Budget
 
 # The share of a step's tokens that is read however long the context.
-LEAST = 8
+LEAST = 4
 # Steps to remember: what else uses the machine disturbs some of them, and medians forget those.
 MEMORY = 9
 

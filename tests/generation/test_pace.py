@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrun.generation.pace import MEMORY, Pace
+from mlxrun.generation.pace import LEAST, MEMORY, Pace
 from mlxrun.generation.scheduler import Piece, Scheduler
 
 MOST = 64
@@ -113,18 +113,19 @@ def test_a_long_prompt_that_is_alone_is_not_much_slower_for_it() -> None:
     (paced,) = learnt(machine).serve([(0.0, 1800)])
     fixed = World(machine, Pace(stall=math.inf, most=MOST))
     (fast,) = fixed.serve([(0.0, 1800)])
-    assert paced < 1.18 * fast
+    assert paced < fast / 0.85
     assert set(fixed.pieces[:-1]) == {MOST}
 
 
-def test_steps_take_no_longer_where_the_context_is_long() -> None:
+def test_steps_take_no_longer_where_the_context_is_long_down_to_a_least_piece() -> None:
     machine = Machine()
     world = learnt(machine)
     world.serve([(0.0, 3000)])
     first = machine.seconds((Piece(0, 0, MOST),))
-    assert max(world.steps) < 1.5 * first
     assert world.pieces[0] == MOST
-    assert min(world.pieces[:-1]) >= MOST // 8
+    least = MOST // LEAST
+    assert min(world.pieces[:-1]) == least
+    assert all(s < 1.5 * first for s, n in zip(world.steps, world.pieces, strict=True) if n > least)
 
 
 def test_a_prompt_after_a_long_one_is_read_in_one_step() -> None:
