@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
-from weakref import WeakValueDictionary
 
 import mlx.core as mx
 
 from mlxrun.cache.base import Memory, Named, State
-from mlxrun.cache.branch import Beginning, BranchCache
+from mlxrun.cache.beginnings import Beginnings, branches, sharing, whole
+from mlxrun.cache.branch import BranchCache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.radix import Match, Node, RadixTree
 from mlxrun.cache.store import copied
@@ -68,8 +68,6 @@ class Snapshot:
 
 
 Place = Node[Segment, Snapshot]
-# The first tokens of sequences, and of which tree they are.
-_Tokens = tuple[tuple[object, ...], tuple[int, ...]]
 
 
 class Lease:
@@ -117,7 +115,7 @@ class PrefixCache:
     def __init__(self, budget: int, *, worth: int = WORTH) -> None:
         self._budget, self.worth = budget, worth
         self._tree: RadixTree[Segment, Snapshot] = RadixTree()
-        self._beginnings: WeakValueDictionary[_Tokens, Beginning] = WeakValueDictionary()
+        self._beginnings = Beginnings()
         self._lookups = self._hits = self._tokens = 0
 
     @property
@@ -163,9 +161,8 @@ class PrefixCache:
         """
         self._lookups += 1
         for length, node in self._ways(tokens, memories, step):
-            like = memories
-            if 0 < share <= length:
-                like = self._branches(tokens[:share], memories, step)
+            joint = 0 < share <= length
+            like = self._branches(tokens[:share], memories, step) if joint else memories
             try:
                 memories[:] = _restored(like, node, length)
             except CacheError:  # a state from which there is no way back
@@ -181,36 +178,28 @@ class PrefixCache:
         if self.known(tokens, memories, step) < len(tokens):
             return
         for i, branch in enumerate(self._branches(tokens, memories, step)):
-            whole = memories[i]
-            if isinstance(branch, BranchCache) and type(whole) is DenseCache:
-                branch.follow(whole)
+            own = memories[i]
+            if isinstance(branch, BranchCache) and isinstance(own, DenseCache) and branch != own:
+                branch.follow(own)
                 memories[i] = branch
 
     def shared(self, tokens: Sequence[int], like: Sequence[Memory], step: int = 1) -> list[int]:
         """How many of some first tokens sequences hold together by now, the most first."""
-        tree, given = _tree_of(like, step), tuple(tokens)
-        alive = [first for known, first in self._beginnings if known == tree]
-        return sorted((len(x) for x in alive if given[: len(x)] == x), reverse=True)
+        return self._beginnings.lengths(_tree_of(like, step), tokens)
 
     def _branches(self, tokens: Sequence[int], like: Sequence[Memory], step: int) -> list[Memory]:
         """Memories that hold some known tokens together with others, where they can."""
-        can = [type(memory) is DenseCache for memory in like]
-        if not any(can):
+        if not any(map(sharing, like)):
             return list(like)
-        key = (_tree_of(like, step), tuple(tokens))
-        beginning = self._beginnings.get(key)
+        tree = _tree_of(like, step)
+        beginning = self._beginnings.get(tree, tokens)
         if beginning is None:
-            segments = [
-                tuple(part if shares else {} for part, shares in zip(parts, can, strict=True))
-                for parts in _segments(self._tree.match(*key).node)
-            ]
-            self._beginnings[key] = beginning = Beginning.of(segments, len(tokens))
-        return [
-            BranchCache(beginning, i, memory.keys, memory.values)
-            if type(memory) is DenseCache
-            else memory
-            for i, memory in enumerate(like)
-        ]
+            node = self._tree.end(tree, tokens)
+            parts = whole(_segments(node), like)
+            if all(map(sharing, like)):
+                self._tree.merge(node, Segment(tuple(parts)))
+            beginning = self._beginnings.add(tree, tokens, parts)
+        return branches(beginning, like)
 
     def insert(self, tokens: Sequence[int], memories: Sequence[Memory], step: int = 1) -> None:
         """Keep what memories of one row hold of some tokens.

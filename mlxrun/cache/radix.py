@@ -145,9 +145,8 @@ class RadixTree(Generic[S, K]):
                 not known.
         """
         self._roots.setdefault(tree, Node((), 0, None, None))
-        node, length = self.match(tree, tokens)
-        if length < node.end:
-            node = self._split(node, length)
+        length = self.match(tree, tokens).length
+        node = self.end(tree, tokens[:length])
         if length < len(tokens):
             new = Node(tuple(tokens[length:]), len(tokens), segment(length, len(tokens)), node)
             # An interrupt in between must not leave a node that can be found and is in no order.
@@ -157,6 +156,32 @@ class RadixTree(Generic[S, K]):
             node = new
         self.use(node)
         return node
+
+    def end(self, tree: Hashable, tokens: Sequence[int]) -> Node[S, K]:
+        """Make a node end behind some tokens, all of which are known."""
+        node, length = self.match(tree, tokens)
+        return self._split(node, length) if length < node.end else node
+
+    def merge(self, node: Node[S, K], segment: S) -> bool:
+        """Let a node hold all tokens up to its end, if nothing else needs those before it.
+
+        Args:
+            segment: what they left behind.
+        """
+        *before, last = node.path()
+        if any(len(one.children) > 1 or one.users or one.kept for one in before):
+            return False
+        root = before[0].parent if before else None
+        if root is None:
+            return True
+        self.nbytes -= sum(one.nbytes for one in (*before, last))
+        node.tokens = tuple(token for one in (*before, last) for token in one.tokens)
+        node.segment, node.parent = segment, root
+        root.children[node.tokens[0]] = node
+        for one in before:
+            del self._order[one]
+        self.nbytes += node.nbytes
+        return True
 
     def keep(self, node: Node[S, K], kept: K | None) -> None:
         """Note what is the case at the end of a node."""

@@ -7,7 +7,7 @@ just now waits for it. How beginnings are kept is in ``cache.prefix``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -70,6 +70,12 @@ class Sharing:
             }
         return self._waiting
 
+    def reach(self, live: Live) -> int:
+        """How many tokens of a prompt :meth:`begin` would take over now."""
+        if self._uses[live].begun:
+            return 0
+        return self.cache.reach(live.prompt[:-1], live.cache, self._step)
+
     def begin(self, live: Live) -> int:
         """Take over what is known of a prompt whose turn has come; returns the tokens."""
         use = self._uses[live]
@@ -127,12 +133,7 @@ class Sharing:
             use.stored, self._waiting = len(known), None
 
     def _together(self, live: Live) -> int:
-        """How many first tokens of a prompt to hold together with others: none unless it pays.
-
-        The fewer tokens, the more sequences may have them in common; what counts is how many
-        tokens need not be held again. Those that are held together already are preferred to
-        nearly as many, so that a group is not split by a word that some of it have in common.
-        """
+        """How many first tokens of a prompt to hold together with others."""
         if self._step > 1:  # sums over two parts are rounded otherwise
             return 0
         prompt = cast(tuple[int, ...], live.prompt[:-1])
@@ -142,15 +143,8 @@ class Sharing:
             if other is not live
         ]
         known = self.cache.known(prompt, live.cache, self._step)
-        common = sorted((min(n, known) for n in common), reverse=True)
-        worth = {n: n * count for count, n in enumerate(common, 1) if n >= SHARED}
-        if not worth:
-            return 0
-        best = max(worth, key=worth.__getitem__)
-        for held in self.cache.shared(prompt, live.cache, self._step):
-            if held * sum(n >= held for n in common) >= NEARLY * worth[best]:
-                return held
-        return best
+        held = self.cache.shared(prompt, live.cache, self._step)
+        return together([min(n, known) for n in common], held)
 
     def _waits(self, live: Live) -> bool:
         if not self.cache.budget:
@@ -166,3 +160,24 @@ class Sharing:
                 use.stops.add(common)
                 return True
         return False
+
+
+def together(common: Sequence[int], held: Sequence[int]) -> int:
+    """How many first tokens to hold together with others; none unless it pays.
+
+    The fewer tokens, the more sequences may have them in common: what counts is how many tokens
+    need not be held again. Those that are held together already are preferred to others that save
+    little more, so that a group is not split by a word that some of it have in common.
+
+    Args:
+        common: how many each other sequence has in common.
+        held: how many are held together already, of which any will do.
+    """
+    each = sorted((n for n in common if n >= SHARED), reverse=True)
+    saved = {n: n * count for count, n in enumerate(each, 1)}
+    if not saved:
+        return 0
+    best = max(saved, key=saved.__getitem__)
+    again = {n: n * sum(one >= n for one in each) for n in held if n >= SHARED}
+    likely = max(again, key=again.__getitem__, default=0)
+    return likely if again.get(likely, 0) >= NEARLY * saved[best] else best

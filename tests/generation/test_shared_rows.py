@@ -63,8 +63,8 @@ def asks(count: int, common: int, seed: int = 0) -> list[Ask]:
     kinds = ("greedy", "seeded", "mixed")
     return [
         Ask(
-            [*base, *rng.integers(3, VOCABULARY, rng.integers(1, 30)).tolist()],
-            int(rng.integers(1, 25)),
+            [*base, *rng.integers(3, VOCABULARY, rng.integers(1, 12)).tolist()],
+            int(rng.integers(6, 14)),
             PARAMS[kinds[i % 3]](i),
         )
         for i in range(count)
@@ -93,8 +93,8 @@ def serve(model: Any, given: list[Ask], rows: int = 4, **formats: Any) -> int:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family(tmp_path: Path, name: str) -> None:
     model = model_of(name, tmp_path)
-    wanted = [alone(model, ask) for ask in asks(6, 40)]
-    given = asks(6, 40)
+    wanted = [alone(model, ask) for ask in asks(5, 40)]
+    given = asks(5, 40)
     shared = serve(model, given)
     assert [ask.tokens for ask in given] == wanted
     assert shared > 1 or not model.joint
@@ -102,16 +102,16 @@ def test_every_family(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
 def test_every_format(tiny: Any, formats: dict[str, Any]) -> None:
-    plain, wanted, given = asks(6, 40), asks(6, 40), asks(6, 40)
+    wanted, given = asks(5, 40), asks(5, 40)
     for ask in wanted:  # one after the other: nobody to share with
         assert serve(tiny, [ask], **formats) == 0
     assert serve(tiny, given, **formats) > 1
     assert [ask.tokens for ask in given] == [ask.tokens for ask in wanted]
-    assert [len(ask.tokens) for ask in given] == [ask.limit for ask in plain]
+    assert [len(ask.tokens) for ask in given] == [ask.limit for ask in given]
 
 
 @given(seed=st.integers(0, 10**6), budget=st.sampled_from([0, 30_000, 60_000, 10**9]))
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_joins_leaves_cancellations_and_evictions_at_random(
     tiny: Any, seed: int, budget: int
 ) -> None:
@@ -174,7 +174,7 @@ def test_deterministic_rows_copy(tiny: Any) -> None:
 def test_what_is_shared_goes_with_the_last_that_uses_it(tiny: Any) -> None:
     prefixes = PrefixCache(1 << 30, worth=2)
     service = Service(tiny, rows=4, prefixes=prefixes)
-    for ask in asks(6, 40):
+    for ask in asks(5, 40):
         submit(service, tiny, ask)
     play(service)
     submit(service, tiny, Ask([5, 6, 7], 2, PARAMS["greedy"](0)))
