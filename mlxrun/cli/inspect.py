@@ -10,20 +10,19 @@ import click
 
 from mlxrun.cli.caches import with_cache_types
 from mlxrun.cli.console import Output, size, table
+from mlxrun.cli.counts import MOST, TokenCount
 from mlxrun.cli.loading import POLICIES, located
 from mlxrun.cli.worked import print_work, with_chips
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
-# Tokens, or sequences, beyond which arithmetic would leave the floats.
-MOST = 10**18
 
 
 @click.command("inspect")
 @click.argument("model")
 @click.option(
     "--context",
-    type=click.IntRange(1, MOST),
+    type=TokenCount(),
     metavar="N",
     help="Tokens to plan memory for.  [default: the model's context length]",
 )
@@ -171,8 +170,6 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         rows.append((f"with weights: {policy}", *(size(total) for total in totals.values())))
     columns = ("", *(f"#{name} cache" for name in memory["cache"]))
     out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
-    if memory["beyond_training"]:
-        out.print("The model was trained for fewer tokens than that.")
     if facts["cache_types"]:
         from mlxrun.cli.cache_table import print_cache_types
 

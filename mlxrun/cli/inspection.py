@@ -71,10 +71,11 @@ def inspect_model(
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
         wanted = Wanted(None, 0, *cache)
-        plan, held = plan_source(source, cache=wanted, beside=most_beside())
+        plan, held = plan_source(source, cache=wanted, beside=most_beside(offline=True))
         plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
-        tokens = context or facts["model"]["context_length"]
-        facts["plan"] = plan_facts(plan, held, tokens, parallel)
+        longest = facts["model"]["context_length"]
+        tokens = context or longest
+        facts["plan"] = plan_facts(plan, held, tokens, parallel, longest=longest)
         facts["work"] = work_of_source(
             source, context=tokens, parallel=parallel, cache=cache, chips=chips
         )

@@ -12,8 +12,14 @@ from mlxrun.planning.weights import Held
 Facts = dict[str, Any]
 
 
-def plan_facts(plan: MemoryPlan, held: Held, context: int, parallel: int) -> Facts:
-    """A plan as JSON types; all sizes in bytes."""
+def plan_facts(
+    plan: MemoryPlan, held: Held, context: int, parallel: int, *, longest: int
+) -> Facts:
+    """A plan as JSON types; all sizes in bytes.
+
+    Args:
+        longest: tokens that the model was trained for, beyond which nothing is promised.
+    """
     terms = plan.terms(context, parallel)
     return {
         "context": context,
@@ -22,13 +28,15 @@ def plan_facts(plan: MemoryPlan, held: Held, context: int, parallel: int) -> Fac
         "weights": terms.weights,
         "sequence": terms.sequence,
         "scratch": terms.scratch,
-        "kept": terms.kept,
         "reserve": terms.reserve,
+        "needed": terms.needed,
+        "kept": terms.kept,
         "total": terms.total,
         "available": terms.limit or None,
         "fits": terms.fits,
-        "largest_context": plan.context_for(parallel) if terms.limit else None,
+        "largest_context": min(longest, plan.context_for(parallel)) if terms.limit else None,
         "largest_parallel": plan.parallel_for(context) if terms.limit else None,
+        "trained_context": longest,
     }
 
 
@@ -42,8 +50,9 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         (f"weights ({plan['held']})", size(plan["weights"])),
         (f"+ keys and values{each}", size(caches)),
         ("+ scratch of a pass", size(plan["scratch"])),
-        ("+ beginnings of prompts kept, at most", size(plan["kept"])),
         ("+ reserve", size(plan["reserve"])),
+        ("= needed", size(plan["needed"])),
+        ("+ beginnings of prompts kept, at most", size(plan["kept"])),
         ("= total", size(plan["total"])),
     ]
     if plan["available"] is not None:
@@ -53,11 +62,14 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     out.print(table("", ("", "#"), rows, header=False))
     if plan["available"] is not None:
         out.print(_verdict(plan, sequences))
+    if context > plan["trained_context"]:
+        out.print(f"The model was trained for {plan['trained_context']} tokens, not for {context}.")
 
 
 def _verdict(plan: Mapping[str, Any], sequences: str) -> str:
     longest, most = plan["largest_context"], plan["largest_parallel"]
-    up_to = "of any length" if longest >= LONGEST else f"of up to {longest} tokens"
+    whole = ", the model's context" if longest == plan["trained_context"] else ""
+    up_to = f"of up to {longest} tokens{whole}"
     at_once = "any number" if most >= LONGEST else f"up to {most}" if most else "none"
     verdict = "It fits." if plan["fits"] else "It does not fit."
     if not longest and not most:

@@ -49,9 +49,14 @@ class Terms:
         return self.weights + self.sequence * self.parallel + self.scratch
 
     @property
+    def needed(self) -> int:
+        """The peak and the reserve."""
+        return self.peak + self.reserve
+
+    @property
     def total(self) -> int:
-        """The peak, what may be kept, and the reserve."""
-        return self.peak + self.kept + self.reserve
+        """What is needed, and what may be kept."""
+        return self.needed + self.kept
 
     @property
     def fits(self) -> bool:

@@ -99,7 +99,7 @@ def test_printed(mlxrun_cli, mixed):
     assert ["blk.0.attn_k.weight", "Q4_K", "[128,", "256]", "18.4", "kB"] in rows
     assert "(288 entries)" in result.out
     assert "Memory at a context of 4096 tokens" in result.out
-    assert "trained for fewer tokens" in result.out
+    assert "The model was trained for 2048 tokens, not for 4096." in result.out
 
 
 def test_json_has_everything(mlxrun_cli, mixed):
@@ -174,15 +174,16 @@ def test_damaged_config(mlxrun_cli, tmp_path):
 
 def test_the_memory_plan(mlxrun_cli, mixed, monkeypatch):
     """Its terms add up, the largest that fits does fit, and what is printed is the same."""
-    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "200MB")
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "98MB")
     options = ("--context", "1000", "--parallel", "4", "--cache-type-k", "q8")
     plan = json.loads(mlxrun_cli("inspect", mixed, "--json", *options).out)["plan"]
     caches = 4 * plan["sequence"]
-    rest = plan["scratch"] + plan["kept"] + plan["reserve"]
-    assert plan["total"] == plan["weights"] + caches + rest
+    assert plan["needed"] == plan["weights"] + caches + plan["scratch"] + plan["reserve"]
+    assert plan["total"] == plan["needed"] + plan["kept"]
     assert plan["weights"] == mlxrun.load(mixed).model.nbytes
-    assert (plan["fits"], plan["available"]) == (True, 200_000_000)
+    assert (plan["fits"], plan["available"]) == (True, 98_000_000)
     longest = str(plan["largest_context"])
+    assert 1000 < plan["largest_context"] < 2048
     for context, fits in ((longest, True), (str(int(longest) + 1), False)):
         told = mlxrun_cli("inspect", mixed, "--json", *options, "--context", context).out
         assert json.loads(told)["plan"]["fits"] is fits
@@ -190,6 +191,16 @@ def test_the_memory_plan(mlxrun_cli, mixed, monkeypatch):
     assert "Memory plan: 4 sequences of 1000 tokens" in out
     room = f"There is room for 4 sequences of up to {longest} tokens, and for up to "
     assert f"It fits. {room}{plan['largest_parallel']} of 1000 tokens." in out
+
+
+def test_a_plan_ends_at_the_context_of_the_model(mlxrun_cli, mixed, monkeypatch):
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "20GB")
+    out = mlxrun_cli("inspect", mixed, "--context", "3k").out
+    assert "room for one sequence of up to 2048 tokens, the model's context, and for" in out
+    assert "The model was trained for 2048 tokens, not for 3072." in out
+    plan = json.loads(mlxrun_cli("inspect", mixed, "--json").out)["plan"]
+    assert json.loads(mlxrun_cli("inspect", mixed, "--json", "--context", "2k").out)["plan"] == plan
+    assert plan["context"] == plan["largest_context"] == plan["trained_context"] == 2048
 
 
 @pytest.mark.parametrize("option", ["--context", "--parallel"])
