@@ -12,9 +12,7 @@ from mlxrun.planning.weights import Held
 Facts = dict[str, Any]
 
 
-def plan_facts(
-    plan: MemoryPlan, held: Held, context: int, parallel: int, *, longest: int
-) -> Facts:
+def plan_facts(plan: MemoryPlan, held: Held, context: int, parallel: int, *, longest: int) -> Facts:
     """A plan as JSON types; all sizes in bytes.
 
     Args:
