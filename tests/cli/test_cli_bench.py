@@ -64,6 +64,23 @@ def test_what_the_context_does_not_hold_is_left_out_and_told(mlxrun_cli, model):
     assert "Left out, longer than the model's context: pp512." in result.out
 
 
+def test_what_memory_does_not_hold_is_left_out_and_told(mlxrun_cli, model, monkeypatch):
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "120M")
+    many = ("-p", "8", "-n", "4", "-r", "1", "--parallel", "2000")
+    result = mlxrun_cli("bench", model, *many)
+    assert result.code == 0, result.err
+    assert "Left out, more than memory holds: tg4 x2000." in result.out
+    nothing = mlxrun_cli("bench", model, *many, "--context", "100", "--json")
+    assert json.loads(nothing.out)["left_out"] == {"context": [], "memory": ["tg4 x2000 @ d100"]}
+
+
+def test_nothing_that_memory_holds(mlxrun_cli, model, monkeypatch):
+    monkeypatch.setattr("mlxrun.planning.source.room", lambda: 1 << 20)
+    result = mlxrun_cli("bench", model, *SMALL)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1].startswith("error: this needs ")
+
+
 def test_nothing_that_the_context_holds(mlxrun_cli, model):
     result = mlxrun_cli("bench", model, "-p", "1k", "-n", "0")
     assert result.code == 1
