@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -34,14 +35,18 @@ from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.memory import wire  # noqa: E402
+from mlxrun.memory import on_cpu, wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
 if TYPE_CHECKING:
+    from mlxrun.choices import Choices
     from mlxrun.engine import Engine
     from mlxrun.quality.perplexity import Perplexity
+
+# Bytes of weights from which a slow BLAS is felt.
+LARGE = 200_000_000
 
 
 def load(
@@ -61,7 +66,8 @@ def load(
         dtype: of activations: ``float32``, ``float16`` or ``bfloat16``. By default float32 on the
             CPU and half precision, as the weights have it, on a GPU.
         policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
-            plain float32 (exact) on the CPU up to 2 GB, and near elsewhere.
+            plain float32 (exact) on the CPU up to half of the free memory (the environment variable
+            ``MLXRUN_PLAIN_SHARE`` names another share, 0 for none), and near elsewhere.
         adapter: LoRA adapters to apply beside the weights, which stay as they are: a directory of
             mlx-lm's or of Hugging Face PEFT's, or a GGUF of llama.cpp's; or a list of such, each
             alone or as ``(path, strength)``, which add up.
@@ -82,7 +88,7 @@ def load(
         before_loading(path, dtype=dtype)
         loaded = load_directory(path, dtype=dtype, adapter=adapter)
         identity = Identity([path], adapter, loaded.model)
-        return LLM(loaded, Tokenizer.from_directory(path), str(source), identity)
+        return _advised(LLM(loaded, Tokenizer.from_directory(path), str(source), identity))
     gguf = read_gguf(path)
     before_loading(gguf, dtype=dtype, policy=policy)
 
@@ -92,7 +98,14 @@ def load(
 
     loaded = load_gguf(gguf, dtype=dtype, policy=policy, adapter=adapter, progress=report)
     identity = Identity(gguf.paths, adapter, loaded.model)
-    return LLM(loaded, Tokenizer.from_gguf(gguf), str(source), identity)
+    return _advised(LLM(loaded, Tokenizer.from_gguf(gguf), str(source), identity))
+
+
+def _advised(llm: LLM) -> LLM:
+    """Warn once of a BLAS that a large model will miss."""
+    if llm.model.nbytes > LARGE and on_cpu() and (told := blas.advice()):
+        warnings.warn(told, RuntimeWarning, stacklevel=3)
+    return llm
 
 
 class LLM:
@@ -104,6 +117,7 @@ class LLM:
         config: ``config.json`` in Hugging Face terms.
         report: what the conversion of a GGUF did to each tensor; None for a directory.
         source: where it came from.
+        held: in which form the weights are, and why.
     """
 
     def __init__(
@@ -117,6 +131,7 @@ class LLM:
         self.config = loaded.config
         self.report: ConversionReport | None = loaded.report
         self.unused = loaded.unused
+        self.held = loaded.held
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer)
@@ -130,6 +145,13 @@ class LLM:
         off; ``figures`` says what it is worth.
         """
         return self.sessions.prefixes()
+
+    @property
+    def choices(self) -> Choices:
+        """What was chosen for this model on this machine; ``print`` it to read."""
+        from mlxrun.choices import choices
+
+        return choices(self)
 
     @property
     def context_length(self) -> int:

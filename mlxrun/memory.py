@@ -2,7 +2,8 @@
 
 Imports MLX only when it is asked about the device. Knows nothing of models. The environment
 variable ``MLXRUN_MEMORY_LIMIT`` takes the place of what the machine says: a number of bytes such
-as ``24GB``, or ``none`` for no limit at all.
+as ``24GB``, or ``none`` for no limit at all; ``MLXRUN_PLAIN_SHARE`` that of :data:`PLAIN_SHARE`,
+from 0 (quantised weights stay packed) to 1.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from mlxrun import blas
 from mlxrun.errors import ParameterError
 
 LIMIT = "MLXRUN_MEMORY_LIMIT"
+SHARE = "MLXRUN_PLAIN_SHARE"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 # Where Linux says what a container may take: control groups of version 2 and 1.
 _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-# What plain float32 weights may take on the CPU: a share of the free memory, and no more than can
-# be filled in a few seconds before the first token.
-_PLAIN_SHARE, _PLAIN_BYTES = 0.5, 2 << 30
+# The share of the free memory that plain float32 weights may take on the CPU. The other half is for
+# what caches and passes take, and for what else runs.
+PLAIN_SHARE = 0.5
 _CACHED_SHARE, _MOST_CACHED = 0.25, 2 << 30
 _bound: int | None = None  # what bound_cache has set
 
@@ -82,9 +84,24 @@ def free_memory() -> int:
     return _physical_memory() // 2
 
 
-def plain_room(free: int) -> float:
-    """Bytes that a model's weights may take as plain float32 on the CPU, of ``free`` ones."""
-    return min(_PLAIN_BYTES, _PLAIN_SHARE * free)
+def plain_share() -> float:
+    """The part of the free memory that plain float32 weights may take on the CPU.
+
+    Raises:
+        ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
+    """
+    text = os.environ.get(SHARE, "").strip()
+    if not text:
+        return PLAIN_SHARE
+    if re.fullmatch(r"0|1|[01]?\.\d+", text) is None or float(text) > 1:
+        raise ParameterError(SHARE, text, "a number from 0 to 1")
+    return float(text)
+
+
+def plain_room() -> float:
+    """Bytes that a model's weights may take as plain float32 on the CPU."""
+    free = min(filter(None, (free_memory(), machine_memory())), default=0)
+    return plain_share() * free
 
 
 def bound_cache(weights: int) -> None:

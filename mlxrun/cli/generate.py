@@ -91,7 +91,13 @@ def command(
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
     llm = load_model(
-        model, dtype=dtype, policy=policy, adapter=adapter, wired=wired, verbose=verbose
+        model,
+        dtype=dtype,
+        policy=policy,
+        adapter=adapter,
+        wired=wired,
+        verbose=verbose,
+        cache_types=(cache_type_k, cache_type_v),
     )
     settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
     settings |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +33,8 @@ def with_loading(command: Command) -> Command:
         click.option(
             "--policy",
             type=click.Choice(POLICIES),
-            help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU up to 2 GB, "
-            "else near]",
+            help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU up to half "
+            "of the free memory, else near]",
         ),
         click.option(
             "--dtype",
@@ -72,13 +73,18 @@ def load_model(
     adapter: Adapters | None = None,
     wired: bool = False,
     verbose: bool = False,
+    cache_types: tuple[str | None, str | None] = (None, None),
 ) -> LLM:
     """Load a model, with a progress bar on a terminal.
+
+    Args:
+        cache_types: of keys and values, as the command will use them; for ``verbose`` to tell.
 
     Raises:
         UsageError: a policy for what is converted already.
         MlxrunError: the model cannot be loaded.
     """
+    from mlxrun import blas
     from mlxrun import llm as models
 
     path = located(source)
@@ -86,14 +92,15 @@ def load_model(
         raise click.UsageError(
             "--policy is for GGUF files; a model directory is converted already."
         )
+    advice = blas.advice()
     with Bar(f"Loading {path.name}") as bar:
         model = models.load(
             path, dtype=dtype, policy=policy, adapter=adapter or (), wired=wired, progress=bar
         )
     _warn_of_strays(model)
     if verbose:
-        _describe(model)
-    _hint_blas(model, always=verbose)
+        _describe(model, cache_types)
+    _hint_blas(model, advice, always=verbose)
     return model
 
 
@@ -111,16 +118,14 @@ def _warn_of_strays(llm: LLM) -> None:
         )
 
 
-def _describe(llm: LLM) -> None:
-    from mlxrun import blas
-
+def _describe(llm: LLM, cache_types: tuple[str | None, str | None]) -> None:
     summary = llm.model.summary
-    dtype = str(llm.model.dtype).removeprefix("mlx.core.")
     note(
         f"model: {llm.source}, {summary.name}, {summary.layers} layers, "
         f"{size(llm.model.nbytes)}, context {llm.context_length}"
     )
-    note(f"dtype: {dtype}; BLAS: {blas.loaded or 'what MLX brings'}")
+    for line in llm.choices.storing(*cache_types).lines():
+        note(line)
     if llm.report:
         note(f"conversion: {llm.report}")
         for skipped in llm.report.skipped:
@@ -132,13 +137,13 @@ def _describe(llm: LLM) -> None:
         note(f"unused: {', '.join(llm.unused[:8])}{more}")
 
 
-def _hint_blas(llm: LLM, *, always: bool) -> None:
-    from mlxrun import blas
+def _hint_blas(llm: LLM, advice: str | None, *, always: bool) -> None:
+    """Tell once of a slow BLAS whom it will slow down: not scripts, nor who runs a tiny model."""
+    from mlxrun.memory import on_cpu
 
     weights = llm.report.elements if llm.report else llm.model.nbytes // 2
-    hint = blas.hint()
-    if hint and (always or weights > LARGE):
-        note(f"hint: {hint}")
+    if advice and on_cpu() and (always or (weights > LARGE and sys.stderr.isatty())):
+        note(f"hint: {advice}")
 
 
 def reading(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:

@@ -27,6 +27,10 @@ colour appear on a terminal only, and no colour where `NO_COLOR` is set.
 | 130 | interrupted by Ctrl-C |
 | 141 | the reader of a pipe has left |
 
+`-v` tells every choice that was made for a model, and what overrides it. On the CPU quantised
+weights are held as plain float32 where that takes up to half of the free memory;
+`MLXRUN_PLAIN_SHARE` names another share, from 0 (they stay packed) to 1.
+
 `MLXRUN_DEBUG=1` shows the traceback of an error. `MLXRUN_BLAS` names the BLAS library that MLX is
 to use on Linux, or switches the search for one off with `0`.
 """

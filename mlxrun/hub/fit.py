@@ -14,7 +14,7 @@ from converters.gguf.types import GGMLType
 from converters.policy import Policy, source_bits
 from mlxrun.hub.choice import Choice, size_text
 from mlxrun.hub.names import HubName
-from mlxrun.memory import free_memory, machine_memory, on_cpu, plain_room
+from mlxrun.memory import machine_memory, on_cpu, plain_room
 
 # Caches of a few thousand tokens, and what a step needs besides: a tenth of the weights.
 _RUNNING = 1.1
@@ -35,7 +35,7 @@ def needed(choice: Choice) -> int:
     before, after = _bits(choice.label.upper().removeprefix("UD-"), on_cpu())
     weights = choice.size * after / before
     plain = 4 * choice.size * 8 / before
-    if choice.first and on_cpu() and plain < plain_room(free_memory()):
+    if choice.first and on_cpu() and plain < plain_room():
         weights = plain
     return int(weights * _RUNNING)
 

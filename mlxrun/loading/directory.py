@@ -14,7 +14,7 @@ from converters.directory.names import normalise, text_config
 from converters.directory.weights import read_weights
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build, foreign_classes
-from mlxrun.loading.run import DTYPES, expands, resolve_dtype
+from mlxrun.loading.run import DTYPES, form, resolve_dtype
 from mlxrun.models.families import model_config
 from mlxrun.weights.weight import Weight
 
@@ -39,8 +39,8 @@ def load_directory(path: Path, *, dtype: str | None = None, adapter: AdapterChoi
     floats = {str(a.dtype) for a in arrays.values() if mx.issubdtype(a.dtype, mx.floating)}
     preferred = "bfloat16" if floats <= {"mlx.core.bfloat16", "mlx.core.float32"} else "float16"
     run = resolve_dtype(dtype, preferred)
-    elements = sum(Weight(form, arrays[f"{m}.weight"]).elements for m, form in layouts.items())
+    elements = sum(Weight(layout, arrays[f"{m}.weight"]).elements for m, layout in layouts.items())
     kept = any(f.mode != "affine" and arrays[f"{m}.weight"].ndim == 3 for m, f in layouts.items())
-    expand = bool(layouts) and expands(elements, run, kept=kept)
-    params = adapters.parameters(arrays, layouts, DTYPES[run], expand)
-    return build(config, params, None, adapters)
+    held = form(elements, run, kept=kept) if layouts else None
+    params = adapters.parameters(arrays, layouts, DTYPES[run], held is not None and held.plain)
+    return build(config, params, None, adapters, str(held or f"plain {run}, as they are stored"))

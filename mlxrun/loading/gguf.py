@@ -17,7 +17,7 @@ from converters.policy import FIXED, Policy
 from converters.report import ConversionReport
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
-from mlxrun.loading.run import DTYPES, expands, resolve_dtype
+from mlxrun.loading.run import DTYPES, Form, form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
 Progress = Callable[[int, int, str], None]
@@ -37,7 +37,7 @@ def load_gguf(
         dtype: of activations and scales; by default float32 on the CPU and with policy ``exact``
             (half precision rounds what the policy keeps), half precision elsewhere.
         policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
-            up to 2 GB (see :func:`expands`), and near elsewhere.
+            where memory allows (see :func:`form`), and near elsewhere.
 
     Raises:
         UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
@@ -48,6 +48,7 @@ def load_gguf(
     adapters = read_adapters(adapter, config)
     run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
     native = config["model_type"] in FAMILIES
+    held = f"policy {policy}" if policy else str(held_form(gguf, run))
     bound = replace(run_policy(gguf, policy, run), factors=native)
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
@@ -58,15 +59,19 @@ def load_gguf(
             layouts[converted.target.removesuffix(".weight")] = converted.layout
         if converted.record:
             report.tensors.append(converted.record)
-    return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters)
+    return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters, held)
+
+
+def held_form(gguf: GGUFFile, dtype: str) -> Form:
+    """How the weights of a file are held where no policy is asked for."""
+    kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
+    return form(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
 
 
 def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
     """The policy that a file is loaded with on this machine, for activations of a dtype."""
     if name is None:
-        kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
-        plain = expands(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
-        if plain:
+        if held_form(gguf, dtype).plain:
             return Policy("exact", dtype, packed=False)
         return Policy("near", dtype, narrow=dtype == "float32")
     # Compact counts bits: float32 scales would leave none for the codes.

@@ -25,12 +25,14 @@ class Loaded:
         config: ``config.json`` in Hugging Face terms.
         report: the conversion's report for a GGUF; None for a directory.
         unused: parameters of the source that the model has no place for.
+        held: in which form the weights are, and why.
     """
 
     model: Model[Any]
     config: dict[str, Any]
     report: ConversionReport | None
     unused: list[str]
+    held: str = ""
 
 
 def build(
@@ -38,10 +40,14 @@ def build(
     params: Parameters,
     report: ConversionReport | None,
     adapters: Adapters,
+    held: str = "",
 ) -> Loaded:
     """The model of a ``config.json`` over its parameters, which are read now.
 
     Our transformer for our own families, else mlx-lm's class.
+
+    Args:
+        held: in which form the weights are, and why.
 
     Raises:
         UnsupportedArchitectureError: neither has the ``model_type``.
@@ -53,12 +59,12 @@ def build(
 
         made, unused = build_foreign(foreign, config, params)
         adapters.check_applied({*params.arrays} - {*unused}, modules=False)
-        return Loaded(made, config, report, unused)
+        return Loaded(made, config, report, unused, held)
     model = Transformer(model_config(config), params)
     adapters.check_applied(params.used)
     # Files are read lazily: a damaged one must fail here, not at the first token.
     mx.eval(params.handed)
-    return Loaded(model, config, report, params.unused())
+    return Loaded(model, config, report, params.unused(), held)
 
 
 def foreign_classes(config: Mapping[str, Any]) -> tuple[Any, Any] | None:

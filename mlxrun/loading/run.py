@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mlx.core as mx
 
 from mlxrun.errors import ParameterError
-from mlxrun.memory import free_memory, on_cpu, plain_room
+from mlxrun.memory import SHARE, on_cpu, plain_room, plain_share
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -19,8 +21,19 @@ def resolve_dtype(dtype: str | None, preferred: str) -> str:
     return dtype
 
 
-def expands(elements: int, dtype: str, *, kept: bool) -> bool:
-    """Whether quantised weights are held as plain float32.
+@dataclass(frozen=True)
+class Form:
+    """Whether quantised weights are held as plain float32, and why."""
+
+    plain: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{'plain float32' if self.plain else 'packed'}: {self.why}"
+
+
+def form(elements: int, dtype: str, *, kept: bool) -> Form:
+    """How quantised weights are held.
 
     Args:
         elements: weights that would be expanded.
@@ -28,9 +41,26 @@ def expands(elements: int, dtype: str, *, kept: bool) -> bool:
         kept: experts are in one of MLX's own 4-bit modes. Their makers chose it for its size, so
             such a model stays as small as its file.
 
-    On the CPU that is exact and, where memory allows, several times faster than packed codes: MLX's
-    packed product there runs on one core (docs/architecture.md has the figures).
+    On the CPU plain float32 is exact and, where memory allows, several times faster than packed
+    codes: MLX's packed product there runs on one core (docs/architecture.md has the figures).
+
+    Raises:
+        ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
     """
-    if kept or dtype != "float32" or not on_cpu():
-        return False
-    return 4 * elements < plain_room(free_memory())
+    if not on_cpu():
+        return Form(False, "a GPU multiplies packed codes")
+    if dtype != "float32":
+        return Form(False, f"activations are {dtype}")
+    if kept:
+        return Form(False, "experts in one of MLX's own 4-bit modes stay as small as their file")
+    needed, most = 4 * elements, plain_room()
+    return Form(
+        needed < most,
+        f"{needed / 1e9:.3g} GB of {most / 1e9:.3g} GB, which is {plain_share():.0%} of the free "
+        f"memory (--policy, {SHARE})",
+    )
+
+
+def expands(elements: int, dtype: str, *, kept: bool) -> bool:
+    """Whether quantised weights are held as plain float32; see :func:`form`."""
+    return form(elements, dtype, kept=kept).plain

@@ -93,7 +93,7 @@ def test_verbose_and_stats_speak_on_standard_error(mlxrun_cli, model):
     verbose = mlxrun_cli("generate", model, "-p", "tea", *GREEDY, "-v", "--policy", "near")
     assert plain.out == stats.out == verbose.out
     assert "12 tokens at" in stats.error
-    for part in ("llama, 2 layers", "dtype: ", "BLAS: ", "policy near", "12 tokens at"):
+    for part in ("llama, 2 layers", "dtype: ", "blas: ", "policy near", "12 tokens at"):
         assert part in verbose.err
 
 

@@ -23,6 +23,7 @@ from mlxrun.errors import (
 from mlxrun.loading.directory import load_directory
 from mlxrun.loading.fallback.weights import fill, named_arrays
 from mlxrun.loading.model import foreign_classes
+from mlxrun.loading.run import Form
 from mlxrun.models.transformer import Transformer
 from mlxrun.weights.parameters import Parameters
 
@@ -56,7 +57,8 @@ def quantised(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 def test_packed_modules_give_mlx_lms_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expand: bool
 ) -> None:
-    monkeypatch.setattr("mlxrun.loading.directory.expands", lambda *_, **__: expand)
+    asked = Form(expand, "asked for")
+    monkeypatch.setattr("mlxrun.loading.directory.form", lambda *_, **__: asked)
     model = stock(CONFIGS[name])
     config = quantised(CONFIGS[name], model)
     save(tmp_path, config, model, tokenizer=False)

@@ -1,0 +1,100 @@
+"""What was chosen for a model on this machine, and how to choose otherwise: what ``-v`` prints.
+
+Asks the rooms that choose; chooses nothing itself.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxrun import blas
+from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.memory import on_cpu
+
+if TYPE_CHECKING:
+    from mlxrun.llm import LLM
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Each choice in words, and in brackets what overrides it.
+
+    Attributes:
+        device: what computes.
+        blas: the library that multiplies matrices on the CPU.
+        dtype: of activations.
+        weights: the form they are held in, and why.
+        projections: whether those of one input are one product.
+        cache: how keys and values are stored.
+        decode: how a drawn token's step runs.
+        prefill: how a prompt is read.
+    """
+
+    device: str
+    blas: str
+    dtype: str
+    weights: str
+    projections: str
+    cache: str
+    decode: str
+    prefill: str
+
+    def storing(self, keys: str | None, values: str | None) -> Choices:
+        """The choices of a session with other types of cache; None for the default."""
+        if keys is None and values is None:
+            return self
+        plain = self.dtype.split()[0]
+        return replace(self, cache=f"keys in {keys or plain}, values in {values or plain}")
+
+    def lines(self) -> list[str]:
+        """A line for each, beginning with its name."""
+        return [f"{field.name}: {getattr(self, field.name)}" for field in fields(self)]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def choices(llm: LLM) -> Choices:
+    """The choices that a loaded model runs by."""
+    cpu, model = on_cpu(), llm.model
+    dtype = str(model.dtype).removeprefix("mlx.core.")
+    joins = not cpu and not model.summary.through
+    return Choices(
+        device=f"CPU, {_cores()} cores" if cpu else str(mx.device_info()["device_name"]),
+        blas=_blas() if cpu else "not used on a GPU",
+        dtype=f"{dtype} (--dtype)",
+        weights=llm.held,
+        projections="one product where forms agree" if joins else "a product each",
+        cache=f"keys and values in {dtype}, as activations (--cache-type-k, --cache-type-v)",
+        decode=_decode(llm),
+        prefill=f"{PREFILL_CHUNK} tokens a pass",
+    )
+
+
+def _decode(llm: LLM) -> str:
+    if not llm.model.joint:
+        return "built step by step: the model is no function of its caches"
+    stepper = getattr(llm, "stepper", None)
+    if stepper is None:
+        return "built step by step"
+    return f"compiled from step {stepper.patience + 1} on where caches allow, built before"
+
+
+def _blas() -> str:
+    told = f" ({blas.VARIABLE})"
+    if blas.loaded:
+        return blas.loaded + told
+    if blas.hint() is None:
+        return "Accelerate" if blas.ACCELERATE else f"preloaded: {os.environ['LD_PRELOAD']}"
+    return "what MLX brings, which is slow" + told
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

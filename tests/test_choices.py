@@ -1,0 +1,127 @@
+"""What was chosen is told, follows what is asked for, and a slow BLAS is mentioned once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun import blas, memory
+from mlxrun.cli.main import run
+from mlxrun.errors import ParameterError
+from mlxrun.loading.run import form
+
+NAMES = ["device", "blas", "dtype", "weights", "projections", "cache", "decode", "prefill"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny = Tiny(kinds={"*": "Q4_0"}, keys={"context_length": 256})
+    return tiny.write(tmp_path_factory.mktemp("choices") / "tiny.gguf")
+
+
+def test_choices_are_lines_of_names_and_values(file: Path) -> None:
+    told = mlxrun.load(file).choices
+    assert [line.split(": ")[0] for line in told.lines()] == NAMES
+    assert str(told).splitlines() == told.lines()
+    assert told.dtype.startswith("float32")
+
+
+def test_the_share_of_memory_decides_the_form(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = mlxrun.load(file)
+    assert plain.choices.weights.startswith("plain float32: ")
+    monkeypatch.setenv(memory.SHARE, "0")
+    packed = mlxrun.load(file)
+    assert packed.choices.weights.startswith("packed: ")
+    assert packed.model.nbytes < plain.model.nbytes / 2
+
+
+def test_a_policy_decides_the_form(file: Path) -> None:
+    assert mlxrun.load(file, policy="near").choices.weights == "policy near"
+
+
+def test_weights_beyond_the_share_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    assert not form(125, "float32", kept=False).plain
+    assert form(124, "float32", kept=False).plain
+    monkeypatch.setenv(memory.LIMIT, "500")
+    assert not form(63, "float32", kept=False).plain
+    assert form(62, "float32", kept=False).plain
+    assert not form(1, "float32", kept=True).plain
+    assert not form(1, "float16", kept=False).plain
+
+
+@pytest.mark.parametrize("wrong", ["half", "-0.1", "1.5", "1e9", "nan", "50%"])
+def test_a_share_is_a_number_from_0_to_1(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(memory.SHARE, wrong)
+    with pytest.raises(ParameterError, match=memory.SHARE):
+        memory.plain_room()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "-p", "a", "-n", "1"],
+        ["generate", "-p", "a", "-n", "1", "--json"],
+        ["check-batch", "--requests", "2"],
+        ["bench", "-p", "2", "-n", "0", "-r", "1"],
+    ],
+)
+def test_every_command_tells_what_was_chosen(
+    file: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command[0], str(file), *command[1:], "-v"]) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in told if line.split(": ")[0] in NAMES] == NAMES
+
+
+def test_types_of_cache_are_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["generate", str(file), "-p", "a", "-n", "1", "-v", "--cache-type-k", "q8"])
+    assert "cache: keys in q8, values in float32" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX has a BLAS")
+@pytest.mark.parametrize(
+    ("first", "environment", "expected"),
+    [
+        ("mlx.core", {}, "import mlxrun first"),
+        ("mlxrun", {blas.VARIABLE: "absent.so"}, "there is no absent.so"),
+        ("mlxrun", {blas.VARIABLE: "0"}, "None"),
+    ],
+)
+def test_a_slow_blas_is_explained_once(
+    first: str, environment: dict[str, str], expected: str
+) -> None:
+    script = f"import {first}; from mlxrun import blas; print(blas.advice()); print(blas.advice())"
+    inherited = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(mlxrun.__file__).parents[1])}
+    asked = subprocess.run(
+        [sys.executable, "-c", script],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    once, twice = asked.stdout.splitlines()
+    assert expected in once
+    assert twice == "None"
+
+
+def test_the_hint_is_for_terminals_and_for_who_asks(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mlxrun.cli.loading.LARGE", 0)
+    monkeypatch.setattr(blas, "hint", lambda: "get one")
+
+    def told(*arguments: str) -> bool:
+        run(["generate", str(file), "-p", "a", "-n", "1", *arguments])
+        return "hint: get one" in capsys.readouterr().err
+
+    monkeypatch.setattr(blas, "_advised", False)
+    assert not told()
+    monkeypatch.setattr(blas, "_advised", False)
+    assert told("-v")
+    assert not told("-v")
