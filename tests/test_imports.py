@@ -121,6 +121,10 @@ WITHOUT_MLX = (
     "mlxrun.bench.runner",
     "mlxrun.bench.report",
     "mlxrun.bench.subjects.llama_bench",
+    "mlxrun.planning.work",
+    "mlxrun.planning.roof",
+    "mlxrun.planning.chips",
+    "mlxrun.planning.limits",
     "converters.gguf.reader",
     "converters.gguf.tokenizer",
 )

@@ -10,16 +10,18 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mlxrun.bench.results import OURS, Results
+from mlxrun.bench.results import OURS, Result, Results
 from mlxrun.bench.workload import Decode, Prefill, Workload
 from mlxrun.planning.limits import weight_facts, work_facts
-from mlxrun.planning.roof import limit
+from mlxrun.planning.roof import Roof, limit
 from mlxrun.planning.work import Counts, Work, decode, prefill
 
 if TYPE_CHECKING:
     from mlxrun.bench.device import Device
 
 Facts = dict[str, Any]
+# Runtimes that are measured with weights in the form in which we hold them.
+SAME_WEIGHTS = (OURS, "mlx-lm")
 
 
 def works(workloads: Iterable[Workload], counts: Counts, piece: int) -> dict[str, Work]:
@@ -41,31 +43,39 @@ def works(workloads: Iterable[Workload], counts: Counts, piece: int) -> dict[str
 
 
 def roofline(results: Results, counts: Counts, device: Device, dtype: str, piece: int) -> Facts:
-    """Every rate of ours as a fraction of what this device could do at most.
+    """Every rate as a fraction of what this device could do at most.
+
+    Ours, and those of runtimes that hold the same weights in the same form.
 
     Args:
         counts: of the model as it is held.
         dtype: of activations.
         piece: the most tokens of a prompt in one pass.
     """
+    shown = [result for result in results.items if result.runtime in SAME_WEIGHTS]
+    done = works((result.workload for result in shown), counts, piece)
     roof = device.roof(dtype)
-    ours = {r.workload.name: r for r in results.items if r.runtime == OURS}
-    tests = []
-    for name, work in works((r.workload for r in ours.values()), counts, piece).items():
-        most, rate = limit(work, roof), ours[name].rate.median
-        tests.append(
-            {
-                "test": name,
-                "tokens_per_second": rate,
-                **work_facts(work),
-                "limit": asdict(most),
-                "fraction": rate / most.rate,
-                "in_cache": work.weights / work.passes < device.cached,
-            }
-        )
     return {
         "device": {**asdict(device), "roof": asdict(roof)},
         "weights": weight_facts(counts),
-        "tests": tests,
+        "tests": [
+            _test(result, done[result.workload.name], roof, device.cached)
+            for result in shown
+            if result.workload.name in done
+        ],
         "unknown": list(counts.unknown),
+    }
+
+
+def _test(result: Result, work: Work, roof: Roof, cached: int) -> Facts:
+    """One measured rate beside its limit."""
+    most, rate = limit(work, roof), result.rate.median
+    return {
+        "test": result.workload.name,
+        "runtime": result.runtime,
+        "tokens_per_second": rate,
+        **work_facts(work),
+        "limit": asdict(most),
+        "fraction": rate / most.rate,
+        "in_cache": work.weights / work.passes < cached,
     }

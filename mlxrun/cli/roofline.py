@@ -85,9 +85,12 @@ def print_roofline(facts: Facts) -> None:
 
 
 def _here(facts: Facts) -> Table:
+    """A row for each test; who ran it, where several did."""
+    several = len({test["runtime"] for test in facts["tests"]}) > 1
     rows = [
         (
             test["test"],
+            *([test["runtime"]] if several else []),
             number(test["tokens_per_second"]),
             number(test["limit"]["rate"]),
             f"{test['fraction']:.1%}",
@@ -97,8 +100,9 @@ def _here(facts: Facts) -> Table:
         )
         for test in facts["tests"]
     ]
-    columns = ("test", "#tokens/s", "#limit", "#reached", "binds", "#bytes a pass", "#FLOPs a byte")
-    return table("Against the limits of this device", columns, rows)
+    who = ("runtime",) if several else ()
+    figures = ("#tokens/s", "#limit", "#reached", "binds", "#bytes a pass", "#FLOPs a byte")
+    return table("Against the limits of this device", ("test", *who, *figures), rows)
 
 
 def _notes(facts: Facts) -> Iterator[str]:
