@@ -6,12 +6,13 @@ What :mod:`mlxrun.batch` and :mod:`mlxrun.engine` share.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlxrun.cache import sparsity
 from mlxrun.cache.choice import Wanted
+from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MemoryLimitError, ParameterError
 from mlxrun.generation.blocks import IDLE_SHARE
@@ -121,19 +122,14 @@ class Front:
         queue: int,
         offline: bool = False,
     ) -> None:
-        self._llm, self._options = llm, options
-        if parallel is not None:
-            parallel = int(Range(1, whole=True).check("parallel", parallel))
-        if context is not None:
-            context = int(Range(1, whole=True).check("context", context))
-        self._context = context
+        self._llm, self._options, self._context = llm, options, context
         self.prefixes = llm.sessions.prefixes(options.prefix_bytes)
         beside, usual = most_beside(offline=offline), math.inf if offline else STALL
         self._admission = Admission(
             llm,
             options.wanted(),
             parallel,
-            self.prefixes.budget,
+            self.prefixes,
             context=context,
             most=most,
             beside=beside,
@@ -186,7 +182,7 @@ class Admission:
         llm: the model.
         wanted: what requests ask of caches that do not say otherwise.
         parallel: the most sequences that are live at once; None for those that fit.
-        kept: bytes that beginnings of prompts may take.
+        prefixes: beginnings of prompts, whose budget is set aside.
         context: tokens of each; None for those that fit.
         most: sequences at once, where nobody says.
         beside: tokens of prompts in a step.
@@ -205,13 +201,16 @@ class Admission:
         llm: LLM,
         wanted: Wanted,
         parallel: int | None,
-        kept: int,
+        prefixes: PrefixCache,
         *,
         context: int | None = None,
         most: int = 1,
         beside: int | None = None,
     ) -> None:
-        self._llm, self._kept, self._beside = llm, kept, beside or most_beside()
+        for name, size in (("parallel", parallel), ("context", context)):
+            if size is not None:
+                Range(1, whole=True).check(name, size)
+        self._llm, self._prefixes, self._beside = llm, prefixes, beside or most_beside()
         self._plan = lru_cache(_KINDS)(self._plan_of)
         self._usual = plan = self._plan(wanted)
         self.room: Room = plan.room(parallel, context, most=most, longest=llm.context_length)
@@ -243,5 +242,11 @@ class Admission:
         llm = self._llm
         with COMPUTING:
             llm.model.make_cache(**wanted._asdict())  # refuses types that do not fit
-            plan = plan_loaded(llm.model, llm.config, cache=wanted, beside=self._beside)
-        return replace(plan, kept=self._kept)
+            return plan_loaded(
+                llm.model,
+                llm.config,
+                cache=wanted,
+                beside=self._beside,
+                kept=self._prefixes.budget,
+                held=self._prefixes.nbytes,
+            )

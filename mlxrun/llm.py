@@ -43,6 +43,7 @@ from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 if TYPE_CHECKING:
     from mlxrun.choices import Choices
     from mlxrun.engine import Engine
+    from mlxrun.planning.plan import Room
     from mlxrun.quality.perplexity import Perplexity
 
 # Bytes of weights from which a slow BLAS is felt.
@@ -241,6 +242,26 @@ class LLM:
         from mlxrun.engine import Engine
 
         return Engine(self, **options)
+
+    def room(
+        self, *, parallel: int | None = None, context: int | None = None, **options: Any
+    ) -> Room:
+        """How many sequences of how many tokens an engine would be sized for here.
+
+        Args:
+            parallel, context: as :class:`mlxrun.Engine` takes them; what is left out is chosen.
+            options: those of :class:`mlxrun.admission.Options`.
+
+        Raises:
+            MemoryLimitError: there is no room for what is asked for.
+        """
+        from mlxrun.admission import Admission, Options
+        from mlxrun.engine import PARALLEL
+
+        shared = Options(**options)
+        prefixes = self.sessions.prefixes(shared.prefix_bytes)
+        wanted = shared.wanted()
+        return Admission(self, wanted, parallel, prefixes, context=context, most=PARALLEL).room
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
         """The model's reply to a conversation; takes the options of :meth:`stream`.

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from converters.directory.files import read_config
 from converters.directory.names import text_config
 from converters.gguf.config import model_config as gguf_config
@@ -74,20 +76,33 @@ def plan_loaded(
     *,
     cache: Wanted = AS_IT_COMES,
     beside: int = ALONE,
+    kept: int = 0,
+    held: int = 0,
 ) -> MemoryPlan:
     """The plan of a model that is loaded, for admission to an engine.
+
+    What else MLX holds, other models and sessions, is no room for it.
 
     Args:
         model: as :func:`mlxrun.load` gives it.
         config: its ``config.json``.
         cache: what is asked of caches.
         beside: tokens of prompts in a pass beside others that decode.
+        kept: bytes that beginnings of prompts may take which are kept for later ones.
+        held: bytes of them that there are already.
     """
     dtype = str(model.dtype).removeprefix("mlx.core.")
     ours = foreign_classes(config) is None
     plain = weights(model_config(dict(config))) * model.dtype.size if ours else 0
-    held = Held(model.nbytes, dtype, model.nbytes < _PACKED * plain, "as loaded")
-    return MemoryPlan(footprint(config, held, cache), model.nbytes, room(), beside)
+    weighed = Held(model.nbytes, dtype, model.nbytes < _PACKED * plain, "as loaded")
+    limit = room()
+    limit = max(1, limit - _others(model.nbytes + held)) if limit else 0
+    return MemoryPlan(footprint(config, weighed, cache), model.nbytes, limit, beside, kept)
+
+
+def _others(ours: int) -> int:
+    """Bytes that MLX holds besides so many."""
+    return max(0, mx.get_active_memory() - ours)
 
 
 def footprint(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES) -> Footprint:

@@ -10,11 +10,13 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.admission import Admission
 from mlxrun.cache.choice import Wanted
+from mlxrun.cache.prefix import PrefixCache
 from mlxrun.errors import ContextLengthError, MemoryLimitError
 from mlxrun.generation.serving import most_beside
 from mlxrun.planning import source
 
 PLAIN = Wanted(None, 0, None, None)
+NONE = PrefixCache(0)
 OPTIONS = {"temperature": 0, "ignore_eos": True, "max_tokens": 200}
 
 
@@ -29,13 +31,14 @@ def room_for(llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]
     """A machine in which two sequences of these requests fit, and not three."""
     room = {"bytes": source.room()}
     monkeypatch.setattr(source, "room", lambda: room["bytes"])
+    monkeypatch.setattr(source, "_others", lambda ours: 0)
     offline = most_beside(offline=True)
-    cost = Admission(llm, PLAIN, 4, 0).cost(5, 200)
+    cost = Admission(llm, PLAIN, 4, NONE).cost(5, 200)
     low, high = 0, 1 << 28  # with the first there is too little, with the second too much
     while high - low > cost // 8:
         room["bytes"] = (low + high) // 2
         try:
-            few = (Admission(llm, PLAIN, 4, 0, beside=offline).memory or 0) < 2.5 * cost
+            few = (Admission(llm, PLAIN, 4, NONE, beside=offline).memory or 0) < 2.5 * cost
         except MemoryLimitError:
             few = True
         low, high = (room["bytes"], high) if few else (low, room["bytes"])
@@ -85,12 +88,13 @@ def test_no_room_for_anything_says_so(llm: mlxrun.LLM, room_for: dict[str, int])
 
 def test_fewer_sequences_may_be_longer(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
     room_for["bytes"] += 12 * room_for["cost"]
-    contexts = [Admission(llm, PLAIN, parallel, 0).room.context for parallel in (2, 4, 8)]
+    contexts = [Admission(llm, PLAIN, parallel, NONE).room.context for parallel in (2, 4, 8)]
     assert contexts[0] > contexts[1] > contexts[2] > 0
 
 
 def test_what_is_not_given_is_chosen(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
     room_for["bytes"] += 12 * room_for["cost"]
+    assert llm.room(context=600, prefix_bytes=0).context == 600
     with llm.engine(context=600, prefix_bytes=0) as engine:
         many = engine.figures.parallel
         assert 1 < many < 16
@@ -117,8 +121,16 @@ def test_a_context_that_is_given_bounds_each_request(llm: mlxrun.LLM) -> None:
         engine.submit([5] * 41)
 
 
+def test_what_others_hold_is_no_room(
+    llm: mlxrun.LLM, room_for: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Admission(llm, PLAIN, 4, NONE, context=200).memory or 0
+    monkeypatch.setattr(source, "_others", lambda ours: 1000 if ours == llm.model.nbytes else 0)
+    assert Admission(llm, PLAIN, 4, NONE, context=200).memory == before - 1000
+
+
 def test_a_kind_of_cache_is_charged_for_what_it_takes(llm: mlxrun.LLM) -> None:
-    admission = Admission(llm, PLAIN, 4, 0)
+    admission = Admission(llm, PLAIN, 4, NONE)
     plain = admission.cost(200, 200)
     packed = admission.cost(200, 200, Wanted(None, 0, "q8/32", "q4/32"))
     windowed = admission.cost(5000, 200, Wanted(64, 4, None, None))
@@ -131,6 +143,6 @@ def test_without_a_limit_everything_is_admitted(
     llm: mlxrun.LLM, room_for: dict[str, int], tmp_path: Path
 ) -> None:
     room_for["bytes"] = 0  # the system does not say
-    admission = Admission(llm, PLAIN, 4, 0)
+    admission = Admission(llm, PLAIN, 4, NONE)
     assert admission.memory is None
     assert admission.room == (4, llm.context_length)
