@@ -66,16 +66,12 @@ class Plan:
     """What a step does.
 
     Attributes:
-        admitted: requests that begin.
         prefill: pieces of prompts.
         decode: requests that get one more token.
-        expired: requests whose deadline has passed; they are gone.
     """
 
-    admitted: tuple[int, ...] = ()
     prefill: tuple[Piece, ...] = ()
     decode: tuple[int, ...] = ()
-    expired: tuple[int, ...] = ()
 
     @property
     def idle(self) -> bool:
@@ -91,10 +87,15 @@ class _Entry:
     deadline: float | None
     arrival: int
     done: int = 0
+    known: int = 0  # tokens that need not be computed, as far as one can tell
+
+    @property
+    def start(self) -> int:
+        return max(self.done, self.known)
 
     @property
     def rest(self) -> int:
-        return self.tokens - self.done
+        return self.tokens - self.start
 
 
 @dataclass
@@ -178,18 +179,20 @@ class Scheduler:
     def read(self, key: int, count: int) -> None:
         """Note that ``count`` more tokens of a prompt were computed."""
         entry = self._prefilling[key]
-        entry.done += count
+        entry.done, entry.known = entry.done + count, 0
         if not entry.rest:
             self._decoding[key] = self._prefilling.pop(key)
 
-    def plan(self, budget: Budget, now: float = 0.0, later: Container[int] = ()) -> Plan:
-        """What to do in the next step.
+    def expect(self, key: int, known: int) -> None:
+        """Note how many tokens of a prompt need not be computed, before any of it is read.
 
-        Args:
-            budget: what to read of prompts in it, beside one token for each decoding sequence.
-            now: the time that deadlines are told in.
-            later: keys of requests that read nothing in this step.
+        It is ranked by what is left. What becomes of it is told by :meth:`read`.
         """
+        if (entry := self._prefilling.get(key)) and not entry.done:
+            entry.known = min(known, entry.tokens - 1)
+
+    def expire(self, now: float) -> list[int]:
+        """Forget the requests whose deadline has passed; returns them."""
         expired = [
             entry.key
             for entry in self._entries.values()
@@ -197,11 +200,11 @@ class Scheduler:
         ]
         for key in expired:
             self.cancel(key)
-        admitted = tuple(self._admit())
-        pieces = tuple(self._pieces(budget, later))
-        return Plan(admitted, pieces, tuple(self._decoding), tuple(expired))
+        return expired
 
-    def _admit(self) -> Iterator[int]:
+    def admit(self) -> list[int]:
+        """Let those begin for whom there is room; returns them."""
+        admitted = []
         while self._waiting and self.live < self.rows:
             key = self._waiting[0][1]
             entry = self._entries.get(key)
@@ -209,11 +212,21 @@ class Scheduler:
                 heapq.heappop(self._waiting)
                 continue
             if self.memory is not None and self._used + entry.cost > self.memory:
-                return
+                break
             heapq.heappop(self._waiting)
             self._used += entry.cost
             self._prefilling[key] = entry
-            yield key
+            admitted.append(key)
+        return admitted
+
+    def plan(self, budget: Budget, later: Container[int] = ()) -> Plan:
+        """What to do in the next step.
+
+        Args:
+            budget: what to read of prompts in it, beside one token for each decoding sequence.
+            later: keys of requests that read nothing in this step.
+        """
+        return Plan(tuple(self._pieces(budget, later)), tuple(self._decoding))
 
     def _pieces(self, budget: Budget, later: Container[int]) -> Iterator[Piece]:
         """Shares of the budget, in the order of :meth:`_order`."""
@@ -222,15 +235,15 @@ class Scheduler:
             return
         order = self._order(reading)
         if self.chunk is not None:
-            yield Piece(order[0].key, order[0].done, min(order[0].rest, self.chunk))
+            yield Piece(order[0].key, order[0].start, min(order[0].rest, self.chunk))
             return
         left = 1.0  # of the budget
         for turn, entry in enumerate(order):
-            most = budget.at(entry.done)
+            most = budget.at(entry.start)
             share = min(entry.rest, int(left * most + 1e-9))
             if not share or (turn and share < entry.rest and not self.patient):
                 return
-            yield Piece(entry.key, entry.done, share)
+            yield Piece(entry.key, entry.start, share)
             left -= share / most
 
     def _order(self, reading: Collection[_Entry]) -> list[_Entry]:

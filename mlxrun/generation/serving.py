@@ -112,6 +112,7 @@ class Service:
         self._patient = math.isinf(stall)
         self.scheduler = Scheduler(rows, queue, memory, chunk, self._patient)
         self._sharing = Sharing(prefixes or PrefixCache(0), exact=deterministic)
+        self._later: frozenset[int] = frozenset()
         self._pace = Pace(stall, beside or most_beside())
         self._jobs: dict[int, tuple[Job, Live]] = {}
         self._keys = itertools.count()
@@ -159,9 +160,10 @@ class Service:
     def step(self) -> None:
         """Compute one step and deliver what the step before it drew."""
         started = time.monotonic()
-        plan = self.scheduler.plan(self._pace.budget, started, self._later())
-        for key in plan.expired:
+        for key in self.scheduler.expire(started):
             self._finish(key, "deadline")
+        self._admit()
+        plan = self.scheduler.plan(self._pace.budget, self._later)
         live = {key: self._jobs[key] for key in plan.decode}
         # Tokens are read one step late: those that are enough must not be drawn over.
         decoding = [sequence for job, sequence in live.values() if sequence.steps < job.limit]
@@ -169,8 +171,6 @@ class Service:
         behind = sum(count * sequence.read for sequence, count in pieces)
         drawn = self.batch.step(decoding, pieces) if decoding or pieces else None
         self._steps += bool(decoding or pieces)
-        for sequence, _ in pieces:
-            self._sharing.read(sequence)
         before, self._pending = self._pending, drawn
         if before is not None:
             self._deliver(before)
@@ -178,17 +178,24 @@ class Service:
             # A first token is read before the next step is queued, lest it wait for that as well.
             self._pending = None
             self._deliver(drawn)
+        for sequence, _ in pieces:
+            if sequence.key in self._jobs:
+                self._sharing.read(sequence)
         tokens = sum(count for _, count in pieces)
         self._pace.note(tokens, behind, time.monotonic() - started, beside=bool(decoding))
 
-    def _later(self) -> set[int]:
-        """Keys of sequences that wait for what another reads."""
-        return {sequence.key for sequence in self._sharing.waiting()}
+    def _admit(self) -> None:
+        """Let those begin for whom there is room, and find out who had better wait still."""
+        admitted = self.scheduler.admit()
+        for key in admitted:
+            self._sharing.admit(self._jobs[key][1])
+        before = self._later
+        self._later = frozenset(sequence.key for sequence in self._sharing.waiting())
+        for key in ({*admitted, *before} - self._later) & self._jobs.keys():
+            self.scheduler.expect(key, self._sharing.reach(self._jobs[key][1]))
 
     def _pieces(self, plan: Plan) -> list[tuple[Live, int]]:
         """What to read of prompts, less what is known of them."""
-        for key in plan.admitted:
-            self._sharing.admit(self._jobs[key][1])
         pieces = []
         for piece in plan.prefill:
             job, sequence = self._jobs[piece.key]

@@ -52,6 +52,7 @@ class World:
             while coming and coming[-1][1][0] <= self.now:
                 key, (_, tokens) = coming.pop()
                 self.scheduler.submit(key, tokens)
+            self.scheduler.admit()
             plan = self.scheduler.plan(self.pace.budget)
             if plan.idle:
                 self.now = coming[-1][1][0]

@@ -14,12 +14,21 @@ from mlxrun.generation.scheduler import LEAD, OLDEST_TURN, Budget, Plan, Schedul
 
 @dataclass
 class Wanted:
-    """A request of the world: how long its prompt is, and how many tokens it will draw."""
+    """A request of the world.
+
+    Attributes:
+        tokens: of its prompt.
+        draws: how many tokens it will draw.
+        known: tokens of the prompt that need not be computed, it seems.
+        kept: whether that will be so when it is read.
+    """
 
     tokens: int
     draws: int
     cost: int = 0
     priority: int = 0
+    known: int = 0
+    kept: bool = True
 
 
 @dataclass
@@ -34,6 +43,7 @@ class World:
     live: set[int] = field(default_factory=set)
     ended: list[int] = field(default_factory=list)
     admitted: list[int] = field(default_factory=list)
+    expected: dict[int, int] = field(default_factory=dict)
     passed: int = 0
 
     def submit(self, key: int, wanted: Wanted) -> None:
@@ -43,10 +53,14 @@ class World:
 
     def step(self) -> Plan:
         before = set(self.live)
+        admitted = self.scheduler.admit()
+        assert not set(admitted) & before
+        self.live |= set(admitted)
+        self.admitted.extend(admitted)
+        for key in admitted:
+            self.scheduler.expect(key, self.wanted[key].known)
+            self.expected[key] = min(self.wanted[key].known, self.wanted[key].tokens - 1)
         plan = self.scheduler.plan(self.budget)
-        assert not set(plan.admitted) & before
-        self.live |= set(plan.admitted)
-        self.admitted.extend(plan.admitted)
         assert len(self.live) <= self.scheduler.rows
         assert self.live <= set(self.wanted)
         cost = sum(self.wanted[key].cost for key in self.live)
@@ -57,8 +71,11 @@ class World:
         assert set(plan.decode) == whole, "who has its prompt decodes in every step"
         assert plan.idle == (not plan.prefill and not plan.decode)
         for piece in plan.prefill:
-            self.read[piece.key] += piece.count
+            # What was expected to be known may be gone by now.
+            if found := self.expected.pop(piece.key, 0) * self.wanted[piece.key].kept:
+                self.scheduler.read(piece.key, found)
             self.scheduler.read(piece.key, piece.count)
+            self.read[piece.key] += found + piece.count
             if self.read[piece.key] == self.wanted[piece.key].tokens:
                 self._draw(piece.key)
         for key in plan.decode:
@@ -70,9 +87,13 @@ class World:
         assert len(keys) == len(set(keys))
         assert set(keys) <= self.live
         for piece in plan.prefill:
-            assert piece.start == self.read[piece.key]
+            assert piece.start == self.read[piece.key] + self.expected.get(piece.key, 0)
             assert 1 <= piece.count <= self.wanted[piece.key].tokens - piece.start
-        rest = {k: n for k in self.live if (n := self.wanted[k].tokens - self.read[k])}
+        rest = {
+            k: n
+            for k in self.live
+            if (n := self.wanted[k].tokens - self.read[k] - self.expected.get(k, 0))
+        }
         assert bool(plan.prefill) == bool(rest)
         if plan.prefill:
             self._check_turns(plan)
@@ -109,8 +130,8 @@ class World:
 
     def forget(self, key: int) -> None:
         self.live.discard(key)
-        for table in (self.wanted, self.read, self.drawn):
-            table.pop(key)
+        for table in (self.wanted, self.read, self.drawn, self.expected):
+            table.pop(key, None)
 
 
 requests = st.builds(
@@ -119,6 +140,8 @@ requests = st.builds(
     draws=st.integers(1, 6),
     cost=st.integers(0, 10),
     priority=st.integers(-2, 2),
+    known=st.just(0) | st.integers(0, 50),
+    kept=st.booleans(),
 )
 
 
@@ -212,6 +235,16 @@ def test_who_arrives_behind_one_that_was_alone_is_read_next_and_by_itself() -> N
         assert [piece.key for piece in world.step().prefill] == [1]
 
 
+def test_prompts_are_ranked_by_what_is_left_to_compute() -> None:
+    """A long conversation of which all but a few tokens are known is a short prompt."""
+    world = World(Scheduler(4), Budget(8))
+    world.submit(0, Wanted(1000, 1))
+    world.step()
+    world.submit(1, Wanted(2000, 1, known=1995))
+    assert [(piece.key, piece.count) for piece in world.step().prefill] == [(1, 5)]
+    assert world.ended == [1]
+
+
 def test_where_nobody_waits_for_a_first_token_steps_are_filled() -> None:
     world = World(Scheduler(4, patient=True), Budget(8))
     world.submit(0, Wanted(1000, 1))
@@ -263,7 +296,7 @@ def test_what_never_fits_is_refused_with_both_numbers() -> None:
 def test_a_full_queue_refuses_and_takes_again_when_one_is_gone() -> None:
     scheduler = Scheduler(1, queue=2)
     scheduler.submit(0, 1)
-    scheduler.plan(Budget(8))
+    scheduler.admit()
     for key in (1, 2):
         scheduler.submit(key, 1)
     with pytest.raises(QueueFullError, match="2 requests are waiting"):
@@ -278,11 +311,11 @@ def test_deadlines_end_waiting_and_live_requests() -> None:
     scheduler.submit(0, 5, deadline=2.0)
     scheduler.submit(1, 5, deadline=1.0)
     scheduler.submit(2, 5)
-    assert scheduler.plan(Budget(8), now=0.0).expired == ()
-    assert scheduler.plan(Budget(8), now=1.0).expired == (1,)
-    plan = scheduler.plan(Budget(8), now=2.0)
-    assert plan.expired == (0,)
-    assert plan.admitted == (2,)
+    assert scheduler.expire(0.0) == []
+    assert scheduler.admit() == [0]
+    assert scheduler.expire(1.0) == [1]
+    assert scheduler.expire(2.0) == [0]
+    assert scheduler.admit() == [2]
     assert not scheduler.cancel(0)
 
 

@@ -1,0 +1,81 @@
+"""How many steps a short prompt waits for its first token behind a long one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_serving import PARAMS, VOCABULARY, Ask, alone, play
+from tiny_models import Tiny
+
+from converters.gguf.reader import read_gguf
+from mlxrun.cache.prefix import PrefixCache
+from mlxrun.generation.serving import Service
+from mlxrun.loading.gguf import load_gguf
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path: Path = tmp_path_factory.mktemp("tiny") / "x.gguf"
+    Tiny(hidden=32, ffn=48, vocab=VOCABULARY + 160).write(path)
+    return load_gguf(read_gguf(path), dtype="float32").model
+
+
+def ask(count: int, seed: int, before: tuple[int, ...] = (), limit: int = 3) -> Ask:
+    tokens = np.random.default_rng(seed).integers(3, VOCABULARY, count).tolist()
+    return Ask([*before, *tokens], limit, PARAMS["greedy"](0))
+
+
+def steps_to_first(service: Service, asked: Ask) -> int:
+    for steps in range(1, 1000):
+        service.step()
+        if asked.tokens:
+            return steps
+    raise AssertionError("no token ever comes")
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30], ids=["alone", "sharing"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
+def test_its_first_token_comes_at_the_end_of_the_next_step(
+    tiny: Any, budget: int, steps: int
+) -> None:
+    service = Service(tiny, rows=4, beside=16, stall=60.0, prefixes=PrefixCache(budget))
+    long, short = ask(200, seed=1), ask(16, seed=2)
+    long.submit(service, tiny)
+    for _ in range(steps):
+        service.step()
+    short.submit(service, tiny)
+    assert steps_to_first(service, short) == 1
+    play(service)
+    assert long.tokens == alone(tiny, long)
+    assert short.tokens == alone(tiny, short)
+
+
+def test_a_long_conversation_of_which_most_is_known_counts_as_short(tiny: Any) -> None:
+    service = Service(tiny, rows=4, beside=16, stall=60.0, prefixes=PrefixCache(1 << 30))
+    first = ask(180, seed=1)
+    first.submit(service, tiny)
+    play(service)
+    ask(100, seed=2).submit(service, tiny)
+    service.step()
+    turn = ask(6, seed=3, before=tuple(first.prompt))
+    turn.submit(service, tiny)
+    assert steps_to_first(service, turn) == 1
+    play(service)
+    assert turn.tokens == alone(tiny, turn)
+    assert service.figures.reused == 180
+
+
+def test_one_that_waits_for_a_beginning_is_ranked_by_what_it_need_not_read(tiny: Any) -> None:
+    """It waits until the beginning has been read, not until the other has read all of its own."""
+    service = Service(tiny, rows=4, beside=16, stall=60.0, prefixes=PrefixCache(1 << 30, worth=8))
+    long = ask(400, seed=1)
+    long.submit(service, tiny)
+    service.step()
+    short = ask(4, seed=2, before=tuple(long.prompt[:40]))
+    short.submit(service, tiny)
+    assert steps_to_first(service, short) == 3  # 17 to 32, 33 to 40, its own
+    play(service)
+    assert short.tokens == alone(tiny, short)
