@@ -66,6 +66,21 @@ def test_bar_on_a_terminal_leaves_nothing_behind(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("appeared", [False, True])
+def test_a_bar_tells_what_is_known_so_far(monkeypatch, capsys, appeared):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with Bar("Reading", delay=0 if appeared else 0.2) as bar:
+        if appeared:
+            bar._timer.join()
+        bar.label("perplexity 3.4\x1b[2J")
+        bar._timer.join()
+        bar(1, 2)
+    shown = capsys.readouterr().err
+    assert "perplexity 3.4␛" in shown
+    assert ("Reading" in shown) == appeared
+
+
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
 def test_dim_only_where_wanted(monkeypatch, variable, value):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
