@@ -2,8 +2,8 @@
 
 Figures only, nothing measured here and nothing claimed of mlxrun on any of them. Bandwidth is what
 the maker calls the memory's. Throughput is of products of half-precision matrices with sums in
-float32, dense (not the doubled figures for sparse matrices). Apple publishes none since the M2, so
-that an estimate says how it was made, and where sources contradict one another there is none.
+float32, dense: half of what a page gives for sparse ones. For most of Apple's chips it is an
+estimate, which says how it was made; where sources contradict one another there is none.
 """
 
 from __future__ import annotations

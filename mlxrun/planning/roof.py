@@ -50,9 +50,9 @@ def limit(work: Work, roof: Roof) -> Limit:
     Where operations or throughput are not known it is that of bandwidth alone, which a device may
     miss by far when it reads a prompt.
     """
-    moving = work.nbytes / roof.bandwidth
-    whole = work.operations is not None and roof.throughput is not None
-    computing = work.operations / roof.throughput if whole else 0.0  # type: ignore[operator]
-    seconds = max(moving, computing)
-    binds = BANDWIDTH if moving >= computing else COMPUTE
-    return Limit(work.tokens / seconds, seconds, binds, whole)
+    moving, computing = work.nbytes / roof.bandwidth, None
+    if work.operations is not None and roof.throughput is not None:
+        computing = work.operations / roof.throughput
+    seconds = max(moving, computing or 0.0)
+    binds = BANDWIDTH if moving == seconds else COMPUTE
+    return Limit(work.tokens / seconds, seconds, binds, computing is not None)
