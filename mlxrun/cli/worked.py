@@ -11,6 +11,7 @@ import click
 from converters.gguf.reader import GGUFFile
 from mlxrun.cli.console import Bar, Output, size, table
 from mlxrun.cli.roofline import ELSEWHERE, chip_notes, chip_table, number
+from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
     from mlxrun.planning.weights import Held
@@ -28,9 +29,24 @@ def with_chips(command: Callable[..., None]) -> Callable[..., None]:
         "chips",
         multiple=True,
         metavar="NAME",
+        callback=_known,
         help="Also tell how fast a chip could be at most, such as m1-pro or h100; all of those "
         "known, or here: this device, which is measured for some seconds. May be given again.",
     )(command)
+
+
+def _known(
+    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The names, of chips that are known: refused before a model is looked for."""
+    if names:
+        from mlxrun.planning.chips import chips_named
+
+        try:
+            chips_named(name for name in names if name != HERE)
+        except ParameterError as error:
+            raise click.BadParameter(str(error), context, parameter) from None
+    return names
 
 
 def work_of_source(

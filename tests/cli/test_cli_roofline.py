@@ -88,10 +88,10 @@ def test_inspect_with_chips(mlxrun_cli, model):
     assert [row.split("  ")[0] for row in rows[2:4]] == ["M1 Pro", "H100"]
 
 
-def test_no_such_chip(mlxrun_cli, model):
-    result = mlxrun_cli("inspect", model, "--chip", "m1-por")
-    assert (result.code, result.out) == (1, "")
-    assert "m1-pro" in result.error
+def test_no_such_chip_is_told_before_a_model_is_looked_for(mlxrun_cli):
+    result = mlxrun_cli("inspect", "nobody/nothing", "--chip", "h100", "--chip", "m1-por")
+    assert (result.code, result.out) == (2, "")
+    assert "m1-pro" in result.err
 
 
 def test_a_class_of_mlx_lms(mlxrun_cli, tmp_path):
