@@ -180,3 +180,16 @@ def test_what_is_shared_goes_with_the_last_that_uses_it(tiny: Any) -> None:
     submit(service, tiny, Ask([5, 6, 7], 2, PARAMS["greedy"](0)))
     play(service)  # an empty block goes before the next step
     assert not prefixes.shared(asks(1, 40)[0].prompt, tiny.make_cache())
+
+
+@given(st.lists(st.integers(0, 60)), st.lists(st.integers(0, 60)))
+def test_what_saves_about_the_most_is_held_together(common: list[int], held: list[int]) -> None:
+    def saved(length: int) -> int:
+        return length * sum(n >= length for n in common)
+
+    best = max((saved(n) for n in common if n >= sharing.SHARED), default=0)
+    chosen = sharing.together(common, held)
+    assert (chosen == 0) == (best == 0)
+    assert saved(chosen) >= sharing.NEARLY * best
+    good = {n for n in held if n >= sharing.SHARED and best and saved(n) >= sharing.NEARLY * best}
+    assert not good or chosen in good, "others hold nearly as much already"
