@@ -1,13 +1,14 @@
-"""What a drawn token costs as the context grows, dense and sparse, and how far its logits go off.
+"""What a drawn token reads as the context grows, dense and sparse, and how far its logits go off.
 
     python -m examples.long_context                   # a model of random weights, 1K to 32K tokens
     python -m examples.long_context --demo            # the demo model, on chats that it never saw
     python -m examples.long_context MODEL --text FILE --lengths 4096,16384 --patterns blocks:32x64
 
 A text is read up to each length; the tokens after it go through the model one by one, as drawn ones
-do, and are timed (the fastest is shown). What is read of keys, values and bounds is counted by
-``Wanted.read_bytes``. The logits are compared with those of dense attention: KL divergence in nats
-and how often both put the same token first, over those tokens.
+do. What is read of keys, values and bounds is counted by ``Wanted.read_bytes``. The logits are
+compared with those of dense attention: KL divergence in nats and how often both put the same token
+first, over those tokens. How long it takes, ``mlxrun bench --context 1k,8k --attention PATTERN``
+tells.
 
 Random weights make flat attention, in which every token counts as little as any other: what they
 say of quality is a worst case for patterns that leave most tokens out, not what texts do.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,9 +51,8 @@ class Row(NamedTuple):
     """What one pattern costs at one length.
 
     Attributes:
-        length: tokens before those that are timed.
+        length: tokens before those that are drawn.
         pattern: as it is written.
-        milliseconds: of a token, the fastest.
         read: bytes of keys, values and bounds that the last token reads.
         divergence: from the dense distribution, in nats, the mean.
         agreement: the share of tokens after which both put the same one first.
@@ -61,7 +60,6 @@ class Row(NamedTuple):
 
     length: int
     pattern: str
-    milliseconds: float
     read: int
     divergence: float
     agreement: float
@@ -95,7 +93,7 @@ class Reader:
 def measure(
     model: Transformer, ids: Sequence[int], lengths: Sequence[int], patterns: Sequence[str], n: int
 ) -> Iterator[Row]:
-    """Rows of all patterns at one length after the other; ``n`` tokens are timed at each."""
+    """Rows of all patterns at one length after the other; ``n`` tokens are drawn at each."""
     wanted = {name: Wanted(None, 0, None, None)._replace(**_fields(name)) for name in patterns}
     windows = {(each.window, each.keep): Reader(model, each) for each in wanted.values()}
     whole = windows.setdefault((None, 0), Reader(model, Wanted(None, 0, None, None)))
@@ -108,12 +106,11 @@ def measure(
             name: _Drawing(model, windows[each.window, each.keep].as_wanted(each))
             for name, each in wanted.items()
         }
-        for token in ids[length : length + n]:  # in turn, as others may use the machine
-            for drawing in (dense, *drawings.values()):
-                drawing.step(token)
+        for drawing in (dense, *drawings.values()):
+            drawing.draw(ids[length : length + n])
         for name, each in wanted.items():
             drawing, read = drawings[name], each.read_bytes(layers, model.dtype, length + n)
-            yield Row(length, name, 1e3 * min(drawing.times), read, *drawing.off(dense))
+            yield Row(length, name, read, *drawing.off(dense))
 
 
 def _fields(written: str) -> dict[str, Any]:
@@ -126,15 +123,13 @@ class _Drawing:
     def __init__(self, model: Transformer, cache: list[Cache]) -> None:
         self._model, self._cache = model, cache
         self._rows: list[mx.array] = []
-        self.times: list[float] = []
 
-    def step(self, token: int) -> None:
-        """One more, timed in seconds."""
-        start = time.perf_counter()
-        logits = self._model(mx.array([[token]]), self._cache)[0, -1].astype(mx.float32)
-        mx.eval(logits, [array for layer in self._cache for array in layer.state])
-        self.times.append(time.perf_counter() - start)
-        self._rows.append(logits)
+    def draw(self, tokens: Sequence[int]) -> None:
+        """Some more."""
+        for token in tokens:
+            logits = self._model(mx.array([[token]]), self._cache)[0, -1].astype(mx.float32)
+            mx.eval(logits, [array for layer in self._cache for array in layer.state])
+            self._rows.append(logits)
 
     def off(self, dense: _Drawing) -> tuple[float, float]:
         """KL divergence from another's distributions, and agreement on the first token."""
@@ -159,12 +154,12 @@ def report(llm: mlxrun.LLM, ids: Sequence[int], arguments: argparse.Namespace) -
     short = max(lengths) + arguments.tokens - len(ids)
     if short > 0:
         raise SystemExit(f"the text has {len(ids)} tokens, {short} too few for these lengths")
-    print("| tokens so far | attention | ms a token | MB read | KL, nats | same first token |")
-    print("|---|---|---|---|---|---|")
+    print("| tokens so far | attention | MB read | KL, nats | same first token |")
+    print("|---|---|---|---|---|")
     patterns = arguments.patterns.split(",")
     for row in measure(llm.model, ids, lengths, patterns, arguments.tokens):
         print(
-            f"| {row.length:,} | {row.pattern} | {row.milliseconds:.2f} | {row.read / 1e6:.2f} | "
+            f"| {row.length:,} | {row.pattern} | {row.read / 1e6:.2f} | "
             f"{row.divergence:.2g} | {row.agreement:.0%} |",
             flush=True,
         )
@@ -177,7 +172,7 @@ def main(written: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, help="to read; by default random tokens")
     parser.add_argument("--lengths", help=f"{LONG[0]}; of the demo {SHORT[0]}")
     parser.add_argument("--patterns", help=f"{LONG[1]}; of the demo {SHORT[1]}")
-    parser.add_argument("--tokens", type=int, default=32, help="timed at each length (32)")
+    parser.add_argument("--tokens", type=int, default=32, help="drawn at each length (32)")
     arguments = parser.parse_args(written)
     lengths, patterns = SHORT if arguments.demo else LONG
     arguments.lengths, arguments.patterns = (

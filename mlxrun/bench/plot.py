@@ -124,7 +124,8 @@ def panels(found: Facts) -> list[Panel]:
 def _limits(found: Facts) -> dict[str, float]:
     """What the device could do at most, by test, where the roofline was measured."""
     tests = (found.get("roofline") or {}).get("tests", [])
-    return {test["test"]: test["limit"]["rate"] for test in tests}
+    ours = (test for test in tests if test.get("runtime", OURS) == OURS)
+    return {test["test"]: test["limit"]["rate"] for test in ours}
 
 
 def _lines(

@@ -12,6 +12,7 @@ import click
 
 from mlxrun.bench.workload import behind, plan, ragged
 from mlxrun.cli.bench_options import Asked, with_dataset, with_rivals, with_telling, with_tests
+from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.console import note
 from mlxrun.cli.loading import load_model, located, with_loading
 from mlxrun.cli.roofline import print_roofline, roofline_facts, with_roofline
@@ -30,6 +31,8 @@ INTERRUPTED = 130
 @with_rivals
 @with_roofline
 @with_telling
+@with_attention
+@with_cache_types
 @with_loading
 def command(model: str, **options: Any) -> None:
     """Measure how fast a model runs on this machine.
@@ -44,6 +47,7 @@ def command(model: str, **options: Any) -> None:
       mlxrun bench model.gguf --context 0,1k,4k
       mlxrun bench model.gguf --parallel 1,2,4,8,16,20 --against mlx-lm
       mlxrun bench model.gguf --parallel 1,8 --roofline
+      mlxrun bench model.gguf --context 8k,32k --attention blocks:32x64
       mlxrun bench model.gguf --n-prompt 0 --ragged --json > measured.json
       mlxrun bench model.gguf --dataset chats.jsonl --run recommended
     """
@@ -53,19 +57,26 @@ def command(model: str, **options: Any) -> None:
         raise click.UsageError("There is nothing to measure.")
     dataset = _dataset(asked)
     path = located(model)
-    from mlxrun.cli.bench_measure import Measuring, chosen, llama_bench, mlx_lm, subjects
+    from mlxrun.cli.bench_measure import (
+        Measuring,
+        chosen,
+        llama_bench,
+        memory_plan,
+        mlx_lm,
+        subjects,
+    )
 
     llama = llama_bench(path, wanted="llama-bench" in asked.rivals)
     started = time.perf_counter()
     llm = load_model(str(path), **options)
-    ours = subjects(llm, time.perf_counter() - started, mixed=asked.mixed)
-    bench = Measuring(ours, asked.repetitions)
-    study = dataset.study(llm, bench, asked.parallel) if dataset else None
+    ours = subjects(llm, time.perf_counter() - started, asked.cache, mixed=asked.mixed)
+    bench, memory = Measuring(ours, asked.repetitions), memory_plan(llm, asked.cache)
+    study = dataset.study(llm, memory, bench, asked.parallel) if dataset else None
     if study:
         wanted = study.workloads(asked.level) if asked.level else []
     elif asked.mixed:
         wanted += [ragged(llm.context_length), *behind(llm.context_length)]
-    workloads, left_out = chosen(llm, wanted)
+    workloads, left_out = chosen(llm, memory, wanted)
     with mlx_lm(llm, path, wanted="mlx-lm" in asked.rivals) as theirs:
         bench.run(workloads, rivals=[*theirs, *llama])
     about = {"model": model, **bench.about(), "left_out": left_out}

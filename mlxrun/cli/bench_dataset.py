@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mlxrun.cli.bench_measure import Measuring
     from mlxrun.llm import LLM
+    from mlxrun.planning.plan import MemoryPlan
 
 # Exchanges whose tokens are counted; percentiles of so many are as good as those of all.
 MOST = 10_000
@@ -34,7 +35,7 @@ class Dataset:
         self._path = path
         self._exchanges, self._count = _read(path)
 
-    def study(self, llm: LLM, bench: Measuring, counts: Sequence[int]) -> Study:
+    def study(self, llm: LLM, memory: MemoryPlan, bench: Measuring, counts: Sequence[int]) -> Study:
         """Count tokens, try some numbers of sequences, and say what to measure.
 
         Args:
@@ -44,16 +45,14 @@ class Dataset:
             DatasetError: the chat template refuses a conversation.
         """
         from mlxrun.cli.bench_measure import affordable
-        from mlxrun.planning.source import plan_loaded
 
         with Bar("Counting tokens", count="exchanges") as bar:
             lengths = counted(self._path, self._exchanges, llm.tokenizer, bar)
         found = sizes(lengths)
         usual = found[1]
         counts = counts if max(counts) > 1 else TRIED
-        workloads, _ = affordable(llm, tried(usual, counts, llm.context_length))
+        workloads, _ = affordable(memory, tried(usual, counts, llm.context_length))
         bench.run(workloads, "Trying numbers of sequences")
-        memory = plan_loaded(llm.model, llm.config)
         advices = advise(found, _rates(bench.results, workloads), memory.parallel_for)
         about = {"file": self._path.name, "exchanges": self._count, "counted": len(self._exchanges)}
         return Study(about, lengths, advices, workloads, llm.context_length)

@@ -13,18 +13,28 @@ from mlxrun.cli.console import Bar, note
 if TYPE_CHECKING:
     from mlxrun.bench.runner import Subject
     from mlxrun.llm import LLM
+    from mlxrun.planning.plan import MemoryPlan
 
 Facts = dict[str, Any]
+Cache = dict[str, Any]
 
 
-def subjects(llm: LLM, loaded: float, *, mixed: bool) -> list[Subject]:
+def subjects(llm: LLM, loaded: float, cache: Cache, *, mixed: bool) -> list[Subject]:
     """mlxrun with a model that took ``loaded`` seconds; twice where requests are mixed."""
     from mlxrun.bench.subjects.ours import OneAtATime, Ours
 
-    made: list[Subject] = [Ours(llm, loaded)]
+    made: list[Subject] = [Ours(llm, loaded, cache)]
     if mixed:
-        made.append(OneAtATime(llm, loaded))
+        made.append(OneAtATime(llm, loaded, cache))
     return made
+
+
+def memory_plan(llm: LLM, cache: Cache) -> MemoryPlan:
+    """What sequences with such caches take."""
+    from mlxrun.admission import Options
+    from mlxrun.planning.source import plan_loaded
+
+    return plan_loaded(llm.model, llm.config, cache=Options(**cache).wanted())
 
 
 def llama_bench(path: Path, *, wanted: bool) -> list[Subject]:
@@ -53,26 +63,27 @@ def mlx_lm(llm: LLM, path: Path, *, wanted: bool) -> Iterator[list[Subject]]:
         yield [theirs]
 
 
-def chosen(llm: LLM, wanted: Sequence[Workload]) -> tuple[list[Workload], dict[str, list[str]]]:
+def chosen(
+    llm: LLM, memory: MemoryPlan, wanted: Sequence[Workload]
+) -> tuple[list[Workload], dict[str, list[str]]]:
     """Workloads that the model's context and the memory hold, and the others' names by reason.
 
     Raises:
         ContextLengthError, MemoryLimitError: there is none left.
     """
     short, too_long = fitting(wanted, llm.context_length)
-    fit, too_large = affordable(llm, short)
+    fit, too_large = affordable(memory, short)
     return fit, {"context": [w.name for w in too_long], "memory": [w.name for w in too_large]}
 
 
-def affordable(llm: LLM, workloads: Sequence[Workload]) -> tuple[list[Workload], list[Workload]]:
+def affordable(
+    memory: MemoryPlan, workloads: Sequence[Workload]
+) -> tuple[list[Workload], list[Workload]]:
     """Workloads that memory holds by the plan, and those that it does not.
 
     Raises:
         MemoryLimitError: it holds none of them.
     """
-    from mlxrun.planning.source import plan_loaded
-
-    memory = plan_loaded(llm.model, llm.config)
     terms = {w: memory.terms(w.length, w.parallel) for w in workloads}
     fit = [workload for workload in workloads if terms[workload].fits]
     if workloads and not fit:

@@ -39,6 +39,9 @@ class Asked:
     plot: Path | None
     as_json: bool
     as_csv: bool
+    attention: str | None
+    cache_type_k: str | None
+    cache_type_v: str | None
 
     @classmethod
     def taken(cls, options: dict[str, Any]) -> Self:
@@ -51,6 +54,12 @@ class Asked:
         asked._check(adapted=bool(options["adapter"]))
         return asked
 
+    @property
+    def cache(self) -> dict[str, str]:
+        """What is asked of caches, as ``LLM.session`` takes it."""
+        names = ("cache_type_k", "cache_type_v", "attention")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def _check(self, *, adapted: bool) -> None:
         only_one = "Give --json or --csv, not both."
         same = "--against measures the same weights, which an --adapter changes."
@@ -58,6 +67,9 @@ class Asked:
         levels = " or ".join(LEVELS)
         measured = f"With --dataset, --against, --roofline and --csv need --run {levels}."
         no_rows = "--roofline is told in tables or with --json."
+        as_is = (
+            "--roofline counts keys and values as they come: give it no other cache or attention."
+        )
         only_read = self.dataset is not None and self.level is None
         for wrong, message in (
             (self.as_json and self.as_csv, only_one),
@@ -65,6 +77,7 @@ class Asked:
             (self.level and self.dataset is None, of_dataset),
             (only_read and (self.rivals or self.roofline or self.as_csv), measured),
             (self.roofline and self.as_csv, no_rows),
+            (self.roofline and self.cache, as_is),
         ):
             if wrong:
                 raise click.UsageError(message)

@@ -72,3 +72,13 @@ def test_sequences_decode_in_joint_passes(llm, computed, context):
     assert computed == [3] * 8
     alone = subject.run(Decode(8, context))
     assert run.kv_bytes == 3 * alone.kv_bytes
+
+
+def test_caches_are_as_they_are_asked_for(llm):
+    plain, packed = (
+        Ours(llm, 0.0),
+        Ours(llm, 0.0, {"cache_type_k": "q8/32", "cache_type_v": "q4/32"}),
+    )
+    assert packed.about.removeprefix(plain.about) == ", cache type k q8/32, cache type v q4/32"
+    for workload in (Prefill(40, 64), Decode(5, 64), Decode(5, 64, 3)):
+        assert 0 < 2 * packed.run(workload).kv_bytes < plain.run(workload).kv_bytes

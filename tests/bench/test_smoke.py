@@ -43,6 +43,10 @@ RUNS = (
     (*SMALL, "--parallel", "1,2", "--context", "0,16", "--plot", "rates.svg"),
     (*SMALL, "--parallel", "2", "--against", "mlx-lm", "--against", "llama-bench", "--csv"),
     (*SMALL, "--ragged", "--json", "--verbose"),
+    (
+        *(*SMALL, "--parallel", "2", "--context", "0,48", "--attention", "strided:16/4"),
+        *("--cache-type-k", "q8/32", "--cache-type-v", "f16", "--ragged"),
+    ),
     (*SMALL, "--dtype", "float16", "--policy", "near", "--roofline"),
     ("--dataset", "chats.jsonl", "--repetitions", "1"),
     (
@@ -101,6 +105,8 @@ def test_its_tables(bench, folder):
     "options",
     [
         ("--run", "recommended"),
+        ("--roofline", "--cache-type-k", "q8"),
+        ("--attention", "some"),
         ("--dataset", "chats.jsonl", "--n-prompt", "8"),
         ("--dataset", "chats.jsonl", "--ragged"),
         ("--dataset", "chats.jsonl", "--csv"),

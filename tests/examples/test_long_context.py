@@ -24,7 +24,7 @@ def test_what_is_read_and_how_far_off_it_is(
     )  # fmt: skip
     table = capsys.readouterr().out.splitlines()[2:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
-    rows = {(row[0], row[1]): row[3:] for row in cells}
+    rows = {(row[0], row[1]): row[2:] for row in cells}
     assert len(rows) == 12
     # Keys and values of one layer of 4 heads, 32 wide.
     assert rows["240", "dense"] == [f"{245 * 2 * 4 * 32 * 4 / 1e6:.2f}", "0", "100%"]

@@ -7,9 +7,9 @@ is served together includes making the text of every reply.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -33,19 +33,26 @@ class Ours:
     Args:
         llm: the model; its prefix cache is switched off.
         load_seconds: what loading took.
+        cache: how keys and values are stored and attended to, as :meth:`LLM.session` takes it:
+            ``cache_type_k``, ``cache_type_v``, ``attention``.
     """
 
     name = OURS
 
-    def __init__(self, llm: LLM, load_seconds: float) -> None:
-        self._llm, self.load_seconds = llm, load_seconds
+    def __init__(
+        self, llm: LLM, load_seconds: float, cache: Mapping[str, str] | None = None
+    ) -> None:
+        self._llm, self.load_seconds, self._cache = llm, load_seconds, dict(cache or {})
         dtype = str(llm.model.dtype).removeprefix("mlx.core.")
         self.about = f"{dtype}, {llm.model.nbytes / 1e6:.1f} MB of weights"
+        self.about += "".join(
+            f", {name.replace('_', ' ')} {how}" for name, how in self._cache.items()
+        )
         self._meter = Meter(llm.model.nbytes)
         # Every run has the same prompts: what one has read must not be there for the next.
         llm.prefix_cache.budget = 0
         llm.prefix_cache.clear()
-        self._filled = llm.session()
+        self._filled = self._session()
 
     def can(self, workload: Workload) -> bool:
         return True
@@ -128,17 +135,18 @@ class Ours:
                 ignore_eos=True,
                 prefix_bytes=0,
                 progress=False,
+                **self._cache,
             )
             return 0
 
         return self._meter.time(work)
 
     def _first_token(self, workload: FirstToken) -> Run:
-        settings = {"max_tokens": 1, "temperature": 0, "ignore_eos": True}
+        settings: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "ignore_eos": True}
         waited: list[float] = []
 
         def work() -> int:
-            with self._llm.engine(prefix_bytes=0) as engine:
+            with self._llm.engine(prefix_bytes=0, **self._cache) as engine:
                 if workload.behind:
                     engine.submit(self._ids(workload.behind, seed=2), **settings)
                     while engine.waiting:
@@ -149,10 +157,13 @@ class Ours:
 
         return replace(self._meter.time(work), seconds=waited[0])
 
+    def _session(self) -> Session:
+        return self._llm.session(**self._cache)
+
     def _fill(self, context: int) -> None:
         """Have a session that holds so many tokens, for forks of it to be used."""
         if len(self._filled.tokens) != context:
-            self._filled = self._llm.session()
+            self._filled = self._session()
             if context:
                 mx.eval(prefill(self._llm.model, self._filled, self._ids(context)))
 
@@ -179,7 +190,8 @@ class OneAtATime(Ours):
 
         def work() -> int:
             for prompt, limit in zip(prompts, workload.replies, strict=True):
-                self._llm.generate(prompt, max_tokens=limit, temperature=0, ignore_eos=True)
+                settings = {"max_tokens": limit, "temperature": 0, "ignore_eos": True}
+                self._llm.generate(prompt, **settings, **self._cache)
             return 0
 
         return self._meter.time(work)
