@@ -37,22 +37,45 @@ SHAPES = {
 }
 
 
+# Where a block keeps its float16 scales (the first one of its codes, a second one of minimums), in
+# bytes, and what its codes are multiplied by besides.
+SCALES = {
+    Kind.Q4_0: ((0,), 1),
+    Kind.Q8_0: ((0,), 16),
+    Kind.Q4_K: ((0, 2), 32),
+    Kind.Q5_K: ((0, 2), 64),
+    Kind.Q6_K: ((208,), 128),
+    Kind.IQ4_XS: ((0,), 512),
+}
+
+
 def blocks(rng: np.random.Generator, kind: Kind, rows: int, columns: int) -> np.ndarray:
-    """Random Q4_K or Q6_K blocks whose weights have the size of a trained model's."""
-    elements, size = gguf.GGML_QUANT_SIZES[kind]
-    raw = rng.integers(0, 256, (rows, columns // elements, size), dtype=np.uint8)
-    scale = 1.0 / (np.sqrt(columns) * 32 * 8)
-    scales = np.array([scale], np.float16).view(np.uint8)
-    if kind is Kind.Q4_K:
-        raw[..., 0:2] = scales
-        raw[..., 2:4] = np.array([scale * 8], np.float16).view(np.uint8)
-    else:
-        raw[..., -2:] = np.array([scale / 4], np.float16).view(np.uint8)
+    """Random blocks, or floats, whose weights have the size of a trained model's."""
+    size = 1.0 / np.sqrt(columns)
+    if kind in (Kind.F16, Kind.BF16, Kind.F32):
+        floats = rng.standard_normal((rows, columns), np.float32) * np.float32(size)
+        return gguf.quants.quantize(floats, kind)
+    elements, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (rows, columns // elements, nbytes), dtype=np.uint8)
+    if kind is Kind.MXFP4:
+        raw[..., 0] = 127 + round(np.log2(size / 3))
+        return raw.reshape(rows, -1)
+    places, by = SCALES[kind]
+    for i, place in enumerate(places):
+        scale = size / (8 * by) * 8**i
+        raw[..., place : place + 2] = np.array([scale], np.float16).view(np.uint8)
     return raw.reshape(rows, -1)
 
 
-def write(shape: Shape, path: str, seed: int = 0) -> None:
-    """Write the file."""
+def write(
+    shape: Shape, path: str, seed: int = 0, kinds: tuple[Kind, Kind] = (Kind.Q4_K, Kind.Q6_K)
+) -> None:
+    """Write the file.
+
+    Args:
+        kinds: what most matrices are stored as, and the finer type of some of them.
+    """
+    most, finest = kinds
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("random weights")
@@ -66,7 +89,7 @@ def write(shape: Shape, path: str, seed: int = 0) -> None:
     writer.add_rope_dimension_count(shape.hidden // shape.heads)
     _add_vocabulary(writer, shape.vocab)
 
-    def matrix(name: str, rows: int, columns: int, kind: Kind = Kind.Q4_K) -> None:
+    def matrix(name: str, rows: int, columns: int, kind: Kind = most) -> None:
         writer.add_tensor(f"{name}.weight", blocks(rng, kind, rows, columns), raw_dtype=kind)
 
     def norm(name: str) -> None:
@@ -75,9 +98,9 @@ def write(shape: Shape, path: str, seed: int = 0) -> None:
     width = shape.hidden // shape.heads * shape.kv_heads
     matrix("token_embd", shape.vocab, shape.hidden)
     norm("output_norm")
-    matrix("output", shape.vocab, shape.hidden, Kind.Q6_K)
+    matrix("output", shape.vocab, shape.hidden, finest)
     for i in range(shape.layers):
-        finer = Kind.Q6_K if i % 2 == 0 else Kind.Q4_K
+        finer = finest if i % 2 == 0 else most
         norm(f"blk.{i}.attn_norm")
         norm(f"blk.{i}.ffn_norm")
         matrix(f"blk.{i}.attn_q", shape.hidden, shape.hidden)
