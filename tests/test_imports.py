@@ -55,7 +55,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.cache": ("mlxrun.errors",),
     "mlxrun.model": ("mlxrun.cache",),
-    "mlxrun.weights": ("converters.layout", "mlxrun.errors"),
+    "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors"),
     "mlxrun.models": (
         "mlxrun.model",
         "converters.rope",
