@@ -196,18 +196,20 @@ def test_vocabularies_of_different_sizes(tiny, tmp_path):
 
 def test_vocabularies_with_other_tokens(tiny, other, monkeypatch):
     parts = other.tokenizer._parts
-    real = type(other.tokenizer).token_bytes
-    monkeypatch.setattr(
-        type(other.tokenizer),
-        "token_bytes",
-        lambda self, i: b"?" if self is other.tokenizer and i == 261 else real(self, i),
-    )
-    with pytest.raises(TokenizerError, match="token 261 is 't' in A and 't' in B"):
+    for name, value in (("piece", "?"), ("token_bytes", b"?")):
+        monkeypatch.setattr(type(other.tokenizer), name, _with(other.tokenizer, name, 261, value))
+    with pytest.raises(TokenizerError, match=r"token 261 is 't' in A and '\?' in B"):
         mlxrun.compare(tiny, other, TEXT, context=64)
     monkeypatch.undo()
     monkeypatch.setattr(other.tokenizer, "_parts", replace(parts, before=()))
     with pytest.raises(TokenizerError, match="A puts <s> before a text, B nothing"):
         mlxrun.compare(tiny, other, TEXT, context=64)
+
+
+def _with(tokenizer: mlxrun.Tokenizer, name: str, token: int, value: Any) -> Any:
+    """A method that says something else of one token of one tokenizer."""
+    real = getattr(type(tokenizer), name)
+    return lambda self, i: value if self is tokenizer and i == token else real(self, i)
 
 
 def test_texts_that_are_cut_differently(tiny, other, monkeypatch):
