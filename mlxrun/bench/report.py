@@ -72,7 +72,8 @@ def _result(results: Results, result: Result) -> Facts:
 
 def flat(found: Facts) -> str:
     """The results of :func:`facts` as CSV, a row for each, with what identifies them."""
-    machine = found["machine"]
+    machine, use = found["machine"], found["other_use"]
+    loading = {runtime["name"]: runtime["load_seconds"] for runtime in found["runtimes"]}
     same = {
         "date": machine["date"],
         "mlxrun": machine["versions"]["mlxrun"],
@@ -80,6 +81,8 @@ def flat(found: Facts) -> str:
         "device": machine["device"],
         "processor": machine["processor"],
         "model": found["model"],
+        "load_highest": use["load_highest"],
+        "others_used": use["others_used"],
     }
     columns = (*same, *_COLUMNS)
     out = io.StringIO()
@@ -90,6 +93,7 @@ def flat(found: Facts) -> str:
         row = {name: result.get(name) for name in _COLUMNS} | same
         row |= {f"tokens_per_second_{name}": rate[name] for name in rate}
         row["runs"] = len(result["seconds"])
+        row["load_seconds"] = loading.get(result["runtime"])
         writer.writerow(row)
     return out.getvalue()
 
@@ -100,6 +104,7 @@ _COLUMNS = (
     "runtime",
     "parallel",
     "tokens",
+    "load_seconds",
     "runs",
     *(f"tokens_per_second_{name}" for name in _RATES),
     "time_to_first_token",

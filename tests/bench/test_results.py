@@ -87,6 +87,8 @@ ABOUT = {
         "processor": "p, q",
         "versions": {"mlxrun": "1", "mlx": "2"},
     },
+    "other_use": {"load_highest": 2.5, "others_used": None},
+    "runtimes": [{"name": "mlxrun", "load_seconds": 1.5}, {"name": "rival", "load_seconds": None}],
 }
 
 
@@ -127,6 +129,9 @@ def test_csv_has_a_row_for_each_result():
     rows = list(csv.DictReader(io.StringIO(flat(found))))
     assert [row["test"] for row in rows] == [one["test"] for one in found["results"]]
     assert {row["processor"] for row in rows} == {"p, q"}
+    assert {(row["load_highest"], row["others_used"]) for row in rows} == {("2.5", "")}
+    loading = {row["runtime"]: row["load_seconds"] for row in rows}
+    assert loading == {"mlxrun": "1.5", "rival": ""}
     assert [row["runs"] for row in rows] == ["2", "1", "2", "1", "1", "1"]
     for row, one in zip(rows, found["results"], strict=True):
         assert float(row["tokens_per_second_median"]) == one["tokens_per_second"]["median"]
