@@ -4,8 +4,9 @@
     python -m examples.memory_table model.gguf --contexts 1024,4096 --parallel 1,4 --types f32,q8:q4
 
 A cell is a model, a context, a number of sequences and a type of cache. All sequences are alive at
-once: each reads a prompt, then draws until the context is full. The peak is MLX's, from the first
-token of a prompt to the last one drawn; the model is loaded before.
+once: each reads a prompt, in the pieces of an offline batch, then draws until the context is full.
+The peak is MLX's, from the first token of a prompt to the last one drawn; the model is loaded
+before.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -99,7 +101,7 @@ def make(kind: str, folder: Path) -> Path:
 
 def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
     """The peak in bytes with all sequences of a cell alive, and the length of their prompts."""
-    budget = most_beside()
+    budget = most_beside(offline=True)
     # The first must still draw when the last has read its prompt.
     drawn = LEAST
     if cell.parallel > 1:
@@ -115,7 +117,7 @@ def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
         types = {"cache_type_k": cell.keys, "cache_type_v": cell.values}
         llm.generate(ids[0], max_tokens=drawn, ignore_eos=True, **types)
         return mx.get_peak_memory(), prompt
-    service = Service(llm.model, rows=cell.parallel, stall=1e9)
+    service = Service(llm.model, rows=cell.parallel, stall=math.inf, beside=budget)
     for row in ids:
         request = llm.asker.request(row, max_tokens=drawn, ignore_eos=True)
         reply = Reply(request, llm.tokenizer, drawn, time.perf_counter())
@@ -132,7 +134,7 @@ def _ignore(_: object) -> None:
 
 def predict(path: Path, cell: Cell, prompt: int) -> int:
     """The plan's peak in bytes, from the headers of a model's files."""
-    budget = most_beside()
+    budget = most_beside(offline=True)
     wanted = Wanted(None, 0, cell.keys, cell.values)
     plan, _ = plan_source(path, cache=wanted, beside=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak
@@ -176,8 +178,9 @@ def usual(folder: Path) -> Iterator[tuple[str, Path, list[Cell]]]:
     yield "demo", DEMO, cells_of("500,1000", "1,4,8", "plain")
     yield "demo", DEMO, cells_of("1000", "1,4", "q8:q4")
     yield "llama", small, cells_of("300,1000,2000", "1,4", "plain")
-    yield "llama", small, cells_of("2000", "1", "q8:q4,f16,q4")
+    yield "llama", small, cells_of("2000", "1", "q8:q4,f16,q4,q4c:q8")
     yield "llama", small, cells_of("1000", "8", "plain,q8")
+    yield "llama", small, cells_of("1000", "4", "q4c:q8")
     for kind in KINDS:
         joint = "1,4" if kind != "falcon_h1" else "1"
         yield kind, make(kind, folder), cells_of("500,1500", joint, "plain")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlxrun.cache.by_channel import ByChannel
 from mlxrun.cache.choice import Wanted, formats
 from mlxrun.cache.formats import Format, Plain, Seen, reads_packed
 from mlxrun.cache.rotating import RotatingCache
@@ -22,6 +23,8 @@ _FED = {"gelu_tanh": 7, "clamped_swiglu": 7}
 _FED_ELSE = 4
 # Widths of head that MLX's fused kernels on a GPU take for prompts.
 FUSED_WIDTHS = (64, 80, 128)
+# Arrays of scores where keys are packed by channel: plain, packed, both at once, what is left.
+_SCORES_BY_CHANNEL = 4
 AS_IT_COMES = Wanted(None, 0, None, None)
 
 
@@ -75,7 +78,7 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         * (
             _attention(attention, config.hidden_size) + _fed(block.feed_forward, config.hidden_size)
         ),
-        pair=size * attention.heads * _scores(attention, run),
+        pair=size * attention.heads * _scores(attention, keys, run),
         seen=0 if plain else size * widths,
         read=0 if plain or _reads_packed(attention, keys, values, run) else size * widths,
         matrices=size * matrices.of_block(block, config.hidden_size)
@@ -115,8 +118,10 @@ def _fed(block: FeedForward | Experts, hidden: int) -> int:
     return 3 * hidden + _FED.get(block.activation, _FED_ELSE) * block.size
 
 
-def _scores(attention: Attention | LatentAttention, run: Run) -> int:
+def _scores(attention: Attention | LatentAttention, keys: Format, run: Run) -> int:
     """Arrays of scores of every query and key that are alive at once."""
+    if isinstance(keys, ByChannel):  # no fused kernel; those of plain and of packed keys are joined
+        return _SCORES_BY_CHANNEL
     if isinstance(attention, LatentAttention):
         return 1 if run.gpu else 2
     if attention.alibi is not None:
