@@ -20,6 +20,8 @@ import numpy.typing as npt
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.packing import bit_fields, pair_nibbles, spread_nibbles
 
+__all__ = ["CODECS", "Codec", "Codes", "bit_fields", "half", "paired"]
+
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -91,8 +93,6 @@ class Codec(ABC):
     def unpack(self, blocks: Bytes) -> Codes:
         """Unpack blocks of shape (n, bytes per block)."""
 
-
-__all__ = ["CODECS", "Codec", "Codes", "bit_fields", "half", "paired"]
 
 CODECS: dict[GGMLType, Codec] = {}
 

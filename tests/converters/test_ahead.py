@@ -1,0 +1,67 @@
+"""Working ahead: order, room, failures and giving up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converters.ahead import ahead
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(0, 20))
+def test_results_are_in_order_whatever_fits(sizes: list[int], room: int) -> None:
+    tasks = [partial(int, i) for i in range(len(sizes))]
+    assert list(ahead(tasks, sizes, room)) == list(range(len(sizes)))
+
+
+class Counted:
+    """Tasks of size 10 that tell how many of them were taken up."""
+
+    def __init__(self, fail_at: int = -1) -> None:
+        self.taken = 0
+        self.fail_at = fail_at
+
+    def tasks(self, count: int) -> Iterator[Callable[[], int]]:
+        for i in range(count):
+            self.taken += 1
+            yield partial(self.work, i)
+
+    def work(self, i: int) -> int:
+        if i == self.fail_at:
+            raise ValueError(f"task {i}")
+        return i
+
+
+@pytest.mark.parametrize(("room", "begun"), [(0, 1), (19, 1), (20, 2), (10**9, 3)])
+def test_no_more_is_begun_than_there_is_room_for(room: int, begun: int) -> None:
+    counted = Counted()
+    results = ahead(counted.tasks(50), [10] * 50, room)
+    for turn in range(5):
+        assert next(results) == turn
+        assert counted.taken <= turn + begun + 1  # one is looked at for its size
+    results.close()
+
+
+def test_a_failure_is_raised_in_its_turn() -> None:
+    results = ahead(Counted(fail_at=2).tasks(9), [1] * 9, 100)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ValueError, match="task 2"):
+        next(results)
+
+
+def test_tasks_run_beside_the_one_in_turn() -> None:
+    second = threading.Event()
+
+    def first() -> bool:
+        return second.wait(30)
+
+    def other() -> bool:
+        second.set()
+        return True
+
+    assert list(ahead([first, other], [1, 1], 2)) == [True, True]

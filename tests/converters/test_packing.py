@@ -1,0 +1,63 @@
+"""Bits moved word by word, against the same moved one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converters.packing import bit_fields, pair_nibbles, spread_nibbles, sums
+
+
+def some_bytes(seed: int, rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, columns), dtype=np.uint8)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([8, 16, 32]), st.integers(1, 4))
+def test_nibbles_of_a_run_become_neighbours(seed: int, rows: int, run: int, runs: int) -> None:
+    x = some_bytes(seed, rows, run * runs)
+    wanted = []
+    for row in x.reshape(rows, runs, run):
+        codes = [code for part in row for code in (*(part & 15), *(part >> 4))]
+        wanted.append([a | b << 4 for a, b in zip(codes[::2], codes[1::2], strict=True)])
+    np.testing.assert_array_equal(pair_nibbles(x, run), np.array(wanted, np.uint8))
+    np.testing.assert_array_equal(
+        spread_nibbles(pair_nibbles(x, run)), bit_fields(x, 4, run), strict=True
+    )
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 2, 4, 16, 32]),
+    st.integers(1, 3),
+)
+def test_fields_of_a_run_follow_one_another(seed: int, width: int, run: int, runs: int) -> None:
+    x = some_bytes(seed, 3, run * runs)
+    wanted = [
+        [part[k] >> shift & (1 << width) - 1 for part in row for shift in range(0, 8, width)
+         for k in range(run)]
+        for row in x.reshape(3, runs, run).tolist()
+    ]  # fmt: skip
+    np.testing.assert_array_equal(bit_fields(x, width, run), np.array(wanted, np.uint8))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+@pytest.mark.parametrize("width", [4, 8])
+@given(seed=st.integers(0, 2**32), groups=st.integers(1, 6))
+def test_sums_are_exact(width: int, group: int, seed: int, groups: int) -> None:
+    stored = some_bytes(seed, groups, group * width // 8)
+    codes = stored if width == 8 else spread_nibbles(stored)
+    total, squares = sums(stored, width, groups)
+    wide = codes.astype(np.int64)
+    np.testing.assert_array_equal(total, wide.sum(axis=1))
+    np.testing.assert_array_equal(squares, (wide * wide).sum(axis=1))
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_sums_hold_the_largest_group(width: int) -> None:
+    most = 255 if width == 8 else 15
+    stored = np.full((1, 256 * width // 8), 255, np.uint8)
+    total, squares = sums(stored, width, 1)
+    assert (int(total[0]), int(squares[0])) == (256 * most, 256 * most * most)
