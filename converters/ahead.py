@@ -12,7 +12,9 @@ T = TypeVar("T")
 _IN_WORK, _IN_HAND = 2, 3
 
 
-def ahead(tasks: Iterable[Callable[[], T]], sizes: Sequence[int], room: int) -> Generator[T, None, None]:
+def ahead(
+    tasks: Iterable[Callable[[], T]], sizes: Sequence[int], room: int
+) -> Generator[T, None, None]:
     """Results in order; the next ones are begun early, a few and as long as ``room`` holds them.
 
     Args:
