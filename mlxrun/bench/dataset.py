@@ -58,6 +58,19 @@ class Shape(ValueError):  # noqa: N818 - becomes a DatasetError where the line i
     """A line has something else than it should; says what."""
 
 
+def read(path: Path, most: int) -> tuple[list[Exchange], int]:
+    """An even sample of at most so many of a file's exchanges, and how many there are.
+
+    Raises:
+        DatasetError: as :func:`exchanges` raises it, or there is no prompt or no output.
+    """
+    found, count = sample(exchanges(path), most)
+    lacks = "output" if found else "prompt"
+    if all(exchange.output is None for exchange in found):
+        raise DatasetError(path, None, f"there is no {lacks} in it")
+    return found, count
+
+
 def exchanges(path: Path) -> Iterator[Exchange]:
     """Exchanges of a file, in order; a conversation in which nobody is asked has none.
 

@@ -82,7 +82,7 @@ def counted(
     not counted.
 
     Raises:
-        DatasetError: the template refuses a conversation, or there is no prompt or no output.
+        DatasetError: the template refuses a conversation.
     """
     prompts, outputs = [], []
     for done, exchange in enumerate(exchanges, 1):
@@ -94,11 +94,7 @@ def counted(
         outputs.append(None if text is None else len(tokens.encode(text, add_special=False)))
         if progress:
             progress(done, len(exchanges))
-    found = Lengths(prompts, outputs)
-    for what, lengths in (("prompt", prompts), ("output", found.drawn)):
-        if not lengths:
-            raise DatasetError(path, None, f"there is no {what} in it")
-    return found
+    return Lengths(prompts, outputs)
 
 
 def percentile(lengths: Sequence[int], percent: int) -> int:

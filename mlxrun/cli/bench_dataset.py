@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxrun.bench.coverage import INTERACTIVE, OFFLINE, TRIED, Advice, advise, facts, sizes, tried
-from mlxrun.bench.dataset import Exchange, exchanges, sample
+from mlxrun.bench.dataset import read
 from mlxrun.bench.lengths import PERCENTILES, Lengths, Summary, counted
 from mlxrun.bench.results import OURS, Results
 from mlxrun.bench.workload import Decode, Workload
@@ -33,7 +33,8 @@ class Dataset:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._exchanges, self._count = _read(path)
+        with Bar(f"Reading {path.name}", count="exchanges"):
+            self._exchanges, self._count = read(path, MOST)
 
     def study(self, llm: LLM, memory: MemoryPlan, bench: Measuring, counts: Sequence[int]) -> Study:
         """Count tokens, try some numbers of sequences, and say what to measure.
@@ -102,7 +103,7 @@ class Study:
     def _percentiles(self) -> Table:
         counted, there = self._about["counted"], self._about["exchanges"]
         some = f"{counted:,} of {there:,}" if counted < there else f"{there:,}"
-        title = f"Tokens of {some} exchanges in {self._about['file']}"
+        title = f"Tokens of {some} exchange{'s' * (there > 1)} in {self._about['file']}"
         rows = []
         for what, lengths in (("prompts", self._lengths.prompts), ("outputs", self._lengths.drawn)):
             found = Summary.of(lengths)
@@ -145,11 +146,6 @@ class Study:
             named = ", ".join(f"{size.level} ({size.length} tokens)" for size in long)
             lines.append(f"Longer than the model's context of {self._context} tokens: {named}.")
         return lines
-
-
-def _read(path: Path) -> tuple[list[Exchange], int]:
-    with Bar(f"Reading {path.name}", count="exchanges"):
-        return sample(exchanges(path), MOST)
 
 
 def _rates(results: Results, workloads: Sequence[Workload]) -> dict[int, float]:

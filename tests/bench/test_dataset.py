@@ -129,6 +129,22 @@ def test_a_file_without_lines(read, monkeypatch):
         read({"prompt": "a"}, b"\0" * ((1 << 20) + 1))
 
 
+def test_there_must_be_a_prompt_and_an_output(tmp_path):
+    path = tmp_path / "data.jsonl"
+    for text, lacks in (
+        ("", "prompt"),
+        ('{"messages": []}', "prompt"),
+        ('{"prompt": "a"}', "output"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DatasetError, match=rf"^data.jsonl: there is no {lacks} in it$"):
+            dataset.read(path, 10)
+    path.write_text('{"prompt": "a", "output": "b"}\n{"prompt": "c"}')
+    found, count = dataset.read(path, 10)
+    assert [one.output for one in found] == ["b", None]
+    assert count == 2
+
+
 def test_a_directory(tmp_path):
     with pytest.raises(DatasetError, match="Is a directory"):
         list(exchanges(tmp_path))

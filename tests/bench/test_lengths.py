@@ -72,10 +72,3 @@ def test_prompts_count_with_their_template_and_outputs_as_text(tokenizer):
 def test_what_the_template_refuses_is_told_with_its_line(tokenizer):
     with pytest.raises(DatasetError, match="line 5: the chat template refuses: no system"):
         counted(FILE, [asked(1, "a", "b"), asked(5, "a", "b", "system")], tokenizer)
-
-
-def test_there_must_be_a_prompt_and_an_output(tokenizer):
-    with pytest.raises(DatasetError, match=r"data.jsonl: there is no prompt in it"):
-        counted(FILE, [], tokenizer)
-    with pytest.raises(DatasetError, match=r"data.jsonl: there is no output in it"):
-        counted(FILE, [asked(1, "a", None)], tokenizer)

@@ -30,6 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i in range(20)
     )
     (tmp_path / "chats.jsonl").write_text(text)
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "llama-bench").write_text(LLAMA_BENCH)
     (tmp_path / "llama-bench").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
@@ -105,7 +106,6 @@ def test_its_tables(bench, folder):
     "options",
     [
         ("--run", "recommended"),
-        ("--roofline", "--cache-type-k", "q8"),
         ("--attention", "some"),
         ("--dataset", "chats.jsonl", "--n-prompt", "8"),
         ("--dataset", "chats.jsonl", "--ragged"),
@@ -128,6 +128,7 @@ def test_wrong_usage(bench, folder, options):
         (("--plot", "rates.gif"), "error: --plot must be a file that ends in"),
         (("--plot", "none/rates.png"), "error: --plot must be in a folder that is there"),
         (("--dataset", "llama-bench"), "error: llama-bench, line 1: no JSON"),
+        (("--dataset", "empty.jsonl"), "error: empty.jsonl: there is no prompt in it"),
     ],
 )
 def test_what_is_told_before_a_model_is_loaded(bench, folder, monkeypatch, options, message):
