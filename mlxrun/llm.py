@@ -29,6 +29,7 @@ from mlxrun.generation.engine import Progress, Session, decode, prefill, score  
 from mlxrun.generation.parameters import SamplingParams  # noqa: E402
 from mlxrun.generation.reply import Reply  # noqa: E402
 from mlxrun.generation.request import Chunk, Completion, Request, completed  # noqa: E402
+from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import Identity  # noqa: E402
 from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
@@ -136,6 +137,7 @@ class LLM:
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer)
+        self.stepper = Stepper(loaded.model)
         self.sessions = Sessions(loaded.model, identity)
 
     @property
@@ -345,7 +347,7 @@ class LLM:
         cached = session.reuse(request.prompt)
         logits = prefill(self.model, session, request.prompt, progress)
         reply = Reply(request, self.tokenizer, limit, started, cached)
-        with closing(decode(self.model, session, sampler, logits, limit)) as steps:
+        with closing(decode(self.stepper, session, sampler, logits, limit)) as steps:
             for step in steps:
                 chunk = reply.add(step.token, step.logprobs)
                 if chunk is not None:

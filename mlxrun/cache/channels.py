@@ -28,6 +28,8 @@ class ChannelCache(DenseCache):
     for at least ``group_size`` tokens.
     """
 
+    functional = False
+
     keys: ByChannel
 
     def __init__(self, keys: ByChannel, values: Format = PLAIN) -> None:

@@ -15,6 +15,8 @@ from mlxrun.errors import CacheError
 class DenseCache(RowCache):
     """Every token since the beginning; the token at position p lives in slot p."""
 
+    functional = True
+
     def _slot(self, position: int) -> int:
         return position
 
@@ -23,6 +25,12 @@ class DenseCache(RowCache):
 
     def _capacity(self, slots: int) -> int:
         return bucket(slots)
+
+    def slot_at(self, positions: mx.array) -> mx.array:
+        return positions
+
+    def held_at(self, offsets: mx.array) -> mx.array:
+        return offsets
 
     @property
     def by_token(self) -> bool:

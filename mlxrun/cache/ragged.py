@@ -8,12 +8,12 @@ batching (Yu et al., OSDI 2022).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Mask, Product
-from mlxrun.errors import CacheError
+from mlxrun.cache.base import Cache, Product
+from mlxrun.cache.passing import Passing
 
 
 class Part(NamedTuple):
@@ -30,7 +30,7 @@ class Part(NamedTuple):
     tokens: int
 
 
-class Ragged(Cache):
+class Ragged(Passing):
     """One layer's caches for one forward pass over tokens (N, 1).
 
     Args:
@@ -60,15 +60,6 @@ class Ragged(Cache):
             attended.append(out.transpose(2, 1, 0, 3) if tokens > 1 else out)
             start = end
         return mx.concatenate(attended) if len(attended) > 1 else attended[0]
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        raise CacheError("tokens of several sequences see no common keys: use attend")
-
-    def trim(self, n: int) -> int:
-        raise CacheError("a forward pass cannot go back; its sequences can")
-
-    def fork(self) -> Self:
-        raise CacheError("a forward pass cannot fork; its sequences can")
 
     @property
     def state(self) -> list[mx.array]:

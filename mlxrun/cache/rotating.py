@@ -28,6 +28,8 @@ class RotatingCache(RowCache):
     slot and copies nothing.
     """
 
+    functional = True
+
     def __init__(
         self, window: int, *, keep: int = 0, keys: Format = PLAIN, values: Format = PLAIN
     ) -> None:
@@ -49,6 +51,17 @@ class RotatingCache(RowCache):
 
     def _held(self, offset: int) -> int:
         return min(offset, self.keep + self.window)
+
+    def slot_at(self, positions: mx.array) -> mx.array:
+        ring = self.keep + (positions - self.keep) % self.window
+        return mx.where(positions < self.keep, positions, ring)
+
+    def held_at(self, offsets: mx.array) -> mx.array:
+        return mx.minimum(offsets, self.keep + self.window)
+
+    @property
+    def layout(self) -> object:
+        return self.window, self.keep
 
     def _capacity(self, slots: int) -> int:
         return bucket(slots, self.keep + self.window)

@@ -27,7 +27,11 @@ class RowCache(Cache):
 
     Attributes:
         offsets: tokens seen by each row, or one number for all of them.
+        functional: whether one more token of each row can be a pure function of its arrays; see
+            :mod:`mlxrun.cache.functional`.
     """
+
+    functional = False
 
     def __init__(self, keys: Format = PLAIN, values: Format = PLAIN) -> None:
         self.keys, self.values = keys, values
@@ -50,6 +54,30 @@ class RowCache(Cache):
     @abstractmethod
     def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
         """Store tokens of rows that move together; what they attend to, and the mask."""
+
+    def slot_at(self, positions: mx.array) -> mx.array:
+        """As :meth:`_slot`, for many; where ``functional``."""
+        raise NotImplementedError
+
+    def held_at(self, offsets: mx.array) -> mx.array:
+        """As :meth:`_held`, for many; where ``functional``."""
+        raise NotImplementedError
+
+    @property
+    def layout(self) -> object:
+        """Equal for caches where tokens live in the same slots."""
+        return None
+
+    def make_room(self) -> None:
+        """Have slots for one more token of each row."""
+        longest = max(self.offsets)
+        used, need = self._held(longest), self._capacity(self._held(longest + 1))
+        self._store.reserve(self._store.arrays, used, need)
+
+    def advance(self, arrays: Sequence[mx.array]) -> None:
+        """Take over arrays into which one more token of each row was written."""
+        self._store.arrays = list(arrays)
+        self.offsets = [offset + 1 for offset in self.offsets]
 
     @property
     def offset(self) -> int:  # type: ignore[override]

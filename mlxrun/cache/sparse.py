@@ -27,6 +27,8 @@ from mlxrun.cache.store import Store, bucket
 class SparseCache(DenseCache):
     """What the patterns share. Tokens lie in runs of ``run``, and a query sees some of the runs."""
 
+    functional = False
+
     wanted: Sparse
     run = 1
     _settled = 0

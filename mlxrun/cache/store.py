@@ -59,9 +59,7 @@ class Store:
 
     def write_each(self, slots: mx.array, tokens: Sequence[mx.array]) -> None:
         """Put one token of each row into a slot of its own; ``slots``: (rows, 1, 1, 1)."""
-        for i, new in enumerate(tokens):
-            where = mx.broadcast_to(slots, new.shape)
-            self.arrays[i] = mx.put_along_axis(self.arrays[i], where, new, axis=2)
+        self.arrays = [written(a, slots, x) for a, x in zip(self.arrays, tokens, strict=True)]
 
     def view(self, stop: int) -> list[mx.array]:
         """The first ``stop`` slots of every row."""
@@ -86,6 +84,11 @@ class Store:
         """Copy the first ``used`` slots of another's only row into a row, which has the room."""
         for mine, its in zip(self.arrays, other.arrays, strict=True):
             mine[row : row + 1, :, :used] = its[:, :, :used]
+
+
+def written(array: mx.array, slots: mx.array, token: mx.array) -> mx.array:
+    """An array with a token (rows, H, 1, D) in each row's slot, (rows, 1, 1, 1)."""
+    return mx.put_along_axis(array, mx.broadcast_to(slots, token.shape), token, axis=2)
 
 
 def copied(array: mx.array, start: int, stop: int) -> mx.array:

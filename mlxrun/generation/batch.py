@@ -14,12 +14,14 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from mlxrun.cache.base import Memory
+from mlxrun.cache.functional import Rows
 from mlxrun.cache.ragged import Part, Ragged
 from mlxrun.cache.rows import RowCache
 from mlxrun.generation.blocks import Block, Blocks
 from mlxrun.generation.engine import Step
 from mlxrun.generation.groups import SamplerGroups
 from mlxrun.generation.sampling import Sampled, Sampler
+from mlxrun.generation.stepping import Alone, Stepper, draw
 from mlxrun.model import JointModel, Model
 
 
@@ -34,6 +36,7 @@ class Live:
         limit: the most tokens to draw.
         cache: of its own, until it has a row.
         read: tokens of the prompt that are in the cache.
+        rows: its caches as steps of its own take them, if they can.
         block, row: where it decodes; None until it does.
         place: which of the last step's tokens is its own.
         steps: tokens drawn so far, read or not.
@@ -45,6 +48,7 @@ class Live:
     limit: int
     cache: list[Memory]
     read: int = 0
+    rows: Rows | None = None
     block: Block[Live] | None = None
     row: int = 0
     place: int = 0
@@ -105,6 +109,10 @@ class Batch:
         self.model, self.joint = model, joint and model.joint
         self._blocks: Blocks[Live] = Blocks()
         self._samplers = SamplerGroups()
+        self._stepper = Stepper(model)
+        self._rows: dict[Block[Live], Rows | None] = {}
+        self._members: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
+        self._alike = 0  # steps in a row that differed in nothing but the tokens
         self._last: mx.array | None = None
         self.computed = self.wasted = 0
 
@@ -120,28 +128,25 @@ class Batch:
             What is drawn; None if no sequence draws.
         """
         ready = [s for s, count in pieces if s.read + count == len(s.prompt)]
-        logits = (self._together if self.joint else self._apart)(decoding, pieces)
+        drawn = (self._together if self.joint else self._apart)(decoding, pieces)
         unread = [s for s, _ in pieces if s not in ready]
         states = [a for s in unread for cache in s.cache for a in cache.state]
-        drawing = (*decoding, *ready)
-        if not drawing:
+        if drawn is None:
             # Nothing to read meanwhile: to queue another step would only let who comes now wait.
             mx.eval(states)
             return None
-        mx.async_eval(states)  # type: ignore[no-untyped-call]
-        tokens, groups = self._samplers.sample([s.sampler for s in drawing], logits)
-        finite = mx.isfinite(logits[len(decoding) :]).all(axis=-1) if ready else None
-        arrays = [a for sampled, _ in groups for a in sampled if a is not None]
-        mx.async_eval(tokens, *arrays, *([] if finite is None else [finite]))  # type: ignore[no-untyped-call]
-        for place, sequence in enumerate(drawing):
+        finite = [] if drawn.finite is None else [drawn.finite]
+        reports = [a for own, _ in drawn.groups for a in own if a is not None]
+        mx.async_eval(states, drawn.tokens, reports, finite)  # type: ignore[no-untyped-call]
+        for place, sequence in enumerate(drawn.sequences):
             sequence.place = place
             sequence.steps += 1
-        self._last = tokens
-        return Drawn(drawing, tokens, groups, finite)
+        self._last = drawn.tokens
+        return drawn
 
     def leave(self, sequence: Live) -> None:
         """Forget a sequence."""
-        sequence.cache = []
+        sequence.cache, sequence.rows = [], None
         if sequence.block is not None:
             sequence.block.clear(sequence.row)
             sequence.block = None
@@ -157,46 +162,107 @@ class Batch:
         """Bytes of the rows."""
         return sum(cache.nbytes for block in self._blocks for cache in block.caches)
 
-    def _apart(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> mx.array:
-        """Logits (B, V) of the sequences that draw, each computed alone."""
-        logits = []
+    def _apart(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> Drawn | None:
+        """Compute each sequence alone."""
+        drawings, ready, finite = [], [], []
         for sequence in decoding:
             assert self._last is not None
-            token = self._last[sequence.place]
-            logits.append(self.model(token.reshape(1, 1), sequence.cache)[:, -1])
+            token = self._last[sequence.place][None]
+            done, sampler = sequence.steps - 1, Alone(sequence.sampler)
+            if not done:
+                sequence.rows = self._stepper.rows(sequence.cache)
+            drawings.append(
+                self._stepper.alone(token, sequence.rows, sequence.cache, sampler, done)
+            )
         for sequence, count in pieces:
             part = mx.array([list(sequence.prompt[sequence.read : sequence.read + count])])
-            out = self.model(part, sequence.cache, last_only=True)[:, -1]
+            logits = self.model(part, sequence.cache, last_only=True)[:, -1]
             sequence.read += count
             if sequence.read == len(sequence.prompt):
-                logits.append(out)
+                ready.append(sequence)
+                finite.append(mx.isfinite(logits).all(axis=-1))
+                drawings.append(draw(Alone(sequence.sampler), logits))
         self.computed += len(decoding) + sum(count for _, count in pieces)
-        return mx.concatenate(logits) if logits else mx.zeros((0, 1))
+        if not drawings:
+            return None
+        groups = [
+            (own, [place]) for place, drawing in enumerate(drawings) for own in drawing.groups
+        ]
+        tokens = mx.concatenate([drawing.tokens for drawing in drawings])
+        return Drawn(
+            (*decoding, *ready), tokens, groups, mx.concatenate(finite) if finite else None
+        )
 
-    def _together(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> mx.array:
-        """Logits (B, V) of the sequences that draw, from one pass over all tokens."""
+    def _together(
+        self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]
+    ) -> Drawn | None:
+        """Compute all in one pass."""
         for sequence in decoding:
             if sequence.block is None:
                 self._blocks.join(sequence, cast(list[RowCache], sequence.cache))
                 sequence.cache = []
         self._blocks.settle()
-        places: list[int] = []  # of the last step's tokens, one for each row of every block
-        positions: list[int] = []
-        parts: list[list[Part]] = []
-        at: dict[Live, int] = {}
-        for block in self._blocks:
-            at |= {s: len(places) + row for row, s in enumerate(block.rows) if s is not None}
-            places.extend(0 if s is None else s.place for s in block.rows)
-            positions.extend(block.caches[0].offsets)
-            parts = parts or [[] for _ in block.caches]
+        blocks = list(self._blocks)
+        held = [s for block in blocks for s in block.rows]
+        self.computed += len(held) + sum(count for _, count in pieces)
+        self.wasted += len(held) - len(decoding)
+        at = {sequence: place for place, sequence in enumerate(held) if sequence is not None}
+        wanted = [at[sequence] for sequence in decoding]
+        tokens = [] if self._last is None or not held else [self._after(self._last, held)]
+        self._rows = {b: self._rows.get(b) or self._stepper.rows(b.caches) for b in blocks}
+        rows = list(self._rows.values())
+        samplers = self._samplers
+        if not pieces and None not in rows:
+            return self._replay(decoding, tokens[0], cast(list[Rows], rows), wanted)
+        logits, ready = self._flat(blocks, tokens, wanted, pieces)
+        drawing = (*decoding, *ready)
+        if not drawing:
+            return None
+        drawn = draw(samplers.of([s.sampler for s in drawing]), logits)
+        finite = mx.isfinite(logits[len(decoding) :]).all(axis=-1) if ready else None
+        groups = list(zip(drawn.groups, samplers.rows, strict=True))
+        return Drawn(drawing, drawn.tokens, groups, finite)
+
+    def _replay(
+        self, decoding: Sequence[Live], tokens: mx.array, rows: Sequence[Rows], wanted: list[int]
+    ) -> Drawn:
+        """A step that only decodes."""
+        members = tuple(s.key for s in decoding), tuple(map(id, rows))
+        self._alike = self._alike + 1 if members == self._members else 0
+        self._members = members
+        every = wanted == list(range(tokens.shape[0]))
+        drawing = self._stepper(
+            tokens,
+            rows,
+            self._samplers.of([s.sampler for s in decoding]),
+            None if every else mx.array(wanted),
+            compiled=self._alike >= self._stepper.patience,
+        )
+        groups = list(zip(drawing.groups, self._samplers.rows, strict=True))
+        return Drawn(tuple(decoding), drawing.tokens, groups, None)
+
+    @staticmethod
+    def _after(last: mx.array, held: Sequence[Live | None]) -> mx.array:
+        """The last token of each row, (N,); of any other for an idle one."""
+        places = [0 if sequence is None else sequence.place for sequence in held]
+        in_order = places == list(range(last.shape[0]))
+        return last if in_order else last[mx.array(places)]
+
+    def _flat(
+        self,
+        blocks: Sequence[Block[Live]],
+        tokens: list[mx.array],
+        wanted: list[int],
+        pieces: Sequence[tuple[Live, int]],
+    ) -> tuple[mx.array, list[Live]]:
+        """Logits (B, V) of the wanted rows and of prompts that end, and whose those are."""
+        positions = [offset for block in blocks for offset in block.caches[0].offsets]
+        layers = len(blocks[0].caches if blocks else pieces[0][0].cache)
+        parts: list[list[Part]] = [[] for _ in range(layers)]
+        for block in blocks:
             for own, cache in zip(parts, block.caches, strict=True):
                 own.append(Part(cache, len(block.rows), 1))
-        tokens = []
-        if places:
-            assert self._last is not None
-            tokens.append(self._last[mx.array(places)])
-        wanted = [at[sequence] for sequence in decoding]
-        parts = parts or [[] for _ in pieces[0][0].cache]
+        ready = []
         for sequence, count in pieces:
             tokens.append(mx.array(list(sequence.prompt[sequence.read : sequence.read + count])))
             positions.extend(range(sequence.read, sequence.read + count))
@@ -204,12 +270,10 @@ class Batch:
                 own.append(Part(mine, 1, count))
             sequence.read += count
             if sequence.read == len(sequence.prompt):
+                ready.append(sequence)
                 wanted.append(len(positions) - 1)
-        self.computed += len(positions)
-        self.wasted += len(places) - len(decoding)
         where = mx.array(positions)
-        layers = [Ragged(own, where) for own in parts]
         joined = mx.concatenate([t.astype(mx.uint32) for t in tokens])[:, None]  # (N, 1)
         model = cast(JointModel, self.model)
-        hidden = model.hidden(joined, layers)  # (N, 1, hidden)
-        return model.head(hidden[mx.array(wanted)])[:, 0] if wanted else hidden
+        hidden = model.hidden(joined, [Ragged(own, where) for own in parts])  # (N, 1, hidden)
+        return model.head(hidden[mx.array(wanted)])[:, 0] if wanted else hidden, ready

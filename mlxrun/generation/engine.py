@@ -20,6 +20,7 @@ from mlxrun.computing import COMPUTING
 from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
+from mlxrun.generation.stepping import Alone, Stepper, draw
 from mlxrun.model import Model
 
 # Tokens per forward pass of the prefill: enough for matrix products to be efficient, few enough to
@@ -215,7 +216,7 @@ def no_numbers(model: Model[Any]) -> NumericError:
 
 
 def decode(
-    model: Model[Any], session: Session, sampler: Sampler, logits: mx.array, limit: int
+    stepper: Stepper, session: Session, sampler: Sampler, logits: mx.array, limit: int
 ) -> Generator[Step, None, None]:
     """Draw up to ``limit`` tokens after ``logits`` (1, V), yielding each when it is known.
 
@@ -231,27 +232,28 @@ def decode(
     turn = session.turn
     finite = mx.isfinite(logits).all()
     mx.async_eval(finite)  # type: ignore[no-untyped-call]
-    sampled = sampler.sample(logits)
-    _queue(sampled)
+    alone, rows = Alone(sampler), stepper.rows(session.cache)
+    current = draw(alone, logits)
+    mx.async_eval(current.arrays)  # type: ignore[no-untyped-call]
     try:
-        for remaining in range(limit - 1, -1, -1):
+        for done in range(limit):
             upcoming = None
             if session.turn != turn:
                 raise CacheError(
                     "another request uses the session of this one",
                     hint="Give each of two streams a session of its own, or a fork",
                 )
-            if remaining:
-                upcoming = sampler.sample(model(sampled.token[None], session.cache)[:, -1])
-                _queue(upcoming)
-            step = Step.rows_of(sampled)[0]
+            if done + 1 < limit:
+                upcoming = stepper.alone(current.tokens, rows, session.cache, alone, done)
+                mx.async_eval(upcoming.arrays)  # type: ignore[no-untyped-call]
+            step = Step.rows_of(current.groups[0])[0]
             if not drawn and not finite.item():
-                raise no_numbers(model)
+                raise no_numbers(stepper.model)
             drawn.append(step.token)
             yield step
             if upcoming is None:
                 break
-            sampled = upcoming
+            current = upcoming
     finally:
         if session.turn == turn:
             # The last token is in the caches only if a step after it was queued.
@@ -259,7 +261,3 @@ def decode(
             # An interrupt may have struck between two layers: all go back to what all hold.
             held = min(cache.offset for cache in session.cache)
             session.rewind(min(held, len(session.tokens)))
-
-
-def _queue(sampled: Sampled) -> None:
-    mx.async_eval([array for array in sampled if array is not None])  # type: ignore[no-untyped-call]

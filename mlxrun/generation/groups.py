@@ -8,31 +8,32 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Self
 
 import mlx.core as mx
 
 from mlxrun.generation.plan import Settings, State
-from mlxrun.generation.sampling import Sampled, Sampler, next_token
+from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.stepping import Group
 
 
-class _Group:
+class _Alike:
     """Samplers whose plans and shapes are alike, as one; it holds their states meanwhile."""
 
-    def __init__(self, samplers: Sequence[Sampler]) -> None:
-        self.samplers = list(samplers)
-        self._settings = Settings(*_joined([s.settings for s in samplers]))
-        self._state = State(*_joined([s.state for s in samplers]))
+    def __init__(self, samplers: Sequence[Sampler], index: mx.array | None) -> None:
+        self._samplers = list(samplers)
+        plan = samplers[0].plan
+        settings = Settings(*_joined([s.settings for s in samplers]))
+        self.group = Group(plan, settings, State(*_joined([s.state for s in samplers])), index)
 
-    def sample(self, logits: mx.array) -> Sampled:
-        plan = self.samplers[0].plan
-        sampled, self._state = next_token(plan, self._settings, self._state, logits)
-        for sampler in self.samplers:
+    def advance(self, state: State) -> None:
+        self.group = self.group._replace(state=state)
+        for sampler in self._samplers:
             sampler.tokens += 1
-        return sampled
 
     def dissolve(self) -> None:
-        for row, sampler in enumerate(self.samplers):
-            sampler.state = State(*(array[row : row + 1] for array in self._state))
+        for row, sampler in enumerate(self._samplers):
+            sampler.state = State(*(array[row : row + 1] for array in self.group.state))
 
 
 def _joined(rows: Sequence[tuple[mx.array, ...]]) -> list[mx.array]:
@@ -40,51 +41,49 @@ def _joined(rows: Sequence[tuple[mx.array, ...]]) -> list[mx.array]:
 
 
 class SamplerGroups:
-    """The samplers of a batch's rows, grouped anew only when rows come or go."""
+    """The samplers of a batch's rows, grouped anew only when rows come or go.
+
+    Attributes:
+        rows: for each group, which of the rows it draws for.
+        order: where each row's token is among those of the groups; None for in order.
+    """
 
     def __init__(self) -> None:
-        self._groups: list[_Group] = []
-        self._rows: list[list[int]] = []
-        self._index: list[mx.array] = []
-        self._place = mx.array(0)
+        self._alike: list[_Alike] = []
         self._members: list[Sampler] = []
+        self.rows: list[list[int]] = []
+        self.order: mx.array | None = None
 
-    def sample(
-        self, samplers: Sequence[Sampler], logits: mx.array
-    ) -> tuple[mx.array, list[tuple[Sampled, list[int]]]]:
-        """Draw a token for each row.
-
-        Args:
-            samplers: of the rows, in order.
-            logits: (B, V).
-
-        Returns:
-            The tokens of all rows, (B,), and what each group drew with the rows it drew for; all
-            unevaluated.
-        """
+    def of(self, samplers: Sequence[Sampler]) -> Self:
+        """These groups, made to draw for some samplers, one for each row."""
         members = list(samplers)
         if members != self._members or any(sampler.full for sampler in members):
             self._regroup(members)
-        if len(self._groups) == 1:
-            sampled = self._groups[0].sample(logits)
-            return sampled.token, [(sampled, self._rows[0])]
-        drawn = [
-            (group.sample(logits[index]), rows)
-            for group, index, rows in zip(self._groups, self._index, self._rows, strict=True)
-        ]
-        return mx.concatenate([sampled.token for sampled, _ in drawn])[self._place], drawn
+        return self
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        return [alike.group for alike in self._alike]
+
+    def advance(self, states: Sequence[State]) -> None:
+        for alike, state in zip(self._alike, states, strict=True):
+            alike.advance(state)
 
     def _regroup(self, members: list[Sampler]) -> None:
-        for group in self._groups:
-            group.dissolve()
-        alike: dict[object, list[int]] = defaultdict(list)
+        for alike in self._alike:
+            alike.dissolve()
+        places: dict[object, list[int]] = defaultdict(list)
         for row, sampler in enumerate(members):
             if sampler.full:
                 sampler.widen()
-            alike[sampler.shape].append(row)
-        self._rows = list(alike.values())
-        self._groups = [_Group([members[row] for row in rows]) for rows in self._rows]
-        self._index = [mx.array(rows) for rows in self._rows]
-        order = [row for rows in self._rows for row in rows]
-        self._place = mx.array(sorted(range(len(order)), key=order.__getitem__))
+            places[sampler.shape].append(row)
+        self.rows = list(places.values())
+        several = len(self.rows) > 1
+        self._alike = [
+            _Alike([members[row] for row in rows], mx.array(rows) if several else None)
+            for rows in self.rows
+        ]
+        order = [row for rows in self.rows for row in rows]
+        back = sorted(range(len(order)), key=order.__getitem__)
+        self.order = mx.array(back) if several else None
         self._members = members

@@ -17,10 +17,11 @@ from tiny_models import Tiny, nmse
 
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import NumericError
-from mlxrun.generation import engine
+from mlxrun.generation import engine, stepping
 from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill, score
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.stepping import Stepper
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.transformer import Transformer
 
@@ -49,7 +50,7 @@ def tokens_of(
     """Up to ``count`` tokens; with ``take`` the iterator is closed after so many."""
     settings = SamplingParams(**({"temperature": 0.0} | params))
     sampler = Sampler(settings, MODEL.vocab, context_tokens=prompt)
-    steps = decode(model, session, sampler, prefill(model, session, prompt), count)
+    steps = decode(Stepper(model), session, sampler, prefill(model, session, prompt), count)
     drawn = [step.token for step in islice(steps, take)]
     steps.close()
     return drawn
@@ -219,8 +220,8 @@ def test_the_next_step_is_queued_before_a_token_is_read(
     model: Transformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    queue, of = engine._queue, engine.Step.rows_of
-    monkeypatch.setattr(engine, "_queue", lambda s: (order.append("queue"), queue(s))[1])
+    draws, of = stepping.next_token, engine.Step.rows_of
+    monkeypatch.setattr(stepping, "next_token", lambda *a: (order.append("queue"), draws(*a))[1])
     monkeypatch.setattr(engine.Step, "rows_of", lambda s: (order.append("read"), of(s))[1])
     tokens_of(model, session_of(model), random_prompt(4), 3)
     assert order == ["queue", "queue", "read", "queue", "read", "read"]

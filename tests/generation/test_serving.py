@@ -21,6 +21,7 @@ from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.request import Chunk, FinishReason, Request, SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
+from mlxrun.generation.stepping import Stepper
 from mlxrun.loading.gguf import load_gguf
 
 #: How many random schedules to play.
@@ -99,7 +100,9 @@ def alone(model: Any, ask: Ask) -> list[int]:
     session = Session(model.make_cache, owner=model)
     sampler = Sampler(ask.params, VOCABULARY, context_tokens=ask.prompt)
     tokens = []
-    for step in decode(model, session, sampler, prefill(model, session, ask.prompt), ask.limit):
+    for step in decode(
+        Stepper(model), session, sampler, prefill(model, session, ask.prompt), ask.limit
+    ):
         if step.token == ask.end:
             break
         tokens.append(step.token)

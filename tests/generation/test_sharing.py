@@ -13,10 +13,10 @@ from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.prefix import PrefixCache
-from mlxrun.generation import sharing
+from mlxrun.generation import sharing, stepping
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.request import Request
-from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.sampling import Sampler, next_token
 from mlxrun.generation.serving import Job, Service
 from mlxrun.loading.gguf import load_gguf
 
@@ -130,7 +130,7 @@ def test_random_budgets_arrivals_and_cancellations(tiny: Any, tmp_path: Path, na
 
 @pytest.mark.parametrize("name", ["tiny", "gemma3-windows", "falcon-h1-500m"])
 def test_deterministic_hits_have_the_logits_of_a_cold_start(
-    tiny: Any, tmp_path: Path, name: str
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Bit for bit: whole chunks are taken over, and the rest is read as it would be."""
     model = tiny if name == "tiny" else model_of(name, tmp_path)
@@ -145,13 +145,12 @@ def test_deterministic_hits_have_the_logits_of_a_cold_start(
             model, rows=1, deterministic=True, prefixes=prefixes if warm else PrefixCache(0)
         )
         logits[warm] = seen = []
-        draw = service.batch._samplers.sample
 
-        def record(samplers: Any, given: mx.array, draw: Any = draw, seen: Any = seen) -> Any:
+        def record(plan: Any, settings: Any, state: Any, given: mx.array, seen: Any = seen) -> Any:
             seen.append(np.array(given))
-            return draw(samplers, given)
+            return next_token(plan, settings, state, given)
 
-        service.batch._samplers.sample = record  # type: ignore[method-assign]
+        monkeypatch.setattr(stepping, "next_token", record)
         for prompt in prompts:
             ask = Ask(prompt, 4, PARAMS["greedy"](0))
             reply = submit(service, model, ask)[1]

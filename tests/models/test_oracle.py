@@ -20,6 +20,7 @@ from converters.gguf.reader import read_gguf
 from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.stepping import Stepper
 from mlxrun.loading.directory import load_directory
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.transformer import Transformer
@@ -54,7 +55,7 @@ def test_stories_continue_as_in_llama_cpp(oracle: Path, tmp_path: Path, source: 
         sampler = Sampler(SamplingParams(temperature=0), model.config.vocab_size)
         first = prefill(model, session, story["prompt_tokens"])
         wanted = story["tokens"]
-        steps = decode(model, session, sampler, first, len(wanted))
+        steps = decode(Stepper(model), session, sampler, first, len(wanted))
         assert [step.token for step in steps] == wanted
 
 

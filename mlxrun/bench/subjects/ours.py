@@ -92,7 +92,7 @@ class Ours:
         def work() -> int:
             model = self._llm.model
             logits = prefill(model, session, prompt)
-            for _ in decode(model, session, sampler, logits, workload.predict):
+            for _ in decode(self._llm.stepper, session, sampler, logits, workload.predict):
                 pass
             return session.nbytes
 

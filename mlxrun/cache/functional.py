@@ -1,0 +1,131 @@
+"""Caches as values: one more token for each row, arrays in and arrays out.
+
+Nothing here depends on how many tokens a row holds. Offsets are arrays, and what is attended over
+is a view whose length changes only at a bucket's edge: a step made of this can be compiled once and
+run for every token up to that edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Product
+from mlxrun.cache.formats import Seen
+from mlxrun.cache.passing import Passing
+from mlxrun.cache.rows import RowCache, meet
+from mlxrun.cache.store import BUCKET, positions, written
+
+Arrays = list[mx.array]
+
+
+class Rows:
+    """Some rows with a cache per layer, from one step to the next.
+
+    Args:
+        caches: of which :attr:`RowCache.functional` is true, and which hold something.
+    """
+
+    def __init__(self, caches: Sequence[RowCache]) -> None:
+        self.caches = caches
+        self._kinds = tuple(cache.kind for cache in caches)
+
+    @staticmethod
+    def possible(caches: Sequence[object]) -> bool:
+        """Whether a step over such caches can be a pure function."""
+        return all(isinstance(c, RowCache) and c.functional and c.state for c in caches)
+
+    @property
+    def kind(self) -> object:
+        """Equal where the same recording of a step serves, once :meth:`prepare` has been called."""
+        first = self.caches[0]
+        return self._kinds, len(first.offsets), first.state[0].shape[2], self.view
+
+    def emptied(self) -> list[RowCache]:
+        """Caches like these that hold nothing, for a recording to keep."""
+        return [cache.empty() for cache in self.caches]
+
+    @property
+    def offsets(self) -> mx.array:
+        """Tokens seen by each row, (rows,)."""
+        return positions(tuple(self.caches[0].offsets))
+
+    @property
+    def view(self) -> int:
+        """Slots that a step sees."""
+        return -(-(max(self.caches[0].offsets) + 1) // BUCKET) * BUCKET
+
+    def prepare(self) -> None:
+        """Make room for one more token of each row."""
+        for cache in self.caches:
+            cache.make_room()
+
+    @property
+    def arrays(self) -> list[Arrays]:
+        """What each layer's cache holds."""
+        return [cache.state for cache in self.caches]
+
+    def advance(self, arrays: Sequence[Arrays]) -> None:
+        """Take over what a step returned."""
+        for cache, own in zip(self.caches, arrays, strict=True):
+            cache.advance(own)
+
+
+class Slots(Passing):
+    """One layer's rows within a step; afterwards :attr:`arrays` holds the step's token as well.
+
+    Args:
+        like: the cache whose rows they are: where tokens live, and how they are stored.
+        arrays: what it holds.
+        position: of each row's token, (rows,).
+        view: slots to attend over, or the capacity if that is less.
+        places: of this step's tokens, for layers that place them alike.
+    """
+
+    def __init__(
+        self,
+        like: RowCache,
+        arrays: Arrays,
+        position: mx.array,
+        view: int,
+        places: dict[object, tuple[mx.array, mx.array]],
+    ) -> None:
+        self._like, self.arrays, self._position = like, arrays, position
+        self._view = min(view, int(arrays[0].shape[2]))
+        self._places = places
+
+    @property
+    def position(self) -> mx.array:
+        return self._position
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
+    ) -> mx.array:
+        like = self._like
+        packed = like.keys.pack(keys)
+        slots, mask = self._place()
+        tokens = [*packed, *like.values.pack(values)]
+        self.arrays = [written(a, slots, x) for a, x in zip(self.arrays, tokens, strict=True)]
+        shown = tuple(array[:, :, : self._view] for array in self.arrays)
+        split = len(packed)
+        return meet(
+            product,
+            queries,
+            Seen(like.keys, shown[:split], keys.shape[1], keys.dtype),
+            Seen(like.values, shown[split:], values.shape[1], values.dtype),
+            mask,
+        )
+
+    @property
+    def state(self) -> Arrays:
+        return self.arrays
+
+    def _place(self) -> tuple[mx.array, mx.array]:
+        """Each row's slot, (rows, 1, 1, 1), and what it sees, booleans (rows, 1, 1, view)."""
+        key = (self._like.layout, self._view)
+        if key not in self._places:
+            column = self._position[:, None, None, None]
+            held = self._like.held_at(column + 1)
+            self._places[key] = self._like.slot_at(column), mx.arange(self._view) < held
+        return self._places[key]

@@ -1,0 +1,273 @@
+"""One more token for every row: model and samplers as one pure function, compiled.
+
+Building the graph of a step takes Python longer than a small model takes to run. A step over
+:mod:`~mlxrun.cache.functional` caches is the same graph again and again, so MLX's compiler records
+it once and replays it: at a bucket's edge, or when other rows come, it is recorded anew.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import mlx.core as mx
+
+from mlxrun.cache.base import Cache, Memory
+from mlxrun.cache.functional import Arrays, Rows, Slots
+from mlxrun.cache.ragged import Part, Ragged
+from mlxrun.cache.rows import RowCache
+from mlxrun.generation.plan import Plan, Settings, State
+from mlxrun.generation.sampling import Sampled, Sampler, next_token
+from mlxrun.model import JointModel, Model
+
+Step = Callable[..., tuple[Any, Any, Any, mx.array]]
+
+# Like steps before one is recorded, which takes about as long as building two. On the CPU a first
+# recording also runs the system's C++ compiler, for every new product of elementwise operations.
+PATIENCE_CPU, PATIENCE_GPU = 16, 4
+# Kinds of steps to keep recorded.
+KINDS = 16
+
+
+class Group(NamedTuple):
+    """Rows that are sampled alike.
+
+    Attributes:
+        plan: the stages.
+        settings, state: of the rows.
+        which: rows of the logits; None for all.
+    """
+
+    plan: Plan
+    settings: Settings
+    state: State
+    which: mx.array | None = None
+
+
+class Samplers(Protocol):
+    """What draws the tokens of a step's rows."""
+
+    @property
+    def groups(self) -> Sequence[Group]: ...
+
+    @property
+    def order(self) -> mx.array | None:
+        """Where each row's token is among those of the groups; None for in order."""
+
+    def advance(self, states: Sequence[State]) -> None:
+        """Take over the states after a step."""
+
+
+class Alone:
+    """The sampler of a single row."""
+
+    order = None
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        sampler = self._sampler
+        if sampler.full:
+            sampler.widen()
+        return [Group(sampler.plan, sampler.settings, sampler.state)]
+
+    def advance(self, states: Sequence[State]) -> None:
+        (self._sampler.state,) = states
+        self._sampler.tokens += 1
+
+
+class Drawing(NamedTuple):
+    """Tokens (B,) of a step's rows, and what each group drew; unevaluated."""
+
+    tokens: mx.array
+    groups: list[Sampled]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All of it, to be queued."""
+        return [self.tokens, *(a for own in self.groups for a in own if a is not None)]
+
+
+def patience() -> int:
+    """Like steps in a row before the next is compiled."""
+    return PATIENCE_CPU if mx.default_device() == mx.cpu else PATIENCE_GPU
+
+
+def draw(samplers: Samplers, logits: mx.array) -> Drawing:
+    """Sample each row of logits (B, V)."""
+    drawing, states = _draw(samplers.groups, samplers.order, logits)
+    samplers.advance(states)
+    return drawing
+
+
+def _draw(
+    groups: Sequence[Group], order: mx.array | None, logits: mx.array
+) -> tuple[Drawing, list[State]]:
+    drawn, states = [], []
+    for plan, settings, state, which in groups:
+        own = logits if which is None else logits[which]
+        sampled, state = next_token(plan, settings, state, own)
+        drawn.append(sampled)
+        states.append(state)
+    tokens = drawn[0].token if len(drawn) == 1 else mx.concatenate([s.token for s in drawn])
+    return Drawing(tokens if order is None else tokens[order], drawn), states
+
+
+class Stepper:
+    """Steps of one model.
+
+    Args:
+        model: whose weights they use.
+
+    Attributes:
+        patience: steps of a kind that are built before one is recorded.
+    """
+
+    def __init__(self, model: Model[Any]) -> None:
+        self.model = model
+        self.patience = patience()
+        # A recorded function must not outlive the thread that recorded it: MLX aborts.
+        self._of_thread = threading.local()
+
+    def rows(self, caches: Sequence[Memory]) -> Rows | None:
+        """Caches as a step takes them; None where a step cannot be a pure function of them."""
+        if not (self.model.joint and Rows.possible(caches)):
+            return None
+        return Rows(cast(Sequence[RowCache], caches))
+
+    def alone(
+        self,
+        token: mx.array,
+        rows: Rows | None,
+        caches: Sequence[Memory],
+        sampler: Alone,
+        done: int,
+    ) -> Drawing:
+        """Queue one more token of a sequence by itself.
+
+        Args:
+            token: the last, (1,).
+            rows: of its caches, as :meth:`rows` gives them.
+            done: steps that it has made like this before: what its tokens are computed by depends
+                on nothing else.
+        """
+        if rows is None:
+            return draw(sampler, self.model(token[None], caches)[:, -1])
+        return self(token, [rows], sampler, compiled=done >= self.patience)
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        rows: Sequence[Rows],
+        samplers: Samplers,
+        wanted: mx.array | None = None,
+        *,
+        compiled: bool = True,
+    ) -> Drawing:
+        """Queue one more token of each row.
+
+        Args:
+            tokens: the last of each, (N,), block by block.
+            rows: the blocks they lie in; advanced by one.
+            samplers: of those that are ``wanted``; advanced by one.
+            wanted: rows that draw; None for all.
+            compiled: replay a recording, made now if there is none.
+        """
+        for block in rows:
+            block.prepare()
+        groups, order = list(samplers.groups), samplers.order
+        optional = [wanted, order, *(group.which for group in groups)]
+        there = [one is not None for one in optional]
+        step = self._step(rows, groups, there, compiled)
+        caches, drawn, states, out = step(
+            tokens,
+            [block.offsets for block in rows],
+            [block.arrays for block in rows],
+            [[list(group.settings), list(group.state)] for group in groups],
+            [one for one in optional if one is not None],
+        )
+        for block, arrays in zip(rows, caches, strict=True):
+            block.advance(arrays)
+        samplers.advance([State(*state) for state in states])
+        return Drawing(out, [Sampled(*own) for own in drawn])
+
+    def _step(
+        self, rows: Sequence[Rows], groups: Sequence[Group], there: list[bool], compiled: bool
+    ) -> Step:
+        views = [block.view for block in rows]
+        plans = [group.plan for group in groups]
+        model = cast(JointModel, self.model)
+        if not compiled:
+            return _step(model, [block.caches for block in rows], views, plans, there)
+        shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
+        key = tuple(block.kind for block in rows), tuple(plans), tuple(there), tuple(shapes)
+        recorded: OrderedDict[object, Step] = self._of_thread.__dict__.setdefault(
+            "recorded", OrderedDict()
+        )
+        if key not in recorded:
+            likes = [block.emptied() for block in rows]
+            recorded[key] = mx.compile(_step(model, likes, views, plans, there))
+            if len(recorded) > KINDS:
+                recorded.popitem(last=False)
+        recorded.move_to_end(key)
+        return recorded[key]
+
+
+def _step(
+    model: JointModel,
+    likes: Sequence[Sequence[RowCache]],
+    views: Sequence[int],
+    plans: Sequence[Plan],
+    there: Sequence[bool],
+) -> Step:
+    """A step as a pure function of arrays; what it is given here goes into the recording."""
+
+    def step(
+        tokens: mx.array,
+        offsets: list[mx.array],
+        arrays: list[list[Arrays]],
+        samplers: list[list[list[mx.array]]],
+        optional: list[mx.array],
+    ) -> tuple[list[list[Arrays]], list[list[mx.array]], list[list[mx.array]], mx.array]:
+        given = iter(optional)
+        wanted, order, *indices = [next(given) if one else None for one in there]
+        blocks = [
+            _slots(own, held, where, view)
+            for own, held, where, view in zip(likes, arrays, offsets, views, strict=True)
+        ]
+        hidden = model.hidden(tokens[:, None], _side_by_side(blocks, offsets))  # (N, 1, hidden)
+        logits = model.head(hidden if wanted is None else hidden[wanted])[:, 0]
+        groups = [
+            Group(plan, Settings(*settings), State(*state), index)
+            for plan, (settings, state), index in zip(plans, samplers, indices, strict=True)
+        ]
+        drawing, states = _draw(groups, order, logits)
+        drawn = [[array for array in own if array is not None] for own in drawing.groups]
+        held = [[slots.arrays for slots in block] for block in blocks]
+        return held, drawn, [list(state) for state in states], drawing.tokens
+
+    return step
+
+
+def _slots(
+    likes: Sequence[RowCache], arrays: list[Arrays], offsets: mx.array, view: int
+) -> list[Slots]:
+    places: dict[object, tuple[mx.array, mx.array]] = {}
+    return [
+        Slots(like, own, offsets, view, places) for like, own in zip(likes, arrays, strict=True)
+    ]
+
+
+def _side_by_side(blocks: Sequence[list[Slots]], offsets: Sequence[mx.array]) -> Sequence[Cache]:
+    """For each layer, one cache for the rows of all blocks."""
+    if len(blocks) == 1:
+        return blocks[0]
+    position = mx.concatenate(list(offsets))
+    return [
+        Ragged([Part(slots, slots.position.shape[0], 1) for slots in layer], position)
+        for layer in zip(*blocks, strict=True)
+    ]
