@@ -37,19 +37,21 @@ class Budget:
     Attributes:
         tokens: as many where there is no context yet.
         weight: what attending to one token of context costs, as a share of what a token costs
-            there; half as many tokens are read where the context is ``1 / weight``.
+            there.
         least: tokens to read however long the context, as far as ``tokens`` go: below, a step's
             own cost would be most of it.
+        longer: how many times as long as without context it may take.
     """
 
     tokens: int
     weight: float = 0.0
     least: int = 1
+    longer: float = 1.0
 
     def at(self, context: int) -> int:
         """Tokens that may be read behind so many others; at least one."""
-        light = int(self.tokens / (1 + self.weight * context))
-        return max(1, light, min(self.tokens, self.least))
+        light = int(self.tokens * self.longer / (1 + self.weight * context))
+        return min(self.tokens, max(1, light, self.least))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class _Entry:
     deadline: float | None
     arrival: int
     done: int = 0
+    spared: int = 0  # bytes of the cost that it does not need
     known: int = 0  # tokens that need not be computed, as far as one can tell
 
     @property
@@ -109,6 +112,9 @@ class Scheduler:
         chunk: read prompts in pieces of just this length, one a step, whatever the budget: the
             pieces of a sequence that is alone.
         patient: nobody waits for a first token: every step is filled.
+
+    Attributes:
+        common: bytes that live sequences hold together, and that are in the cost of none.
     """
 
     rows: int
@@ -116,6 +122,7 @@ class Scheduler:
     memory: int | None = None
     chunk: int | None = None
     patient: bool = False
+    common: int = field(default=0, init=False)
     _waiting: list[tuple[int, int]] = field(default_factory=list)  # heap of (rank, key)
     _entries: dict[int, _Entry] = field(default_factory=dict)
     _prefilling: dict[int, _Entry] = field(default_factory=dict)
@@ -171,10 +178,16 @@ class Scheduler:
         if entry is None:
             return False
         if self._prefilling.pop(key, None) or self._decoding.pop(key, None):
-            self._used -= entry.cost
+            self._used -= entry.cost - entry.spared
         return True
 
     ended = cancel
+
+    def spare(self, key: int, nbytes: int) -> None:
+        """Set aside so many bytes less for a live sequence: it turned out not to need them."""
+        entry = self._entries[key]
+        self._used += entry.spared - nbytes
+        entry.spared = nbytes
 
     def read(self, key: int, count: int) -> None:
         """Note that ``count`` more tokens of a prompt were computed."""
@@ -211,7 +224,7 @@ class Scheduler:
             if entry is None:  # cancelled while it waited
                 heapq.heappop(self._waiting)
                 continue
-            if self.memory is not None and self._used + entry.cost > self.memory:
+            if self.memory is not None and self.used + entry.cost > self.memory:
                 break
             heapq.heappop(self._waiting)
             self._used += entry.cost
@@ -269,4 +282,4 @@ class Scheduler:
     @property
     def used(self) -> int:
         """Bytes set aside for live sequences."""
-        return self._used
+        return self._used + self.common

@@ -181,6 +181,7 @@ class Service:
         for sequence, _ in pieces:
             if sequence.key in self._jobs:
                 self._sharing.read(sequence)
+                self._spare(sequence)
         tokens = sum(count for _, count in pieces)
         self._pace.note(tokens, behind, time.monotonic() - started, beside=bool(decoding))
 
@@ -205,11 +206,17 @@ class Service:
                 self.scheduler.read(piece.key, found)
                 job.reply.cached = found
                 self._reused += found
+                self._spare(sequence)
             count = min(piece.count, len(sequence.prompt) - sequence.read)
             count = self._sharing.piece(sequence, count)
             self.scheduler.read(piece.key, count)
             pieces.append((sequence, count))
         return pieces
+
+    def _spare(self, sequence: Live) -> None:
+        """Count what a sequence holds together with others once for all of them."""
+        self.scheduler.spare(sequence.key, self._sharing.spared(sequence))
+        self.scheduler.common = self._sharing.nbytes
 
     def close(self) -> None:
         """Cancel everything, telling those who listen."""
@@ -254,6 +261,7 @@ class Service:
     def _remove(self, key: int) -> Job:
         job, sequence = self._jobs.pop(key)
         self._sharing.leave(sequence)
+        self.scheduler.common = self._sharing.nbytes
         self.batch.leave(sequence)
         return job
 

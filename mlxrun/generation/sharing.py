@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mlxrun.cache.base import Memory
+from mlxrun.cache.branch import Beginning, beginning_of
 from mlxrun.cache.prefix import Lease, PrefixCache
 from mlxrun.cache.radix import shared
+from mlxrun.cache.store import bucket
 from mlxrun.generation.batch import Live
 from mlxrun.generation.engine import PREFILL_CHUNK
 
@@ -35,6 +37,7 @@ class _Use:
         stops: where, besides, to keep what it has read.
         stored: up to where it has been kept.
         drawn: tokens of its reply.
+        beginning: what it holds together with others.
     """
 
     lease: Lease | None = None
@@ -42,6 +45,7 @@ class _Use:
     stops: set[int] = field(default_factory=set)
     stored: int = 0
     drawn: list[int] = field(default_factory=list)
+    beginning: Beginning | None = None
 
 
 class Sharing:
@@ -86,6 +90,7 @@ class Sharing:
         known = self.cache.known(prompt, live.cache, self._step)
         share = self._together(live)
         use.lease = self.cache.restore(prompt, live.cache, self._step, share=share)
+        use.beginning = beginning_of(live.cache)
         live.read = use.stored = use.lease.length if use.lease else 0
         if known - live.read >= self.cache.worth and self._step == 1:
             use.stops.add(known)  # seen for the second time: worth a snapshot
@@ -104,6 +109,21 @@ class Sharing:
             self._keep(live, live.cache, live.prompt[: live.read])
         if live.read == len(live.prompt) and (share := self._together(live)):
             self.cache.share(live.prompt[:share], live.cache)
+            use.beginning = beginning_of(live.cache)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that live sequences hold together."""
+        held = {use.beginning for use in self._uses.values()}
+        return sum(beginning.nbytes for beginning in held if beginning)
+
+    def spared(self, live: Live) -> int:
+        """Bytes that a sequence does not need itself, since it holds its beginning with others."""
+        beginning = self._uses[live].beginning
+        if beginning is None:
+            return 0
+        slots = bucket(live.longest) - bucket(live.longest - beginning.length)
+        return slots * beginning.nbytes // beginning.length
 
     def drew(self, live: Live, token: int) -> None:
         """Note a token of a reply."""

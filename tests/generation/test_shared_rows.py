@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_serving import PARAMS, VOCABULARY, Ask, alone, model_of, play
+from test_serving import PARAMS, VOCABULARY, Ask, Counted, alone, model_of, play
 from test_sharing import submit
 from tiny_models import Tiny
 
@@ -21,7 +21,9 @@ from mlxrun.cache.prefix import PrefixCache
 from mlxrun.cache.store import BUCKET
 from mlxrun.generation import sharing
 from mlxrun.generation.batch import Batch
-from mlxrun.generation.serving import Service
+from mlxrun.generation.request import Request
+from mlxrun.generation.sampling import Sampler
+from mlxrun.generation.serving import Job, Service
 from mlxrun.loading.gguf import load_gguf
 
 #: Grouped queries, bounded scores, sinks beside windows, latents, falling scores, windows, a state.
@@ -111,7 +113,7 @@ def test_every_format(tiny: Any, formats: dict[str, Any]) -> None:
 
 
 @given(seed=st.integers(0, 10**6), budget=st.sampled_from([0, 30_000, 60_000, 10**9]))
-@settings(max_examples=5)
+@settings(max_examples=4)
 def test_joins_leaves_cancellations_and_evictions_at_random(
     tiny: Any, seed: int, budget: int
 ) -> None:
@@ -193,3 +195,31 @@ def test_what_saves_about_the_most_is_held_together(common: list[int], held: lis
     assert saved(chosen) >= sharing.NEARLY * best
     good = {n for n in held if n >= sharing.SHARED and best and saved(n) >= sharing.NEARLY * best}
     assert not good or chosen in good, "others hold nearly as much already"
+
+
+def test_more_that_share_than_that_copy_fit_into_memory(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, count = 512, 8  # two layers of keys and values, 32 wide
+    given = [Ask(ask.prompt, 60, ask.params) for ask in asks(count, 900)]
+    cost = 1024 * token
+    live = {}
+    for most in (sharing.SHARED, 10**6):
+        monkeypatch.setattr(sharing, "SHARED", most)
+        service = Service(
+            tiny, rows=count, memory=3 * cost, beside=512, prefixes=PrefixCache(1 << 30)
+        )
+        for ask in given:
+            sampler = Sampler(ask.params, VOCABULARY, context_tokens=ask.prompt)
+            request, reply = Request(ask.prompt, ask.params, ask.limit), Counted(ask.limit)
+            job = Job(request, sampler, reply, ask.limit, tiny.make_cache(), 0, ask.got.append)  # type: ignore[arg-type]
+            service.submit(job, cost=cost)
+        live[most] = 0
+        while service.busy:
+            service.step()
+            assert service.scheduler.used <= 3 * cost
+            if not any(None in block.rows for block in service.batch._blocks):
+                assert service.batch._blocks.nbytes <= service.scheduler.used
+            live[most] = max(live[most], service.scheduler.live)
+        assert service.scheduler.used == 0
+    assert live[12] > live[10**6] == 3
