@@ -78,10 +78,7 @@ def choices(llm: LLM) -> Choices:
 def _decode(llm: LLM) -> str:
     if not llm.model.joint:
         return "built step by step: the model is no function of its caches"
-    stepper = getattr(llm, "stepper", None)
-    if stepper is None:
-        return "built step by step"
-    return f"compiled from step {stepper.patience + 1} on where caches allow, built before"
+    return f"compiled from step {llm.stepper.patience + 1} on where caches allow, built before"
 
 
 def _blas() -> str:
