@@ -93,6 +93,11 @@ def command(
         raise SourceError(
             f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
         )
+    from mlxrun.cli import remembered
+    from mlxrun.cli.conversation import Conversation, check_replaceable
+
+    if save:
+        check_replaceable(Path(save))
     llm = load_model(
         model or str(DEMO),
         dtype=dtype,
@@ -101,11 +106,6 @@ def command(
         wired=wired,
         verbose=verbose,
     )
-    from mlxrun.cli import remembered
-    from mlxrun.cli.conversation import Conversation, check_replaceable
-
-    if save:
-        check_replaceable(Path(save))
     session = partial(llm.session, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
     conversation = Conversation(llm, session(attention=attention), settings=chat_defaults())
     if saved:

@@ -82,7 +82,10 @@ def table(
     *,
     header: bool = True,
 ) -> Table:
-    """A plain table; a column whose name begins with ``#`` holds numbers."""
+    """A plain table; a column whose name begins with ``#`` holds numbers.
+
+    Where it is wider than the terminal, cells go on in the next line: none is cut.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -90,8 +93,11 @@ def table(
     made.show_header = header
     made.pad_edge = False
     for name in columns:
-        right = name.startswith("#")
-        made.add_column(name.removeprefix("#"), justify="right" if right else "left")
+        made.add_column(
+            name.removeprefix("#"),
+            justify="right" if name.startswith("#") else "left",
+            overflow="fold",
+        )
     for row in rows:
         made.add_row(*(Text(one_line(str(cell))) for cell in row))
     return made

@@ -221,16 +221,20 @@ class Conversation:
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse to write over what is no saved conversation.
+    """Refuse to write over what is no saved conversation, or where nothing can be written.
 
     Raises:
-        ConversationError: it is something else.
+        ConversationError: it is something else, or there is no writing there.
     """
     if path.exists():
         try:
             _read(path)
         except ConversationError as error:
             raise ConversationError(f"not replaced: {error.message}") from None
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -224,6 +224,13 @@ def test_a_chat_that_was_saved_goes_on_without_reading_again(mlxrun_cli, model, 
     assert "saved 6 messages" in then.err
 
 
+def test_where_nothing_can_be_saved_nothing_is_said(mlxrun_cli, model, tmp_path):
+    result = mlxrun_cli("chat", model, "--save", tmp_path / "gone" / "talk.json", stdin=b"one\n")
+    assert (result.code, result.out) == (1, "")
+    assert "cannot write" in result.err and "No such file or directory" in result.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_chat_is_not_saved_over_something_else(mlxrun_cli, model, tmp_path):
     file = tmp_path / "shopping list"
     file.write_text("tea")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import unicodedata
 
@@ -89,3 +90,17 @@ def test_dim_only_where_wanted(monkeypatch, variable, value):
     assert dim("x") == "\x1b[2mx\x1b[22m"
     monkeypatch.setenv(variable, value)
     assert dim("x") == "x"
+
+
+def test_a_narrow_terminal_cuts_nothing():
+    """Cells go on in the next line: every character of every number is there."""
+    from rich.console import Console
+
+    cells = ("a name of some length", "1,234,567,890", "98,765,432 kB", "0.123456789", "42.5 MB")
+    console = Console(width=40, file=io.StringIO(), color_system=None)
+    console.print(table("Widths", ("name", "#one", "#two", "#three", "#four"), [cells]))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert all(len(line) <= 40 for line in shown.splitlines())
+    for character in set("".join(cells)) - {" "}:
+        assert shown.count(character) >= "".join(cells).count(character)

@@ -33,6 +33,20 @@ def test_help_imports_nothing_heavy(args):
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
+def test_an_interrupt_while_it_is_imported():
+    """Ctrl-C in the first moments: no traceback of whatever module was just being read."""
+    done = python(
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from mlxrun.__main__ import main\n"
+        "main()\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_version(mlxrun_cli):
     assert mlxrun_cli("--version").out == f"mlxrun {__version__}\n"
 
