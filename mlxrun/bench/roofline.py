@@ -6,7 +6,7 @@ bytes, FLOPs, seconds and tokens a second. Measures nothing itself and knows no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +42,23 @@ def works(workloads: Iterable[Workload], counts: Counts, piece: int) -> dict[str
     return found
 
 
-def roofline(results: Results, counts: Counts, device: Device, dtype: str, piece: int) -> Facts:
+def roofline(
+    results: Results,
+    counts: Counts,
+    device: Device,
+    dtype: str,
+    piece: int,
+    runtimes: Sequence[str] = SAME_WEIGHTS,
+) -> Facts:
     """Every rate as a fraction of what this device could do at most.
-
-    Ours, and those of runtimes that hold the same weights in the same form.
 
     Args:
         counts: of the model as it is held.
         dtype: of activations.
         piece: the most tokens of a prompt in one pass.
+        runtimes: whose rates, which did that very work.
     """
-    shown = [result for result in results.items if result.runtime in SAME_WEIGHTS]
+    shown = [result for result in results.items if result.runtime in runtimes]
     done = works((result.workload for result in shown), counts, piece)
     roof = device.roof(dtype)
     return {

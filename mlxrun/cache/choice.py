@@ -117,16 +117,16 @@ class Wanted(NamedTuple):
         pattern, each = self.pattern(own), sum(token_bytes([shape], dtype, self.keys, self.values))
         if pattern is None:
             return each * length
-        bounds = _block_bytes(shape, dtype) * pattern.bounds(length)
+        bounds = block_bytes(shape, dtype) * pattern.bounds(length)
         return each * pattern.tokens(length) + bounds
 
     def bound_bytes(self, shape: Shape, own: int | None, dtype: mx.Dtype) -> int:
         """Bytes that the bounds of a layer's keys take for each token."""
         pattern = self.pattern(own)
-        return -(-_block_bytes(shape, dtype) // pattern.size) if isinstance(pattern, Blocks) else 0
+        return -(-block_bytes(shape, dtype) // pattern.size) if isinstance(pattern, Blocks) else 0
 
 
-def _block_bytes(shape: Shape, dtype: mx.Dtype) -> int:
+def block_bytes(shape: Shape, dtype: mx.Dtype) -> int:
     """Bytes of the bounds of one block: its largest and its smallest key."""
     width = shape.key + (shape.value if shape.latent else 0)
     return 2 * width * shape.heads * dtype.size

@@ -81,7 +81,7 @@ def command(model: str, **options: Any) -> None:
         bench.run(workloads, rivals=[*theirs, *llama])
     about = {"model": model, **bench.about(), "left_out": left_out}
     if asked.roofline and not bench.interrupted:
-        about["roofline"] = roofline_facts(llm, path, bench.results, options["policy"])
+        about["roofline"] = roofline_facts(llm, path, bench.results, options["policy"], asked.cache)
     _print(bench.results, about, study, asked)
     if bench.interrupted:
         raise SystemExit(INTERRUPTED)

@@ -67,9 +67,6 @@ class Asked:
         levels = " or ".join(LEVELS)
         measured = f"With --dataset, --against, --roofline and --csv need --run {levels}."
         no_rows = "--roofline is told in tables or with --json."
-        as_is = (
-            "--roofline counts keys and values as they come: give it no other cache or attention."
-        )
         only_read = self.dataset is not None and self.level is None
         for wrong, message in (
             (self.as_json and self.as_csv, only_one),
@@ -77,7 +74,6 @@ class Asked:
             (self.level and self.dataset is None, of_dataset),
             (only_read and (self.rivals or self.roofline or self.as_csv), measured),
             (self.roofline and self.as_csv, no_rows),
-            (self.roofline and self.cache, as_is),
         ):
             if wrong:
                 raise click.UsageError(message)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mlxrun.bench.results import Results
+    from mlxrun.cache.choice import Wanted
     from mlxrun.llm import LLM
     from mlxrun.planning.work import Counts
 
@@ -33,16 +34,21 @@ def with_roofline(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def roofline_facts(llm: LLM, path: Path, results: Results, policy: str | None) -> Facts:
+def roofline_facts(
+    llm: LLM, path: Path, results: Results, policy: str | None, cache: Mapping[str, Any]
+) -> Facts:
     """What there is to tell of measured results; measures the device, which takes some seconds.
 
     Args:
         llm: the model that was measured.
         path: where it came from.
         policy: it was loaded with.
+        cache: how keys and values were stored and attended to, as ``LLM.session`` takes it.
     """
+    from mlxrun.admission import Options
     from mlxrun.bench.device import measure_device
-    from mlxrun.bench.roofline import roofline, works
+    from mlxrun.bench.results import OURS
+    from mlxrun.bench.roofline import SAME_WEIGHTS, roofline, works
     from mlxrun.generation.engine import PREFILL_CHUNK
     from mlxrun.planning.chips import CHIPS
     from mlxrun.planning.counting import count_held
@@ -52,15 +58,18 @@ def roofline_facts(llm: LLM, path: Path, results: Results, policy: str | None) -
     with Bar("Measuring this device"):
         device = measure_device()
     dtype = str(llm.model.dtype).removeprefix("mlx.core.")
-    facts = roofline(results, _counts(llm, dtype), device, dtype, PREFILL_CHUNK)
+    wanted = Options(**cache).wanted()
+    runtimes = (OURS,) if cache else SAME_WEIGHTS  # others have caches as they come
+    counts = _counts(llm, dtype, wanted)
+    facts = roofline(results, counts, device, dtype, PREFILL_CHUNK, runtimes)
     config, held = promised(path, dtype=ELSEWHERE, policy=policy)
     workloads = [result.workload for result in results.items]
-    there = works(workloads, count_held(config, held), PREFILL_CHUNK)
+    there = works(workloads, count_held(config, held, wanted), PREFILL_CHUNK)
     chips = chip_limits(there, held.nbytes, CHIPS)
     return {**facts, "elsewhere": {"held": held.how, "weights": held.nbytes, "chips": chips}}
 
 
-def _counts(llm: LLM, dtype: str) -> Counts:
+def _counts(llm: LLM, dtype: str, cache: Wanted) -> Counts:
     """Of the model as it is held in memory."""
     from mlxrun.models.transformer import Transformer
     from mlxrun.planning.counting import count_held
@@ -68,7 +77,7 @@ def _counts(llm: LLM, dtype: str) -> Counts:
 
     model = llm.model
     modules = model.held if isinstance(model, Transformer) else {}
-    return count_held(llm.config, Held(model.nbytes, dtype, False, "as loaded", modules))
+    return count_held(llm.config, Held(model.nbytes, dtype, False, "as loaded", modules), cache)
 
 
 def print_roofline(facts: Facts) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxrun.cache.choice import Wanted
-from mlxrun.footprint import Footprint
+from mlxrun.cache.choice import Wanted, block_bytes
+from mlxrun.cache.sparsity import Window
+from mlxrun.footprint import Footprint, Layer
 from mlxrun.loading.model import foreign_classes
 from mlxrun.loading.run import DTYPES
 from mlxrun.models.config import Attention, Experts, LatentAttention, ModelConfig
@@ -66,7 +67,7 @@ def count(
     """
     layers = footprint(config, Run(dtype, cache=cache)).layers
     attending = tuple(
-        Attending(layer.token, layer.fixed, window=layer.window, pair=_pair(block.attention))
+        _attending(layer, block.attention, dtype, cache)
         for layer, block in zip(layers, config.layers, strict=True)
     )
     multiplied = sum(
@@ -103,6 +104,19 @@ def split(config: ModelConfig, modules: Mapping[str, float]) -> Weights:
     if config.tied:
         return Weights(always, table, row, positions, routed)
     return Weights(always, head, row, table + positions, routed)
+
+
+def _attending(
+    layer: Layer, attention: Attention | LatentAttention, dtype: mx.Dtype, cache: Wanted
+) -> Attending:
+    """One layer, of which the footprint knows what its cache stores."""
+    shape, pair = attention.cache_shape, _pair(attention)
+    pattern = cache.pattern(attention.window)
+    sparse = None if isinstance(pattern, Window) else pattern
+    # What bounds take is stored with each token, but read by the block.
+    token = layer.token - cache.bound_bytes(shape, attention.window, dtype)
+    bound = block_bytes(shape, dtype) if sparse else 0
+    return Attending(token, layer.fixed, False, layer.window, pair, sparse, bound)
 
 
 def _of_experts(config: ModelConfig, layer: int, name: str) -> bool:

@@ -6,12 +6,15 @@ headers or from a loaded model. ``docs/roofline.md`` explains the formulas.
 Units: bytes of memory traffic; FLOPs, of which a multiplication and the addition of its product
 are two. Counted are weights, keys and values, and products of matrices. Not counted are activations
 (they are small, and stay in caches and registers as far as a kernel can keep them there), norms,
-rotations, softmax, and what adapters multiply. So these are lower bounds. Knows no MLX.
+rotations, softmax, what adapters multiply, and products with bounds of blocks. So these are lower
+bounds. Knows no MLX.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from mlxrun.cache.sparsity import Sparse
 
 # Multiplication and addition.
 MULTIPLY_ADD = 2
@@ -95,6 +98,8 @@ class Attending:
         state: whether ``fixed`` is a state that every token changes, so that it is written as well.
         window: tokens remembered at most, or None.
         pair: multiplications for one query and one key: a score, and the value it weighs.
+        sparse: which of the keys that are kept a drawn token sees; None for all. Prompts see all.
+        bound: bytes of what is read of a block of keys to choose among blocks.
     """
 
     token: int
@@ -102,6 +107,20 @@ class Attending:
     state: bool = False
     window: int | None = None
     pair: int = 0
+    sparse: Sparse | None = None
+    bound: int = 0
+
+    def drawn(self, before: int, tokens: int) -> int:
+        """Keys that successive drawn tokens see, summed over them."""
+        if self.sparse is None:
+            return keys_seen(before, tokens, self.window)
+        return sum(self.sparse.tokens(before + i) for i in range(1, tokens + 1))
+
+    def bounds(self, before: int, tokens: int) -> int:
+        """Bytes of bounds of blocks that they read to choose, summed over them."""
+        if self.sparse is None or not self.bound:
+            return 0
+        return self.bound * sum(self.sparse.bounds(before + i) for i in range(1, tokens + 1))
 
     def reached(self, before: int, tokens: int, piece: int) -> int:
         """Keys that passes over pieces of a prompt read, each of those that any query of it sees.
@@ -184,8 +203,8 @@ def decode(counts: Counts, context: int, tokens: int = 1, rows: int = 1) -> Work
     """
     read = written = operations = 0
     for layer in counts.layers:
-        seen = keys_seen(context, tokens, layer.window)
-        read += rows * (layer.token * seen + layer.fixed * tokens)
+        seen = layer.drawn(context, tokens)
+        read += rows * (layer.token * seen + layer.fixed * tokens + layer.bounds(context, tokens))
         written += rows * tokens * (layer.fixed if layer.state else layer.token)
         operations += rows * layer.pair * seen
     known = counts.multiplied is not None

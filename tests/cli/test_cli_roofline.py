@@ -51,6 +51,17 @@ def test_json(mlxrun_cli, model, llm):
     assert all(chip["source"].startswith("https://") for chip in chips)
 
 
+def test_other_caches_and_attention_read_less(mlxrun_cli, model):
+    deep = ("bench", model, *SMALL, "--context", "128", "--roofline", "--json")
+    plain = json.loads(mlxrun_cli(*deep).out)["roofline"]["tests"]
+    given = ("--cache-type-k", "f16", "--cache-type-v", "f16", "--attention", "strided:16/8")
+    sparse = json.loads(mlxrun_cli(*deep, *given).out)["roofline"]["tests"]
+    for before, after in zip(plain, sparse, strict=True):
+        by = 2 if after["test"].startswith("pp") else 4
+        assert after["weights_read"] == before["weights_read"]
+        assert by * after["cache_read"] <= before["cache_read"]
+
+
 def test_without_it_the_device_is_not_measured(mlxrun_cli, model, monkeypatch):
     monkeypatch.setattr(device, "measure_device", None)
     result = mlxrun_cli("bench", model, *SMALL, "--json")

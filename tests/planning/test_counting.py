@@ -14,6 +14,7 @@ from tiny_models import Tiny
 import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.choice import Wanted
+from mlxrun.cache.sparsity import options
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.planning.counting import count_held, split
@@ -133,6 +134,27 @@ def test_keys_and_values_are_what_caches_store(
     work = decode(counts, context=255)
     assert work.cache_read == stored
     assert work.cache_written == sum(layer.token for layer in counts.layers)
+
+
+@pytest.mark.parametrize(
+    "attention", [None, "window:64+4", "strided:64/8", "blocks:4x16", "blocks:32x64"]
+)
+@pytest.mark.parametrize("types", [(None, None), ("q8", "q4")], ids=str)
+def test_patterns_read_what_sessions_say_that_they_read(
+    tmp_path: Path, types: tuple[str | None, str | None], attention: str | None
+) -> None:
+    config, held = promised(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
+    window, keep, sparse = options(attention)
+    wanted = Wanted(window, keep, *types, sparse)
+    counts = count_held(config, held, wanted)
+    blocks = [layer.attention for layer in model_config(dict(config)).layers]
+    shapes = [(each.cache_shape, each.window) for each in blocks]
+    lengths = (1, 60, 300, 900)
+    for length in lengths:
+        step = decode(counts, length - 1)
+        assert step.cache_read == wanted.read_bytes(shapes, mx.float32, length)
+    reads = sum(wanted.read_bytes(shapes, mx.float32, n) for n in range(51, 55))
+    assert decode(counts, 50, tokens=4, rows=2).cache_read == 2 * reads
 
 
 def test_latent_attention_by_hand(tmp_path: Path) -> None:
