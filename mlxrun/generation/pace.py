@@ -13,6 +13,9 @@ from mlxrun.generation.scheduler import Budget
 
 # The share of a step's tokens that is read however long the context.
 LEAST = 4
+# How many times as long as without context a step may take: the longer, the fewer steps a long
+# prompt is read in, and the longer waits who comes meanwhile: half a step, on average.
+LONGER = 1.5
 # Steps to remember: what else uses the machine disturbs some of them, and medians forget those.
 MEMORY = 9
 
@@ -20,7 +23,7 @@ MEMORY = 9
 class Pace:
     """What a step may read, learnt from how long the steps before it took.
 
-    A step takes about as long as ``most`` tokens without context take, at the longest: so long
+    A step takes at most about ``LONGER`` times what ``most`` tokens without context take: so long
     waits who comes just after it has begun. What tokens of context add is measured.
 
     Args:
@@ -41,7 +44,7 @@ class Pace:
         if math.isinf(self._stall):
             return Budget(self._most)
         weight = median(self._weights) if self._weights else 0.0
-        return Budget(self._tokens, weight, max(1, self._most // LEAST))
+        return Budget(self._tokens, weight, max(1, self._most // LEAST), LONGER)
 
     @property
     def _tokens(self) -> int:

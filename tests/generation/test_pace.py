@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrun.generation.pace import LEAST, MEMORY, Pace
+from mlxrun.generation.pace import LEAST, LONGER, MEMORY, Pace
 from mlxrun.generation.scheduler import Piece, Scheduler
 
 MOST = 64
@@ -93,20 +93,26 @@ machines = st.builds(
 )
 
 
-@given(machines, st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
-def test_a_short_prompt_behind_a_long_one_waits_at_most_twice_as_long_as_alone(
-    machine: Machine, seed: int
-) -> None:
+def ratios(machine: Machine, count: int, seed: int) -> list[float]:
+    """How much longer prompts wait that arrive behind a long one than on an idle machine."""
     rng = Random(seed)
     (idle,) = learnt(machine).serve([(0.0, MOST)])
-    ratios = []
-    for _ in range(15):
+    waited = []
+    for _ in range(count):
         at = rng.uniform(0, 1800 * machine.token)
         _, short = learnt(machine).serve([(0.0, 1800), (at, MOST)])
-        ratios.append(short / idle)
-    assert median(ratios) < 2
-    assert max(ratios) < 2.5
+        waited.append(short / idle)
+    return waited
+
+
+def test_a_short_prompt_behind_a_long_one_waits_less_than_twice_as_long_as_alone() -> None:
+    assert median(ratios(Machine(), 100, seed=1)) < 1.9
+
+
+@given(machines, st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_it_waits_for_one_step_at_most_on_any_machine(machine: Machine, seed: int) -> None:
+    assert max(ratios(machine, 8, seed)) < 1 + 1.3 * LONGER
 
 
 def test_a_long_prompt_that_is_alone_is_not_much_slower_for_it() -> None:
@@ -114,7 +120,7 @@ def test_a_long_prompt_that_is_alone_is_not_much_slower_for_it() -> None:
     (paced,) = learnt(machine).serve([(0.0, 1800)])
     fixed = World(machine, Pace(stall=math.inf, most=MOST))
     (fast,) = fixed.serve([(0.0, 1800)])
-    assert paced < fast / 0.85
+    assert paced < fast / 0.9
     assert set(fixed.pieces[:-1]) == {MOST}
 
 
@@ -126,7 +132,8 @@ def test_steps_take_no_longer_where_the_context_is_long_down_to_a_least_piece() 
     assert world.pieces[0] == MOST
     least = MOST // LEAST
     assert min(world.pieces[:-1]) == least
-    assert all(s < 1.5 * first for s, n in zip(world.steps, world.pieces, strict=True) if n > least)
+    longest = 1.3 * LONGER * first
+    assert all(s < longest for s, n in zip(world.steps, world.pieces, strict=True) if n > least)
 
 
 def test_a_prompt_after_a_long_one_is_read_in_one_step() -> None:

@@ -252,16 +252,22 @@ def test_where_nobody_waits_for_a_first_token_steps_are_filled() -> None:
     assert [(piece.key, piece.count) for piece in world.step().prefill] == [(1, 5), (0, 3)]
 
 
-@given(st.integers(1, 100), st.floats(0, 1), st.integers(1, 100), st.integers(0, 10_000))
+@given(
+    st.integers(1, 100),
+    st.floats(0, 1),
+    st.integers(1, 100),
+    st.floats(1, 3),
+    st.integers(0, 10_000),
+)
 def test_a_budget_shrinks_with_the_context(
-    tokens: int, weight: float, least: int, context: int
+    tokens: int, weight: float, least: int, longer: float, context: int
 ) -> None:
-    budget = Budget(tokens, weight, least)
+    budget = Budget(tokens, weight, least, longer)
     assert budget.at(0) == tokens
     assert min(tokens, least) <= budget.at(context + 1) <= budget.at(context) <= tokens
     count = budget.at(context)
     if count > least:
-        assert count * (1 + weight * context) <= tokens * (1 + 1e-9)
+        assert count * (1 + weight * context) <= longer * tokens * (1 + 1e-9)
 
 
 def test_a_long_prompt_gets_on_under_a_stream_of_short_ones() -> None:
