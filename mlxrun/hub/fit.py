@@ -2,6 +2,10 @@
 
 What the tensors are is known only once the file is here; ``mlxrun inspect`` tells that. A
 quantisation's name says which type most of them have, and the converter which form that type gets.
+
+The memory plan of :mod:`mlxrun.planning` is of no use yet: keys, values and scratch follow from
+layers, heads and widths, which stand in the header of a file that has not been downloaded. So they
+are taken for a share of the weights, and loading asks the plan as soon as there is a header.
 """
 
 from __future__ import annotations
