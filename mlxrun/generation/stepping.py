@@ -133,6 +133,13 @@ class Stepper:
         # A recorded function must not outlive the thread that recorded it: MLX aborts.
         self._of_thread = threading.local()
 
+    @property
+    def recorded(self) -> OrderedDict[object, Step]:
+        """What this thread has recorded, the latest used last."""
+        mine: OrderedDict[object, Step]
+        mine = self._of_thread.__dict__.setdefault("recorded", OrderedDict())
+        return mine
+
     def rows(self, caches: Sequence[Memory]) -> Rows | None:
         """Caches as a step takes them; None where a step cannot be a pure function of them."""
         if not (self.model.joint and Rows.possible(caches)):
@@ -205,9 +212,7 @@ class Stepper:
             return _step(model, [block.caches for block in rows], views, plans, there)
         shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
         key = tuple(block.kind for block in rows), tuple(plans), tuple(there), tuple(shapes)
-        recorded: OrderedDict[object, Step] = self._of_thread.__dict__.setdefault(
-            "recorded", OrderedDict()
-        )
+        recorded = self.recorded
         if key not in recorded:
             likes = [block.emptied() for block in rows]
             recorded[key] = mx.compile(_step(model, likes, views, plans, there))
