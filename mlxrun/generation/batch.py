@@ -159,8 +159,8 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows."""
-        return sum(cache.nbytes for block in self._blocks for cache in block.caches)
+        """Bytes of the rows, what they hold together counted once."""
+        return self._blocks.nbytes
 
     def _apart(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> Drawn | None:
         """Compute each sequence alone."""

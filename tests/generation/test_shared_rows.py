@@ -158,7 +158,7 @@ def test_rows_take_one_copy_of_their_beginning(tiny: Any) -> None:
             shared = {cache.beginning for cache in branches(service.batch)}
             assert [beginning.nbytes for beginning in shared] == [common * token]
             # Besides, each row has what it was asked beyond the beginning, in a bucket.
-            assert service.batch._blocks.nbytes == (common + rows * BUCKET) * token
+            assert service.batch.nbytes == (common + rows * BUCKET) * token
     assert together
 
 
@@ -201,7 +201,7 @@ def test_more_that_share_than_that_copy_fit_into_memory(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token, count = 512, 8  # two layers of keys and values, 32 wide
-    given = [Ask(ask.prompt, 60, ask.params) for ask in asks(count, 900)]
+    given = [Ask(ask.prompt, 30, ask.params) for ask in asks(count, 900)]
     cost = 1024 * token
     live = {}
     for most in (sharing.SHARED, 10**6):
@@ -219,7 +219,7 @@ def test_more_that_share_than_that_copy_fit_into_memory(
             service.step()
             assert service.scheduler.used <= 3 * cost
             if not any(None in block.rows for block in service.batch._blocks):
-                assert service.batch._blocks.nbytes <= service.scheduler.used
+                assert service.batch.nbytes <= service.scheduler.used
             live[most] = max(live[most], service.scheduler.live)
         assert service.scheduler.used == 0
     assert live[12] > live[10**6] == 3
