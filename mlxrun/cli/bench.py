@@ -77,7 +77,8 @@ def command(model: str, **options: Any) -> None:
     elif asked.mixed:
         wanted += [ragged(llm.context_length), *behind(llm.context_length)]
     workloads, left_out = chosen(llm, memory, wanted)
-    with mlx_lm(llm, path, wanted="mlx-lm" in asked.rivals) as theirs:
+    rival = "mlx-lm" in asked.rivals and not bench.interrupted
+    with mlx_lm(llm, path, wanted=rival) as theirs:
         bench.run(workloads, rivals=[*theirs, *llama])
     about = {"model": model, **bench.about(), "left_out": left_out}
     if asked.roofline and not bench.interrupted:

@@ -148,3 +148,16 @@ def test_a_data_set_longer_than_the_context(bench, folder):
     run = bench("--dataset", "long.jsonl", "-r", "1", "--parallel", "2", "--run", "recommended")
     assert run.code == 1
     assert run.err.startswith("error: pp")
+
+
+def test_an_interrupt_while_numbers_are_tried(bench, folder, monkeypatch):
+    def run(self, workload):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxrun.bench.subjects.ours.Ours.run", run)
+    chosen = ("--dataset", "chats.jsonl", "--run", "recommended", "--against", "mlx-lm")
+    result = bench(*chosen, "--plot", "rates.png")
+    assert result.code == 130
+    assert result.err.splitlines() == ["interrupted", "nothing was measured to draw in rates.png"]
+    assert "Tokens of 20 exchanges" in result.out
+    assert "Interrupted" in result.out
