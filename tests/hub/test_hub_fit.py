@@ -41,7 +41,7 @@ def test_the_name_tells_about_what_the_tensors_would(
 ) -> None:
     """Held to each tensor's own type, in files that llama-quantize made."""
     monkeypatch.setattr(fit, "on_cpu", lambda: cpu)
-    monkeypatch.setattr(fit, "free_memory", lambda: 0)  # nothing becomes plain float32
+    monkeypatch.setattr(fit, "plain_room", lambda: 0)  # nothing becomes plain float32
     tensors = read_gguf(oracle / "quants" / f"{label}.gguf").tensors
     policy = Policy("near", "float32" if cpu else "float16")
     held = 0.0
@@ -55,10 +55,10 @@ def test_the_name_tells_about_what_the_tensors_would(
 
 def test_small_models_are_plain_float32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "on_cpu", lambda: True)
-    monkeypatch.setattr(fit, "free_memory", lambda: 16 * GB)
+    monkeypatch.setattr(fit, "plain_room", lambda: 8 * GB)
     weights = 0.1 * GB / (8.5 / 8)
     assert fit.needed(model("Q8_0", 0.1)) == pytest.approx(1.1 * 4 * weights, rel=0.01)
-    monkeypatch.setattr(fit, "free_memory", lambda: 0)
+    monkeypatch.setattr(fit, "plain_room", lambda: 0)
     assert fit.needed(model("Q8_0", 0.1)) < 0.15 * GB
 
 

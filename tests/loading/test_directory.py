@@ -19,9 +19,9 @@ from tiny_models import Tiny, nmse, random_blocks
 from converters.convert import convert
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import CheckpointError, MlxrunError, ParameterError, UnsupportedArchitectureError
-from mlxrun.loading import run
 from mlxrun.loading.directory import load_directory
 from mlxrun.loading.gguf import load_gguf
+from mlxrun.memory import SHARE
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 BASE: dict[str, Any] = {
@@ -129,7 +129,7 @@ def test_quantised_directories(
     tmp_path: Path, mode: str, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if packed:  # as where memory is short or on a GPU
-        monkeypatch.setattr(run, "free_memory", lambda: 0)
+        monkeypatch.setenv(SHARE, "0")
     model = stock(CONFIGS[name])
     nn.quantize(model, **MODES[mode])
     config = CONFIGS[name] | {"quantization": MODES[mode]}
@@ -331,7 +331,7 @@ def test_damaged_quantisation_says_what_is_wrong(
     tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if packed:
-        monkeypatch.setattr(run, "free_memory", lambda: 0)
+        monkeypatch.setenv(SHARE, "0")
     damage, match = QUANTIZATION_DAMAGE[name]
     model = stock(BASE)
     nn.quantize(model, **MODES["4 bits"])
