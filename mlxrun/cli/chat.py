@@ -105,6 +105,7 @@ def command(
         adapter=adapter,
         wired=wired,
         verbose=verbose,
+        cache_types=(cache_type_k, cache_type_v),
     )
     session = partial(llm.session, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
     conversation = Conversation(llm, session(attention=attention), settings=chat_defaults())
