@@ -15,9 +15,12 @@ from mlxrun.cache.base import Product
 from mlxrun.cache.formats import Seen
 from mlxrun.cache.passing import Passing
 from mlxrun.cache.rows import RowCache, meet
-from mlxrun.cache.store import BUCKET, positions, written
+from mlxrun.cache.store import positions, written
 
 Arrays = list[mx.array]
+
+# Slots by which what is attended over grows: fewer are read in vain, more are recorded for.
+VIEW = 64
 
 
 class Rows:
@@ -54,7 +57,7 @@ class Rows:
     @property
     def view(self) -> int:
         """Slots that a step sees."""
-        return -(-(max(self.caches[0].offsets) + 1) // BUCKET) * BUCKET
+        return -(-(max(self.caches[0].offsets) + 1) // VIEW) * VIEW
 
     def prepare(self) -> None:
         """Make room for one more token of each row."""

@@ -34,13 +34,10 @@ def attention(
         dot = falling(scale, heads, config.alibi)
 
     def attend(x: mx.array, cache: Cache) -> mx.array:
-        b, t, _ = x.shape
         q, k, v = project(x)
-        v = v.reshape(b, t, kv_heads, dim).transpose(0, 2, 1, 3)  # (B, H, T, D)
         position = cache.position
         q = sharpen(queries(q, position), position)
-        attended = cache.attend(q, keys(k, position), v, dot)
-        return out(attended.transpose(0, 2, 1, 3).reshape(b, t, heads * dim))
+        return out(_side_by_side(cache.attend(q, keys(k, position), _by_head(v, kv_heads), dot)))
 
     return attend
 
@@ -62,19 +59,29 @@ def _heads(
     config: Attention, model: ModelConfig, params: Parameters, name: str, heads: int
 ) -> Callable[[mx.array, Position], mx.array]:
     """``(x (B, T, H D), position) -> (B, H, T, D)``, normalised by the named norm and rotated."""
-    dim, kind, rotate = config.head_dim, config.qk_norm, rotation(config.rope)
-    width = heads * dim if kind == "whole" else dim
+    kind, rotate = config.qk_norm, rotation(config.rope)
+    width = heads * config.head_dim if kind == "whole" else config.head_dim
     own = heads if kind == "each" else 0
     normed = norm(model.norm, params, name, width, own) if kind else (lambda x: x)
-
-    def split(x: mx.array) -> mx.array:
-        return x.reshape(*x.shape[:2], heads, dim)
-
     if kind == "whole":
-        return lambda x, position: rotate(split(normed(x)).transpose(0, 2, 1, 3), position)
+        return lambda x, position: rotate(_by_head(normed(x), heads), position)
     if kind == "turned":
-        return lambda x, position: normed(rotate(split(x).transpose(0, 2, 1, 3), position))
-    return lambda x, position: rotate(normed(split(x)).transpose(0, 2, 1, 3), position)
+        return lambda x, position: normed(rotate(_by_head(x, heads), position))
+    return lambda x, position: rotate(normed(_by_head(x, heads)), position)
+
+
+def _by_head(x: mx.array, heads: int) -> mx.array:
+    """(B, T, H D) -> (B, H, T, D); of single tokens both are the same numbers in a row."""
+    b, t, _ = x.shape
+    if t == 1:
+        return x.reshape(b, heads, 1, -1)
+    return x.reshape(b, t, heads, -1).swapaxes(1, 2)
+
+
+def _side_by_side(x: mx.array) -> mx.array:
+    """(B, H, T, D) -> (B, T, H D)."""
+    b, _, t, _ = x.shape
+    return x.reshape(b, 1, -1) if t == 1 else x.swapaxes(1, 2).reshape(b, t, -1)
 
 
 def _sharpening(config: Attention) -> tuple[float, Callable[[mx.array, Position], mx.array]]:
@@ -117,9 +124,7 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
     dot = latent(scale, turning)
 
     def attend(x: mx.array, cache: Cache) -> mx.array:
-        b, t, _ = x.shape
-        q = query(x).reshape(b, t, heads, width + turning).transpose(0, 2, 1, 3)  # (B, H, T, D)
-        q, q_turned = mx.split(q, [width], axis=-1)
+        q, q_turned = mx.split(_by_head(query(x), heads), [width], axis=-1)  # (B, H, T, ...)
         squeezed, key = mx.split(compress(x), [config.latent], axis=-1)
         position = cache.position
         turned = rotate(q_turned, position) * turned_scale
@@ -129,7 +134,7 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
             latent_norm(squeezed)[:, None],  # (B, 1, T, latent)
             dot,
         )
-        return out(out_of_latent(mixed).transpose(0, 2, 1, 3).reshape(b, t, -1))
+        return out(_side_by_side(out_of_latent(mixed)))
 
     return attend
 

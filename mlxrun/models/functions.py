@@ -8,6 +8,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlxrun.models.config import Norm
+from mlxrun.on_cpu import sigmoid, silu
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import settled
 
@@ -46,14 +47,15 @@ def clipped(bound: float | None) -> Function | None:
 
 
 def norm(config: Norm, params: Parameters, name: str, size: int, heads: int = 0) -> Function:
-    """A norm over the last axis, of ``size``; where there are ``heads``, each has its weights."""
+    """A norm over the last axis, of ``size``; of (B, heads, T, size) each head has its weights."""
     if heads:
         plain, each = norm(replace(config, bare=True), params, name, size), f"{name}.norms"
         if params.has(f"{each}.0.weight"):
             rows = [params.vector(f"{each}.{i}.weight", size) for i in range(heads)]
-            stretch = settled(mx.stack(rows))
+            stretch = mx.stack(rows)
         else:
-            stretch = settled(params.weight(name, heads, size).dequantize(params.dtype))
+            stretch = params.weight(name, heads, size).dequantize(params.dtype)
+        stretch = settled(stretch[:, None])  # (heads, 1, size)
         return lambda x: plain(x) * stretch
     weight = None if config.bare else params.vector(f"{name}.weight", size)
     if config.offset and weight is not None:
@@ -84,11 +86,11 @@ def _gated(activation: Function) -> Callable[[mx.array, mx.array], mx.array]:
 def _clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """gpt-oss's SwiGLU: both sides bounded by 7, the linear one moved by one."""
     gate, up = mx.minimum(gate, 7.0), mx.clip(up, -7.0, 7.0)
-    return gate * mx.sigmoid(1.702 * gate) * (up + 1)
+    return gate * sigmoid(1.702 * gate) * (up + 1)
 
 
 ACTIVATIONS: dict[str, Function] = {
-    "silu": lambda x: x * mx.sigmoid(x),
+    "silu": silu,
     "gelu_tanh": _gelu_tanh,
     "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * 0.7071067811865476)),
     "relu2": lambda x: mx.square(mx.maximum(x, 0)),

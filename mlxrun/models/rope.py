@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxrun.models.config import Rope
+from mlxrun.on_cpu import rotation_of_single_tokens
 
 Rotation = Callable[[mx.array, int | mx.array], mx.array]
 
@@ -20,21 +21,22 @@ def rotation(rope: Rope | None) -> Rotation:
     if rope is None:
         return lambda x, offset: x
     base: float | None = rope.base
-    periods = None
+    periods = values = None
     if rope.factors is not None:
-        exponents = np.arange(0, rope.dims, 2) / rope.dims
-        values = rope.base**exponents * np.asarray(rope.factors)
-        base, periods = None, mx.array(values.astype(np.float32))
+        powers = rope.base ** (np.arange(0, rope.dims, 2) / rope.dims)
+        values = (powers * rope.factors).astype(np.float32)
+        base, periods = None, mx.array(values)
 
     def rotate(x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
-            x,
-            rope.dims,
-            traditional=rope.traditional,
-            base=base,
-            scale=rope.scale,
-            offset=offset,
-            freqs=periods,
-        )
+            x, rope.dims, traditional=rope.traditional,
+            base=base, scale=rope.scale, offset=offset, freqs=periods,
+        )  # fmt: skip
 
-    return rotate
+    if mx.default_device() != mx.cpu:
+        return rotate
+    known = None if values is None else tuple(map(float, values))
+    single = rotation_of_single_tokens(rope.dims, rope.base, rope.scale, rope.traditional, known)
+    return lambda x, offset: (
+        rotate(x, offset) if isinstance(offset, int) or x.shape[2] > 1 else single(x, offset)
+    )

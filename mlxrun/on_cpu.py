@@ -1,0 +1,75 @@
+"""What MLX's CPU backend does slowly, made of what it does fast; elsewhere MLX's own.
+
+Its ``exp`` takes 16 ns a number, and so do sigmoid and softmax; its power of two takes 6 (x86-64,
+one core). Its rotation is spelled out of many small operations, sines and cosines for every layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import mlx.core as mx
+
+_PER_E = math.log2(math.e)
+
+
+def sigmoid(x: mx.array) -> mx.array:
+    """``1 / (1 + exp(-x))``."""
+    return 1 / (1 + mx.power(2.0, x * -_PER_E)) if _by_twos(x) else mx.sigmoid(x)
+
+
+def silu(x: mx.array) -> mx.array:
+    """``x * sigmoid(x)``."""
+    return x / (1 + mx.power(2.0, x * -_PER_E)) if _by_twos(x) else x * mx.sigmoid(x)
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Along the last axis, summed in float32."""
+    if not _by_twos(x):
+        return mx.softmax(x, axis=-1, precise=True)
+    powers = mx.power(2.0, (x - x.max(axis=-1, keepdims=True)) * _PER_E)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _by_twos(x: mx.array) -> bool:
+    return bool(x.dtype == mx.float32 and mx.default_device() == mx.cpu)
+
+
+def rotation_of_single_tokens(
+    dims: int, base: float, scale: float, traditional: bool, periods: tuple[float, ...] | None
+) -> Callable[[mx.array, mx.array], mx.array]:
+    """``(x (B, H, 1, D), positions (B,)) -> x`` as ``mx.fast.rope`` computes it, to the bit.
+
+    Made of the same arrays, sines and cosines are the same in all layers of a compiled step.
+    """
+    frequencies = _frequencies(base, dims, periods)
+
+    def rotate(x: mx.array, positions: mx.array) -> mx.array:
+        where = positions.astype(mx.float32)[:, None, None, None]  # (B, 1, 1, 1)
+        angles = where * scale * frequencies
+        cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
+        whole = x.shape[-1] == dims
+        turning = x if whole else x[..., :dims]
+        if traditional:
+            a, b = turning[..., ::2], turning[..., 1::2]
+            turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).flatten(-2)
+        else:
+            a, b = mx.split(turning, 2, axis=-1)
+            turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+        return turned if whole else mx.concatenate([turned, x[..., dims:]], axis=-1)
+
+    return rotate
+
+
+@lru_cache(maxsize=16)
+def _frequencies(base: float, dims: int, periods: tuple[float, ...] | None) -> mx.array:
+    """Radians per position, (dims / 2,); one array for all layers that turn alike."""
+    if periods is not None:
+        frequencies = mx.reciprocal(mx.array(periods))
+    else:
+        steps = mx.arange(0, -(dims // 2), -1, mx.float32)
+        frequencies = mx.exp(steps * (math.log(base) / (dims // 2)))
+    mx.eval(frequencies)
+    return frequencies
