@@ -16,7 +16,7 @@ from mlxrun.cache.rows import RowCache
 from mlxrun.cache.store import bucket
 
 # Rows of a block: fewer attend over less that is not theirs, more need fewer operations.
-ROWS = 16
+ROWS = 32
 # Of a block's rows, how many may be idle before it is packed, which copies what is cached.
 IDLE_SHARE = 4
 
