@@ -9,7 +9,7 @@ nothing needs to be merged afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 import mlx.core as mx
@@ -55,8 +55,6 @@ class BranchCache(DenseCache):
         layer: which of the beginning's parts is this layer's.
     """
 
-    functional = False
-
     def __init__(
         self, beginning: Beginning, layer: int, keys: Format = PLAIN, values: Format = PLAIN
     ) -> None:
@@ -73,6 +71,35 @@ class BranchCache(DenseCache):
 
     def _held(self, offset: int) -> int:
         return max(0, offset - self.beginning.length)
+
+    def slot_at(self, positions: mx.array) -> mx.array:
+        return positions - self.beginning.length
+
+    def held_at(self, offsets: mx.array) -> mx.array:
+        return offsets - self.beginning.length
+
+    @property
+    def layout(self) -> Hashable:
+        return self.beginning.length
+
+    @property
+    def fixed(self) -> list[mx.array]:
+        return self._shared
+
+    def bare(self) -> Self:
+        nothing = Beginning(self.beginning.length, ())
+        return type(self)(nothing, self._layer, self.keys, self.values)
+
+    def meet(
+        self,
+        product: Product,
+        queries: mx.array,
+        keys: Seen,
+        values: Seen,
+        mask: Mask,
+        fixed: Sequence[mx.array],
+    ) -> mx.array:
+        return meet_both(product, queries, *self._with(fixed, keys, values, mask))
 
     def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
         start = self._slot(self.offsets[0])
@@ -91,11 +118,15 @@ class BranchCache(DenseCache):
         return k.plain(), v.plain(), mask
 
     def _both(self, keys: mx.array, values: mx.array) -> tuple[Both, Both, Mask]:
-        k, v, mask = self._remember(keys, values)
-        shared = self._shared
+        return self._with(self._shared, *self._remember(keys, values))
+
+    def _with(
+        self, shared: Sequence[mx.array], keys: Seen, values: Seen, mask: Mask
+    ) -> tuple[Both, Both, Mask]:
+        split = len(keys.arrays)
         return (
-            Both(k._replace(arrays=tuple(shared[: self._split])), k),
-            Both(v._replace(arrays=tuple(shared[self._split :])), v),
+            Both(keys._replace(arrays=tuple(shared[:split])), keys),
+            Both(values._replace(arrays=tuple(shared[split:])), values),
             extended(mask, self.beginning.length),
         )
 

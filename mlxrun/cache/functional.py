@@ -7,14 +7,14 @@ run for every token up to that edge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import mlx.core as mx
 
 from mlxrun.cache.base import Product
 from mlxrun.cache.formats import Seen
 from mlxrun.cache.passing import Passing
-from mlxrun.cache.rows import RowCache, meet
+from mlxrun.cache.rows import RowCache
 from mlxrun.cache.store import positions, written
 
 Arrays = list[mx.array]
@@ -32,7 +32,8 @@ class Rows:
 
     def __init__(self, caches: Sequence[RowCache]) -> None:
         self.caches = caches
-        self._kinds = tuple(cache.kind for cache in caches)
+        self._kinds = tuple((cache.kind, cache.layout) for cache in caches)
+        self._alike = {cache.layout: cache for cache in caches}
 
     @staticmethod
     def possible(caches: Sequence[object]) -> bool:
@@ -40,24 +41,26 @@ class Rows:
         return all(isinstance(c, RowCache) and c.functional and c.state for c in caches)
 
     @property
-    def kind(self) -> object:
+    def views(self) -> dict[Hashable, int]:
+        """Slots that a step sees, by the layout of a layer."""
+        slots = {layout: cache.slots_after(1) for layout, cache in self._alike.items()}
+        return {layout: -(-count // VIEW) * VIEW for layout, count in slots.items()}
+
+    @property
+    def kind(self) -> Hashable:
         """Equal where the same recording of a step serves, once :meth:`prepare` has been called."""
         first = self.caches[0]
-        return self._kinds, len(first.offsets), first.state[0].shape[2], self.view
+        capacity = first.state[0].shape[2]
+        return self._kinds, len(first.offsets), capacity, tuple(self.views.values())
 
-    def emptied(self) -> list[RowCache]:
+    def bare(self) -> list[RowCache]:
         """Caches like these that hold nothing, for a recording to keep."""
-        return [cache.empty() for cache in self.caches]
+        return [cache.bare() for cache in self.caches]
 
     @property
     def offsets(self) -> mx.array:
         """Tokens seen by each row, (rows,)."""
         return positions(tuple(self.caches[0].offsets))
-
-    @property
-    def view(self) -> int:
-        """Slots that a step sees."""
-        return -(-(max(self.caches[0].offsets) + 1) // VIEW) * VIEW
 
     def prepare(self) -> None:
         """Make room for one more token of each row."""
@@ -68,6 +71,11 @@ class Rows:
     def arrays(self) -> list[Arrays]:
         """What each layer's cache holds."""
         return [cache.state for cache in self.caches]
+
+    @property
+    def fixed(self) -> list[Arrays]:
+        """What each layer's rows share, which no step changes."""
+        return [cache.fixed for cache in self.caches]
 
     def advance(self, arrays: Sequence[Arrays]) -> None:
         """Take over what a step returned."""
@@ -81,6 +89,7 @@ class Slots(Passing):
     Args:
         like: the cache whose rows they are: where tokens live, and how they are stored.
         arrays: what it holds.
+        fixed: what its rows share.
         position: of each row's token, (rows,).
         view: slots to attend over, or the capacity if that is less.
         places: of this step's tokens, for layers that place them alike.
@@ -90,11 +99,12 @@ class Slots(Passing):
         self,
         like: RowCache,
         arrays: Arrays,
+        fixed: Arrays,
         position: mx.array,
         view: int,
-        places: dict[object, tuple[mx.array, mx.array]],
+        places: dict[Hashable, tuple[mx.array, mx.array]],
     ) -> None:
-        self._like, self.arrays, self._position = like, arrays, position
+        self._like, self.arrays, self._fixed, self._position = like, arrays, fixed, position
         self._view = min(view, int(arrays[0].shape[2]))
         self._places = places
 
@@ -112,12 +122,13 @@ class Slots(Passing):
         self.arrays = [written(a, slots, x) for a, x in zip(self.arrays, tokens, strict=True)]
         shown = tuple(array[:, :, : self._view] for array in self.arrays)
         split = len(packed)
-        return meet(
+        return like.meet(
             product,
             queries,
             Seen(like.keys, shown[:split], keys.shape[1], keys.dtype),
             Seen(like.values, shown[split:], values.shape[1], values.dtype),
             mask,
+            self._fixed,
         )
 
     @property

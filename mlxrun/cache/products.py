@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Mask, Product
 from mlxrun.cache.formats import Mixed, Shown, seen
-from mlxrun.on_cpu import softmax
+from mlxrun.on_cpu import FEW, softmax
 
 
 def product(scale: float, softcap: float | None, sinks: mx.array | None) -> Product:
@@ -47,7 +47,7 @@ class Scaled(Product):
     slopes: mx.array | None = None
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
-        if self.softcap is not None or _plainly_faster(q):
+        if self.softcap is not None or _plainly_faster(q, k.shape[2]):
             return self.stored(q, seen(k), seen(v), mask)
         if self.slopes is not None:
             biases = self._fall(k.shape[2])
@@ -112,13 +112,14 @@ class Latent(Product):
         return mx.concatenate([turned, still * self.scale], axis=-1)
 
 
-def _plainly_faster(q: mx.array) -> bool:
+def _plainly_faster(q: mx.array, keys: int) -> bool:
     """Whether queries meet their keys faster in products of their own.
 
     On the CPU MLX's fused attention is made of the same products, one for each head rather than
     one for those that share keys, and of a slower softmax.
     """
-    return bool(q.dtype == mx.float32 and mx.default_device() == mx.cpu)
+    few = q.shape[0] * q.shape[1] * q.shape[2] * keys <= FEW
+    return bool(few and q.dtype == mx.float32 and mx.default_device() == mx.cpu)
 
 
 def _masked(scores: mx.array, mask: Mask) -> mx.array:

@@ -6,7 +6,7 @@ absolute: a token keeps the rotation it was stored with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Self
 
 import mlx.core as mx
@@ -60,7 +60,7 @@ class RotatingCache(RowCache):
         return mx.minimum(offsets, self.keep + self.window)
 
     @property
-    def layout(self) -> object:
+    def layout(self) -> Hashable:
         return self.window, self.keep
 
     def _capacity(self, slots: int) -> int:

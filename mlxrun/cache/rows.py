@@ -8,7 +8,7 @@ disturbing the others.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Self
 
 import mlx.core as mx
@@ -64,15 +64,39 @@ class RowCache(Cache):
         raise NotImplementedError
 
     @property
-    def layout(self) -> object:
+    def layout(self) -> Hashable:
         """Equal for caches where tokens live in the same slots."""
         return None
 
+    @property
+    def fixed(self) -> list[mx.array]:
+        """What a step reads besides :attr:`state`, and never changes."""
+        return []
+
+    def bare(self) -> Self:
+        """A cache of the same kind that holds nothing, nor what is ``fixed``."""
+        return self.empty()
+
+    def meet(
+        self,
+        product: Product,
+        queries: mx.array,
+        keys: Seen,
+        values: Seen,
+        mask: Mask,
+        fixed: Sequence[mx.array],
+    ) -> mx.array:
+        """Let queries meet what their rows hold, and what is ``fixed``."""
+        return meet(product, queries, keys, values, mask)
+
+    def slots_after(self, tokens: int) -> int:
+        """Slots in use once each row has so many more tokens, at most."""
+        return self._held(max(self.offsets) + tokens)
+
     def make_room(self) -> None:
         """Have slots for one more token of each row."""
-        longest = max(self.offsets)
-        used, need = self._held(longest), self._capacity(self._held(longest + 1))
-        self._store.reserve(self._store.arrays, used, need)
+        need = self._capacity(self.slots_after(1))
+        self._store.reserve(self._store.arrays, self.slots_after(0), need)
 
     def advance(self, arrays: Sequence[mx.array]) -> None:
         """Take over arrays into which one more token of each row was written."""

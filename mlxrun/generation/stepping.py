@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
@@ -134,9 +134,9 @@ class Stepper:
         self._of_thread = threading.local()
 
     @property
-    def recorded(self) -> OrderedDict[object, Step]:
+    def recorded(self) -> OrderedDict[Hashable, Step]:
         """What this thread has recorded, the latest used last."""
-        mine: OrderedDict[object, Step]
+        mine: OrderedDict[Hashable, Step]
         mine = self._of_thread.__dict__.setdefault("recorded", OrderedDict())
         return mine
 
@@ -194,6 +194,7 @@ class Stepper:
             tokens,
             [block.offsets for block in rows],
             [block.arrays for block in rows],
+            [block.fixed for block in rows],
             [[list(group.settings), list(group.state)] for group in groups],
             [one for one in optional if one is not None],
         )
@@ -205,7 +206,7 @@ class Stepper:
     def _step(
         self, rows: Sequence[Rows], groups: Sequence[Group], there: list[bool], compiled: bool
     ) -> Step:
-        views = [block.view for block in rows]
+        views = [block.views for block in rows]
         plans = [group.plan for group in groups]
         model = cast(JointModel, self.model)
         if not compiled:
@@ -214,7 +215,7 @@ class Stepper:
         key = tuple(block.kind for block in rows), tuple(plans), tuple(there), tuple(shapes)
         recorded = self.recorded
         if key not in recorded:
-            likes = [block.emptied() for block in rows]
+            likes = [block.bare() for block in rows]
             recorded[key] = mx.compile(_step(model, likes, views, plans, there))
             if len(recorded) > KINDS:
                 recorded.popitem(last=False)
@@ -225,7 +226,7 @@ class Stepper:
 def _step(
     model: JointModel,
     likes: Sequence[Sequence[RowCache]],
-    views: Sequence[int],
+    views: Sequence[dict[Hashable, int]],
     plans: Sequence[Plan],
     there: Sequence[bool],
 ) -> Step:
@@ -235,14 +236,14 @@ def _step(
         tokens: mx.array,
         offsets: list[mx.array],
         arrays: list[list[Arrays]],
+        fixed: list[list[Arrays]],
         samplers: list[list[list[mx.array]]],
         optional: list[mx.array],
     ) -> tuple[list[list[Arrays]], list[list[mx.array]], list[list[mx.array]], mx.array]:
         given = iter(optional)
         wanted, order, *indices = [next(given) if one else None for one in there]
         blocks = [
-            _slots(own, held, where, view)
-            for own, held, where, view in zip(likes, arrays, offsets, views, strict=True)
+            _slots(*block) for block in zip(likes, arrays, fixed, offsets, views, strict=True)
         ]
         hidden = model.hidden(tokens[:, None], _side_by_side(blocks, offsets))  # (N, 1, hidden)
         logits = model.head(hidden if wanted is None else hidden[wanted])[:, 0]
@@ -259,11 +260,16 @@ def _step(
 
 
 def _slots(
-    likes: Sequence[RowCache], arrays: list[Arrays], offsets: mx.array, view: int
+    likes: Sequence[RowCache],
+    arrays: list[Arrays],
+    fixed: list[Arrays],
+    offsets: mx.array,
+    views: dict[Hashable, int],
 ) -> list[Slots]:
-    places: dict[object, tuple[mx.array, mx.array]] = {}
+    places: dict[Hashable, tuple[mx.array, mx.array]] = {}
     return [
-        Slots(like, own, offsets, view, places) for like, own in zip(likes, arrays, strict=True)
+        Slots(like, own, shared, offsets, views[like.layout], places)
+        for like, own, shared in zip(likes, arrays, fixed, strict=True)
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from mlxrun.cache.branch import BranchCache
 from mlxrun.cache.formats import PLAIN
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.cache.store import BUCKET
-from mlxrun.generation import sharing
+from mlxrun.generation import sharing, stepping
 from mlxrun.generation.batch import Batch
+from mlxrun.generation.blocks import Blocks
 from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
@@ -100,6 +103,31 @@ def test_every_family(tmp_path: Path, name: str) -> None:
     shared = serve(model, given)
     assert [ask.tokens for ask in given] == wanted
     assert shared > 1 or not model.joint
+
+
+@pytest.mark.parametrize("name", ["gpt-oss-small", "deepseek2-lite", "gemma3-windows"])
+def test_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A recording reads what rows share, and does not hold on to it."""
+    model = model_of(name, tmp_path)
+    wanted = [alone(model, ask) for ask in asks(5, 40)]
+    monkeypatch.setattr(stepping, "PATIENCE_CPU", 1)
+    monkeypatch.setattr(stepping, "PATIENCE_GPU", 1)
+    given = asks(5, 40)
+    prefixes = PrefixCache(1 << 30, worth=2)
+    service = Service(model, rows=4, prefixes=prefixes)
+    for ask in given:
+        submit(service, model, ask)
+    beginnings: weakref.WeakSet[Any] = weakref.WeakSet()
+    while service.busy:
+        service.step()
+        beginnings.update(cache.beginning for cache in branches(service.batch))
+    assert [ask.tokens for ask in given] == wanted
+    assert service.batch._stepper.recorded
+    assert beginnings
+    prefixes.clear()
+    service.batch._blocks, service.batch._rows = Blocks(), {}
+    gc.collect()
+    assert not beginnings
 
 
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
