@@ -1,9 +1,11 @@
 """What makers say of their chips: memory, its bandwidth, throughput; each figure with its source.
 
 Figures only, nothing measured here and nothing claimed of mlxrun on any of them. Bandwidth is what
-the maker calls the memory's. Throughput is of products of half-precision matrices with sums in
-float32, dense: half of what a page gives for sparse ones. For most of Apple's chips it is an
-estimate, which says how it was made; where sources contradict one another there is none.
+the maker calls the memory's; the page that is named is the maker's own, or the one where the figure
+was found. Throughput is of products of half-precision matrices with sums in float32, dense: half of
+what a page gives for sparse ones. For most of Apple's chips it is an estimate, which says how it
+was made. Where sources contradict one another there is no figure, and without one for the bandwidth
+no chip.
 """
 
 from __future__ import annotations
@@ -81,19 +83,10 @@ _M2_PRO = (
 _M2_ULTRA = f"{_NEWS}/2023/06/apple-introduces-m2-ultra/"
 _M3 = "https://support.apple.com/en-us/117735"
 _M3_PRO = "https://support.apple.com/en-us/117736"
-_M3_ULTRA = f"{_NEWS}/2025/03/apple-reveals-m3-ultra-taking-apple-silicon-to-a-new-extreme/"
-_M4 = f"{_NEWS}/2024/05/apple-introduces-m4-chip/"
-_M4_PRO = f"{_NEWS}/2024/10/apple-introduces-m4-pro-and-m4-max/"
+_M3_ULTRA = "https://english.worldmagazine.it/431260"
+_M4 = f"{_NEWS}/2024/10/apple-introduces-m4-pro-and-m4-max/"
 _M5 = f"{_NEWS}/2025/10/apple-unleashes-m5-the-next-big-leap-in-ai-performance-for-apple-silicon/"
-_M5_PRO = (
-    f"{_NEWS}/2026/03/"
-    "apple-debuts-m5-pro-and-m5-max-to-supercharge-the-most-demanding-pro-workflows/"
-)
-_M5_ULTRA = f"{_NEWS}/2026/08/apple-introduces-new-mac-studio-with-m5-max-and-m5-ultra/"
-_M6 = (
-    f"{_NEWS}/2026/08/"
-    "apple-introduces-m6-and-m5-ultra-for-a-big-leap-in-performance-and-ai-compute/"
-)
+_MACS_2026 = "https://github.com/rlindsey2/sunkcost/blob/main/data/hardware.json"
 _M1_CLOCK = "https://hmc-tech.com/gpu/apple-8-core-m4-fl-vs-apple-24-core-m1-max"
 _M2_CLOCK = "https://hmc-tech.com/gpu/apple-30-core-m2-max-vs-apple-8-core-m1"
 _M3_CLOCK = "https://hmc-tech.com/gpu/apple-32-core-m4-max-vs-apple-40-core-m3-max"
@@ -113,42 +106,43 @@ APPLE = (
     Chip("M3 Pro", 150, 36, _M3_PRO, *_estimate(18, 1.398, _M3_CLOCK)),
     Chip("M3 Max", 400, 128, _M3_PRO, *_estimate(40, 1.398, _M3_CLOCK)),
     Chip("M3 Ultra", 819, 512, _M3_ULTRA, *_estimate(80, 1.398, _M3_CLOCK)),
-    Chip("M4", 120, 32, _M4_PRO),
-    Chip("M4 Pro", 273, 64, _M4_PRO),
-    Chip("M4 Max", 546, 128, _M4_PRO),
+    Chip("M4", 120, 32, _M4),
+    Chip("M4 Pro", 273, 64, _M4),
+    Chip("M4 Max", 546, 128, _M4),
     Chip("M5", 153, 32, _M5),
-    Chip("M5 Pro", 307, 64, _M5_PRO),
-    Chip("M5 Max", 614, 128, _M5_PRO),
-    Chip("M5 Ultra", 1200, 512, _M5_ULTRA),
-    Chip("M6", 170, 32, _M6),
+    Chip("M5 Pro", 307, 64, _MACS_2026),
+    Chip("M5 Max", 614, 128, _MACS_2026),
+    Chip("M5 Ultra", 1200, 512, _MACS_2026),
+    Chip("M6", 170, 32, _MACS_2026),
 )
 
 _IMAGES = "https://images.nvidia.com/aem-dam"
 _DATA_CENTER = "https://www.nvidia.com/en-us/data-center"
-_H100 = "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet"
-_H200 = f"{_DATA_CENTER}/h200/"
+_AMPERE = f"{_IMAGES}/en-zz/Solutions/data-center/nvidia-ampere-architecture-whitepaper.pdf"
 _A100 = (
     "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
     "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
 )
-_B200 = "https://resources.nvidia.com/en-us-blackwell-architecture/datasheet"
+_H100 = f"{_DATA_CENTER}/h100/"
+_H200 = f"{_DATA_CENTER}/h200/"
 _L40S = f"{_DATA_CENTER}/l40s/"
 _L4 = f"{_DATA_CENTER}/l4/"
 _GA102 = (
-    f"{_IMAGES}/en-zz/Solutions/geforce/ampere/pdf/"
-    "NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf"
+    "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.1.pdf"
 )
 _ADA = f"{_IMAGES}/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
 _BLACKWELL = f"{_IMAGES}/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf"
-_SPARK = "https://www.nvidia.com/en-us/products/workstations/dgx-spark/"
+_SPARK = (
+    "https://groundy.com/articles/"
+    "the-rtx-spark-bet-on-unified-memory-for-local-llms-where-bandwidth-caps/"
+)
 
+# Pages about the B200 name from 7.7 to 8 TB/s.
 NVIDIA = (
-    Chip("A100 40GB", 1555, 40, _A100, 312, _A100),
+    Chip("A100 40GB", 1555, 40, _AMPERE, 312, _AMPERE),
     Chip("A100 80GB", 2039, 80, _A100, 312, _A100),
-    Chip("H100 PCIe", 2000, 80, _H100, 756, _H100),
     Chip("H100", 3350, 80, _H100, 989, _H100),
     Chip("H200", 4800, 141, _H200, 989, _H200),
-    Chip("B200", 8000, 180, _B200, 2250, _B200),
     Chip("L4", 300, 24, _L4, 121, _L4),
     Chip("L40S", 864, 48, _L40S, 362, _L40S),
     Chip("RTX 3090", 936, 24, _GA102, 71, _GA102),
