@@ -63,6 +63,7 @@ def command(model: str, **options: Any) -> None:
         llama_bench,
         memory_plan,
         mlx_lm,
+        rooms,
         subjects,
     )
 
@@ -80,7 +81,8 @@ def command(model: str, **options: Any) -> None:
     rival = "mlx-lm" in asked.rivals and not bench.interrupted
     with mlx_lm(llm, path, wanted=rival) as theirs:
         bench.run(workloads, rivals=[*theirs, *llama])
-    about = {"model": model, **bench.about(), "left_out": left_out}
+    room = rooms(llm, memory, wanted)
+    about = {"model": model, **bench.about(), "room": room, "left_out": left_out}
     if asked.roofline and not bench.interrupted:
         about["roofline"] = roofline_facts(llm, path, bench.results, options["policy"], asked.cache)
     _print(bench.results, about, study, asked)

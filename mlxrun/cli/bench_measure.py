@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxrun.bench.workload import Workload, fitting
+from mlxrun.bench.workload import Decode, Workload, fitting
 from mlxrun.cli.console import Bar, note
 
 if TYPE_CHECKING:
@@ -90,6 +90,13 @@ def affordable(
         least = min(workloads, key=lambda workload: terms[workload].total)
         memory.check(least.length, least.parallel)
     return fit, [workload for workload in workloads if not terms[workload].fits]
+
+
+def rooms(llm: LLM, memory: MemoryPlan, wanted: Sequence[Workload]) -> list[Facts]:
+    """What each of several sequences has room for by the plan, for those that decode together."""
+    together = sorted({w.parallel for w in wanted if isinstance(w, Decode) and w.parallel > 1})
+    longest = llm.context_length
+    return [{"parallel": n, "context": min(longest, memory.context_for(n))} for n in together]
 
 
 class Measuring:

@@ -22,11 +22,23 @@ def notes(about: Facts) -> Iterator[str]:
         loaded = "" if seconds is None else f", loaded in {seconds:.2f} s"
         yield f"{runtime['name']}: {runtime['about']}{loaded}"
     yield from _others(about["other_use"])
+    yield from _rooms(about["room"])
     for reason, names in about["left_out"].items():
         if names:
             yield f"Left out, {_LEFT_OUT[reason]}: {', '.join(names)}."
     if about["interrupted"]:
         yield "Interrupted: these are the runs up to then."
+
+
+def _rooms(rooms: list[Facts]) -> Iterator[str]:
+    """How long sequences that decode together may be."""
+    by_context: dict[int, list[str]] = {}
+    for room in rooms:
+        if room["context"]:  # otherwise their tests are named among what is left out
+            by_context.setdefault(room["context"], []).append(str(room["parallel"]))
+    each = [f"{context} in each of {', '.join(of)}" for context, of in by_context.items()]
+    if each:
+        yield f"Tokens that memory has room for: {'; '.join(each)} sequences."
 
 
 def _machine(machine: Facts) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.console import Bar, note, size
+from mlxrun.cli.counts import TokenCount
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -47,16 +48,17 @@ def with_windows(command: Command) -> Command:
         ),
         click.option(
             "--stride",
-            type=click.IntRange(1),
+            type=TokenCount(),
             metavar="N",
             help="Let windows begin N tokens apart, and score the last N of each.  [default: "
             "windows side by side; the second half of each is scored]",
         ),
         click.option(
             "--context",
-            type=click.IntRange(1),
+            type=TokenCount(),
             metavar="N",
-            help="Tokens of a window.  [default: 512, or the model's context if that is less]",
+            help="Tokens of a window, such as 4096 or 4k.  [default: 512, or the model's context "
+            "if that is less]",
         ),
     ):
         command = option(command)

@@ -9,7 +9,7 @@ from converters.gguf.reader import GGUFFile
 from mlxrun.errors import ConversionError, MemoryLimitError
 from mlxrun.memory import LIMIT, bound_cache, machine_memory, room
 from mlxrun.planning.plan import MemoryPlan
-from mlxrun.planning.source import plan_source
+from mlxrun.planning.source import footprint, promised
 
 # Tokens of a conversation that a model should have room for.
 USUAL = 4096
@@ -31,7 +31,8 @@ def before_loading(
         ParameterError: an option, or ``MLXRUN_MEMORY_LIMIT``, has no such value.
     """
     try:
-        plan, _ = plan_source(source, dtype=dtype, policy=policy)
+        config, held = promised(source, dtype=dtype, policy=policy)
+        plan = MemoryPlan(footprint(config, held), held.nbytes, room())
     except ConversionError:  # loading will tell what is wrong with the model
         return
     most = machine_memory()
@@ -42,13 +43,19 @@ def before_loading(
             "to hold the weights alone",
             f"Use a smaller model or quantisation; {LIMIT}=none in the environment tries it",
         )
-    if told := tight(plan):
+    trained = config.get("max_position_embeddings")
+    usual = min(USUAL, trained) if isinstance(trained, int) and trained > 0 else USUAL
+    if told := tight(plan, usual):
         print(f"warning: {told}", file=sys.stderr)
     bound_cache(plan.weights)
 
 
-def tight(plan: MemoryPlan, context: int = USUAL) -> str | None:
-    """What to tell of a plan that has no room for a usual conversation; None of one that has."""
+def tight(plan: MemoryPlan, context: int) -> str | None:
+    """What to tell of a plan that has no room for a usual conversation; None of one that has.
+
+    Args:
+        context: tokens of such a conversation, no more than the model was trained for.
+    """
     terms = plan.terms(context)
     if terms.fits:
         return None

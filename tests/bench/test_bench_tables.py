@@ -34,6 +34,11 @@ ABOUT = {
         {"name": "mlxrun", "about": "float32", "load_seconds": 1.25},
         {"name": "llama-bench", "about": "as in the file", "load_seconds": None},
     ],
+    "room": [
+        {"parallel": 2, "context": 2048},
+        {"parallel": 4, "context": 2048},
+        {"parallel": 20, "context": 90},
+    ],
     "left_out": {"context": ["pp512"], "memory": ["tg8 x20", "tg9 x20"]},
     "interrupted": False,
 }
@@ -114,6 +119,7 @@ def test_notes(shown):
         "Load average 3.0 before, up to 4.0 during; this process used 1.5 of 2 cores.",
         "Also busy, in cores: a compiler 1.3 (3 processes), an editor 0.1; 1.4 in all.",
         "Other programs used this machine",
+        "Tokens that memory has room for: 2048 in each of 2, 4; 90 in each of 20 sequences.",
         "Left out, longer than the model's context: pp512.",
         "Left out, more than memory holds: tg8 x20, tg9 x20.",
     ):

@@ -14,11 +14,13 @@ from mlxrun.bench.subjects.ours import Ours
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "2")
 
 
-def test_tables(mlxrun_cli, model):
+def test_tables(mlxrun_cli, model, llm):
     result = mlxrun_cli("bench", model, *SMALL, "--parallel", "2")
     assert (result.code, result.err) == (0, "")
     for name in ("pp8", "tg4", "tg4 x2", "Sequences together", "M1 Pro", "mlx 0"):
         assert name in result.out
+    assert f"Tokens that memory has room for: {llm.context_length} in each of 2 " in result.out
+    assert "room for" not in mlxrun_cli("bench", model, *SMALL).out
 
 
 def test_json(mlxrun_cli, model):
@@ -71,7 +73,10 @@ def test_what_memory_does_not_hold_is_left_out_and_told(mlxrun_cli, model, monke
     assert result.code == 0, result.err
     assert "Left out, more than memory holds: tg4 x2000." in result.out
     nothing = mlxrun_cli("bench", model, *many, "--context", "100", "--json")
-    assert json.loads(nothing.out)["left_out"] == {"context": [], "memory": ["tg4 x2000 @ d100"]}
+    found = json.loads(nothing.out)
+    assert found["left_out"] == {"context": [], "memory": ["tg4 x2000 @ d100"]}
+    assert found["room"] == [{"parallel": 2000, "context": 0}]
+    assert "room for" not in result.out
 
 
 def test_nothing_that_memory_holds(mlxrun_cli, model, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_models import Tiny
 
 from mlxrun.quality.measure import Comparing, Scoring
 
@@ -33,6 +34,16 @@ def test_perplexity_of_standard_input_as_json(mlxrun_cli, model, llm):
     found = json.loads(result.out)
     assert found["perplexity"]["value"] == llm.perplexity(TEXT, context=64).perplexity.value
     assert (found["context"], found["scored"], found["interrupted"]) == (64, 31, False)
+
+
+def test_lengths_as_people_write_them(mlxrun_cli, tmp_path):
+    model = Tiny(keys={"context_length": 1024}).write(tmp_path / "longer.gguf")
+    sizes = ("--context", "1k", "--stride", "512", "--chunks", "1", "--json")
+    result = mlxrun_cli("perplexity", model, "-", *sizes, stdin=TEXT.encode() * 12)
+    found = json.loads(result.out)
+    assert (found["context"], found["scored"]) == (1024, 512)
+    for wrong in ("0", "1g", "-1"):
+        assert mlxrun_cli("perplexity", model, "-", "--stride", wrong).code == 2
 
 
 def test_a_model_does_not_differ_from_itself(mlxrun_cli, model, text):

@@ -36,6 +36,8 @@ def test_tight_memory_is_told_and_tried(
     mlxrun.load(path)
     told = capsys.readouterr().err
     assert told.startswith("warning: memory is tight: ")
+    assert f" for a context of {mlxrun.load(path).context_length} tokens" in told
+    capsys.readouterr()
     monkeypatch.setenv(memory.LIMIT, "none")
     mlxrun.load(path)
     assert capsys.readouterr().err == ""
