@@ -1,8 +1,9 @@
 """Write a GGUF of a real model's shape with random weights, to time conversion and loading.
 
     python examples/make_random_gguf.py tinyllama /tmp/tinyllama.gguf
+    python examples/make_random_gguf.py deep /tmp/deep.gguf --type F32
 
-The mixture of types is llama-quantize's Q4_K_M: Q6_K for the output head, for half of the layers'
+Without ``--type``, types are mixed as in llama-quantize's Q4_K_M: Q6_K for the output head, for half of the layers'
 values and down projections, Q4_K for the rest. The vocabulary is made up.
 """
 
@@ -32,6 +33,11 @@ class Shape:
 
 SHAPES = {
     "tinyllama": Shape(22, 2048, 5632, 32, 4, 32000),
+    "qwen2-1.5b": Shape(28, 1536, 8960, 12, 2, 151936),
+    "llama3-8b": Shape(32, 4096, 14336, 32, 8, 128256),
+    "hundred": Shape(12, 768, 2048, 12, 12, 32000),  # 134 million weights
+    "deep": Shape(28, 64, 192, 4, 2, 2000),  # where building graphs is what takes time
+    "six": Shape(6, 256, 768, 8, 4, 2000),
     "small": Shape(6, 512, 1536, 8, 4, 4096),
     "long": Shape(2, 256, 512, 4, 2, 512, context=1 << 16),
 }
@@ -140,5 +146,8 @@ if __name__ == "__main__":
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out")
     parser.add_argument("--seed", type=int, default=0)
+    types = [kind.name for kind in (Kind.F32, Kind.F16, Kind.BF16, *SCALES)]
+    parser.add_argument("--type", choices=types, help="of all matrices")
     arguments = parser.parse_args()
-    write(SHAPES[arguments.shape], arguments.out, arguments.seed)
+    chosen = arguments.type and (Kind[arguments.type],) * 2
+    write(SHAPES[arguments.shape], arguments.out, arguments.seed, chosen or (Kind.Q4_K, Kind.Q6_K))
