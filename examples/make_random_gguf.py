@@ -3,8 +3,8 @@
     python examples/make_random_gguf.py tinyllama /tmp/tinyllama.gguf
     python examples/make_random_gguf.py deep /tmp/deep.gguf --type F32
 
-Without ``--type``, types are mixed as in llama-quantize's Q4_K_M: Q6_K for the output head, for half
-of the layers' values and down projections, Q4_K for the rest. The vocabulary is made up.
+Without ``--type``, types are mixed as in llama-quantize's Q4_K_M: Q6_K for the output head, for
+half of the layers' values and down projections, Q4_K for the rest. The vocabulary is made up.
 """
 
 from __future__ import annotations
