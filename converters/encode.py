@@ -25,7 +25,6 @@ from converters.forms import (
     keep_codes,
     keep_floats,
     regroup,
-    requantise,
 )
 from converters.gguf.quants import CODECS, Codes
 from converters.gguf.tensor import GGUFTensor
@@ -34,6 +33,7 @@ from converters.layout import Layout, dense
 from converters.merge import Patch
 from converters.microscaling import repack
 from converters.policy import FIXED, FLOATS, Policy, kept_group
+from converters.requantise import requantise
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

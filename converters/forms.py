@@ -8,7 +8,6 @@ and the threads of a pool can share the work.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ from converters.packing import pack_bits, spread_nibbles, sums
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Words = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 
@@ -45,7 +43,7 @@ class Error:
             return
         self.equal = False
         self.squared_error += squared
-        self.maximum = max(self.maximum, float(np.abs(difference, out=difference).max()))
+        self.maximum = max(self.maximum, float(difference.max()), -float(difference.min()))
 
     def merge(self, other: Error) -> None:
         self.squared_error += other.squared_error
@@ -102,11 +100,6 @@ def from_float(x: npt.NDArray[np.generic], dtype: str) -> Floats:
     return x.astype(np.float32, copy=False)
 
 
-def _affine_values(q: npt.NDArray[np.uint8], scale: Floats, bias: Floats) -> Floats:
-    """What MLX computes from codes (n, c) with scales and biases (n, groups), in float32."""
-    return Codes(q, scale, bias).values()
-
-
 def regroup(codes: Codes, rows: int, group_size: int) -> Codes:
     """Codes of blocks as codes of rows, with groups of ``group_size`` that divide a block's."""
     repeat = codes.group // group_size
@@ -140,10 +133,10 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
     each group, and its largest value is at the ends of the range of q.
     """
     s, b = codes.scale.reshape(-1).astype(np.float64), codes.bias.reshape(-1).astype(np.float64)
-    total, squares = sums(codes.stored, codes.width, len(s))
+    total, squares = (x.astype(np.float64) for x in sums(codes.stored, codes.width, len(s)))
     error.squared_weight += _sum_of_squares(s, b, total, squares, codes.group)
-    ds = scale.reshape(-1).astype(np.float64) - s
-    db = bias.reshape(-1).astype(np.float64) - b
+    ds = scale.reshape(-1) - s
+    db = bias.reshape(-1) - b
     if not (ds.any() or db.any()):
         return
     error.equal = False
@@ -151,13 +144,11 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
     error.maximum = max(error.maximum, _largest(codes, ds, db))
 
 
-def _sum_of_squares(s: Doubles, b: Doubles, total: Words, squares: Words, group: int) -> float:
+def _sum_of_squares(s: Doubles, b: Doubles, total: Doubles, squares: Doubles, group: int) -> float:
     """The sum of ``(s q + b)^2`` over groups, given the sums of q and of its squares in each."""
     each = s * squares
     each += 2 * b * total
-    each *= s
-    each += group * b * b
-    return float(np.maximum(each, 0, out=each).sum())
+    return float(np.maximum(np.einsum("i,i->", each, s) + group * np.einsum("i,i->", b, b), 0.0))
 
 
 def _largest(codes: Codes, ds: Doubles, db: Doubles) -> float:
@@ -173,6 +164,8 @@ def _largest(codes: Codes, ds: Doubles, db: Doubles) -> float:
         return float(np.abs(q * ds[chosen, None] + db[chosen, None]).max())
 
     found = largest(np.flatnonzero(bound >= 0.95 * highest))
+    if found >= 0.95 * highest:
+        return found
     rest = np.flatnonzero((bound > found) & (bound < 0.95 * highest))
     return max(found, largest(rest)) if len(rest) else found
 
@@ -182,21 +175,6 @@ def _most(codes: Codes) -> int:
     return 15 if codes.width == 4 else int(codes.stored.max())
 
 
-def _extremes(x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Smallest and largest of each row (n, 2^k) by halving: far faster than a short reduction."""
-    return _halved(x, np.minimum), _halved(x, np.maximum)
-
-
-def _halved(x: npt.NDArray[Any], smaller: np.ufunc) -> npt.NDArray[Any]:
-    n = len(x)
-    while (middle := x.shape[1] // 2) >= 16:
-        x = smaller(x[:, :middle], x[:, middle:])
-    x = x.reshape(-1)  # numpy runs one loop for each row: when rows are short, neighbours pair up
-    while len(x) > n:
-        x = smaller(x[0::2], x[1::2])
-    return x
-
-
 def keep_floats(x: Floats, dtype: str) -> Packed:
     """A plain array of ``dtype`` from float32 weights of any shape."""
     stored = to_float(x, dtype)
@@ -204,88 +182,3 @@ def keep_floats(x: Floats, dtype: str) -> Packed:
     if dtype != "float32":
         packed.error.add(x, from_float(stored, dtype))
     return packed
-
-
-def requantise(w: Floats, layout: Layout) -> Packed:
-    """Round float32 weights (n, c) to an affine form, group by group.
-
-    Codes span each group from its smallest to its largest weight. Below six bits, where that wastes
-    levels on outliers, scale and bias are then refined by alternating least squares (codes fixed,
-    solve for scale and bias; then round again), keeping what lowers the error.
-    """
-    groups = w.reshape(-1, layout.group_size)
-    low, high = _extremes(groups)
-    levels = (1 << layout.bits) - 1
-    scale = (high - low).astype(np.float32) / np.float32(levels)
-    scale, bias = _round_pair(scale, low.astype(np.float32), layout.dtype)
-    q = _nearest(groups, scale, bias, levels)
-    if layout.bits < 6:
-        q, scale, bias = _refine(groups, q, scale, bias, levels, layout.dtype)
-    rows = w.shape[0]
-    shape = (rows, -1)
-    packed = Packed(
-        layout,
-        {
-            "weight": pack_bits(q.reshape(w.shape), layout.bits),
-            "scales": to_float(scale, layout.dtype).reshape(shape),
-            "biases": to_float(bias, layout.dtype).reshape(shape),
-        },
-    )
-    packed.error.add(groups, _affine_values(q, scale[:, None], bias[:, None]))
-    return packed
-
-
-def _round_pair(scale: Floats, bias: Floats, dtype: str) -> tuple[Floats, Floats]:
-    return (
-        from_float(to_float(scale, dtype), dtype),
-        from_float(to_float(bias, dtype), dtype),
-    )
-
-
-def _nearest(w: Floats, scale: Floats, bias: Floats, levels: int) -> npt.NDArray[np.uint8]:
-    """The code nearest to each weight of groups (n, g), given scales and biases (n,)."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
-    x = w - bias[:, None]
-    x *= inverse[:, None]
-    np.rint(x, out=x)
-    np.clip(x, 0, levels, out=x)
-    with np.errstate(invalid="ignore"):
-        return x.astype(np.uint8)
-
-
-def _refine(
-    w: Floats,
-    q: npt.NDArray[np.uint8],
-    scale: Floats,
-    bias: Floats,
-    levels: int,
-    dtype: str,
-    rounds: int = 3,
-) -> tuple[npt.NDArray[np.uint8], Floats, Floats]:
-    """Alternate least squares for scale and bias with rounding, group by group."""
-    best = _squared_errors(w, q, scale, bias)
-    for _ in range(rounds):
-        x = q.astype(np.float32)
-        x_mean, w_mean = x.mean(axis=1), w.mean(axis=1)
-        x -= x_mean[:, None]
-        spread = np.einsum("ij,ij->i", x, x)
-        fit = np.einsum("ij,ij->i", x, w)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            s = np.where(spread > 0, fit / spread, scale).astype(np.float32)
-        s, b = _round_pair(s, (w_mean - s * x_mean).astype(np.float32), dtype)
-        tried = _nearest(w, s, b, levels)
-        error = _squared_errors(w, tried, s, b)
-        better = error < best
-        if not better.any():
-            break
-        q = np.where(better[:, None], tried, q)
-        scale, bias = np.where(better, s, scale), np.where(better, b, bias)
-        best = np.minimum(error, best)
-    return q, scale, bias
-
-
-def _squared_errors(w: Floats, q: npt.NDArray[np.uint8], scale: Floats, bias: Floats) -> Floats:
-    d = _affine_values(q, scale[:, None], bias[:, None]) - w
-    result: Floats = np.einsum("ij,ij->i", d, d)
-    return result

@@ -22,6 +22,7 @@ def _every(lane: int, low: int) -> np.uint64:
 
 
 _NIBBLES = _every(8, 4)
+_SECOND_NIBBLES = np.uint64(int(_every(16, 4)) << 4)
 
 
 def pack_bits(codes: Bytes, bits: int) -> npt.NDArray[np.uint32]:
@@ -72,20 +73,29 @@ def pair_nibbles(x: Bytes, run: int) -> Bytes:
     ``run`` codes in the high ones.
     """
     n = len(x)
-    words = np.ascontiguousarray(x).view("<u8")
-    pairs = np.empty_like(words)
-    shifted = np.empty_like(words)
+    # Of each two bytes the middle nibbles change places: both of a half are neighbours then.
+    words = np.array(x, order="C").view("<u8")
+    moved = words >> np.uint64(4)
+    moved ^= words
+    moved &= _SECOND_NIBBLES
+    words ^= moved
+    moved <<= np.uint64(4)
+    words ^= moved
     out = np.empty((n, x.shape[1] // run, 2, run // 2), np.uint8)
     whole = out.view(f"V{run // 2}")[..., 0]  # a run's half moves as one element
+    pairs = words.view("<u2")
     for half in range(2):
-        np.right_shift(words, np.uint64(4 * half), out=pairs)
-        pairs &= _NIBBLES
-        np.right_shift(pairs, np.uint64(4), out=shifted)
-        pairs |= shifted
-        # The lower byte of each two holds both nibbles now.
-        merged = pairs.view("<u2").astype(np.uint8)
-        whole[:, :, half] = merged.view(f"V{run // 2}").reshape(n, -1)
+        if half:
+            pairs >>= np.uint16(8)
+        whole[:, :, half] = pairs.astype(np.uint8).view(f"V{run // 2}").reshape(n, -1)
     return out.reshape(n, -1)
+
+
+def join_bits(low: Bytes, high: Bytes, width: int) -> Bytes:
+    """``low | high << width`` in place of ``low``, of which nothing may leave its byte."""
+    words = low.view("<u8")
+    words |= high.view("<u8") << np.uint64(width)
+    return low
 
 
 def bit_fields(x: Bytes, width: int, run: int) -> Bytes:
@@ -138,13 +148,20 @@ def sums(stored: Bytes, width: int, groups: int) -> tuple[Words, Words]:
     low = words & _NIBBLES
     high = words >> np.uint64(4)
     high &= _NIBBLES
-    total = _add_lanes(low + high, 8)
-    for codes in (low, high):
-        each = codes.view(np.uint8)
-        np.multiply(each, each, out=each)
-    squares = _add_lanes(low, 8)
-    squares += _add_lanes(high, 8)
-    return _across(total, groups, 16), _across(squares, groups, 16)
+    total = low + high
+    # q (15 - q) is at most 56, so that those of four codes fit a byte, as four squares do not.
+    products = _by_complement(low)
+    products += _by_complement(high)
+    sums_of = [_across(_add_lanes(x[0::2] + x[1::2], 8), groups, 16) for x in (total, products)]
+    return sums_of[0], np.uint64(15) * sums_of[0] - sums_of[1]
+
+
+def _by_complement(nibbles: Words) -> Words:
+    """``q (15 - q)`` of codes of four bits, one in a byte."""
+    rest = nibbles ^ _NIBBLES
+    each = rest.view(np.uint8)
+    np.multiply(each, nibbles.view(np.uint8), out=each)
+    return rest
 
 
 def _add_lanes(words: Words, lane: int) -> Words:

@@ -14,12 +14,12 @@ from converters.forms import (
     from_float,
     keep_codes,
     keep_floats,
-    requantise,
     to_float,
 )
 from converters.gguf.quants import Codes
 from converters.layout import affine
 from converters.packing import pack_bits, unpack_bits
+from converters.requantise import requantise
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)

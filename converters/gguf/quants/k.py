@@ -7,6 +7,7 @@ import numpy as np
 from converters.gguf.quants.base import Bytes, Codec, Codes, Floats, bit_fields, half, paired
 from converters.gguf.quants.plain import IQ4_CODES
 from converters.gguf.types import GGMLType
+from converters.packing import join_bits
 
 
 def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:
@@ -15,10 +16,15 @@ def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:
     The first four of each fill the low six bits of bytes 0-3 and 4-7; the last four have their low
     nibbles in bytes 8-11 and their two top bits above the first four.
     """
-    a, b, c = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate([a & 0x3F, (c & 0x0F) | ((a >> 2) & 0x30)], axis=1)
-    minimums = np.concatenate([b & 0x3F, (c >> 4) | ((b >> 2) & 0x30)], axis=1)
-    return scales.astype(np.float32), minimums.astype(np.float32)
+    a, b, c = np.ascontiguousarray(packed).view("<u4").T
+    low, top = np.uint32(0x0F0F0F0F), np.uint32(0x30303030)
+    pairs = np.empty((2, len(packed), 2), "<u4")
+    pairs[:, :, 0] = a, b
+    pairs[:, :, 0] &= low | top
+    for each, first, nibbles in zip(pairs, (a, b), (c, c >> np.uint32(4)), strict=True):
+        each[:, 1] = nibbles & low | first >> np.uint32(2) & top
+    scales, minimums = pairs.view(np.uint8).astype(np.float32)
+    return scales, minimums
 
 
 class Q2_K(Codec):  # noqa: N801
@@ -78,7 +84,7 @@ class Q5_K(Codec):  # noqa: N801
     def unpack(self, blocks: Bytes) -> Codes:
         s, m = _six_bit_pairs(blocks[:, 4:16])
         q = bit_fields(blocks[:, 48:], 4, 32)
-        q |= bit_fields(blocks[:, 16:48], 1, 32) << 4
+        join_bits(q, bit_fields(blocks[:, 16:48], 1, 32), 4)
         return Codes(q, half(blocks, 0) * s, -half(blocks, 2) * m)
 
 
@@ -89,7 +95,7 @@ class Q6_K(Codec):  # noqa: N801
 
     def unpack(self, blocks: Bytes) -> Codes:
         q = bit_fields(blocks[:, :128], 4, 64)
-        q |= bit_fields(blocks[:, 128:192], 2, 32) << 4
+        join_bits(q, bit_fields(blocks[:, 128:192], 2, 32), 4)
         scale = half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
         return Codes(q, scale, -32 * scale)
 
