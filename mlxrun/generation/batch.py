@@ -151,6 +151,11 @@ class Batch:
             sequence.block.clear(sequence.row)
             sequence.block = None
 
+    def rest(self) -> None:
+        """Let go of all rows: nobody has one, and it may be long until somebody comes."""
+        self._blocks.settle()
+        self._rows.clear()
+
     def memories(self, sequence: Live) -> list[Memory]:
         """What a sequence remembers, to be read before the next step."""
         if sequence.block is None:

@@ -263,6 +263,8 @@ class Service:
         self._sharing.leave(sequence)
         self.scheduler.common = self._sharing.nbytes
         self.batch.leave(sequence)
+        if not self._jobs:
+            self.batch.rest()
         return job
 
 

@@ -7,7 +7,7 @@ just now waits for it. How beginnings are kept is in ``cache.prefix``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -32,6 +32,7 @@ class _Use:
     """How one sequence uses the cache.
 
     Attributes:
+        kinds: of its memories; only those of the same can share anything.
         lease: of what it took over.
         begun: whether it has looked.
         stops: where, besides, to keep what it has read.
@@ -40,6 +41,7 @@ class _Use:
         beginning: what it holds together with others.
     """
 
+    kinds: tuple[str, ...]
     lease: Lease | None = None
     begun: bool = False
     stops: set[int] = field(default_factory=set)
@@ -63,7 +65,8 @@ class Sharing:
 
     def admit(self, live: Live) -> None:
         """Note a sequence that is about to read its prompt."""
-        self._uses[live] = _Use(begun=bool(live.read))
+        kinds = tuple(memory.kind for memory in live.cache)
+        self._uses[live] = _Use(kinds, begun=bool(live.read))
         self._waiting = None
 
     def waiting(self) -> set[Live]:
@@ -159,19 +162,25 @@ class Sharing:
         prompt = cast(tuple[int, ...], live.prompt[:-1])
         common = [
             shared(prompt, cast(tuple[int, ...], other.prompt[:-1]))
-            for other in self._uses
-            if other is not live
+            for other, _ in self._others(live)
         ]
         known = self.cache.known(prompt, live.cache, self._step)
         held = self.cache.shared(prompt, live.cache, self._step)
         return together([min(n, known) for n in common], held)
 
+    def _others(self, live: Live) -> Iterator[tuple[Live, _Use]]:
+        """Those whose memories are like a sequence's."""
+        kinds = self._uses[live].kinds
+        for other, use in self._uses.items():
+            if other is not live and use.kinds == kinds:
+                yield other, use
+
     def _waits(self, live: Live) -> bool:
-        if not self.cache.budget:
+        if not self.cache.budget or not all(self._uses[live].kinds):
             return False
         prompt = live.prompt[:-1]
         reach = self.cache.reach(prompt, live.cache, self._step)
-        for other, use in self._uses.items():
+        for other, use in self._others(live):
             if not use.begun or other.read >= len(other.prompt):
                 continue
             common = shared(cast(tuple[int, ...], prompt), cast(tuple[int, ...], other.prompt))

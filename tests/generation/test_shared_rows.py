@@ -23,7 +23,6 @@ from mlxrun.cache.prefix import PrefixCache
 from mlxrun.cache.store import BUCKET
 from mlxrun.generation import sharing, stepping
 from mlxrun.generation.batch import Batch
-from mlxrun.generation.blocks import Blocks
 from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
@@ -118,14 +117,15 @@ def test_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     for ask in given:
         submit(service, model, ask)
     beginnings: weakref.WeakSet[Any] = weakref.WeakSet()
+    seen = 0
     while service.busy:
         service.step()
         beginnings.update(cache.beginning for cache in branches(service.batch))
+        seen = max(seen, len(beginnings))
     assert [ask.tokens for ask in given] == wanted
     assert service.batch._stepper.recorded
-    assert beginnings
+    assert seen
     prefixes.clear()
-    service.batch._blocks, service.batch._rows = Blocks(), {}
     gc.collect()
     assert not beginnings
 
