@@ -113,6 +113,8 @@ def test_it_is_told_once_before_the_first_byte_and_not_for_what_is_here(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "machine_memory", lambda: 200_000)
+    monkeypatch.setattr(fit, "on_cpu", lambda: True)
+    monkeypatch.setattr(fit, "plain_room", lambda: GB)  # whatever is free just now
     hub.add("org/repo", {"m-Q4_K_M.gguf": BODY, "m-Q2_K.gguf": BODY[:9000]})
     events: list[str] = []
     pull("org/repo", tell=events.append, progress=lambda done, total: events.append("bytes"))
