@@ -53,7 +53,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.memory": ("mlxrun.blas", "mlxrun.errors"),
     "mlxrun.footprint": (),
     "mlxrun.text": ("converters", "mlxrun.errors"),
-    "mlxrun.cache": ("mlxrun.errors",),
+    "mlxrun.on_cpu": (),
+    "mlxrun.cache": ("mlxrun.errors", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors"),
     "mlxrun.models": (
@@ -63,6 +64,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.weights",
         "mlxrun.cache",
         "mlxrun.errors",
+        "mlxrun.on_cpu",
     ),
     "mlxrun.loading": (
         "converters",
