@@ -77,13 +77,13 @@ class _Shard:
         }
         self.file.write(np.ascontiguousarray(array).data)
         if self.size >= self._flush_at:
-            self._flush_behind()
+            if self._flushing is None or self._flushing.done():
+                self.flush_behind()
+            self._flush_at = self.size + _FLUSHED_AT_ONCE
 
-    def _flush_behind(self) -> None:
+    def flush_behind(self) -> None:
         """Let the disk begin: what is written so far is flushed while more is made."""
-        if self._flushing is None or self._flushing.done():
-            self._flushing = self._flusher.submit(os.fsync, self.file.fileno())
-        self._flush_at = self.size + _FLUSHED_AT_ONCE
+        self._flushing = self._flusher.submit(os.fsync, self.file.fileno())
 
     def abandon(self) -> None:
         """Close the file as it is."""
@@ -158,6 +158,11 @@ class CheckpointWriter:
             if not self._shards or self._shards[-1].size + array.nbytes > SHARD_BYTES > 0:
                 self._next_shard()
             self._shards[-1].add(name, array, dtype)
+
+    def flush(self) -> None:
+        """Let the disk begin with the last arrays, while small files are made."""
+        if self._shards:
+            self._shards[-1].flush_behind()
 
     def _next_shard(self) -> None:
         if self._shards and not self._shards[-1].size:

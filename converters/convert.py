@@ -257,8 +257,8 @@ def _write(
 ) -> ConversionReport:
     report = ConversionReport({}, policy.name)
     layouts = write_tensors(writer, tensors, report)
+    writer.flush()
     report.skipped = skipped(names)
-    report.source = _source(gguf, hashing.result())
     from converters.gguf.tokenizer import tokenizer_files
 
     tokens = tokenizer_files(gguf) if "tokenizer.ggml.model" in gguf.metadata else {}
@@ -267,6 +267,7 @@ def _write(
     config |= quantization(layouts)
     config["torch_dtype"] = policy.half if policy.name != "exact" else "float32"
     writer.write_file("config.json", json.dumps(config, indent=2))
+    report.source = _source(gguf, hashing.result())
     writer.write_file("conversion.json", report.to_json())
     return report
 
