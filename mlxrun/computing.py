@@ -6,6 +6,7 @@ computes with a model holds :data:`COMPUTING` meanwhile.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Generator, Iterator
 from typing import TypeVar
@@ -13,6 +14,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 COMPUTING = threading.RLock()
+# At the end of the process threads that still compute stop where they are: MLX aborts where one is
+# at work while it is taken down. Nobody holds the lock for longer than a step.
+atexit.register(COMPUTING.acquire, timeout=10)
 
 
 def one_at_a_time(items: Generator[T, None, None]) -> Iterator[T]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mlxrun.cache.choice import Wanted
 from mlxrun.computing import COMPUTING
+from mlxrun.errors import ParameterError
 from mlxrun.generation.engine import no_numbers
 from mlxrun.planning.plan import MemoryPlan
 from mlxrun.planning.source import plan_loaded
@@ -233,6 +234,9 @@ def compare(
         TokenizerError: the vocabularies differ; says in what.
         ParameterError, ContextLengthError, CacheError, NumericError: as :func:`perplexity`.
     """
+    for name, model in (("a", a), ("b", b)):
+        if not hasattr(model, "tokenizer"):
+            raise ParameterError(name, model, "a model, as mlxrun.load returns it")
     comparing = Comparing(a, b, text, **options)
     comparing.finish(progress)
     return comparing.result()

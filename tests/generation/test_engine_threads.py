@@ -296,3 +296,19 @@ def test_the_interpreter_may_end_with_an_engine_open(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("way", ["generate", "batch"])
+def test_the_end_of_the_process_waits_for_no_thread(tmp_path: Path, way: str) -> None:
+    """A step that is computed meanwhile ends first: MLX aborts otherwise."""
+    path = Tiny(keys={"context_length": 4096}).write(tmp_path / "m.gguf")
+    prompt = {"generate": "'tea'", "batch": "['tea', 'x']"}[way]
+    code = (
+        "import sys, threading, time, mlxrun\n"
+        "llm = mlxrun.load(sys.argv[1])\n"
+        f"run = lambda: llm.{way}({prompt}, max_tokens=4000, ignore_eos=True)\n"
+        "threading.Thread(target=run, daemon=True).start()\n"
+        "time.sleep(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -237,3 +237,8 @@ def test_types_that_are_none(tiny, keys):
 def test_no_text(tiny):
     with pytest.raises(ParameterError, match="text must be a string"):
         tiny.perplexity(b"bytes")
+
+
+def test_a_path_is_no_model(tiny):
+    with pytest.raises(ParameterError, match=r"b must be a model, as mlxrun\.load returns it"):
+        mlxrun.compare(tiny, "tiny.gguf", TEXT)
