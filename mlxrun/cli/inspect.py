@@ -36,7 +36,9 @@ WIDEST = 100
 @with_cache_types
 @with_chips
 @click.option(
-    "--policy", type=click.Choice(POLICIES), help="Estimate this conversion only, type by type."
+    "--policy",
+    type=click.Choice(POLICIES),
+    help="Estimate this conversion only, type by type, and plan with it.",
 )
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
@@ -74,7 +76,7 @@ def command(
         parallel=parallel,
         cache=(cache_type_k, cache_type_v),
         chips=chips,
-        policies=[policy] if policy else POLICIES,
+        policy=policy,
     )
     if not tensors:
         del facts["tensors"]

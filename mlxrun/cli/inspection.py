@@ -44,7 +44,7 @@ def inspect_model(
     context: int | None,
     parallel: int = 1,
     cache: tuple[str | None, str | None] = (None, None),
-    policies: Iterable[str] = POLICIES,
+    policy: str | None = None,
     chips: Sequence[str] = (),
 ) -> Facts:
     """Everything that headers tell about a model.
@@ -54,7 +54,8 @@ def inspect_model(
         context: tokens to plan memory for; by default the model's own context length.
         parallel: sequences to plan memory for.
         cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
-        policies: those to estimate conversions for.
+        policy: the one to estimate a conversion for, and to plan with; by default all are
+            estimated, and the plan is of what a run chooses.
         chips: names of those whose limits to tell; see :mod:`mlxrun.planning.chips`.
 
     Raises:
@@ -66,23 +67,24 @@ def inspect_model(
         facts = _directory(path, context)
     else:
         source = read_gguf(path)
-        facts = _gguf(source, context, list(policies))
+        facts = _gguf(source, context, policy)
     facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
         wanted = Wanted(None, 0, *cache)
-        plan, held = plan_source(source, cache=wanted, beside=most_beside(offline=True))
+        beside = most_beside(offline=True)
+        plan, held = plan_source(source, policy=policy, cache=wanted, beside=beside)
         plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         longest = facts["model"]["context_length"]
         tokens = context or longest
         facts["plan"] = plan_facts(plan, held, tokens, parallel, longest=longest)
         facts["work"] = work_of_source(
-            source, context=tokens, parallel=parallel, cache=cache, chips=chips
+            source, policy=policy, context=tokens, parallel=parallel, cache=cache, chips=chips
         )
     return facts
 
 
-def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
+def _gguf(gguf: GGUFFile, context: int | None, policy: str | None) -> Facts:
     facts: Facts = {
         "format": f"GGUF v{gguf.version}",
         "files": [{"name": p.name, "bytes": p.stat().st_size} for p in gguf.paths],
@@ -97,9 +99,10 @@ def _gguf(gguf: GGUFFile, context: int | None, policies: list[str]) -> Facts:
     model, problem, tensors = _model_of(gguf)
     facts |= {"problem": problem, "model": model.facts if model else None}
     facts["skipped"] = _skipped(gguf) if model else []
+    policies = [policy] if policy else POLICIES
     facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
     if model:
-        held = of_gguf(gguf)
+        held = of_gguf(gguf, policy=policy)
         loaded = {"policy": f"run here ({held.how})", "bytes": held.nbytes}
         facts["loaded"] = loaded
         facts["memory"] = _memory(model, context, [*facts["policies"], loaded])

@@ -56,6 +56,7 @@ def work_of_source(
     parallel: int,
     cache: tuple[str | None, str | None],
     chips: Sequence[str],
+    policy: str | None = None,
 ) -> Facts:
     """What drawing a token in each sequence and reading a prompt must do at least.
 
@@ -65,6 +66,7 @@ def work_of_source(
         parallel: sequences at once.
         cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
         chips: names of those whose limits to tell.
+        policy: under which a GGUF's weights are held; see :func:`mlxrun.load`.
 
     Raises:
         ParameterError: there is no chip of a name, or no such type of cache.
@@ -73,7 +75,7 @@ def work_of_source(
     from mlxrun.planning.limits import chip_limits, weight_facts, work_facts
 
     named = chips_named(name for name in chips if name != HERE)
-    counts, held = _counted(source, None, cache)
+    counts, held = _counted(source, None, cache, policy)
     works = _works(counts, context, parallel)
     facts: Facts = {
         "context": context,
@@ -86,20 +88,23 @@ def work_of_source(
         "elsewhere": None,
     }
     if named:
-        counts, held = _counted(source, ELSEWHERE, cache)
+        counts, held = _counted(source, ELSEWHERE, cache, policy)
         limits = chip_limits(_works(counts, context, parallel), held.nbytes, named)
         facts["elsewhere"] = {"held": held.how, "weights": held.nbytes, "chips": limits}
     return facts
 
 
 def _counted(
-    source: Path | GGUFFile, dtype: str | None, cache: tuple[str | None, str | None]
+    source: Path | GGUFFile,
+    dtype: str | None,
+    cache: tuple[str | None, str | None],
+    policy: str | None,
 ) -> tuple[Counts, Held]:
     from mlxrun.cache.choice import Wanted
     from mlxrun.planning.counting import count_held
     from mlxrun.planning.source import promised
 
-    config, held = promised(source, dtype=dtype)
+    config, held = promised(source, dtype=dtype, policy=policy)
     return count_held(config, held, Wanted(None, 0, *cache)), held
 
 

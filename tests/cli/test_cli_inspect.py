@@ -36,12 +36,19 @@ def test_tensors_by_type(mixed):
 
 @pytest.mark.parametrize("policy", ["exact", "near", "compact"])
 def test_estimates_are_what_conversion_does(mixed, policy, tmp_path):
-    (estimate,) = inspect_model(mixed, context=None, policies=[policy])["policies"]
+    (estimate,) = inspect_model(mixed, context=None, policy=policy)["policies"]
     report = mlxrun.convert(mixed, tmp_path / "out", policy=policy)
     assert estimate["bytes"] == report.nbytes
     assert estimate["bits"] == pytest.approx(report.bits_after)
     found = {(t.type, t.form, t.fidelity) for t in report.tensors}
     assert {(f["type"], f["form"], f["fidelity"]) for f in estimate["forms"]} == found
+
+
+@pytest.mark.parametrize("policy", ["near", "compact"])
+def test_a_policy_is_planned_with(mixed, policy):
+    facts = inspect_model(mixed, context=None, policy=policy)
+    loaded = mlxrun.load(mixed, policy=policy).model.nbytes
+    assert facts["loaded"]["bytes"] == facts["plan"]["weights"] == loaded
 
 
 def test_memory_as_it_is_run_here(mixed):
