@@ -64,6 +64,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
         self.usage: Usage | None = None
         self.finish_reason: FinishReason | None = None
+        self._unsaid = False
 
     def ask(
         self,
@@ -119,6 +120,7 @@ class Conversation:
         # Closing makes the session hold what was yielded and no more.
         with closing(cast("Generator[Chunk, None, None]", chunks)):
             for chunk in chunks:
+                self._unsaid = False  # to read the prompt, the session went back to what is said
                 reply.append(chunk.text)
                 if chunk.finish_reason:
                     self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
@@ -174,9 +176,19 @@ class Conversation:
         """
         if not self.messages:
             raise ConversationError("there is nothing to take back")
+        self._unsaid = True
         while self.messages[-1]["role"] != "user":
             self.messages.pop()
         return str(self.messages.pop()["content"])
+
+    def forget_unsaid(self) -> None:
+        """Let the session forget what was taken back."""
+        if self._unsaid:
+            from mlxrun.cache.radix import shared
+
+            said = self.prompt() if self.messages else []
+            self.session.rewind(shared(tuple(self.session.tokens), tuple(said)))
+            self._unsaid = False
 
     def clear(self) -> None:
         """Forget all messages; the system message and the settings stay."""

@@ -31,6 +31,7 @@ def save(conversation: Conversation, path: Path, say: Say) -> None:
     """
     conversation.save(path)
     say(f"saved {len(conversation.messages)} messages to {path}")
+    conversation.forget_unsaid()
     session, file = conversation.session, beside(path)
     if not session.tokens:
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxrun.cli import remembered
 from mlxrun.cli.conversation import STOPPED, Conversation, ConversationError
 from mlxrun.cli.settings import chat_defaults
 from mlxrun.errors import ContextLengthError, ParameterError, TemplateError
@@ -65,6 +66,20 @@ def test_memory_after_undo_retry_and_stop(chat):
     assert chat.usage.cached_tokens == held
     reply = chat.messages.pop()
     assert fresh_reply(chat) == reply["content"]
+
+
+def test_what_is_taken_back_is_not_saved(chat, tmp_path):
+    ask(chat, "one")
+    first = list(chat.session.tokens)
+    ask(chat, "something to be forgotten")
+    chat.undo()
+    remembered.save(chat, tmp_path / "chat.json", lambda _: None)
+    held = chat.llm.load_session(remembered.beside(tmp_path / "chat.json")).tokens
+    assert held[: len(first)] == first
+    assert "some" not in chat.llm.tokenizer.decode(held)
+    chat.undo()
+    remembered.save(chat, tmp_path / "chat.json", lambda _: None)
+    assert not chat.session.tokens
 
 
 def test_a_stopped_reply_is_kept_and_marked(chat):
