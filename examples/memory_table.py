@@ -100,7 +100,10 @@ def make(kind: str, folder: Path) -> Path:
 
 
 def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
-    """The peak in bytes with all sequences of a cell alive, and the length of their prompts."""
+    """The peak in bytes with all sequences of a cell alive, and the length of their prompts.
+
+    What other models hold meanwhile is left out.
+    """
     budget = most_beside(offline=True)
     # The first must still draw when the last has read its prompt.
     drawn = LEAST
@@ -112,11 +115,12 @@ def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
     llm.prefix_cache.budget = 0  # what one cell keeps would count for the next
     gc.collect()
     mx.clear_cache()
+    others = max(0, mx.get_active_memory() - llm.model.nbytes)
     mx.reset_peak_memory()
     if cell.parallel == 1:
         types = {"cache_type_k": cell.keys, "cache_type_v": cell.values}
         llm.generate(ids[0], max_tokens=drawn, ignore_eos=True, **types)
-        return mx.get_peak_memory(), prompt
+        return mx.get_peak_memory() - others, prompt
     service = Service(llm.model, rows=cell.parallel, stall=math.inf, beside=budget)
     for row in ids:
         request = llm.asker.request(row, max_tokens=drawn, ignore_eos=True)
@@ -125,7 +129,7 @@ def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
         service.submit(Job(request, llm.asker.sampler(request), reply, drawn, cache, 0, _ignore))
     while service.busy:
         service.step()
-    return mx.get_peak_memory(), prompt
+    return mx.get_peak_memory() - others, prompt
 
 
 def _ignore(_: object) -> None:
