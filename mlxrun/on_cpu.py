@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-FEW = 1 << 17
+FEW = 1 << 18
 _PER_E = math.log2(math.e)
 
 
