@@ -17,7 +17,7 @@ from converters.policy import FIXED, Policy
 from converters.report import ConversionReport
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
-from mlxrun.loading.run import DTYPES, Form, form, resolve_dtype
+from mlxrun.loading.run import DTYPES, form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
 Progress = Callable[[int, int, str], None]
@@ -48,8 +48,8 @@ def load_gguf(
     adapters = read_adapters(adapter, config)
     run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
     native = config["model_type"] in FAMILIES
-    held = f"policy {policy}" if policy else str(held_form(gguf, run))
-    bound = replace(run_policy(gguf, policy, run), factors=native)
+    chosen, held = _chosen(gguf, policy, run)
+    bound = replace(chosen, factors=native)
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
@@ -62,20 +62,22 @@ def load_gguf(
     return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters, held)
 
 
-def held_form(gguf: GGUFFile, dtype: str) -> Form:
-    """How the weights of a file are held where no policy is asked for."""
-    kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
-    return form(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
-
-
 def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
     """The policy that a file is loaded with on this machine, for activations of a dtype."""
-    if name is None:
-        if held_form(gguf, dtype).plain:
-            return Policy("exact", dtype, packed=False)
-        return Policy("near", dtype, narrow=dtype == "float32")
-    # Compact counts bits: float32 scales would leave none for the codes.
-    return Policy(check_policy(name), half_dtype(gguf) if name == "compact" else dtype)
+    return _chosen(gguf, name, dtype)[0]
+
+
+def _chosen(gguf: GGUFFile, name: str | None, dtype: str) -> tuple[Policy, str]:
+    """That policy, and in words in which form it holds weights and why."""
+    if name is not None:
+        # Compact counts bits: float32 scales would leave none for the codes.
+        bound = half_dtype(gguf) if name == "compact" else dtype
+        return Policy(check_policy(name), bound), f"policy {name}"
+    kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
+    held = form(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
+    if held.plain:
+        return Policy("exact", dtype, packed=False), str(held)
+    return Policy("near", dtype, narrow=dtype == "float32"), str(held)
 
 
 def _to_mlx(converted: Converted) -> dict[str, mx.array]:

@@ -59,8 +59,3 @@ def form(elements: int, dtype: str, *, kept: bool) -> Form:
         f"{needed / 1e9:.3g} GB of {most / 1e9:.3g} GB, which is {plain_share():.0%} of the free "
         f"memory (--policy, {SHARE})",
     )
-
-
-def expands(elements: int, dtype: str, *, kept: bool) -> bool:
-    """Whether quantised weights are held as plain float32; see :func:`form`."""
-    return form(elements, dtype, kept=kept).plain

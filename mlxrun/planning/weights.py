@@ -17,7 +17,7 @@ from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
 from mlxrun.loading.gguf import run_policy
-from mlxrun.loading.run import expands, resolve_dtype
+from mlxrun.loading.run import form, resolve_dtype
 
 _HALVES = {"F16": "float16", "BF16": "bfloat16"}
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
@@ -77,7 +77,7 @@ def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = N
     size = 4 if run == "float32" else 2
     elements = sum(_elements(name, entries[name], config) for name in packed)
     kept = any(len(entries[name].shape) == 3 and _mode(name, config) != "affine" for name in packed)
-    plain = bool(packed) and expands(elements, run, kept=kept)
+    plain = bool(packed) and form(elements, run, kept=kept).plain
     modules: dict[str, float] = defaultdict(float)
     for name, entry in entries.items():
         part = _module(name) + ".weight" in packed and not name.endswith(".bias")
