@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlxrun import blas
 from mlxrun.generation.engine import PREFILL_CHUNK
-from mlxrun.memory import on_cpu
+from mlxrun.memory import cores, on_cpu
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -64,7 +64,7 @@ def choices(llm: LLM) -> Choices:
     dtype = str(model.dtype).removeprefix("mlx.core.")
     joins = not cpu and not model.summary.through
     return Choices(
-        device=f"CPU, {_cores()} cores" if cpu else str(mx.device_info()["device_name"]),
+        device=f"CPU, {cores()} cores" if cpu else str(mx.device_info()["device_name"]),
         blas=_blas() if cpu else "not used on a GPU",
         dtype=f"{dtype} (--dtype)",
         weights=llm.held,
@@ -88,10 +88,3 @@ def _blas() -> str:
     if blas.hint() is None:
         return "Accelerate" if blas.ACCELERATE else f"preloaded: {os.environ['LD_PRELOAD']}"
     return "what MLX brings, which is slow" + told
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

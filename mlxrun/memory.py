@@ -1,4 +1,4 @@
-"""How much memory this machine has for models, what is free of it, and MLX's own limits.
+"""How much memory this machine has for models, what is free of it, its cores, MLX's own limits.
 
 Imports MLX only when it is asked about the device. Knows nothing of models. The environment
 variable ``MLXRUN_MEMORY_LIMIT`` takes the place of what the machine says: a number of bytes such
@@ -34,6 +34,13 @@ def on_cpu() -> bool:
     import mlx.core as mx
 
     return bool(mx.default_device() == mx.cpu)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine_memory() -> int:

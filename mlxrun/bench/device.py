@@ -17,9 +17,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from mlxrun.bench.machine import cores
 from mlxrun.computing import COMPUTING
-from mlxrun.memory import on_cpu, room
+from mlxrun.memory import cores, on_cpu, room
 from mlxrun.planning.roof import Roof
 
 # Bytes of the arrays that are moved, unless caches are larger or memory is short.

@@ -19,6 +19,7 @@ from typing import Any
 
 from mlxrun import blas
 from mlxrun.bench.neighbours import Neighbours
+from mlxrun.memory import cores
 
 # Load before, or what others take meanwhile, as a share of the cores: from here on it is felt.
 BUSY = 0.25
@@ -44,13 +45,6 @@ def machine(packages: Iterable[str] = ("mlxrun", "mlx")) -> dict[str, Any]:
         "blas": blas.loaded or brought,
         "versions": {"python": platform.python_version()} | _versions(packages),
     }
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Watch:
