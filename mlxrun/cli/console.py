@@ -105,11 +105,16 @@ def table(
 
 def size(nbytes: float) -> str:
     """A number of bytes for people, in powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 999.5:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.4g} TB"
+    return in_thousands(nbytes, "B")
+
+
+def in_thousands(count: float, unit: str) -> str:
+    """A number for people, in powers of ten of a unit."""
+    for power in ("", "k", "M", "G"):
+        if count < 999.5:
+            return f"{count:.3g} {power}{unit}"
+        count /= 1000
+    return f"{count:.4g} T{unit}"
 
 
 class Bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converters.gguf.reader import GGUFFile
-from mlxrun.cli.console import Bar, Output, size, table
+from mlxrun.cli.console import Bar, Output, in_thousands, size, table
 from mlxrun.cli.roofline import ELSEWHERE, chip_notes, chip_table, number
 from mlxrun.errors import ParameterError
 
@@ -170,8 +170,4 @@ def _told_here(here: Mapping[str, Any]) -> str:
 
 def flops(count: float) -> str:
     """A number of operations for people, in powers of ten."""
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TFLOP"
+    return in_thousands(count, "FLOP")
