@@ -62,10 +62,6 @@ class BranchCache(DenseCache):
         self.beginning, self._layer = beginning, layer
         self.offsets = [beginning.length]
 
-    @property
-    def _shared(self) -> list[mx.array]:
-        return list(self.beginning.parts[self._layer].values())
-
     def _slot(self, position: int) -> int:
         return position - self.beginning.length
 
@@ -84,7 +80,7 @@ class BranchCache(DenseCache):
 
     @property
     def fixed(self) -> list[mx.array]:
-        return self._shared
+        return list(self.beginning.parts[self._layer].values())
 
     def bare(self) -> Self:
         nothing = Beginning(self.beginning.length, ())
@@ -99,34 +95,19 @@ class BranchCache(DenseCache):
         mask: Mask,
         fixed: Sequence[mx.array],
     ) -> mx.array:
-        return meet_both(product, queries, *self._with(fixed, keys, values, mask))
-
-    def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
-        start = self._slot(self.offsets[0])
-        end = start + tokens[0].shape[2]
-        self._store.reserve(tokens, start, self._capacity(end))
-        self._store.write(start, tokens)
-        return self._store.view(end), "causal" if end - start > 1 else None
-
-    def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
-    ) -> mx.array:
-        return meet_both(product, queries, *self._both(keys, values))
+        return meet_both(product, queries, *self._both(keys, values, mask, fixed))
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        k, v, mask = self._both(keys, values)
+        k, v, mask = self._both(*self._remember(keys, values), self.fixed)
         return k.plain(), v.plain(), mask
 
-    def _both(self, keys: mx.array, values: mx.array) -> tuple[Both, Both, Mask]:
-        return self._with(self._shared, *self._remember(keys, values))
-
-    def _with(
-        self, shared: Sequence[mx.array], keys: Seen, values: Seen, mask: Mask
+    def _both(
+        self, keys: Seen, values: Seen, mask: Mask, fixed: Sequence[mx.array]
     ) -> tuple[Both, Both, Mask]:
         split = len(keys.arrays)
         return (
-            Both(keys._replace(arrays=tuple(shared[:split])), keys),
-            Both(values._replace(arrays=tuple(shared[split:])), values),
+            Both(keys._replace(arrays=tuple(fixed[:split])), keys),
+            Both(values._replace(arrays=tuple(fixed[split:])), values),
             extended(mask, self.beginning.length),
         )
 

@@ -49,7 +49,7 @@ class DenseCache(RowCache):
         self._fill(tokens, length)
 
     def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
-        start = self.offsets[0]
+        start = self._slot(self.offsets[0])
         end = start + tokens[0].shape[2]
         self._store.reserve(tokens, start, self._capacity(end))
         self._store.write(start, tokens)

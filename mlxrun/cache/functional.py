@@ -28,10 +28,14 @@ class Rows:
 
     Args:
         caches: of which :attr:`RowCache.functional` is true, and which hold something.
+
+    Attributes:
+        views: slots that the step sees for which :meth:`prepare` was called, by layout of a layer.
     """
 
     def __init__(self, caches: Sequence[RowCache]) -> None:
         self.caches = caches
+        self.views: dict[Hashable, int] = {}
         self._kinds = tuple((cache.kind, cache.layout) for cache in caches)
         self._alike = {cache.layout: cache for cache in caches}
 
@@ -41,14 +45,8 @@ class Rows:
         return all(isinstance(c, RowCache) and c.functional and c.state for c in caches)
 
     @property
-    def views(self) -> dict[Hashable, int]:
-        """Slots that a step sees, by the layout of a layer."""
-        slots = {layout: cache.slots_after(1) for layout, cache in self._alike.items()}
-        return {layout: -(-count // VIEW) * VIEW for layout, count in slots.items()}
-
-    @property
     def kind(self) -> Hashable:
-        """Equal where the same recording of a step serves, once :meth:`prepare` has been called."""
+        """Equal where the same recording serves the step that is prepared."""
         first = self.caches[0]
         capacity = first.state[0].shape[2]
         return self._kinds, len(first.offsets), capacity, tuple(self.views.values())
@@ -66,6 +64,8 @@ class Rows:
         """Make room for one more token of each row."""
         for cache in self.caches:
             cache.make_room()
+        slots = {layout: cache.slots_after(1) for layout, cache in self._alike.items()}
+        self.views = {layout: -(-count // VIEW) * VIEW for layout, count in slots.items()}
 
     @property
     def arrays(self) -> list[Arrays]:

@@ -70,7 +70,7 @@ class RowCache(Cache):
 
     @property
     def fixed(self) -> list[mx.array]:
-        """What a step reads besides :attr:`state`, and never changes."""
+        """What queries meet besides :attr:`state`, and no step changes."""
         return []
 
     def bare(self) -> Self:
@@ -118,7 +118,7 @@ class RowCache(Cache):
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
     ) -> mx.array:
-        return meet(product, queries, *self._remember(keys, values))
+        return self.meet(product, queries, *self._remember(keys, values), self.fixed)
 
     def _remember(self, keys: mx.array, values: mx.array) -> tuple[Seen, Seen, Mask]:
         packed = self.keys.pack(keys)
