@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from collections import deque
@@ -91,8 +90,6 @@ class Engine:
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="mlxrun-engine", daemon=True)
         self._thread.start()
-        # MLX must not compute while the interpreter goes away.
-        atexit.register(self.close)
 
     def submit(self, request: Request | Prompt, **options: Any) -> Handle:
         """Queue a request.
@@ -141,14 +138,14 @@ class Engine:
     @property
     def figures(self) -> Figures:
         """What it was sized for, and what it has done so far."""
-        batch, room = self._service.batch, self._front.room
+        done, room = self._service.figures, self._front.room
         return Figures(
             room.parallel,
             room.context,
             self._service.scheduler.live,
             self.waiting,
-            batch.computed,
-            batch.wasted,
+            done.slots,
+            done.wasted,
             self._front.prefixes.figures,
         )
 
@@ -159,7 +156,6 @@ class Engine:
             self._news.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-        atexit.unregister(self.close)
 
     def __enter__(self) -> Self:
         return self

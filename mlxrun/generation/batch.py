@@ -21,7 +21,7 @@ from mlxrun.generation.blocks import Block, Blocks
 from mlxrun.generation.engine import Step
 from mlxrun.generation.groups import SamplerGroups
 from mlxrun.generation.sampling import Sampled, Sampler
-from mlxrun.generation.stepping import Alone, Stepper, draw
+from mlxrun.generation.stepping import Stepper, draw
 from mlxrun.model import JointModel, Model
 
 
@@ -110,7 +110,6 @@ class Batch:
         self._blocks: Blocks[Live] = Blocks()
         self._samplers = SamplerGroups()
         self._stepper = Stepper(model)
-        self._rows: dict[Block[Live], Rows | None] = {}
         self._members: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
         self._alike = 0  # steps in a row that differed in nothing but the tokens
         self._last: mx.array | None = None
@@ -154,7 +153,6 @@ class Batch:
     def rest(self) -> None:
         """Let go of all rows: nobody has one, and it may be long until somebody comes."""
         self._blocks.settle()
-        self._rows.clear()
 
     def memories(self, sequence: Live) -> list[Memory]:
         """What a sequence remembers, to be read before the next step."""
@@ -173,7 +171,7 @@ class Batch:
         for sequence in decoding:
             assert self._last is not None
             token = self._last[sequence.place][None]
-            done, sampler = sequence.steps - 1, Alone(sequence.sampler)
+            done, sampler = sequence.steps - 1, sequence.sampler
             if not done:
                 sequence.rows = self._stepper.rows(sequence.cache)
             drawings.append(
@@ -186,7 +184,7 @@ class Batch:
             if sequence.read == len(sequence.prompt):
                 ready.append(sequence)
                 finite.append(mx.isfinite(logits).all(axis=-1))
-                drawings.append(draw(Alone(sequence.sampler), logits))
+                drawings.append(draw(sequence.sampler, logits))
         self.computed += len(decoding) + sum(count for _, count in pieces)
         if not drawings:
             return None
@@ -214,8 +212,7 @@ class Batch:
         at = {sequence: place for place, sequence in enumerate(held) if sequence is not None}
         wanted = [at[sequence] for sequence in decoding]
         tokens = [] if self._last is None or not held else [self._after(self._last, held)]
-        self._rows = {b: self._rows.get(b) or self._stepper.rows(b.caches) for b in blocks}
-        rows = list(self._rows.values())
+        rows = [block.values for block in blocks]
         samplers = self._samplers
         if not pieces and None not in rows:
             return self._replay(decoding, tokens[0], cast(list[Rows], rows), wanted)

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from mlxrun.cache.branch import beginning_of
+from mlxrun.cache.functional import Rows
 from mlxrun.cache.rows import RowCache
 from mlxrun.cache.store import bucket
 
@@ -44,6 +45,7 @@ class Block(Generic[S]):
         capacity: slots that each row will need at its longest.
         rows: who is in each; None for an idle row.
         caches: one per layer.
+        values: the same as a step takes them that is a pure function, if there can be one.
     """
 
     def __init__(self, capacity: int, like: Sequence[RowCache]) -> None:
@@ -51,6 +53,7 @@ class Block(Generic[S]):
         self.capacity = capacity
         self.rows: list[S | None] = []
         self.caches = [cache.empty() for cache in like]
+        self.values: Rows | None = None
 
     @property
     def length(self) -> int:
@@ -67,6 +70,8 @@ class Block(Generic[S]):
         row = self.rows.index(None) if None in self.rows else len(self.rows)
         for cache, own in zip(self.caches, caches, strict=True):
             cache.place(row, own)
+        if self.values is None and Rows.possible(self.caches):
+            self.values = Rows(self.caches)
         self.rows[row : row + 1] = [sequence]
         sequence.block, sequence.row = self, row
 

@@ -20,7 +20,7 @@ from mlxrun.computing import COMPUTING
 from mlxrun.errors import CacheError, NumericError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
-from mlxrun.generation.stepping import Alone, Stepper, draw
+from mlxrun.generation.stepping import Stepper, draw
 from mlxrun.model import Model
 
 # Tokens per forward pass of the prefill: enough for matrix products to be efficient, few enough to
@@ -232,8 +232,8 @@ def decode(
     turn = session.turn
     finite = mx.isfinite(logits).all()
     mx.async_eval(finite)  # type: ignore[no-untyped-call]
-    alone, rows = Alone(sampler), stepper.rows(session.cache)
-    current = draw(alone, logits)
+    rows = stepper.rows(session.cache)
+    current = draw(sampler, logits)
     mx.async_eval(current.arrays)  # type: ignore[no-untyped-call]
     try:
         for done in range(limit):
@@ -244,7 +244,7 @@ def decode(
                     hint="Give each of two streams a session of its own, or a fork",
                 )
             if done + 1 < limit:
-                upcoming = stepper.alone(current.tokens, rows, session.cache, alone, done)
+                upcoming = stepper.alone(current.tokens, rows, session.cache, sampler, done)
                 mx.async_eval(upcoming.arrays)  # type: ignore[no-untyped-call]
             step = Step.rows_of(current.groups[0])[0]
             if not drawn and not finite.item():

@@ -12,9 +12,8 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxrun.generation.plan import Settings, State
+from mlxrun.generation.plan import Group, Settings, State
 from mlxrun.generation.sampling import Sampler
-from mlxrun.generation.stepping import Group
 
 
 class _Alike:

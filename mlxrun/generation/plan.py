@@ -173,6 +173,21 @@ class State(NamedTuple):
         return self._replace(window=window, repeats=repeats)
 
 
+class Group(NamedTuple):
+    """Rows that are sampled alike.
+
+    Attributes:
+        plan: the stages.
+        settings, state: of the rows.
+        which: rows of the logits; None for all.
+    """
+
+    plan: Plan
+    settings: Settings
+    state: State
+    which: mx.array | None = None
+
+
 def _right(values: Sequence[int], width: int, fill: int) -> mx.array:
     """The last ``width`` of the values as a row (1, width) int32, filled up on the left."""
     last = list(values)[max(0, len(values) - width) :]

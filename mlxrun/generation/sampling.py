@@ -35,7 +35,7 @@ import mlx.core as mx
 from mlxrun.errors import ParameterError
 from mlxrun.generation import noise, penalties, truncation
 from mlxrun.generation.parameters import SamplingParams
-from mlxrun.generation.plan import Plan, Settings, State
+from mlxrun.generation.plan import Group, Plan, Settings, State
 
 __all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "distribution", "next_token"]
 
@@ -214,11 +214,26 @@ class Sampler:
 
     def sample(self, logits: mx.array) -> Sampled:
         """The next token of logits (1, V); may be called again before anything is evaluated."""
+        ((plan, settings, state, _),) = self.groups
+        sampled, state = next_token(plan, settings, state, logits)
+        self.advance([state])
+        return sampled
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Its own row, as a step takes it; see :class:`mlxrun.generation.stepping.Samplers`."""
         if self.full:
             self.widen()
-        sampled, self.state = next_token(self.plan, self.settings, self.state, logits)
+        return [Group(self.plan, self.settings, self.state)]
+
+    @property
+    def order(self) -> None:
+        """A single row is in order."""
+
+    def advance(self, states: Sequence[State]) -> None:
+        """Take over the state after a step."""
+        (self.state,) = states
         self.tokens += 1
-        return sampled
 
     @property
     def full(self) -> bool:

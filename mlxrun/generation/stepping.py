@@ -18,7 +18,7 @@ from mlxrun.cache.base import Cache, Memory
 from mlxrun.cache.functional import Arrays, Rows, Slots
 from mlxrun.cache.ragged import Part, Ragged
 from mlxrun.cache.rows import RowCache
-from mlxrun.generation.plan import Plan, Settings, State
+from mlxrun.generation.plan import Group, Plan, Settings, State
 from mlxrun.generation.sampling import Sampled, Sampler, next_token
 from mlxrun.model import JointModel, Model
 
@@ -29,21 +29,6 @@ Step = Callable[..., tuple[Any, Any, Any, mx.array]]
 PATIENCE_CPU, PATIENCE_GPU = 16, 4
 # Kinds of steps to keep recorded.
 KINDS = 16
-
-
-class Group(NamedTuple):
-    """Rows that are sampled alike.
-
-    Attributes:
-        plan: the stages.
-        settings, state: of the rows.
-        which: rows of the logits; None for all.
-    """
-
-    plan: Plan
-    settings: Settings
-    state: State
-    which: mx.array | None = None
 
 
 class Samplers(Protocol):
@@ -58,26 +43,6 @@ class Samplers(Protocol):
 
     def advance(self, states: Sequence[State]) -> None:
         """Take over the states after a step."""
-
-
-class Alone:
-    """The sampler of a single row."""
-
-    order = None
-
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-
-    @property
-    def groups(self) -> Sequence[Group]:
-        sampler = self._sampler
-        if sampler.full:
-            sampler.widen()
-        return [Group(sampler.plan, sampler.settings, sampler.state)]
-
-    def advance(self, states: Sequence[State]) -> None:
-        (self._sampler.state,) = states
-        self._sampler.tokens += 1
 
 
 class Drawing(NamedTuple):
@@ -151,7 +116,7 @@ class Stepper:
         token: mx.array,
         rows: Rows | None,
         caches: Sequence[Memory],
-        sampler: Alone,
+        sampler: Sampler,
         done: int,
     ) -> Drawing:
         """Queue one more token of a sequence by itself.

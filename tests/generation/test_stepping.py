@@ -135,8 +135,8 @@ def test_recordings_are_few_and_belong_to_a_thread(tiny: Transformer) -> None:
             rows = tiny.make_cache()
             tiny(mx.array([[3] * length]), rows)
             many = SamplingParams(temperature=0.5, seed=1, top_k=length)
-            alone_ = stepping.Alone(Sampler(many, tiny.vocab_size))
-            drawing = stepper.alone(mx.array([4]), stepper.rows(rows), rows, alone_, 0)
+            sampler = Sampler(many, tiny.vocab_size)
+            drawing = stepper.alone(mx.array([4]), stepper.rows(rows), rows, sampler, 0)
             mx.eval(drawing.arrays)
         seen.append(len(stepper.recorded))
 
