@@ -17,6 +17,19 @@ Work = Callable[[slice], Packed]
 Map = Callable[[Callable[[slice], Error], list[slice]], Iterator[Error]]
 
 
+# Just below what glibc takes at most, 32 MiB with its own bookkeeping.
+_KEPT_BLOCK = (1 << 25) - (1 << 16)
+
+
+def keep_memory() -> None:
+    """Let glibc keep what chunks free for the next ones, instead of asking the system each time.
+
+    Blocks that are freed raise the size up to which it keeps them; one that is never touched will
+    do (mallopt(3), "M_MMAP_THRESHOLD"). Other systems' allocators take no notice.
+    """
+    np.empty(_KEPT_BLOCK, np.uint8)
+
+
 def cut(rows: int, columns: int, weights: int) -> list[slice]:
     """Slices of at most ``weights`` weights, and of at least one row; at least one slice."""
     step = max(1, weights // max(1, columns))

@@ -21,6 +21,7 @@ import numpy as np
 
 from converters.ahead import ahead
 from converters.checkpoint import CheckpointWriter
+from converters.chunks import keep_memory
 from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import AdapterError, ConversionError, InexactError
 from converters.gguf.config import model_config
@@ -80,6 +81,7 @@ def stream(
         merge.check({mapped.target: mapped.shape for mapped in names.mapped})
     total = sum(m.source.nbytes for m in names.mapped)
     done = 0
+    keep_memory()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
 
         def start(mapped: Mapped) -> Callable[[], Converted]:

@@ -8,6 +8,7 @@ and the threads of a pool can share the work.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,11 @@ from converters.layout import Layout, dense
 from converters.packing import pack_bits, spread_nibbles, sums
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
+Words = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[np.generic]]
+
+# Between these, no square of what adds up to it matters that float32 does not hold.
+_SMALLEST, _LARGEST = 1e-20, 1e38
 
 
 @dataclass
@@ -65,7 +69,7 @@ def _squares(x: Floats) -> float:
     """Sum of squares; again in float64 where squares leave the range of float32."""
     flat = x.reshape(-1)
     total = float(np.einsum("i,i->", flat, flat))
-    if 1e-20 < total < 1e38 or (total == 0.0 and not flat.any()):
+    if _SMALLEST < total < _LARGEST or (total == 0.0 and not flat.any()):
         return total
     wide = flat.astype(np.float64)
     return float(wide @ wide)
@@ -132,30 +136,47 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
     The difference is linear in q, so its square needs only the sum and the sum of squares of q in
     each group, and its largest value is at the ends of the range of q.
     """
-    s, b = codes.scale.reshape(-1).astype(np.float64), codes.bias.reshape(-1).astype(np.float64)
-    total, squares = (x.astype(np.float64) for x in sums(codes.stored, codes.width, len(s)))
-    error.squared_weight += _sum_of_squares(s, b, total, squares, codes.group)
-    ds = scale.reshape(-1) - s
-    db = bias.reshape(-1) - b
-    if not (ds.any() or db.any()):
+    s, b = codes.scale.reshape(-1), codes.bias.reshape(-1)
+    sums_of = sums(codes.stored, codes.width, len(s))
+    error.squared_weight += _sum_of_squares(s, b, sums_of, codes.group)
+    # Exact: what rounding takes from a number has no more digits than it.
+    ds, db = scale.reshape(-1) - s, bias.reshape(-1) - b
+    largest = _largest(codes, ds, db)
+    if largest == 0.0:
         return
     error.equal = False
-    error.squared_error += _sum_of_squares(ds, db, total, squares, codes.group)
-    error.maximum = max(error.maximum, _largest(codes, ds, db))
+    error.squared_error += _sum_of_squares(ds, db, sums_of, codes.group)
+    error.maximum = max(error.maximum, largest)
 
 
-def _sum_of_squares(s: Doubles, b: Doubles, total: Doubles, squares: Doubles, group: int) -> float:
-    """The sum of ``(s q + b)^2`` over groups, given the sums of q and of its squares in each."""
-    each = s * squares
-    each += 2 * b * total
-    return float(np.maximum(np.einsum("i,i->", each, s) + group * np.einsum("i,i->", b, b), 0.0))
+def _sum_of_squares(s: Floats, b: Floats, sums_of: tuple[Words, Words], group: int) -> float:
+    """The sum of ``(s q + b)^2`` over groups, given the sums of q and of its squares in each.
+
+    In float64 where squares leave the range of float32.
+    """
+    found = _moments(s, b, sums_of, group, np.dtype("f4"))
+    if not _SMALLEST < found < _LARGEST:
+        found = _moments(s, b, sums_of, group, np.dtype("f8"))
+    return float(np.maximum(found, 0.0))
 
 
-def _largest(codes: Codes, ds: Doubles, db: Doubles) -> float:
+def _moments(s: Floats, b: Floats, sums_of: tuple[Words, Words], group: int, kind: Any) -> float:
+    s, b = s.astype(kind, copy=False), b.astype(kind, copy=False)
+    total, squares = (x.astype(kind) for x in sums_of)
+    squares *= s
+    total *= b
+    total += total
+    squares += total
+    return float(np.einsum("i,i->", squares, s) + group * np.einsum("i,i->", b, b))
+
+
+def _largest(codes: Codes, ds: Floats, db: Floats) -> float:
     """The largest ``|ds * q + db|``, looking only at groups that can have it."""
-    bound = np.maximum(np.abs(db), np.abs(ds * _most(codes) + db))
+    bound = ds * np.float32(_most(codes))
+    bound += db
+    np.maximum(np.abs(bound, out=bound), np.abs(db), out=bound)
     highest = float(bound.max())
-    if np.isnan(highest):
+    if highest == 0.0 or np.isnan(highest):
         return highest
     stored = codes.stored.reshape(len(ds), -1)
 
@@ -163,10 +184,11 @@ def _largest(codes: Codes, ds: Doubles, db: Doubles) -> float:
         q = stored[chosen] if codes.width == 8 else spread_nibbles(stored[chosen])
         return float(np.abs(q * ds[chosen, None] + db[chosen, None]).max())
 
-    found = largest(np.flatnonzero(bound >= 0.95 * highest))
-    if found >= 0.95 * highest:
+    near = np.float32(0.95 * highest)
+    found = largest(np.flatnonzero(bound >= near))
+    if found >= near:
         return found
-    rest = np.flatnonzero((bound > found) & (bound < 0.95 * highest))
+    rest = np.flatnonzero((bound > found) & (bound < near))
     return max(found, largest(rest)) if len(rest) else found
 
 

@@ -72,22 +72,17 @@ def _nearest(w: Floats, scale: Floats, bias: Floats, levels: int) -> Floats:
     """The code nearest to each weight of groups (n, g), given scales and biases (n,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(scale != 0, np.float32(1) / scale, np.float32(0)).astype(np.float32)
-    x: Floats = w - _each(bias, w)
-    x *= _each(inverse, w)
+    x: Floats = w - bias[:, None]
+    x *= inverse[:, None]
     np.rint(x, out=x)
     return np.clip(x, 0, levels, out=x)
 
 
 def _values(x: Floats, scale: Floats, bias: Floats) -> Floats:
     """What MLX computes from codes (n, g), in their place."""
-    x *= _each(scale, x)
-    x += _each(bias, x)
+    x *= scale[:, None]
+    x += bias[:, None]
     return x
-
-
-def _each(of_groups: Floats, like: Floats) -> Floats:
-    """Values of groups, repeated first: numpy would run a loop for each short group."""
-    return np.repeat(of_groups, like.shape[1]).reshape(like.shape)
 
 
 def _refine(

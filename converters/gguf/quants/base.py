@@ -59,9 +59,9 @@ class Codes:
     def values(self) -> Floats:
         """Dequantised weights, float32, shape (n, elements per block)."""
         q = self.q.astype(np.float32)
-        # Repeated first: numpy would run a loop for each short group.
-        q *= np.repeat(self.scale, self.group, axis=1)
-        q += np.repeat(self.bias, self.group, axis=1)
+        groups = q.reshape(*self.scale.shape, self.group)
+        groups *= self.scale[:, :, None]
+        groups += self.bias[:, :, None]
         return q
 
 
