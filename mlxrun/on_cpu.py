@@ -48,32 +48,40 @@ def rotation_of_single_tokens(
 
     Made of the same arrays, sines and cosines are the same in all layers of a compiled step.
     """
-    frequencies = _frequencies(base, dims, periods)
+    frequencies, signs = _frequencies(base, dims, traditional, periods)
 
     def rotate(x: mx.array, positions: mx.array) -> mx.array:
         where = positions.astype(mx.float32)[:, None, None, None]  # (B, 1, 1, 1)
         angles = where * scale * frequencies
-        cos, sin = mx.cos(angles).astype(x.dtype), mx.sin(angles).astype(x.dtype)
+        cos, sin = mx.cos(angles).astype(x.dtype), (mx.sin(angles) * signs).astype(x.dtype)
         whole = x.shape[-1] == dims
         turning = x if whole else x[..., :dims]
-        if traditional:
-            a, b = turning[..., ::2], turning[..., 1::2]
-            turned = mx.stack([a * cos - b * sin, a * sin + b * cos], axis=-1).flatten(-2)
-        else:
-            a, b = mx.split(turning, 2, axis=-1)
-            turned = mx.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+        turned = turning * cos + _partners(turning, traditional) * sin
         return turned if whole else mx.concatenate([turned, x[..., dims:]], axis=-1)
 
     return rotate
 
 
+def _partners(x: mx.array, traditional: bool) -> mx.array:
+    """What each number (..., D) turns with: its neighbour, or the one half of them away."""
+    if traditional:
+        return x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+    first, second = mx.split(x, 2, axis=-1)
+    return mx.concatenate([second, first], axis=-1)
+
+
 @lru_cache(maxsize=16)
-def _frequencies(base: float, dims: int, periods: tuple[float, ...] | None) -> mx.array:
-    """Radians per position, (dims / 2,); one array for all layers that turn alike."""
+def _frequencies(
+    base: float, dims: int, traditional: bool, periods: tuple[float, ...] | None
+) -> tuple[mx.array, mx.array]:
+    """Radians per position and the signs of sines, (dims,); the same for layers that turn alike."""
     if periods is not None:
         frequencies = mx.reciprocal(mx.array(periods))
     else:
         steps = mx.arange(0, -(dims // 2), -1, mx.float32)
         frequencies = mx.exp(steps * (math.log(base) / (dims // 2)))
-    mx.eval(frequencies)
-    return frequencies
+    first, axis = -mx.ones(dims // 2), 1 if traditional else 0
+    pair = mx.stack([frequencies, frequencies], axis).flatten()
+    signs = mx.stack([first, -first], axis).flatten()
+    mx.eval(pair, signs)
+    return pair, signs

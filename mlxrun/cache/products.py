@@ -61,12 +61,16 @@ class Scaled(Product):
     def stored(self, q: mx.array, keys: Shown, values: Mixed, mask: Mask) -> mx.array:
         b, heads, t, dim = q.shape
         grouped = (q * self.scale).reshape(b, keys.heads, -1, dim)  # (B, K, H/K T, D)
-        scores = keys.dot(grouped).reshape(b, heads, t, -1)  # (B, H, T, S)
-        weights = self._weights(scores, mask).reshape(*grouped.shape[:3], -1)
-        return values.mix(weights).reshape(b, heads, t, -1)
+        scores = keys.dot(grouped)
+        if t == 1 and self.sinks is None and self.slopes is None:
+            # Heads are alike, and one token sees all that is not masked.
+            weights = self._weights(scores, None if isinstance(mask, str) else mask)
+        else:
+            weights = self._weights(scores.reshape(b, heads, t, -1), mask)
+        return values.mix(weights.reshape(*grouped.shape[:3], -1)).reshape(b, heads, t, -1)
 
     def _weights(self, scores: mx.array, mask: Mask) -> mx.array:
-        """What each token counts, from scores (B, H, T, S)."""
+        """What each token counts, from scores (B, H, T, S), or (B, K, H/K, S) of single tokens."""
         if self.softcap is not None:
             scores = mx.tanh(scores / self.softcap) * self.softcap
         if self.slopes is not None:

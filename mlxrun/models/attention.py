@@ -19,7 +19,7 @@ Attend = Callable[[mx.array, Cache], mx.array]
 def attention(
     config: Attention | LatentAttention, model: ModelConfig, params: Parameters
 ) -> Attend:
-    """``(x (B, T, hidden), cache) -> (B, T, hidden)``."""
+    """``(x (B, T, hidden) or of single tokens (B, hidden), cache) -> the same shape``."""
     if isinstance(config, LatentAttention):
         return _latent(config, model, params)
     heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
@@ -71,17 +71,16 @@ def _heads(
 
 
 def _by_head(x: mx.array, heads: int) -> mx.array:
-    """(B, T, H D) -> (B, H, T, D); of single tokens both are the same numbers in a row."""
-    b, t, _ = x.shape
-    if t == 1:
-        return x.reshape(b, heads, 1, -1)
-    return x.reshape(b, t, heads, -1).swapaxes(1, 2)
+    """(B, T, H D) -> (B, H, T, D), or (B, H D) -> (B, H, 1, D)."""
+    if x.ndim == 2:
+        return x.reshape(x.shape[0], heads, 1, -1)
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
 def _side_by_side(x: mx.array) -> mx.array:
-    """(B, H, T, D) -> (B, T, H D)."""
+    """(B, H, T, D) -> (B, T, H D), or (B, H, 1, D) -> (B, H D)."""
     b, _, t, _ = x.shape
-    return x.reshape(b, 1, -1) if t == 1 else x.swapaxes(1, 2).reshape(b, t, -1)
+    return x.reshape(b, -1) if t == 1 else x.swapaxes(1, 2).reshape(b, t, -1)
 
 
 def _sharpening(config: Attention) -> tuple[float, Callable[[mx.array, Position], mx.array]]:
@@ -130,8 +129,8 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
         turned = rotate(q_turned, position) * turned_scale
         mixed = cache.attend(
             mx.concatenate([turned, into_latent(q)], axis=-1),
-            rotate(key[:, None], position),  # (B, 1, T, turning)
-            latent_norm(squeezed)[:, None],  # (B, 1, T, latent)
+            rotate(_by_head(key, 1), position),  # (B, 1, T, turning)
+            _by_head(latent_norm(squeezed), 1),  # (B, 1, T, latent)
             dot,
         )
         return out(_side_by_side(out_of_latent(mixed)))

@@ -14,7 +14,7 @@ Choice = tuple[mx.array, mx.array]
 
 
 def feed_forward(config: FeedForward | Experts, hidden: int, params: Parameters) -> Function:
-    """``x (B, T, hidden) -> (B, T, hidden)``."""
+    """``x (B, T, hidden) or of single tokens (B, hidden) -> the same shape``."""
     if isinstance(config, Experts):
         return _experts(config, hidden, params)
     size = config.size

@@ -26,7 +26,7 @@ from mlxrun.weights.parameters import Parameters
 def _block(
     layer: Layer, config: ModelConfig, params: Parameters
 ) -> Callable[[mx.array, Cache], mx.array]:
-    """``(x (B, T, hidden), cache) -> (B, T, hidden)``."""
+    """``(x (B, T, hidden) or of single tokens (B, hidden), cache) -> the same shape``."""
     hidden = config.hidden_size
 
     def named(name: str | None) -> Function | None:
@@ -129,9 +129,12 @@ class Transformer:
         """The stream (B, T, hidden) after all layers, from which :attr:`head` makes logits."""
         x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)
         x = self._enter(self._place(x, cache[0].position))
+        single = x.shape[1] == 1
+        if single:  # (B, hidden): products of three dimensions are two operations more, each
+            x = x.squeeze(1)
         for layer, memory in zip(self._layers, cache, strict=True):
             x = layer(x, memory)
-        return x
+        return x[:, None] if single else x
 
     @property
     def vocab_size(self) -> int:
