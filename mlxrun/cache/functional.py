@@ -48,8 +48,7 @@ class Rows:
     def kind(self) -> Hashable:
         """Equal where the same recording serves the step that is prepared."""
         first = self.caches[0]
-        capacity = first.state[0].shape[2]
-        return self._kinds, len(first.offsets), capacity, tuple(self.views.values())
+        return self._kinds, len(first.offsets), first.capacity, tuple(self.views.values())
 
     def bare(self) -> list[RowCache]:
         """Caches like these that hold nothing, for a recording to keep."""
@@ -62,9 +61,10 @@ class Rows:
 
     def prepare(self) -> None:
         """Make room for one more token of each row."""
-        for cache in self.caches:
-            cache.make_room()
         slots = {layout: cache.slots_after(1) for layout, cache in self._alike.items()}
+        if any(count > self._alike[layout].capacity for layout, count in slots.items()):
+            for cache in self.caches:
+                cache.make_room()
         self.views = {layout: -(-count // VIEW) * VIEW for layout, count in slots.items()}
 
     @property

@@ -93,6 +93,11 @@ class RowCache(Cache):
         """Slots in use once each row has so many more tokens, at most."""
         return self._held(max(self.offsets) + tokens)
 
+    @property
+    def capacity(self) -> int:
+        """Slots of each row; the same in caches of one layout that move together."""
+        return self._store.slots
+
     def make_room(self) -> None:
         """Have slots for one more token of each row."""
         need = self._capacity(self.slots_after(1))

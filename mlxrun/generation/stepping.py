@@ -179,13 +179,14 @@ class Stepper:
         shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
         key = tuple(block.kind for block in rows), tuple(plans), tuple(there), tuple(shapes)
         recorded = self.recorded
-        if key not in recorded:
+        step = recorded.pop(key, None)
+        if step is None:
             likes = [block.bare() for block in rows]
-            recorded[key] = mx.compile(_step(model, likes, views, plans, there))
-            if len(recorded) > KINDS:
-                recorded.popitem(last=False)
-        recorded.move_to_end(key)
-        return recorded[key]
+            step = cast(Step, mx.compile(_step(model, likes, views, plans, there)))
+        recorded[key] = step  # the latest used last
+        if len(recorded) > KINDS:
+            recorded.popitem(last=False)
+        return step
 
 
 def _step(
