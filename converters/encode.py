@@ -81,6 +81,53 @@ def supported(kind: GGMLType) -> bool:
     return kind in CODECS or kind in FLOATS or kind in FIXED
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """A tensor as rows, and what they go through on their way into a form.
+
+    Attributes:
+        data: raw bytes (rows, bytes per row).
+        change, patch: see :func:`encode`.
+        factors: of each row, (rows,).
+        apart: whether a packed form leaves the factors to an array of their own.
+    """
+
+    tensor: GGUFTensor
+    data: Bytes
+    change: Change | None
+    patch: Patch | None
+    factors: Floats | None
+    apart: bool
+
+    def packed(self, layout: Layout, part: slice) -> Packed:
+        """Some of the rows in a form."""
+        raw, factors = self.data[part], None
+        if self.factors is not None and not (self.apart and layout.quantized):
+            factors = self.factors[part]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self.patch is None:
+                return _encode_rows(raw, self.tensor, layout, self.change, factors)
+            plain = _encode_rows(raw, self.tensor, dense("float32"), self.change, factors)
+            values = plain.arrays["weight"].astype(np.float32, copy=False)
+            return _requantised(self.patch(values, np.arange(len(self.data))[part]), layout)
+
+    def encode(self, layout: Layout, policy: Policy, pool: ThreadPoolExecutor) -> Encoded | None:
+        """All of them in a form; None where it does not keep the policy's promise."""
+        shape, kind = self.tensor.shape, self.tensor.type
+        kept = self.patch is None and keeps_codes(kind, layout)
+        most = CHUNK_WEIGHTS * (KEPT_AT_ONCE if kept and layout.quantized else 1)
+        share = max(SHARE_WEIGHTS, self.tensor.elements // SHARES)
+        parts = cut(len(self.data), shape[-1], min(most, share))
+        sample = slice(0, max(1, SAMPLE_WEIGHTS // shape[-1]))
+        if len(parts) > 1 and not policy.accept(self.packed(layout, sample).error, layout):
+            return None
+        arrays, error = gather(partial(self.packed, layout), parts, pool.map)
+        if not policy.accept(error, layout):
+            return None
+        shaped = {name: a.reshape(*shape[:-1], a.shape[-1]) for name, a in arrays.items()}
+        return Encoded(layout, shaped, error, kept, merged=self.patch is not None)
+
+
 def encode(
     tensor: GGUFTensor,
     policy: Policy,
@@ -105,41 +152,23 @@ def encode(
             can hold the tensor.
     """
     columns = tensor.shape[-1]
-    rows = tensor.elements // columns
-    data = tensor.raw().reshape(rows, -1)
-
-    kept = factor is not None and policy.factors and tensor.type in FIXED and patch is None
-    by_row = None if factor is None else np.repeat(factor, rows // len(factor))
-
-    def work(layout: Layout, part: slice) -> Packed:
-        own = None if by_row is None or (kept and layout.quantized) else by_row[part]
-        with np.errstate(invalid="ignore", over="ignore"):
-            if patch is None:
-                return _encode_rows(data[part], tensor, layout, change, own)
-            plain = _encode_rows(data[part], tensor, dense("float32"), change, own)
-            values = plain.arrays["weight"].astype(np.float32, copy=False)
-            return _requantised(patch(values, np.arange(rows)[part]), layout)
-
-    sample = slice(0, max(1, SAMPLE_WEIGHTS // columns))
-    candidates = policy.candidates(tensor.type, module=module, factored=factor is not None)
-    if patch is not None:
-        candidates = policy.merged(tensor.type, module=module)
+    data = tensor.raw().reshape(tensor.elements // columns, -1)
+    apart = factor is not None and policy.factors and tensor.type in FIXED and patch is None
+    factors = None if factor is None else np.repeat(factor, len(data) // len(factor))
+    rows = _Rows(tensor, data, change, patch, factors, apart)
+    candidates = (
+        policy.candidates(tensor.type, module=module, factored=factor is not None)
+        if patch is None
+        else policy.merged(tensor.type, module=module)
+    )
     for layout in candidates:
         if layout.quantized and columns % layout.group_size:
             continue
-        codes = patch is None and layout.quantized and keeps_codes(tensor.type, layout)
-        most = CHUNK_WEIGHTS * (KEPT_AT_ONCE if codes else 1)
-        share = max(SHARE_WEIGHTS, tensor.elements // SHARES)
-        parts = cut(rows, columns, min(most, share))
-        if len(parts) > 1 and not policy.accept(work(layout, sample).error, layout):
-            continue
-        arrays, error = gather(partial(work, layout), parts, pool.map)
-        if policy.accept(error, layout):
-            shaped = {k: a.reshape(*tensor.shape[:-1], a.shape[-1]) for k, a in arrays.items()}
-            if factor is not None and kept and layout.quantized:
-                shaped["factor"] = factor
-            own = patch is None and keeps_codes(tensor.type, layout)
-            return Encoded(layout, shaped, error, own, merged=patch is not None)
+        encoded = rows.encode(layout, policy, pool)
+        if encoded and apart and layout.quantized:
+            encoded.arrays["factor"] = np.asarray(factor)
+        if encoded:
+            return encoded
     raise GGUFError(
         tensor.path,
         field=f"tensor {tensor.name}",
