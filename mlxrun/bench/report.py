@@ -76,15 +76,16 @@ def flat(found: Facts) -> str:
     loading = {runtime["name"]: runtime["load_seconds"] for runtime in found["runtimes"]}
     same = {
         "date": machine["date"],
-        "mlxrun": machine["versions"]["mlxrun"],
-        "mlx": machine["versions"]["mlx"],
-        "device": machine["device"],
-        "processor": machine["processor"],
+        **machine["versions"],
+        **{name: machine.get(name) for name in ("device", "processor", "cores", "system", "blas")},
         "model": found["model"],
+        "load_before": use.get("load_before"),
         "load_highest": use["load_highest"],
         "others_used": use["others_used"],
+        "interrupted": found.get("interrupted"),
     }
-    columns = (*same, *_COLUMNS)
+    ratios = [f"faster_than_{name}" for name in loading if name != OURS]
+    columns = (*same, *_COLUMNS, *ratios)
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
@@ -92,6 +93,8 @@ def flat(found: Facts) -> str:
         rate = result["tokens_per_second"]
         row = {name: result.get(name) for name in _COLUMNS} | same
         row |= {f"tokens_per_second_{name}": rate[name] for name in rate}
+        row |= {name: result["workload"].get(name) for name in _WORKLOAD}
+        row |= {f"faster_than_{name}": ratio for name, ratio in result["faster_than"].items()}
         row["runs"] = len(result["seconds"])
         row["load_seconds"] = loading.get(result["runtime"])
         writer.writerow(row)
@@ -99,15 +102,18 @@ def flat(found: Facts) -> str:
 
 
 _RATES = ("median", "low", "high", "mean", "deviation")
+_WORKLOAD = ("prompt", "predict", "context")
 _COLUMNS = (
     "test",
     "runtime",
+    *_WORKLOAD,
     "parallel",
     "tokens",
     "load_seconds",
     "runs",
     *(f"tokens_per_second_{name}" for name in _RATES),
     "time_to_first_token",
+    "times_idle",
     "time_per_token",
     "tokens_per_second_each",
     "speedup",

@@ -108,6 +108,10 @@ class Results:
             self.items.append(result)
         result.runs.append(run)
 
+    def forget(self, workload: Workload) -> None:
+        """Drop what was measured of a workload, which is measured anew."""
+        self.items = [result for result in self.items if result.workload != workload]
+
     def find(self, workload: Workload, runtime: str = OURS) -> Result | None:
         """What a runtime did with a workload, if it has been measured."""
         return next(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import click
 from mlxrun.bench.workload import behind, plan, ragged
 from mlxrun.cli.bench_options import Asked, with_dataset, with_rivals, with_telling, with_tests
 from mlxrun.cli.caches import with_attention, with_cache_types
-from mlxrun.cli.console import note
+from mlxrun.cli.console import json_of, note
 from mlxrun.cli.loading import load_model, located, with_loading
 from mlxrun.cli.roofline import print_roofline, roofline_facts, with_roofline
 
@@ -68,6 +68,7 @@ def command(model: str, **options: Any) -> None:
     )
 
     llama = llama_bench(path, wanted="llama-bench" in asked.rivals)
+    import_module("mlxrun.llm")  # what is imported does not count as loading
     started = time.perf_counter()
     llm = load_model(str(path), **options)
     ours = subjects(llm, time.perf_counter() - started, asked.cache, mixed=asked.mixed)
@@ -78,14 +79,19 @@ def command(model: str, **options: Any) -> None:
     elif asked.mixed:
         wanted += [ragged(llm.context_length), *behind(llm.context_length)]
     workloads, left_out = chosen(llm, memory, wanted)
-    rival = "mlx-lm" in asked.rivals and not bench.interrupted
-    with mlx_lm(llm, path, wanted=rival) as theirs:
+    rival = "mlx-lm" in asked.rivals and not bench.ended
+    with bench.guarded(), mlx_lm(llm, path, wanted=rival) as theirs:
         bench.run(workloads, rivals=[*theirs, *llama])
+    limits: dict[str, Any] = {}
+    if asked.roofline and not bench.ended:
+        with bench.guarded():
+            policy = options["policy"]
+            limits["roofline"] = roofline_facts(llm, path, bench.results, policy, asked.cache)
     room = rooms(llm, memory, wanted)
-    about = {"model": model, **bench.about(), "room": room, "left_out": left_out}
-    if asked.roofline and not bench.interrupted:
-        about["roofline"] = roofline_facts(llm, path, bench.results, options["policy"], asked.cache)
+    about = {"model": model, **bench.about(), "room": room, "left_out": left_out, **limits}
     _print(bench.results, about, study, asked)
+    if bench.failure:
+        raise bench.failure
     if bench.interrupted:
         raise SystemExit(INTERRUPTED)
 
@@ -107,7 +113,7 @@ def _print(results: Results, about: dict[str, Any], study: Study | None, asked: 
         about["dataset"] = study.facts()
     found = facts(results, about)
     if asked.as_json:
-        print(json.dumps(found))
+        print(json_of(found))
     elif asked.as_csv:
         sys.stdout.write(flat(found))
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxrun.bench.workload import Decode, Workload, fitting
 from mlxrun.cli.console import Bar, note
+from mlxrun.errors import MlxrunError
 
 if TYPE_CHECKING:
     from mlxrun.bench.runner import Subject
@@ -109,6 +110,7 @@ class Measuring:
     Attributes:
         results: what was measured so far.
         interrupted: by Ctrl-C, after which nothing more is measured.
+        failure: what somebody failed with, after which nothing more is measured either.
     """
 
     def __init__(self, ours: Sequence[Subject], repetitions: int) -> None:
@@ -118,6 +120,29 @@ class Measuring:
         self._runtimes, self._repetitions = list(ours), repetitions
         self._ours, self._watch = tuple(ours), Watch()
         self.results, self.interrupted = Results(), False
+        self.failure: MlxrunError | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is measured."""
+        return self.interrupted or self.failure is not None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Keep what was measured when Ctrl-C or a failure ends the block.
+
+        Raises:
+            MlxrunError: the failure, if nothing was measured before.
+        """
+        try:
+            yield
+        except KeyboardInterrupt:
+            note("interrupted")
+            self.interrupted = True
+        except MlxrunError as error:
+            if not self.results.items:
+                raise
+            self.failure = error
 
     def run(
         self,
@@ -126,7 +151,7 @@ class Measuring:
         *,
         rivals: Sequence[Subject] = (),
     ) -> None:
-        """Run workloads, with a progress bar; Ctrl-C ends it.
+        """Run workloads, with a progress bar; Ctrl-C or a failure ends it, see :meth:`guarded`.
 
         Args:
             rivals: who takes turns with mlxrun.
@@ -134,15 +159,11 @@ class Measuring:
         from mlxrun.bench.runner import measure
 
         self._runtimes += rivals
-        if self.interrupted:
+        if self.ended:
             return
         turns, results, look = [*self._ours, *rivals], self.results, self._watch.look
-        try:
-            with Bar(label, count="runs") as bar:
-                measure(turns, workloads, self._repetitions, results, progress=bar, after=look)
-        except KeyboardInterrupt:
-            note("interrupted")
-            self.interrupted = True
+        with self.guarded(), Bar(label, count="runs") as bar:
+            measure(turns, workloads, self._repetitions, results, progress=bar, after=look)
 
     def about(self) -> Facts:
         """What it was measured on."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from mlxrun.cli.adapters import Adapters, strengths
 from mlxrun.cli.caches import CacheType
-from mlxrun.cli.console import Output, table
+from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import DTYPES, POLICIES, load_model, located
 from mlxrun.cli.scoring import INTERRUPTED, read_on, read_text, scored, shown, with_windows
 from mlxrun.errors import ConversionError
@@ -125,7 +124,7 @@ def command(
     result = comparing.result()
     if as_json:
         about = {"a": asdict(one), "b": asdict(other), "file": file, "interrupted": interrupted}
-        print(json.dumps(about | asdict(result)))
+        print(json_of(about | asdict(result)))
     else:
         _print(result)
     if interrupted:

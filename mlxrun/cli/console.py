@@ -6,12 +6,14 @@ terminal. Knows nothing of models.
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -115,6 +117,19 @@ def in_thousands(count: float, unit: str) -> str:
             return f"{count:.3g} {power}{unit}"
         count /= 1000
     return f"{count:.4g} T{unit}"
+
+
+def json_of(facts: Mapping[str, Any]) -> str:
+    """One JSON object; a number that is infinite or none at all is null, as JSON has neither."""
+    return json.dumps(_finite(facts))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Bar:

@@ -158,8 +158,9 @@ def reading(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:
 def usage_line(usage: Usage) -> str:
     """What a reply cost, on one line."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    count, speed = usage.completion_tokens, f" at {usage.speed}" if usage.speed else ""
     return (
-        f"{usage.completion_tokens} tokens at {usage.tokens_per_second:.1f} tokens/s, "
+        f"{count} token{'s' * (count != 1)}{speed}, "
         f"first after {usage.time_to_first_token:.2f} s, "
         f"prompt {usage.prompt_tokens} tokens{cached} at "
         f"{usage.prompt_tokens_per_second:.1f} tokens/s, peak memory {size(usage.peak_memory)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_cache_types
-from mlxrun.cli.console import Output, table
+from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import load_model, with_loading
 from mlxrun.cli.scoring import INTERRUPTED, read_on, read_text, scored, shown, with_windows
 
@@ -59,7 +58,7 @@ def command(
     result = scoring.result()
     if as_json:
         about = {"model": model, "file": file, "interrupted": interrupted}
-        print(json.dumps(about | asdict(result)))
+        print(json_of(about | asdict(result)))
     else:
         rows = [
             ("perplexity", shown(result.perplexity)),

@@ -84,6 +84,9 @@ def print_roofline(facts: Facts) -> None:
     """Tables of what :func:`roofline_facts` found."""
     out = Output()
     out.print()
+    if not facts["tests"]:
+        out.print("Nothing has a limit: what mixed requests must do depends on how they meet.")
+        return
     out.print(_here(facts))
     for line in _notes(facts):
         out.print(line)

@@ -110,7 +110,7 @@ class TerminalChat:
     def _cost(self, usage: Usage) -> str:
         used = len(self.conversation.session.tokens)
         return (
-            f"{usage.tokens_per_second:.1f} tokens/s, "
+            f"{usage.speed + ', ' if usage.speed else ''}"
             f"first after {usage.time_to_first_token:.2f} s, "
             f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens cached, "
             f"context {used}/{self.conversation.llm.context_length}"

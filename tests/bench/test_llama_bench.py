@@ -87,3 +87,21 @@ def test_not_on_the_path(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RivalError, match="not on the path"):
         LlamaBench(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("#!/bin/sh\nprintf 'broken \\377' >&2; exit 3\n", "exit code 3: broken"),
+        ("#!/bin/sh\nkill -9 $$\n", "ended by signal 9"),
+        ("#!/no/such/interpreter\n", "cannot be started"),
+        ("no program", "cannot be started"),
+    ],
+)
+def test_a_binary_that_is_none(tmp_path, monkeypatch, script, message):
+    binary = tmp_path / "llama-bench"
+    binary.write_text(script)
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(RivalError, match=message):
+        LlamaBench(tmp_path / "m.gguf").run(Prefill(8))

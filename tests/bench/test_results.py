@@ -136,6 +136,11 @@ def test_csv_has_a_row_for_each_result():
     for row, one in zip(rows, found["results"], strict=True):
         assert float(row["tokens_per_second_median"]) == one["tokens_per_second"]["median"]
         assert (row["speedup"] == "") == (one.get("speedup") is None)
+        for column in ("prompt", "predict", "context"):
+            assert row[column] == str(one["workload"].get(column, ""))
+    assert float(rows[0]["faster_than_rival"]) == pytest.approx(3)
+    assert {row["faster_than_rival"] for row in rows[1:]} == {""}
+    assert (rows[0]["mlxrun"], rows[0]["mlx"]) == ("1", "2")
 
 
 def test_nothing_measured():

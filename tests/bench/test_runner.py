@@ -50,3 +50,13 @@ def test_an_interrupt_leaves_what_was_measured():
     with pytest.raises(KeyboardInterrupt):
         measure([Fake("a", [], fails=4)], [Prefill(1), Prefill(2)], 2, results)
     assert [(r.workload.name, len(r.runs)) for r in results.items] == [("pp1", 2)]
+
+
+def test_what_is_measured_again_takes_its_turns_anew():
+    """Runs from before a rival came would be held against runs that they did not follow."""
+    log: list[str] = []
+    results, ours = Results(), Fake("a", log)
+    measure([ours], [Prefill(1), Decode(1)], 2, results)
+    measure([ours, Fake("b", log)], [Decode(1)], 2, results)
+    runs = {(r.workload.name, r.runtime): [run.seconds for run in r.runs] for r in results.items}
+    assert runs == {("pp1", "a"): [2, 3], ("tg1", "a"): [8, 9], ("tg1", "b"): [2, 3]}

@@ -10,6 +10,7 @@ import pytest
 from tiny_models import Tiny
 
 from mlxrun.bench.subjects.ours import Ours
+from mlxrun.errors import RivalError
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "2")
 
@@ -149,3 +150,32 @@ def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
         assert json.loads(result.out)["interrupted"]
     if form is None:
         assert "Interrupted" in result.out
+
+
+def test_a_failure_prints_what_was_measured(mlxrun_cli, model, monkeypatch):
+    real, calls = Ours.run, []
+
+    def run(self, workload):
+        calls.append(workload)
+        if len(calls) > 4:
+            raise RivalError("it broke")
+        return real(self, workload)
+
+    monkeypatch.setattr(Ours, "run", run)
+    result = mlxrun_cli("bench", model, *SMALL, "--json")
+    assert (result.code, result.err) == (1, "error: it broke\n")
+    assert [one["test"] for one in json.loads(result.out)["results"]] == ["pp8"]
+    calls += [None] * 4
+    result = mlxrun_cli("bench", model, *SMALL)
+    assert (result.code, result.out) == (1, "")
+
+
+def test_ctrl_c_while_the_device_is_measured(mlxrun_cli, model, monkeypatch):
+    def measured():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlxrun.bench.device.measure_device", measured)
+    result = mlxrun_cli("bench", model, *SMALL, "--roofline")
+    assert result.code == 130
+    assert "pp8" in result.out
+    assert "tg4" in result.out

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 import unicodedata
 
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrun.cli.console import Bar, Output, dim, one_line, size, table, visible
+from mlxrun.cli.console import Bar, Output, dim, json_of, one_line, size, table, visible
 
 
 @given(st.text())
@@ -104,3 +106,10 @@ def test_a_narrow_terminal_cuts_nothing():
     assert all(len(line) <= 40 for line in shown.splitlines())
     for character in set("".join(cells)) - {" "}:
         assert shown.count(character) >= "".join(cells).count(character)
+
+
+def test_json_has_no_infinity():
+    found = json_of({"a": math.inf, "b": [1.5, {"c": -math.inf}], "d": (math.nan, "x", None)})
+    assert json.loads(found, parse_constant=pytest.fail) == {
+        "a": None, "b": [1.5, {"c": None}], "d": [None, "x", None],
+    }  # fmt: skip

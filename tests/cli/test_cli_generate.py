@@ -97,6 +97,11 @@ def test_verbose_and_stats_speak_on_standard_error(mlxrun_cli, model):
         assert part in verbose.err
 
 
+def test_too_few_tokens_have_no_rate(mlxrun_cli, model):
+    few = mlxrun_cli("generate", model, "-p", "tea", *GREEDY, "-n", "1", "--stats")
+    assert "1 token, first after" in few.error
+
+
 def test_a_terminal_gets_no_escape_sequences(mlxrun_cli, model, monkeypatch):
     """Token 30 is the byte ESC: a pipe gets it, a terminal its picture."""
     banned = [arg for i in range(3) for arg in ("--logit-bias", f"{i}=-inf")]

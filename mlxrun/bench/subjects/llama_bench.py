@@ -70,13 +70,25 @@ class LlamaBench:
         arguments = {"-m": self._path, "-p": read, "-n": drawn, "-d": workload.context, "-r": 1}
         words = [str(word) for pair in arguments.items() for word in pair]
         command = [self._binary, *words, "-o", "json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise RivalError(f"{BINARY} failed with exit code {done.returncode}: {last[:200]}")
-        answer = parsed(done.stdout)
+        answer = parsed(_output(command))
         self.about = described(answer)
         return Run(answer["samples_ns"][0] / 1e9)
+
+
+def _output(command: list[str]) -> str:
+    """What it prints."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
+    except OSError as error:
+        raise RivalError(f"{command[0]} cannot be started: {error.strerror}") from error
+    if not done.returncode:
+        return done.stdout
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:200]
+    code = done.returncode
+    how = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+    raise RivalError(f"{BINARY} {how}: {last}")
 
 
 def parsed(text: str) -> dict[str, Any]:
