@@ -99,6 +99,7 @@ class Front:
         context: tokens of each, prompt and reply; None for what there is room for.
         most: of sequences, where nobody says.
         queue: the most requests that wait.
+        like: a request whose caches room is planned for; by default those of ``options``.
         offline: nobody waits for a first token; only the whole counts.
 
     Attributes:
@@ -120,6 +121,7 @@ class Front:
         context: int | None = None,
         most: int,
         queue: int,
+        like: Request | None = None,
         offline: bool = False,
     ) -> None:
         self._llm, self._options, self._context = llm, options, context
@@ -127,7 +129,7 @@ class Front:
         beside, usual = most_beside(offline=offline), math.inf if offline else STALL
         self._admission = Admission(
             llm,
-            options.wanted(),
+            options.wanted(like),
             parallel,
             self.prefixes,
             context=context,

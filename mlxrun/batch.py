@@ -36,12 +36,12 @@ OnToken = Callable[[int, Chunk], None]
 PARALLEL = 32
 # Seconds before a progress bar appears.
 PATIENCE = 2.0
-# What a request asks of caches, and what holds for all requests of a batch.
-_KIND = ("cache_type_k", "cache_type_v", "attention")
+# What holds for all requests of a batch.
 _SHARED = ("deterministic", "stall", "prefix_bytes")
 # What may be given once for all prompts, or as a list with a value for each.
 _EACH = (
-    "max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos", *_KIND
+    "max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos",
+    "cache_type_k", "cache_type_v", "attention",
 )  # fmt: skip
 
 
@@ -90,17 +90,16 @@ def batch(
     requests = [llm.asker.request(p, **own) for p, own in zip(prompts, each, strict=True)]
     if not requests:
         return []
-    # Room is planned for the kind of the first; others are charged for what they take beyond it.
-    usual = {name: getattr(requests[0], name) for name in _KIND}
     with COMPUTING:
         mx.reset_peak_memory()
         front = Front(
             llm,
-            replace(shared, **usual),
+            shared,
             parallel=parallel,
             context=context,
             most=min(len(prompts), PARALLEL),
             queue=len(prompts),
+            like=requests[0],  # others are charged for what they take beyond it
             offline=True,
         )
     waiting = _Waiting(front, [front.accept(request) for request in requests], started)

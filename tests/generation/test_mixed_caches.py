@@ -112,6 +112,19 @@ def test_a_batch_of_all_kinds(llm: mlxrun.LLM, temperature: float, deterministic
         assert reply.tokens == alone.tokens, choice
 
 
+def test_nobody_takes_the_kind_of_the_first(llm: mlxrun.LLM) -> None:
+    """None is what it is for a prompt alone, whoever comes first."""
+    prompts = [[7, 9, 11 + i] * 20 for i in range(3)]
+    options: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 30}
+    kinds = {"attention": "window:24+4", "cache_type_k": "q8", "cache_type_v": "q4"}
+    got = llm.batch(
+        prompts, **options, **{name: [kind, None, None] for name, kind in kinds.items()}
+    )
+    alone = [llm.generate(prompts[0], **options, **kinds)]
+    alone += [llm.generate(prompt, **options) for prompt in prompts[1:]]
+    assert [reply.tokens for reply in got] == [reply.tokens for reply in alone]
+
+
 def test_an_engine_serves_all_kinds_at_once(llm: mlxrun.LLM) -> None:
     prompt = [7, 9, 11] * 20
     options: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 30}
