@@ -65,10 +65,15 @@ def _core(library: ctypes.CDLL) -> str:
     return str((name() or b"").decode())
 
 
+def preloaded() -> str | None:
+    """The BLAS that LD_PRELOAD names; None if there is none among what it names."""
+    named = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    return next((name for name in named if "blas" in name or "mkl" in name), None)
+
+
 def hint() -> str | None:
     """What to tell a user whose matrix products will be slow; None if there is nothing to say."""
-    preloaded = os.environ.get("LD_PRELOAD", "")
-    if sys.platform != "linux" or loaded or "blas" in preloaded or "mkl" in preloaded:
+    if sys.platform != "linux" or loaded or preloaded():
         return None
     if late:
         return "matrix products are slow: MLX was imported before a BLAS; import mlxrun first"

@@ -5,7 +5,6 @@ Asks the rooms that choose; chooses nothing itself.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -78,13 +77,14 @@ def choices(llm: LLM) -> Choices:
 def _decode(llm: LLM) -> str:
     if not llm.model.joint:
         return "built step by step: the model is no function of its caches"
+    if llm.stepper.refusal:
+        return f"built step by step: MLX cannot compile here ({llm.stepper.refusal})"
     return f"compiled from step {llm.stepper.patience + 1} on where caches allow, built before"
 
 
 def _blas() -> str:
-    told = f" ({blas.VARIABLE})"
-    if blas.loaded:
-        return blas.loaded + told
-    if blas.hint() is None:
-        return "Accelerate" if blas.ACCELERATE else f"preloaded: {os.environ['LD_PRELOAD']}"
-    return "what MLX brings, which is slow" + told
+    if blas.ACCELERATE:
+        return "Accelerate"
+    if not blas.loaded and (preloaded := blas.preloaded()):
+        return f"{preloaded} (LD_PRELOAD)"
+    return f"{blas.loaded or 'what MLX brings, which is slow'} ({blas.VARIABLE})"

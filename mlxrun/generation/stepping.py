@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
@@ -18,11 +19,13 @@ from mlxrun.cache.base import Cache, Memory
 from mlxrun.cache.functional import Arrays, Rows, Slots
 from mlxrun.cache.ragged import Part, Ragged
 from mlxrun.cache.rows import RowCache
+from mlxrun.computing import uninterrupted
 from mlxrun.generation.plan import Group, Plan, Settings, State
 from mlxrun.generation.sampling import Sampled, Sampler, next_token
 from mlxrun.model import JointModel, Model
 
-Step = Callable[..., tuple[Any, Any, Any, mx.array]]
+Made = tuple[Any, Any, Any, mx.array]
+Step = Callable[..., Made]
 
 # Like steps before one is recorded, which takes about as long as building two. On the CPU a first
 # recording also runs the system's C++ compiler, for every new product of elementwise operations.
@@ -90,18 +93,20 @@ class Stepper:
 
     Attributes:
         patience: steps of a kind that are built before one is recorded.
+        refusal: why MLX cannot compile here, so that all steps are built; None if it can.
     """
 
     def __init__(self, model: Model[Any]) -> None:
         self.model = model
         self.patience = patience()
+        self.refusal: str | None = None
         # A recorded function must not outlive the thread that recorded it: MLX aborts.
         self._of_thread = threading.local()
 
     @property
-    def recorded(self) -> OrderedDict[Hashable, Step]:
+    def recorded(self) -> OrderedDict[Hashable, Recorded]:
         """What this thread has recorded, the latest used last."""
-        mine: OrderedDict[Hashable, Step]
+        mine: OrderedDict[Hashable, Recorded]
         mine = self._of_thread.__dict__.setdefault("recorded", OrderedDict())
         return mine
 
@@ -154,8 +159,7 @@ class Stepper:
         groups, order = list(samplers.groups), samplers.order
         optional = [wanted, order, *(group.which for group in groups)]
         there = [one is not None for one in optional]
-        step = self._step(rows, groups, there, compiled)
-        caches, drawn, states, out = step(
+        arguments = (
             tokens,
             [block.offsets for block in rows],
             [block.arrays for block in rows],
@@ -163,30 +167,68 @@ class Stepper:
             [[list(group.settings), list(group.state)] for group in groups],
             [one for one in optional if one is not None],
         )
+        step = self._recorded(rows, groups, there) if compiled and not self.refusal else None
+        made = None if step is None else self._made(step, arguments)
+        if made is None:
+            made = self._built(rows, groups, there)(*arguments)
+        caches, drawn, states, out = made
         for block, arrays in zip(rows, caches, strict=True):
             block.advance(arrays)
         samplers.advance([State(*state) for state in states])
         return Drawing(out, [Sampled(*own) for own in drawn])
 
-    def _step(
-        self, rows: Sequence[Rows], groups: Sequence[Group], there: list[bool], compiled: bool
-    ) -> Step:
-        views = [block.views for block in rows]
-        plans = [group.plan for group in groups]
-        model = cast(JointModel, self.model)
-        if not compiled:
-            return _step(model, [block.caches for block in rows], views, plans, there)
+    def _built(self, rows: Sequence[Rows], groups: Sequence[Group], there: Sequence[bool]) -> Step:
+        """The step as Python makes it."""
+        views, plans = [block.views for block in rows], [group.plan for group in groups]
+        caches = [block.caches for block in rows]
+        return _step(cast(JointModel, self.model), caches, views, plans, there)
+
+    def _recorded(
+        self, rows: Sequence[Rows], groups: Sequence[Group], there: Sequence[bool]
+    ) -> Recorded:
+        """Its recording, new where there was none."""
         shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
-        key = tuple(block.kind for block in rows), tuple(plans), tuple(there), tuple(shapes)
+        plans = tuple(group.plan for group in groups)
+        key = tuple(block.kind for block in rows), plans, tuple(there), tuple(shapes)
         recorded = self.recorded
         step = recorded.pop(key, None)
         if step is None:
-            likes = [block.bare() for block in rows]
-            step = cast(Step, mx.compile(_step(model, likes, views, plans, there)))
+            views, likes = [block.views for block in rows], [block.bare() for block in rows]
+            model = cast(JointModel, self.model)
+            step = Recorded(cast(Step, mx.compile(_step(model, likes, views, plans, there))))
         recorded[key] = step  # the latest used last
         if len(recorded) > KINDS:
             recorded.popitem(last=False)
         return step
+
+    def _made(self, step: Recorded, arguments: tuple[Any, ...]) -> Made | None:
+        """What a recording makes of arrays; None where MLX cannot compile it."""
+        if step.proven:
+            return step.replay(*arguments)
+        try:
+            with uninterrupted():
+                made = step.replay(*arguments)
+                if mx.default_device() == mx.cpu:  # compiled as it is computed
+                    mx.eval(made)
+        except RuntimeError as error:
+            self.refusal = str(error).strip().splitlines()[0]
+            self.recorded.clear()
+            return None
+        step.proven = True
+        return made
+
+
+@dataclass
+class Recorded:
+    """A step that MLX replays.
+
+    Attributes:
+        replay: it.
+        proven: whether it has been computed once, which needs a compiler on a CPU.
+    """
+
+    replay: Step
+    proven: bool = False
 
 
 def _step(
