@@ -23,6 +23,8 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 # Between these, no square of what adds up to it matters that float32 does not hold.
 _SMALLEST, _LARGEST = 1e-20, 1e38
+# A smaller share of its positive terms than this is too near to float32's rounding of them.
+_CANCELLED = 1e-2
 
 
 @dataclass
@@ -152,22 +154,25 @@ def _measure_rounding(codes: Codes, scale: Floats, bias: Floats, error: Error) -
 def _sum_of_squares(s: Floats, b: Floats, sums_of: tuple[Words, Words], group: int) -> float:
     """The sum of ``(s q + b)^2`` over groups, given the sums of q and of its squares in each.
 
-    In float64 where squares leave the range of float32.
+    In float64 where squares leave the range of float32, or where its rounding would show because
+    what is added up cancels.
     """
-    found = _moments(s, b, sums_of, group, np.dtype("f4"))
-    if not _SMALLEST < found < _LARGEST:
-        found = _moments(s, b, sums_of, group, np.dtype("f8"))
+    found, positive = _moments(s, b, sums_of, group, np.dtype("f4"))
+    if not (_SMALLEST < found < _LARGEST and found > _CANCELLED * positive):
+        found, _ = _moments(s, b, sums_of, group, np.dtype("f8"))
     return float(np.maximum(found, 0.0))
 
 
-def _moments(s: Floats, b: Floats, sums_of: tuple[Words, Words], group: int, kind: Any) -> float:
+def _moments(
+    s: Floats, b: Floats, sums_of: tuple[Words, Words], group: int, kind: Any
+) -> tuple[float, float]:
+    """That sum, and the sum of those of its terms that are never negative."""
     s, b = s.astype(kind, copy=False), b.astype(kind, copy=False)
     total, squares = (x.astype(kind) for x in sums_of)
     squares *= s
     total *= b
-    total += total
-    squares += total
-    return float(np.einsum("i,i->", squares, s) + group * np.einsum("i,i->", b, b))
+    positive = np.einsum("i,i->", squares, s) + group * np.einsum("i,i->", b, b)
+    return float(positive + 2 * np.einsum("i,i->", total, s)), float(positive)
 
 
 def _largest(codes: Codes, ds: Floats, db: Floats) -> float:

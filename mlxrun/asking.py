@@ -137,7 +137,8 @@ class Asker:
         if room < 1:
             raise ContextLengthError(
                 f"the prompt has {len(request.prompt)} tokens, {whose} holds {length}",
-                hint="Shorten it, or forget old tokens: attention window:N, or a session's window",
+                hint="Shorten it, or forget old tokens: --attention window:N, or a session's "
+                "window",
             )
         return min(request.max_tokens or room, room)
 

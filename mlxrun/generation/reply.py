@@ -11,6 +11,9 @@ from mlxrun.generation.request import Chunk, FinishReason, Request, TokenLogprob
 from mlxrun.text.stops import StopMatcher
 from mlxrun.text.tokenizer import Tokenizer
 
+# Tokens from which their rate means something: the next one is computed while one is handed out.
+TIMED = 8
+
 
 class Reply:
     """One request's reply while it is made.
@@ -61,13 +64,14 @@ class Reply:
         return Chunk(rest + self._stops.finish(), (), (), why, self._usage(peak_memory))
 
     def _usage(self, peak_memory: int) -> Usage:
-        first, decoding = self._first - self._started, self._last - self._first
+        first = self._first - self._started
+        decoding = max(self._last - self._first, 1e-9)
         return Usage(
             prompt_tokens=self._prompt,
             completion_tokens=self._count,
             cached_tokens=self.cached,
             time_to_first_token=first,
-            tokens_per_second=(self._count - 1) / decoding if decoding > 0 else 0.0,
+            tokens_per_second=(self._count - 1) / decoding if self._count >= TIMED else 0.0,
             prompt_tokens_per_second=(self._prompt - self.cached) / first if first > 0 else 0.0,
             total_time=time.perf_counter() - self._started,
             peak_memory=peak_memory,

@@ -91,7 +91,8 @@ class Usage:
         cached_tokens: how many of them a cache already held.
         completion_tokens: tokens generated.
         time_to_first_token: seconds from the request's start to its first token.
-        tokens_per_second: rate of decoding, the first token apart; 0 where it cannot be told.
+        tokens_per_second: rate of decoding, the first token apart; 0 where it cannot be told, as
+            of fewer than eight tokens.
         prompt_tokens_per_second: rate of prefill over the tokens that no cache held.
         total_time: seconds from start to end.
         peak_memory: the most bytes that MLX held meanwhile.
@@ -105,6 +106,11 @@ class Usage:
     prompt_tokens_per_second: float = 0.0
     total_time: float = 0.0
     peak_memory: int = 0
+
+    @property
+    def speed(self) -> str:
+        """The rate of decoding for people; empty where it cannot be told."""
+        return f"{self.tokens_per_second:.1f} tokens/s" if self.tokens_per_second else ""
 
     def to_dict(self) -> dict[str, int | float]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -178,9 +184,10 @@ class Completion:
 
     def _summary(self) -> str:
         usage = self.usage
+        speed = f", {usage.speed}" if usage.speed else ""
         return (
-            f"{len(self.tokens)} tokens, {self.finish_reason}, "
-            f"first after {usage.time_to_first_token:.2f} s, {usage.tokens_per_second:.1f} tokens/s"
+            f"{len(self.tokens)} token{'s' * (len(self.tokens) != 1)}, {self.finish_reason}, "
+            f"first after {usage.time_to_first_token:.2f} s{speed}"
         )
 
     def to_dict(self) -> dict[str, Any]:

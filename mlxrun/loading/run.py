@@ -56,6 +56,6 @@ def form(elements: int, dtype: str, *, kept: bool) -> Form:
     needed, most = 4 * elements, plain_room()
     return Form(
         needed < most,
-        f"{needed / 1e9:.3g} GB of {most / 1e9:.3g} GB, which is {plain_share():.0%} of the free "
-        f"memory (--policy, {SHARE})",
+        f"{needed / 1e9:.3g} GB of {most / 1e9:.3g} GB, which is {100 * plain_share():.3g}% of the "
+        f"free memory (--policy, {SHARE})",
     )

@@ -116,7 +116,8 @@ def _attending(
     # What bounds take is stored with each token, but read by the block.
     token = layer.token - cache.bound_bytes(shape, attention.window, dtype)
     bound = block_bytes(shape, dtype) if sparse else 0
-    return Attending(token, layer.fixed, False, layer.window, pair, sparse, bound)
+    # Keys by channel that are not packed yet count as packed: they are more bytes, never fewer.
+    return Attending(token, 0, False, layer.window, pair, sparse, bound)
 
 
 def _of_experts(config: ModelConfig, layer: int, name: str) -> bool:

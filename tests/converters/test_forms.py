@@ -116,6 +116,21 @@ def test_kept_codes_state_the_error_of_their_rounded_scales(
     assert packed.error.equal == (packed.error.maximum == 0)
 
 
+@pytest.mark.parametrize("spread", [1, 3, 22])
+def test_errors_of_weights_that_are_small_beside_their_biases(spread: int) -> None:
+    """Codes near ``-bias / scale``: what is summed cancels, and float32 alone would not do."""
+    rng = np.random.default_rng(spread)
+    q = rng.integers(128 - spread, 129 + spread, (512, 1024), dtype=np.uint8)
+    scale = rng.uniform(0.001, 0.01, (512, 32)).astype(np.float32)
+    packed = keep_codes(Codes(q, scale, -128 * scale), affine(8, 32, "bfloat16"))
+    rounded = [from_float(packed.arrays[name], "bfloat16") for name in ("scales", "biases")]
+    codes = q.reshape(512, 32, 32).astype(np.float64)
+    wanted = (codes - 128) * scale.astype(np.float64)[..., None]
+    got = codes * rounded[0].astype(np.float64)[..., None] + rounded[1][..., None]
+    rmse = np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum())
+    assert packed.error.rmse == pytest.approx(rmse, rel=1e-3)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("group", GROUPS)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(DTYPES))

@@ -136,6 +136,16 @@ def test_keys_and_values_are_what_caches_store(
     assert work.cache_written == sum(layer.token for layer in counts.layers)
 
 
+def test_keys_by_channel_are_no_more_than_plain_ones(tmp_path: Path) -> None:
+    """Bounds from below: the ring of keys that wait to be packed holds no more than there are."""
+    config, held = promised(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
+    plain, packed = (
+        count_held(config, held, Wanted(None, 0, keys, None)) for keys in (None, "q4c")
+    )
+    for context in (0, 1, 31, 200, 900):
+        assert decode(packed, context).cache_read <= decode(plain, context).cache_read
+
+
 @pytest.mark.parametrize(
     "attention", [None, "window:64+4", "strided:64/8", "blocks:4x16", "blocks:32x64"]
 )
