@@ -83,13 +83,17 @@ def command(
     if as_json:
         print(json.dumps({"source": model, **facts}, ensure_ascii=False))
     else:
-        _print(facts, detailed=policy is not None)
+        _print(path.resolve().name, facts, detailed=policy is not None)
 
 
-def _print(facts: Mapping[str, Any], *, detailed: bool) -> None:
+def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
     out = Output()
-    for file in facts["files"]:
-        out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
+    if facts["format"].startswith("GGUF"):
+        for file in facts["files"]:
+            out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
+    else:
+        nbytes = sum(file["bytes"] for file in facts["files"])
+        out.print(f"{name}  {facts['format']}, {size(nbytes)} of weights")
     out.print()
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
     out.print(table("Metadata", ("", ""), metadata, header=False))
