@@ -6,6 +6,8 @@ Joins the model's limits to the tokenizer's; computes nothing with the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, cast
 
@@ -23,6 +25,9 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
 MAX_TOKENS = 512
+# What a caller may name: how tokens are chosen, and what else a request has.
+_SAMPLING = tuple(field.name for field in fields(SamplingParams))
+_OPTIONS = tuple(field.name for field in fields(Request) if field.name != "prompt")
 
 
 class Asker:
@@ -64,9 +69,13 @@ class Asker:
             params: how tokens are chosen; or its fields one by one.
 
         Raises:
-            ParameterError: a value outside its range.
+            ParameterError: a value outside its range, or no option of that name.
             TemplateError: the chat template fails.
         """
+        for name in sampling:
+            if name not in _SAMPLING:
+                near = get_close_matches(name, [*_SAMPLING, *_OPTIONS], n=3) or list(_SAMPLING)
+                raise ParameterError("an option", name, f"one such as {', '.join(near)}")
         ids = self.encode(prompt, parse_special, template)
         if params is None:
             params = SamplingParams(**sampling)

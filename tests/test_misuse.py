@@ -168,3 +168,21 @@ def test_threads_may_share_a_model(llm: LLM) -> None:
 
 def test_a_long_wrong_value_is_not_shown_in_full(llm: LLM) -> None:
     assert len(refused(lambda: llm.generate("a", max_tokens="9" * 100_000))) < 300
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("max_token", "max_tokens"), ("temprature", "temperature"), ("zz", "top_k")]
+)
+def test_a_misspelt_option_is_told_its_name(wrong: str, near: str, llm: LLM) -> None:
+    for call in (llm.generate, lambda prompt, **options: llm.batch([prompt], **options)):
+        told = refused(lambda call=call: call("a", **{wrong: 1}))
+        assert near in told
+        assert repr(wrong) in told
+
+
+def test_a_session_says_what_it_remembers(llm: LLM) -> None:
+    session = llm.session()
+    assert repr(session) == "Session(0 tokens)"
+    llm.generate([3, 4, 5], max_tokens=1, session=session)
+    assert repr(session) == f"Session({len(session.tokens)} tokens)"
+    assert repr(llm.session(window=64)) == "Session(0 tokens, which forgets old ones)"

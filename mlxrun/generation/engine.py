@@ -66,6 +66,11 @@ class Session:
     def __post_init__(self) -> None:
         self.cache = self.cache or self.make()
 
+    def __repr__(self) -> str:
+        tokens = len(self.tokens)
+        windowed = ", which forgets old ones" if self.windowed else ""
+        return f"Session({tokens} token{'s' * (tokens != 1)}{windowed})"
+
     def reuse(self, prompt: Sequence[int]) -> int:
         """Go back to where the prompt leaves what is remembered; returns the tokens kept.
 
