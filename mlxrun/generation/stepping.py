@@ -30,6 +30,8 @@ Step = Callable[..., Made]
 # Like steps before one is recorded, which takes about as long as building two. On the CPU a first
 # recording also runs the system's C++ compiler, for every new product of elementwise operations.
 PATIENCE_CPU, PATIENCE_GPU = 16, 4
+# Bytes of keys and values that may be held twice for a moment, where a model is small.
+LITTLE = 1 << 22
 # Kinds of steps to keep recorded.
 KINDS = 16
 
@@ -203,19 +205,30 @@ class Stepper:
 
     def _made(self, step: Recorded, arguments: tuple[Any, ...]) -> Made | None:
         """What a recording makes of arrays; None where MLX cannot compile it."""
-        if step.proven:
+        if step.old or not self._provable(arguments):
+            step.old = True
             return step.replay(*arguments)
         try:
             with uninterrupted():
                 made = step.replay(*arguments)
-                if mx.default_device() == mx.cpu:  # compiled as it is computed
-                    mx.eval(made)
+                mx.eval(made)
         except RuntimeError as error:
             self.refusal = str(error).strip().splitlines()[0]
             self.recorded.clear()
             return None
-        step.proven = True
+        step.old = True
         return made
+
+    def _provable(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether to compute a recording at once, with what it is given kept to build it anew.
+
+        On a CPU, where it is compiled as it is computed, and where what caches hold is little: it
+        is there twice meanwhile.
+        """
+        if mx.default_device() != mx.cpu:
+            return False
+        held = sum(array.nbytes for block in arguments[2] for layer in block for array in layer)
+        return bool(held <= max(LITTLE, self.model.nbytes // 16))
 
 
 @dataclass
@@ -224,11 +237,11 @@ class Recorded:
 
     Attributes:
         replay: it.
-        proven: whether it has been computed once, which needs a compiler on a CPU.
+        old: whether it has been replayed, and so compiled.
     """
 
     replay: Step
-    proven: bool = False
+    old: bool = False
 
 
 def _step(
