@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path: Path = tmp_path_factory.mktemp("tiny") / "x.gguf"
     Tiny(hidden=32, ffn=48, vocab=VOCABULARY + 160).write(path)
     return load_gguf(read_gguf(path), dtype="float32").model
+
+
+@pytest.fixture(autouse=True)
+def _equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the service all steps take the same time, whatever else this machine does."""
+    monkeypatch.setattr("mlxrun.generation.serving.time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 def ask(count: int, seed: int, before: tuple[int, ...] = (), limit: int = 3) -> Ask:
