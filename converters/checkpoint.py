@@ -65,7 +65,7 @@ class _Shard:
         self.file: BinaryIO = path.open("wb")
         self.file.seek(8 + header_bytes)
         self._flusher = ThreadPoolExecutor(1)
-        self._flushing: Future[None] | None = None
+        self._flushes: list[Future[None]] = []
         self._flush_at = _FLUSHED_AT_ONCE
 
     def add(self, name: str, array: npt.NDArray[np.generic], dtype: str) -> None:
@@ -77,13 +77,13 @@ class _Shard:
         }
         self.file.write(np.ascontiguousarray(array).data)
         if self.size >= self._flush_at:
-            if self._flushing is None or self._flushing.done():
+            if all(flush.done() for flush in self._flushes):
                 self.flush_behind()
             self._flush_at = self.size + _FLUSHED_AT_ONCE
 
     def flush_behind(self) -> None:
         """Let the disk begin: what is written so far is flushed while more is made."""
-        self._flushing = self._flusher.submit(os.fsync, self.file.fileno())
+        self._flushes.append(self._flusher.submit(os.fsync, self.file.fileno()))
 
     def abandon(self) -> None:
         """Close the file as it is."""
@@ -91,8 +91,8 @@ class _Shard:
         self.file.close()
 
     def close(self) -> None:
-        if self._flushing:
-            self._flushing.result()
+        for flush in self._flushes:  # the system tells what a flush failed with only once
+            flush.result()
         header = json.dumps(self.entries, separators=(",", ":")).encode()
         if len(header) > self.header_bytes:
             raise CheckpointError(f"{self.path.name}: the header outgrew {self.header_bytes} bytes")

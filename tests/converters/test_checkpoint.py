@@ -197,6 +197,27 @@ def test_the_system_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
     assert names(tmp_path) == set()
 
 
+def test_a_flush_that_failed_while_more_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells it once, to whoever flushes first."""
+    real, told = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if not told:
+            told.append(descriptor)
+            raise OSError(errno.ENOSPC, "full")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutOfSpaceError), CheckpointWriter(tmp_path / "m") as writer:
+        for name, (array, dtype) in ARRAYS.items():
+            writer.add(name, array, dtype)
+            writer.flush()
+        writer.commit()
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_place_that_cannot_hold_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
