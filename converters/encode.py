@@ -165,10 +165,11 @@ def encode(
         if layout.quantized and columns % layout.group_size:
             continue
         encoded = rows.encode(layout, policy, pool)
-        if encoded and apart and layout.quantized:
+        if encoded is None:
+            continue
+        if apart and layout.quantized:
             encoded.arrays["factor"] = np.asarray(factor)
-        if encoded:
-            return encoded
+        return encoded
     raise GGUFError(
         tensor.path,
         field=f"tensor {tensor.name}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -106,12 +106,7 @@ def batch(
     heard = _Heard(len(prompts))
     bar = _Bar(progress, len(prompts), waiting.tokens)
     try:
-        while waiting or front.service.busy:
-            with COMPUTING:
-                waiting.hand_over(heard)
-                front.service.step()
-            # Told without holding the lock: who listens may wait for what another thread computes.
-            news, heard.news = heard.news, []
+        for news in _steps(front, waiting, heard):
             if on_token:
                 for number, chunk in news:
                     on_token(number, chunk)
@@ -121,6 +116,19 @@ def batch(
         with COMPUTING:
             front.service.abandon()
     return [completed(chunks) for chunks in heard.chunks]
+
+
+def _steps(front: Front, waiting: _Waiting, heard: _Heard) -> Iterator[list[tuple[int, Chunk]]]:
+    """What each step brings, until all replies are complete.
+
+    Handed out without the lock: who listens may wait for what another thread computes.
+    """
+    while waiting or front.service.busy:
+        with COMPUTING:
+            waiting.hand_over(heard)
+            front.service.step()
+        news, heard.news = heard.news, []
+        yield news
 
 
 class _Waiting:

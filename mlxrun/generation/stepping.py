@@ -169,8 +169,9 @@ class Stepper:
             [[list(group.settings), list(group.state)] for group in groups],
             [one for one in optional if one is not None],
         )
-        step = self._recorded(rows, groups, there) if compiled and not self.refusal else None
-        made = None if step is None else self._made(step, arguments)
+        made = None
+        if compiled and not self.refusal:
+            made = self._replayed(self._recorded(rows, groups, there), rows, arguments)
         if made is None:
             made = self._built(rows, groups, there)(*arguments)
         caches, drawn, states, out = made
@@ -203,23 +204,25 @@ class Stepper:
             recorded.popitem(last=False)
         return step
 
-    def _made(self, step: Recorded, arguments: tuple[Any, ...]) -> Made | None:
+    def _replayed(
+        self, step: Recorded, rows: Sequence[Rows], arguments: tuple[Any, ...]
+    ) -> Made | None:
         """What a recording makes of arrays; None where MLX cannot compile it."""
-        if step.old or not self._provable(arguments):
-            step.old = True
-            return step.replay(*arguments)
-        try:
-            with uninterrupted():
-                made = step.replay(*arguments)
-                mx.eval(made)
-        except RuntimeError as error:
-            self.refusal = str(error).strip().splitlines()[0]
-            self.recorded.clear()
-            return None
+        if step.old or not self._provable(rows):
+            made = step.replay(*arguments)
+        else:
+            try:
+                with uninterrupted():
+                    made = step.replay(*arguments)
+                    mx.eval(made)
+            except RuntimeError as error:
+                self.refusal = str(error).strip().splitlines()[0]
+                self.recorded.clear()
+                return None
         step.old = True
         return made
 
-    def _provable(self, arguments: tuple[Any, ...]) -> bool:
+    def _provable(self, rows: Sequence[Rows]) -> bool:
         """Whether to compute a recording at once, with what it is given kept to build it anew.
 
         On a CPU, where it is compiled as it is computed, and where what caches hold is little: it
@@ -227,7 +230,7 @@ class Stepper:
         """
         if mx.default_device() != mx.cpu:
             return False
-        held = sum(array.nbytes for block in arguments[2] for layer in block for array in layer)
+        held = sum(cache.nbytes for block in rows for cache in block.caches)
         return bool(held <= max(LITTLE, self.model.nbytes // 16))
 
 
@@ -237,7 +240,7 @@ class Recorded:
 
     Attributes:
         replay: it.
-        old: whether it has been replayed, and so compiled.
+        old: whether it has been replayed.
     """
 
     replay: Step

@@ -117,7 +117,7 @@ def _attending(
     token = layer.token - cache.bound_bytes(shape, attention.window, dtype)
     bound = block_bytes(shape, dtype) if sparse else 0
     # Keys by channel that are not packed yet count as packed: they are more bytes, never fewer.
-    return Attending(token, 0, False, layer.window, pair, sparse, bound)
+    return Attending(token, window=layer.window, pair=pair, sparse=sparse, bound=bound)
 
 
 def _of_experts(config: ModelConfig, layer: int, name: str) -> bool:
