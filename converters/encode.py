@@ -21,7 +21,6 @@ from converters.forms import (
     Arrays,
     Error,
     Packed,
-    from_float,
     keep_codes,
     keep_floats,
     regroup,
@@ -34,9 +33,9 @@ from converters.merge import Patch
 from converters.microscaling import repack
 from converters.policy import FIXED, FLOATS, Policy, kept_group
 from converters.requantise import requantise
+from converters.rounding import Floats, from_float
 
 Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Change = Callable[[Floats], Floats]
 
 # A chunk's float32 intermediates fit the last cache, and each step on them takes long enough that

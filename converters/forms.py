@@ -16,8 +16,8 @@ import numpy.typing as npt
 from converters.gguf.quants import Codes
 from converters.layout import Layout, dense
 from converters.packing import pack_bits, spread_nibbles, sums
+from converters.rounding import Floats, rounded
 
-Floats = npt.NDArray[np.float32]
 Words = npt.NDArray[np.uint64]
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -86,26 +86,6 @@ class Packed:
     error: Error = field(default_factory=Error)
 
 
-def to_float(x: Floats, dtype: str) -> npt.NDArray[np.generic]:
-    """Round float32 to ``dtype``; bfloat16 comes back as uint16 bit patterns."""
-    if dtype == "float32":
-        return x
-    if dtype == "float16":
-        with np.errstate(over="ignore"):
-            return x.astype(np.float16)
-    bits = x.view(np.uint32)
-    # Round to nearest even on the upper half; a quiet bit keeps not-a-number what it is.
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-
-
-def from_float(x: npt.NDArray[np.generic], dtype: str) -> Floats:
-    """The float32 values of what :func:`to_float` returned."""
-    if dtype == "bfloat16":
-        return (x.astype(np.uint32) << 16).view(np.float32)
-    return x.astype(np.float32, copy=False)
-
-
 def regroup(codes: Codes, rows: int, group_size: int) -> Codes:
     """Codes of blocks as codes of rows, with groups of ``group_size`` that divide a block's."""
     repeat = codes.group // group_size
@@ -122,12 +102,12 @@ def keep_codes(codes: Codes, layout: Layout) -> Packed:
         codes: of whole rows, with the layout's group size.
         layout: affine, wide enough for every code.
     """
-    scales, biases = to_float(codes.scale, layout.dtype), to_float(codes.bias, layout.dtype)
+    scales, s = rounded(codes.scale, layout.dtype)
+    biases, b = rounded(codes.bias, layout.dtype)
     same = codes.width == layout.bits
     words = codes.stored.view("<u4") if same else pack_bits(codes.q, layout.bits)
     packed = Packed(layout, {"weight": words, "scales": scales, "biases": biases})
     if layout.dtype != "float32":
-        s, b = from_float(scales, layout.dtype), from_float(biases, layout.dtype)
         _measure_rounding(codes, s, b, packed.error)
     return packed
 
@@ -204,8 +184,8 @@ def _most(codes: Codes) -> int:
 
 def keep_floats(x: Floats, dtype: str) -> Packed:
     """A plain array of ``dtype`` from float32 weights of any shape."""
-    stored = to_float(x, dtype)
+    stored, values = rounded(x, dtype)
     packed = Packed(dense(dtype), {"weight": stored})
     if dtype != "float32":
-        packed.error.add(x, from_float(stored, dtype))
+        packed.error.add(x, values)
     return packed

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from converters.forms import Floats
+from converters.rounding import Floats
 
 Rows = npt.NDArray[np.intp]
 #: ``(values (n, columns), numbers of these rows (n,)) -> values``, float32. Leading axes of a

@@ -8,9 +8,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from converters.forms import Floats, Packed, from_float, to_float
+from converters.forms import Packed
 from converters.layout import Layout
 from converters.packing import pack_bits
+from converters.rounding import Floats, rounded
 
 
 def requantise(w: Floats, layout: Layout) -> Packed:
@@ -36,8 +37,8 @@ def requantise(w: Floats, layout: Layout) -> Packed:
         layout,
         {
             "weight": pack_bits(q.reshape(w.shape), layout.bits),
-            "scales": to_float(scale, layout.dtype).reshape(shape),
-            "biases": to_float(bias, layout.dtype).reshape(shape),
+            "scales": rounded(scale, layout.dtype)[0].reshape(shape),
+            "biases": rounded(bias, layout.dtype)[0].reshape(shape),
         },
     )
     packed.error.add(groups, _values(x, scale, bias))
@@ -62,10 +63,7 @@ def _fold(across: Floats, n: int, smaller: np.ufunc) -> Floats:
 
 
 def _round_pair(scale: Floats, bias: Floats, dtype: str) -> tuple[Floats, Floats]:
-    return (
-        from_float(to_float(scale, dtype), dtype),
-        from_float(to_float(bias, dtype), dtype),
-    )
+    return rounded(scale, dtype)[1], rounded(bias, dtype)[1]
 
 
 def _nearest(w: Floats, scale: Floats, bias: Floats, levels: int) -> Floats:

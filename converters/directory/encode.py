@@ -16,10 +16,11 @@ import numpy.typing as npt
 from converters.chunks import cut, gather
 from converters.directory.weights import dtype_name
 from converters.encode import CHUNK_WEIGHTS
-from converters.forms import Arrays, Error, Floats, Packed, from_float, keep_floats
+from converters.forms import Arrays, Error, Packed, keep_floats
 from converters.layout import Layout
 from converters.merge import Patch
 from converters.requantise import requantise
+from converters.rounding import Floats, from_float
 
 _FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 

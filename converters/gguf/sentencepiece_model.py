@@ -21,6 +21,9 @@ UNKNOWN_PIECE: Final = "\ufffd<unknown>"
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # piece types, the same numbers as GGUF's
 _UNIGRAM, _BPE = 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_SHORT = [bytes([value]) for value in range(0x80)]
+
+_SCORE = _SHORT[2 << 3 | _FIXED32]
 
 
 def model_proto(vocabulary: Vocabulary) -> bytes:
@@ -55,9 +58,7 @@ def _piece_types(vocabulary: Vocabulary) -> list[int]:
 
 
 def _piece(text: bytes, score: float, type_: int) -> bytes:
-    return (
-        _bytes(1, text) + _number(2 << 3 | _FIXED32) + struct.pack("<f", score) + _varint(3, type_)
-    )
+    return _bytes(1, text) + _SCORE + struct.pack("<f", score) + _varint(3, type_)
 
 
 def _varint(field: int, value: int) -> bytes:
@@ -69,6 +70,8 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 
 def _number(value: int) -> bytes:
+    if value <= 0x7F:  # nearly all: a vocabulary has a hundred thousand
+        return _SHORT[value]
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -8,18 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converters.forms import (
-    Error,
-    Packed,
-    from_float,
-    keep_codes,
-    keep_floats,
-    to_float,
-)
+from converters.forms import Error, Packed, keep_codes, keep_floats
 from converters.gguf.quants import Codes
 from converters.layout import affine
 from converters.packing import pack_bits, unpack_bits
 from converters.requantise import requantise
+from converters.rounding import from_float
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -78,16 +72,6 @@ def test_unpacks_what_mlx_packs(bits: int) -> None:
     values = codes.reshape(4, 4, 64) * np.array(scales)[..., None] + np.array(biases)[..., None]
     got = np.array(mx.dequantize(words, scales, biases, group_size=64, bits=bits))
     np.testing.assert_allclose(values.reshape(4, 256), got, rtol=1e-5, atol=1e-6)
-
-
-@given(st.lists(st.floats(width=32), min_size=1, max_size=50), st.sampled_from(DTYPES[1:]))
-def test_halves_are_rounded_as_mlx_rounds(values: list[float], dtype: str) -> None:
-    x = np.array(values, np.float32)
-    ours = from_float(to_float(x, dtype), dtype)
-    theirs = np.array(mx.array(x).astype(MX[dtype]).astype(mx.float32))
-    # MLX on this CPU may flush subnormals to zero; they keep their value here.
-    near = np.isclose(ours, theirs, rtol=0, atol=1.2e-38, equal_nan=True)
-    assert near.all(), (x[~near], ours[~near], theirs[~near])
 
 
 def random_codes(seed: int, bits: int, group: int, spread: float, rows: int) -> Codes:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import mlx.core as mx
 import numpy as np
 
-from converters.forms import Floats
 from converters.merge import Patch, PrepareMerge, Rows
+from converters.rounding import Floats
 from mlxrun.loading.adapters.adapters import AdapterChoice, Adapters, read_adapters
 from mlxrun.weights.low_rank import TINY, Update
 
