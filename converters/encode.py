@@ -25,14 +25,14 @@ from converters.forms import (
     keep_floats,
     regroup,
 )
-from converters.gguf.quants import CODECS, Codes
+from converters.gguf.quants import CODECS, Codes, Products
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 from converters.layout import Layout, dense
 from converters.merge import Patch
 from converters.microscaling import repack
 from converters.policy import FIXED, FLOATS, Policy, kept_group
-from converters.requantise import requantise
+from converters.requantise import requantise, requantise_integers
 from converters.rounding import Floats, from_float
 
 Bytes = npt.NDArray[np.uint8]
@@ -207,23 +207,33 @@ def _encode_rows(
     if kind in FIXED and factor is not None:
         values = repack(raw, kind, dense("float32")).arrays["weight"].astype(np.float32)
         return _requantised(values * factor[:, None], layout)
-    codes = CODECS[kind].decode(raw)
-    if factor is not None:
-        each = np.repeat(factor, len(codes.scale) // rows)[:, None]
-        codes = Codes(codes.stored, codes.scale * each, codes.bias * each, codes.width)
-    if not (np.isfinite(codes.scale).all() and np.isfinite(codes.bias).all()):
+    keeps = keeps_codes(kind, layout)
+    codec = CODECS[kind]
+    found = codec.products(raw) if layout.quantized and not keeps else None
+    blocks: Products | Codes = found or codec.decode(raw)
+    blocks = blocks if factor is None else blocks.times(factor)
+    if not blocks.finite:
         raise tensor.error(
             expected="finite scales",
             found="blocks with infinite or not-a-number ones",
             hint="The file is damaged: download or quantise it again",
         )
-    if layout.quantized and keeps_codes(kind, layout):
-        return keep_codes(regroup(codes, rows, layout.group_size), layout)
-    return _requantised(codes.values().reshape(rows, -1), layout)
+    if isinstance(blocks, Products):
+        return _requantised_products(blocks, rows, layout)
+    if layout.quantized and keeps:
+        return keep_codes(regroup(blocks, rows, layout.group_size), layout)
+    return _requantised(blocks.values().reshape(rows, -1), layout)
 
 
 def _requantised(values: Floats, layout: Layout) -> Packed:
     return requantise(values, layout) if layout.quantized else keep_floats(values, layout.dtype)
+
+
+def _requantised_products(products: Products, rows: int, layout: Layout) -> Packed:
+    groups = products.p.shape[1] // layout.group_size
+    return requantise_integers(
+        products.p.reshape(rows, -1), np.repeat(products.unit, groups, axis=1), layout
+    )
 
 
 def plain_floats(tensor: GGUFTensor) -> Floats:

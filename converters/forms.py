@@ -45,7 +45,16 @@ class Error:
         self.squared_weight += _squares(wanted)
         difference = got - wanted
         squared = _squares(difference)
-        if squared == 0.0 or (np.isnan(squared) and np.array_equal(wanted, got, equal_nan=True)):
+        if np.isnan(squared) and np.array_equal(wanted, got, equal_nan=True):
+            return
+        self._include(difference, squared)
+
+    def add_difference(self, difference: Floats) -> None:
+        """Account for what was lost of one chunk of finite weights, float32."""
+        self._include(difference, _squares(difference))
+
+    def _include(self, difference: Floats, squared: float) -> None:
+        if squared == 0.0:
             return
         self.equal = False
         self.squared_error += squared

@@ -1,9 +1,11 @@
-"""Floats into the codes of MLX's affine forms, group by group, with the error that this costs.
+"""Weights into the codes of MLX's affine forms, group by group, with the error that this costs.
 
 For weights whose own codes no form holds. Knows nothing of where they come from.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,13 @@ from converters.forms import Packed
 from converters.layout import Layout
 from converters.packing import pack_bits
 from converters.rounding import Floats, rounded
+
+Integers = npt.NDArray[np.int16]
+
+# Below these bits, the levels that outliers waste are worth a search for better scales.
+_REFINED = 6
+# Codes that are so much nearer than chance to what they stand for, in squares, may be it exactly.
+_CHANCE = 1e-6
 
 
 def requantise(w: Floats, layout: Layout) -> Packed:
@@ -22,44 +31,84 @@ def requantise(w: Floats, layout: Layout) -> Packed:
     solve for scale and bias; then round again), keeping what lowers the error.
     """
     groups = w.reshape(-1, layout.group_size)
-    low, high = _extremes(groups)
-    levels = (1 << layout.bits) - 1
-    scale = (high - low).astype(np.float32) / np.float32(levels)
-    scale, bias = _round_pair(scale, low.astype(np.float32), layout.dtype)
+    scale, bias, levels = _span(*_extremes(groups), layout)
     x = _nearest(groups, scale, bias, levels)
     with np.errstate(invalid="ignore"):
         q = x.astype(np.uint8)
-    if layout.bits < 6:
+    if layout.bits < _REFINED:
         q, scale, bias = _refine(groups, q, scale, bias, levels, layout.dtype)
         x = q.astype(np.float32)
-    shape = (w.shape[0], -1)
-    packed = Packed(
-        layout,
-        {
-            "weight": pack_bits(q.reshape(w.shape), layout.bits),
-            "scales": rounded(scale, layout.dtype)[0].reshape(shape),
-            "biases": rounded(bias, layout.dtype)[0].reshape(shape),
-        },
-    )
+    packed = _packed(q.reshape(w.shape), scale, bias, layout)
     packed.error.add(groups, _values(x, scale, bias))
     return packed
 
 
-def _extremes(x: Floats) -> tuple[Floats, Floats]:
+def requantise_integers(p: Integers, unit: Floats, layout: Layout) -> Packed:
+    """What :func:`requantise` makes of the weights ``unit * p``, in half the time.
+
+    Args:
+        p: int16 (n, c).
+        unit: of each group of the layout's size, (n, c / group size).
+    """
+    groups, each = p.reshape(-1, layout.group_size), unit.reshape(-1)
+    least, most = (end * each for end in _extremes(groups))
+    scale, bias, levels = _span(np.minimum(least, most), np.maximum(least, most), layout)
+    x: Floats = groups.astype(np.float32)
+    if layout.bits < _REFINED or not scale.all():
+        return requantise(_times(x, each).reshape(p.shape), layout)
+    squared_weight = np.vecdot(x, x) @ np.square(each, dtype=np.float64)
+    # In steps from a group's lowest code, of which the nearest whole number is taken.
+    inverse = np.float32(1) / scale
+    _times(x, each * inverse)
+    x -= (bias * inverse)[:, None]
+    nearest = np.rint(x)
+    np.clip(nearest, 0, levels, out=nearest)
+    x -= nearest
+    if np.vecdot(x, x).sum() <= _CHANCE * x.size:
+        return requantise(_times(groups.astype(np.float32), each).reshape(p.shape), layout)
+    packed = _packed(nearest.astype(np.uint8).reshape(p.shape), scale, bias, layout)
+    packed.error.squared_weight = float(squared_weight)
+    packed.error.add_difference(_times(x, scale))
+    return packed
+
+
+def _span(low: Floats, high: Floats, layout: Layout) -> tuple[Floats, Floats, int]:
+    """Scales and biases (n,) with which a form's codes span groups, and its highest code."""
+    levels = (1 << layout.bits) - 1
+    scale = (high - low).astype(np.float32) / np.float32(levels)
+    return *_round_pair(scale, low.astype(np.float32), layout.dtype), levels
+
+
+def _packed(q: npt.NDArray[np.uint8], scale: Floats, bias: Floats, layout: Layout) -> Packed:
+    shape = (len(q), -1)
+    arrays = {
+        "weight": pack_bits(q, layout.bits),
+        "scales": rounded(scale, layout.dtype)[0].reshape(shape),
+        "biases": rounded(bias, layout.dtype)[0].reshape(shape),
+    }
+    return Packed(layout, arrays)
+
+
+def _times(x: Floats, each: Floats) -> Floats:
+    """Groups (n, g) times a factor of each (n,), in their place."""
+    x *= each[:, None]
+    return x
+
+
+def _extremes(x: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Smallest and largest of each row (n, 2^k).
 
-    Far faster than a short reduction: 16 neighbours move as one element to where long runs are
-    compared with one another, and the last 16 pair up as neighbours.
+    Far faster than short reductions: a few neighbours move as one element to where long runs are
+    compared with one another, and so do the few that are left of each row.
     """
-    across = np.ascontiguousarray(x.view("V64").T).view(x.dtype)
+    across = np.ascontiguousarray(x.view("V16").T).view(x.dtype)
     return _fold(across, len(x), np.minimum), _fold(across, len(x), np.maximum)
 
 
-def _fold(across: Floats, n: int, smaller: np.ufunc) -> Floats:
-    x: Floats = smaller.reduce(across, axis=0)
-    while len(x) > n:
-        x = smaller(x[0::2], x[1::2])
-    return x
+def _fold(across: npt.NDArray[Any], n: int, smaller: np.ufunc) -> npt.NDArray[Any]:
+    few = smaller.reduce(across, axis=0).reshape(n, -1)
+    found: npt.NDArray[Any] = smaller.reduce(np.ascontiguousarray(few.T), axis=0)
+    return found
 
 
 def _round_pair(scale: Floats, bias: Floats, dtype: str) -> tuple[Floats, Floats]:
@@ -78,7 +127,7 @@ def _nearest(w: Floats, scale: Floats, bias: Floats, levels: int) -> Floats:
 
 def _values(x: Floats, scale: Floats, bias: Floats) -> Floats:
     """What MLX computes from codes (n, g), in their place."""
-    x *= scale[:, None]
+    _times(x, scale)
     x += bias[:, None]
     return x
 

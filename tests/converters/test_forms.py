@@ -12,7 +12,7 @@ from converters.forms import Error, Packed, keep_codes, keep_floats
 from converters.gguf.quants import Codes
 from converters.layout import affine
 from converters.packing import pack_bits, unpack_bits
-from converters.requantise import requantise
+from converters.requantise import requantise, requantise_integers
 from converters.rounding import from_float
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -129,6 +129,48 @@ def test_requantised_weights_state_their_error(
     assert not packed.error.equal
 
 
+def random_products(seed: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers (4, 512) as of Q6_K, and the unit of each group of columns, of both signs."""
+    rng = np.random.default_rng(seed)
+    p = np.rint(rng.standard_normal((4, 512)) * 10 ** rng.uniform(0, 3)).astype(np.int16)
+    unit = rng.standard_normal((4, 2)) * 10 ** rng.uniform(-6, 1)
+    return p, np.repeat(unit, 256 // group, axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", GROUPS)
+@given(seed=st.integers(0, 2**32), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=10)
+def test_requantised_products_are_as_near_as_their_floats(
+    bits: int, group: int, seed: int, dtype: str
+) -> None:
+    p, unit = random_products(seed, group)
+    w = (p.reshape(-1, group) * unit.reshape(-1, 1)).reshape(p.shape)
+    packed = requantise_integers(p, unit, affine(bits, group, dtype))
+    wanted = requantise(w, affine(bits, group, dtype))
+    for name in ("scales", "biases"):
+        np.testing.assert_array_equal(packed.arrays[name], wanted.arrays[name])
+    codes, expected = (unpack_bits(x.arrays["weight"], bits) for x in (packed, wanted))
+    assert np.abs(codes.astype(int) - expected).max() <= 1  # halfway between two, either will do
+    assert packed.error.rmse == pytest.approx(wanted.error.rmse, rel=1e-4)
+    assert packed.error.equal == wanted.error.equal
+    assert_states_its_error(packed, w)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_products_that_a_form_holds_are_told_from_those_that_it_nearly_holds(bits: int) -> None:
+    p = np.random.default_rng(bits).integers(0, 1 << bits, (2, 64)).astype(np.int16)
+    p[:, :2] = 0, (1 << bits) - 1
+    p[1] = 0  # a group of one value
+    unit = np.full((2, 1), -0.25, np.float32)
+    packed = requantise_integers(p, unit, affine(bits, 64, "float32"))
+    assert packed.error.equal
+    np.testing.assert_array_equal(dequantised(packed), -0.25 * p)
+    p[0, 2] = (1 << bits) // 2
+    third = requantise_integers(p, unit / 3, affine(bits, 64, "bfloat16"))
+    assert not third.error.equal
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_requantising_is_no_worse_than_mlx_own_quantiser(bits: int) -> None:
     w = np.random.default_rng(bits).standard_t(4, (32, 512)).astype(np.float32)
@@ -178,7 +220,11 @@ def test_an_error_of_nothing_is_infinite_and_no_error_is_none() -> None:
 def test_an_overflow_is_never_a_small_error() -> None:
     w = np.array([[1e6, 1.0, 2.0, 3.0] * 8], np.float32)
     with np.errstate(all="ignore"):
-        for packed in (keep_floats(w, "float16"), requantise(1e6 * w, affine(8, 32, "float16"))):
+        for packed in (
+            keep_floats(w, "float16"),
+            requantise(1e6 * w, affine(8, 32, "float16")),
+            requantise_integers(w.astype(np.int16), w[:, :1], affine(8, 32, "float16")),
+        ):
             assert not packed.error.rmse < 1e6
             assert not packed.error.equal
 

@@ -76,6 +76,17 @@ def test_every_value_of_every_byte(kind: GGMLType) -> None:
     equal(CODECS[kind].decode(swept[finite]).values(), wanted[finite])
 
 
+def test_products_are_the_same_weights() -> None:
+    codec = CODECS[GGMLType.Q6_K]
+    blocks = blocks_of(GGMLType.Q6_K, 300, seed=11)
+    products = codec.products(blocks)
+    assert products is not None
+    equal(products.unit * products.p.astype(np.float32), codec.decode(blocks).values())
+    factor = np.array([2, -4, 0.125], np.float32)
+    scaled, decoded = products.times(factor), codec.decode(blocks).times(factor)
+    equal(scaled.unit * scaled.p.astype(np.float32), decoded.values())
+
+
 def test_q1_0_by_its_definition() -> None:
     """128 signs, lowest bit first, and a scale: w = d where the bit is set, else -d."""
     blocks = blocks_of(GGMLType.Q1_0, 50, seed=1)

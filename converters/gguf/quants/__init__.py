@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from converters.gguf.quants import iq, k, plain
-from converters.gguf.quants.base import CODECS, Codec, Codes
+from converters.gguf.quants.base import CODECS, Codec, Codes, Products
 
-__all__ = ["CODECS", "Codec", "Codes", "iq", "k", "plain"]
+__all__ = ["CODECS", "Codec", "Codes", "Products", "iq", "k", "plain"]

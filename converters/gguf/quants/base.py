@@ -11,7 +11,7 @@ Source of all block layouts: ggml's ``ggml-common.h`` (facts), checked bit for b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,9 +20,10 @@ import numpy.typing as npt
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.packing import bit_fields, pair_nibbles, spread_nibbles
 
-__all__ = ["CODECS", "Codec", "Codes", "bit_fields", "half", "paired"]
+__all__ = ["CODECS", "Codec", "Codes", "Products", "bit_fields", "half", "paired"]
 
 Bytes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
 
 
@@ -64,6 +65,37 @@ class Codes:
         groups += self.bias[:, :, None]
         return q
 
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.scale).all() and np.isfinite(self.bias).all())
+
+    def times(self, factor: Floats) -> Codes:
+        """The weights times a factor of each row, (rows,), of a whole number of blocks."""
+        each = np.repeat(factor, len(self.scale) // len(factor))[:, None]
+        return replace(self, scale=self.scale * each, bias=self.bias * each)
+
+
+@dataclass(frozen=True)
+class Products:
+    """Weights of ``n`` blocks as whole numbers: ``w[i, k] = unit[i] p[i, k]``, exact in float32.
+
+    Attributes:
+        p: int16, shape (n, elements per block).
+        unit: float32, shape (n, 1).
+    """
+
+    p: Integers
+    unit: Floats
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.unit).all())
+
+    def times(self, factor: Floats) -> Products:
+        """See :meth:`Codes.times`."""
+        each = np.repeat(factor, len(self.unit) // len(factor))[:, None]
+        return replace(self, unit=self.unit * each)
+
 
 def paired(nibbles: Bytes, run: int, scale: Floats, bias: Floats) -> Codes:
     """Codes of four bits from bytes (n, b) that hold ``run`` in their low halves, then as many."""
@@ -87,7 +119,15 @@ class Codec(ABC):
 
     def decode(self, raw: Bytes) -> Codes:
         """Unpack raw bytes, a whole number of blocks, into codes."""
-        return self.unpack(raw.reshape(-1, BLOCKS[self.type][1]))
+        return self.unpack(self.blocks(raw))
+
+    def blocks(self, raw: Bytes) -> Bytes:
+        """Raw bytes as blocks, shape (n, bytes per block)."""
+        return raw.reshape(-1, BLOCKS[self.type][1])
+
+    def products(self, raw: Bytes) -> Products | None:
+        """The same weights without scales narrower than a block, where a type has that form."""
+        return None
 
     @abstractmethod
     def unpack(self, blocks: Bytes) -> Codes:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from converters.gguf.quants.base import Bytes, Codec, Codes, Floats, bit_fields, half, paired
+from converters.gguf.quants.base import (
+    Bytes,
+    Codec,
+    Codes,
+    Floats,
+    Products,
+    bit_fields,
+    half,
+    paired,
+)
 from converters.gguf.quants.plain import IQ4_CODES
 from converters.gguf.types import GGMLType
 from converters.packing import join_bits
@@ -94,10 +104,26 @@ class Q6_K(Codec):  # noqa: N801
     type, bits = GGMLType.Q6_K, 6
 
     def unpack(self, blocks: Bytes) -> Codes:
-        q = bit_fields(blocks[:, :128], 4, 64)
-        join_bits(q, bit_fields(blocks[:, 128:192], 2, 32), 4)
-        scale = half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-        return Codes(q, scale, -32 * scale)
+        scale = half(blocks, 208) * self._scales(blocks).astype(np.float32)
+        return Codes(self._codes(blocks), scale, -32 * scale)
+
+    def products(self, raw: Bytes) -> Products:
+        blocks = self.blocks(raw)
+        p = self._codes(blocks).astype(np.int16)
+        p -= np.int16(32)
+        groups = p.reshape(-1, 16)
+        groups *= self._scales(blocks).reshape(-1, 1).astype(np.int16)
+        return Products(p, half(blocks, 208))
+
+    @staticmethod
+    def _codes(blocks: Bytes) -> Bytes:
+        return join_bits(
+            bit_fields(blocks[:, :128], 4, 64), bit_fields(blocks[:, 128:192], 2, 32), 4
+        )
+
+    @staticmethod
+    def _scales(blocks: Bytes) -> npt.NDArray[np.int8]:
+        return blocks[:, 192:208].view(np.int8)
 
 
 class IQ4_XS(Codec):  # noqa: N801
