@@ -13,7 +13,7 @@ import numpy.typing as npt
 from converters.forms import Error, Packed, keep_floats
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.layout import Layout
-from converters.packing import pair_nibbles, spread_nibbles
+from converters.packing import gathered, pair_nibbles, spread_nibbles
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -29,7 +29,7 @@ def repack(raw: Bytes, kind: GGMLType, layout: Layout) -> Packed:
     """
     blocks = raw.reshape(-1, BLOCKS[kind][1])
     head, group = (1, 32) if kind is GGMLType.MXFP4 else (4, 16)
-    scales = np.ascontiguousarray(blocks[:, :head])
+    scales = gathered(blocks[:, :head])
     pairs = pair_nibbles(blocks[:, head:], group // 2)  # (blocks, elements / 2)
     if not layout.quantized:
         values = _values(spread_nibbles(pairs), scales, kind)

@@ -25,6 +25,11 @@ _NIBBLES = _every(8, 4)
 _SECOND_NIBBLES = np.uint64(int(_every(16, 4)) << 4)
 
 
+def gathered(x: Bytes) -> Bytes:
+    """A copy of rows of bytes (n, b) that lie apart, of each row as one element: far faster."""
+    return x.view(f"V{x.shape[1]}").copy().view(np.uint8)
+
+
 def pack_bits(codes: Bytes, bits: int) -> npt.NDArray[np.uint32]:
     """Pack uint8 codes (n, c) into MLX's words, uint32 (n, c * bits / 32).
 
@@ -74,7 +79,7 @@ def pair_nibbles(x: Bytes, run: int) -> Bytes:
     """
     n = len(x)
     # Of each two bytes the middle nibbles change places: both of a half are neighbours then.
-    words = np.array(x, order="C").view("<u8")
+    words = gathered(x).view("<u8")
     moved = words >> np.uint64(4)
     moved ^= words
     moved &= _SECOND_NIBBLES
@@ -105,7 +110,7 @@ def bit_fields(x: Bytes, width: int, run: int) -> Bytes:
     in which ggml lays out nibbles and bit planes. (n, b) -> (n, b * 8 / width).
     """
     n, columns = x.shape
-    x = np.ascontiguousarray(x)
+    x = gathered(x)
     words = x.view("<u8") if columns % 8 == 0 else x
     shifted = np.empty_like(words)
     count = 8 // width

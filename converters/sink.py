@@ -128,10 +128,10 @@ class Hashing:
         ]
 
     def _digest(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while not self._stopped.is_set() and (part := file.read(_HASHED_AT_ONCE)):
-                digest.update(part)
+        digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
+        with path.open("rb", buffering=0) as file:
+            while not self._stopped.is_set() and (size := file.readinto(part)):
+                digest.update(part[:size])
         return digest.hexdigest()
 
     def result(self) -> list[dict[str, Any]]:
@@ -146,7 +146,8 @@ class Hashing:
         self._pool.shutdown()
 
 
-_HASHED_AT_ONCE = 1 << 18
+# Few parts: each of them has to wait for the interpreter twice.
+_HASHED_AT_ONCE = 1 << 20
 
 
 def check_space(needed: float, target: Path) -> None:

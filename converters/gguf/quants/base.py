@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.packing import bit_fields, pair_nibbles, spread_nibbles
+from converters.packing import bit_fields, gathered, pair_nibbles, spread_nibbles
 
 __all__ = ["CODECS", "Codec", "Codes", "Products", "bit_fields", "half", "paired"]
 
@@ -139,5 +139,4 @@ CODECS: dict[GGMLType, Codec] = {}
 
 def half(blocks: Bytes, start: int, count: int = 1) -> Floats:
     """Read ``count`` little-endian float16 values of each block as float32, shape (n, count)."""
-    raw = np.ascontiguousarray(blocks[:, start : start + 2 * count])
-    return raw.view("<f2").astype(np.float32)
+    return gathered(blocks[:, start : start + 2 * count]).view("<f2").astype(np.float32)

@@ -12,6 +12,7 @@ import numpy as np
 
 from converters.gguf.quants.base import Bytes, Codec, Codes, bit_fields, half
 from converters.gguf.types import GGMLType
+from converters.packing import gathered
 
 
 @cache
@@ -40,7 +41,7 @@ def _signs(masks: Bytes) -> np.ndarray:
 
 def _words(blocks: Bytes, start: int, count: int, dtype: str) -> np.ndarray:
     size = np.dtype(dtype).itemsize * count
-    return np.ascontiguousarray(blocks[:, start : start + size]).view(dtype)
+    return gathered(blocks[:, start : start + size]).view(dtype)
 
 
 def _signed_codes(values: np.ndarray, step: int, offset: int) -> Bytes:

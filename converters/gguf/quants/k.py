@@ -17,7 +17,7 @@ from converters.gguf.quants.base import (
 )
 from converters.gguf.quants.plain import IQ4_CODES
 from converters.gguf.types import GGMLType
-from converters.packing import join_bits
+from converters.packing import gathered, join_bits
 
 
 def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:
@@ -26,7 +26,7 @@ def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:
     The first four of each fill the low six bits of bytes 0-3 and 4-7; the last four have their low
     nibbles in bytes 8-11 and their two top bits above the first four.
     """
-    a, b, c = np.ascontiguousarray(packed).view("<u4").T
+    a, b, c = gathered(packed).view("<u4").T
     low, top = np.uint32(0x0F0F0F0F), np.uint32(0x30303030)
     pairs = np.empty((2, len(packed), 2), "<u4")
     pairs[:, :, 0] = a, b
