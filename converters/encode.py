@@ -38,13 +38,11 @@ from converters.rounding import Floats, from_float
 Bytes = npt.NDArray[np.uint8]
 Change = Callable[[Floats], Floats]
 
-# A chunk's float32 intermediates fit the last cache, and each step on them takes long enough that
-# threads seldom meet at the interpreter's lock: 2^17 and 2^21 both took a third longer.
-CHUNK_WEIGHTS = 1 << 19
+# Each step on a chunk takes so long that threads seldom meet at the interpreter's lock: with a
+# quarter of this, two needed as long as one. On one thread the size makes no difference.
+CHUNK_WEIGHTS = 1 << 20
 # Codes that are kept take a byte each or less.
 KEPT_AT_ONCE = 4
-# Threads share a small tensor too, but not for less than this.
-SHARES, SHARE_WEIGHTS = 4, 1 << 17
 SAMPLE_WEIGHTS = 1 << 16
 
 
@@ -115,8 +113,7 @@ class _Rows:
         shape, kind = self.tensor.shape, self.tensor.type
         kept = self.patch is None and keeps_codes(kind, layout)
         most = CHUNK_WEIGHTS * (KEPT_AT_ONCE if kept and layout.quantized else 1)
-        share = max(SHARE_WEIGHTS, self.tensor.elements // SHARES)
-        parts = cut(len(self.data), shape[-1], min(most, share))
+        parts = cut(len(self.data), shape[-1], most)
         sample = slice(0, max(1, SAMPLE_WEIGHTS // shape[-1]))
         if len(parts) > 1 and not policy.accept(self.packed(layout, sample).error, layout):
             return None

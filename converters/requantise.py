@@ -56,7 +56,7 @@ def requantise_integers(p: Integers, unit: Floats, layout: Layout) -> Packed:
     x: Floats = groups.astype(np.float32)
     if layout.bits < _REFINED or not scale.all():
         return requantise(_times(x, each).reshape(p.shape), layout)
-    squared_weight = np.vecdot(x, x) @ np.square(each, dtype=np.float64)
+    squared_weight = np.einsum("i,i,i->", np.vecdot(x, x), each, each, dtype=np.float64)
     # In steps from a group's lowest code, of which the nearest whole number is taken.
     inverse = np.float32(1) / scale
     _times(x, each * inverse)
