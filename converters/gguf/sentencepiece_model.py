@@ -88,18 +88,13 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[t
     Tokens that text cannot become (control, unknown, bytes) must not be among ``tokens``.
     """
     known = set(tokens)
-    found = [
-        (-score, place, left, right)
-        for place, (token, score) in enumerate(zip(tokens, scores, strict=True))
-        for left, right in _cuts(token)
-        if left in known and right in known
+    ranked = sorted(zip(scores, tokens, strict=True), key=lambda piece: -piece[0])
+    return [
+        (left, right)
+        for _, token in ranked
+        for i in range(1, len(token))
+        if (left := token[:i]) in known and (right := token[i:]) in known
     ]
-    found.sort(key=lambda merge: merge[:2])
-    return [(left, right) for _, _, left, right in found]
-
-
-def _cuts(token: str) -> Iterator[tuple[str, str]]:
-    return ((token[:i], token[i:]) for i in range(1, len(token)))
 
 
 def read_model(proto: bytes) -> dict[str, Any]:

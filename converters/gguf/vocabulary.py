@@ -37,6 +37,7 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+_TYPES: Final = {int(type_): type_ for type_ in TokenType}
 KINDS: Final = {
     "llama": "spm",
     "gpt2": "bpe",
@@ -129,7 +130,7 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
     return Vocabulary(
         kind=kind,
         tokens=tokens,
-        types=[TokenType(value) for value in types],
+        types=[_TYPES[value] for value in types],
         scores=_scores(gguf, len(tokens)),
         merges=_merges(gguf) if kind == "bpe" else [],
         pre=pre,

@@ -437,7 +437,10 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path)
 # VmHWM and not ru_maxrss, which a process inherits from the one that started it.
 MEASURE = """
 import sys
+from converters import encode
 from converters.convert import convert
+
+encode.CHUNK_WEIGHTS = 1 << 18  # as small beside the file as whole chunks are beside a model
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
