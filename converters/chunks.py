@@ -6,8 +6,10 @@ a whole tensor are touched once. Knows nothing of what is made.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,13 +23,19 @@ Map = Callable[[Callable[[slice], Error], list[slice]], Iterator[Error]]
 _KEPT_BLOCK = (1 << 25) - (1 << 16)
 
 
-def keep_memory() -> None:
-    """Let glibc keep what chunks free for the next ones, instead of asking the system each time.
+# More would mostly wait for the interpreter's lock, each with some 20 MB of its own.
+_MOST_THREADS = 8
 
-    Blocks that are freed raise the size up to which it keeps them; one that is never touched will
-    do (mallopt(3), "M_MMAP_THRESHOLD"). Other systems' allocators take no notice.
+
+def workers() -> ThreadPoolExecutor:
+    """Threads that share the chunks, one for each core up to eight.
+
+    glibc is made to keep what they free for the next chunk, instead of asking the system each time:
+    blocks that are freed raise the size up to which it keeps them, and one that is never touched
+    will do (mallopt(3), "M_MMAP_THRESHOLD"). Other systems' allocators take no notice.
     """
     np.empty(_KEPT_BLOCK, np.uint8)
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS))
 
 
 def cut(rows: int, columns: int, weights: int) -> list[slice]:

@@ -8,7 +8,6 @@ straight into memory. Knows nothing of generation.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ import numpy as np
 
 from converters.ahead import ahead
 from converters.checkpoint import CheckpointWriter
-from converters.chunks import keep_memory
+from converters.chunks import workers
 from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import AdapterError, ConversionError, InexactError
 from converters.gguf.config import model_config
@@ -81,8 +80,7 @@ def stream(
         merge.check({mapped.target: mapped.shape for mapped in names.mapped})
     total = sum(m.source.nbytes for m in names.mapped)
     done = 0
-    keep_memory()
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with workers() as pool:
 
         def start(mapped: Mapped) -> Callable[[], Converted]:
             patch = merge.patch(mapped.target) if merge else None

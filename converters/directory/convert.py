@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 from converters.checkpoint import CheckpointWriter
+from converters.chunks import workers
 from converters.directory.companions import companions
 from converters.directory.encode import Recoded, dequantised, keep_packed, recode
 from converters.directory.files import read_config, weight_files
@@ -215,7 +215,7 @@ def _stream(
     """Convert parameter after parameter, dropping each when it is done."""
     total = sum(array.nbytes for array in weights.arrays.values())
     done = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with workers() as pool:
         for choice in choices:
             patch = merge.patch(choice.name) if merge else None
             record, recoded, nbytes = _convert_one(weights, choice, pool, patch)

@@ -82,7 +82,9 @@ def windows(
         chunks = int(Range(1, whole=True).check("chunks", chunks))
     whole = [*before, *tokens]
     if len(whole) < size:
-        raise ParameterError("tokens of the text", len(whole), f"at least {size}, a window")
+        ways = "longer text or a smaller context" if len(whole) >= SMALLEST else "longer text"
+        need = f"at least {size}, a window (take a {ways})"
+        raise ParameterError("tokens of the text", len(whole), need)
     step = size if stride is None else scored
     count = (len(whole) - size) // step + 1
     count = count if chunks is None else min(count, chunks)
