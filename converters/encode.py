@@ -204,9 +204,9 @@ def _encode_rows(
     if kind in FIXED and factor is not None:
         values = repack(raw, kind, dense("float32")).arrays["weight"].astype(np.float32)
         return _requantised(values * factor[:, None], layout)
-    keeps = keeps_codes(kind, layout)
+    kept = layout.quantized and keeps_codes(kind, layout)
     codec = CODECS[kind]
-    found = codec.products(raw) if layout.quantized and not keeps else None
+    found = None if kept else codec.products(raw)
     blocks: Products | Codes = found or codec.decode(raw)
     blocks = blocks if factor is None else blocks.times(factor)
     if not blocks.finite:
@@ -215,9 +215,9 @@ def _encode_rows(
             found="blocks with infinite or not-a-number ones",
             hint="The file is damaged: download or quantise it again",
         )
-    if isinstance(blocks, Products):
+    if isinstance(blocks, Products) and layout.quantized:
         return _requantised_products(blocks, rows, layout)
-    if layout.quantized and keeps:
+    if isinstance(blocks, Codes) and kept:
         return keep_codes(regroup(blocks, rows, layout.group_size), layout)
     return _requantised(blocks.values().reshape(rows, -1), layout)
 

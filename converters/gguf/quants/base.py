@@ -87,6 +87,12 @@ class Products:
     p: Integers
     unit: Floats
 
+    def values(self) -> Floats:
+        """See :meth:`Codes.values`."""
+        values: Floats = self.p.astype(np.float32)
+        values *= self.unit
+        return values
+
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.unit).all())
