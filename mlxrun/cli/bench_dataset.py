@@ -109,7 +109,7 @@ class Study:
             found = Summary.of(lengths)
             shares = [found.percentiles[percent] for percent in PERCENTILES]
             rows.append((what, found.count, f"{found.mean:.0f}", *shares, found.longest))
-        return table(title, ("", "#", "#mean", *(f"#{p}%" for p in PERCENTILES), "#max"), rows)
+        return table(title, ("", "#count", "#mean", *(f"#{p}%" for p in PERCENTILES), "#max"), rows)
 
     def _recommended(self) -> Table:
         rows = []
