@@ -38,8 +38,8 @@ from converters.rounding import Floats, from_float
 Bytes = npt.NDArray[np.uint8]
 Change = Callable[[Floats], Floats]
 
-# Each step on a chunk takes so long that threads seldom meet at the interpreter's lock: with a
-# quarter of this, two needed as long as one. On one thread the size makes no difference.
+# Each step on a chunk takes so long that threads seldom meet at the interpreter's lock: with half
+# of this, two needed as long as one. On one thread the size makes no difference.
 CHUNK_WEIGHTS = 1 << 20
 # Codes that are kept take a byte each or less.
 KEPT_AT_ONCE = 4

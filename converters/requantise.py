@@ -53,9 +53,9 @@ def requantise_integers(p: Integers, unit: Floats, layout: Layout) -> Packed:
     groups, each = p.reshape(-1, layout.group_size), unit.reshape(-1)
     least, most = (end * each for end in _extremes(groups))
     scale, bias, levels = _span(np.minimum(least, most), np.maximum(least, most), layout)
-    x: Floats = groups.astype(np.float32)
     if layout.bits < _REFINED or not scale.all():
-        return requantise(_times(x, each).reshape(p.shape), layout)
+        return _through_floats(groups, each, p.shape, layout)
+    x: Floats = groups.astype(np.float32)
     squared_weight = np.einsum("i,i,i->", np.vecdot(x, x), each, each, dtype=np.float64)
     # In steps from a group's lowest code, of which the nearest whole number is taken.
     inverse = np.float32(1) / scale
@@ -65,11 +65,17 @@ def requantise_integers(p: Integers, unit: Floats, layout: Layout) -> Packed:
     np.clip(nearest, 0, levels, out=nearest)
     x -= nearest
     if np.vecdot(x, x).sum() <= _CHANCE * x.size:
-        return requantise(_times(groups.astype(np.float32), each).reshape(p.shape), layout)
+        return _through_floats(groups, each, p.shape, layout)
     packed = _packed(nearest.astype(np.uint8).reshape(p.shape), scale, bias, layout)
     packed.error.squared_weight = float(squared_weight)
     packed.error.add_difference(_times(x, scale))
     return packed
+
+
+def _through_floats(
+    groups: Integers, each: Floats, shape: tuple[int, ...], layout: Layout
+) -> Packed:
+    return requantise((groups * each[:, None]).reshape(shape), layout)
 
 
 def _span(low: Floats, high: Floats, layout: Layout) -> tuple[Floats, Floats, int]:
