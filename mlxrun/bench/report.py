@@ -84,7 +84,10 @@ def flat(found: Facts) -> str:
         "others_used": use["others_used"],
         "interrupted": found.get("interrupted"),
     }
-    ratios = [f"faster_than_{name}" for name in loading if name != OURS]
+    others = [name for name in loading if name != OURS]
+    # Some are other ways of this runtime, which load nothing.
+    others += [name for result in found["results"] for name in result["faster_than"]]
+    ratios = [f"faster_than_{name}" for name in dict.fromkeys(others)]
     columns = (*same, *_COLUMNS, *ratios)
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")

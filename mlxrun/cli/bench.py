@@ -52,7 +52,7 @@ def command(model: str, **options: Any) -> None:
       mlxrun bench model.gguf --dataset chats.jsonl --run recommended
     """
     asked = Asked.taken(options)
-    wanted = plan(asked.n_prompt, asked.n_predict, asked.contexts, asked.parallel)
+    wanted = plan(asked.n_prompt, asked.n_predict, asked.contexts, asked.parallel or (1,))
     if not wanted and not asked.mixed:
         raise click.UsageError("There is nothing to measure.")
     dataset = _dataset(asked)

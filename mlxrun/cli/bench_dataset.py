@@ -36,11 +36,13 @@ class Dataset:
         with Bar(f"Reading {path.name}", count="exchanges"):
             self._exchanges, self._count = read(path, MOST)
 
-    def study(self, llm: LLM, memory: MemoryPlan, bench: Measuring, counts: Sequence[int]) -> Study:
+    def study(
+        self, llm: LLM, memory: MemoryPlan, bench: Measuring, counts: Sequence[int] | None = None
+    ) -> Study:
         """Count tokens, try some numbers of sequences, and say what to measure.
 
         Args:
-            counts: numbers of sequences to try; where it is one alone, the usual ones.
+            counts: numbers of sequences to try; the usual ones if none are given.
 
         Raises:
             DatasetError: the chat template refuses a conversation.
@@ -51,10 +53,12 @@ class Dataset:
             lengths = counted(self._path, self._exchanges, llm.tokenizer, bar)
         found = sizes(lengths)
         usual = found[1]
-        counts = counts if max(counts) > 1 else TRIED
-        workloads, _ = affordable(memory, tried(usual, counts, llm.context_length))
+        workloads, _ = affordable(memory, tried(usual, counts or TRIED, llm.context_length))
         bench.run(workloads, "Trying numbers of sequences")
-        advices = advise(found, _rates(bench.results, workloads), memory.parallel_for)
+        if bench.ended:  # the best of those that came first says nothing
+            workloads = []
+        rates = _rates(bench.results, workloads)
+        advices = advise(found, rates, memory.parallel_for)
         about = {"file": self._path.name, "exchanges": self._count, "counted": len(self._exchanges)}
         return Study(about, lengths, advices, workloads, llm.context_length)
 
@@ -66,7 +70,7 @@ class Study:
         about: the file, and how much of it was counted.
         lengths: of its prompts and outputs.
         advices: for each level.
-        tried: workloads that were measured for them.
+        tried: workloads that were measured for them; none where that ended early.
         context: of the model, in tokens.
     """
 

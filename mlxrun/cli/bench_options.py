@@ -29,7 +29,7 @@ class Asked:
     n_prompt: tuple[int, ...]
     n_predict: tuple[int, ...]
     repetitions: int
-    parallel: tuple[int, ...]
+    parallel: tuple[int, ...] | None
     contexts: tuple[int, ...]
     mixed: bool
     dataset: Path | None
@@ -134,7 +134,6 @@ def with_tests(command: Command) -> Command:
         click.option(
             "--parallel",
             type=_Counts(1),
-            default="1",
             help="Numbers of sequences that decode together, such as 1,2,4,8,16,20.  [default: 1]",
         ),
         click.option(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxrun.bench import device
+from mlxrun.bench.subjects.ours import Ours
 from mlxrun.cli.bench import command
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "1")
@@ -44,6 +45,7 @@ RUNS = (
     (*SMALL, "--parallel", "1,2", "--context", "0,16", "--plot", "rates.svg"),
     (*SMALL, "--parallel", "2", "--against", "mlx-lm", "--against", "llama-bench", "--csv"),
     (*SMALL, "--ragged", "--json", "--verbose"),
+    (*SMALL, "--ragged", "--against", "mlx-lm", "--csv"),
     (
         *(*SMALL, "--parallel", "2", "--context", "0,48", "--attention", "strided:16/4"),
         *("--cache-type-k", "q8/32", "--cache-type-v", "f16", "--ragged"),
@@ -100,6 +102,11 @@ def test_its_tables(bench, folder):
     assert out.startswith("Tokens of 20 exchanges in chats.jsonl")
     for part in ("conservative", "recommended", "comprehensive", "99%", "Workers, of 1, 2:"):
         assert part in out
+
+
+def test_one_sequence_alone_is_tried_where_that_is_asked_for(bench, folder):
+    out = bench("--dataset", "chats.jsonl", "-r", "1", "--parallel", "1").out
+    assert "Workers, of 1:" in out
 
 
 @pytest.mark.parametrize(
@@ -161,3 +168,19 @@ def test_an_interrupt_while_numbers_are_tried(bench, folder, monkeypatch):
     assert result.err.splitlines() == ["interrupted", "nothing was measured to draw in rates.png"]
     assert "Tokens of 20 exchanges" in result.out
     assert "Interrupted" in result.out
+
+
+def test_an_interrupt_before_all_numbers_were_tried(bench, folder, monkeypatch):
+    whole = Ours.run
+
+    def run(self, workload):
+        if workload.parallel == 4:
+            raise KeyboardInterrupt
+        return whole(self, workload)
+
+    monkeypatch.setattr(Ours, "run", run)
+    options = ("--dataset", "chats.jsonl", "-r", "1", "--parallel", "2,4")
+    found = json.loads(bench(*options, "--json").out)
+    assert {one["test"].split(" @")[0] for one in found["results"]} == {"tg32", "tg32 x2"}
+    assert [level["workers"] for level in found["dataset"]["levels"].values()] == [None] * 3
+    assert "Workers, of" not in bench(*options).out
