@@ -203,8 +203,15 @@ class Engine:
             self._closed = True
             arriving = [item[0] for item in self._inbox if not isinstance(item, Handle)]
             self._inbox.clear()
-        with COMPUTING:
-            if isinstance(error, EngineClosedError):
-                self._service.close()
-        for handle in (*arriving, *self._keys):
-            handle.put(error)
+        try:
+            with COMPUTING:
+                try:
+                    if isinstance(error, EngineClosedError):
+                        self._service.close()  # replies that have begun end with what there is
+                finally:
+                    self._service.abandon()
+        except Exception as failure:  # nor does that keep anybody waiting
+            error = failure
+        finally:
+            for handle in (*arriving, *self._keys):
+                handle.put(error)
