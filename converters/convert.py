@@ -231,7 +231,7 @@ def convert(
     gguf = read_gguf(src)
     names, config = map_names(gguf), model_config(gguf)
     merged = merge(config) if merge else None
-    target = target_path(dst, gguf.path)
+    target = target_path(dst, gguf.path, gguf.paths)
     bound = Policy(policy, half_dtype(gguf))
     with (
         Hashing(gguf.paths) as hashing,

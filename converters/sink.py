@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from converters.checkpoint import CheckpointWriter
-from converters.errors import CheckpointError, OutOfSpaceError
+from converters.checkpoint import CheckpointWriter, disk_errors
+from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsError
 from converters.forms import Arrays
 from converters.layout import Layout
 from converters.report import ConversionReport, TensorRecord
@@ -96,20 +96,41 @@ def quantization(layouts: dict[str, Layout]) -> dict[str, Any]:
     return {"quantization": section, "quantization_config": section}
 
 
-def target_path(dst: str | Path | None, source: Path) -> Path:
+def target_path(dst: str | Path | None, source: Path, files: Iterable[Path] = ()) -> Path:
     """Where a conversion goes, ``~`` expanded; by default ``NAME-mlx`` in the working directory.
+
+    Args:
+        source: what is converted, named as the default target is to be.
+        files: what else is read; none of it may lie in the target, which may be replaced.
 
     Raises:
         CheckpointError: this is no path, or there is no such home directory.
+        TargetExistsError: what is converted lies in the target, or is the target.
     """
     if dst is None:
-        return Path(f"{source.stem if source.suffix == '.gguf' else source.name}-mlx")
+        dst = f"{source.stem if source.suffix == '.gguf' else source.name}-mlx"
     if not isinstance(dst, str | os.PathLike):
         raise CheckpointError(f"the target must be a path, not {dst!r}")
     try:
-        return Path(dst).expanduser()
+        target = Path(dst).expanduser()
     except RuntimeError as error:
         raise CheckpointError(f"cannot write {dst}: {error}") from error
+    with disk_errors(target):
+        inside = next((file for file in (source, *files) if _lies_in(file, target)), None)
+    if inside:
+        raise TargetExistsError(
+            f"{target} holds {inside}, which is to be converted",
+            hint="Choose another output with -o DIR, or move the source out of it",
+        )
+    return target
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file, or what it links to, would go with a folder, whatever either is called."""
+    if not folder.exists():
+        return False
+    ways = (file.parent.resolve() / file.name, file.resolve())
+    return any(place.samefile(folder) for way in ways for place in (way, *way.parents))
 
 
 class Hashing:

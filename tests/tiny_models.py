@@ -221,3 +221,25 @@ def nmse(a: np.ndarray, b: np.ndarray) -> float:
     """Mean square difference relative to the mean square of ``b``."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(((a - b) ** 2).mean() / (b**2).mean())
+
+
+def split(source: Path, stem: Path, shards: int) -> None:
+    """Split a file as llama.cpp's tool does: metadata in the first, tensors in turn."""
+    reader = gguf.GGUFReader(source)
+    tensors = list(reader.tensors)
+    for number in range(shards):
+        w = gguf.GGUFWriter(f"{stem}-{number + 1:05}-of-{shards:05}.gguf", "llama")
+        w.add_uint16("split.no", number)
+        w.add_uint16("split.count", shards)
+        w.add_int32("split.tensors.count", len(tensors))
+        for entry in reader.fields.values() if number == 0 else ():
+            if entry.name.startswith("GGUF.") or entry.name == "general.architecture":
+                continue
+            sub = entry.types[1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
+            w.add_key_value(entry.name, entry.contents(), entry.types[0], sub)
+        for tensor in tensors[number::shards]:
+            w.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+        w.close()

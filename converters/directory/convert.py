@@ -25,7 +25,7 @@ from converters.directory.encode import Recoded, dequantised, keep_packed, recod
 from converters.directory.files import read_config, weight_files
 from converters.directory.recipe import EIGHT_BITS, Form, Recipe
 from converters.directory.weights import Weights, dtype_name, read_weights
-from converters.errors import ConversionError, TargetExistsError
+from converters.errors import ConversionError
 from converters.layout import Layout, dense
 from converters.merge import Merge, Patch, PrepareMerge
 from converters.report import ConversionReport, TensorRecord
@@ -104,9 +104,7 @@ def convert_directory(
     merged = merge(plan.config) if merge else None
     if merged:
         merged.check({choice.name: _shape(choice.name, plan.weights) for choice in choices})
-    target = target_path(dst, src.resolve())
-    if target.resolve() == src.resolve():
-        raise TargetExistsError(f"{target} is the source itself", hint="Choose another -o DIR")
+    target = target_path(dst, src.resolve(), (src, *files.paths))
     report = ConversionReport({}, str(recipe))
     report.skipped = files.left_out + plan.weights.skipped
     with (

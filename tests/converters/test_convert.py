@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 from oracle_models import SKELETONS, expected, write_skeleton
-from tiny_models import Tiny, nmse
+from tiny_models import Tiny, nmse, split
 
 from converters.convert import convert
 from converters.errors import (
@@ -238,28 +238,6 @@ def test_split_files_convert_like_whole_ones(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "config.json").read_text() == (
         tmp_path / "b" / "config.json"
     ).read_text()
-
-
-def split(source: Path, stem: Path, shards: int) -> None:
-    """Split a file as llama.cpp's tool does: metadata in the first, tensors in turn."""
-    reader = gguf.GGUFReader(source)
-    tensors = list(reader.tensors)
-    for number in range(shards):
-        w = gguf.GGUFWriter(f"{stem}-{number + 1:05}-of-{shards:05}.gguf", "llama")
-        w.add_uint16("split.no", number)
-        w.add_uint16("split.count", shards)
-        w.add_int32("split.tensors.count", len(tensors))
-        for field in reader.fields.values() if number == 0 else ():
-            if field.name.startswith("GGUF.") or field.name == "general.architecture":
-                continue
-            sub = field.types[1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            w.add_key_value(field.name, field.contents(), field.types[0], sub)
-        for tensor in tensors[number::shards]:
-            w.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        w.write_header_to_file()
-        w.write_kv_data_to_file()
-        w.write_tensors_to_file()
-        w.close()
 
 
 def fails(source: Path, target: Path, kind: type[Exception], match: str) -> None:

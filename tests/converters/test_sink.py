@@ -1,0 +1,117 @@
+"""What conversions of files and of directories share: targets, and how they end when they fail."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import Tiny, split
+
+import mlxrun
+from converters.convert import convert
+from converters.errors import TargetExistsError
+
+TARGET = "m"
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Tiny().write(tmp_path_factory.mktemp("source") / "model.gguf")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory, gguf: Path) -> Path:
+    return Path(convert(gguf, tmp_path_factory.mktemp("source") / "model").path)
+
+
+@pytest.fixture(params=["file", "directory"])
+def source(request: pytest.FixtureRequest, gguf: Path, directory: Path) -> Path:
+    """Something to convert, of both kinds."""
+    return gguf if request.param == "file" else directory
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """A directory that a conversion may replace."""
+    path = tmp_path / TARGET
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    (path / "NOTES.txt").write_text("mine")
+    return path
+
+
+def copy(source: Path, place: Path) -> Path:
+    return Path(
+        shutil.copytree(source, place) if source.is_dir() else shutil.copyfile(source, place)
+    )
+
+
+def refuses(source: Path, target: Path) -> None:
+    """Whether it is replaced or not, nothing in the target is lost."""
+    before = {path: path.is_dir() or path.read_bytes() for path in target.rglob("*")}
+    for overwrite in (True, False):
+        with pytest.raises(TargetExistsError, match=r"holds .*, which is to be converted\. .*-o"):
+            mlxrun.convert(source, target, overwrite=overwrite)
+    assert {path: path.is_dir() or path.read_bytes() for path in target.rglob("*")} == before
+
+
+@pytest.mark.parametrize("folder", [".", "deep/er"])
+def test_a_target_does_not_hold_its_source(source: Path, target: Path, folder: str) -> None:
+    (target / folder).mkdir(parents=True, exist_ok=True)
+    refuses(copy(source, target / folder / source.name), target)
+
+
+def test_a_target_by_another_name_does_not_hold_its_source(
+    source: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = copy(source, target / source.name)
+    (tmp_path / "link").symlink_to(target)
+    refuses(inside, tmp_path / "link")
+    refuses(tmp_path / "link" / source.name, target)
+    (tmp_path / "named").symlink_to(inside)
+    refuses(tmp_path / "named", target)
+    monkeypatch.chdir(tmp_path)
+    refuses(inside, Path(TARGET))
+
+
+def test_the_default_target_does_not_hold_its_source(
+    gguf: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(target.parent)
+    inside = copy(gguf, target.rename(f"{gguf.stem}-mlx") / gguf.name)
+    with pytest.raises(TargetExistsError, match="holds"):
+        convert(inside, overwrite=True)
+    assert inside.exists()
+
+
+def test_a_target_does_not_hold_a_link_to_its_source(source: Path, target: Path) -> None:
+    """The file would stay, but nobody would find it under the name that was given."""
+    (target / source.name).symlink_to(source)
+    refuses(target / source.name, target)
+
+
+def test_a_target_holds_no_file_that_its_source_links_to(
+    directory: Path, target: Path, tmp_path: Path
+) -> None:
+    links = copy(directory, tmp_path / "links")
+    shutil.move(links / "model.safetensors", target / "weights")
+    (links / "model.safetensors").symlink_to(target / "weights")
+    refuses(links, target)
+
+
+def test_a_target_holds_no_shard_of_its_source(target: Path, tmp_path: Path) -> None:
+    whole = Tiny().write(tmp_path / "whole.gguf")
+    split(whole, tmp_path / "part", shards=2)
+    other = "part-00002-of-00002.gguf"
+    shutil.move(tmp_path / other, target / other)
+    (tmp_path / other).symlink_to(target / other)
+    refuses(tmp_path / "part-00001-of-00002.gguf", target)
+
+
+def test_a_source_may_lie_beside_or_around_its_target(source: Path, target: Path) -> None:
+    beside = copy(source, target.with_name(f"{TARGET}-source"))
+    mlxrun.convert(beside, target, overwrite=True)
+    assert not (target / "NOTES.txt").exists()
+    if beside.is_dir():
+        mlxrun.convert(beside, beside / "inside")
