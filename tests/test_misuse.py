@@ -13,7 +13,7 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import LLM, MlxrunError
+from mlxrun import LLM, MlxrunError, Session
 
 
 def shown(value: object) -> str:
@@ -154,6 +154,38 @@ def test_a_session_has_one_stream(llm: LLM) -> None:
         tokens += chunk.tokens
     assert tokens == wanted
     assert llm.generate("ab", session=session, **greedy).tokens == wanted
+
+
+def test_a_stream_does_not_go_on_from_what_a_failed_one_left(llm: LLM) -> None:
+    """The other read a part of its prompt into the session that the first had not done with."""
+    greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    prompt = [5, 6, 7] * 200
+    wanted = llm.generate(prompt[::-1], **greedy).tokens
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    session = llm.session()
+    first = llm.stream("ab", session=session, **greedy)
+    next(first)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompt[::-1], session=session, progress=interrupt, **greedy)
+    assert "session" in refused(lambda: list(first))
+    assert llm.generate(prompt[::-1], session=session, **greedy).tokens == wanted
+
+
+@pytest.mark.parametrize("back", [lambda session: session.rewind(3), lambda s: s.reset()])
+def test_a_stream_does_not_go_on_from_a_session_that_went_back(
+    llm: LLM, back: Callable[[Session], object]
+) -> None:
+    greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    wanted = llm.generate("abcdef", **greedy).tokens
+    session = llm.session()
+    stream = llm.stream("abcdef", session=session, **greedy)
+    next(stream)
+    back(session)
+    assert "session" in refused(lambda: list(stream))
+    assert llm.generate("abcdef", session=session, **greedy).tokens == wanted
 
 
 def test_threads_may_share_a_model(llm: LLM) -> None:

@@ -35,7 +35,7 @@ class Session:
     """What one conversation has put through the model: its caches and the tokens they hold.
 
     A session belongs to one model and to one request at a time: a request that finds the session
-    taken by a later one fails rather than go on from another's tokens.
+    taken by a later one, or taken back, fails rather than go on from other tokens than its own.
 
     Args:
         make: empty caches, as the model wants them.
@@ -49,7 +49,7 @@ class Session:
     Attributes:
         cache: what the model remembers, e.g. a cache per layer.
         tokens: ids that went through the caches, in order.
-        turn: how many requests have used the session.
+        turn: how often it went back or began afresh: who drew from it before cannot go on.
     """
 
     make: Callable[[], list[Any]]
@@ -115,6 +115,7 @@ class Session:
 
     def rewind(self, length: int) -> int:
         """Forget all but the first ``length`` tokens; forget all where a cache cannot go back."""
+        self.turn += 1
         try:
             for cache in self.cache:
                 cache.trim(cache.offset - length)
@@ -125,6 +126,7 @@ class Session:
 
     def reset(self) -> None:
         """Start afresh."""
+        self.turn += 1
         self.cache, self.tokens = self.make(), []
 
     def fork(self) -> Session:
@@ -230,10 +232,9 @@ def decode(
 
     Raises:
         NumericError: the logits are not all finite.
-        CacheError: another request has taken the session meanwhile.
+        CacheError: another request has taken the session meanwhile, or somebody took it back.
     """
     drawn: list[int] = []
-    session.turn += 1
     turn = session.turn
     finite = mx.isfinite(logits).all()
     mx.async_eval(finite)  # type: ignore[no-untyped-call]
@@ -245,7 +246,7 @@ def decode(
             upcoming = None
             if session.turn != turn:
                 raise CacheError(
-                    "another request uses the session of this one",
+                    "the session of this request is used by another, or was taken back",
                     hint="Give each of two streams a session of its own, or a fork",
                 )
             if done + 1 < limit:
