@@ -11,11 +11,9 @@ from mlxrun.bench.dataset import read
 from mlxrun.bench.lengths import PERCENTILES, Lengths, Summary, counted
 from mlxrun.bench.results import OURS, Results
 from mlxrun.bench.workload import Decode, Workload
-from mlxrun.cli.console import Bar, Output, table
+from mlxrun.cli.console import Bar, Output, Table, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mlxrun.cli.bench_measure import Measuring
     from mlxrun.llm import LLM
     from mlxrun.planning.plan import MemoryPlan

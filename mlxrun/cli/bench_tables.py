@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlxrun.bench.report import REFERENCE, reference_speedup
 from mlxrun.bench.results import OURS, Result, Results
 from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged
 from mlxrun.cli.bench_notes import notes
-from mlxrun.cli.console import Output, size, table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from mlxrun.cli.console import Output, Table, size, table
 
 Facts = dict[str, Any]
 

@@ -12,12 +12,13 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 # A terminal obeys these characters; only newline and tab are harmless. C0 characters and DEL become
 # their pictures, C1 characters the replacement character, and a carriage return vanishes.
@@ -55,6 +56,75 @@ def note(message: str) -> None:
     print(one_line(message), file=sys.stderr, flush=True)
 
 
+# A column of text may become so narrow, its cells going on in the next line.
+_LEAST_TEXT = 16
+_GAP = 2
+
+
+@dataclass(frozen=True)
+class Table:
+    """A plain table; a column whose name begins with ``#`` holds numbers.
+
+    Attributes:
+        title: above it.
+        columns: their names.
+        rows: cells, each of a line.
+        header: whether the names are shown.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    header: bool = True
+
+    def within(self, width: int) -> list[Table]:
+        """The table, or several for one below the other: no number goes on in the next line.
+
+        Each begins with the columns before the first number, which say what a row is about.
+        """
+        numbers = [at for at, name in enumerate(self.columns) if name.startswith("#")]
+        first = numbers[0] if numbers else len(self.columns)
+        room = width - sum(self._least(at) + _GAP for at in range(first))
+        parts: list[list[int]] = [[]]
+        for at in range(first, len(self.columns)):
+            taken = sum(self._least(other) + _GAP for other in parts[-1])
+            if parts[-1] and taken + self._least(at) > room:
+                parts.append([])
+            parts[-1].append(at)
+        made = [self._of([*range(first), *part]) for part in parts]
+        return [made[0], *(replace(part, title="") for part in made[1:])]
+
+    def _of(self, places: Sequence[int]) -> Table:
+        rows = tuple(tuple(row[at] for at in places) for row in self.rows)
+        return replace(self, columns=tuple(self.columns[at] for at in places), rows=rows)
+
+    def _least(self, at: int) -> int:
+        """The least width of a column."""
+        from rich.cells import cell_len
+
+        name, cells = self.columns[at], [row[at] for row in self.rows]
+        shown = [name.removeprefix("#"), *cells] if self.header else cells
+        longest = max(map(cell_len, shown), default=0)
+        return longest if name.startswith("#") else min(longest, _LEAST_TEXT)
+
+    def drawn(self) -> RichTable:
+        """As rich prints it."""
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        title = self.title or None
+        made = RichTable(title=title, title_justify="left", title_style="bold", box=None)
+        made.show_header, made.pad_edge = self.header, False
+        for name in self.columns:
+            number = name.startswith("#")
+            side: Literal["left", "right"] = "right" if number else "left"
+            label = name.removeprefix("#")
+            made.add_column(label, justify=side, overflow="fold", no_wrap=number)
+        for row in self.rows:
+            made.add_row(*map(Text, row))
+        return made
+
+
 class Output:
     """Standard output for lines and tables; in a pipe as wide as they are, without padding."""
 
@@ -71,10 +141,13 @@ class Output:
             print(one_line(content))
         elif self._piped:
             with self._console.capture() as capture:
-                self._console.print(content)
+                self._console.print(content.drawn())
             print("\n".join(line.rstrip() for line in capture.get().splitlines()))
         else:
-            self._console.print(content)
+            for at, part in enumerate(content.within(self._console.width)):
+                if at:
+                    self._console.print()
+                self._console.print(part.drawn())
 
 
 def table(
@@ -84,25 +157,9 @@ def table(
     *,
     header: bool = True,
 ) -> Table:
-    """A plain table; a column whose name begins with ``#`` holds numbers.
-
-    Where it is wider than the terminal, cells go on in the next line: none is cut.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(title=title or None, title_justify="left", title_style="bold", box=None)
-    made.show_header = header
-    made.pad_edge = False
-    for name in columns:
-        made.add_column(
-            name.removeprefix("#"),
-            justify="right" if name.startswith("#") else "left",
-            overflow="fold",
-        )
-    for row in rows:
-        made.add_row(*(Text(one_line(str(cell))) for cell in row))
-    return made
+    """A :class:`Table` of anything that can be shown."""
+    shown = (tuple(one_line(str(cell)) for cell in row) for row in rows)
+    return Table(title, tuple(columns), tuple(shown), header)
 
 
 def size(nbytes: float) -> str:

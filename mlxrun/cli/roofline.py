@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, size, table
+from mlxrun.cli.console import Bar, Output, Table, size, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mlxrun.bench.results import Results
     from mlxrun.cache.choice import Wanted
     from mlxrun.llm import LLM
