@@ -213,7 +213,12 @@ class CheckpointWriter:
         if self.path.exists():
             self._check_target()  # somebody else may have made it meanwhile
             self.path.rename(old)
-        self._partial.rename(self.path)
+        try:
+            self._partial.rename(self.path)
+        except BaseException:
+            if old.exists():
+                old.rename(self.path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
 
     def __exit__(

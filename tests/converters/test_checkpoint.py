@@ -246,3 +246,24 @@ def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
 def test_the_root_is_not_replaced(overwrite: bool) -> None:
     with pytest.raises(TargetExistsError):
         CheckpointWriter(Path("/"), overwrite=overwrite)
+
+
+def test_a_model_that_could_not_be_replaced_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old model has made room and the new one cannot take its place."""
+    target = tmp_path / "model"
+    write(target, marker='{"first": 1}')
+    rename = Path.rename
+
+    def fails(self: Path, to: Path) -> Path:
+        if to == target and "-old" not in self.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write(target, overwrite=True)
+    assert names(tmp_path) == {"model"}
+    assert json.loads((target / "config.json").read_text()) == {"first": 1}
+    assert_complete(target)
