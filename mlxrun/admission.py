@@ -6,6 +6,7 @@ What :mod:`mlxrun.batch` and :mod:`mlxrun.engine` share.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -167,14 +168,15 @@ class Front:
         """Queue a request; returns its key.
 
         Args:
-            started: when it came, in seconds of ``time.perf_counter``.
+            started: when it came, in seconds of ``time.perf_counter``; its deadline counts from
+                there.
             listener: called with every chunk of its reply.
         """
         llm, (request, wanted, limit, cost) = self._llm, accepted
         reply = Reply(request, llm.tokenizer, limit, started)
         cache = llm.model.make_cache(**wanted._asdict())
         job = Job(request, llm.asker.sampler(request), reply, limit, cache, 0, listener)
-        return self.service.submit(job, cost=cost)
+        return self.service.submit(job, cost=cost, waited=time.perf_counter() - started)
 
 
 class Admission:

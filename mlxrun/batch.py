@@ -6,7 +6,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -154,13 +153,8 @@ class _Waiting:
         scheduler = self._front.service.scheduler
         while self._order and scheduler.live + scheduler.waiting < scheduler.rows:
             number = self._order.popleft()
-            accepted = self._accepted[number]
-            request = accepted.request
-            if request.deadline is not None:  # which began with the batch
-                rest = request.deadline - (time.perf_counter() - self._started)
-                request = replace(request, deadline=max(0.0, rest))
             listener = partial(heard.hear, number)
-            self._front.submit(accepted._replace(request=request), self._started, listener)
+            self._front.submit(self._accepted[number], self._started, listener)
 
 
 class _Heard:

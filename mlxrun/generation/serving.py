@@ -119,14 +119,20 @@ class Service:
         self._pending: Drawn | None = None
         self._steps = self._reused = 0
 
-    def submit(self, job: Job, *, cost: int = 0) -> int:
+    def submit(self, job: Job, *, cost: int = 0, waited: float = 0.0) -> int:
         """Queue a job; returns its key.
+
+        Args:
+            cost: bytes that it takes at its longest.
+            waited: seconds since it was asked for, which its deadline counts.
 
         Raises:
             QueueFullError, MemoryLimitError: as the scheduler raises them.
         """
         key, request = next(self._keys), job.request
-        due = None if request.deadline is None else time.monotonic() + request.deadline
+        due = None
+        if request.deadline is not None:
+            due = time.monotonic() + request.deadline - waited
         self.scheduler.submit(
             key,
             len(request.prompt) - job.held,

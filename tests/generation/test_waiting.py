@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.cache.rows import RowCache
+from mlxrun.computing import COMPUTING
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Service
 
@@ -55,6 +57,16 @@ def test_a_higher_priority_goes_first_and_the_rest_in_order(llm: mlxrun.LLM) -> 
         **OPTIONS,
     )
     assert list(dict.fromkeys(heard)) == [3, 5, 0, 1, 2, 4]
+
+
+def test_a_deadline_counts_from_when_an_engine_was_asked(llm: mlxrun.LLM) -> None:
+    """Not from when its thread, which others keep from computing, takes the request in."""
+    with llm.engine(parallel=1) as engine:
+        with COMPUTING:
+            handle = engine.submit([5, 6, 7], max_tokens=5, ignore_eos=True, deadline=0.05)
+            time.sleep(0.1)
+        reply = handle.result(60)
+    assert (reply.finish_reason, reply.tokens) == ("deadline", [])
 
 
 def test_a_deadline_counts_from_the_beginning_of_the_batch(llm: mlxrun.LLM) -> None:
