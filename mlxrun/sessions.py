@@ -5,6 +5,7 @@ Knows options and files; how a session remembers is in ``generation.engine``.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -39,6 +40,7 @@ class Sessions:
     def __init__(self, model: Model[Any], identity: Callable[[], str] | None) -> None:
         self._model, self._identity = model, identity
         self._prefixes: PrefixCache | None = None
+        self._making = threading.Lock()
 
     def prefixes(self, nbytes: int | None = None) -> PrefixCache:
         """The model's prefix cache, or one of so many bytes.
@@ -49,9 +51,10 @@ class Sessions:
         if nbytes is not None:
             checked = Range(0, _LONGEST_BYTES, whole=True).check("prefix_bytes", nbytes)
             return PrefixCache(int(checked))
-        if self._prefixes is None:
-            self._prefixes = PrefixCache(min(PREFIX_BYTES, int(room() * PREFIX_SHARE)))
-        return self._prefixes
+        with self._making:
+            if self._prefixes is None:
+                self._prefixes = PrefixCache(min(PREFIX_BYTES, int(room() * PREFIX_SHARE)))
+            return self._prefixes
 
     def new(
         self,

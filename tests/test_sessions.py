@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
+from mlxrun import sessions
 from mlxrun.errors import ParameterError
 from mlxrun.generation.engine import PREFILL_CHUNK
 
@@ -52,6 +55,19 @@ def test_batches_and_engines_share_with_sessions(llm: mlxrun.LLM) -> None:
     figures = llm.prefix_cache.figures
     assert figures.hits == 3 and figures.tokens == len(PROMPT) + 50 + len(PROMPT) - 1
     assert 0 < figures.nbytes <= figures.budget
+
+
+def test_threads_find_one_prefix_cache(llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = sessions.room
+
+    def slow() -> int:
+        time.sleep(0.05)  # so that all come before the first is done
+        return known()
+
+    monkeypatch.setattr(sessions, "room", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: llm.prefix_cache, range(4)))
+    assert all(one is llm.prefix_cache for one in found)
 
 
 def test_it_can_be_turned_off_or_kept_apart(llm: mlxrun.LLM) -> None:
