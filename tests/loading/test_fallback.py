@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import mlx.core as mx
@@ -147,7 +148,13 @@ def test_a_session_knows_its_size(llm: mlxrun.LLM) -> None:
     session = llm.session()
     assert session.nbytes == 0
     llm.generate(TOKENS, session=session, max_tokens=3)
-    assert session.nbytes == sum(array.nbytes for array in session.cache[0].state) > 0
+    mx.synchronize()
+    gc.collect()
+    size, before = session.nbytes, mx.get_active_memory()
+    del session
+    gc.collect()
+    # A slice of what a pass computed holds on to all of it, which is a token more than is kept.
+    assert 0 < size <= before - mx.get_active_memory() <= 1.5 * size
 
 
 @pytest.mark.parametrize(("window", "keep"), [(8, 0), (8, 3), (1, 0), (5, 1), (100, 4)])

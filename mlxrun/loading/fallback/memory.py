@@ -132,6 +132,12 @@ class ForeignMemory(Memory):
     def state(self) -> list[mx.array]:
         return list(arrays_in(self.entries))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated, those of what going back over the last step takes among them."""
+        held = {id(array): array for array in arrays_in([self.entries, self._before])}
+        return sum(int(array.nbytes) for array in held.values())
+
 
 def arrays_in(value: Any) -> Iterator[mx.array]:
     """All arrays within caches, of whatever class."""
