@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
 MAX_TOKENS = 512
+# Lists of DRY's breakers whose tokens are remembered: to find them is to go through the vocabulary.
+_BREAKERS = 16
 # What a caller may name: how tokens are chosen, and what else a request has.
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
 _OPTIONS = tuple(field.name for field in fields(Request) if field.name != "prompt")
@@ -40,6 +43,7 @@ class Asker:
 
     def __init__(self, model: Model[Any], tokenizer: Tokenizer) -> None:
         self._model, self._tokenizer = model, tokenizer
+        self._breakers = lru_cache(_BREAKERS)(partial(_breakers, tokenizer))
 
     def request(
         self,
@@ -156,15 +160,19 @@ class Asker:
         params = request.params
         breakers: frozenset[tuple[int, ...]] = frozenset()
         if params.dry_multiplier:
-            tokenizer = self._tokenizer
-            breakers = breaker_tokens(
-                params.dry_sequence_breakers,
-                [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
-                lambda text: tokenizer.encode(text, add_special=False),
-            )
+            breakers = self._breakers(params.dry_sequence_breakers)
         return Sampler(
             params, self._model.vocab_size, context_tokens=request.prompt, dry_breakers=breakers
         )
+
+
+def _breakers(tokenizer: Tokenizer, strings: tuple[str, ...]) -> frozenset[tuple[int, ...]]:
+    """The token sequences across which DRY sees no repetition."""
+    return breaker_tokens(
+        strings,
+        [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)],
+        lambda text: tokenizer.encode(text, add_special=False),
+    )
 
 
 def _variables(template: Mapping[str, Any] | None) -> Mapping[str, Any]:
