@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -62,8 +63,8 @@ def stream(
     *,
     merge: Merge | None = None,
     progress: Progress | None = None,
-) -> Iterator[Converted]:
-    """Convert tensor after tensor.
+) -> Generator[Converted, None, None]:
+    """Convert tensor after tensor; whoever stops early closes it, for its threads to end.
 
     Args:
         merge: what is merged into the parameters on the way.
@@ -87,13 +88,13 @@ def stream(
             return partial(_convert_one, mapped, policy, pool, patch)
 
         sizes = [mapped.source.nbytes for mapped in names.mapped]
-        results = ahead(map(start, names.mapped), sizes, AHEAD_BYTES)
-        for mapped, converted in zip(names.mapped, results, strict=True):
-            yield converted
-            mapped.source.release()
-            done += mapped.source.nbytes
-            if progress:
-                progress(done, total, mapped.source.name)
+        with closing(ahead(map(start, names.mapped), sizes, AHEAD_BYTES)) as results:
+            for mapped, converted in zip(names.mapped, results, strict=True):
+                yield converted
+                mapped.source.release()
+                done += mapped.source.nbytes
+                if progress:
+                    progress(done, total, mapped.source.name)
     for target, length in names.zeros:
         zeros = {"weight": np.zeros(length, _numpy_dtype(policy.half))}
         yield Converted(target, dense(policy.half), zeros, None)
@@ -253,7 +254,7 @@ def _write(
     policy: Policy,
     config: dict[str, Any],
     hashing: Hashing,
-    tensors: Iterator[Converted],
+    tensors: Generator[Converted, None, None],
 ) -> ConversionReport:
     report = ConversionReport({}, policy.name)
     layouts = write_tensors(writer, tensors, report)

@@ -10,8 +10,9 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -55,9 +56,14 @@ class Converted:
 
 
 def write_tensors(
-    writer: CheckpointWriter, tensors: Iterable[Converted], report: ConversionReport
+    writer: CheckpointWriter,
+    tensors: Generator[Converted, None, None],
+    report: ConversionReport,
 ) -> dict[str, Layout]:
     """Write every tensor and record it; one is written while the next is made.
+
+    Args:
+        tensors: closed in the end, so that its threads do not outlive a failure.
 
     Returns:
         The layouts of quantised modules.
@@ -69,7 +75,7 @@ def write_tensors(
             writer.add(name, array, dtype)
 
     # The caller's thread makes them: MLX evaluates an array where its file was opened.
-    with ThreadPoolExecutor(1) as pool:
+    with closing(tensors), ThreadPoolExecutor(1) as pool:
         previous: Future[None] | None = None
         for converted in tensors:
             if previous:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,7 +209,7 @@ def _shape(name: str, weights: Weights) -> tuple[int, ...]:
 
 def _stream(
     weights: Weights, choices: list[Choice], merge: Merge | None, progress: Progress | None
-) -> Iterator[Converted]:
+) -> Generator[Converted, None, None]:
     """Convert parameter after parameter, dropping each when it is done."""
     total = sum(array.nbytes for array in weights.arrays.values())
     done = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import mlx.core as mx
@@ -53,12 +54,13 @@ def load_gguf(
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
-    for converted in stream(names, bound, progress=progress):
-        arrays |= _to_mlx(converted)
-        if converted.layout.quantized:
-            layouts[converted.target.removesuffix(".weight")] = converted.layout
-        if converted.record:
-            report.tensors.append(converted.record)
+    with closing(stream(names, bound, progress=progress)) as tensors:
+        for converted in tensors:
+            arrays |= _to_mlx(converted)
+            if converted.layout.quantized:
+                layouts[converted.target.removesuffix(".weight")] = converted.layout
+            if converted.record:
+                report.tensors.append(converted.record)
     return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters, held)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from tiny_models import Tiny, split
 
 import mlxrun
+from converters.checkpoint import CheckpointWriter
 from converters.convert import convert
 from converters.errors import TargetExistsError
 
@@ -115,3 +118,27 @@ def test_a_source_may_lie_beside_or_around_its_target(source: Path, target: Path
     assert not (target / "NOTES.txt").exists()
     if beside.is_dir():
         mlxrun.convert(beside, beside / "inside")
+
+
+def test_no_thread_outlives_a_failed_write(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(CheckpointWriter, "add", full)
+    before = set(threading.enumerate())
+    with pytest.raises(OSError, match="full") as failure:
+        mlxrun.convert(source, tmp_path / TARGET)
+    # The failure's frames are held, as by whoever is about to print it.
+    assert set(threading.enumerate()) == before, failure
+
+
+def test_no_thread_outlives_a_conversion_whose_progress_fails(source: Path, tmp_path: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt) as failure:
+        mlxrun.convert(source, tmp_path / TARGET, progress=interrupt)
+    assert set(threading.enumerate()) == before, failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import conformance.skeleton as conformance
 import mlx.core as mx
 import numpy as np
 import pytest
+from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
 from mlxrun.loading.gguf import load_gguf
@@ -36,3 +38,16 @@ def test_another_thread_computes_with_a_fresh_model(tmp_path: Path, name: str) -
             results.append(pool.submit(compute, 0).result())
     np.testing.assert_array_equal(*results)
     np.testing.assert_array_equal(results[0], compute(0))
+
+
+def test_no_thread_outlives_a_load_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("mlxrun.loading.gguf._to_mlx", full)
+    before = set(threading.enumerate())
+    with pytest.raises(MemoryError) as failure:
+        load_gguf(read_gguf(Tiny().write(tmp_path / "x.gguf")))
+    assert set(threading.enumerate()) == before, failure
