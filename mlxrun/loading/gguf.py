@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 
 import mlx.core as mx
@@ -54,13 +53,12 @@ def load_gguf(
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
-    with closing(stream(names, bound, progress=progress)) as tensors:
-        for converted in tensors:
-            arrays |= _to_mlx(converted)
-            if converted.layout.quantized:
-                layouts[converted.target.removesuffix(".weight")] = converted.layout
-            if converted.record:
-                report.tensors.append(converted.record)
+    for converted in stream(names, bound, progress=progress):
+        arrays |= _to_mlx(converted)
+        if converted.layout.quantized:
+            layouts[converted.target.removesuffix(".weight")] = converted.layout
+        if converted.record:
+            report.tensors.append(converted.record)
     return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters, held)
 
 

@@ -50,4 +50,4 @@ def test_no_thread_outlives_a_load_that_fails(
     before = set(threading.enumerate())
     with pytest.raises(MemoryError) as failure:
         load_gguf(read_gguf(Tiny().write(tmp_path / "x.gguf")))
-    assert set(threading.enumerate()) == before, failure
+    assert set(threading.enumerate()) <= before, failure
