@@ -108,6 +108,7 @@ class Batch:
     def __init__(self, model: Model[Any], *, joint: bool) -> None:
         self.model, self.joint = model, joint and model.joint
         self._blocks: Blocks[Live] = Blocks()
+        self._alone: tuple[Live, ...] = ()  # those of the last step that have no row
         self._samplers = SamplerGroups()
         self._stepper = Stepper(model)
         self._members: tuple[tuple[int, ...], tuple[int, ...]] = (), ()
@@ -162,11 +163,13 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows, what they hold together counted once."""
-        return self._blocks.nbytes
+        """Bytes of the rows, what they hold together counted once, and of who goes alone."""
+        alone = sum(cache.nbytes for sequence in self._alone for cache in sequence.cache)
+        return self._blocks.nbytes + alone
 
     def _apart(self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]) -> Drawn | None:
         """Compute each sequence alone."""
+        self._alone = (*decoding, *(sequence for sequence, _ in pieces))
         drawings, ready, finite = [], [], []
         for sequence in decoding:
             assert self._last is not None

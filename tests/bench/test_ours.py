@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from foreign_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun
@@ -72,6 +73,14 @@ def test_sequences_decode_in_joint_passes(llm, computed, context):
     assert computed == [3] * 8
     alone = subject.run(Decode(8, context))
     assert run.kv_bytes == 3 * alone.kv_bytes
+
+
+@pytest.mark.parametrize("name", ["helium", "mamba2"])
+def test_sequences_that_decode_apart_have_keys_and_values_too(tmp_path, name):
+    llm = mlxrun.load(save(tmp_path / name, CONFIGS[name], stock(CONFIGS[name])))
+    subject = Ours(llm, 0.0)
+    alone, together = subject.run(Decode(5)), subject.run(Decode(5, parallel=3))
+    assert together.kv_bytes == 3 * alone.kv_bytes > 0
 
 
 def test_caches_are_as_they_are_asked_for(llm):
