@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mlxrun.cache import sparsity
 from mlxrun.cache.choice import Wanted
@@ -17,7 +18,7 @@ from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MemoryLimitError, ParameterError
 from mlxrun.generation.blocks import IDLE_SHARE
-from mlxrun.generation.parameters import Range
+from mlxrun.generation.parameters import Range, known
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Request
 from mlxrun.generation.serving import STALL, Job, Listener, Service, most_beside
@@ -54,6 +55,19 @@ class Options:
     cache_type_k: str | None = None
     cache_type_v: str | None = None
     attention: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *beside: str) -> Self:
+        """Those that a caller gave by name.
+
+        Args:
+            beside: names of what else the caller might have meant.
+
+        Raises:
+            ParameterError: no option of that name, or a value outside its range.
+        """
+        known(options, [*beside, *(field.name for field in fields(cls))])
+        return cls(**options)
 
     def __post_init__(self) -> None:
         if not isinstance(self.deterministic, bool):

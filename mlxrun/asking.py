@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, cast
@@ -16,7 +15,7 @@ import mlx.core as mx
 
 from mlxrun.errors import ContextLengthError, ParameterError
 from mlxrun.generation.breakers import breaker_tokens
-from mlxrun.generation.parameters import SamplingParams
+from mlxrun.generation.parameters import SamplingParams, known
 from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.model import Model
@@ -76,10 +75,7 @@ class Asker:
             ParameterError: a value outside its range, or no option of that name.
             TemplateError: the chat template fails.
         """
-        for name in sampling:
-            if name not in _SAMPLING:
-                near = get_close_matches(name, [*_SAMPLING, *_OPTIONS], n=3) or list(_SAMPLING)
-                raise ParameterError("an option", name, f"one such as {', '.join(near)}")
+        known(sampling, (*_SAMPLING, *_OPTIONS))
         ids = self.encode(prompt, parse_special, template)
         if params is None:
             params = SamplingParams(**sampling)

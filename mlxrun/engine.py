@@ -63,7 +63,8 @@ class Engine:
         options: those of :class:`mlxrun.admission.Options`.
 
     Raises:
-        ParameterError, CacheError: the model cannot have such a cache.
+        ParameterError, CacheError: no option of that name, a value outside its range, or a cache
+            that the model cannot have.
         MemoryLimitError: there is no room for what is asked for, or for a single token.
     """
 
@@ -77,7 +78,7 @@ class Engine:
         **options: Any,
     ) -> None:
         self._llm, self._queue = llm, int(Range(1, whole=True).check("queue", queue))
-        shared = Options(**options)
+        shared = Options.of(options, "parallel", "context", "queue")
         with COMPUTING:
             # What waits for the thread counts as waiting, too: the service's own bound is not met.
             self._front = Front(

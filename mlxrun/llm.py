@@ -260,7 +260,7 @@ class LLM:
         from mlxrun.admission import Admission, Options
         from mlxrun.engine import PARALLEL
 
-        shared = Options(**options)
+        shared = Options.of(options, "parallel", "context")
         prefixes = self.sessions.prefixes(shared.prefix_bytes)
         wanted = shared.wanted()
         return Admission(self, wanted, parallel, prefixes, context=context, most=PARALLEL).room

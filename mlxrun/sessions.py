@@ -14,9 +14,9 @@ from typing import Any
 from mlxrun.cache import saved, sparsity
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
-from mlxrun.errors import CacheError
+from mlxrun.errors import CacheError, ParameterError
 from mlxrun.generation.engine import PREFILL_CHUNK, Session
-from mlxrun.generation.parameters import Range
+from mlxrun.generation.parameters import Range, known
 from mlxrun.memory import room
 from mlxrun.model import Model
 
@@ -25,6 +25,8 @@ _LONGEST_BYTES = 2**63 - 1
 # What beginnings of prompts may take: a share of the memory that a model may take, and no more than
 # so many bytes.
 PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30
+
+_OPTIONS = ("window", "keep", "cache_type_k", "cache_type_v", "attention")
 
 Tell = Callable[[str], None]
 
@@ -64,8 +66,15 @@ class Sessions:
         cache_type_k: str | None = None,
         cache_type_v: str | None = None,
         attention: str | None = None,
+        **others: Any,
     ) -> Session:
-        """A session with options as :meth:`LLM.session` has them."""
+        """A session with options as :meth:`LLM.session` has them.
+
+        Raises:
+            ParameterError: no option of that name, or a value outside its range.
+            CacheError: the model cannot have such a cache.
+        """
+        known(others, _OPTIONS)
         if window is not None:
             window = int(Range(1, _LONGEST, whole=True).check("window", window))
         keep = int(Range(0, _LONGEST, whole=True).check("keep", keep))
@@ -113,7 +122,7 @@ class Sessions:
                     session = self.new(**read.about)
                 cache = session.make()
                 read.restore(cache)
-        except (CacheError, TypeError) as error:  # options that this version does not know
+        except (CacheError, ParameterError) as error:  # options that this version does not know
             tell(str(error))
             return session
         session.cache, session.tokens = cache, read.tokens

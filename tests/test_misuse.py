@@ -212,6 +212,28 @@ def test_a_misspelt_option_is_told_its_name(wrong: str, near: str, llm: LLM) -> 
         assert repr(wrong) in told
 
 
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("paralel", "parallel"), ("stal", "stall"), ("zz", "deterministic")]
+)
+def test_a_misspelt_option_of_an_engine_is_told_its_name(wrong: str, near: str, llm: LLM) -> None:
+    for call in (llm.engine, llm.room):
+        told = refused(lambda call=call: call(**{wrong: 1}))
+        assert near in told
+        assert repr(wrong) in told
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("windows", "window"), ("cache_type_q", "cache_type_k"), ("zz", "keep")]
+)
+def test_a_misspelt_option_of_a_session_is_told_its_name(
+    wrong: str, near: str, llm: LLM, tmp_path: Path
+) -> None:
+    for call in (llm.session, lambda **options: llm.load_session(tmp_path / "x", **options)):
+        told = refused(lambda call=call: call(**{wrong: 1}))
+        assert near in told
+        assert repr(wrong) in told
+
+
 def test_a_session_says_what_it_remembers(llm: LLM) -> None:
     session = llm.session()
     assert repr(session) == "Session(0 tokens)"

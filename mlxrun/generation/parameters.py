@@ -7,8 +7,9 @@ are written down in ``mlxrun/generation/sampling.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, Final
 
@@ -37,6 +38,18 @@ class Range:
         if number is None or not self.low <= number <= self.high:
             raise ParameterError(name, value, str(self))
         return number
+
+
+def known(options: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse options that have none of some names.
+
+    Raises:
+        ParameterError: the first that has none, and the names nearest to it, or all of them.
+    """
+    for option in options:
+        if option not in names:
+            near = get_close_matches(option, names, n=3) or names
+            raise ParameterError("an option", option, f"one such as {', '.join(near)}")
 
 
 def _plain(value: Any, whole: bool) -> int | float | None:

@@ -257,7 +257,7 @@ def test_a_result_that_takes_too_long(llm: mlxrun.LLM, engine: mlxrun.Engine) ->
 
 def test_what_is_wrong_is_refused_at_once(engine: mlxrun.Engine) -> None:
     for options in ({"temperature": -1}, {"deadline": -1}, {"nonsense": 1}):
-        with pytest.raises((MlxrunError, TypeError)):
+        with pytest.raises(MlxrunError):
             engine.submit("tea", **options)
     with pytest.raises(ContextLengthError):
         engine.submit([5] * 300)
