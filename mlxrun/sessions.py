@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,11 @@ class Sessions:
                 raise CacheError("this model came from no file, so that no file can be of it")
             with COMPUTING:
                 read = saved.read(path, self._identity())
+                before = self.new(**read.about)
                 if not options:
-                    session = self.new(**read.about)
+                    session = before
+                elif _kinds(session) != _kinds(before):
+                    raise CacheError("it was saved with other options", hint=saved.HINT)
                 cache = session.make()
                 read.restore(cache)
         except (CacheError, ParameterError) as error:  # options that this version does not know
@@ -127,6 +130,11 @@ class Sessions:
             return session
         session.cache, session.tokens = cache, read.tokens
         return session
+
+
+def _kinds(session: Session) -> list[Hashable]:
+    """What two sessions share if drawn tokens leave the same in both."""
+    return [memory.row_kind for memory in session.cache]
 
 
 def warn(line: str) -> None:

@@ -29,7 +29,7 @@ _ZEROS = "0" * 64
 _SUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 # A header with the names of some arrays a layer: more is no file of ours.
 _LONGEST_HEADER = 16 << 20
-_HINT = "It is left as it is, and the conversation is read again"
+HINT = "It is left as it is, and the conversation is read again"
 
 
 class Saved(NamedTuple):
@@ -56,7 +56,7 @@ class Saved(NamedTuple):
             CacheError: they are of other kinds.
         """
         if self.kinds != [memory.kind for memory in memories]:
-            raise CacheError("it was saved with other options of the cache", hint=_HINT)
+            raise CacheError("it was saved with other options of the cache", hint=HINT)
         try:
             for memory, part, state in zip(memories, self.parts, self.states, strict=True):
                 memory.restore([part], state, len(self.tokens))
@@ -64,7 +64,7 @@ class Saved(NamedTuple):
         except (
             AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
         ) as error:  # fmt: skip
-            raise CacheError(f"its arrays do not fit: {error}", hint=_HINT) from error
+            raise CacheError(f"its arrays do not fit: {error}", hint=HINT) from error
 
 
 def write(
@@ -119,10 +119,10 @@ def read(path: Path, owner: str) -> Saved:
     try:
         content = _checked(path)
         if content["version"] != VERSION:
-            raise CacheError(f"{path} was saved by another version of mlxrun", hint=_HINT)
+            raise CacheError(f"{path} was saved by another version of mlxrun", hint=HINT)
         if content["owner"] != owner:
             raise CacheError(
-                f"{path} was saved with another model, tokenizer or template", hint=_HINT
+                f"{path} was saved with another model, tokenizer or template", hint=HINT
             )
         arrays = mx.load(str(path), format="safetensors")
         assert isinstance(arrays, dict)
@@ -138,7 +138,7 @@ def read(path: Path, owner: str) -> Saved:
     except OSError as error:
         raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
     except (AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise CacheError(f"{path} is damaged", hint=_HINT) from error
+        raise CacheError(f"{path} is damaged", hint=HINT) from error
 
 
 def _under(arrays: Mapping[str, mx.array], prefix: str) -> Named:
@@ -148,18 +148,18 @@ def _under(arrays: Mapping[str, mx.array], prefix: str) -> Named:
 def _checked(path: Path) -> dict[str, Any]:
     """The content of a file's metadata, if the file is what was written."""
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise CacheError(f"{path} is no saved session", hint=_HINT)
+        raise CacheError(f"{path} is no saved session", hint=HINT)
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")
         if len(head) < 8 or length > _LONGEST_HEADER:
-            raise CacheError(f"{path} is no saved session", hint=_HINT)
+            raise CacheError(f"{path} is no saved session", hint=HINT)
         head += file.read(length)
         if FORMAT.encode() not in head:
-            raise CacheError(f"{path} is no saved session", hint=_HINT)
+            raise CacheError(f"{path} is no saved session", hint=HINT)
         found = _SUM.search(head)
         if found is None or _sum(head, file) != found[1].decode():
-            raise CacheError(f"{path} is damaged", hint=_HINT)
+            raise CacheError(f"{path} is damaged", hint=HINT)
     content: dict[str, Any] = json.loads(json.loads(head[8:])["__metadata__"]["content"])
     return content
 

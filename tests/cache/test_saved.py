@@ -137,6 +137,26 @@ def test_other_options_than_were_saved_are_a_miss(llm: mlxrun.LLM, written: Path
     assert "other options" in loaded(llm, written, cache_type_k="f16")[1]
 
 
+def test_another_pattern_of_attention_than_was_saved_is_a_miss(
+    llm: mlxrun.LLM, written: Path, tmp_path: Path
+) -> None:
+    """Prompts leave the same in dense and sparse caches, drawn tokens do not."""
+    for pattern in ("strided:8/4", "blocks:4x16"):
+        assert "other options" in loaded(llm, written, attention=pattern)[1]
+    session, file = llm.session(attention="strided:8/4"), tmp_path / "sparse.cache"
+    llm.generate(PROMPT, session=session, **GREEDY)
+    session.save(file)
+    assert "other options" in loaded(llm, file, attention="strided:16/4")[1]
+    assert "other options" in loaded(llm, file, attention="dense")[1]
+    assert loaded(llm, file, attention="strided:8/4")[0] == len(PROMPT) + 5
+    assert loaded(llm, file)[0] == len(PROMPT) + 5
+
+
+def test_options_that_come_to_the_same_are_a_hit(llm: mlxrun.LLM, written: Path) -> None:
+    assert loaded(llm, written, attention="dense")[0] == len(PROMPT) + 5
+    assert loaded(llm, written, keep=0)[0] == len(PROMPT) + 5
+
+
 def test_the_same_model_in_another_place_is_the_same(
     written: Path, path: Path, tmp_path: Path
 ) -> None:
