@@ -156,6 +156,10 @@ class RivalError(MlxrunError):
     """Another runtime to measure against is missing, or fails."""
 
 
+class PictureError(MlxrunError):
+    """What was measured cannot be drawn into a file."""
+
+
 class DatasetError(MlxrunError):
     """A file of prompts and outputs has something else in it.
 

@@ -7,13 +7,15 @@ matplotlib, which the extra ``plot`` installs; imported only when something is d
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlxrun.bench.results import OURS
-from mlxrun.errors import MissingExtraError, ParameterError
+from mlxrun.errors import MissingExtraError, ParameterError, PictureError
+from mlxrun.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +62,15 @@ def check(path: Path) -> None:
 
     Raises:
         ParameterError: its name ends in none of FORMATS, or its folder is not there.
+        PictureError: nothing can be written there.
         MissingExtraError: matplotlib is not installed.
     """
     if path.suffix.lower() not in FORMATS:
         raise ParameterError("--plot", path.name, f"a file that ends in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise ParameterError("--plot", str(path), "in a folder that is there")
+    with _writing(path):
+        check_writable(path)
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
@@ -83,7 +88,7 @@ def draw(found: Facts, path: Path) -> bool:
 
     Raises:
         ParameterError, MissingExtraError: as :func:`check` raises them.
-        OSError: the file cannot be written.
+        PictureError: the file cannot be written; what was there before still is.
     """
     check(path)
     made = panels(found)
@@ -93,12 +98,22 @@ def draw(found: Facts, path: Path) -> bool:
 
     # The same bytes for the same figures, and letters that stay letters.
     with matplotlib.rc_context({"svg.hashsalt": "mlxrun", "svg.fonttype": "none", "font.size": 9}):
-        figure = _figure(made, found)
-        if path.suffix.lower() == ".html":
-            path.write_text(_page(figure, found), encoding="utf-8")
-        else:
-            figure.savefig(path, metadata=_UNDATED.get(path.suffix.lower()))
+        figure, ending = _figure(made, found), path.suffix.lower()
+        with _writing(path), replacing(path, ending, mode=0o644) as partial:
+            if ending == ".html":
+                partial.write_text(_page(figure, found), encoding="utf-8")
+            else:
+                figure.savefig(partial, metadata=_UNDATED.get(ending))
     return True
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "Name another file"
+        raise PictureError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 def panels(found: Facts) -> list[Panel]:

@@ -198,7 +198,7 @@ class Bar:
     Args:
         label: what is being done.
         delay: seconds before the bar appears.
-        count: what is counted, where it is not bytes.
+        count: what is counted, where it is not bytes; empty where nothing is.
     """
 
     def __init__(self, label: str, *, delay: float = 0.5, count: str | None = None) -> None:
@@ -258,16 +258,12 @@ def _progress(count: str | None) -> RichProgress:
     from rich import progress
     from rich.console import Console
 
-    counting = (
-        [progress.MofNCompleteColumn(), progress.TextColumn(count)]
-        if count
-        else [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-    )
+    bytes_of = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    counting = bytes_of if count is None else [progress.MofNCompleteColumn(), count]
+    going = [progress.BarColumn(), *counting, progress.TimeRemainingColumn()]
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
-        *counting,
-        progress.TimeRemainingColumn(),
+        *(going if count != "" else [progress.SpinnerColumn(), progress.TimeElapsedColumn()]),
         console=Console(stderr=True),
         transient=True,
     )

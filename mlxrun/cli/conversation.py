@@ -7,16 +7,15 @@ of how messages are typed or shown.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlxrun.cli.respell import respell
 from mlxrun.cli.settings import Values, parse_settings, store_settings
 from mlxrun.errors import ContextLengthError, MlxrunError
+from mlxrun.files import check_writable, replacing
 
 if TYPE_CHECKING:
     from mlxrun.generation.engine import Progress, Session
@@ -215,7 +214,8 @@ class Conversation:
             indent=1,
         )
         try:
-            _write_atomically(path, text + "\n")
+            with replacing(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -244,24 +244,9 @@ def check_replaceable(path: Path) -> None:
         except ConversationError as error:
             raise ConversationError(f"not replaced: {error.message}") from None
     try:
-        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+        check_writable(path)
     except OSError as error:
         raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def roofline_facts(
     from mlxrun.planning.limits import chip_limits
     from mlxrun.planning.source import promised
 
-    with Bar("Measuring this device"):
+    with Bar("Measuring this device", count=""):
         device = measure_device()
     dtype = str(llm.model.dtype).removeprefix("mlx.core.")
     wanted = Options(**cache).wanted()

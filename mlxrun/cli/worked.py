@@ -123,7 +123,7 @@ def _measured(works: Mapping[str, Work], dtype: str) -> Facts:
     from mlxrun.bench.device import measure_device
     from mlxrun.planning.limits import bound
 
-    with Bar("Measuring this device"):
+    with Bar("Measuring this device", count=""):
         roof = measure_device().roof(dtype)
     limits = [{"test": name, "limit": bound(work, roof)} for name, work in works.items()]
     return {"bandwidth": roof.bandwidth, "throughput": roof.throughput, "limits": limits}

@@ -11,7 +11,7 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.bench.subjects.mlx_lm import opened
 from mlxrun.bench.workload import Decode, Prefill
-from mlxrun.errors import MemoryLimitError
+from mlxrun.errors import MemoryLimitError, RivalError
 
 WIDE = {"hidden": 64, "ffn": 128, "kinds": {"*": "Q8_0"}, "keys": {"context_length": 64}}
 
@@ -42,6 +42,21 @@ def test_a_directory_as_it_is(source, tmp_path):
     with opened(llm, tmp_path / "made") as rival:
         assert rival.run(Decode(2)).seconds > 0
     assert (tmp_path / "made").is_dir()
+
+
+def test_what_mlx_fails_with_is_told_in_a_line(source, monkeypatch):
+    """As with a full disk, where its compiler of kernels has nowhere to write."""
+
+    def fails(*args, **options):
+        raise RuntimeError("[Compile] error compiling\n" + "g++ -O3 " * 1000)
+
+    monkeypatch.setattr("mlxrun.bench.subjects.mlx_lm.generate_step", fails)
+    llm = mlxrun.load(source)
+    with opened(llm, source) as rival, pytest.raises(RivalError) as caught:
+        rival.run(Prefill(8))
+    assert str(caught.value).startswith("mlx-lm failed in pp8: [Compile] error compiling g++")
+    assert "TMPDIR" in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_no_room_for_a_second_copy(source, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -12,7 +14,7 @@ from mlxrun.bench.plot import FORMATS, Line, check, draw, panels
 from mlxrun.bench.report import facts
 from mlxrun.bench.results import Results, Run
 from mlxrun.bench.workload import Decode, Prefill, Ragged, Workload
-from mlxrun.errors import MissingExtraError, ParameterError
+from mlxrun.errors import MissingExtraError, ParameterError, PictureError
 
 ABOUT = {
     "model": "some/$m<b>ö$.gguf",
@@ -126,6 +128,21 @@ def test_a_page_says_everything_and_needs_nothing(tmp_path):
     assert not {"script", "link", "img", "b"} & set(tags)
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_full_disk_leaves_the_picture_that_was_there(tmp_path, monkeypatch, ending):
+    path = tmp_path / f"rates{ending}"
+    path.write_text("an older one")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(PictureError, match=rf"cannot write .*rates\{ending}: No space left"):
+        draw(facts(measured(Decode(4)), ABOUT), path)
+    assert path.read_text() == "an older one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_nothing_to_draw_writes_nothing(tmp_path):
     assert not draw(facts(Results(), ABOUT), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
@@ -136,6 +153,8 @@ def test_what_is_refused(tmp_path, monkeypatch):
         check(tmp_path / "a.gif")
     with pytest.raises(ParameterError, match="in a folder that is there"):
         check(tmp_path / "none" / "a.png")
+    with pytest.raises(PictureError, match=r"cannot write /proc/a.png: "):
+        check(Path("/proc/a.png"))
     for name in list(sys.modules):
         if name.partition(".")[0] == "matplotlib":
             monkeypatch.delitem(sys.modules, name)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -24,7 +25,7 @@ from mlxrun.bench.subjects.meter import Meter
 from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged, Workload, token_ids
 from mlxrun.computing import COMPUTING
 from mlxrun.conversion import convert
-from mlxrun.errors import MemoryLimitError, UnsupportedArchitectureError
+from mlxrun.errors import MemoryLimitError, RivalError, UnsupportedArchitectureError
 from mlxrun.memory import room
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # Weights that take so much more memory than theirs are held plain.
 _PLAIN = 1.2
+# Of a message, which may have a compiler's command in it.
+_TOLD = 160
+_HINT = "Measure without --against mlx-lm, or let TMPDIR name a folder with room for its files"
 
 
 @contextmanager
@@ -124,6 +128,10 @@ class MlxLm:
                     case Ragged():
                         return self._ragged(workload)
                 return self._first_token(workload)
+            except RuntimeError as error:  # MLX's: memory, or a compiler with no room for its files
+                raise RivalError(
+                    f"mlx-lm failed in {workload.name}: {shorten(str(error), _TOLD)}", hint=_HINT
+                ) from error
             finally:
                 mx.synchronize(generation_stream)  # it queues a step that nobody reads
 
