@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun import sessions
+from mlxrun.computing import COMPUTING
 from mlxrun.errors import ParameterError
-from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.generation.engine import PREFILL_CHUNK, Session
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
 PROMPT = np.random.default_rng(0).integers(3, 288, PREFILL_CHUNK + 90).tolist()
@@ -68,6 +71,21 @@ def test_threads_find_one_prefix_cache(llm: mlxrun.LLM, monkeypatch: pytest.Monk
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: llm.prefix_cache, range(4)))
     assert all(one is llm.prefix_cache for one in found)
+
+
+@pytest.mark.parametrize("touch", [Session.fork, Session.reset, lambda one: one.rewind(9)])
+def test_a_session_is_not_touched_while_another_thread_computes(
+    llm: mlxrun.LLM, touch: Callable[[Session], object]
+) -> None:
+    session = llm.session()
+    llm.generate(PROMPT[:20], session=session, **GREEDY)
+    thread = threading.Thread(target=touch, args=[session])
+    with COMPUTING:
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive() and len(session.tokens) == 24
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_it_can_be_turned_off_or_kept_apart(llm: mlxrun.LLM) -> None:

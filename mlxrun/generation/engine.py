@@ -115,24 +115,27 @@ class Session:
 
     def rewind(self, length: int) -> int:
         """Forget all but the first ``length`` tokens; forget all where a cache cannot go back."""
-        self.turn += 1
-        try:
-            for cache in self.cache:
-                cache.trim(cache.offset - length)
-            del self.tokens[length:]
-        except CacheError:
-            self.reset()
-        return len(self.tokens)
+        with COMPUTING:
+            self.turn += 1
+            try:
+                for cache in self.cache:
+                    cache.trim(cache.offset - length)
+                del self.tokens[length:]
+            except CacheError:
+                self.reset()
+            return len(self.tokens)
 
     def reset(self) -> None:
         """Start afresh."""
-        self.turn += 1
-        self.cache, self.tokens = self.make(), []
+        with COMPUTING:
+            self.turn += 1
+            self.cache, self.tokens = self.make(), []
 
     def fork(self) -> Session:
         """A session with the same past that goes its own way from here."""
-        forks = [cache.fork() for cache in self.cache]
-        return replace(self, cache=forks, tokens=list(self.tokens))
+        with COMPUTING:
+            forks = [cache.fork() for cache in self.cache]
+            return replace(self, cache=forks, tokens=list(self.tokens))
 
     @property
     def nbytes(self) -> int:
