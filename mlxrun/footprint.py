@@ -30,6 +30,8 @@ class Layer:
         token: of keys and values, for each token that is remembered.
         fixed: remembered whatever the tokens, as a state is.
         window: tokens remembered at most, or None.
+        twice: what is remembered is held as it was before the last token as well, to go back over
+            that: a state always, a window once it is full.
         step: capacity grows by so many tokens; 0: it doubles.
         stream: of intermediate arrays, for each token of a pass.
         pair: of attention scores, for each query and each key that it is compared with.
@@ -41,6 +43,7 @@ class Layer:
     token: int = 0
     fixed: int = 0
     window: int | None = None
+    twice: bool = False
     step: int = 0
     stream: int = 0
     pair: int = 0
@@ -60,7 +63,9 @@ class Layer:
 
     def stored(self, tokens: int) -> int:
         """Bytes that a row remembers, or has room for, after so many tokens."""
-        return self.fixed + self.token * self.slots(tokens)
+        held = self.fixed + self.token * self.slots(tokens)
+        again = self.twice and (self.window is None or tokens >= self.window)
+        return 2 * held if again else held
 
     def growth(self, before: int, after: int) -> int:
         """Bytes beside the new arrays while a row grows: its old arrays, and zeros for the rest."""

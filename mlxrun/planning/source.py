@@ -121,4 +121,4 @@ def footprint(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES
     from mlxrun.loading.fallback.footprint import footprint as foreign_footprint
     from mlxrun.loading.fallback.sizes import sketch
 
-    return foreign_footprint(sketch(foreign, config), config, dtype.size, gpu=gpu)
+    return foreign_footprint(sketch(foreign, config, dtype), config, gpu=gpu)

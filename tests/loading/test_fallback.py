@@ -18,6 +18,7 @@ from mlxrun.loading.fallback.model import ForeignModel
 from mlxrun.loading.fallback.weights import named_arrays
 from mlxrun.models.families import model_config
 from mlxrun.models.transformer import Transformer
+from mlxrun.planning.source import plan_source
 from mlxrun.weights.parameters import Parameters
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 288, 40)]
@@ -195,3 +196,19 @@ def test_types_of_caches_are_refused(llm: mlxrun.LLM) -> None:
     for types in ({"cache_type_k": "q8"}, {"cache_type_v": "f16"}):
         with pytest.raises(CacheError, match="stores keys and values as they come"):
             llm.session(**types)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "name", ["falcon_h1", "gemma3n", "helium", "mamba", "mamba2", "plamo2", "qwen3_5", "rwkv7"]
+)
+def test_what_is_planned_for_a_sequence_is_what_it_takes(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    path = save(tmp_path, CONFIGS[name], stock(CONFIGS[name]), tokenizer=False)
+    model = load_directory(path, dtype=dtype).model
+    memory = model.make_cache()
+    for tokens in ([TOKENS[:30]], [[5]], [[6]]):
+        mx.eval(model(mx.array(tokens), memory))
+    plan, _ = plan_source(path, dtype=dtype)
+    assert plan.footprint.stored(32) == sum(part.nbytes for part in memory)

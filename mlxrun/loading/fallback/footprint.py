@@ -21,40 +21,40 @@ _STEP = 256
 _STREAMS, _FED = 22, 4
 
 
-def footprint(sketch: Sketch, config: Mapping[str, Any], size: int, *, gpu: bool) -> Footprint:
+def footprint(sketch: Sketch, config: Mapping[str, Any], *, gpu: bool) -> Footprint:
     """What a model takes besides its weights.
 
     Args:
+        sketch: of the model, in the type of the run's activations.
         config: ``config.json``.
-        size: bytes of an activation.
     """
-    summary = sketch.model.summary
+    summary, size = sketch.model.summary, sketch.model.dtype.size
     text = config.get("text_config")
     section = {**config, **(text if isinstance(text, Mapping) else {})}
     hidden = summary.hidden_size
     fed = max(_numbers(section, "intermediate_size", "ffn_hidden_size", "d_inner"), default=0)
     stream = size * (_STREAMS * hidden + _FED * (fed or 4 * hidden))
     pair = 0 if gpu else size * summary.heads
-    layers = tuple(
-        _layer(part, size, stream, pair) for entry in sketch.entries for part in _parts(entry)
-    )
+    layers = tuple(_layer(part, stream, pair) for entry in sketch.entries for part in _parts(entry))
     return Footprint(layers, DRAW * sketch.model.vocab_size, joint=sketch.model.joint)
 
 
-def _layer(entry: Any, size: int, stream: int, pair: int) -> Layer:
+def _layer(entry: Any, stream: int, pair: int) -> Layer:
     if not isinstance(entry, KVCache | RotatingKVCache | ChunkedKVCache):
-        state = sum(int(array.size) for array in arrays_in(entry))
-        return Layer(fixed=size * state, stream=stream)
+        state = sum(int(array.nbytes) for array in arrays_in(entry))
+        return Layer(fixed=state, twice=True, stream=stream)
     if entry.keys is None:  # of a layer that reads another's
         return Layer(stream=stream, pair=pair)
     kept: list[Any] = [entry.keys, entry.values]
-    token = size * sum(int(a.shape[1] * a.shape[3]) for a in kept)
+    token = sum(int(a.shape[1] * a.shape[3]) * a.itemsize for a in kept)
     window = None
     if isinstance(entry, RotatingKVCache):
         window = int(entry.max_size)
     elif isinstance(entry, ChunkedKVCache):
         window = int(entry.chunk_size)
-    return Layer(token=token, window=window, step=_STEP, stream=stream, pair=pair)
+    # Only a ring is written over; what lies before the end of the others stays there.
+    twice = isinstance(entry, RotatingKVCache)
+    return Layer(token=token, window=window, twice=twice, step=_STEP, stream=stream, pair=pair)
 
 
 def _parts(entry: Any) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -171,13 +171,30 @@ def build_foreign(
         CheckpointError: config and weights do not make a model of that class.
         AdapterError: an adapter does not fit that model.
     """
-    made, unused = _filled(classes, config, params, precise=True)
-    if made.promotes:
-        # Some classes let one float32 parameter make all that follows float32, at twice the cost.
-        plain, left = _filled(classes, config, params, precise=False)
-        made, unused = (made, unused) if plain.promotes else (plain, left)
+    unused: list[str] = []
+
+    def filled(precise: bool) -> ForeignModel:
+        made, unused[:] = _filled(classes, config, params, precise=precise)
+        return made
+
+    made = unpromoted(filled)
     made.materialise()
     return made, unused
+
+
+def unpromoted(make: Callable[[bool], ForeignModel]) -> ForeignModel:
+    """The model that is made precisely, unless only one that is not computes in its own dtype.
+
+    Some classes let one float32 parameter make all that follows float32, at twice the cost.
+
+    Args:
+        make: given whether the rates of state-space layers stay in float32.
+    """
+    made = make(True)
+    if not made.promotes:
+        return made
+    plain = make(False)
+    return made if plain.promotes else plain
 
 
 def _filled(

@@ -10,7 +10,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 from mlxrun.loading.fallback.memory import arrays_in
-from mlxrun.loading.fallback.model import ForeignModel, empty_module
+from mlxrun.loading.fallback.model import ForeignModel, empty_module, unpromoted
+from mlxrun.loading.fallback.weights import cast
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,26 @@ class Sketch:
         return sum(_values(entry, context) for entry in self.entries)
 
 
-def sketch(classes: tuple[Any, Any], config: Mapping[str, Any]) -> Sketch:
-    """The model that a config means.
+def sketch(
+    classes: tuple[Any, Any], config: Mapping[str, Any], dtype: mx.Dtype = mx.float16
+) -> Sketch:
+    """The model that a config means, in the types that loading would give it.
+
+    Args:
+        classes: ``Model`` and ``ModelArgs``, as :func:`registry.classes` gives them.
+        config: ``config.json``.
+        dtype: of activations. Classes keep some states in float32 whatever it is.
 
     Raises:
         CheckpointError: the class cannot be built of such a config.
     """
-    model = ForeignModel(empty_module(classes, config), config, mx.float16)
+
+    def made(precise: bool) -> ForeignModel:
+        module = empty_module(classes, config)
+        cast(module, dtype, precise=precise)
+        return ForeignModel(module, config, dtype)
+
+    model = unpromoted(made)
     (memory,) = model.make_cache()
     model(mx.array([[0]]), [memory])
     return Sketch(model, memory.entries)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
+from typing import cast as typed
 
 import mlx.core as mx
 from mlx.nn.layers.quantized import quantize
@@ -36,16 +37,37 @@ def fill(model: Any, params: Parameters, *, precise: bool = True) -> list[str]:
         CheckpointError: a parameter is missing or has another shape.
     """
     arrays, wanted = matched(model, params)
-    keep = getattr(model, "cast_predicate", lambda name: True)
     checked = replace(params, arrays=arrays, prefix="")
-    given = {}
-    for name in wanted:
-        stays = not keep(name) or (precise and name.endswith(_PRECISE))
-        given[name] = checked.array(name, cast=not stays)
+    stays = _stays(model, precise)
+    given = {name: checked.array(name, cast=not stays(name)) for name in wanted}
     model.load_weights(list(given.items()), strict=False)
     model.eval()
     towers = {name for name in params.arrays if _of_a_tower(name)}
     return sorted((set(arrays) | towers) - wanted)
+
+
+def cast(model: Any, dtype: mx.Dtype, *, precise: bool) -> None:
+    """Give the parameters that a module was made with the types that :func:`fill` gives them.
+
+    Args:
+        dtype: of the run.
+        precise: as for :func:`fill`; what stays in float32 is taken to be stored so.
+    """
+    stays = _stays(model, precise)
+    model.load_weights(
+        [
+            (name, array.astype(dtype))
+            for name, array in named_arrays(model).items()
+            if mx.issubdtype(array.dtype, mx.floating) and not stays(name)
+        ],
+        strict=False,
+    )
+
+
+def _stays(model: Any, precise: bool) -> Callable[[str], bool]:
+    """Which parameters of a module stay in the type in which they are stored."""
+    keep = getattr(model, "cast_predicate", lambda name: True)
+    return lambda name: not keep(name) or (precise and name.endswith(_PRECISE))
 
 
 def _of_a_tower(name: str) -> bool:
@@ -70,7 +92,7 @@ def matched(model: Any, params: Parameters) -> tuple[Arrays, set[str]]:
 
 def named_arrays(module: Any) -> Arrays:
     """The parameters of a module by their full names."""
-    return dict(cast("list[tuple[str, mx.array]]", tree_flatten(module.parameters())))
+    return dict(typed("list[tuple[str, mx.array]]", tree_flatten(module.parameters())))
 
 
 def _sanitized(model: Any, arrays: Arrays) -> Arrays:
