@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mlxrun.bench.results import Results
     from mlxrun.cli.bench_dataset import Dataset, Study
 
-INTERRUPTED = 130
-
 
 @click.command("bench")
 @click.argument("model")
@@ -70,7 +68,8 @@ def command(model: str, **options: Any) -> None:
     llama = llama_bench(path, wanted="llama-bench" in asked.rivals)
     import_module("mlxrun.llm")  # what is imported does not count as loading
     started = time.perf_counter()
-    llm = load_model(str(path), **options)
+    types = (asked.cache_type_k, asked.cache_type_v)
+    llm = load_model(str(path), cache_types=types, **options)
     ours = subjects(llm, time.perf_counter() - started, asked.cache, mixed=asked.mixed)
     bench, memory = Measuring(ours, asked.repetitions), memory_plan(llm, asked.cache)
     study = dataset.study(llm, memory, bench, asked.parallel) if dataset else None
@@ -93,7 +92,7 @@ def command(model: str, **options: Any) -> None:
     if bench.failure:
         raise bench.failure
     if bench.interrupted:
-        raise SystemExit(INTERRUPTED)
+        raise click.Abort
 
 
 def _dataset(asked: Asked) -> Dataset | None:

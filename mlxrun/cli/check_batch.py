@@ -86,4 +86,4 @@ def command(
         ]
         Output().print(table("", columns, rows))
     if any(way.equal < way.requests for way in ways if "deterministic" in way.name):
-        raise SystemExit(1)
+        click.get_current_context().exit(1)

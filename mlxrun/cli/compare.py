@@ -12,7 +12,7 @@ from mlxrun.cli.adapters import Adapters, strengths
 from mlxrun.cli.caches import CacheType
 from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import DTYPES, POLICIES, load_model, located
-from mlxrun.cli.scoring import INTERRUPTED, read_on, read_text, scored, shown, with_windows
+from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
 from mlxrun.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Side:
             adapter=self.adapter,
             wired=wired,
             verbose=verbose,
+            cache_types=(self.cache_type_k, self.cache_type_v),
         )
 
 
@@ -128,7 +129,7 @@ def command(
     else:
         _print(result)
     if interrupted:
-        raise SystemExit(INTERRUPTED)
+        raise click.Abort
 
 
 def _check_memory(a: Side, b: Side) -> None:

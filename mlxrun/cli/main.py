@@ -36,7 +36,7 @@ COMMANDS = {
 
 HELP_OPTIONS = ["-h", "--help"]
 
-ERROR, USAGE, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+ERROR, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
 
 
 class LazyGroup(click.Group):

@@ -11,7 +11,7 @@ from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_cache_types
 from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import load_model, with_loading
-from mlxrun.cli.scoring import INTERRUPTED, read_on, read_text, scored, shown, with_windows
+from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
 
 
 @click.command("perplexity")
@@ -51,7 +51,13 @@ def command(
 
     text = read_text(file)
     llm = load_model(
-        model, dtype=dtype, policy=policy, adapter=adapter, wired=wired, verbose=verbose
+        model,
+        dtype=dtype,
+        policy=policy,
+        adapter=adapter,
+        wired=wired,
+        verbose=verbose,
+        cache_types=(options["cache_type_k"], options["cache_type_v"]),
     )
     scoring = Scoring(llm, text, **options)
     interrupted = read_on(scoring, "Reading", "perplexity")
@@ -67,4 +73,4 @@ def command(
         ]
         Output().print(table("", ("", ""), rows, header=False))
     if interrupted:
-        raise SystemExit(INTERRUPTED)
+        raise click.Abort

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mlxrun.quality.estimates import Estimate
     from mlxrun.quality.measure import Comparing, Scoring
 
-INTERRUPTED = 130
 # Bytes: a hundred times the texts that perplexities are published for.
 LONGEST_TEXT = 100_000_000
 

@@ -32,6 +32,23 @@ def test_chat_with_a_window(mlxrun_cli, model):
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("command", ["generate", "bench", "perplexity", "compare"])
+def test_verbose_tells_how_keys_and_values_are_stored(mlxrun_cli, model, tmp_path, command):
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h " * 20)
+    types = ("--cache-type-k", "q8/32", "--cache-type-v", "f16")
+    of_a = ("--a-cache-type-k", "q8/32", "--a-cache-type-v", "f16")
+    arguments = {
+        "generate": (model, "-p", "a", "-n", "1", *types),
+        "bench": (model, "-p", "0", "-n", "1", "-r", "1", *types),
+        "perplexity": (model, text, "--context", "32", *types),
+        "compare": (model, model, text, "--context", "32", *of_a),
+    }
+    result = mlxrun_cli(command, *arguments[command], "-v")
+    assert result.code == 0, result.err
+    assert "cache: keys in q8/32, values in f16" in result.err
+
+
 def test_wrong_names_are_one_line_before_anything_is_loaded(mlxrun_cli, command):
     result = mlxrun_cli(command, "absent.gguf", "--cache-type-v", "q9")
     assert result.code == 2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+
+from mlxrun import checking
 
 SMALL = ("--requests", "3", "--tokens", "6", "--parallel", "2")
 
@@ -19,6 +22,19 @@ def test_json(mlxrun_cli, model):
     result = mlxrun_cli("check-batch", model, *SMALL, "--json")
     found = json.loads(result.out)
     assert [way["equal"] for way in found["ways"]] == [3, 3, 3, 3]
+
+
+def test_a_difference_where_none_may_be(mlxrun_cli, model, monkeypatch):
+    whole = checking.check_batch
+
+    def check_batch(*args, **options):
+        ways = whole(*args, **options)
+        return [replace(way, equal=2) if "deterministic" in way.name else way for way in ways]
+
+    monkeypatch.setattr(checking, "check_batch", check_batch)
+    result = mlxrun_cli("check-batch", model, *SMALL)
+    assert result.code == 1
+    assert "2 of 3" in result.out
 
 
 def test_wrong_numbers(mlxrun_cli, model):
