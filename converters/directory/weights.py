@@ -13,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 
 from converters.directory.files import WeightFiles
+from converters.directory.quantization import stored_form
 from converters.errors import CheckpointError
-from converters.layout import FIXED_MODES, Layout, affine, fixed
+from converters.layout import Layout
 
 PARTS = ("weight", "scales", "biases")
 
@@ -151,32 +152,11 @@ def _refuse_foreign(config: Mapping[str, Any]) -> None:
 
 
 def _layouts(config: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Layout]:
-    """Which modules are quantised and how, from the ``quantization`` section."""
-    modules = [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]
-    section = config.get("quantization") or config.get("quantization_config")
-    section = section if isinstance(section, dict) else {}
-    if modules and not section:
-        raise CheckpointError("the weights are quantised but config.json does not say how")
+    """Which modules are quantised and how."""
     layouts = {}
-    for module in modules:
-        own = section.get(module)
-        form = section | own if isinstance(own, dict) else section
-        mode = str(form.get("mode", "affine"))
+    for module in [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]:
+        form = stored_form(config, module)
         if f"{module}.weight" not in arrays:
             raise CheckpointError(f"the weights have {module}.scales and no {module}.weight")
-        if mode in FIXED_MODES:
-            layouts[module] = fixed(mode)
-        elif mode == "affine":
-            layouts[module] = affine(*_bits_and_group(form), dtype_name(arrays[f"{module}.scales"]))
-        else:
-            raise CheckpointError(f"config.json: quantization mode {mode!r} is not known")
+        layouts[module] = form.layout(dtype_name(arrays[f"{module}.scales"]))
     return layouts
-
-
-def _bits_and_group(form: dict[str, Any]) -> tuple[int, int]:
-    bits, group = form.get("bits"), form.get("group_size")
-    if bits not in (2, 3, 4, 5, 6, 8) or group not in (32, 64, 128):
-        raise CheckpointError(
-            f"config.json: quantization of {bits!r} bits in groups of {group!r} is none of MLX's"
-        )
-    return bits, group

@@ -13,6 +13,7 @@ from typing import Any
 
 from converters.convert import half_dtype
 from converters.directory.files import read_config, read_object
+from converters.directory.names import text_config
 from converters.errors import MlxrunError
 from converters.estimate import expected_layout
 from converters.gguf.config import model_config as gguf_config
@@ -209,7 +210,7 @@ def _cache_types(model: Described, context: int | None) -> list[Facts]:
 def _directory(path: Path, context: int | None) -> Facts:
     config = read_config(path)
     files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
-    tensors = stored_tensors(files, config)
+    tensors = stored_tensors(files, text_config(config))
     model, problem = None, None
     try:
         model = describe(config)

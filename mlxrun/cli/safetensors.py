@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.directory.header import StoredArray, read_header
+from converters.directory.quantization import stored_form
 from converters.errors import CheckpointError
 
 
@@ -43,15 +44,15 @@ def stored_tensors(files: Sequence[Path], config: Mapping[str, Any]) -> list[Sto
         config: ``config.json``, whose ``quantization`` says how wide codes are.
 
     Raises:
-        CheckpointError: a header is damaged.
+        CheckpointError: a header is damaged, or ``config.json`` does not say how wide codes are.
     """
     entries: dict[str, StoredArray] = {}
     for file in files:
         entries |= read_header(file)
     try:
         return [_tensor(name, entries, config) for name in entries if not _is_part(name, entries)]
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"a safetensors header or config.json is damaged: {error}") from error
+    except LookupError as error:
+        raise CheckpointError(f"a safetensors header is damaged: {error}") from error
 
 
 def _is_part(name: str, entries: Mapping[str, StoredArray]) -> bool:
@@ -68,14 +69,11 @@ def _tensor(
     module, _, kind = name.rpartition(".")
     if kind != "weight" or f"{module}.scales" not in entries:
         return StoredTensor(name, entry.dtype, shape, entry.nbytes)
-    section = config.get("quantization") or config.get("quantization_config") or {}
-    own = section.get(module)
-    how = {**section, **own} if isinstance(own, dict) else section
-    bits, group, mode = int(how["bits"]), int(how["group_size"]), how.get("mode", "affine")
+    form = stored_form(config, module)
     parts = [f"{module}.{part}" for part in ("weight", "scales", "biases")]
     return StoredTensor(
         name,
-        f"affine{bits} g{group}" if mode == "affine" else str(mode),
-        (*shape[:-1], shape[-1] * 32 // bits),
+        str(form),
+        (*shape[:-1], shape[-1] * 32 // form.bits),
         sum(entries[part].nbytes for part in parts if part in entries),
     )

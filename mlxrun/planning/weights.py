@@ -12,6 +12,7 @@ from typing import Any
 from converters.convert import half_dtype
 from converters.directory.files import weight_files
 from converters.directory.header import StoredArray
+from converters.directory.quantization import stored_form
 from converters.estimate import expected_layout
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
@@ -19,7 +20,6 @@ from converters.layout import dense
 from mlxrun.loading.gguf import run_policy
 from mlxrun.loading.run import form, resolve_dtype
 
-_HALVES = {"F16": "float16", "BF16": "bfloat16"}
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
 
 
@@ -67,7 +67,8 @@ def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = N
     """The weights of a model directory; see :func:`mlxrun.load`.
 
     Raises:
-        CheckpointError: files are missing or damaged.
+        CheckpointError: files are missing or damaged, or ``config.json`` does not say how they are
+            quantised.
     """
     entries = weight_files(path).entries
     packed = {name for name in entries if _is_code(name, entries)}
@@ -75,14 +76,15 @@ def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = N
     preferred = "bfloat16" if kinds <= {"BF16", "F32"} else "float16"
     run = resolve_dtype(dtype, preferred)
     size = 4 if run == "float32" else 2
-    elements = sum(_elements(name, entries[name], config) for name in packed)
-    kept = any(len(entries[name].shape) == 3 and _mode(name, config) != "affine" for name in packed)
-    plain = bool(packed) and form(elements, run, kept=kept).plain
+    forms = {name: stored_form(config, _module(name)) for name in packed}
+    elements = {name: prod(entries[name].shape) * 32 // f.bits for name, f in forms.items()}
+    kept = any(len(entries[name].shape) == 3 and f.mode != "affine" for name, f in forms.items())
+    plain = bool(packed) and form(sum(elements.values()), run, kept=kept).plain
     modules: dict[str, float] = defaultdict(float)
     for name, entry in entries.items():
         part = _module(name) + ".weight" in packed and not name.endswith(".bias")
         if name in packed:
-            nbytes = _elements(name, entry, config) * size if plain else entry.nbytes
+            nbytes = elements[name] * size if plain else entry.nbytes
         elif part and plain:
             continue
         else:
@@ -101,20 +103,3 @@ def _module(name: str) -> str:
 def _is_code(name: str, entries: Mapping[str, StoredArray]) -> bool:
     module, _, kind = name.rpartition(".")
     return kind == "weight" and entries[name].dtype == "U32" and f"{module}.scales" in entries
-
-
-def _section(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    section = config.get("quantization") or config.get("quantization_config")
-    if not isinstance(section, Mapping):
-        return {}
-    own = section.get(name.removesuffix(".weight"))
-    return own if isinstance(own, dict) else section
-
-
-def _mode(name: str, config: Mapping[str, Any]) -> str:
-    return str(_section(name, config).get("mode", "affine"))
-
-
-def _elements(name: str, entry: StoredArray, config: Mapping[str, Any]) -> int:
-    bits = _section(name, config).get("bits")
-    return prod(entry.shape) * 32 // (bits if isinstance(bits, int) and bits > 0 else 4)

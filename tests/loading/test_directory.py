@@ -18,10 +18,12 @@ from tiny_models import Tiny, nmse, random_blocks
 
 from converters.convert import convert
 from converters.gguf.reader import read_gguf
+from mlxrun.cli.inspection import inspect_model
 from mlxrun.errors import CheckpointError, MlxrunError, ParameterError, UnsupportedArchitectureError
 from mlxrun.loading.directory import load_directory
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.memory import SHARE
+from mlxrun.planning.source import plan_source
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 BASE: dict[str, Any] = {
@@ -156,6 +158,41 @@ def test_modules_quantised_each_in_its_way(tmp_path: Path, section: str) -> None
     nn.quantize(model, class_predicate=form)
     path = save(tmp_path / "m", BASE | {section: common | own}, model)
     assert nmse(logits(path), wanted(model)) < 1e-9
+
+
+OWN = "model.layers.1.mlp.down_proj"
+PARTIAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "no bits": ({"group_size": 64, "bits": 8}, {"group_size": 32}),
+    "no group size": ({"group_size": 32, "bits": 3}, {"bits": 8}),
+    "no mode": (MODES["mxfp4"], {"group_size": 64, "bits": 8}),
+    "a mode alone": ({"group_size": 64, "bits": 8}, {"mode": "mxfp4"}),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_what_a_modules_own_entry_leaves_out(
+    tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mlx-lm takes its mode's defaults; so do loader, memory plan and report."""
+    from mlx_lm.utils import load_model
+
+    if packed:
+        monkeypatch.setenv(SHARE, "0")
+    common, own = PARTIAL[name]
+    model = stock(BASE)
+    shapes = {n: a.shape for n, a in tree_flatten(model.parameters())}
+
+    def form(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        return own if path == OWN else hasattr(module, "to_quantized")
+
+    nn.quantize(model, **common, class_predicate=form)
+    path = save(tmp_path / "m", BASE | {"quantization": common | {OWN: own}}, model)
+    assert nmse(logits(path), wanted(load_model(path)[0])) < 1e-9
+    _, held = plan_source(path)
+    assert held.nbytes == load_directory(path).model.nbytes
+    facts = inspect_model(path, context=None)
+    assert {t["name"]: tuple(t["shape"]) for t in facts["tensors"]} == shapes
 
 
 def test_mlx_lms_own_conversion_of_ours(tmp_path: Path) -> None:
@@ -313,6 +350,8 @@ def test_damaged_directories_say_what_is_wrong(tmp_path: Path, plain: Path, name
 
 QUANTIZATION_DAMAGE: dict[str, tuple[Damage, str]] = {
     "no bits": (config_with(quantization={"group_size": 64}), "quantization"),
+    "half bits": (config_with(quantization={"group_size": 64, "bits": 4.0}), "4.0 bits"),
+    "own bits": (config_with(quantization=MODES["4 bits"] | {OWN: {"bits": 7}}), "7 bits"),
     "unknown mode": (config_with(quantization=MODES["4 bits"] | {"mode": "x"}), "mode 'x'"),
     "other bits": (config_with(quantization={"group_size": 64, "bits": 5}), "proj|embed"),
     "other groups": (config_with(quantization={"group_size": 32, "bits": 4}), "proj|embed"),
