@@ -31,7 +31,6 @@ def test_chat_with_a_window(mlxrun_cli, model):
     assert result.out.count("\n") >= 2
 
 
-@pytest.mark.parametrize("command", ["generate", "chat"])
 @pytest.mark.parametrize("command", ["generate", "bench", "perplexity", "compare"])
 def test_verbose_tells_how_keys_and_values_are_stored(mlxrun_cli, model, tmp_path, command):
     text = tmp_path / "text.txt"
@@ -49,6 +48,7 @@ def test_verbose_tells_how_keys_and_values_are_stored(mlxrun_cli, model, tmp_pat
     assert "cache: keys in q8/32, values in f16" in result.err
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
 def test_wrong_names_are_one_line_before_anything_is_loaded(mlxrun_cli, command):
     result = mlxrun_cli(command, "absent.gguf", "--cache-type-v", "q9")
     assert result.code == 2
