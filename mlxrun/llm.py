@@ -344,9 +344,8 @@ class LLM:
     ) -> Generator[Chunk, None, None]:
         mx.reset_peak_memory()
         sampler = self.asker.sampler(request)
-        cached = session.reuse(request.prompt)
         logits = prefill(self.model, session, request.prompt, progress)
-        reply = Reply(request, self.tokenizer, limit, started, cached)
+        reply = Reply(request, self.tokenizer, limit, started, session.reused)
         with closing(decode(self.stepper, session, sampler, logits, limit)) as steps:
             for step in steps:
                 chunk = reply.add(step.token, step.logprobs)

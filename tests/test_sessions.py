@@ -46,6 +46,18 @@ def test_without_a_session_whole_chunks_are_taken_over(llm: mlxrun.LLM) -> None:
     assert first.tokens == second.tokens
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["alone", "in a session"])
+def test_who_finds_nothing_has_asked(llm: mlxrun.LLM, kept: bool) -> None:
+    for first in range(5):
+        session = llm.session() if kept else None
+        llm.generate([9 + first, *PROMPT], session=session, **GREEDY)
+    figures = llm.prefix_cache.figures
+    assert (figures.lookups, figures.hits, figures.tokens) == (5, 0, 0)
+    reply = llm.generate([9, *PROMPT], session=llm.session() if kept else None, **GREEDY)
+    figures = llm.prefix_cache.figures
+    assert (figures.lookups, figures.hits, figures.tokens) == (6, 1, reply.usage.cached_tokens)
+
+
 def test_batches_and_engines_share_with_sessions(llm: mlxrun.LLM) -> None:
     cold = llm.generate(PROMPT, session=llm.session(), **GREEDY)
     prompts = [[*PROMPT, 5], [*PROMPT[:50], 6, 7]]

@@ -135,10 +135,8 @@ class PrefixCache:
 
     @property
     def figures(self) -> Figures:
-        tree = self._tree
-        return Figures(
-            self._lookups, self._hits, self._tokens, tree.nbytes, self.budget, tree.evicted
-        )
+        done, tree = (self._lookups, self._hits, self._tokens), self._tree
+        return Figures(*done, tree.nbytes, self.budget, tree.evicted)
 
     def reach(self, tokens: Sequence[int], like: Sequence[Memory], step: int = 1) -> int:
         """How many of some tokens memories like these could take over."""
@@ -149,18 +147,27 @@ class PrefixCache:
         return self._tree.match(_tree_of(like, step), tokens).length
 
     def restore(
-        self, tokens: Sequence[int], memories: list[Memory], step: int = 1, *, share: int = 0
+        self,
+        tokens: Sequence[int],
+        memories: list[Memory],
+        step: int = 1,
+        *,
+        share: int = 0,
+        least: int = 1,
     ) -> Lease | None:
         """Put memories that hold as many of some tokens as are known in place of empty ones.
 
         Args:
             share: how many of the first tokens not to copy but to hold together with others.
+            least: how many must be known for that.
 
         Returns:
-            What is used of the cache; None if nothing is known.
+            What is used of the cache; None if too little is known.
         """
         self._lookups += 1
         for length, node in self._ways(tokens, memories, step):
+            if length < least:
+                break
             joint = 0 < share <= length
             like = self._branches(tokens[:share], memories, step) if joint else memories
             try:

@@ -49,6 +49,7 @@ class Session:
     Attributes:
         cache: what the model remembers, e.g. a cache per layer.
         tokens: ids that went through the caches, in order.
+        reused: tokens of the last prompt that need not be computed.
         turn: how often it went back or began afresh: who drew from it before cannot go on.
     """
 
@@ -61,6 +62,7 @@ class Session:
     options: Mapping[str, Any] = field(default_factory=dict)
     cache: list[Any] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    reused: int = field(default=0, init=False)
     turn: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -80,19 +82,15 @@ class Session:
         self.rewind(shared(tuple(self.tokens), wanted))
         if self.prefixes is not None:
             self._take_over(self.prefixes, wanted)
-        return len(self.tokens)
+        self.reused = len(self.tokens)
+        return self.reused
 
     def _take_over(self, prefixes: PrefixCache, wanted: tuple[int, ...]) -> None:
         """Start from what others have computed, where that is more."""
-        worth = len(self.tokens) + prefixes.worth
-        if prefixes.reach(wanted, self.cache, self.step) < worth:
-            return
-        cache = self.make()
-        lease = prefixes.restore(wanted, cache, self.step)
-        if lease is None:
-            return
-        lease.release()  # what was taken over are copies
-        if lease.length >= worth:
+        cache, worth = self.make(), len(self.tokens) + prefixes.worth
+        lease = prefixes.restore(wanted, cache, self.step, least=worth)
+        if lease is not None:
+            lease.release()  # what was taken over are copies
             self.cache, self.tokens = cache, list(wanted[: lease.length])
 
     def keep(self) -> None:
