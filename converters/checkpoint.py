@@ -246,7 +246,7 @@ def _sweep(path: Path) -> None:
     prefix = f".{path.name}.partial-"
     for stale in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
         pid = stale.name.removeprefix(prefix).removesuffix("-old")
-        if not pid.isdigit() or _alive(int(pid)):
+        if not pid.isdecimal() or _alive(int(pid)):
             continue
         if stale.name.endswith("-old") and not path.exists():
             stale.rename(path)
@@ -259,6 +259,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):  # somebody else's, or more than a process is ever called
         return True
     return True

@@ -20,7 +20,12 @@ from typing import Any, Self
 import numpy as np
 
 from converters.checkpoint import CheckpointWriter, disk_errors
-from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsError
+from converters.errors import (
+    CheckpointError,
+    ConversionError,
+    OutOfSpaceError,
+    TargetExistsError,
+)
 from converters.forms import Arrays
 from converters.layout import Layout
 from converters.report import ConversionReport, TensorRecord
@@ -149,10 +154,17 @@ class Hashing:
         self._future = self._pool.submit(self._run)
 
     def _run(self) -> list[dict[str, Any]]:
-        return [
-            {"name": path.name, "size": path.stat().st_size, "sha256": self._digest(path)}
-            for path in self._paths
-        ]
+        return [self._entry(path) for path in self._paths]
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        try:
+            size, digest = path.stat().st_size, self._digest(path)
+        except OSError as error:  # the source has been there when the conversion began
+            raise ConversionError(
+                f"cannot read {path}: {error.strerror or error}",
+                hint="See that it is still there, and convert it again",
+            ) from error
+        return {"name": path.name, "size": size, "sha256": digest}
 
     def _digest(self, path: Path) -> str:
         digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
@@ -162,7 +174,11 @@ class Hashing:
         return digest.hexdigest()
 
     def result(self) -> list[dict[str, Any]]:
-        """A dictionary of each file, in order; waits for them."""
+        """A dictionary of each file, in order; waits for them.
+
+        Raises:
+            ConversionError: a file cannot be read.
+        """
         return self._future.result()
 
     def __enter__(self) -> Self:

@@ -267,3 +267,11 @@ def test_a_model_that_could_not_be_replaced_keeps_its_name(
     assert names(tmp_path) == {"model"}
     assert json.loads((target / "config.json").read_text()) == {"first": 1}
     assert_complete(target)
+
+
+def test_names_that_no_process_gives_are_left_alone(tmp_path: Path) -> None:
+    strange = {f".m.partial-{pid}" for pid in ("9" * 20, "²", "-1", "", "x", "0")}
+    for name in strange:
+        (tmp_path / name).mkdir()
+    write(tmp_path / "m")
+    assert names(tmp_path) == {"m", *strange}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -13,7 +14,8 @@ from tiny_models import Tiny, split
 import mlxrun
 from converters.checkpoint import CheckpointWriter
 from converters.convert import convert
-from converters.errors import TargetExistsError
+from converters.errors import ConversionError, TargetExistsError
+from converters.sink import Hashing
 
 TARGET = "m"
 
@@ -142,3 +144,15 @@ def test_no_thread_outlives_a_conversion_whose_progress_fails(source: Path, tmp_
     with pytest.raises(KeyboardInterrupt) as failure:
         mlxrun.convert(source, tmp_path / TARGET, progress=interrupt)
     assert set(threading.enumerate()) <= before, failure
+
+
+@pytest.mark.parametrize("name", ["absent", "."])
+def test_a_source_that_cannot_be_hashed_says_so(tmp_path: Path, name: str) -> None:
+    readable = tmp_path / "readable"
+    readable.write_bytes(b"x")
+    unreadable = tmp_path / name
+    with (
+        Hashing([readable, unreadable]) as hashing,
+        pytest.raises(ConversionError, match=f"cannot read {re.escape(str(unreadable))}: "),
+    ):
+        hashing.result()
