@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -112,12 +113,12 @@ def read_on(run: Scoring | Comparing, label: str, figure: str) -> bool:
 def shown(estimate: Estimate, scale: float = 1, unit: str = "") -> str:
     """An estimate for people: as many digits as its error leaves sense to, and one more."""
     value, error = scale * estimate.value, scale * estimate.error
-    return f"{value:.5g}{unit} ± {error:.2g}{unit}"
+    spread = "" if math.isnan(error) else f" ± {error:.2g}{unit}"
+    return f"{value:.5g}{unit}{spread}"
 
 
 def scored(result: Any) -> str:
     """Which tokens a result is of."""
-    return (
-        f"{result.tokens} tokens: the last {result.scored} of each of {result.windows} windows "
-        f"of {result.context}"
-    )
+    windows = f"each of {result.windows} windows" if result.windows > 1 else "one window"
+    tokens = f"{result.tokens} token{'s' * (result.tokens > 1)}"
+    return f"{tokens}: the last {result.scored} of {windows} of {result.context}"

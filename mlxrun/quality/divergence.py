@@ -96,10 +96,12 @@ def divergences(a: Predicted, b: Predicted) -> mx.array:
     Returns:
         Float32, (T,), at least 0; exactly 0 for equal rows.
     """
-    x = a.logs - b.logs  # - ln r
+    there = a.probabilities > 0  # else r is none, and neither may logarithms be numbers
+    x = mx.where(there, a.logs - b.logs, 0)  # - ln r
     near = a.probabilities * x * x * _series(x)
     far = a.probabilities * (x - 1) + b.probabilities
-    return row_sums(mx.maximum(mx.where(mx.abs(x) < _SMALL, near, far), 0))
+    terms = mx.where(mx.abs(x) < _SMALL, near, far)
+    return row_sums(mx.where(there, mx.maximum(terms, 0), b.probabilities))
 
 
 def _series(x: mx.array) -> mx.array:

@@ -20,7 +20,7 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        error: one standard error; 0 where there is but one observation. Tokens of a text are taken
+        error: one standard error; not a number for a single observation. Tokens of a text are taken
             as independent, as llama.cpp takes them; they are not quite, so it is a little small.
     """
 
@@ -30,7 +30,7 @@ class Estimate:
 
 def mean(values: Floats) -> Estimate:
     """The mean of observations (N,), with ``sqrt(variance / (N - 1))`` as its error."""
-    error = math.sqrt(values.var() / (values.size - 1)) if values.size > 1 else 0.0
+    error = math.sqrt(values.var() / (values.size - 1)) if values.size > 1 else math.nan
     return Estimate(float(values.mean()), error)
 
 
@@ -43,7 +43,7 @@ def root_mean_square(values: Floats) -> Estimate:
     """``sqrt(mean(x^2))``; its error follows from that of the mean of squares, to first order."""
     squares = mean(values**2)
     root = math.sqrt(squares.value)
-    return Estimate(root, 0.5 * squares.error / root if root else 0.0)
+    return Estimate(root, 0.5 * squares.error / root if root else squares.error)
 
 
 def exponential(of: Estimate) -> Estimate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -56,6 +58,18 @@ def test_divergences_of_any_logits(a, data):
 @settings(max_examples=30)
 def test_nothing_diverges_from_itself(a):
     assert (ours(a, a) == 0).all()
+
+
+def test_tokens_that_cannot_be():
+    """A logit of minus infinity is a probability of 0, of which nothing is lost."""
+    never = -math.inf
+    a = mx.array([[1.0, 2.0, never], [1.0, 2.0, never], [1.0, 2.0, 0.0]])
+    b = mx.array([[1.0, 2.0, never], [1.0, 2.0, 3.0], [1.0, 2.0, never]])
+    same, less, lost = divergences(predicted(a), predicted(b)).tolist()
+    p, q = np.exp([1, 2]) / np.exp([1, 2]).sum(), np.exp([1, 2]) / np.exp([1, 2, 3]).sum()
+    assert same == 0
+    assert less == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-6)
+    assert lost == math.inf
 
 
 @pytest.mark.parametrize("off", [1e-4, 1e-3, 1e-2, 0.1, 0.5, 1.0, 4.0])
