@@ -150,10 +150,16 @@ def _type(conversation: Conversation, name: str, stats: bool) -> None:
 
 
 def _pipe(conversation: Conversation, stats: bool) -> None:
-    for line in sys.stdin:
+    for number, data in enumerate(sys.stdin.buffer, 1):
+        try:
+            line = data.decode("utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(
+                f"Line {number} of standard input is not UTF-8 text: {error.reason}."
+            ) from None
         if not line.strip():
             continue
-        for text in conversation.ask(line.rstrip("\n")):
+        for text in conversation.ask(line):
             sys.stdout.write(visible(text))
             sys.stdout.flush()
         print(flush=True)

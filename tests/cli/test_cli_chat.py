@@ -49,9 +49,16 @@ def test_a_pipe_is_one_conversation(mlxrun_cli, model, llm):
 
 
 def test_a_pipe_gets_no_control_characters(mlxrun_cli, model):
-    result = mlxrun_cli("chat", model, "--temp", "3", "-n", "20", stdin=b"one\ntwo\n\xff\n")
+    result = mlxrun_cli("chat", model, "--temp", "3", "-n", "20", stdin=b"one\ntwo\n")
     assert result.code == 0
     assert not [c for c in result.out if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+
+
+def test_a_pipe_of_other_bytes_than_text(mlxrun_cli, model):
+    result = mlxrun_cli("chat", model, *GREEDY, *LETTERS, stdin=b"one\n\xff\ntwo\n")
+    assert result.code == 2
+    assert len(result.out.splitlines()) == 1
+    assert "Line 2 of standard input is not UTF-8 text: invalid start byte." in result.err
 
 
 def test_a_pipe_that_fills_the_context(mlxrun_cli, model):
