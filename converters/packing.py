@@ -64,13 +64,6 @@ def _low_bytes(x: Words, count: int) -> Bytes:
     return out.view(np.uint8)
 
 
-def unpack_bits(words: npt.NDArray[np.uint32], bits: int) -> Bytes:
-    """The inverse of :func:`pack_bits`: uint8 codes (n, c)."""
-    n = words.shape[0]
-    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(n, -1, bits)
-    return np.packbits(stream, axis=2, bitorder="little")[:, :, 0]
-
-
 def pair_nibbles(x: Bytes, run: int) -> Bytes:
     """Nibbles in ggml's order as neighbours in a byte, the first one low: (n, b) -> (n, b).
 

@@ -17,8 +17,6 @@ from converters.directory.quantization import stored_form
 from converters.errors import CheckpointError
 from converters.layout import Layout
 
-PARTS = ("weight", "scales", "biases")
-
 
 @dataclass(frozen=True)
 class Origin:

@@ -46,7 +46,7 @@ def load_gguf(
     names = map_names(gguf)
     config = model_config(gguf)
     adapters = read_adapters(adapter, config)
-    run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
+    run = run_dtype(gguf, dtype, policy)
     native = config["model_type"] in FAMILIES
     chosen, held = _chosen(gguf, policy, run)
     bound = replace(chosen, factors=native)
@@ -60,6 +60,11 @@ def load_gguf(
         if converted.record:
             report.tensors.append(converted.record)
     return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters, held)
+
+
+def run_dtype(gguf: GGUFFile, dtype: str | None, policy: str | None) -> str:
+    """The dtype of activations that a file is run with here; see :func:`load_gguf`."""
+    return resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
 
 
 def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:

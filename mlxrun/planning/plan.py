@@ -15,7 +15,7 @@ from mlxrun.footprint import Footprint
 
 # What is left to the system and to Python besides the plan: a share of the rest, and a least.
 RESERVE_SHARE, RESERVE_LEAST = 0.05, 64 << 20
-# Tokens of prompts in a pass: of one sequence alone, and beside others that decode.
+# Tokens of a prompt in a pass of one sequence alone, as the engine reads it, which a plan knows not.
 ALONE = 512
 # The longest context that is looked for.
 LONGEST = 1 << 24
@@ -142,15 +142,9 @@ class MemoryPlan:
             self.check(1, fitting)
         return Room(fitting, min(longest, self.context_for(fitting)))
 
-    def cost(self, prompt_tokens: int, max_tokens: int, context: int = 0) -> int:
-        """Bytes that the caches of one request take at its longest.
-
-        Args:
-            context: tokens of the longest sequence that may be beside it: rows that share arrays
-                all have the capacity of the longest.
-        """
-        tokens = prompt_tokens + max_tokens
-        return self.footprint.stored(max(tokens, context) if self.footprint.joint else tokens)
+    def cost(self, prompt_tokens: int, max_tokens: int) -> int:
+        """Bytes that the caches of one request take at its longest."""
+        return self.footprint.stored(prompt_tokens + max_tokens)
 
     def available(self, context: int, parallel: int) -> int | None:
         """Bytes that the caches of all live sequences may take; None where there is no limit.

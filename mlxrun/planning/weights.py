@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from converters.convert import half_dtype
 from converters.directory.files import weight_files
 from converters.directory.header import StoredArray
 from converters.directory.quantization import stored_form
@@ -17,7 +16,7 @@ from converters.estimate import expected_layout
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
-from mlxrun.loading.gguf import run_policy
+from mlxrun.loading.gguf import run_dtype, run_policy
 from mlxrun.loading.run import form, resolve_dtype
 
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
@@ -48,7 +47,7 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     Raises:
         UnsupportedArchitectureError: its tensors have no known names.
     """
-    run = resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
+    run = run_dtype(gguf, dtype, policy)
     chosen = run_policy(gguf, policy, run)
     modules: dict[str, float] = defaultdict(float)
     packed = False

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from converters.forms import Error, Packed, keep_codes, keep_floats
 from converters.gguf.quants import Codes
 from converters.layout import affine
-from converters.packing import pack_bits, unpack_bits
+from converters.packing import pack_bits
 from converters.requantise import requantise, requantise_integers
 from converters.rounding import from_float
 
@@ -47,6 +47,13 @@ def assert_states_its_error(packed: Packed, wanted: np.ndarray) -> None:
     noise = 1e-6 * float(np.abs(exact).max())
     assert packed.error.rmse == pytest.approx(rmse, rel=1e-3, abs=2e-6)
     assert packed.error.maximum == pytest.approx(np.abs(got - exact).max(), rel=1e-3, abs=noise)
+
+
+def unpack_bits(words: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of ``pack_bits``, bit by bit: uint32 words (n, w) to uint8 codes (n, c)."""
+    stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    codes = np.packbits(stream.reshape(len(words), -1, bits), axis=2, bitorder="little")
+    return codes[:, :, 0]
 
 
 @pytest.mark.parametrize("bits", BITS)

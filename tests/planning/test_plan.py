@@ -14,8 +14,9 @@ import mlxrun
 from mlxrun.cache.choice import Wanted
 from mlxrun.errors import MemoryLimitError
 from mlxrun.footprint import Footprint, Layer
+from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.scheduler import Scheduler
-from mlxrun.planning.plan import MemoryPlan
+from mlxrun.planning.plan import ALONE, MemoryPlan
 from mlxrun.planning.source import plan_loaded, plan_source
 
 MB = 10**6
@@ -115,8 +116,10 @@ def test_what_can_never_run_is_refused_at_once() -> None:
     assert plan.check(1000).fits
 
 
-def test_rows_that_share_arrays_cost_what_the_longest_does() -> None:
-    shared = MemoryPlan(Footprint((Layer(token=1),), 0), 0, 0)
-    assert shared.cost(10, 10, context=1000) == shared.cost(900, 100) == 1024
-    alone = MemoryPlan(Footprint((Layer(token=1),), 0, joint=False), 0, 0)
-    assert alone.cost(10, 10, context=1000) == 256
+def test_what_a_request_costs_is_what_its_own_tokens_take() -> None:
+    plan = MemoryPlan(Footprint((Layer(token=1),), 0), 0, 0)
+    assert (plan.cost(10, 10), plan.cost(900, 100)) == (256, 1024)
+
+
+def test_prompts_are_planned_for_in_the_pieces_that_they_are_read_in() -> None:
+    assert ALONE == PREFILL_CHUNK
