@@ -15,7 +15,7 @@ from mlxrun.footprint import Footprint
 
 # What is left to the system and to Python besides the plan: a share of the rest, and a least.
 RESERVE_SHARE, RESERVE_LEAST = 0.05, 64 << 20
-# Tokens of a prompt in a pass of one sequence alone, as the engine reads it, which a plan knows not.
+# Tokens of a prompt in a pass of one sequence alone, as the engine reads it.
 ALONE = 512
 # The longest context that is looked for.
 LONGEST = 1 << 24
