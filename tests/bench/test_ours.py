@@ -91,3 +91,9 @@ def test_caches_are_as_they_are_asked_for(llm):
     assert packed.about.removeprefix(plain.about) == ", cache type k q8/32, cache type v q4/32"
     for workload in (Prefill(40, 64), Decode(5, 64), Decode(5, 64, 3)):
         assert 0 < 2 * packed.run(workload).kv_bytes < plain.run(workload).kv_bytes
+
+
+def test_so_many_sequences_are_there_together_however_short(llm):
+    subject = Ours(llm, 0.0)
+    alone = subject.run(Decode(2)).kv_bytes
+    assert subject.run(Decode(2, parallel=150)).kv_bytes == 150 * alone

@@ -21,7 +21,7 @@ from mlxrun.errors import MlxrunError
 from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Chunk, Request
-from mlxrun.generation.serving import Job, Service
+from mlxrun.generation.serving import Job, Service, most_beside
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -99,9 +99,10 @@ class Ours:
         return self._meter.time(work)
 
     def _together(self, workload: Decode) -> Run:
-        llm, held = self._llm, self._filled
-        service = Service(llm.model, rows=workload.parallel, queue=workload.parallel)
-        for last in self._ids(workload.parallel, seed=1):
+        llm, held, rows = self._llm, self._filled, workload.parallel
+        # All begin in the first step, however short their replies.
+        service = Service(llm.model, rows=rows, queue=rows, beside=max(rows, most_beside()))
+        for last in self._ids(rows, seed=1):
             request = self._request([*held.tokens, last], workload.predict)
             service.submit(self._job(request, held))
 
