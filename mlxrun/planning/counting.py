@@ -14,12 +14,13 @@ import mlx.core as mx
 
 from mlxrun.cache.choice import Wanted, block_bytes
 from mlxrun.cache.sparsity import Window
-from mlxrun.footprint import Footprint, Layer
+from mlxrun.footprint import Layer
 from mlxrun.loading.model import foreign_classes
 from mlxrun.loading.run import DTYPES
+from mlxrun.memory import on_cpu
 from mlxrun.models.config import Attention, Experts, LatentAttention, ModelConfig
 from mlxrun.models.families import model_config
-from mlxrun.planning import matrices, source
+from mlxrun.planning import matrices
 from mlxrun.planning.native import AS_IT_COMES, Run, footprint
 from mlxrun.planning.weights import Held
 from mlxrun.planning.work import Attending, Counts, Routed, Weights
@@ -28,8 +29,8 @@ _LAYER = re.compile(r"\blayers\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"\b(switch_mlp|experts|input_linear|output_linear)\b")
 _EMBEDDING = re.compile(r"\bembed_tokens$")
 _HEAD = re.compile(r"\blm_head(\.bias)?$")
-# What configs of other classes call the number of their experts.
-_MIXED = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe")
+# Weights that take less than this part of plain ones are packed, at least some of them.
+_PLAIN = 0.97
 
 
 def count_held(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES) -> Counts:
@@ -43,8 +44,9 @@ def count_held(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COME
     Raises:
         MlxrunError: the config does not make a model.
     """
-    if foreign_classes(config) is not None:
-        return count_foreign(held.nbytes, source.footprint(config, held, cache), config)
+    foreign = foreign_classes(config)
+    if foreign is not None:
+        return count_foreign(foreign, config, held)
     return count(model_config(dict(config)), held.modules, DTYPES[held.dtype], cache)
 
 
@@ -135,25 +137,37 @@ def _pair(attention: Attention | LatentAttention) -> int:
     return attention.heads * 2 * attention.head_dim
 
 
-def count_foreign(nbytes: float, footprint: Footprint, config: Mapping[str, Any]) -> Counts:
+def count_foreign(classes: tuple[Any, Any], config: Mapping[str, Any], held: Held) -> Counts:
     """The counts of a model of mlx-lm's classes, which do not say what they multiply.
 
+    Its bytes are shared out by numbers of weights, which is exact where all are plain.
+
     Args:
-        nbytes: of all weights; each pass is taken to read all of them.
-        footprint: what its caches take.
+        classes: ``Model`` and ``ModelArgs``.
         config: ``config.json``.
+        held: with the bytes of all weights.
     """
+    from mlxrun.loading.fallback.footprint import footprint as foreign_footprint
+    from mlxrun.loading.fallback.reading import reading
+    from mlxrun.loading.fallback.sizes import sketch
+
+    dtype = DTYPES[held.dtype]
+    made = sketch(classes, config, dtype)
+    taken = foreign_footprint(made, config, gpu=not on_cpu())
     layers = tuple(
         Attending(layer.token, layer.fixed, state=not layer.token, window=layer.window)
-        for layer in footprint.layers
+        for layer in taken.layers
     )
+    read = reading(made.model)
+    each = held.nbytes / read.total
+    routed = tuple(
+        Routed(count, used, each * weights) for (count, used), weights in read.routed.items()
+    )
+    unread = each * (read.table + read.untold)
+    weights = Weights(each * read.always, each * read.head, each * read.row, unread, routed)
     unknown = ["operations, and so whether compute binds"]
-    if any(section.get(key) for section in _sections(config) for key in _MIXED):
-        unknown.append("how many of its experts a pass reads: all weights are counted")
-    weights = Weights(nbytes, 0, 0, 0)
-    return Counts(weights, layers, None, 0, tuple(unknown), footprint.joint)
-
-
-def _sections(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    text = config.get("text_config")
-    return [config, text] if isinstance(text, Mapping) else [config]
+    if (routed or read.table) and each < _PLAIN * dtype.size:
+        unknown.append("which of its parts are packed in more bits than others: all count alike")
+    if read.untold:
+        unknown.append("how many of its experts a pass reads: none is counted")
+    return Counts(weights, layers, None, 0, tuple(unknown), taken.joint)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 from conformance.skeleton import Skeleton, names, read
+from foreign_models import CONFIGS, save, stock
+from mlx.nn import Embedding, Linear, Module
 from tiny_models import Tiny
 
 import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.choice import Wanted
 from mlxrun.cache.sparsity import options
+from mlxrun.loading.fallback.weights import named_arrays
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.models.families import FAMILIES, model_config
-from mlxrun.planning.counting import count_held, split
+from mlxrun.planning.counting import count_foreign, count_held, split
 from mlxrun.planning.native import weights
 from mlxrun.planning.source import promised
 from mlxrun.planning.weights import Held
@@ -25,6 +30,9 @@ from mlxrun.planning.work import decode
 
 # A table that is only looked up, the output matrix, and what is not multiplied as a matrix.
 APART = re.compile(r"token_embd|position_embd|^output\.weight|norm|\.bias$")
+# Modules of mlx-lm's classes.
+SWITCHED = re.compile(r"\bswitch_mlp\.|\bfeed_forward\.experts\.")
+TABLE = re.compile(r"\b(embed_tokens|embeddings)\.weight$")
 LAYER = re.compile(r"blk\.(\d+)\.")
 
 
@@ -183,12 +191,65 @@ def test_a_class_of_mlx_lms_tells_what_is_known_and_what_is_not(tmp_path: Path) 
     config, held = promised(read("qwen3next-80b").write(tmp_path / "x.gguf"))
     assert config["model_type"] not in FAMILIES
     counts = count_held(config, held)
-    assert counts.weights.total == held.nbytes > 0
+    assert counts.weights.total == pytest.approx(held.nbytes)
     assert counts.multiplied is None
     assert any("operations" in what for what in counts.unknown)
-    assert any("experts" in what for what in counts.unknown)
     work = decode(counts, context=10)
     assert work.operations is None
     states = [layer for layer in counts.layers if layer.state]
     assert states
     assert work.cache_written >= sum(layer.fixed for layer in states)
+
+
+@pytest.mark.parametrize(
+    "name", ["granitemoehybrid", "helium", "jamba", "kimi_linear", "llama4", "mamba2", "nemotron_h"]
+)
+def test_a_class_of_mlx_lms_reads_the_experts_that_are_used(tmp_path: Path, name: str) -> None:
+    model = stock(CONFIGS[name])
+    sizes = {part: array.nbytes for part, array in named_arrays(model).items()}
+    config, held = promised(save(tmp_path, CONFIGS[name], model), dtype="float32")
+    experts = sum(size for part, size in sizes.items() if SWITCHED.search(part))
+    table = sum(size for part, size in sizes.items() if TABLE.search(part))
+    tied = not any("lm_head" in part for part in sizes)
+    text = config.get("text_config", config)
+    used = text.get("num_experts_per_tok", text.get("num_experts_per_token", 0)) / 4
+    counts = count_held(config, held)
+    row = table / text["vocab_size"]
+    always = sum(sizes.values()) - experts - (0 if tied else table)
+    assert (experts > 0) == (used > 0)
+    assert counts.weights.read(1) == pytest.approx(always + row + used * experts)
+    assert counts.weights.read(2) == pytest.approx(
+        always + 2 * row + (1 - (1 - used) ** 2) * experts
+    )
+    assert counts.unknown == ("operations, and so whether compute binds",)
+
+
+def test_experts_that_a_class_calls_as_it_likes_are_not_counted() -> None:
+    class Apart(Module):
+        """A model that calls each expert by itself, and one of them for any token."""
+
+        def __init__(self, arguments: object) -> None:
+            super().__init__()
+            self.embed_tokens = Embedding(8, 4)
+            self.layers = [Module()]
+            self.layers[0].experts = [Linear(4, 4, bias=False) for _ in range(3)]
+
+        def __call__(self, tokens: mx.array, cache: object) -> mx.array:
+            x = self.layers[0].experts[0](self.embed_tokens(tokens))
+            return self.embed_tokens.as_linear(x)
+
+    arguments = SimpleNamespace(from_dict=lambda config: config)
+    held = Held(4 * (8 + 3 * 4) * 4, "float32", False, "")
+    counts = count_foreign((Apart, arguments), {"model_type": "apart"}, held)
+    assert counts.weights.total == held.nbytes
+    assert counts.weights.read(1) == 4 * (8 + 1) * 4
+    assert any("experts" in what for what in counts.unknown)
+
+
+def test_packed_weights_of_mlx_lms_classes_count_alike(tmp_path: Path) -> None:
+    name = "granitemoehybrid"
+    config, held = promised(save(tmp_path, CONFIGS[name], stock(CONFIGS[name])), dtype="float32")
+    plain = count_held(config, held)
+    packed = count_held(config, replace(held, nbytes=held.nbytes // 4))
+    assert packed.weights.read(1) == pytest.approx(plain.weights.read(1) / 4)
+    assert any("packed" in what for what in packed.unknown)

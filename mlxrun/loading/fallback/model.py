@@ -133,6 +133,11 @@ class ForeignModel:
             ) from error
 
     @property
+    def module(self) -> Any:
+        """mlx-lm's module."""
+        return self._module
+
+    @property
     def context_length(self) -> int:
         return self._number(*_CONTEXT) or _UNLIMITED
 
