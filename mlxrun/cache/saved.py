@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -21,6 +18,7 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Memory, Named, State
 from mlxrun.errors import CacheError
+from mlxrun.files import replacing
 
 FORMAT = "mlxrun-session"
 # Raised whenever a cache would read another's arrays differently.
@@ -102,7 +100,7 @@ def write(
     }
     metadata = {"format": FORMAT, "checksum": _ZEROS, "content": json.dumps(content)}
     try:
-        _write_atomically(path, arrays, metadata)
+        _write(path, arrays, metadata)
     except (OSError, RuntimeError, ValueError) as error:
         raise CacheError(f"cannot write {path}: {error}") from error
 
@@ -172,13 +170,9 @@ def _sum(head: bytes, rest: BinaryIO) -> str:
     return whole.hexdigest()
 
 
-def _write_atomically(path: Path, arrays: Named, metadata: dict[str, str]) -> None:
-    folder = path.absolute().parent
-    descriptor, name = tempfile.mkstemp(".safetensors", f".{path.name}.", folder)
-    os.close(descriptor)
-    partial = Path(name)
-    try:
-        mx.save_safetensors(name, arrays, metadata)
+def _write(path: Path, arrays: Named, metadata: dict[str, str]) -> None:
+    with replacing(path, ".safetensors") as partial:
+        mx.save_safetensors(str(partial), arrays, metadata)
         with partial.open("r+b") as file:
             head = file.read(8)
             head += file.read(int.from_bytes(head, "little"))
@@ -187,10 +181,3 @@ def _write_atomically(path: Path, arrays: Named, metadata: dict[str, str]) -> No
             digits = _sum(head, file)
             file.seek(found.start(1))
             file.write(digits.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
 
 DEMO = Path(__file__).parent.parent / "assets" / "demo.gguf"
-# Attention collapses without the first tokens (Xiao et al., 2023, arXiv:2309.17453).
-SINKS = 4
 
 
 @click.command("chat")
@@ -131,6 +129,8 @@ def command(
 
 def _preamble(conversation: Conversation) -> int:
     """How many tokens every prompt begins with, whatever the user says first."""
+    from mlxrun.cache.sparsity import SINKS
+
     system = conversation.template_messages()[:1] if conversation.system is not None else []
     encode = conversation.llm.tokenizer.encode_chat
     one, other = (encode([*system, {"role": "user", "content": text}]) for text in "ab")
