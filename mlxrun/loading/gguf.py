@@ -35,7 +35,8 @@ def load_gguf(
 
     Args:
         dtype: of activations and scales; by default float32 on the CPU and with policy ``exact``
-            (half precision rounds what the policy keeps), half precision elsewhere.
+            (half precision rounds what the policy keeps), half precision elsewhere. With near,
+            scales are held in half precision all the same where that loses nothing.
         policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
             where memory allows (see :func:`form`), and near elsewhere.
 
@@ -75,14 +76,19 @@ def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
 def _chosen(gguf: GGUFFile, name: str | None, dtype: str) -> tuple[Policy, str]:
     """That policy, and in words in which form it holds weights and why."""
     if name is not None:
-        # Compact counts bits: float32 scales would leave none for the codes.
-        bound = half_dtype(gguf) if name == "compact" else dtype
-        return Policy(check_policy(name), bound), f"policy {name}"
+        return _bound(gguf, check_policy(name), dtype), f"policy {name}"
     kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
     held = form(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
     if held.plain:
         return Policy("exact", dtype, packed=False), str(held)
-    return Policy("near", dtype, narrow=dtype == "float32"), str(held)
+    return _bound(gguf, "near", dtype), str(held)
+
+
+def _bound(gguf: GGUFFile, name: str, dtype: str) -> Policy:
+    """A policy for a run with activations of a dtype."""
+    if name == "compact":  # counts bits: float32 scales would leave none for the codes
+        return Policy(name, half_dtype(gguf))
+    return Policy(name, dtype, narrow=name == "near" and dtype == "float32")
 
 
 def _to_mlx(converted: Converted) -> dict[str, mx.array]:

@@ -16,6 +16,7 @@ from mlxrun.errors import MemoryLimitError
 from mlxrun.footprint import Footprint, Layer
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.scheduler import Scheduler
+from mlxrun.memory import SHARE
 from mlxrun.planning.plan import ALONE, MemoryPlan
 from mlxrun.planning.source import plan_loaded, plan_source
 
@@ -123,3 +124,17 @@ def test_what_a_request_costs_is_what_its_own_tokens_take() -> None:
 
 def test_prompts_are_planned_for_in_the_pieces_that_they_are_read_in() -> None:
     assert ALONE == PREFILL_CHUNK
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+def test_near_is_the_same_whether_asked_for_or_chosen(
+    tmp_path: Path, dtype: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights stay packed: scales are as narrow as the file's where that loses nothing."""
+    monkeypatch.setenv(SHARE, "0")
+    kinds = {"*": "Q8_0", "output.weight": "Q4_1", "blk.0.attn_v.weight": "Q5_1"}
+    file = Tiny(kinds=kinds).write(tmp_path / "m.gguf")
+    (_, asked), (_, chosen) = (plan_source(file, dtype=dtype, policy=p) for p in ("near", None))
+    assert asked == chosen
+    for policy in ("near", None):
+        assert mlxrun.load(file, dtype=dtype, policy=policy).model.nbytes == asked.nbytes
