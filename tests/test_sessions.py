@@ -58,6 +58,16 @@ def test_who_finds_nothing_has_asked(llm: mlxrun.LLM, kept: bool) -> None:
     assert (figures.lookups, figures.hits, figures.tokens) == (6, 1, reply.usage.cached_tokens)
 
 
+def test_what_a_session_took_over_is_not_in_use(llm: mlxrun.LLM) -> None:
+    """They are copies: the cache may drop what they were copied from."""
+    sessions = [llm.session(), llm.session(), None, None]
+    for session in sessions:
+        llm.generate(PROMPT, session=session, **GREEDY)
+    assert llm.prefix_cache.figures.hits == 2
+    llm.prefix_cache.clear()
+    assert llm.prefix_cache.nbytes == 0
+
+
 def test_batches_and_engines_share_with_sessions(llm: mlxrun.LLM) -> None:
     cold = llm.generate(PROMPT, session=llm.session(), **GREEDY)
     prompts = [[*PROMPT, 5], [*PROMPT[:50], 6, 7]]

@@ -149,6 +149,15 @@ def test_going_back_into_packed_groups_is_an_error_but_not_to_the_beginning() ->
     assert cache.trim(400) == 400
 
 
+def test_one_that_went_back_to_the_beginning_is_as_new() -> None:
+    cache = filled(400)
+    cache.trim(400)
+    x = mx.random.normal((1, KV_HEADS, 3 * GROUP, WIDTH))
+    cache.attend(mx.random.normal((1, HEADS, 3 * GROUP, WIDTH)), x, x, PRODUCT)
+    assert cache.trim(GROUP) == GROUP
+    assert cache.offset == 2 * GROUP
+
+
 @given(tokens=st.integers(1, 300), back=st.integers(0, GROUP), seed=st.integers(0, 99))
 @settings(max_examples=20)
 def test_what_is_restored_goes_on_as_before(tokens: int, back: int, seed: int) -> None:

@@ -110,6 +110,26 @@ def test_trees_of_other_names_share_the_order_but_no_tokens() -> None:
     assert tree.evicted == 1
 
 
+def test_nodes_merge_unless_somebody_needs_those_before() -> None:
+    tree: Tree = RadixTree()
+    first, last = insert(tree, (1, 2)), insert(tree, (1, 2, 3, 4))
+    whole = Held((1, 2, 3, 4))
+    first.users += 1
+    assert not tree.merge(last, whole)
+    first.users -= 1
+    tree.keep(first, Held((1, 2)))
+    assert not tree.merge(last, whole)
+    tree.keep(first, None)
+    other = insert(tree, (1, 2, 0))
+    assert not tree.merge(last, whole)
+    tree.drop(other)
+    assert [*tree] == [last, first] and spelled(last) == (1, 2, 3, 4)
+    check(tree)
+    assert tree.merge(last, whole)
+    assert [*tree] == [last] and last.tokens == (1, 2, 3, 4)
+    check(tree)
+
+
 @given(sequences, sequences)
 def test_shared_counts_first_tokens(one: tuple[int, ...], other: tuple[int, ...]) -> None:
     count = shared(one, other)

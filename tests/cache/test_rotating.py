@@ -81,6 +81,24 @@ def test_what_the_window_dropped_cannot_come_back() -> None:
     assert cache.offset == 6
 
 
+def test_rows_go_back_only_where_none_has_dropped_what_it_needs() -> None:
+    rows = RotatingCache(4, keep=1)
+    for row, length in enumerate((3, 9)):
+        alone = RotatingCache(4, keep=1)
+        alone.update(tokens(length), tokens(length))
+        rows.place(row, alone)
+    with pytest.raises(CacheError, match="window of 4 has dropped"):
+        rows.trim(2)
+    assert rows.offsets == [3, 9]
+    rows.clear(1)
+    rows.trim(0)
+    short = RotatingCache(4, keep=1)
+    short.update(tokens(5), tokens(5))
+    rows.place(1, short)
+    assert rows.trim(2) == 2
+    assert rows.offsets == [1, 3]
+
+
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ParameterError, match="window must be at least 1"):
         RotatingCache(0)

@@ -160,6 +160,32 @@ def test_rows_of_a_batch_see_what_they_see_alone(
         np.testing.assert_allclose(np.array(got), np.array(mx.concatenate(each)), atol=2e-5)
 
 
+def test_what_a_shorter_prompt_leaves_sparse_is_not_settled() -> None:
+    """The end of a longer one saw everything, was forgotten, and is drawn this time."""
+    cache, rng = made(Strided(4, 3), prompt=30)(), np.random.default_rng(0)
+    cache.attend(*fresh(rng, 30), PRODUCT)
+    assert cache.settled == 30
+    cache.trim(10)
+    cache.prompt = 20
+    for n in (1, 1, 12):
+        cache.attend(*fresh(rng, n), PRODUCT)
+        assert cache.settled == 20
+
+
+def test_a_row_that_is_used_again_forgets_the_blocks_of_who_had_it() -> None:
+    rng, wanted = np.random.default_rng(0), Blocks(6, 4)
+    rows = made(wanted)().empty()
+    for length in (90, 120):  # the second has all blocks of the first, with keys of its own
+        alone = made(wanted, prompt=length)()
+        alone.attend(*fresh(rng, length), PRODUCT)
+        rows.place(0, alone.fork())
+        for _ in range(6):
+            q, k, v = fresh(rng, 1)
+            got, expected = (cache.attend(q, k, v, PRODUCT) for cache in (rows, alone))
+            np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5)
+        rows.clear(0)
+
+
 @pytest.mark.parametrize("wanted", [Strided(30, 4), Blocks(4, 8)])
 def test_how_tokens_are_fed_makes_no_difference(wanted: Sparse) -> None:
     """A token of the prompt sees all, a later one its choice, in passes of any length."""

@@ -139,6 +139,14 @@ def test_a_kind_of_cache_is_charged_for_what_it_takes(llm: mlxrun.LLM) -> None:
     assert admission.cost(200, 200, PLAIN) == plain
 
 
+def test_what_a_kind_computes_beyond_what_is_set_aside_is_charged(llm: mlxrun.LLM) -> None:
+    """Room is set aside for passes of the usual kind; another's may take more, not less."""
+    windowed = Wanted(64, 4, None, None)
+    plain, sparing = (Admission(llm, kind, 4, NONE) for kind in (PLAIN, windowed))
+    assert sparing.cost(800, 200, PLAIN) > plain.cost(800, 200, PLAIN)
+    assert plain.cost(800, 200, windowed) == sparing.cost(800, 200, windowed)
+
+
 def test_without_a_limit_everything_is_admitted(
     llm: mlxrun.LLM, room_for: dict[str, int], tmp_path: Path
 ) -> None:

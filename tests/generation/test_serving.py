@@ -237,6 +237,16 @@ def test_when_tokens_are_read(tiny: Any, stall: float) -> None:
     assert figures.steps == 10
 
 
+def test_how_much_is_read_at_once_is_learnt_from_steps(tiny: Any) -> None:
+    """Where any delay is too long, what follows the first step is read token by token."""
+    ask = Ask([5, 6, 7, 8] * 50, 1, PARAMS["greedy"](0))
+    service = Service(tiny, rows=1, stall=1e-9, beside=64)
+    ask.submit(service, tiny)
+    play(service)
+    assert service.figures.steps == 1 + 200 - 64
+    assert ask.tokens == alone(tiny, ask)
+
+
 def test_one_bad_sequence_fails_alone(tmp_path: Path) -> None:
     bad = np.ones((VOCABULARY + 160, 32), np.float32) * 0.1
     bad[9] = np.inf

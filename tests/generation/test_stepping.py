@@ -147,6 +147,24 @@ def test_recordings_are_few_and_belong_to_a_thread(tiny: Transformer) -> None:
     assert not stepper.recorded
 
 
+def test_the_recording_that_was_used_least_recently_goes_first(
+    tiny: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "KINDS", 2)
+    stepper, made = Stepper(tiny), []
+    for top_k in (2, 3, 2, 4):
+        rows = tiny.make_cache()
+        tiny(mx.array([[3, 5]]), rows)
+        sampler = Sampler(SamplingParams(temperature=0.5, seed=1, top_k=top_k), tiny.vocab_size)
+        stepper.patience = 0
+        mx.eval(stepper.alone(mx.array([4]), stepper.rows(rows), rows, sampler, 0).arrays)
+        made.append(next(reversed(stepper.recorded.values())))
+    first, second, again, last = made
+    assert first is again
+    assert [id(one) for one in stepper.recorded.values()] == [id(first), id(last)]
+    assert second is not last
+
+
 def test_a_step_copies_no_capacity(tiny: Transformer) -> None:
     """What a recorded step allocates does not grow with what its caches hold."""
     peaks = []

@@ -1,0 +1,54 @@
+"""What earlier sequences computed stays within its bytes, and as long as somebody uses it."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from mlxrun.cache.base import Memory
+from mlxrun.cache.prefix import PrefixCache
+from mlxrun.cache.rotating import RotatingCache
+
+TOKENS = list(range(30))
+
+
+def window(tokens: int) -> list[Memory]:
+    """A window that has seen so many of the tokens: what it holds is kept as a snapshot."""
+    cache = RotatingCache(8, keep=2)
+    if tokens:
+        x = mx.broadcast_to(mx.arange(tokens, dtype=mx.float32)[:, None], (1, 2, tokens, 4))
+        cache.update(x, x)
+    return [cache]
+
+
+def found(prefixes: PrefixCache, tokens: list[int]) -> int:
+    """How many of some tokens are taken over, with what a cold start leaves."""
+    memories = window(0)
+    lease = prefixes.restore(tokens, memories)
+    if lease is None:
+        return 0
+    lease.release()
+    for one, other in zip(memories[0].state, window(lease.length)[0].state, strict=True):
+        np.testing.assert_array_equal(np.array(one), np.array(other))
+    return lease.length
+
+
+def test_a_snapshot_that_is_too_much_is_not_kept_where_all_else_is_in_use() -> None:
+    """Its place lies before what somebody uses, and cannot go either."""
+    prefixes = PrefixCache(1 << 20)
+    prefixes.insert(TOKENS, window(30))
+    lease = prefixes.restore(TOKENS, window(0))
+    assert lease is not None and lease.length == 30
+    prefixes.budget = prefixes.nbytes
+    prefixes.insert(TOKENS[:20], window(20))
+    assert prefixes.nbytes <= prefixes.budget
+    assert found(prefixes, TOKENS[:25]) == 0
+    assert found(prefixes, TOKENS) == 30
+
+
+def test_a_snapshot_for_which_there_is_room_is_kept() -> None:
+    prefixes = PrefixCache(1 << 20)
+    prefixes.insert(TOKENS, window(30))
+    prefixes.insert(TOKENS[:20], window(20))
+    assert found(prefixes, TOKENS[:25]) == 20
+    assert found(prefixes, TOKENS) == 30
