@@ -72,5 +72,8 @@ def _verdict(plan: Mapping[str, Any], sequences: str) -> str:
     verdict = "It fits." if plan["fits"] else "It does not fit."
     if not longest and not most:
         return verdict
+    if not longest:
+        fewer = f"there is for {at_once} of {plan['context']} tokens"
+        return f"{verdict} There is no room for {sequences}, however short; {fewer}."
     room = f"There is room for {sequences} {up_to}, and for {at_once} of {plan['context']} tokens."
     return f"{verdict} {room}"

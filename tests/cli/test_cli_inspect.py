@@ -216,6 +216,18 @@ def test_numbers_beyond_all_memory(mlxrun_cli, mixed, option):
     assert option in mlxrun_cli("inspect", mixed, option, str(10**400)).err
 
 
+def test_no_room_for_so_many_sequences(mlxrun_cli, mixed, monkeypatch):
+    monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "20GB")
+    options = ("inspect", mixed, "--context", "4k", "--parallel", str(10**18))
+    most = json.loads(mlxrun_cli(*options, "--json").out)["plan"]["largest_parallel"]
+    told = (
+        f"It does not fit. There is no room for {10**18} sequences, however short; there is for "
+        f"up to {most} of 4096 tokens."
+    )
+    assert told in mlxrun_cli(*options).out
+    assert json.loads(mlxrun_cli(*options[:-1], str(most), "--json").out)["plan"]["fits"]
+
+
 def test_a_cache_that_does_not_fit_the_heads(mlxrun_cli, tmp_path):
     path = Tiny(head_dim=6, kv_heads=1).write(tmp_path / "odd.gguf")
     result = mlxrun_cli("inspect", path, "--cache-type-k", "q4")
