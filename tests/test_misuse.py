@@ -188,6 +188,22 @@ def test_a_stream_does_not_go_on_from_a_session_that_went_back(
     assert llm.generate("abcdef", session=session, **greedy).tokens == wanted
 
 
+def test_a_prompt_is_not_read_on_into_a_session_that_went_back(llm: LLM) -> None:
+    greedy: dict[str, Any] = {"max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    prompt = [5, 6, 7] * 400
+    session = llm.session()
+
+    def back(done: int, total: int) -> None:
+        session.rewind(100)
+
+    assert "session" in refused(
+        lambda: llm.generate(prompt, session=session, progress=back, **greedy)
+    )
+    known = llm.generate(prompt, session=llm.session(), **greedy)
+    llm.prefix_cache.clear()
+    assert known.tokens == llm.generate(prompt, session=llm.session(), **greedy).tokens
+
+
 def test_threads_may_share_a_model(llm: LLM) -> None:
     greedy: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
     wanted = llm.generate("ab", **greedy).tokens

@@ -135,6 +135,18 @@ class Session:
             forks = [cache.fork() for cache in self.cache]
             return replace(self, cache=forks, tokens=list(self.tokens))
 
+    def check(self, turn: int) -> None:
+        """See to it that nobody else has used the session since a turn.
+
+        Raises:
+            CacheError: somebody has.
+        """
+        if self.turn != turn:
+            raise CacheError(
+                "the session of this request is used by another, or was taken back",
+                hint="Give each of two streams a session of its own, or a fork",
+            )
+
     @property
     def nbytes(self) -> int:
         """Bytes that the caches have allocated."""
@@ -151,8 +163,12 @@ def prefill(
 
     Returns:
         Logits after the last token, (1, V), unevaluated.
+
+    Raises:
+        CacheError: ``progress`` has used the session for something else.
     """
     start = session.reuse(prompt)
+    turn = session.turn
     for cache in session.cache:
         cache.prompt = len(prompt)
     while len(prompt) - start > PREFILL_CHUNK:
@@ -164,6 +180,7 @@ def prefill(
         start += len(part)
         if progress:
             progress(start, len(prompt))
+            session.check(turn)
     logits = model(mx.array([prompt[start:]]), session.cache, last_only=True)
     session.tokens.extend(prompt[start:])
     session.keep()
@@ -245,11 +262,7 @@ def decode(
     try:
         for done in range(limit):
             upcoming = None
-            if session.turn != turn:
-                raise CacheError(
-                    "the session of this request is used by another, or was taken back",
-                    hint="Give each of two streams a session of its own, or a fork",
-                )
+            session.check(turn)
             if done + 1 < limit:
                 upcoming = stepper.alone(current.tokens, rows, session.cache, sampler, done)
                 mx.async_eval(upcoming.arrays)  # type: ignore[no-untyped-call]
