@@ -158,6 +158,16 @@ def test_a_session_knows_its_size(llm: mlxrun.LLM) -> None:
     assert 0 < size <= before - mx.get_active_memory() <= 1.5 * size
 
 
+def test_states_do_not_hold_on_to_what_a_prompt_computed(llm: mlxrun.LLM) -> None:
+    mx.eval(llm.model(mx.zeros((1, 1), mx.int32), llm.model.make_cache()))  # what classes keep
+    gc.collect()
+    before = mx.get_active_memory()
+    memory = llm.model.make_cache()
+    mx.eval(llm.model(mx.zeros((1, 1000), mx.int32), memory), memory[0].state)
+    gc.collect()
+    assert mx.get_active_memory() - before <= memory[0].nbytes + 20_000
+
+
 @pytest.mark.parametrize(("window", "keep"), [(8, 0), (8, 3), (1, 0), (5, 1), (100, 4)])
 def test_windows_forget_as_our_transformers_do(window: int, keep: int) -> None:
     config = CONFIGS["helium"] | {"model_type": "llama"}

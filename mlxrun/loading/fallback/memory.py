@@ -48,8 +48,16 @@ class ForeignMemory(Memory):
         self._before = [_saved(entry) for entry in self.entries] if tokens == 1 else None
         self._torn = True
         yield self.entries
+        if tokens > 1:
+            self._own_states()
         self._torn = False
         self.offset += tokens
+
+    def _own_states(self) -> None:
+        """Copy states that are slices: each would hold on to what a whole pass computed."""
+        for part in kept.parts(self.entries):
+            if isinstance(part, ArraysCache):
+                part.cache = [each if each is None else mx.contiguous(each) for each in part.cache]
 
     def trim(self, n: int) -> int:
         if not 0 <= n <= self.offset:
