@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -65,3 +66,32 @@ def test_tasks_run_beside_the_one_in_turn() -> None:
         return True
 
     assert list(ahead([first, other], [1, 1], 2)) == [True, True]
+
+
+def test_what_has_not_begun_never_begins_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both threads are at work when the next task cannot even be made; a third task waits."""
+    begun: list[int] = []
+    busy, given_up = threading.Barrier(3), threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        """Lets its threads finish when nobody wants their results any more."""
+
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            given_up.set()
+            super().shutdown(wait=wait)
+
+    def work(number: int) -> None:
+        begun.append(number)
+        busy.wait(30)
+        given_up.wait(30)
+
+    def tasks() -> Iterator[Callable[[], None]]:
+        yield from (partial(work, number) for number in range(3))
+        busy.wait(30)
+        raise ValueError("no more")
+
+    monkeypatch.setattr("converters.ahead.ThreadPoolExecutor", Pool)
+    with pytest.raises(ValueError, match="no more"):
+        next(ahead(tasks(), [1] * 4, 100))
+    assert sorted(begun) == [0, 1]

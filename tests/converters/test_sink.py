@@ -6,6 +6,7 @@ import errno
 import re
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,34 @@ def test_a_source_that_cannot_be_hashed_says_so(tmp_path: Path, name: str) -> No
         pytest.raises(ConversionError, match=f"cannot read {re.escape(str(unreadable))}: "),
     ):
         hashing.result()
+
+
+class Slow:
+    """A file of ten thousand bytes that are read one by one."""
+
+    size = 10_000
+
+    def __init__(self) -> None:
+        self.read, self.begun = 0, threading.Event()
+
+    def __enter__(self) -> Slow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def readinto(self, part: memoryview) -> int:
+        self.begun.set()
+        time.sleep(0.001)
+        self.read += self.read < self.size
+        return int(self.read < self.size)
+
+
+def test_hashing_ends_when_its_result_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr(Path, "open", lambda *_, **__: slow)
+    with Hashing([tmp_path]):
+        slow.begun.wait()
+    assert slow.read < slow.size
