@@ -50,11 +50,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
     "mlxrun.blas": (),
+    "mlxrun.files": (),
     "mlxrun.memory": ("mlxrun.blas", "mlxrun.errors"),
     "mlxrun.footprint": (),
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.on_cpu": (),
-    "mlxrun.cache": ("mlxrun.errors", "mlxrun.on_cpu"),
+    "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors"),
     "mlxrun.models": (
