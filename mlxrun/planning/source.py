@@ -65,7 +65,8 @@ def promised(
     """
     if isinstance(source, Path) and source.is_dir():
         config = text_config(read_config(source))
-        return config, of_directory(source, config, dtype=dtype)
+        ours = foreign_classes(config) is None
+        return config, of_directory(source, config, dtype=dtype, ours=ours)
     gguf = read_gguf(source) if isinstance(source, Path) else source
     return gguf_config(gguf), of_gguf(gguf, dtype=dtype, policy=policy)
 

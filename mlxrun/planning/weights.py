@@ -51,7 +51,8 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     chosen = run_policy(gguf, policy, run)
     modules: dict[str, float] = defaultdict(float)
     packed = False
-    for mapped in map_names(gguf).mapped:
+    names = map_names(gguf)
+    for mapped in names.mapped:
         tensor = mapped.source
         expected = expected_layout(tensor.type, chosen, module=len(tensor.shape) > 1)
         if expected:
@@ -59,11 +60,18 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
             layout = expected.layout if expected.layout.quantized else dense(run)
             packed = packed or expected.layout.quantized
             modules[_module(mapped.target)] += tensor.elements * layout.bits_per_weight / 8
+    for target, length in names.zeros:
+        modules[_module(target)] += length * dense(run).bits_per_weight / 8
     return Held(round(sum(modules.values())), run, packed, f"{chosen.name}, {run}", modules)
 
 
-def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = None) -> Held:
+def of_directory(
+    path: Path, config: Mapping[str, Any], *, dtype: str | None = None, ours: bool = True
+) -> Held:
     """The weights of a model directory; see :func:`mlxrun.load`.
+
+    Args:
+        ours: whether a class of ours runs it, whose scales stay narrow in float32.
 
     Raises:
         CheckpointError: files are missing or damaged, or ``config.json`` does not say how they are
@@ -82,10 +90,13 @@ def of_directory(path: Path, config: Mapping[str, Any], *, dtype: str | None = N
     modules: dict[str, float] = defaultdict(float)
     for name, entry in entries.items():
         part = _module(name) + ".weight" in packed and not name.endswith(".bias")
+        narrow = ours and run == "float32" and entry.dtype == "F16"
         if name in packed:
             nbytes = elements[name] * size if plain else entry.nbytes
         elif part and plain:
             continue
+        elif part and narrow:
+            nbytes = entry.nbytes
         else:
             nbytes = prod(entry.shape) * size if entry.dtype in _FLOATS else entry.nbytes
         modules[_module(name)] += nbytes

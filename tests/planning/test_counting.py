@@ -127,6 +127,27 @@ def test_experts_of_a_converted_directory(tmp_path: Path) -> None:
     assert of_file.weights.routed
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "F16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_packed_weights_of_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
+) -> None:
+    """Scales of half precision stay what they are in float32: products widen them."""
+    monkeypatch.setenv("MLXRUN_PLAIN_SHARE", "0")
+    mlxrun.convert(
+        Tiny(kinds={"*": kind}, hidden=256, ffn=256).write(tmp_path / "m.gguf"), tmp_path / "m"
+    )
+    _, held = promised(tmp_path / "m", dtype=dtype)
+    loaded = mlxrun.load(tmp_path / "m", dtype=dtype).model
+    assert held.nbytes == loaded.nbytes
+
+
+def test_biases_that_a_file_leaves_out(tmp_path: Path) -> None:
+    """A bias of zeros is made where its neighbours have one."""
+    path = Tiny(biases=("attn_q", "attn_k", "attn_v")).write(tmp_path / "m.gguf")
+    assert promised(path)[1].nbytes == mlxrun.load(path).model.nbytes
+
+
 @pytest.mark.parametrize("types", [(None, None), ("f16", "q8"), ("q8", "q4")], ids=str)
 @pytest.mark.parametrize("window", [None, 200])
 def test_keys_and_values_are_what_caches_store(
