@@ -168,6 +168,22 @@ def test_states_do_not_hold_on_to_what_a_prompt_computed(llm: mlxrun.LLM) -> Non
     assert mx.get_active_memory() - before <= memory[0].nbytes + 20_000
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv7"])
+def test_a_prompt_takes_the_memory_of_a_few_layers(tmp_path: Path, name: str) -> None:
+    def peak(layers: int) -> int:
+        config = CONFIGS[name] | {"num_hidden_layers": layers}
+        path = save(tmp_path / str(layers), config, stock(config), tokenizer=False)
+        model = load_directory(path, dtype="float32").model
+        gc.collect()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        memory = model.make_cache()
+        mx.eval(model(mx.zeros((1, 400), mx.int32), memory, last_only=True), memory[0].state)
+        return mx.get_peak_memory() - before - memory[0].nbytes
+
+    assert peak(16) < 2 * peak(4)
+
+
 @pytest.mark.parametrize(("window", "keep"), [(8, 0), (8, 3), (1, 0), (5, 1), (100, 4)])
 def test_windows_forget_as_our_transformers_do(window: int, keep: int) -> None:
     config = CONFIGS["helium"] | {"model_type": "llama"}

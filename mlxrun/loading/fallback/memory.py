@@ -59,6 +59,16 @@ class ForeignMemory(Memory):
             if isinstance(part, ArraysCache):
                 part.cache = [each if each is None else mx.contiguous(each) for each in part.cache]
 
+    def compute_states(self) -> None:
+        """Queue recurrent states layer by layer.
+
+        Asked for together they are computed last, and until then every layer holds what its own is
+        made of.
+        """
+        for part in kept.parts(self.entries):
+            if isinstance(part, ArraysCache):
+                mx.async_eval(list(arrays_in(part)))  # type: ignore[no-untyped-call]
+
     def trim(self, n: int) -> int:
         if not 0 <= n <= self.offset:
             raise CacheError(f"cannot forget {n} of {self.offset} tokens")

@@ -78,6 +78,7 @@ class ForeignModel:
         if last_only and tokens.shape[1] > 1:
             # The classes give logits of all tokens; those of the first pass are never computed.
             self._forward(tokens[:, :-1], memory)
+            memory.compute_states()
             tokens = tokens[:, -1:]
         return self._forward(tokens, memory)
 
