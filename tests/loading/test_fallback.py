@@ -154,8 +154,9 @@ def test_a_session_knows_its_size(llm: mlxrun.LLM) -> None:
     size, before = session.nbytes, mx.get_active_memory()
     del session
     gc.collect()
-    # A slice of what a pass computed holds on to all of it, which is a token more than is kept.
-    assert 0 < size <= before - mx.get_active_memory() <= 1.5 * size
+    # A slice of what a step computed holds on to all of it, a token more than is kept; a session has
+    # some small arrays of its own.
+    assert 0 < size <= before - mx.get_active_memory() <= 1.5 * size + 10_000
 
 
 def test_states_do_not_hold_on_to_what_a_prompt_computed(llm: mlxrun.LLM) -> None:
