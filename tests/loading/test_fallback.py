@@ -154,8 +154,8 @@ def test_a_session_knows_its_size(llm: mlxrun.LLM) -> None:
     size, before = session.nbytes, mx.get_active_memory()
     del session
     gc.collect()
-    # A slice of what a step computed holds on to all of it, a token more than is kept; a session has
-    # some small arrays of its own.
+    # A slice of what a step computed holds on to all of it, a token more than is kept; there are
+    # some small arrays besides.
     assert 0 < size <= before - mx.get_active_memory() <= 1.5 * size + 10_000
 
 
