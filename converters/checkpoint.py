@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -137,9 +138,9 @@ class CheckpointWriter:
     def _check_target(self) -> None:
         if not self.path.exists():
             return
-        if self.overwrite and not (self.path / "config.json").is_file() and any_entries(self.path):
+        if self.overwrite and (strange := _strange(self.path)):
             raise TargetExistsError(
-                f"{self.path} exists and is not a model directory",
+                f"{self.path} exists and is not a model directory: {strange}",
                 hint="Choose another output; only a converted model is ever replaced",
             )
         if not self.overwrite:
@@ -216,7 +217,7 @@ class CheckpointWriter:
         try:
             self._partial.rename(self.path)
         except BaseException:
-            if old.exists():
+            if old.exists() and not self.path.exists():
                 old.rename(self.path)
             raise
         shutil.rmtree(old, ignore_errors=True)
@@ -231,6 +232,25 @@ class CheckpointWriter:
             with contextlib.suppress(OSError):
                 shard.abandon()
         shutil.rmtree(self._partial, ignore_errors=True)
+
+
+# What model directories have, other tools' among them.
+_PARTS = re.compile(
+    r".+\.(json|safetensors|jinja|model|tiktoken)|(merges|vocab|added_tokens)\.txt"
+    r"|(README|LICENSE|USE_POLICY)(\.\w+)?|\.gitattributes|additional_chat_templates",
+    re.IGNORECASE,
+)
+
+
+def _strange(path: Path) -> str | None:
+    """Why a path is no model, or not only one; None of a model, or where there is nothing."""
+    if not any_entries(path):
+        return None
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if "config.json" not in names:
+        return "it has no config.json"
+    found = next((name for name in names if not _PARTS.fullmatch(name)), None)
+    return f"it holds {found}" if found else None
 
 
 def any_entries(path: Path) -> bool:

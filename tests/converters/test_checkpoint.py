@@ -104,10 +104,10 @@ def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:
 
 def test_overwriting_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
     write(tmp_path / "model", marker='{"first": 1}')
-    (tmp_path / "model" / "extra").write_text("")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
     write(tmp_path / "model", overwrite=True)
     assert_complete(tmp_path / "model")
-    assert "extra" not in names(tmp_path / "model")
+    assert "tokenizer.json" not in names(tmp_path / "model")
     for precious in ("photos", "file"):
         path = tmp_path / precious
         if precious == "photos":
@@ -119,6 +119,18 @@ def test_overwriting_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
             write(path, overwrite=True)
     assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow"
     assert (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("precious", ["notes.txt", "src", ".git"])
+def test_what_else_lies_beside_a_model_keeps_it_from_being_replaced(
+    tmp_path: Path, precious: str
+) -> None:
+    write(tmp_path / "model", marker='{"first": 1}')
+    (tmp_path / "model" / precious).mkdir()
+    with pytest.raises(TargetExistsError, match=rf"not a model directory: it holds {precious}"):
+        write(tmp_path / "model", overwrite=True)
+    assert (tmp_path / "model" / precious).is_dir()
+    assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"first": 1}
 
 
 def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:

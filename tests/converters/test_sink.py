@@ -43,7 +43,7 @@ def target(tmp_path: Path) -> Path:
     path = tmp_path / TARGET
     path.mkdir()
     (path / "config.json").write_text("{}")
-    (path / "NOTES.txt").write_text("mine")
+    (path / "README.md").write_text("mine")
     return path
 
 
@@ -118,7 +118,7 @@ def test_a_target_holds_no_shard_of_its_source(target: Path, tmp_path: Path) -> 
 def test_a_source_may_lie_beside_or_around_its_target(source: Path, target: Path) -> None:
     beside = copy(source, target.with_name(f"{TARGET}-source"))
     mlxrun.convert(beside, target, overwrite=True)
-    assert not (target / "NOTES.txt").exists()
+    assert not (target / "README.md").exists()
     if beside.is_dir():
         mlxrun.convert(beside, beside / "inside")
 
