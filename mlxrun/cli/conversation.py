@@ -215,7 +215,9 @@ class Conversation:
         )
         try:
             with replacing(path) as partial:
-                partial.write_text(text + "\n", encoding="utf-8")
+                # A terminal's odd bytes arrive as lone surrogates, which no file can hold.
+                whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                partial.write_text(whole + "\n", encoding="utf-8")
         except OSError as error:
             raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -50,6 +50,7 @@ class Editor:
             key_bindings=_bindings(),
             completer=_Completer(commands, settings),
             complete_while_typing=False,
+            enable_suspend=True,
             history=_history(history),
             input=input,
             output=output,

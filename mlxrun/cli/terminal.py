@@ -59,8 +59,8 @@ class TerminalChat:
                 slash.run(self, text)
             elif text.strip():
                 self._show(self.conversation.ask, text)
-        except MlxrunError as error:
-            complain(str(error))
+        except (MlxrunError, OSError, RuntimeError, ValueError) as error:
+            complain(str(error))  # of a path, say: no reason to lose what was said
 
     def say(self, text: str) -> None:
         """Print a line that is no part of the conversation."""

@@ -28,7 +28,7 @@ def breaker_tokens(
         pieces: what each token id stands for, empty for control tokens.
         encode: the tokenizer without special tokens.
     """
-    targets = {string.encode() for string in strings}
+    targets = {string.encode("utf-8", "replace") for string in strings}
     beginnings = _beginnings(targets, max(map(len, pieces), default=0))
     longest = max(map(len, beginnings), default=0)
     lengths = sorted({len(target) for target in targets})

@@ -192,6 +192,14 @@ def test_save_and_load(chat, llm, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["chat.json"]
 
 
+def test_half_characters_are_saved_as_replacements(chat, tmp_path):
+    """As a terminal gives bytes that are not UTF-8."""
+    ask(chat, "na\udcefve")
+    chat.save(tmp_path / "chat.json")
+    chat.load(tmp_path / "chat.json")
+    assert chat.messages[0]["content"] == "na\ufffdve"
+
+
 def stored(**changes) -> str:
     return json.dumps({"format": "mlxrun-chat", "version": 1, "messages": []} | changes)
 

@@ -227,3 +227,11 @@ def test_escape_sequences_of_a_reply_are_neutralised(talk):
     banned = " ".join(f"{i}=-inf" for i in range(3))
     _, shown = talk(f"/set logit_bias 30=1000 {banned}", "/set max_tokens 2", "one")
     assert "␛␛" in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 300, "a\0b"])
+@pytest.mark.parametrize("command", ["/save", "/load"])
+def test_an_odd_path_does_not_end_a_chat(talk, command, name):
+    chat, shown = talk("one", f"{command} {name}", "two")
+    assert users(chat) == ["one", "two"]
+    assert "error: " in shown
