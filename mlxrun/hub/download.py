@@ -127,7 +127,12 @@ def _snapshot(name: HubName, listing: Listing) -> Path:
 
 def _missing(name: HubName, listing: Listing, choice: Choice) -> list[HubFile]:
     snapshot = _snapshot(name, listing)
-    return [file for file in choice.files if not (snapshot / file.path).exists()]
+    return [file for file in choice.files if not _whole(snapshot / file.path, file)]
+
+
+def _whole(path: Path, file: HubFile) -> bool:
+    """Whether a file is there, and not cut short as by a crash."""
+    return path.exists() and (not file.sha256 or path.stat().st_size == file.size)
 
 
 def _here(name: HubName, file: HubFile) -> int:
@@ -179,8 +184,10 @@ def _fetch_blob(
     for directory in (blob.parent, lock.parent):
         directory.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
-        if blob.exists():
+        if _whole(blob, file):
             return blob.resolve()
+        if blob.exists():  # maybe a part of it
+            blob.replace(partial)
         if _size(partial) > file.size:  # not a prefix of this file
             partial.unlink()
         resumed = _size(partial) > 0

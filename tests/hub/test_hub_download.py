@@ -140,6 +140,14 @@ def test_a_part_that_is_no_prefix_is_fetched_anew(hub: FakeHub, junk: bytes) -> 
     assert resolve("org/repo").read_bytes() == BODY
 
 
+@pytest.mark.parametrize("kept", [0, 1000])
+def test_a_file_that_was_cut_short_is_completed(hub: FakeHub, kept: int) -> None:
+    hub.add("org/repo", {"model.gguf": BODY})
+    path = resolve("org/repo")
+    os.truncate(path, kept)
+    assert resolve("org/repo").read_bytes() == BODY
+
+
 def test_a_wrong_hash_is_an_error_and_nothing_stays(hub: FakeHub) -> None:
     hub.add("org/repo", {"model.gguf": BODY})
     hub.switches.corrupt = True
