@@ -35,7 +35,8 @@ class SpecialTokens:
     """All special tokens of a vocabulary, ready to be searched for."""
 
     def __init__(self, tokens: Iterable[SpecialToken]) -> None:
-        self._tokens = sorted(tokens, key=lambda token: -len(token.text.encode("utf-8", "replace")))
+        there = [token for token in tokens if token.text != ""]  # which would be everywhere
+        self._tokens = sorted(there, key=lambda token: -len(token.text.encode("utf-8", "replace")))
 
     def split(self, text: str, control: bool) -> list[str | int]:
         """Cut a text into raw pieces (never empty) and the ids of the special tokens among them.

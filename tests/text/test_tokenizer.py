@@ -13,6 +13,7 @@ from vocab_files import CONTROL, USER, bpe, hard_text, keys, spm, write_gguf
 
 from mlxrun.errors import MlxrunError, SourceError, TokenizerError
 from mlxrun.text import Tokenizer, load_tokenizer
+from mlxrun.text.special import SpecialToken, SpecialTokens
 
 
 @pytest.fixture
@@ -271,3 +272,10 @@ def test_a_tokenizer_without_its_unknown_token_says_so(tmp_path: Path) -> None:
     assert tok.encode("aa") == [0, 0]
     with pytest.raises(TokenizerError, match="<unk>"):
         tok.encode("ab")
+
+
+def test_an_empty_special_token_is_found_nowhere():
+    tokens = SpecialTokens(
+        [SpecialToken("", 1, control=True), SpecialToken("<s>", 2, control=True)]
+    )
+    assert tokens.split("a<s>b", control=True) == ["a", 2, "b"]
