@@ -23,6 +23,7 @@
     ├── MemoryLimitError                  more memory than there can be: needed and available bytes
     ├── EngineClosedError                 a request to an engine that has been closed
     ├── RivalError                        another runtime to measure against is missing, or fails
+    ├── PictureError                      measurements that cannot be drawn into a file
     ├── DatasetError                      a data set that cannot be read: line, and what is wrong
     └── MissingExtraError                 an optional package is not installed: how to install it
 """
@@ -61,6 +62,7 @@ __all__ = [
     "NumericError",
     "OutOfSpaceError",
     "ParameterError",
+    "PictureError",
     "QueueFullError",
     "RivalError",
     "SourceError",

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# What ``tempfile`` gives a file.
+_PRIVATE = 0o600
+
 
 @contextmanager
-def replacing(path: Path, ending: str = "", *, mode: int = 0o600) -> Iterator[Path]:
+def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator[Path]:
     """A new file beside a path, for the block to fill; it takes the path's name when that is done.
 
     Whatever else ends the block leaves what was there as it was.
@@ -22,11 +25,13 @@ def replacing(path: Path, ending: str = "", *, mode: int = 0o600) -> Iterator[Pa
     Raises:
         OSError: it cannot be written.
     """
-    descriptor, name = tempfile.mkstemp(ending, f".{path.name}.", path.absolute().parent)
+    path = path.resolve()  # a link stays one
+    descriptor, name = tempfile.mkstemp(ending, ".mlxrun-", path.parent)
+    os.close(descriptor)
     partial = Path(name)
     try:
-        os.fchmod(descriptor, mode)
-        os.close(descriptor)
+        if mode != _PRIVATE:
+            partial.chmod(mode)
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())

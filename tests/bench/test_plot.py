@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -153,8 +152,9 @@ def test_what_is_refused(tmp_path, monkeypatch):
         check(tmp_path / "a.gif")
     with pytest.raises(ParameterError, match="in a folder that is there"):
         check(tmp_path / "none" / "a.png")
-    with pytest.raises(PictureError, match=r"cannot write /proc/a.png: "):
-        check(Path("/proc/a.png"))
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(PictureError, match=r"cannot write .*b.png: "):
+        check(tmp_path / "b.png")
     for name in list(sys.modules):
         if name.partition(".")[0] == "matplotlib":
             monkeypatch.delitem(sys.modules, name)
