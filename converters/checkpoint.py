@@ -234,9 +234,9 @@ class CheckpointWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
 
-# What model directories have, other tools' among them.
+# What model directories have, other tools' among them; adapters are somebody's work.
 _PARTS = re.compile(
-    r".+\.(json|safetensors|jinja|model|tiktoken)|(merges|vocab|added_tokens)\.txt"
+    r"(?!adapter).+\.(json|safetensors|jinja|model|tiktoken)|(merges|vocab|added_tokens)\.txt"
     r"|(README|LICENSE|USE_POLICY)(\.\w+)?|\.gitattributes|additional_chat_templates",
     re.IGNORECASE,
 )

@@ -104,7 +104,7 @@ def convert_directory(
     merged = merge(plan.config) if merge else None
     if merged:
         merged.check({choice.name: _shape(choice.name, plan.weights) for choice in choices})
-    target = target_path(dst, src.resolve(), (src, *files.paths))
+    target = target_path(dst, src.resolve(), (src, *src.iterdir()))
     report = ConversionReport({}, str(recipe))
     report.skipped = files.left_out + plan.weights.skipped
     with (

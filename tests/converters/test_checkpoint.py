@@ -121,7 +121,7 @@ def test_overwriting_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "text"
 
 
-@pytest.mark.parametrize("precious", ["notes.txt", "src", ".git"])
+@pytest.mark.parametrize("precious", ["notes.txt", "src", ".git", "adapters.safetensors"])
 def test_what_else_lies_beside_a_model_keeps_it_from_being_replaced(
     tmp_path: Path, precious: str
 ) -> None:

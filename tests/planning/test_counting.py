@@ -21,6 +21,7 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.cache.sparsity import options
 from mlxrun.loading.fallback.weights import named_arrays
 from mlxrun.loading.gguf import load_gguf
+from mlxrun.loading.model import foreign_classes
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.planning.counting import count_foreign, count_held, split
 from mlxrun.planning.native import weights
@@ -274,3 +275,20 @@ def test_packed_weights_of_mlx_lms_classes_count_alike(tmp_path: Path) -> None:
     packed = count_held(config, replace(held, nbytes=held.nbytes // 4))
     assert packed.weights.read(1) == pytest.approx(plain.weights.read(1) / 4)
     assert any("packed" in what for what in packed.unknown)
+
+
+def test_an_embedding_that_a_class_multiplies_by_itself_is_the_head() -> None:
+    config = {
+        "model_type": "minicpm", "hidden_size": 64, "dim_model_base": 64, "num_hidden_layers": 1,
+        "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-5, "vocab_size": 128, "scale_depth": 1.4, "scale_emb": 12,
+        "max_position_embeddings": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    classes = foreign_classes(config)
+    assert classes is not None
+    model = classes[0](classes[1].from_dict(config))
+    held = Held(sum(array.nbytes for array in named_arrays(model).values()), "float32", False, "")
+    weights = count_foreign(classes, config, held).weights
+    assert weights.head == pytest.approx(4 * 128 * 64)
+    assert weights.table == 0
+    assert weights.read(1) == pytest.approx(held.nbytes + 4 * 64)

@@ -79,8 +79,16 @@ def reading(model: ForeignModel) -> Reading:
             head, table = head + sizes[path] * multiplied, table + sizes[path] * (not multiplied)
         elif isinstance(module, Linear) and module.weight.shape[0] == model.vocab_size:
             head += sizes[path]
+    if not head:  # some classes multiply by the embedding's array without a call
+        tied = (sizes[p] for p, m in modules.items() if _is_vocabulary(m, model.vocab_size))
+        head = next(tied, 0)
+        table -= head
     untold = sum(size for path, size in sizes.items() if _APART.search(f"{path}."))
     return Reading(sum(sizes.values()), head, row, table, dict(routed), untold)
+
+
+def _is_vocabulary(module: Any, size: int) -> bool:
+    return isinstance(module, Embedding) and module.weight.shape[0] == size
 
 
 def _watch(module: Any, note: Callable[[mx.array | None], None]) -> None:
