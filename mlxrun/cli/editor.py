@@ -17,6 +17,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
@@ -91,6 +92,14 @@ def _bindings() -> KeyBindings:
             buffer.insert_text("\n")
         else:
             buffer.validate_and_handle()
+
+    @bindings.add(Keys.BracketedPaste)
+    def _(event: KeyPressEvent) -> None:
+        pasted, buffer = event.data.replace("\r\n", "\n").replace("\r", "\n"), event.current_buffer
+        if not buffer.text.startswith(FENCE) and not pasted.startswith(FENCE):
+            # Backslashes at the ends of its lines are text, of which unfold takes one away.
+            pasted = pasted.replace("\\\n", "\\\\\n")
+        buffer.insert_text(pasted)
 
     @bindings.add("escape", "enter")
     def _(event: KeyPressEvent) -> None:

@@ -37,6 +37,8 @@ def typed(keys: str, history: Path | None = None, reads: int = 1) -> list[str]:
         ('"""' + ENTER + "a\\" + ENTER + "b" + ENTER + '"""' + ENTER, "a\\\nb"),
         (PASTE.format("one\ntwo\n\nthree") + ENTER, "one\ntwo\n\nthree"),
         (PASTE.format("one\r\ntwo") + ENTER, "one\ntwo"),
+        (PASTE.format("make \\\n  all") + ENTER, "make \\\n  all"),
+        ('"""' + PASTE.format("make \\\n  all") + '"""' + ENTER, "make \\\n  all"),
         (" /not a command" + ENTER, " /not a command"),
     ],
 )
