@@ -28,8 +28,11 @@ MAX_TOKENS = 512
 # Lists of DRY's breakers whose tokens are remembered: to find them is to go through the vocabulary.
 _BREAKERS = 16
 # What a caller may name: how tokens are chosen, and what else a request has.
-_SAMPLING = tuple(field.name for field in fields(SamplingParams))
-_OPTIONS = tuple(field.name for field in fields(Request) if field.name != "prompt")
+NAMES = (
+    *(field.name for field in fields(SamplingParams)),
+    *(field.name for field in fields(Request) if field.name != "prompt"),
+    *("parse_special", "template"),
+)
 
 
 class Asker:
@@ -75,7 +78,7 @@ class Asker:
             ParameterError: a value outside its range, or no option of that name.
             TemplateError: the chat template fails.
         """
-        known(sampling, (*_SAMPLING, *_OPTIONS))
+        known(sampling, NAMES)
         ids = self.encode(prompt, parse_special, template)
         if params is None:
             params = SamplingParams(**sampling)

@@ -21,8 +21,10 @@ from rich.progress import (
 )
 
 from mlxrun.admission import Accepted, Front, Options
+from mlxrun.asking import NAMES
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError, ParameterError
+from mlxrun.generation.parameters import known
 from mlxrun.generation.request import Chunk, Completion, completed
 from mlxrun.generation.scheduler import LEAD
 
@@ -83,6 +85,7 @@ def batch(
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise ParameterError("prompts", prompts, "a sequence of prompts")
+    known(options, (*_SHARED, "parallel", "context", *NAMES))
     started = time.perf_counter()
     shared = Options(**{name: options.pop(name) for name in _SHARED if name in options})
     each = [_own(options, i, len(prompts)) for i in range(len(prompts))]

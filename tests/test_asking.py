@@ -8,6 +8,7 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
+from mlxrun.errors import ParameterError
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.request import Request
 
@@ -33,3 +34,9 @@ def test_the_vocabulary_is_looked_through_once_for_the_same_breakers(
             params = SamplingParams(dry_multiplier=0.8, dry_sequence_breakers=breakers)
             llm.asker.sampler(Request([5, 6, 7], params))
         assert looked == [times * tokenizer.vocab_size]
+
+
+@pytest.mark.parametrize("name", ["parallel", "deterministic", "temperature"])
+def test_a_misspelt_option_of_a_batch_is_told_its_name(llm: mlxrun.LLM, name: str) -> None:
+    with pytest.raises(ParameterError, match=rf"such as {name}"):
+        llm.batch(["a"], **{f"{name}s": 1})  # type: ignore[arg-type]
