@@ -11,65 +11,32 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-__all__ = [
-    "LimitError",
-    "check_method",
-    "check_nesting",
-    "check_operation",
-    "check_size",
-    "counted",
-    "sized",
-]
+from mlxrun.text.extent import LimitError, Measures, Once, check_size
 
-MAX_SIZE: Final = 4_000_000
-"""Characters of a string, items of a list or bits of a number that one operation may make."""
+__all__ = ["check_bits", "check_method", "check_operation", "sized"]
+
+_MAX_BITS: Final = 100_000
+"""Bits of a number; a division takes the square of their count."""
+
+_MAX_WORK: Final = 1_000_000_000
+"""Characters that one method may compare."""
+
+_MAX_SLOW: Final = 10_000
+"""Characters and items given to a filter that takes the square of their count."""
 
 _MAX_NUMBER: Final = 100_000
 """The largest count or width that may be given to a method or a filter."""
 
-_PLAIN: Final = (str, list, tuple, dict, int)
+_LISTS: Final = (list, tuple)
+_PLAIN: Final = (str, list, tuple, dict, int, Once)
 
 _WIDE_FIELD: Final = re.compile(r"\d{6,}")
 
 
-class LimitError(Exception):
-    """The template exceeds a limit; the message says which, after "the chat template"."""
-
-
-def check_size(size: int) -> None:
-    """Refuse a value of that many characters, items or bits."""
-    if size > MAX_SIZE:
-        raise LimitError(f"makes a value of more than {MAX_SIZE} characters or items")
-
-
-def counted(value: Any) -> Any:
-    """The value; an iterator stops where what it gives would be huge as a list or a text."""
-    return _counted(value) if isinstance(value, Iterator) else value
-
-
-def _counted(items: Iterable[Any]) -> Iterator[Any]:
-    size = 0
-    for item in items:
-        size += 1 + _weight(item)
-        check_size(size)
-        yield item
-
-
-def check_nesting(value: Any) -> None:
-    """Refuse a list or dict that would be huge as text; it may hold the same list many times."""
-    if not isinstance(value, list | tuple | dict):
-        return
-    count = 0
-    stack: list[Any] = [value]
-    while stack:
-        item = stack.pop()
-        count += len(item) if isinstance(item, str | list | tuple | dict) else 1
-        check_size(count)
-        if isinstance(item, dict):
-            stack.extend(item.keys())
-            stack.extend(item.values())
-        elif isinstance(item, list | tuple):
-            stack.extend(item)
+def check_bits(bits: int) -> None:
+    """Refuse a number of that many bits."""
+    if bits > _MAX_BITS:
+        raise LimitError(f"makes a number of more than {_MAX_BITS} bits")
 
 
 def check_operation(operator: str, left: Any, right: Any) -> None:
@@ -77,12 +44,12 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
     if operator == "*":
         check_size(_weight(left) * right if _sized_by(left, right) else 0)
         check_size(_weight(right) * left if _sized_by(right, left) else 0)
-        check_size(_bits(left) + _bits(right))
+        check_bits(_bits(left) + _bits(right))
     elif operator == "**":
-        check_size(_bits(left) * abs(right) if isinstance(right, int) else 0)
+        check_bits(_bits(left) * abs(right) if isinstance(right, int) else 0)
     elif operator == "+":
         check_size(_weight(left) + _weight(right))
-    elif isinstance(left, str):
+    elif operator == "%" and isinstance(left, str):
         _check_fields(left, right if isinstance(right, tuple) else (right,))
 
 
@@ -105,39 +72,57 @@ def check_method(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         _check_replace(owner, args[0], args[1])
     elif name == "translate" and args:
         check_size(len(owner) * max(_lengths(args[0])))
+    elif name == "expandtabs":
+        check_size(owner.count("\t") * max([8, *(v for v in values if isinstance(v, int))]))
+    elif name in _SEARCHES:
+        _check_search(owner, values)
 
 
-def sized(filter_: Callable[..., Any]) -> Callable[..., Any]:
-    """A jinja2 filter with its arguments and its result checked."""
+def sized(filter_: Callable[..., Any], keep: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A jinja2 filter with its arguments checked, and its result passed through ``keep``."""
 
     @functools.wraps(filter_)  # keeps jinja2's marks of what the filter is passed first
-    def checked(*given: Any, **kwargs: Any) -> Any:
-        args = [counted(value) for value in given]
+    def checked(*args: Any, **kwargs: Any) -> Any:
         if name in _JOINS:
-            args = [list(v) if isinstance(v, Iterator | range) else v for v in args]
+            args = tuple(list(v) if isinstance(v, Iterator | range) else v for v in args)
         values = [v for v in (*args, *kwargs.values()) if isinstance(v, _PLAIN)]
-        for value in values:
-            check_nesting(value)
-        if name in _BY_COUNT:
-            _check_numbers(values[1:])
-        if name == "do_indent" and values:
-            lines = str(values[0]).count("\n") + 1
-            check_size(lines * max([4, *(v for v in values[1:] if isinstance(v, int))]))
-        elif name == "do_replace" and len(values) > 2:
-            _check_replace(str(values[0]), str(values[1]), str(values[2]))
-        elif name in _JOINS and values and isinstance(values[0], list | tuple):
-            _check_join(str(values[1]) if len(values) > 1 else "", values[0])
-        elif name == "do_format" and values:
-            _check_fields(str(values[0]), values[1:])
+        _check_filter(name, values)
         result = filter_(*args, **kwargs)
-        check_size(len(result) if isinstance(result, str | list | tuple | dict) else 0)
-        return result
+        if isinstance(result, str):
+            check_size(len(result))
+        return keep(result)
 
     name = getattr(filter_, "__name__", "")
     return checked
 
 
+def _check_filter(name: str, values: list[Any]) -> None:
+    """Refuse what a filter would make of these plain arguments, the filtered value first."""
+    options = values[1:]
+    if name in _BY_COUNT:
+        _check_numbers(options)
+    if name == "do_indent" and values:
+        check_size((str(values[0]).count("\n") + 1) * _largest(options, 4))
+    elif name == "do_replace" and len(values) > 2:
+        _check_replace(str(values[0]), str(values[1]), str(values[2]))
+    elif name in _JOINS and values and isinstance(values[0], list | tuple):
+        _check_join(str(values[1]) if len(values) > 1 else "", values[0])
+    elif name == "do_format" and values:
+        _check_fields(str(values[0]), options)
+    elif name == "do_trim" and values:
+        _check_search(str(values[0]), options)
+    elif name == "_tojson" and values:
+        _, items, depth = Measures().of(values[0])
+        check_size(items * (depth + 1) * _largest(options, 1))
+    elif name in _SLOW or (name == "do_sum" and any(isinstance(v, _LISTS) for v in options)):
+        size = Measures().of(values).size
+        if size > _MAX_SLOW:
+            raise LimitError(f"gives a slow filter more than {_MAX_SLOW} characters or items")
+
+
 _JOINS: Final = ("do_join", "sync_do_join")
+_SLOW: Final = ("do_pprint", "do_striptags", "do_urlize", "do_wordwrap")
+_SEARCHES: Final = ("rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip")
 _BY_COUNT: Final = (
     "do_center",
     "do_indent",
@@ -164,13 +149,12 @@ def _check_fields(pattern: str, values: Iterable[Any]) -> None:
         raise LimitError("formats with a field that is too wide")
     if "*" in pattern or "{" in pattern:
         _check_numbers(value for value in values if "{:{" in pattern or "*" in pattern)
-    for value in values:
-        check_nesting(value)
     fields = pattern.count("{") + pattern.count("%")
-    check_size(len(pattern) + fields * sum(_weight(value) for value in values))
+    check_size(len(pattern) + fields * Measures().of(values).size)
 
 
 def _check_join(separator: str, items: Any) -> None:
+    items = items.all if isinstance(items, Once) else items
     if isinstance(items, list | tuple):
         check_size(sum(_weight(item) + len(separator) for item in items))
     elif isinstance(items, str):
@@ -182,6 +166,17 @@ def _check_join(separator: str, items: Any) -> None:
 def _check_replace(text: str, old: Any, new: Any) -> None:
     if isinstance(old, str) and isinstance(new, str):
         check_size(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
+
+
+def _check_search(text: str, values: Iterable[Any]) -> None:
+    if len(text) * _largest([v for v in values if isinstance(v, str)], 1) > _MAX_WORK:
+        raise LimitError("searches a long text for a long one")
+
+
+def _largest(values: Iterable[Any], default: int) -> int:
+    """The largest of numbers, lengths and what a tuple holds of them."""
+    flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
+    return max([default, *(v if isinstance(v, int) else _weight(v) for v in flat)])
 
 
 def _lengths(table: Any) -> list[int]:

@@ -1,7 +1,8 @@
 """A jinja2 environment in which a template of unknown origin can neither escape nor run away.
 
-On top of jinja2's immutable sandbox every turn of a loop, every macro and every call looks at a
-deadline, and what could make something huge out of something small is checked before it runs. It
+On top of jinja2's immutable sandbox every step of a template looks at a deadline: a turn of a loop,
+a macro, a call, a filter, an operator. No single step takes long: what could make something huge
+out of something small is checked before it runs, and no value may be large or deep as a tree. It
 works in any thread: there are no signals and no tracing. Syntax and filters are those that Hugging
 Face's chat templates are written for (transformers, ``chat_template_utils.py``).
 """
@@ -11,19 +12,28 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from jinja2 import nodes
+from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from mlxrun.text import growth
+from mlxrun.text.extent import LimitError, Measures, Once, check_size
 
 __all__ = ["RefusalError", "Sandbox"]
+
+_KEEP: Final = "a value made"
+"""The filter that every display and comparison passes through."""
+
+_MAX_DATE_FORMAT: Final = 1_000
+"""Characters of the format of a date."""
 
 
 class RefusalError(Exception):
@@ -38,7 +48,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         characters: how much one rendering may print, counting what it prints into variables.
     """
 
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
 
     def __init__(self, seconds: float, characters: int) -> None:
         super().__init__(
@@ -46,12 +56,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             extensions=[_GenerationTag, loopcontrols],
             finalize=self.printed,
+            optimized=False,  # constants are computed under the clock, too
         )
         self._seconds = seconds
         self._characters = characters
         self._state = threading.local()
         self.filters["tojson"] = _tojson
-        self.filters = {name: growth.sized(filter_) for name, filter_ in self.filters.items()}
+        self.filters = {
+            name: growth.sized(filter_, self.keep) for name, filter_ in self.filters.items()
+        }
+        self.filters[_KEEP] = self.keep
         del self.globals["lipsum"]
         self.globals.update(
             raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace
@@ -61,42 +75,71 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Begin a rendering in this thread."""
         self._state.deadline = time.monotonic() + self._seconds
         self._state.printed = 0
+        self._state.measures = Measures()
 
     def tick(self, characters: int = 0) -> str:
         """Check time and output, with that many characters more; prints nothing."""
         state = self._state
         if time.monotonic() > getattr(state, "deadline", float("inf")):
-            raise growth.LimitError(f"takes longer than {self._seconds:g} seconds")
+            raise LimitError(f"takes longer than {self._seconds:g} seconds")
         state.printed = getattr(state, "printed", 0) + characters
         if state.printed > self._characters:
-            raise growth.LimitError(f"prints more than {self._characters} characters")
+            raise LimitError(f"prints more than {self._characters} characters")
         return ""
 
-    def printed(self, value: Any) -> Any:
+    def keep(self, value: Any) -> Any:
+        """A value that a step has made, measured; an iterator has been gone through."""
+        self.tick()
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int):
+            growth.check_bits(value.bit_length())
+        elif isinstance(value, Iterator) and not isinstance(value, Once | LoopContext):
+            value = Once(self._listed(value))
+        self._state.measures.of(value)
+        return value
+
+    def _listed(self, items: Iterable[Any]) -> list[Any]:
+        """The items of a lazy filter; nested, such iterators would overflow Python's stack."""
+        found = []
+        size = 0
+        for item in items:
+            self.tick()
+            size += 1 + self._state.measures.of(item).size
+            check_size(size)
+            found.append(item)
+        return found
+
+    @pass_context  # so that jinja2 does not print constants while it compiles
+    def printed(self, context: Any, value: Any) -> Any:
         """A value on its way to the output."""
-        growth.check_nesting(value)
+        self._state.measures.of(value)
         if isinstance(value, str):
             self.tick(len(value))
         return value
 
     def joined(self, *parts: Any) -> str:
         """The operator ``~``."""
-        for part in parts:
-            growth.check_nesting(part)
         texts = [str(part) for part in parts]
-        growth.check_size(sum(map(len, texts)))
+        check_size(sum(map(len, texts)))
         return "".join(texts)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call something from a template."""
         self.tick()
+        check_size(sum(self._state.measures.of(v).size for v in (*args, *kwargs.values())))
         growth.check_method(obj, args, kwargs)
-        return super().call(context, obj, *map(growth.counted, args), **kwargs)
+        return self.keep(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Apply an operator that could make something huge."""
+        """Apply an operator that could make something huge or take long."""
         growth.check_operation(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        return self.keep(super().call_binop(context, operator, left, right))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Look something up, by a key that may be slow to hash."""
+        self.tick()
+        return super().getitem(obj, argument)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _instrument(super()._parse(source, name, filename))
@@ -122,14 +165,17 @@ class _Namespace(Namespace):
             raise SecurityError(f"the name {name!r} cannot be set on a namespace")
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # it may hold itself, or another many times
+
 
 def _instrument(template: nodes.Template) -> nodes.Template:
-    """Make loops and macros tick, and ``~`` a call that checks sizes."""
+    """Make loops and macros tick, ``~`` a call that checks sizes, and displays measured."""
     for node in list(template.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
         assert isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock)
         size = sum(len(data.data) for child in node.body for data in _texts(child))
         node.body.insert(0, nodes.ExprStmt(_call("tick", [nodes.Const(size)]), lineno=node.lineno))
-    _replace_concat(template)
+    _replace(template)
     return template
 
 
@@ -138,17 +184,33 @@ def _texts(node: nodes.Node) -> list[nodes.TemplateData]:
     return [*found, node] if isinstance(node, nodes.TemplateData) else found
 
 
-def _replace_concat(node: nodes.Node) -> None:
-    for field, value in node.iter_fields():
-        if isinstance(value, nodes.Concat):
-            setattr(node, field, _call("joined", value.nodes))
-        elif isinstance(value, list):
-            value[:] = [
-                _call("joined", item.nodes) if isinstance(item, nodes.Concat) else item
-                for item in value
-            ]
+def _replace(node: nodes.Node) -> None:
+    """Replace the expressions below a node that take checking, the inner ones first."""
     for child in node.iter_child_nodes():
-        _replace_concat(child)
+        _replace(child)
+    for field, value in node.iter_fields():
+        if isinstance(value, list):
+            value[:] = [_checked(item) for item in value]
+        elif isinstance(value, nodes.Expr):
+            setattr(node, field, _checked(value))
+
+
+def _checked(node: Any) -> Any:
+    match node:
+        case nodes.Concat():
+            return _call("joined", node.nodes)
+        case nodes.Tuple(ctx="store"):
+            return node
+        case (
+            nodes.List()
+            | nodes.Tuple()
+            | nodes.Dict()
+            | nodes.Compare()
+            | nodes.Test()
+            | nodes.Getitem(arg=nodes.Slice())
+        ):
+            return nodes.Filter(node, _KEEP, [], [], None, None, lineno=node.lineno)
+    return node
 
 
 def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
@@ -161,6 +223,8 @@ def _raise_exception(message: object) -> None:
 
 
 def _strftime_now(format: str) -> str:
+    if len(format) > _MAX_DATE_FORMAT:
+        raise LimitError(f"formats a date by more than {_MAX_DATE_FORMAT} characters")
     return datetime.now().strftime(format)
 
 

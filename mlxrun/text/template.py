@@ -12,7 +12,7 @@ from typing import Any, Final
 import jinja2
 
 from mlxrun.errors import TemplateError
-from mlxrun.text.growth import LimitError
+from mlxrun.text.extent import LimitError
 from mlxrun.text.sandbox import RefusalError, Sandbox
 
 __all__ = ["ChatTemplate", "Message"]
