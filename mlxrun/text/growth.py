@@ -30,7 +30,7 @@ _MAX_NUMBER: Final = 100_000
 _LISTS: Final = (list, tuple)
 _PLAIN: Final = (str, list, tuple, dict, int, Once)
 
-_WIDE_FIELD: Final = re.compile(r"\d{6,}")
+_NUMBER: Final = re.compile(r"\d+")
 
 
 def check_bits(bits: int) -> None:
@@ -62,6 +62,8 @@ def check_method(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     values = [*args, *kwargs.values()]
     _check_numbers(values)
     name = method.__name__
+    if name in ("encode", "to_bytes"):
+        raise LimitError("makes bytes, of which no prompt has need")
     if not isinstance(owner, str):
         return
     if name in ("format", "format_map"):
@@ -145,8 +147,10 @@ def _check_numbers(values: Iterable[Any]) -> None:
 def _check_fields(pattern: str, values: Iterable[Any]) -> None:
     """Bound what a format string makes of its values."""
     values = list(values)
-    if _WIDE_FIELD.search(pattern):
+    widths = [number.group() for number in _NUMBER.finditer(pattern)]
+    if any(len(width) > 5 for width in widths):
         raise LimitError("formats with a field that is too wide")
+    check_size(sum(map(int, widths)))
     if "*" in pattern or "{" in pattern:
         _check_numbers(value for value in values if "{:{" in pattern or "*" in pattern)
     fields = pattern.count("{") + pattern.count("%")

@@ -10,6 +10,7 @@ Face's chat templates are written for (transformers, ``chat_template_utils.py``)
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,9 @@ __all__ = ["RefusalError", "Sandbox"]
 
 _KEEP: Final = "a value made"
 """The filter that every display and comparison passes through."""
+
+_MAX_MADE: Final = 1_000_000_000
+"""Bytes of all values that one rendering makes, as if it kept every one."""
 
 _MAX_DATE_FORMAT: Final = 1_000
 """Characters of the format of a date."""
@@ -75,6 +79,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Begin a rendering in this thread."""
         self._state.deadline = time.monotonic() + self._seconds
         self._state.printed = 0
+        self._state.made = 0
         self._state.measures = Measures()
 
     def tick(self, characters: int = 0) -> str:
@@ -90,6 +95,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def keep(self, value: Any) -> Any:
         """A value that a step has made, measured; an iterator has been gone through."""
         self.tick()
+        if isinstance(value, str | list | tuple | dict):
+            self._state.made += sys.getsizeof(value)
+            if self._state.made > _MAX_MADE:
+                raise LimitError(f"makes values of more than {_MAX_MADE} bytes in all")
         if isinstance(value, str):
             return value
         if isinstance(value, int):

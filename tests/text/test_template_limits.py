@@ -60,9 +60,14 @@ SINGLE = [
     "{{ ('a' * 4000000) | trim('b' * 4000000) }}",
     "{{ [[[[1] * 1000] * 100]] | tojson(indent=100000) }}",
     "{{ 10 ** 1000000 // 7 ** 500000 }}",
+    "{{ ('{0:>99999}' * 40000).format(1) | length }}",
+    "{{ ('%.99999f' * 4000) | format(*([1.5] * 4000)) | length }}",
+    "{{ ('\\t' * 40000).encode().expandtabs(100000) | length }}",
 ]
 
 MANY = [
+    "{% set ns = namespace(x=none) %}{% for i in range(99999) %}"
+    "{% set ns.x = namespace(before=ns.x, text='a' * 3900000) %}{% endfor %}",
     "{% set a = [[1] * 999] * 999 %}{% set b = [[1] * 999] * 999 %}" + "{{ a == b }}" * 9000,
     "{% set a = 'a' * 4000000 %}" + "{% set b = a | upper %}" * 5000,
     "{% set a = [1] * 1900000 %}" + "{% set b = a[:] %}" * 5000,
