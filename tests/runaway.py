@@ -1,0 +1,25 @@
+"""Templates that run away, rendered where a test can leave them behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from mlxrun.errors import TemplateError
+
+
+def refusal(render: Callable[[str], str], source: str) -> TemplateError:
+    """What a template is refused with, in any thread and within a few times its limit."""
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            render(source)
+        except BaseException as reason:
+            caught.append(reason)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert caught and isinstance(caught[0], TemplateError), caught
+    return caught[0]
