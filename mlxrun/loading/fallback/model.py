@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
@@ -19,6 +19,8 @@ from mlxrun.loading.fallback.window import WindowCache, windowed
 from mlxrun.memory import on_cpu
 from mlxrun.model import Summary
 from mlxrun.weights.parameters import Parameters
+
+T = TypeVar("T")
 
 # What configs call the tokens that a model was trained to see at once.
 _CONTEXT = (
@@ -177,30 +179,25 @@ def build_foreign(
         CheckpointError: config and weights do not make a model of that class.
         AdapterError: an adapter does not fit that model.
     """
-    unused: list[str] = []
-
-    def filled(precise: bool) -> ForeignModel:
-        made, unused[:] = _filled(classes, config, params, precise=precise)
-        return made
-
-    made = unpromoted(filled)
+    made, unused = unpromoted(lambda precise: _filled(classes, config, params, precise=precise))
     made.materialise()
     return made, unused
 
 
-def unpromoted(make: Callable[[bool], ForeignModel]) -> ForeignModel:
+def unpromoted(make: Callable[[bool], tuple[ForeignModel, T]]) -> tuple[ForeignModel, T]:
     """The model that is made precisely, unless only one that is not computes in its own dtype.
 
     Some classes let one float32 parameter make all that follows float32, at twice the cost.
 
     Args:
-        make: given whether the rates of state-space layers stay in float32.
+        make: given whether the rates of state-space layers stay in float32; gives a model and
+            what comes with it.
     """
     made = make(True)
-    if not made.promotes:
+    if not made[0].promotes:
         return made
     plain = make(False)
-    return made if plain.promotes else plain
+    return made if plain[0].promotes else plain
 
 
 def _filled(

@@ -45,12 +45,12 @@ def sketch(
         CheckpointError: the class cannot be built of such a config.
     """
 
-    def made(precise: bool) -> ForeignModel:
+    def made(precise: bool) -> tuple[ForeignModel, None]:
         module = empty_module(classes, config)
         cast(module, dtype, precise=precise)
-        return ForeignModel(module, config, dtype)
+        return ForeignModel(module, config, dtype), None
 
-    model = unpromoted(made)
+    model, _ = unpromoted(made)
     (memory,) = model.make_cache()
     model(mx.array([[0]]), [memory])
     return Sketch(model, memory.entries)
