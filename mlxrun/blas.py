@@ -21,10 +21,16 @@ _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 # Processors for which OpenBLAS has kernels that multiply small matrices where they lie.
 _SMALL = ("SkylakeX", "Cooperlake", "SapphireRapids")
+# From how many rows on OpenBLAS multiplies sixteen faster than what there is (measured,
+# docs/benchmarks.md): its kernels take sixteen at once, and read the matrix again for each power of
+# two in the rest. A rest of one or two is faster as it is; beside many rows none matters.
+_SIXTEEN = {"Haswell": 5, "Zen": 5} | dict.fromkeys(_SMALL, 9)
+_SHORT, _MANY = 2, 96
 
 loaded: str | None = None
 # Whether small matrices are multiplied where they lie; see ``weights.weight``.
 small_products = False
+sixteen = 0  # from how many rows on; 0 where rows in sixteens are no faster
 late = False  # whether MLX was there before
 _advised = False
 
@@ -37,7 +43,7 @@ def preload() -> str | None:
     AMD EPYC, 5632 x 2048: 2.1 and 5.2 ms of the cores' time). ``MLXRUN_BLAS`` names another
     library, or switches this off with ``0``.
     """
-    global loaded, late, small_products
+    global loaded, late, small_products, sixteen
     wanted = os.environ.get(VARIABLE)
     if sys.platform != "linux" or wanted == "0" or loaded or late:
         return loaded
@@ -50,9 +56,17 @@ def preload() -> str | None:
             library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
-        loaded, small_products = name, _core(library) in _SMALL
+        core = _core(library)
+        loaded, small_products, sixteen = name, core in _SMALL, _SIXTEEN.get(core, 0)
         break
     return loaded
+
+
+def missing(rows: int) -> int:
+    """How many rows more a product with ``rows`` is faster with; 0 if with none."""
+    if not 0 < sixteen <= rows < _MANY or rows % 16 <= _SHORT:
+        return 0
+    return -rows % 16
 
 
 def _core(library: ctypes.CDLL) -> str:

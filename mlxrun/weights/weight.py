@@ -79,7 +79,7 @@ class Weight:
             return lambda x: (
                 self._packed_product(x)
                 if prod(x.shape[:-1]) < CPU_DENSE_ROWS
-                else x @ self._expand(*self._packed, x.dtype).swapaxes(-1, -2)
+                else _multiply(x, self._expand(*self._packed, x.dtype).swapaxes(-1, -2))
             )
         return self._packed_product
 
@@ -169,16 +169,28 @@ class Weight:
 def _plain_product(weight: mx.array) -> Callable[[mx.array], mx.array]:
     """As :meth:`Weight.product`, of a plain matrix (..., rows, columns)."""
     transposed, blocks = settled(weight.swapaxes(-1, -2)), _blocks(weight)
-    if blocks is None:
+    if mx.default_device() != mx.cpu:
         return lambda x: x @ transposed
+    if blocks is None:
+        return lambda x: _multiply(x, transposed)
     rows, columns = weight.shape
 
     def product(x: mx.array) -> mx.array:
         if x.size > columns:
-            return x @ transposed
+            return _multiply(x, transposed)
         return (x.reshape(1, 1, columns) @ blocks).reshape(*x.shape[:-1], rows)
 
     return product
+
+
+def _multiply(x: mx.array, transposed: mx.array) -> mx.array:
+    """``x @ transposed`` on a CPU, with rows of zeros where its BLAS is faster with some more."""
+    rows = prod(x.shape[:-1])
+    more = blas.missing(rows) if transposed.ndim == 2 and transposed.dtype == mx.float32 else 0
+    if not more:
+        return x @ transposed
+    filled = mx.pad(x.reshape(rows, -1), [(0, more), (0, 0)])
+    return (filled @ transposed)[:rows].reshape(*x.shape[:-1], -1)
 
 
 def _blocks(weight: mx.array) -> mx.array | None:
