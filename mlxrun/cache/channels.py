@@ -182,16 +182,18 @@ class ChannelCache(DenseCache):
             self._oldest = []
             self._groups = Store([array[:0] for array in other._groups.arrays])
             self._recent = Store([array[:0] for array in other._recent.arrays])
-        if row == len(self._oldest):
-            self._oldest.append(0)
-            self._groups.add_rows(1)
-            self._recent.add_rows(1)
+        super().place(row, other)
         used = self.keys.retired(other.offsets[0])
         self._groups.reserve(self._groups.arrays, self._groups.slots, self._room(used))
         self._groups.put_row(row, other._groups, used)
         self._recent.put_row(row, other._recent, self.keys.ring)
         self._oldest[row] = other._oldest[0]
-        super().place(row, other)
+
+    def add_rows(self, count: int) -> None:
+        super().add_rows(count)
+        self._groups.add_rows(count)
+        self._recent.add_rows(count)
+        self._oldest.extend([0] * count)
 
     def clear(self, row: int) -> None:
         super().clear(row)

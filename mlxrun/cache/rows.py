@@ -210,12 +210,16 @@ class RowCache(Cache):
             self.offsets, self._split = [], other._split
             self._store = Store([array[:0] for array in other._store.arrays])
         if row == len(self.offsets):
-            self.offsets.append(0)
-            self._store.add_rows(1)
+            self.add_rows(1)
         used, need = self._held(max(self.offsets)), self._held(other.offsets[0])
         self._store.reserve(self._store.arrays, used, self._capacity(need))
         self._store.put_row(row, other._store, need)
         self.offsets[row] = other.offsets[0]
+
+    def add_rows(self, count: int) -> None:
+        """Have more rows, which remember nothing; there is one already."""
+        self.offsets.extend([0] * count)
+        self._store.add_rows(count)
 
     def clear(self, row: int) -> None:
         """Forget what a row remembers; it stays, to be used again."""

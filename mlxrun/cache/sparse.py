@@ -218,11 +218,13 @@ class BlockCache(SparseCache):
     def place(self, row: int, other: Self) -> None:
         if not self._store.arrays:
             self._whole = []
-        if row == len(self._whole):
-            self._whole.append(0)
-            self._bounds.add_rows(1)
-        self._whole[row] = 0  # found again with its next token
         super().place(row, other)
+        self._whole[row] = 0  # found again with its next token
+
+    def add_rows(self, count: int) -> None:
+        super().add_rows(count)
+        self._bounds.add_rows(count)
+        self._whole.extend([0] * count)
 
     def take_rows(self, rows: Sequence[int]) -> None:
         super().take_rows(rows)

@@ -203,10 +203,10 @@ class Batch:
         self, decoding: Sequence[Live], pieces: Sequence[tuple[Live, int]]
     ) -> Drawn | None:
         """Compute all in one pass."""
-        for sequence in decoding:
-            if sequence.block is None:
-                self._blocks.join(sequence, cast(list[RowCache], sequence.cache))
-                sequence.cache = []
+        joining = [sequence for sequence in decoding if sequence.block is None]
+        self._blocks.join((s, cast(list[RowCache], s.cache)) for s in joining)
+        for sequence in joining:
+            sequence.cache = []
         self._blocks.settle()
         blocks = list(self._blocks)
         held = [s for block in blocks for s in block.rows]

@@ -8,7 +8,7 @@ affair, and can be planned before it begins.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from mlxrun.cache.branch import beginning_of
@@ -46,6 +46,7 @@ class Block(Generic[S]):
         rows: who is in each; None for an idle row.
         caches: one per layer.
         values: the same as a step takes them that is a pure function, if there can be one.
+        coming: sequences that will have rows here, with what they remember.
     """
 
     def __init__(self, capacity: int, like: Sequence[RowCache]) -> None:
@@ -54,18 +55,33 @@ class Block(Generic[S]):
         self.rows: list[S | None] = []
         self.caches = [cache.empty() for cache in like]
         self.values: Rows | None = None
+        self.coming: list[tuple[S, Sequence[RowCache]]] = []
 
     @property
     def length(self) -> int:
         """Tokens of the longest row."""
-        return max(self.caches[0].offsets)
+        coming = (caches[0].offsets[0] for _, caches in self.coming)
+        return max([*self.caches[0].offsets, *coming])
 
     @property
     def live(self) -> int:
-        """Rows that are not idle."""
-        return len(self.rows) - self.rows.count(None)
+        """Rows that are not idle, or will not be."""
+        return len(self.rows) - self.rows.count(None) + len(self.coming)
 
-    def place(self, sequence: S, caches: Sequence[RowCache]) -> None:
+    def receive(self) -> None:
+        """Give rows to those who come: new ones in one go, as each time copies what is there."""
+        coming, self.coming = self.coming, []
+        if coming and not self.rows:  # the first one decides on widths and dtypes
+            self._place(*coming.pop(0))
+        missing = len(coming) - self.rows.count(None)
+        if missing > 0:
+            self.rows.extend([None] * missing)
+            for cache in self.caches:
+                cache.add_rows(missing)
+        for sequence, caches in coming:
+            self._place(sequence, caches)
+
+    def _place(self, sequence: S, caches: Sequence[RowCache]) -> None:
         """Copy what a sequence remembers into an idle row, or a new one."""
         row = self.rows.index(None) if None in self.rows else len(self.rows)
         for cache, own in zip(self.caches, caches, strict=True):
@@ -122,8 +138,18 @@ class Blocks(Generic[S]):
         shared = sum(beginning.nbytes for beginning in beginnings if beginning)
         return shared + sum(cache.nbytes for cache in caches)
 
-    def join(self, sequence: S, caches: Sequence[RowCache]) -> None:
-        """Give a sequence a row, in the block whose length is nearest to its own."""
+    def join(self, joining: Iterable[tuple[S, Sequence[RowCache]]]) -> None:
+        """Give sequences rows, each in the block whose length is nearest to its own.
+
+        Args:
+            joining: sequences and what they remember.
+        """
+        for sequence, caches in joining:
+            self._block(sequence, caches).coming.append((sequence, caches))
+        for block in self._blocks:
+            block.receive()
+
+    def _block(self, sequence: S, caches: Sequence[RowCache]) -> Block[S]:
         beginning = beginning_of(caches)
         capacity = bucket(sequence.longest - (beginning.length if beginning else 0))
         length = caches[0].offsets[0]
@@ -132,7 +158,7 @@ class Blocks(Generic[S]):
         if block is None:
             block = Block(capacity, caches)
             self._blocks.append(block)
-        block.place(sequence, caches)
+        return block
 
     def settle(self) -> None:
         """Before a pass: no empty blocks, few idle rows, and no more blocks than needed but one."""
@@ -153,8 +179,11 @@ class Blocks(Generic[S]):
     def _dissolve(self, block: Block[S]) -> None:
         """Spread a block's rows over the others."""
         self._blocks.remove(block)
-        for sequence in [sequence for sequence in block.rows if sequence is not None]:
-            self.join(sequence, [cache.only(sequence.row) for cache in block.caches])
+        self.join(
+            (sequence, [cache.only(sequence.row) for cache in block.caches])
+            for sequence in block.rows
+            if sequence is not None
+        )
 
 
 def _kind(caches: Sequence[RowCache]) -> Kind:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from mlxrun.cache.dense import DenseCache
+from mlxrun.cache.store import Store
 from mlxrun.generation.blocks import Block, Blocks
 
 
@@ -40,8 +42,7 @@ class Row:
 
 def joined(blocks: Blocks[Row], count: int) -> list[Row]:
     rows = [Row(number) for number in range(count)]
-    for row in rows:
-        blocks.join(row, [row.cache(), row.cache()])
+    blocks.join((row, [row.cache(), row.cache()]) for row in rows)
     return rows
 
 
@@ -77,6 +78,38 @@ def test_idle_rows_go_where_they_are_many() -> None:
     assert block.rows == [*rows[2:4], *rows[6:]]
     assert blocks.nbytes == before // 2
     for row in (*rows[2:4], *rows[6:]):
+        row.check()
+
+
+def test_rows_that_come_together_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    before = Store.add_rows
+
+    def counted(self: Store, count: int) -> None:
+        made.append(count)
+        before(self, count)
+
+    monkeypatch.setattr(Store, "add_rows", counted)
+    blocks: Blocks[Row] = Blocks(most=16)
+    rows = joined(blocks, 8)
+    (block,) = blocks
+    assert made == [1, 1, 7, 7], "a first row in each layer, then the others"
+    leave(rows[:2])
+    blocks.settle()
+    made.clear()
+    later = [Row(number) for number in range(20, 25)]
+    blocks.join((row, [row.cache(), row.cache()]) for row in later)
+    assert made == [3, 3], "two rows were idle"
+    assert list(blocks) == [block] and block.length == 3 + 24
+    for row in (*rows[2:], *later):
+        row.check()
+
+
+def test_rows_that_come_together_fill_blocks() -> None:
+    blocks: Blocks[Row] = Blocks(most=3)
+    rows = [*joined(blocks, 2), *joined(blocks, 6)]
+    assert [len(block.rows) for block in blocks] == [3, 3, 2]
+    for row in rows:
         row.check()
 
 

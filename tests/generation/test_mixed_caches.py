@@ -56,7 +56,7 @@ def test_rows_of_a_block_are_of_one_kind() -> None:
     rows = [[Row(40) for _ in range(3)] for _ in CHOICES]
     for copy in range(3):
         for own, choice in zip(rows, CHOICES, strict=True):
-            blocks.join(own[copy], [made(choice)])
+            blocks.join([(own[copy], [made(choice)])])
     assert len(list(blocks)) == len(CHOICES)
     for own in rows:
         assert len({id(row.block) for row in own}) == 1
