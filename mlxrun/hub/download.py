@@ -1,4 +1,4 @@
-"""Lists repositories and brings their files into huggingface_hub's own cache.
+"""Brings files of repositories into huggingface_hub's own cache.
 
 Settings are huggingface_hub's: ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``.
 Large files are fetched here, into the place where huggingface_hub looks for them, because its own
@@ -13,69 +13,25 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_download, hf_hub_url
-from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub import constants, hf_hub_download, hf_hub_url
+from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
 from mlxrun.errors import HubError, OutOfSpaceError
 from mlxrun.hub.choice import Choice, HubFile, size_text
 from mlxrun.hub.client import patiently, unobtrusive
 from mlxrun.hub.failures import FAILURES, TRANSPORT, is_transient, translate
-from mlxrun.hub.names import HubName, is_safe
+from mlxrun.hub.listing import Listing, folder
+from mlxrun.hub.names import HubName
 
 Progress = Callable[[int, int], None]
 
-_TIMEOUT = 15.0  # seconds for the list of files
 _LARGEST = 50_000_000_000  # bytes that the hub serves over plain HTTP
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files of a repository at one commit.
-
-    Attributes:
-        commit: 40 hexadecimal digits.
-        files: what the hub says is there; what the cache has when the hub is out of reach.
-        problem: why the hub could not be asked; None when it was.
-    """
-
-    commit: str
-    files: tuple[HubFile, ...]
-    problem: HubError | None = None
-
-
-def list_files(name: HubName) -> Listing:
-    """The files of a repository, from the hub or, when it is out of reach, from the cache.
-
-    Raises:
-        HubError: no such repository or revision, no access, or neither hub nor cache has it.
-    """
-    try:
-        with unobtrusive():
-            info = patiently(lambda: _model_info(name))
-        files = tuple(
-            HubFile(file.rfilename, file.size or 0, _sha256(file.lfs.sha256 if file.lfs else None))
-            for file in info.siblings or ()
-            if is_safe(file.rfilename)
-        )
-        if not _COMMIT.fullmatch(info.sha or ""):
-            raise ValueError(f"{info.sha!r} is no commit")
-        return Listing(str(info.sha), files)
-    except FAILURES as error:
-        problem = translate(error, name)
-        cached = _list_cached(name)
-        if cached is None or not is_transient(error) or not isinstance(problem, HubError):
-            raise problem from error
-        return Listing(*cached, problem)
 
 
 def bytes_to_fetch(name: HubName, listing: Listing, choice: Choice) -> int:
@@ -115,14 +71,8 @@ def fetch(name: HubName, listing: Listing, choice: Choice, progress: Progress | 
     return _snapshot(name, listing) / choice.first
 
 
-def _model_info(name: HubName) -> ModelInfo:
-    return HfApi(endpoint=constants.ENDPOINT).model_info(
-        name.repo, revision=name.revision, files_metadata=True, timeout=_TIMEOUT
-    )
-
-
 def _snapshot(name: HubName, listing: Listing) -> Path:
-    return _folder(name.repo) / "snapshots" / listing.commit
+    return folder(name.repo) / "snapshots" / listing.commit
 
 
 def _missing(name: HubName, listing: Listing, choice: Choice) -> list[HubFile]:
@@ -139,23 +89,8 @@ def _here(name: HubName, file: HubFile) -> int:
     """Bytes of a missing file that are in the cache all the same, under its hash or as a part."""
     if not file.sha256:
         return 0
-    blob = _folder(name.repo) / "blobs" / file.sha256
+    blob = folder(name.repo) / "blobs" / file.sha256
     return min(file.size, max(_size(blob), _size(blob.with_name(f"{blob.name}.incomplete"))))
-
-
-def _list_cached(name: HubName) -> tuple[str, tuple[HubFile, ...]] | None:
-    """The commit that a revision had when it was last fetched, and the files of it on disk."""
-    folder = _folder(name.repo)
-    commit = name.revision
-    with suppress(OSError, UnicodeDecodeError):
-        commit = (folder / "refs" / name.revision).read_text().strip()
-    snapshot = folder / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
-        return None
-    files = (path for path in sorted(snapshot.rglob("*")) if path.is_file())
-    return commit, tuple(
-        HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size) for path in files
-    )
 
 
 def _fetch_file(name: HubName, commit: str, file: HubFile, meter: Callable[[int], None]) -> None:
@@ -178,7 +113,7 @@ def _fetch_blob(
     name: HubName, commit: str, file: HubFile, sha256: str, meter: Callable[[int], None]
 ) -> Path:
     """Complete ``blobs/SHA256.incomplete``, check it, and rename it to ``blobs/SHA256``."""
-    blob = _folder(name.repo) / "blobs" / sha256
+    blob = folder(name.repo) / "blobs" / sha256
     partial = blob.with_name(f"{sha256}.incomplete")
     lock = Path(constants.HF_HUB_CACHE, ".locks", blob.parts[-3], f"{sha256}.lock")
     for directory in (blob.parent, lock.parent):
@@ -251,7 +186,7 @@ def _check_space(name: HubName, needed: int) -> None:
 
 def _record(name: HubName, commit: str) -> None:
     """Remember which commit a branch or tag was, as huggingface_hub does."""
-    ref = _folder(name.repo) / "refs" / name.revision
+    ref = folder(name.repo) / "refs" / name.revision
     if name.revision != commit and not (ref.is_file() and ref.read_text() == commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
@@ -265,14 +200,6 @@ def _meter(progress: Progress | None, done: int, total: int) -> Callable[[int], 
             progress(done + position, total)
 
     return report
-
-
-def _folder(repo: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-
-
-def _sha256(text: str | None) -> str | None:
-    return text if text and _SHA256.fullmatch(text) else None
 
 
 def _size(path: Path) -> int:

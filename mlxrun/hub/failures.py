@@ -24,7 +24,7 @@ from mlxrun.hub.names import HubName
 TRANSPORT: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 # What reading an answer raises when it is not the hub's JSON, a captive portal's page for example.
-GARBLED = (ValueError, KeyError, TypeError, AttributeError)
+GARBLED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 FAILURES: tuple[type[Exception], ...] = (*TRANSPORT, *GARBLED)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

@@ -73,9 +73,11 @@ def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = N
         OutOfSpaceError: the disk has no room for the download.
     """
     name = HubName.parse(source)
-    from mlxrun.hub import download, fit  # huggingface_hub: only where a hub name is used
+    # huggingface_hub comes along: only where a hub name is used.
+    from mlxrun.hub import download, fit
+    from mlxrun.hub.listing import list_files
 
-    listing = download.list_files(name)
+    listing = list_files(name)
     try:
         choice = choose(name, listing.files, fit.fits)
     except HubError as error:

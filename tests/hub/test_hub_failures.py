@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from pathlib import Path
@@ -75,6 +76,11 @@ def test_what_is_not_there_is_named(hub: FakeHub, source: str, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def info(size: object) -> bytes:
+    files = [{"rfilename": "model.gguf", "size": size}]
+    return json.dumps({"id": "org/repo", "sha": "0" * 40, "siblings": files}).encode()
+
+
 @pytest.mark.parametrize(
     ("status", "page", "message"),
     [
@@ -85,6 +91,10 @@ def test_what_is_not_there_is_named(hub: FakeHub, source: str, message: str) -> 
         (0, b"<html>log in</html>", "does not answer as a hub"),
         (0, b"[]", "does not answer as a hub"),
         (0, b'{"id": "org/repo", "sha": "../..", "siblings": []}', "does not answer as a hub"),
+        (0, info(10**400), "hub: ValueError: 10+ is no size"),
+        (0, info("large"), "hub: ValueError: large is no size"),
+        (0, info(-1), "hub: ValueError: -1 is no size"),
+        (0, b"[" * 200_000, "does not answer as a hub"),
     ],
 )
 def test_a_hub_in_trouble_is_one_line(
