@@ -122,6 +122,14 @@ def test_template_variables_have_names(wrong: Any, llm: LLM) -> None:
     assert "template" in refused(lambda: llm.chat(MESSAGES, template=wrong))
 
 
+@pytest.mark.parametrize("name", ["self", "cls", "source", "kwargs", "undefined"])
+def test_template_variables_may_have_any_other_name(name: str, llm: LLM) -> None:
+    plain = llm.chat(MESSAGES, max_tokens=2, temperature=0)
+    assert (
+        llm.chat(MESSAGES, max_tokens=2, temperature=0, template={name: 1}).tokens == plain.tokens
+    )
+
+
 @pytest.mark.parametrize("wrong", ["float8", 32, ["float32"], {"a": 1}], ids=shown)
 def test_choices_are_words(wrong: Any, path: Path, tmp_path: Path, llm: LLM) -> None:
     assert "dtype" in refused(lambda: mlxrun.load(path, dtype=wrong))

@@ -69,6 +69,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,  # a variable may have that name
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,

@@ -190,6 +190,7 @@ class Tokenizer:
 
     def encode_chat(
         self,
+        /,  # a variable may have that name
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         *,
