@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.gguf.architectures import Architecture
 from converters.gguf.architectures.keys import experts, only
-from converters.gguf.architectures.limits import several_experts
+from converters.gguf.architectures.limits import several_experts, small_epsilon
 from converters.gguf.names import architecture_of
 from converters.gguf.numbers import layer_count, scalar, tidy
 from converters.gguf.reader import GGUFFile
@@ -65,6 +65,7 @@ def model_config(gguf: GGUFFile) -> Config:
         config["intermediate_size"] = config["intermediate_size"] or config["moe_intermediate_size"]
     config |= architecture.keys(gguf, config)
     several_experts(gguf, config)
+    small_epsilon(gguf, config)
     if scalar(gguf, "expert_group_count", 0) > 1 and "n_group" not in config:
         key = f"{gguf.architecture}.expert_group_count"
         raise gguf.error(key, expected="no groups of experts in this architecture")

@@ -65,7 +65,7 @@ def hunyuan_moe(config: HFConfig) -> ModelConfig:
 
 def olmo(config: HFConfig) -> ModelConfig:
     """OLMo 1: norms without weights, projections bounded."""
-    return decoder(config, norm=Norm("layer", 1e-5, bare=True))
+    return decoder(config, norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5)), bare=True))
 
 
 def qwen3(config: HFConfig) -> ModelConfig:

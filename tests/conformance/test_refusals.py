@@ -70,6 +70,23 @@ def test_keys_that_a_model_cannot_honour(
     refused(replace(skeleton, keys={**skeleton.keys, **keys}), tmp_path, match)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deepseek32", "glm-dsa", "kimi-linear-48b", "ling3-tiny", "llama4-scout", "mamba2-130m",
+        "mistral4", "plamo2-1b", "qwen35-9b", "qwen35moe-35b", "qwen3next-80b",
+    ],
+)  # fmt: skip
+def test_an_epsilon_that_only_some_norms_would_have(name: str, tmp_path: Path) -> None:
+    skeleton, key = read(name), "attention.layer_norm_rms_epsilon"
+    assert key in skeleton.keys
+    for usual in (1e-6, 1e-5):
+        file = replace(skeleton, keys={**skeleton.keys, key: usual}).write(tmp_path / "x.gguf")
+        assert model_config(read_gguf(file))
+    large = replace(skeleton, keys={**skeleton.keys, key: 1e-4})
+    refused(large, tmp_path, r"layer_norm_rms_epsilon.*at most 2e-05")
+
+
 @pytest.mark.parametrize("name", ["deepseek2-ocr", "mistral4"])
 def test_no_correction_of_the_choice_of_experts(name: str, tmp_path: Path) -> None:
     skeleton = read(name)

@@ -50,6 +50,11 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 
 
+def test_norms_without_weights_have_the_epsilon_of_the_config() -> None:
+    assert model_config({**BASE, "model_type": "olmo"}).norm.eps == 1e-5
+    assert model_config({**BASE, "model_type": "olmo", "layer_norm_eps": 0.5}).norm.eps == 0.5
+
+
 def test_defaults_of_old_configs() -> None:
     """Llama 1's config.json has neither key heads nor a rotary base nor a head size."""
     config = model_config(BASE)

@@ -47,13 +47,15 @@ def whole_heads(gguf: GGUFFile, config: Config) -> None:
 def text_alone(gguf: GGUFFile, config: Config, *, interleaved: bool) -> None:
     """Refuse sections of a rotation by time, height and width that matter to text, too.
 
-    To text all three are one position; what is in none of them llama.cpp leaves unturned.
+    To text all three are one position. A pair turns by the section that is its turn; where that is
+    over already, as for two pairs of Qwen 3 VL's, llama.cpp leaves it unturned and models do not.
+    Such pairs are among the slowest, which hardly turn.
 
     Args:
         interleaved: pairs are of the three in turns, as far as their sections go.
 
     Raises:
-        GGUFError: some pairs are in no section.
+        GGUFError: there are fewer or more places in sections than pairs.
     """
     if gguf.key("rope.dimension_sections", None) is None:
         return
@@ -96,6 +98,27 @@ def several_experts(gguf: GGUFFile, config: Config) -> None:
     if config["model_type"] in _FOR_SEVERAL and config.get("num_experts_per_tok") == 1:
         key = f"{gguf.architecture}.expert_used_count"
         raise gguf.error(key, expected="at least 2 in this architecture")
+
+
+# Some of whose norms have an epsilon of their class's own, and the largest beside which that makes
+# no difference that is found (the square of logits' differences below 1e-8 of theirs).
+_EPSILON_OF_ITS_OWN = (
+    "bailing_hybrid", "deepseek_v32", "glm_moe_dsa", "kimi_linear", "llama4", "mamba2", "mistral4",
+    "plamo2", "qwen3_5", "qwen3_5_moe", "qwen3_next",
+)  # fmt: skip
+_LARGEST_EPSILON = 2e-5
+
+
+def small_epsilon(gguf: GGUFFile, config: Config) -> None:
+    """Refuse an epsilon that matters where the model's class does not take it everywhere.
+
+    Raises:
+        GGUFError: it is larger than usual.
+    """
+    epsilon = config.get("rms_norm_eps", 0.0)
+    if config["model_type"] in _EPSILON_OF_ITS_OWN and epsilon > _LARGEST_EPSILON:
+        key = f"{gguf.architecture}.attention.layer_norm_rms_epsilon"
+        raise gguf.error(key, expected=f"at most {_LARGEST_EPSILON:g} in this architecture")
 
 
 def one_base(gguf: GGUFFile, config: Config) -> None:
