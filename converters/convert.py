@@ -24,6 +24,7 @@ from converters.checkpoint import CheckpointWriter
 from converters.chunks import workers
 from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import AdapterError, ConversionError, InexactError
+from converters.estimate import least_bits
 from converters.gguf.config import model_config
 from converters.gguf.names import Mapped, NameMap, map_names
 from converters.gguf.reader import GGUFFile, read_gguf
@@ -238,13 +239,19 @@ def convert(
         Hashing(gguf.paths) as hashing,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(gguf.tensors)) as writer,
     ):
-        check_space(sum(t.nbytes for t in gguf.tensors), target)
+        check_space(_least_bytes(names, bound), target)
         tensors = stream(names, bound, merge=merged, progress=progress)
         report = _write(writer, gguf, names, bound, config, hashing, tensors)
         writer.commit()
     report.path = str(target)
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _least_bytes(names: NameMap, policy: Policy) -> float:
+    """Bytes that the weights will take at the least."""
+    kinds = [(m.source.type, len(m.source.shape) > 1, m.source.elements) for m in names.mapped]
+    return sum(least_bits(kind, policy, module=module) * n / 8 for kind, module, n in kinds)
 
 
 def _write(

@@ -6,7 +6,7 @@ says, because rounding errors depend on how a type stores its scales far more th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from converters.encode import keeps_codes, supported
 from converters.gguf.types import GGMLType
@@ -67,6 +67,17 @@ def expected_layout(kind: GGMLType, policy: Policy, *, module: bool) -> Expected
             continue
         return Expected(layout, fidelity)
     return None
+
+
+def least_bits(kind: GGMLType, policy: Policy, *, module: bool) -> float:
+    """Bits a weight that a tensor will hardly take less than; as :func:`expected_layout`."""
+    expected = expected_layout(kind, policy, module=module)
+    if expected is None:
+        return 0.0
+    layout = expected.layout
+    if layout.mode == "affine":  # half-precision scales may do
+        layout = replace(layout, dtype=policy.half)
+    return layout.bits_per_weight
 
 
 def _fidelity(kind: GGMLType, layout: Layout) -> str:

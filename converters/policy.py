@@ -8,7 +8,8 @@
     types that MLX cannot hold are requantised to the smallest form with a relative RMSE of at most
     1%. Tensors that are floats stay floats, in half precision.
 ``compact``
-    as near, but no tensor grows by more than half a bit a weight, whatever the error.
+    as near, but no tensor grows by more than half a bit a weight, whatever the error, or takes the
+    smallest form there is, 2.25 bits, where that is more.
 """
 
 from __future__ import annotations

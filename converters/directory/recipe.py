@@ -131,7 +131,7 @@ def _form(bits: int | None, group_size: int | None, mode: str | None) -> Form | 
         return Form(str(mode), own_bits, own_group)
     if bits is None:
         if mode is not None or group_size is not None:
-            raise ConversionError("a mode or a group size needs bits as well")
+            raise ConversionError("a group size, or mode affine, needs bits as well")
         return None
     if bits not in BITS or isinstance(bits, bool):
         raise ConversionError(f"bits must be one of {_listed(BITS)}, not {bits!r}")

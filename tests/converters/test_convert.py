@@ -31,6 +31,7 @@ from converters.errors import (
     TargetExistsError,
     UnsupportedArchitectureError,
 )
+from converters.policy import POLICIES
 from converters.sink import target_path
 from mlxrun.loading.directory import load_directory
 
@@ -342,6 +343,27 @@ def test_a_disk_too_small_is_refused_at_once(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     fails(source, tmp_path / "out", OutOfSpaceError, "free")
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "BF16", "F32"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_disk_is_too_small_below_about_what_the_weights_take(
+    kind: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Tiny(kinds={"*": kind}).write(tmp_path / "x.gguf")
+    report = convert(source, tmp_path / "made", policy=policy)
+    taken = sum(tensor.bits_after * tensor.elements / 8 for tensor in report.tensors)
+
+    def free(share: float) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=int(taken * share))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    free(1.0)
+    convert(source, tmp_path / "out", policy=policy)
+    free(0.7)
+    with pytest.raises(OutOfSpaceError, match="free"):
+        convert(source, tmp_path / "more", policy=policy)
+    assert not (tmp_path / "more").exists()
 
 
 @pytest.fixture

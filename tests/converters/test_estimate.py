@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from converters.encode import encode, supported
-from converters.estimate import expected_layout
+from converters.estimate import expected_layout, least_bits
 from converters.gguf.reader import read_gguf
 from converters.gguf.types import GGMLType
 from converters.policy import POLICIES, Policy
@@ -32,6 +32,8 @@ def test_on_real_quantisations(oracle: Path, policy: str, half: str) -> None:
             assert expected.layout == found.layout, kind.name
             # A float tensor may happen to hold only values that the smaller type has, too.
             assert expected.fidelity == found.fidelity or found.fidelity == "exact", kind.name
+            taken, least = found.layout.bits_per_weight, least_bits(kind, bound, module=module)
+            assert 0.6 * taken < least <= taken, kind.name
 
 
 @pytest.mark.parametrize("kind", GGMLType)
