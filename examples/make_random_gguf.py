@@ -43,6 +43,9 @@ SHAPES = {
 }
 
 
+# Of most matrices, and of those that llama-quantize keeps finer.
+Q4_K_M = (Kind.Q4_K, Kind.Q6_K)
+
 # Where a block keeps its float16 scales (the first one of its codes, a second one of minimums), in
 # bytes, and what its codes are multiplied by besides.
 SCALES = {
@@ -56,12 +59,20 @@ SCALES = {
 
 
 def blocks(rng: np.random.Generator, kind: Kind, rows: int, columns: int) -> np.ndarray:
-    """Random blocks, or floats, whose weights have the size of a trained model's."""
+    """Random blocks, or floats, whose weights have the size of a trained model's.
+
+    Raises:
+        ValueError: rows are no whole number of blocks.
+    """
     size = 1.0 / np.sqrt(columns)
     if kind in (Kind.F16, Kind.BF16, Kind.F32):
         floats = rng.standard_normal((rows, columns), np.float32) * np.float32(size)
         return gguf.quants.quantize(floats, kind)
     elements, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    if columns % elements:
+        raise ValueError(
+            f"rows of {columns} are no whole number of {kind.name} blocks of {elements}"
+        )
     raw = rng.integers(0, 256, (rows, columns // elements, nbytes), dtype=np.uint8)
     if kind is Kind.MXFP4:
         raw[..., 0] = 127 + round(np.log2(size / 3))
@@ -73,9 +84,7 @@ def blocks(rng: np.random.Generator, kind: Kind, rows: int, columns: int) -> np.
     return raw.reshape(rows, -1)
 
 
-def write(
-    shape: Shape, path: str, seed: int = 0, kinds: tuple[Kind, Kind] = (Kind.Q4_K, Kind.Q6_K)
-) -> None:
+def write(shape: Shape, path: str, seed: int = 0, kinds: tuple[Kind, Kind] = Q4_K_M) -> None:
     """Write the file.
 
     Args:
@@ -150,4 +159,7 @@ if __name__ == "__main__":
     parser.add_argument("--type", choices=types, help="of all matrices")
     arguments = parser.parse_args()
     chosen = arguments.type and (Kind[arguments.type],) * 2
-    write(SHAPES[arguments.shape], arguments.out, arguments.seed, chosen or (Kind.Q4_K, Kind.Q6_K))
+    try:
+        write(SHAPES[arguments.shape], arguments.out, arguments.seed, chosen or Q4_K_M)
+    except ValueError as error:
+        parser.error(f"{error}: choose another --type, F32 fits every shape")

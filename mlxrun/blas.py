@@ -32,6 +32,7 @@ loaded: str | None = None
 small_products = False
 sixteen = 0  # from how many rows on; 0 where rows in sixteens are no faster
 late = False  # whether MLX was there before
+problem: str | None = None  # what is wrong with the library that MLXRUN_BLAS names
 _advised = False
 
 
@@ -43,7 +44,7 @@ def preload() -> str | None:
     AMD EPYC, 5632 x 2048: 2.1 and 5.2 ms of the cores' time). ``MLXRUN_BLAS`` names another
     library, or switches this off with ``0``.
     """
-    global loaded, late, small_products, sixteen
+    global loaded, late, problem, small_products, sixteen
     wanted = os.environ.get(VARIABLE)
     if sys.platform != "linux" or wanted == "0" or loaded or late:
         return loaded
@@ -54,7 +55,10 @@ def preload() -> str | None:
     for name in (wanted,) if wanted else (*wheels, *_NAMES):
         try:
             library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
+        except OSError as error:
+            problem = (
+                f"{VARIABLE} names {name}, which cannot be loaded: {error}" if wanted else None
+            )
             continue
         core = _core(library)
         loaded, small_products, sixteen = name, core in _SMALL, _SIXTEEN.get(core, 0)
@@ -94,8 +98,8 @@ def hint() -> str | None:
     wanted = os.environ.get(VARIABLE)
     if wanted == "0":
         return None
-    if wanted:
-        return f"matrix products are slow: there is no {wanted}, which {VARIABLE} names"
+    if problem:
+        return f"matrix products are slow: {problem}"
     return (
         "matrix products are slow without a BLAS: apt-get install libopenblas0 (or pip install mkl)"
     )

@@ -89,7 +89,11 @@ def test_types_of_cache_are_told(file: Path, capsys: pytest.CaptureFixture[str])
     ("first", "environment", "expected"),
     [
         ("mlx.core", {}, "import mlxrun first"),
-        ("mlxrun", {blas.VARIABLE: "absent.so"}, "there is no absent.so"),
+        (
+            "mlxrun",
+            {blas.VARIABLE: "absent.so"},
+            "MLXRUN_BLAS names absent.so, which cannot be loaded: absent.so: cannot open",
+        ),
         ("mlxrun", {blas.VARIABLE: "0"}, "None"),
     ],
 )
@@ -125,6 +129,23 @@ def test_the_hint_is_for_terminals_and_for_who_asks(
     monkeypatch.setattr(blas, "_advised", False)
     assert told("-v")
     assert not told("-v")
+
+
+def test_a_blas_that_cannot_be_had_is_told_whoever_asks(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(blas.VARIABLE, str(file))
+    for name, value in (("loaded", None), ("late", False), ("problem", None), ("_advised", False)):
+        monkeypatch.setattr(blas, name, value)
+    monkeypatch.setenv("LD_PRELOAD", "")
+    monkeypatch.setattr("sys.platform", "linux")
+    modules = {name: module for name, module in sys.modules.items() if name != "mlx.core"}
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.modules", modules)
+        assert blas.preload() is None
+    assert f"names {file}, which cannot be loaded" in str(blas.problem)
+    run(["generate", str(file), "-p", "a", "-n", "1"])
+    assert f"hint: matrix products are slow: {blas.problem}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class Asked:
         levels = " or ".join(LEVELS)
         measured = f"With --dataset, --against, --roofline and --csv need --run {levels}."
         no_rows = "--roofline is told in tables or with --json."
+        none_drawn = "--parallel is of tokens to draw: give --n-predict."
         only_read = self.dataset is not None and self.level is None
         for wrong, message in (
             (self.as_json and self.as_csv, only_one),
@@ -74,6 +75,7 @@ class Asked:
             (self.level and self.dataset is None, of_dataset),
             (only_read and (self.rivals or self.roofline or self.as_csv), measured),
             (self.roofline and self.as_csv, no_rows),
+            (self.parallel and not any(self.n_predict) and not self.dataset, none_drawn),
         ):
             if wrong:
                 raise click.UsageError(message)

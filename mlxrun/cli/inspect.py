@@ -11,7 +11,7 @@ import click
 from mlxrun.cli.caches import with_cache_types
 from mlxrun.cli.console import Output, size, table
 from mlxrun.cli.counts import MOST, TokenCount
-from mlxrun.cli.loading import POLICIES, located
+from mlxrun.cli.loading import POLICIES, located, refuse_policy
 from mlxrun.cli.worked import print_work, with_chips
 
 # Longest metadata value that is shown in full.
@@ -70,6 +70,7 @@ def command(
     from mlxrun.cli.inspection import inspect_model
 
     path = located(model)
+    refuse_policy(path, policy)
     facts = inspect_model(
         path,
         context=context,
@@ -92,7 +93,7 @@ def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
         for file in facts["files"]:
             out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
     else:
-        nbytes = sum(file["bytes"] for file in facts["files"])
+        nbytes = sum(tensor["bytes"] for tensor in facts["types"])
         out.print(f"{name}  {facts['format']}, {size(nbytes)} of weights")
     out.print()
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]

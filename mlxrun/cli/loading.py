@@ -65,6 +65,18 @@ def located(source: str) -> Path:
         return resolve(source, progress=bar, tell=note)
 
 
+def refuse_policy(path: Path, policy: str | None) -> None:
+    """Let no policy be given for what is converted already.
+
+    Raises:
+        UsageError: one is.
+    """
+    if policy and path.is_dir():
+        raise click.UsageError(
+            f"A policy is for GGUF files; {path.name} is a model directory, converted already."
+        )
+
+
 def load_model(
     source: str,
     *,
@@ -88,10 +100,7 @@ def load_model(
     from mlxrun import llm as models
 
     path = located(source)
-    if policy and path.is_dir():
-        raise click.UsageError(
-            "--policy is for GGUF files; a model directory is converted already."
-        )
+    refuse_policy(path, policy)
     advice = blas.advice()
     with Bar(f"Loading {path.name}") as bar:
         model = models.load(
@@ -138,11 +147,16 @@ def _describe(llm: LLM, cache_types: tuple[str | None, str | None]) -> None:
 
 
 def _hint_blas(llm: LLM, advice: str | None, *, always: bool) -> None:
-    """Tell once of a slow BLAS whom it will slow down: not scripts, nor who runs a tiny model."""
+    """Tell once of a slow BLAS whom it will slow down: not scripts, nor who runs a tiny model.
+
+    Who named a library that cannot be had is told always.
+    """
+    from mlxrun import blas
     from mlxrun.memory import on_cpu
 
     weights = llm.report.elements if llm.report else llm.model.nbytes // 2
-    if advice and on_cpu() and (always or (weights > LARGE and sys.stderr.isatty())):
+    large = weights > LARGE and sys.stderr.isatty()
+    if advice and on_cpu() and (always or large or blas.problem):
         note(f"hint: {advice}")
 
 

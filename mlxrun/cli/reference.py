@@ -24,8 +24,10 @@ colour appear on a terminal only, and no colour where `NO_COLOR` is set.
 | 0 | done |
 | 1 | an error; one line on standard error says what, where and what to do |
 | 2 | wrong usage |
+| 129 | the terminal was closed |
 | 130 | interrupted by Ctrl-C |
 | 141 | the reader of a pipe has left |
+| 143 | terminated |
 
 `-v` tells every choice that was made for a model, and what overrides it. On the CPU quantised
 weights are held as plain float32 where that takes up to half of the free memory;

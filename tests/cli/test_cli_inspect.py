@@ -12,6 +12,7 @@ from tiny_models import Tiny
 
 import mlxrun
 from converters.gguf.reader import read_gguf
+from mlxrun.cli.console import size
 from mlxrun.cli.inspection import inspect_model
 
 MIXED = {"*": "Q4_K", "output.weight": "Q6_K", "blk.0.ffn_down.weight": "Q8_0"}
@@ -54,6 +55,14 @@ def test_a_policy_is_planned_with(mixed, policy):
 def test_memory_as_it_is_run_here(mixed):
     facts = inspect_model(mixed, context=None)
     assert facts["loaded"]["bytes"] == mlxrun.load(mixed).model.nbytes
+
+
+def test_a_directory_is_told_by_its_weights_and_takes_no_policy(mlxrun_cli, mixed, tmp_path):
+    """Its file is larger by the room of a header."""
+    report = mlxrun.convert(mixed, tmp_path / "out")
+    assert f"{size(report.nbytes)} of weights" in mlxrun_cli("inspect", tmp_path / "out").out
+    refused = mlxrun_cli("inspect", tmp_path / "out", "--policy", "exact")
+    assert refused.code == 2 and "converted already" in refused.err
 
 
 def test_a_directory_is_what_was_converted(mixed, tmp_path):
