@@ -65,8 +65,8 @@ def command(
 
     A GGUF keeps its own quantisation, as a policy says: exact keeps every weight bit-equal or
     refuses; near keeps the file's own codes where MLX can hold them and else the smallest form with
-    at most 1% error; compact lets no tensor grow by more than half a bit a weight,
-    or to more than the 2.25 bits that MLX's smallest form takes.
+    at most 1% error; compact lets no tensor grow by more than half a bit a weight
+    (to no less than 2.25 bits, which MLX's smallest form takes).
 
     A directory is quantised as --bits, --group-size and --mode say, and copied in half precision
     without them. Norms, biases and what does not divide into groups stay floats, routers of experts
