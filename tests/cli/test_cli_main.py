@@ -145,6 +145,7 @@ def test_a_request_to_end_undoes_what_is_half_done(model, tmp_path, name):
     code = f"""
 import os, signal, sys
 from mlxrun.cli import console, main
+signal.signal(signal.{name}, signal.SIG_DFL)  # the tests may run under nohup, which ignores it
 console.Bar.__call__ = lambda *_: os.kill(os.getpid(), signal.{name})
 main.main(["convert", sys.argv[1], "-o", sys.argv[2]])
 """
