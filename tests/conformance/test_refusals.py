@@ -57,6 +57,8 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
     ("qwen3vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
     ("qwen3vlmoe", {"rope.dimension_sections": {"i32": [3, 3, 1, 0]}}, "for the 8 pairs"),
+    ("qwen35-9b", {"rope.dimension_sections": {"i32": [8]}, "rope.freq_base": 1e5}, "freq_base"),
+    ("qwen35-9b", {"rope.freq_base": 1e5}, "at least 1e\\+06 beside sections"),
     ("qwen35-9b", {"rope.dimension_count": 32}, "for the 16 pairs"),
     ("spark2_5-gated", {"rope.scaling.factor": 2.0}, "rope.scaling"),
 ]

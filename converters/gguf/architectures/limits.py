@@ -44,25 +44,29 @@ def whole_heads(gguf: GGUFFile, config: Config) -> None:
         raise gguf.error(key, expected=f"{width}, the hidden size over the heads")
 
 
+_LARGE_BASE = 1e6
+
+
 def text_alone(gguf: GGUFFile, config: Config, *, interleaved: bool) -> None:
     """Refuse sections of a rotation by time, height and width that matter to text, too.
 
     To text all three are one position. A pair turns by the section that is its turn; where that is
     over already, as for two pairs of Qwen 3 VL's, llama.cpp leaves it unturned and models do not.
-    Such pairs are among the slowest, which hardly turn.
+    Such pairs are among the slowest, which hardly turn where the base is as large as those models'.
 
     Args:
         interleaved: pairs are of the three in turns, as far as their sections go.
 
     Raises:
-        GGUFError: there are fewer or more places in sections than pairs.
+        GGUFError: there are fewer or more places in sections than pairs, or pairs in none that
+            turn fast enough to matter.
     """
     if gguf.key("rope.dimension_sections", None) is None:
         return
     given = np.atleast_1d(gguf.key("rope.dimension_sections"))
     if given.dtype.kind not in "iu":
         raise gguf.error(f"{gguf.architecture}.rope.dimension_sections", expected="whole numbers")
-    sections = [int(x) for x in given]
+    sections = [int(x) for x in given] + [0] * (3 - len(given))
     pairs = round(config["head_dim"] * config["partial_rotary_factor"]) // 2
     if any(sections[3:]) or (interleaved and sum(sections) != pairs):
         raise gguf.error(
@@ -70,6 +74,10 @@ def text_alone(gguf: GGUFFile, config: Config, *, interleaved: bool) -> None:
             expected=f"three sections for the {pairs} pairs that turn",
             found=str(sections),
         )
+    left = interleaved and any(i >= 3 * sections[i % 3] for i in range(pairs))
+    if left and config["rope_theta"] < _LARGE_BASE:
+        key = f"{gguf.architecture}.rope.freq_base"
+        raise gguf.error(key, expected=f"at least {_LARGE_BASE:g} beside sections {sections}")
 
 
 def needs_experts(gguf: GGUFFile, config: Config) -> None:
