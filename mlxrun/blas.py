@@ -56,9 +56,8 @@ def preload() -> str | None:
         try:
             library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            problem = (
-                f"{VARIABLE} names {name}, which cannot be loaded: {error}" if wanted else None
-            )
+            if wanted:
+                problem = f"{VARIABLE} names {name}, which cannot be loaded: {error}"
             continue
         core = _core(library)
         loaded, small_products, sixteen = name, core in _SMALL, _SIXTEEN.get(core, 0)

@@ -200,6 +200,8 @@ class Conversation:
         Raises:
             ConversationError: it cannot be written, or the file there is something else.
         """
+        from mlxrun.text.tokenizer import valid
+
         check_replaceable(path)
         text = json.dumps(
             {
@@ -216,8 +218,7 @@ class Conversation:
         try:
             with replacing(path) as partial:
                 # A terminal's odd bytes arrive as lone surrogates, which no file can hold.
-                whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-                partial.write_text(whole + "\n", encoding="utf-8")
+                partial.write_text(valid(text) + "\n", encoding="utf-8")
         except OSError as error:
             raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 

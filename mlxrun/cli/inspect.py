@@ -93,7 +93,7 @@ def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
         for file in facts["files"]:
             out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
     else:
-        nbytes = sum(tensor["bytes"] for tensor in facts["types"])
+        nbytes = sum(kind["bytes"] for kind in facts["types"])
         out.print(f"{name}  {facts['format']}, {size(nbytes)} of weights")
     out.print()
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]

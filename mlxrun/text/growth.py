@@ -151,8 +151,8 @@ def _check_fields(pattern: str, values: Iterable[Any]) -> None:
     if any(len(width) > 5 for width in widths):
         raise LimitError("formats with a field that is too wide")
     check_size(sum(map(int, widths)))
-    if "*" in pattern or "{" in pattern:
-        _check_numbers(value for value in values if "{:{" in pattern or "*" in pattern)
+    if "*" in pattern or "{:{" in pattern:
+        _check_numbers(values)
     fields = pattern.count("{") + pattern.count("%")
     check_size(len(pattern) + fields * Measures().of(values).size)
 

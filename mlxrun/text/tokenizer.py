@@ -122,7 +122,7 @@ class Tokenizer:
         Raises:
             ParameterError: this is no text.
         """
-        pieces = self._parts.special.split(_valid(text), control=parse_special)
+        pieces = self._parts.special.split(valid(text), control=parse_special)
         ids = self._encode_pieces(pieces)
         return [*self._parts.before, *ids, *self._parts.after] if add_special else ids
 
@@ -228,7 +228,7 @@ class Tokenizer:
             )
         except RecursionError:
             raise TemplateError("the messages are nested too deeply") from None
-        split = self._parts.special.split(_valid(text), control=True)
+        split = self._parts.special.split(valid(text), control=True)
         pieces = [shield.restore(piece) if isinstance(piece, str) else piece for piece in split]
         ids = self._encode_pieces(pieces)
         before = self._parts.before
@@ -279,7 +279,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     raise SourceError(f"{source}: no such file or directory")
 
 
-def _valid(text: str) -> str:
+def valid(text: str) -> str:
     """The text with pairs of surrogates joined and lone ones replaced."""
     if not isinstance(text, str):
         raise ParameterError("text", text, "a string")

@@ -168,9 +168,10 @@ class Weight:
 
 def _plain_product(weight: mx.array) -> Callable[[mx.array], mx.array]:
     """As :meth:`Weight.product`, of a plain matrix (..., rows, columns)."""
-    transposed, blocks = settled(weight.swapaxes(-1, -2)), _blocks(weight)
+    transposed = settled(weight.swapaxes(-1, -2))
     if mx.default_device() != mx.cpu:
         return lambda x: x @ transposed
+    blocks = _blocks(weight)
     if blocks is None:
         return lambda x: _multiply(x, transposed)
     rows, columns = weight.shape
@@ -194,7 +195,7 @@ def _multiply(x: mx.array, transposed: mx.array) -> mx.array:
 
 
 def _blocks(weight: mx.array) -> mx.array | None:
-    """A matrix as a batch (B, columns, rows / B) of small ones; None where that does not pay.
+    """A matrix on a CPU as a batch (B, columns, rows / B) of small ones; None if it does not pay.
 
     A BLAS copies a matrix before it multiplies, which for a single row takes longer than the
     product; small ones some multiply where they lie (5632 x 2048 by one row takes 1.6 ms of a
@@ -202,7 +203,7 @@ def _blocks(weight: mx.array) -> mx.array | None:
     """
     if not (blas.small_products and weight.ndim == 2 and weight.dtype == mx.float32):
         return None
-    if mx.default_device() != mx.cpu or weight.size <= SMALL:
+    if weight.size <= SMALL:
         return None
     rows, columns = weight.shape
     most = max(1, SMALL // columns)

@@ -44,6 +44,7 @@ def whole_heads(gguf: GGUFFile, config: Config) -> None:
         raise gguf.error(key, expected=f"{width}, the hidden size over the heads")
 
 
+# The least beside which unturned pairs make no difference that is found (as below).
 _LARGE_BASE = 1e6
 
 
