@@ -1,4 +1,4 @@
-"""mlxrun: run any GGUF model on Apple Silicon through MLX.
+"""mlxrun: run GGUF models on Apple Silicon through MLX.
 
 ::
 

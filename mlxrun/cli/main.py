@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="mlxrun", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Run any GGUF model through MLX.
+    """Run GGUF and Hugging Face language models through MLX.
 
     A MODEL is a .gguf file (or the first shard of a split one), a directory that 'mlxrun convert'
     or mlx-lm wrote, any Hugging Face directory of a supported family, or org/repo[:QUANT] on the

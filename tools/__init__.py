@@ -1,0 +1,1 @@
+"""Programs for those who work on mlxrun; a user of the package imports none of them."""
