@@ -33,6 +33,7 @@ _HOMES = {
     "MlxrunError": "mlxrun.errors",
     "Perplexity": "mlxrun.quality.perplexity",
     "Request": "mlxrun.generation.request",
+    "SamplingDefaults": "mlxrun.sampling_defaults",
     "SamplingParams": "mlxrun.generation.parameters",
     "Session": "mlxrun.generation.engine",
     "Tokenizer": "mlxrun.text.tokenizer",
@@ -54,6 +55,7 @@ __all__ = [
     "MlxrunError",
     "Perplexity",
     "Request",
+    "SamplingDefaults",
     "SamplingParams",
     "Session",
     "Tokenizer",
@@ -91,4 +93,5 @@ if TYPE_CHECKING:
     from mlxrun.quality.divergence import Comparison
     from mlxrun.quality.measure import compare
     from mlxrun.quality.perplexity import Perplexity
+    from mlxrun.sampling_defaults import SamplingDefaults
     from mlxrun.text.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ Joins the model's limits to the tokenizer's; computes nothing with the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache, partial
 from numbers import Integral
 from typing import Any, cast
@@ -19,6 +19,7 @@ from mlxrun.generation.parameters import SamplingParams, known
 from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.model import Model
+from mlxrun.sampling_defaults import SamplingDefaults
 from mlxrun.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -41,10 +42,16 @@ class Asker:
     Args:
         model: whose vocabulary and context bound them.
         tokenizer: the model's.
+        defaults: the sampling parameters of requests that name none.
     """
 
-    def __init__(self, model: Model[Any], tokenizer: Tokenizer) -> None:
-        self._model, self._tokenizer = model, tokenizer
+    def __init__(
+        self,
+        model: Model[Any],
+        tokenizer: Tokenizer,
+        defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 - immutable
+    ) -> None:
+        self._model, self._tokenizer, self.defaults = model, tokenizer, defaults
         self._breakers = lru_cache(_BREAKERS)(partial(_breakers, tokenizer))
 
     def request(
@@ -72,7 +79,8 @@ class Asker:
                 as :class:`Request` has them.
             parse_special: let ``<|markers|>`` in a text prompt become control tokens.
             template: variables for the chat template.
-            params: how tokens are chosen; or its fields one by one.
+            params: how tokens are chosen, taken as it is; or fields of it one by one, and then the
+                others are the model's defaults.
 
         Raises:
             ParameterError: a value outside its range, or no option of that name.
@@ -81,7 +89,7 @@ class Asker:
         known(sampling, NAMES)
         ids = self.encode(prompt, parse_special, template)
         if params is None:
-            params = SamplingParams(**sampling)
+            params = replace(self.defaults.params, **sampling)
         elif sampling:
             raise ParameterError("params", sampling, "given alone, without single fields")
         return Request(

@@ -31,6 +31,7 @@ class Choices:
         cache: how keys and values are stored.
         decode: how a drawn token's step runs.
         prefill: how a prompt is read.
+        sampling: the sampling parameters that the model's files recommend.
     """
 
     device: str
@@ -41,6 +42,7 @@ class Choices:
     cache: str
     decode: str
     prefill: str
+    sampling: str
 
     def storing(self, keys: str | None, values: str | None) -> Choices:
         """The choices of a session with other types of cache; None for the default."""
@@ -71,6 +73,7 @@ def choices(llm: LLM) -> Choices:
         cache=f"keys and values in {dtype}, as activations (--cache-type-k, --cache-type-v)",
         decode=_decode(llm),
         prefill=f"{PREFILL_CHUNK} tokens a pass",
+        sampling=str(llm.defaults),
     )
 
 

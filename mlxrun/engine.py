@@ -96,9 +96,9 @@ class Engine:
         """Queue a request.
 
         Args:
-            request: a :class:`Request`, or a prompt with the options of :meth:`LLM.stream`, a
-                ``priority`` and a ``deadline``. Types of cache and a pattern of attention that it
-                does not name are the engine's.
+            request: a :class:`Request`, taken as it is, or a prompt with the options of
+                :meth:`LLM.stream`, a ``priority`` and a ``deadline``. Types of cache and a pattern
+                of attention that it does not name are the engine's.
 
         Raises:
             QueueFullError: as many wait already as may.

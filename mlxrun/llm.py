@@ -38,6 +38,7 @@ from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
 from mlxrun.memory import on_cpu, wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
+from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
@@ -90,7 +91,8 @@ def load(
         before_loading(path, dtype=dtype)
         loaded = load_directory(path, dtype=dtype, adapter=adapter)
         identity = Identity([path], adapter, loaded.model)
-        return _advised(LLM(loaded, Tokenizer.from_directory(path), str(source), identity))
+        tokenizer, defaults = Tokenizer.from_directory(path), read_sampling_defaults(path)
+        return _advised(LLM(loaded, tokenizer, str(source), identity, defaults))
     gguf = read_gguf(path)
     before_loading(gguf, dtype=dtype, policy=policy)
 
@@ -100,11 +102,14 @@ def load(
 
     loaded = load_gguf(gguf, dtype=dtype, policy=policy, adapter=adapter, progress=report)
     identity = Identity(gguf.paths, adapter, loaded.model)
-    return _advised(LLM(loaded, Tokenizer.from_gguf(gguf), str(source), identity))
+    tokenizer, defaults = Tokenizer.from_gguf(gguf), read_sampling_defaults(gguf)
+    return _advised(LLM(loaded, tokenizer, str(source), identity, defaults))
 
 
 def _advised(llm: LLM) -> LLM:
-    """Warn once of a BLAS that a large model will miss."""
+    """Warn of sampling defaults that cannot be used, and once of a BLAS that a model will miss."""
+    for problem in llm.defaults.problems:
+        warnings.warn(problem, stacklevel=3)
     if llm.model.nbytes > LARGE and on_cpu() and (told := blas.advice()):
         warnings.warn(told, RuntimeWarning, stacklevel=3)
     return llm
@@ -128,6 +133,7 @@ class LLM:
         tokenizer: Tokenizer,
         source: str,
         identity: Callable[[], str] | None = None,
+        defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 - immutable
     ) -> None:
         self.model = loaded.model
         self.config = loaded.config
@@ -136,9 +142,22 @@ class LLM:
         self.held = loaded.held
         self.tokenizer = tokenizer
         self.source = source
-        self.asker = Asker(loaded.model, tokenizer)
+        self.asker = Asker(loaded.model, tokenizer, defaults)
         self.stepper = Stepper(loaded.model)
         self.sessions = Sessions(loaded.model, identity)
+
+    @property
+    def defaults(self) -> SamplingDefaults:
+        """The sampling parameters of requests that name none: the model's own, else mlxrun's.
+
+        A model's own are in its ``generation_config.json`` or its GGUF's ``general.sampling.*``.
+        May be set, e.g. to ``SamplingDefaults(SamplingParams(temperature=0))``.
+        """
+        return self.asker.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: SamplingDefaults) -> None:
+        self.asker.defaults = defaults
 
     @property
     def prefix_cache(self) -> PrefixCache:
@@ -306,8 +325,8 @@ class LLM:
                 them drawn tokens attend to, where no session is given; see :meth:`session`.
             progress: called with (tokens done, tokens in all) while a long prompt is read. It
                 must not wait for another thread that uses a model.
-            params: how tokens are chosen; or give its fields one by one, such as
-                ``temperature=0, seed=1``.
+            params: how tokens are chosen, taken as it is; or give fields of it one by one, such as
+                ``temperature=0, seed=1``, and the others are those of :attr:`defaults`.
 
         Raises:
             ParameterError: a value outside its range (at once, not at the first chunk).

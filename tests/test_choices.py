@@ -15,7 +15,17 @@ from mlxrun.cli.main import run
 from mlxrun.errors import ParameterError
 from mlxrun.loading.run import form
 
-NAMES = ["device", "blas", "dtype", "weights", "projections", "cache", "decode", "prefill"]
+NAMES = [
+    "device",
+    "blas",
+    "dtype",
+    "weights",
+    "projections",
+    "cache",
+    "decode",
+    "prefill",
+    "sampling",
+]
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,7 @@ class Tiny:
         drop: tensors to leave out.
         weights: values to use instead of random ones.
         template: the chat template.
+        general: more metadata, under whole keys.
     """
 
     arch: str = "llama"
@@ -88,6 +89,7 @@ class Tiny:
     raw: Mapping[str, tuple[str, np.ndarray]] = field(default_factory=dict)
     drop: tuple[str, ...] = ()
     template: str | None = None
+    general: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     @property
@@ -155,6 +157,8 @@ class Tiny:
         w = gguf.GGUFWriter(path, self.arch)
         for key, value in self.metadata().items():
             _add(w, f"{self.arch}.{key}", value)
+        for key, value in self.general.items():
+            _add(w, key, value)
         _add_vocabulary(w, self.vocab)
         if self.template:
             w.add_chat_template(self.template)

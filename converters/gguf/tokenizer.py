@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from converters.gguf.pretokenizers import PreTokenizer
+from converters.gguf.sampling import sampling_config
 from converters.gguf.sentencepiece_model import merges_from_scores, model_proto
 from converters.gguf.vocabulary import TokenType, Vocabulary, read_vocabulary, spelled
 
@@ -39,7 +40,9 @@ def tokenizer_files(gguf: GGUFFile) -> dict[str, bytes]:
         "tokenizer.json": _dump(tokenizer_json(vocabulary), indent=None),
         "tokenizer_config.json": _dump(_tokenizer_config(vocabulary)),
         "special_tokens_map.json": _dump(_special_tokens(vocabulary)),
-        "generation_config.json": _dump(_generation_config(vocabulary)),
+        "generation_config.json": _dump(
+            {**_generation_config(vocabulary), **sampling_config(gguf.metadata)}
+        ),
     }
     if vocabulary.kind == "spm":
         files["tokenizer.model"] = model_proto(vocabulary)

@@ -96,6 +96,9 @@ _BIAS: Final = Range(-1000, 1000)
 class SamplingParams:
     """How the next token is chosen from the logits. The defaults are those of llama.cpp.
 
+    An object of this class is taken as it is: what a model's own files recommend
+    (``LLM.defaults``) applies where single fields are given instead, to those left out.
+
     Args:
         temperature: logits are divided by it; 0 picks the likeliest token (greedy), and then
             truncation, XTC and mirostat have no say.

@@ -7,6 +7,7 @@ from foreign_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun
+from mlxrun.asking import Asker
 from mlxrun.bench.subjects.ours import OneAtATime, Ours
 from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged
 from mlxrun.models.transformer import Transformer
@@ -97,3 +98,20 @@ def test_so_many_sequences_are_there_together_however_short(llm):
     subject = Ours(llm, 0.0)
     alone = subject.run(Decode(2)).kv_bytes
     assert subject.run(Decode(2, parallel=150)).kv_bytes == 150 * alone
+
+
+def test_what_the_model_recommends_is_not_measured(tmp_path, monkeypatch):
+    asked = []
+    real = Asker.request
+
+    def request(self, *args, **options):
+        asked.append(real(self, *args, **options))
+        return asked[-1]
+
+    monkeypatch.setattr(Asker, "request", request)
+    recommended = {"general.sampling.penalty_repeat": 1.5}
+    made = Tiny(keys={"context_length": 256}, general=recommended).write(tmp_path / "x.gguf")
+    llm = mlxrun.load(made)
+    for kind, workload, _, _ in WORK:
+        kind(llm, 0.0).run(workload)
+    assert {request.params for request in asked} == {mlxrun.SamplingParams(temperature=0)}

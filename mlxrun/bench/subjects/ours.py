@@ -19,12 +19,16 @@ from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged, Workload,
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError
 from mlxrun.generation.engine import Session, decode, prefill
+from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Chunk, Request
 from mlxrun.generation.serving import Job, Service, most_beside
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
+
+# Whatever the model recommends: penalties, say, would cost time that other runtimes do not spend.
+GREEDY = SamplingParams(temperature=0)
 
 
 class Ours:
@@ -132,7 +136,7 @@ class Ours:
             self._llm.batch(
                 prompts,
                 max_tokens=list(workload.replies),
-                temperature=0,
+                params=GREEDY,
                 ignore_eos=True,
                 prefix_bytes=0,
                 progress=False,
@@ -143,7 +147,7 @@ class Ours:
         return self._meter.time(work)
 
     def _first_token(self, workload: FirstToken) -> Run:
-        settings: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "ignore_eos": True}
+        settings: dict[str, Any] = {"max_tokens": 1, "params": GREEDY, "ignore_eos": True}
         waited: list[float] = []
 
         def work() -> int:
@@ -175,7 +179,7 @@ class Ours:
         return token_ids(count, self._llm.model.vocab_size, seed)
 
     def _request(self, prompt: Sequence[int], limit: int) -> Request:
-        return self._llm.asker.request(prompt, max_tokens=limit, temperature=0, ignore_eos=True)
+        return self._llm.asker.request(prompt, max_tokens=limit, params=GREEDY, ignore_eos=True)
 
 
 class OneAtATime(Ours):
@@ -191,7 +195,7 @@ class OneAtATime(Ours):
 
         def work() -> int:
             for prompt, limit in zip(prompts, workload.replies, strict=True):
-                settings = {"max_tokens": limit, "temperature": 0, "ignore_eos": True}
+                settings = {"max_tokens": limit, "params": GREEDY, "ignore_eos": True}
                 self._llm.generate(prompt, **settings, **self._cache)
             return 0
 
