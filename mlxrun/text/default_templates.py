@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["default_template"]
+__all__ = ["DefaultTemplate", "default_template"]
 
 _CHATML: Final = """\
 {%- for message in messages -%}
@@ -58,17 +58,32 @@ _PLAIN: Final = """\
 {%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}"""
 
 _BY_MARKERS: Final = (
-    (("<|im_start|>", "<|im_end|>"), _CHATML),
-    (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), _LLAMA3),
-    (("<start_of_turn>", "<end_of_turn>"), _GEMMA),
-    (("<|user|>", "<|assistant|>", "<|end|>"), _PHI3),
-    (("[INST]", "[/INST]"), _LLAMA2),
+    (("<|im_start|>", "<|im_end|>"), "ChatML's", _CHATML),
+    (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "llama 3's", _LLAMA3),
+    (("<start_of_turn>", "<end_of_turn>"), "gemma's", _GEMMA),
+    (("<|user|>", "<|assistant|>", "<|end|>"), "phi 3's", _PHI3),
+    (("[INST]", "[/INST]"), "llama 2's", _LLAMA2),
 )
 
 
-def default_template(tokens: Container[str]) -> str:
+class DefaultTemplate(NamedTuple):
+    """A chat template for a model without one: whose it is, and its source."""
+
+    name: str
+    source: str
+
+    @property
+    def warning(self) -> str:
+        """What to tell whoever chats with such a model."""
+        return (
+            f"no chat template in this file: probably a base model; using {self.name}. "
+            "`mlxrun generate` (in Python: generate with a string) continues text"
+        )
+
+
+def default_template(tokens: Container[str]) -> DefaultTemplate:
     """A template whose markers are all tokens; a readable dialogue where none fits."""
-    for markers, source in _BY_MARKERS:
+    for markers, name, source in _BY_MARKERS:
         if all(marker in tokens for marker in markers):
-            return source
-    return _PLAIN
+            return DefaultTemplate(name, source)
+    return DefaultTemplate("a plain dialogue", _PLAIN)

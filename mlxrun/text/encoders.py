@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
@@ -92,8 +93,9 @@ class BPEEncoder:
 
     def __call__(self, text: str, first: bool) -> list[int]:
         ids: list[int] = []
-        for part in self._cut(text):
-            ids += self._tokenizer.encode(part, add_special_tokens=False).ids
+        with _library_errors("fails on this text"):
+            for part in self._cut(text):
+                ids += self._tokenizer.encode(part, add_special_tokens=False).ids
         return [index for index in ids if index < self._size]
 
 
@@ -115,10 +117,8 @@ class LibraryEncoder:
 
     def __call__(self, text: str, first: bool) -> list[int]:
         tokenizer = self._first if first else self._rest
-        try:
+        with _library_errors("fails on this text"):
             ids = tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as reason:  # the library raises nothing more precise
-            raise TokenizerError(f"the tokenizer is damaged: {reason}") from None
         return [index for index in ids if index < self._size]
 
 
@@ -150,14 +150,27 @@ def assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
     bpe = model.get("type") == "BPE"
     empty = {"type": "BPE", "vocab": {}, "merges": []}
     base: dict[str, Any] = {"version": "1.0", "added_tokens": [], "post_processor": None}
-    try:
+    with _library_errors("is damaged"):
         text = json.dumps({**base, **document, "model": empty if bpe else model})
         tokenizer = tokenizers.Tokenizer.from_str(text)
         if bpe:
             tokenizer.model = _bpe(model)
-    except Exception as reason:  # the library raises nothing more precise
-        raise TokenizerError(f"the tokenizer is damaged: {reason}") from None
     return tokenizer
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Make a TokenizerError of whatever the library raises, which is nothing more precise.
+
+    A panic of its Rust code, such as that of a regex that backtracks without end, is no Exception.
+    Its hook has printed a line on stderr by then, which nothing in Python can prevent.
+    """
+    try:
+        yield
+    except BaseException as reason:
+        if isinstance(reason, Exception) or type(reason).__name__ == "PanicException":
+            raise TokenizerError(f"the tokenizer {what}: {reason}") from None
+        raise
 
 
 def _bpe(model: Mapping[str, Any]) -> tokenizers.models.BPE:

@@ -24,7 +24,7 @@ from mlxrun.text.pieces import Pieces
 from mlxrun.text.special import SpecialTokens
 from mlxrun.text.tokenizer import TokenizerParts
 
-__all__ = ["directory_parts"]
+__all__ = ["directory_parts", "has_chat_template"]
 
 _ROLES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
@@ -44,6 +44,11 @@ def directory_parts(path: Path) -> TokenizerParts:
     raise TokenizerError(
         f"{path} has no tokenizer", hint="It needs tokenizer.json or tokenizer.model."
     )
+
+
+def has_chat_template(path: Path) -> bool:
+    """Whether a directory has a chat template of its own; raises TokenizerError."""
+    return "default" in _Settings(path).templates()
 
 
 class _Settings:

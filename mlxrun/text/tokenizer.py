@@ -5,6 +5,7 @@ A tokenizer comes from a GGUF file or from a Hugging Face directory. Knows nothi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.gguf.reader import GGUFFile, read_gguf
 from mlxrun.errors import ParameterError, SourceError, TemplateError, TokenizerError
-from mlxrun.text.default_templates import default_template
+from mlxrun.text.default_templates import DefaultTemplate, default_template
 from mlxrun.text.detokenizer import StreamingDetokenizer
 from mlxrun.text.encoders import Encoder
 from mlxrun.text.shield import Shield
@@ -176,11 +177,20 @@ class Tokenizer:
         return self._pieces.is_control(token_id)
 
     @cached_property
+    def default_template(self) -> DefaultTemplate | None:
+        """The template in place of the model's; None where it has its own."""
+        return None if "default" in self._parts.templates else default_template(self._pieces.ids())
+
+    @cached_property
     def chat_templates(self) -> Mapping[str, ChatTemplate]:
-        """All chat templates by name; "default" is always there."""
+        """All chat templates by name; "default" is always there.
+
+        Warns once, at the first use, where the model has none: it is probably a base model.
+        """
         sources = dict(self._parts.templates)
-        if "default" not in sources:
-            sources["default"] = default_template(self._pieces.ids())
+        if self.default_template:
+            sources["default"] = self.default_template.source
+            warnings.warn(self.default_template.warning, stacklevel=2)
         return {name: self._template(source) for name, source in sources.items()}
 
     @cached_property

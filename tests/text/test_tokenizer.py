@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,20 @@ def test_default_template_by_markers(load: Any) -> None:
     assert "hello" in tok.decode(tok.encode_chat([{"role": "user", "content": "hello"}]))
 
 
+def test_a_model_without_a_template_is_warned_of_once(load: Any) -> None:
+    message = [{"role": "user", "content": "hello"}]
+    tok = load(bpe())
+    with pytest.warns(UserWarning, match="no chat template .* using ChatML's") as caught:
+        tok.encode_chat(message)
+        tok.encode_chat(message)
+    assert len(caught) == 1
+    own = load(bpe(chat_template="{{ messages }}"))
+    assert own.default_template is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        own.encode_chat(message)
+
+
 def test_unknown_template_name(load: Any) -> None:
     with pytest.raises(TokenizerError, match="no chat template 'rag'"):
         load(bpe()).encode_chat([], template="rag")
@@ -263,6 +278,24 @@ def test_a_damaged_tokenizer_json_says_so(tmp_path: Path, damage: dict[str, Any]
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(TokenizerError, match="damaged"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "WordLevel"])
+def test_a_panic_of_the_library_is_a_tokenizer_error(tmp_path: Path, kind: str) -> None:
+    """Its regexes give up after so many steps, and it takes no such answer."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    model = {"type": kind, "vocab": {"a": 0, "!": 1, "?": 2}, "unk_token": "?"}
+    document = {
+        "version": "1.0",
+        "pre_tokenizer": {**split, "invert": False},
+        "model": model | ({"merges": []} if kind == "BPE" else {}),
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    tok = load_tokenizer(tmp_path)
+    for _ in range(2):
+        with pytest.raises(TokenizerError, match=r"fails on this text: .*retry-limit"):
+            tok.encode("a" * 50 + "!")
+        assert tok.encode("a!", add_special=False)
 
 
 def test_a_tokenizer_without_its_unknown_token_says_so(tmp_path: Path) -> None:
