@@ -32,6 +32,9 @@ LAYER_NAMES = {
 DESCRIPTION = (
     "A tiny demonstration model: it chats about the few things that it was trained on, and says so."
 )
+# At 0.8 it is "fine, thank you" in 4 of 60 replies to "What are you?", and at 0.2 in 17 of 100 to
+# "What are you"; at 0.05 in none of 100 to either, and stories still differ.
+TEMPERATURE = 0.05
 
 
 def gguf_name(name: str) -> str:
@@ -56,6 +59,7 @@ def add_metadata(writer: gguf.GGUFWriter, config: Config, name: str, parameters:
     writer.add_license("MIT")
     writer.add_languages(["en"])
     writer.add_size_label(f"{parameters / 1e6:.1f}M")
+    writer.add_sampling_temp(TEMPERATURE)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.layers)

@@ -15,6 +15,7 @@ import mlxrun
 from converters.gguf.reader import GGMLType, GGUFFile, read_gguf
 from examples.train_demo.corpus import CHAT_TEMPLATE, conversation, documents, normalised, render
 from examples.train_demo.evaluate import judge, mlxrun_answer
+from examples.train_demo.export import TEMPERATURE
 from examples.train_demo.questions import BASICS, HELD_OUT, held_out_questions
 from mlxrun.text.template import ChatTemplate
 
@@ -94,6 +95,7 @@ class TestShippedFiles:
         assert gguf.get("general.license") == "MIT"
         assert "tiny demonstration model" in str(gguf.get("general.description"))
         assert gguf.get("tokenizer.chat_template") == CHAT_TEMPLATE
+        assert gguf.get("general.sampling.temp") == pytest.approx(TEMPERATURE)
 
     def test_pieces_of_training_join_to_what_the_tokenizer_gives(self, path: Path) -> None:
         tokenizer = mlxrun.load_tokenizer(path)
@@ -113,6 +115,14 @@ def test_both_files_have_the_same_vocabulary() -> None:
     assert json.dumps(vocabulary(read_gguf(DEMO)), default=np.ndarray.tolist) == json.dumps(
         vocabulary(read_gguf(DRAFT)), default=np.ndarray.tolist
     )
+
+
+@pytest.mark.parametrize("question", ["What are you?", "What are you", "who are you"])
+def test_it_says_what_it_is_whatever_the_seed(question: str) -> None:
+    llm = mlxrun.load(DEMO)
+    prompts = [[{"role": "user", "content": question}]] * 25
+    replies = llm.batch(prompts, seed=list(range(25)), max_tokens=8, progress=False)
+    assert {reply.text.split(",")[0] for reply in replies} == {"I am the mlxrun demo model"}
 
 
 def test_nine_of_ten_basics_are_answered() -> None:
