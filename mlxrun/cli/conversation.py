@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlxrun.cli.respell import respell
-from mlxrun.cli.settings import Values, parse_settings, store_settings
+from mlxrun.cli.settings import Values, chat_defaults, parse_settings, store_settings
 from mlxrun.errors import ContextLengthError, MlxrunError
 from mlxrun.files import check_writable, replacing
 
@@ -48,6 +48,7 @@ class Conversation:
         session: its memory, empty.
         system: a message that stands before all others.
         settings: a value for each setting that may be changed; see ``settings.py``.
+        template: variables for the chat template.
 
     Attributes:
         messages: ``{"role": "user" | "assistant", "content": str}`` in turn.
@@ -56,9 +57,16 @@ class Conversation:
     """
 
     def __init__(
-        self, llm: LLM, session: Session, *, system: str | None = None, settings: Values
+        self,
+        llm: LLM,
+        session: Session,
+        *,
+        system: str | None = None,
+        settings: Values,
+        template: Values | None = None,
     ) -> None:
         self.llm, self.session = llm, session
+        self.template = template or {}
         self.system, self.settings = system, dict(settings)
         self.messages: list[dict[str, Any]] = []
         self.usage: Usage | None = None
@@ -158,7 +166,7 @@ class Conversation:
     def prompt(self) -> list[int]:
         """Token ids of the conversation so far, spelled as the session remembers them."""
         tokenizer = self.llm.tokenizer
-        ids = tokenizer.encode_chat(self.template_messages())
+        ids = tokenizer.encode_chat(self.template_messages(), **self.template)
         return respell(self.session.tokens, ids, tokenizer)
 
     def template_messages(self) -> list[dict[str, str]]:
@@ -195,7 +203,7 @@ class Conversation:
         self.session.reset()
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON, all or nothing.
+        """Write messages, and settings other than the defaults, as JSON, all or nothing.
 
         Raises:
             ConversationError: it cannot be written, or the file there is something else.
@@ -203,13 +211,15 @@ class Conversation:
         from mlxrun.text.tokenizer import valid
 
         check_replaceable(path)
+        defaults = chat_defaults(self.llm.defaults.params)
+        own = {name: v for name, v in self.settings.items() if v != defaults[name]}
         text = json.dumps(
             {
                 "format": FORMAT,
                 "version": 1,
                 "model": self.llm.source,
                 "system": self.system,
-                "settings": store_settings(self.settings),
+                "settings": store_settings(own),
                 "messages": self.messages,
             },
             ensure_ascii=False,

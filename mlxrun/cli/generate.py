@@ -14,7 +14,7 @@ from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.console import Bar, note, size, visible
 from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
-from mlxrun.cli.settings import Values, defaults, given, with_settings
+from mlxrun.cli.settings import Values, defaults, given, with_settings, with_template_vars
 from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ LONGEST_PROMPT = 100_000_000
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print what it cost on standard error.")
+@with_template_vars
 @with_settings(defaults())
 @with_cache_types
 @with_attention
@@ -60,6 +61,7 @@ def command(
     ignore_eos: bool,
     as_json: bool,
     stats: bool,
+    template: Values,
     cache_type_k: str | None,
     cache_type_v: str | None,
     attention: str | None,
@@ -87,6 +89,8 @@ def command(
     chat = chat or system is not None
     if chat and parse_special:
         raise click.UsageError("--parse-special is for plain prompts, not for --chat.")
+    if template and not chat:
+        raise click.UsageError("--template-var needs --chat.")
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
@@ -101,7 +105,7 @@ def command(
     )
     settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
     settings |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
-    settings |= {"attention": attention}
+    settings |= {"attention": attention, "template": template}
     prompt: Any = _messages(text, system) if chat else text
     if as_json:
         with Bar("Reading the prompt", count="tokens") as bar:

@@ -105,9 +105,24 @@ def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
         model = [(name, value) for name, value in facts["model"].items() if value is not None]
         out.print(table("Model", ("", ""), model, header=False))
     out.print()
+    _print_use(facts)
     _print_tensors(facts)
     _print_policies(facts, detailed)
     _print_memory(facts)
+
+
+def _print_use(facts: Mapping[str, Any]) -> None:
+    """What the model's files say about how to run it."""
+    out = Output()
+    sampling = facts["sampling"]
+    values = ", ".join(f"{name} {value:g}" for name, value in sampling["values"].items())
+    found = f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
+    out.print(f"Sampling defaults: {found}")
+    for problem in sampling["problems"]:
+        out.print(f"Sampling defaults: {problem}")
+    if facts["chat_template"] is False:
+        out.print("Chat template: none, so probably a base model; `mlxrun generate` continues text")
+    out.print()
 
 
 def _print_tensors(facts: Mapping[str, Any]) -> None:

@@ -30,7 +30,9 @@ from mlxrun.generation.serving import most_beside
 from mlxrun.loading.run import DTYPES, resolve_dtype
 from mlxrun.planning.source import plan_source
 from mlxrun.planning.weights import of_gguf
+from mlxrun.sampling_defaults import read_sampling_defaults
 from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
+from mlxrun.text.from_directory import has_chat_template
 
 Facts = dict[str, Any]
 
@@ -69,6 +71,8 @@ def inspect_model(
     else:
         source = read_gguf(path)
         facts = _gguf(source, context, policy)
+    facts["sampling"] = _sampling(source)
+    facts["chat_template"] = _has_chat_template(source)
     facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
@@ -83,6 +87,23 @@ def inspect_model(
             source, policy=policy, context=tokens, parallel=parallel, cache=cache, chips=chips
         )
     return facts
+
+
+def _sampling(source: Path | GGUFFile) -> Facts:
+    """The sampling parameters that the model's files recommend."""
+    defaults = read_sampling_defaults(source)
+    problems = list(defaults.problems)
+    return {"source": defaults.source, "values": defaults.values, "problems": problems}
+
+
+def _has_chat_template(source: Path | GGUFFile) -> bool | None:
+    """Whether the model has a chat template; None where its tokenizer's files are damaged."""
+    if not isinstance(source, Path):
+        return "tokenizer.chat_template" in source.metadata
+    try:
+        return has_chat_template(source)
+    except MlxrunError:
+        return None
 
 
 def _gguf(gguf: GGUFFile, context: int | None, policy: str | None) -> Facts:

@@ -15,6 +15,7 @@ from mlxrun.cli.console import Bar, note, size
 if TYPE_CHECKING:
     from mlxrun.generation.request import Chunk, Usage
     from mlxrun.llm import LLM
+    from mlxrun.sampling_defaults import SamplingDefaults
 
 POLICIES = ("exact", "near", "compact")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -86,11 +87,13 @@ def load_model(
     wired: bool = False,
     verbose: bool = False,
     cache_types: tuple[str | None, str | None] = (None, None),
+    defaults: SamplingDefaults | None = None,
 ) -> LLM:
     """Load a model, with a progress bar on a terminal.
 
     Args:
         cache_types: of keys and values, as the command will use them; for ``verbose`` to tell.
+        defaults: sampling parameters where the model's files recommend none.
 
     Raises:
         UsageError: a policy for what is converted already.
@@ -106,6 +109,8 @@ def load_model(
         model = models.load(
             path, dtype=dtype, policy=policy, adapter=adapter or (), wired=wired, progress=bar
         )
+    if defaults and not model.defaults.names:
+        model.defaults = defaults
     _warn_of_strays(model)
     if verbose:
         _describe(model, cache_types)

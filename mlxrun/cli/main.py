@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -90,12 +91,20 @@ def cli() -> None:
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with its exit code."""
     _leave_cleanly()
+    if not _debugging():
+        os.environ["RUST_BACKTRACE"] = "0"  # a tokenizer that panics is one line of ours
     sys.exit(run(args))
 
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and lets no exception out."""
     _prepare_streams()
+    with warnings.catch_warnings():
+        warnings.showwarning = _note_warning
+        return _run(args)
+
+
+def _run(args: Sequence[str] | None) -> int:
     try:
         code = cli.main(args, prog_name="mlxrun", standalone_mode=False)
         sys.stdout.flush()
@@ -135,16 +144,27 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+def _note_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a user reads it: one line, without the place in the code."""
+    from mlxrun.cli.console import note
+
+    note(f"warning: {message}")
+
+
 def _closed_pipe() -> int:
     """Leave the rest of the output nowhere, or Python complains when it closes the pipe."""
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives until the process ends
     return CLOSED_PIPE
 
 
+def _debugging() -> bool:
+    return os.environ.get("MLXRUN_DEBUG", "0") not in ("", "0")
+
+
 def _report(error: Exception) -> int:
     from mlxrun.cli.console import complain
 
-    if os.environ.get("MLXRUN_DEBUG", "0") not in ("", "0"):
+    if _debugging():
         traceback.print_exception(error)
     elif isinstance(error, MlxrunError):
         complain(str(error))

@@ -33,6 +33,10 @@ colour appear on a terminal only, and no colour where `NO_COLOR` is set.
 weights are held as plain float32 where that takes up to half of the free memory;
 `MLXRUN_PLAIN_SHARE` names another share, from 0 (they stay packed) to 1.
 
+Sampling options that are left out are the model's own, where its `generation_config.json` or its
+GGUF's `general.sampling.*` names them, and else mlxrun's. `mlxrun inspect`, `-v` and `/set` in a
+chat tell which.
+
 `MLXRUN_DEBUG=1` shows the traceback of an error. `MLXRUN_BLAS` names the BLAS library that MLX is
 to use on Linux, or switches the search for one off with `0`.
 """

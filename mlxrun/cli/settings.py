@@ -7,6 +7,7 @@ click only.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ import click
 from mlxrun.bench.workload import number
 from mlxrun.errors import ParameterError
 from mlxrun.generation.request import Request, SamplingParams
+from mlxrun.sampling_defaults import RECOMMENDABLE, SamplingDefaults
 
 Values = dict[str, Any]
 Command = Callable[..., None]
@@ -171,19 +173,30 @@ SETTINGS = {
 _SAMPLING = tuple(field.name for field in fields(SamplingParams))
 
 
-def defaults(**others: Any) -> Values:
-    """The value of every setting when nobody says otherwise; ``others`` replaces some."""
-    params = SamplingParams()
+def defaults(params: SamplingParams | None = None, **others: Any) -> Values:
+    """The value of every setting where the user gives none.
+
+    Args:
+        params: a model's own; else mlxrun's.
+        others: settings that have another default.
+    """
+    params = params or SamplingParams()
     sampling = {name: getattr(params, name) for name in _SAMPLING}
     values = {"max_tokens": 512, "stop": (), **sampling, **others}
     return {name: values[name] for name in SETTINGS}
 
 
-def chat_defaults() -> Values:
+def chat_defaults(params: SamplingParams | None = None) -> Values:
     """The same for a chat, which has no use for log-probabilities and wants whole replies."""
-    values = defaults(max_tokens=2048)
+    values = defaults(params, max_tokens=2048)
     del values["logprobs"]
     return values
+
+
+def origin(name: str, value: Any, model: SamplingDefaults) -> str:
+    """Whose a setting of a chat is: ``"yours"``, or whose default it is."""
+    default = chat_defaults(model.params)[name]
+    return model.origin(name) if value == default else "yours"
 
 
 class _Value(click.ParamType[list[str]]):
@@ -217,14 +230,41 @@ def with_settings(values: Values) -> Callable[[Command], Command]:
 def _option(setting: Setting, default: Any) -> Callable[[Command], Command]:
     spellings = [name for name in (setting.alias, setting.option) if name]
     repeatable = " Repeatable." if setting.many else ""
+    whose = "the model's, else " if setting.name in RECOMMENDABLE else ""
     return click.option(
         *spellings,
         setting.name,
         type=_Value(setting),
         metavar=setting.metavar,
         multiple=setting.many,
-        help=f"{setting.help}{repeatable}  [default: {setting.show(default)}]",
+        help=f"{setting.help}{repeatable}  [default: {whose}{setting.show(default)}]",
     )
+
+
+def with_template_vars(command: Command) -> Command:
+    """Give a command ``--template-var``; it gets a mapping as ``template``."""
+    return click.option(
+        "--template-var",
+        "template",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=_template_vars,
+        help="A variable for the chat template, such as enable_thinking=false; VALUE is JSON, or "
+        "else text. Repeatable.",
+    )(command)
+
+
+def _template_vars(ctx: click.Context, param: click.Parameter, words: Sequence[str]) -> Values:
+    variables: Values = {}
+    for word in words:
+        name, separator, text = word.partition("=")
+        if not separator or not name.isidentifier() or name == "messages":
+            raise click.BadParameter(f"{word!r} names no variable of a template.", ctx, param)
+        try:
+            variables[name] = json.loads(text)
+        except ValueError:
+            variables[name] = text
+    return variables
 
 
 def given(options: Mapping[str, Any]) -> Values:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mlxrun.cli import remembered
 from mlxrun.cli.conversation import ConversationError
-from mlxrun.cli.settings import SETTINGS
+from mlxrun.cli.settings import SETTINGS, origin
 
 if TYPE_CHECKING:
     from mlxrun.cli.terminal import TerminalChat
@@ -62,11 +62,16 @@ def _system(chat: TerminalChat, text: str) -> None:
 
 
 def _set(chat: TerminalChat, text: str) -> None:
-    settings = chat.conversation.settings
+    settings, model = chat.conversation.settings, chat.conversation.llm.defaults
     if not text:
         width = max(map(len, settings))
+        groups: dict[str, list[str]] = {"yours": []}
         for name, value in settings.items():
-            chat.say(f"{name:{width}}  {SETTINGS[name].show(value)}")
+            line = f"{name:{width}}  {SETTINGS[name].show(value)}"
+            groups.setdefault(origin(name, value, model), []).append(line)
+        for whose, lines in groups.items():
+            for line in [f"{whose}:", *lines] if lines else ():
+                chat.say(line)
         return
     name, written = [*re.split(r"\s*=\s*|\s+", text, maxsplit=1), ""][:2]
     name = name.replace("-", "_")
@@ -79,7 +84,9 @@ def _set(chat: TerminalChat, text: str) -> None:
         settings[name] = setting.read(_words(name, written))
         chat.say(f"{name}: {setting.show(settings[name])}")
     else:
-        chat.say(f"{name}: {setting.show(settings[name])}  ({setting.help})")
+        value = settings[name]
+        whose = origin(name, value, model)
+        chat.say(f"{name}: {setting.show(value)}  ({whose}. {setting.help})")
 
 
 def _words(name: str, text: str) -> list[str]:

@@ -125,7 +125,8 @@ def test_keep_without_window(mlxrun_cli, model):
 
 
 def test_no_demo_model(mlxrun_cli, monkeypatch, tmp_path):
-    monkeypatch.setattr("mlxrun.cli.chat.DEMO", tmp_path / "demo.gguf")
+    monkeypatch.setattr("mlxrun.cli.default_model.PACKAGE", "no_such_package")
+    monkeypatch.setattr("mlxrun.cli.default_model.DEMO", tmp_path / "demo.gguf")
     result = mlxrun_cli("chat", stdin=b"hello\n")
     assert result.code == 1 and "mlxrun chat MODEL" in result.error
 
