@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlxrun.errors import SourceError
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
+    from mlxrun.cli.thinking import Think
 
 
 @click.command("chat")
@@ -46,6 +48,12 @@ if TYPE_CHECKING:
     help="With --window: also remember the first N tokens.  [default: all before the messages]",
 )
 @click.option("--stats", is_flag=True, help="Show what each reply costs.")
+@click.option(
+    "--think",
+    type=click.Choice(("show", "hide")),
+    help="Whether to show what the model thinks before it replies.  [default: show on a terminal, "
+    "hide elsewhere]",
+)
 @with_template_vars
 @with_settings(chat_defaults())
 @with_cache_types
@@ -59,6 +67,7 @@ def command(
     window: int | None,
     keep: int | None,
     stats: bool,
+    think: Think | None,
     template: Values,
     cache_type_k: str | None,
     cache_type_v: str | None,
@@ -116,8 +125,8 @@ def command(
         llm, session(attention=attention), settings=settings, template=template
     )
     if saved:
-        conversation.load(Path(saved))
-    conversation.settings |= given(options)
+        remembered.read(conversation, Path(saved), note)
+    conversation.set(given(options))
     if system is not None:
         conversation.system = system
     if window is not None:
@@ -129,9 +138,9 @@ def command(
         note(chosen.advice)
     try:
         if sys.stdin.isatty() and sys.stdout.isatty():
-            _type(conversation, chosen.name, stats or verbose)
+            _type(conversation, chosen.name, stats=stats or verbose, think=think or "show")
         else:
-            _pipe(conversation, stats or verbose)
+            _pipe(conversation, chosen.name, stats=stats or verbose, think=think or "hide")
     finally:
         if save:
             remembered.save(conversation, Path(save), note)
@@ -149,19 +158,25 @@ def _preamble(conversation: Conversation) -> int:
     return max(SINKS, same)
 
 
-def _type(conversation: Conversation, name: str, stats: bool) -> None:
+def _type(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:
     from mlxrun.cli.editor import Editor, history_path
     from mlxrun.cli.slash import COMMANDS
     from mlxrun.cli.terminal import TerminalChat
 
-    editor = Editor(list(COMMANDS), list(conversation.settings), history_path())
-    chat = TerminalChat(conversation, editor.read, stats=stats)
+    editor = Editor(list(COMMANDS), [*conversation.settings, "think"], history_path())
+    chat = TerminalChat(conversation, editor.read, stats=stats, think=think)
     chat.say(f"Talking with {name}. /help lists the commands, Ctrl-D leaves.")
+    chat.show_last()
     chat.run()
 
 
-def _pipe(conversation: Conversation, stats: bool) -> None:
-    for number, data in enumerate(sys.stdin.buffer, 1):
+def _pipe(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:
+    from mlxrun.cli.screen import Writer
+
+    typed = sys.stdin.isatty()  # but what is shown goes to a file or a pipe
+    if typed:
+        note(f"Talking with {name}. Each line is a message, Ctrl-D leaves.")
+    for number, data in enumerate(_lines(prompt="> " if typed else ""), 1):
         try:
             line = data.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -170,9 +185,22 @@ def _pipe(conversation: Conversation, stats: bool) -> None:
             ) from None
         if not line.strip():
             continue
-        for text in conversation.ask(line):
-            sys.stdout.write(visible(text))
-            sys.stdout.flush()
+        writer = Writer(think)
+        for text, thought in conversation.spans(conversation.ask(line)):
+            writer.write(visible(text), thought)
         print(flush=True)
+        if writer.begun and not writer.answered and think == "hide":
+            note("all of this reply was thinking; --think show shows that")
         if stats and conversation.usage:
             note(usage_line(conversation.usage))
+
+
+def _lines(prompt: str) -> Iterator[bytes]:
+    """The lines of standard input, each asked for on standard error."""
+    while True:
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        yield line

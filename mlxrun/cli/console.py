@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -21,11 +24,12 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 # A terminal obeys these characters; only newline and tab are harmless. C0 characters and DEL become
-# their pictures, C1 characters the replacement character, and a carriage return vanishes.
+# their pictures, C1 characters and those that turn the direction of text around (which can show a
+# name or a command as another one) the replacement character, and a carriage return vanishes.
 _NEUTRAL = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
     | {0x7F: 0x2421}
-    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
     | {ord("\r"): None}
 )
 
@@ -37,8 +41,13 @@ def visible(text: str) -> str:
 
 def dim(text: str) -> str:
     """The text in a fainter shade, on a terminal that has one and may show it."""
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    plain = os.environ.get("NO_COLOR") or not obeys_escapes()
     return text if plain or not sys.stdout.isatty() else f"\x1b[2m{text}\x1b[22m"
+
+
+def obeys_escapes() -> bool:
+    """Whether the terminal, if there is one, obeys escape sequences."""
+    return os.environ.get("TERM", "dumb") != "dumb"
 
 
 def one_line(text: str) -> str:
@@ -54,6 +63,41 @@ def complain(message: str) -> None:
 def note(message: str) -> None:
     """Print a line beside the results."""
     print(one_line(message), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def noticing_interrupts(tell: Callable[[], None], *, patience: float = 0.2) -> Iterator[None]:
+    """While it is entered, a Ctrl-C of which nothing has come after a moment is acknowledged.
+
+    Python's handlers run between two steps of the main thread, which may be seconds apart in a pass
+    of the model. To be used in the main thread.
+
+    Args:
+        tell: says so; called at most once, from another thread.
+        patience: seconds.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)  # as set_wakeup_fd has it
+    over = threading.Event()
+
+    def watch() -> None:
+        while signals := reader.recv(64):
+            if signal.SIGINT in signals:
+                if not over.wait(patience):
+                    tell()
+                return
+
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        writer.close()  # ends the watcher
+        watcher.join()
+        reader.close()
 
 
 # A column of text may become so narrow, its cells going on in the next line.
@@ -197,7 +241,7 @@ class Bar:
 
     Args:
         label: what is being done.
-        delay: seconds before the bar appears.
+        delay: seconds before the bar appears; with 0 the label is there at once.
         count: what is counted, where it is not bytes; empty where nothing is.
     """
 
@@ -206,12 +250,17 @@ class Bar:
         self._done, self._total = 0, 0
         self._lock = threading.Lock()
         self._bar: RichProgress | None = None
-        self._over = False
+        self._over = self._plain = False
         self._timer = threading.Timer(delay, self._appear)
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
+            if (
+                not self._timer.interval and obeys_escapes()
+            ):  # what draws a bar takes a while to import
+                print(f"{self._label} ...", end="", file=sys.stderr, flush=True)
+                self._plain = True
             self._timer.start()
         return self
 
@@ -241,6 +290,7 @@ class Bar:
         self._timer.cancel()
         with self._lock:
             self._over = True
+            self._erase()
             if self._bar:
                 self._bar.stop()
                 self._bar = None
@@ -250,8 +300,15 @@ class Bar:
         with self._lock:
             if not self._over:
                 bar.add_task(self._label, completed=self._done, total=self._total or None)
+                self._erase()
                 bar.start()
                 self._bar = bar
+
+    def _erase(self) -> None:
+        """Take the plain label away."""
+        if self._plain:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._plain = False
 
 
 def _progress(count: str | None) -> RichProgress:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mlxrun.cli.respell import respell
 from mlxrun.cli.settings import Values, chat_defaults, parse_settings, store_settings
+from mlxrun.cli.thinking import Span, Splitter, Thinking
 from mlxrun.errors import ContextLengthError, MlxrunError
 from mlxrun.files import check_writable, replacing
 
@@ -29,7 +31,7 @@ FORMAT = "mlxrun-chat"
 # A reply that was stopped is marked with this key; templates never see it.
 STOPPED = "stopped"
 # What to do about a full context.
-ROOM = "/undo takes back the last exchange, /clear starts anew, chat --window N forgets as it goes"
+ROOM = "Say less, or start anew; chat --window N forgets as it goes"
 
 
 class ConversationError(MlxrunError):
@@ -52,6 +54,7 @@ class Conversation:
 
     Attributes:
         messages: ``{"role": "user" | "assistant", "content": str}`` in turn.
+        defaults: the settings at the beginning.
         usage: what the latest reply cost; None if it was stopped.
         finish_reason: of the latest reply; ``"cancelled"`` if it was stopped.
     """
@@ -68,10 +71,29 @@ class Conversation:
         self.llm, self.session = llm, session
         self.template = template or {}
         self.system, self.settings = system, dict(settings)
+        self.defaults = dict(settings)
         self.messages: list[dict[str, Any]] = []
         self.usage: Usage | None = None
         self.finish_reason: FinishReason | None = None
         self._unsaid = False
+        self._splitter = Splitter({})
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """How the model marks its thinking."""
+        return Thinking(self.llm.tokenizer)
+
+    def set(self, values: Values) -> None:
+        """Change settings.
+
+        Raises:
+            ParameterError: a value that this model cannot have, such as a token outside its
+                vocabulary; nothing has changed then.
+        """
+        settings = self.settings | values
+        asker = self.llm.asker
+        asker.sampler(asker.request([0], **settings))
+        self.settings = settings
 
     def ask(
         self,
@@ -106,8 +128,10 @@ class Conversation:
         self.usage, self.finish_reason = None, "cancelled"
         reply: list[str] = []
         try:
+            prompt = self.prompt()
+            self._splitter = self.thinking.splitter(prompt)
             chunks = self.llm.stream(
-                self.prompt(), session=self.session, progress=reading, **self.settings | settings
+                prompt, session=self.session, progress=reading, **self.settings | settings
             )
             yield from self._collect(chunks, reply, stopped)
         except _StoppedError:
@@ -128,12 +152,19 @@ class Conversation:
         with closing(cast("Generator[Chunk, None, None]", chunks)):
             for chunk in chunks:
                 self._unsaid = False  # to read the prompt, the session went back to what is said
-                reply.append(chunk.text)
+                text = self.thinking.spell(chunk)
+                reply.append(text)
                 if chunk.finish_reason:
                     self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
-                yield chunk.text
+                yield text
                 if stopped():
                     break
+
+    def spans(self, reply: Pieces) -> Iterator[Span]:
+        """The reply that :meth:`ask` or :meth:`retry` streams, cut into thinking and answer."""
+        for text in reply:
+            yield from self._splitter.add(text)
+        yield from self._splitter.finish()
 
     def _close(self, reply: Sequence[str]) -> None:
         text = "".join(reply)
@@ -232,8 +263,11 @@ class Conversation:
         except OSError as error:
             raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path) -> str | None:
         """Continue a saved conversation: messages, system message and settings.
+
+        Returns:
+            Where the model came from with which it was saved.
 
         Raises:
             ConversationError: the file cannot be read or is damaged; nothing has changed then.
@@ -243,6 +277,7 @@ class Conversation:
         settings = parse_settings(stored["settings"], self.settings)
         self.system, self.messages = stored["system"], stored["messages"]
         self.settings |= settings
+        return cast("str | None", stored["model"])
 
 
 def check_replaceable(path: Path) -> None:
@@ -284,7 +319,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConversationError(f"{path} is damaged: its messages")
     if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise ConversationError(f"{path} is damaged: user and assistant do not take turns")
-    return {"system": system, "settings": settings, "messages": messages}
+    model = stored.get("model")
+    return {
+        "system": system,
+        "settings": settings,
+        "messages": messages,
+        "model": model if isinstance(model, str) else None,
+    }
 
 
 def _is_message(message: object) -> bool:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
+from prompt_toolkit.enums import DEFAULT_BUFFER
+from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
@@ -58,13 +60,15 @@ class Editor:
         )
 
     def read(self) -> str:
-        """The next message.
+        """The next message as it was typed, a fence around it included; see :func:`unfold`.
+
+        Ctrl-C clears a line that is not empty.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; the line is gone.
+            KeyboardInterrupt: Ctrl-C on an empty line.
             EOFError: Ctrl-D on an empty line, or the terminal is gone.
         """
-        return unfold(self._session.prompt())
+        return self._session.prompt()
 
 
 def wants_more(text: str) -> bool:
@@ -75,11 +79,14 @@ def wants_more(text: str) -> bool:
 
 
 def unfold(text: str) -> str:
-    """The message that was typed: without fences, and without backslashes at the ends of lines."""
-    if text.startswith(FENCE):
-        inner, _, after = text.removeprefix(FENCE).partition(FENCE)
-        return inner.removeprefix("\n").removesuffix("\n") + after
-    return text.replace("\\\n", "\n")
+    """The message that was typed, without the fence around it."""
+    if not text.startswith(FENCE):
+        return text
+    inner, _, after = text.removeprefix(FENCE).partition(FENCE)
+    return inner.removeprefix("\n").removesuffix("\n") + after
+
+
+_typing = has_focus(DEFAULT_BUFFER)  # and not in the history search
 
 
 def _bindings() -> KeyBindings:
@@ -88,18 +95,26 @@ def _bindings() -> KeyBindings:
     @bindings.add("enter")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if wants_more(buffer.text):
-            buffer.insert_text("\n")
-        else:
+        if not wants_more(buffer.text):
             buffer.validate_and_handle()
+            return
+        if not buffer.text.startswith(FENCE):  # the backslash has done its work
+            buffer.text = buffer.text.removesuffix("\\")
+            buffer.cursor_position = len(buffer.text)
+        buffer.insert_text("\n")
 
     @bindings.add(Keys.BracketedPaste)
     def _(event: KeyPressEvent) -> None:
-        pasted, buffer = event.data.replace("\r\n", "\n").replace("\r", "\n"), event.current_buffer
-        if not buffer.text.startswith(FENCE) and not pasted.startswith(FENCE):
-            # Backslashes at the ends of its lines are text, of which unfold takes one away.
-            pasted = pasted.replace("\\\n", "\\\\\n")
-        buffer.insert_text(pasted)
+        pasted = event.data.replace("\r\n", "\n").replace("\r", "\n")
+        event.current_buffer.insert_text(pasted)
+
+    @bindings.add("<sigint>", filter=_typing)
+    @bindings.add("c-c", filter=_typing)
+    def _(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
     @bindings.add("escape", "enter")
     def _(event: KeyPressEvent) -> None:
@@ -134,7 +149,9 @@ def _matching(words: Sequence[str], start: str) -> Iterable[Completion]:
 
 
 def history_path() -> Path | None:
-    """Where past messages are kept; None where the user has no home."""
+    """The file of past messages; None where ``MLXRUN_HISTORY`` is off or the user has no home."""
+    if os.environ.get("MLXRUN_HISTORY", "").lower() in ("0", "off", "no"):
+        return None
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         if state and Path(state).is_absolute():

@@ -99,13 +99,13 @@ def load_model(
         UsageError: a policy for what is converted already.
         MlxrunError: the model cannot be loaded.
     """
-    from mlxrun import blas
-    from mlxrun import llm as models
-
     path = located(source)
     refuse_policy(path, policy)
-    advice = blas.advice()
-    with Bar(f"Loading {path.name}") as bar:
+    with Bar(f"Loading {path.name}", delay=0) as bar:
+        from mlxrun import blas
+        from mlxrun import llm as models
+
+        advice = blas.advice()
         model = models.load(
             path, dtype=dtype, policy=policy, adapter=adapter or (), wired=wired, progress=bar
         )

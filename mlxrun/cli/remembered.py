@@ -50,9 +50,16 @@ def load(conversation: Conversation, path: Path, say: Say) -> None:
     Raises:
         ConversationError, ParameterError: as ``Conversation.load`` raises them.
     """
-    conversation.load(path)
-    say(f"loaded {len(conversation.messages)} messages from {path}")
+    read(conversation, path, say)
     recall(conversation, path, say)
+
+
+def read(conversation: Conversation, path: Path, say: Say) -> None:
+    """Take over the messages of a saved conversation, and say so; raises as :func:`load`."""
+    model, ours = conversation.load(path), conversation.llm.source
+    say(f"loaded {len(conversation.messages)} messages from {path}")
+    if model and Path(model).name != Path(ours).name:
+        say(f"they were saved with {model}; {Path(ours).name} goes on")
 
 
 def recall(conversation: Conversation, path: Path, say: Say) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mlxrun.cli import remembered
 from mlxrun.cli.conversation import ConversationError
 from mlxrun.cli.settings import SETTINGS, origin
+from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
     from mlxrun.cli.terminal import TerminalChat
@@ -31,19 +32,30 @@ class Command:
     run: Callable[[TerminalChat, str], None]
 
 
-def run(chat: TerminalChat, line: str) -> None:
-    """Run a line that begins with a slash.
+# What begins with a slash and is no path: letters, and then a space or nothing.
+_COMMAND = re.compile(r"/([a-z?]*)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
+
+
+def run(chat: TerminalChat, line: str) -> bool:
+    """Run a line if it is a command; says whether it is.
 
     Raises:
-        MlxrunError: there is no such command, or it cannot do what it is asked for.
+        MlxrunError: it looks like a command and is none, or the command fails.
     """
-    name, _, rest = line.partition(" ")
-    name = name.strip()
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-        nearest = f"Did you mean {near[0]}?" if near else "/help lists all."
-        raise ConversationError(f"there is no command {name}", hint=nearest)
-    COMMANDS[name].run(chat, rest.strip())
+    found = _COMMAND.fullmatch(line)
+    if not found:
+        return False
+    name, rest = f"/{found[1]}", (found[2] or "").strip()
+    command = COMMANDS.get(name.lower())
+    if command is None:
+        near = get_close_matches(found[1], [known[1:] for known in COMMANDS], n=1)
+        if rest and not near:
+            return False
+        nearest = f"Did you mean /{near[0]}?" if near else "/help lists all."
+        hint = f"{nearest} To send it as a message, begin with a space"
+        raise ConversationError(f"there is no command {name}", hint=hint)
+    command.run(chat, rest)
+    return True
 
 
 def _help(chat: TerminalChat, _: str) -> None:
@@ -51,7 +63,8 @@ def _help(chat: TerminalChat, _: str) -> None:
     for command in COMMANDS.values():
         chat.say(f"{command.usage:{width}}  {command.help}")
     chat.say('Alt-Enter, a \\ at the end of a line, or """ around a text: several lines')
-    chat.say("Ctrl-C stops a reply or clears the line; Ctrl-D leaves")
+    chat.say('A message that begins with a space or stands in """ is never a command')
+    chat.say("Ctrl-C stops a reply or clears the line; Ctrl-D on an empty line leaves")
 
 
 def _system(chat: TerminalChat, text: str) -> None:
@@ -62,31 +75,53 @@ def _system(chat: TerminalChat, text: str) -> None:
 
 
 def _set(chat: TerminalChat, text: str) -> None:
-    settings, model = chat.conversation.settings, chat.conversation.llm.defaults
-    if not text:
-        width = max(map(len, settings))
-        groups: dict[str, list[str]] = {"yours": []}
-        for name, value in settings.items():
-            line = f"{name:{width}}  {SETTINGS[name].show(value)}"
-            groups.setdefault(origin(name, value, model), []).append(line)
-        for whose, lines in groups.items():
-            for line in [f"{whose}:", *lines] if lines else ():
-                chat.say(line)
+    conversation = chat.conversation
+    settings, model = conversation.settings, conversation.llm.defaults
+    if text in ("", "reset"):
+        if text:
+            conversation.set(conversation.defaults)
+            chat.think = "show"
+        _list_settings(chat)
         return
     name, written = [*re.split(r"\s*=\s*|\s+", text, maxsplit=1), ""][:2]
     name = name.replace("-", "_")
+    if name == "think":
+        _think(chat, written)
+        return
     if name not in settings:
-        near = get_close_matches(name, settings, n=1, cutoff=0.5)
+        near = get_close_matches(name, [*settings, "think"], n=1, cutoff=0.5)
         nearest = f"Did you mean {near[0]}?" if near else "/set lists all."
         raise ConversationError(f"there is no setting {name}", hint=nearest)
-    setting = SETTINGS[name]
-    if written:
-        settings[name] = setting.read(_words(name, written))
-        chat.say(f"{name}: {setting.show(settings[name])}")
+    setting, about = SETTINGS[name], ""
+    if written == "default":
+        conversation.set({name: conversation.defaults[name]})
+    elif written:
+        conversation.set({name: setting.read(_words(name, written))})
     else:
-        value = settings[name]
-        whose = origin(name, value, model)
-        chat.say(f"{name}: {setting.show(value)}  ({whose}. {setting.help})")
+        whose = origin(name, settings[name], model)
+        about = f"  ({whose}. {setting.help})"
+    chat.say(f"{name}: {setting.show(conversation.settings[name])}{about}")
+
+
+def _list_settings(chat: TerminalChat) -> None:
+    settings, model = chat.conversation.settings, chat.conversation.llm.defaults
+    width = max(map(len, settings))
+    groups: dict[str, list[str]] = {"yours": []}
+    for name, value in settings.items():
+        line = f"{name:{width}}  {SETTINGS[name].show(value)}"
+        groups.setdefault(origin(name, value, model), []).append(line)
+    groups["shown"] = [f"{'think':{width}}  {chat.think}"]
+    for whose, lines in groups.items():
+        for line in [f"{whose}:", *lines] if lines else ():
+            chat.say(line)
+
+
+def _think(chat: TerminalChat, written: str) -> None:
+    if written not in ("", "show", "hide", "default"):
+        raise ParameterError("think", written, "show or hide")
+    if written:
+        chat.think = "hide" if written == "hide" else "show"
+    chat.say(f"think: {chat.think}")
 
 
 def _words(name: str, text: str) -> list[str]:
@@ -105,6 +140,7 @@ def _save(chat: TerminalChat, text: str) -> None:
 
 def _load(chat: TerminalChat, text: str) -> None:
     remembered.load(chat.conversation, _path(text), chat.say)
+    chat.show_last()
 
 
 def _path(text: str) -> Path:
@@ -146,7 +182,9 @@ COMMANDS = {
     "/system": Command(
         "/system [TEXT]", "show or set the system message; none removes it", _system
     ),
-    "/set": Command("/set [NAME [VALUE]]", "show all settings, show one, or set it", _set),
+    "/set": Command(
+        "/set [NAME [VALUE]]", "show all settings, show one, or set it (default: as at first)", _set
+    ),
     "/save": Command("/save FILE", "write the conversation to a file", _save),
     "/load": Command("/load FILE", "continue a saved conversation", _load),
     "/undo": Command("/undo", "take the last exchange back", _undo),

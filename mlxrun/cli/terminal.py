@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mlxrun.cli import slash
-from mlxrun.cli.console import Bar, complain, dim, visible
-from mlxrun.cli.conversation import ROOM, Conversation, Pieces
-from mlxrun.errors import MlxrunError
+from mlxrun.cli.console import Bar, complain, dim, noticing_interrupts, visible
+from mlxrun.cli.conversation import Conversation, Pieces
+from mlxrun.cli.editor import unfold
+from mlxrun.cli.screen import Writer, typing_waits
+from mlxrun.errors import ContextLengthError, MlxrunError
 
 if TYPE_CHECKING:
+    from mlxrun.cli.thinking import Think
     from mlxrun.generation.request import Usage
+
+# What to do about a full context.
+ROOM = "/undo takes back the last exchange, /clear starts anew, chat --window N forgets as it goes"
+# Exchanges of a loaded conversation that are shown.
+RECALLED = 2
 
 
 class TerminalChat:
@@ -23,42 +30,45 @@ class TerminalChat:
 
     Args:
         conversation: it may hold messages already.
-        read: the next message; raises KeyboardInterrupt and EOFError as ``Editor.read`` does.
+        read: the next message as it was typed; raises KeyboardInterrupt and EOFError as
+            ``Editor.read`` does.
         stats: whether to show what each reply costs.
+        think: whether to show what the model thinks before it replies.
 
     Attributes:
-        stats: the same, as it is now.
+        stats, think: the same, as they are now.
     """
 
     def __init__(
-        self, conversation: Conversation, read: Callable[[], str], *, stats: bool = False
+        self,
+        conversation: Conversation,
+        read: Callable[[], str],
+        *,
+        stats: bool = False,
+        think: Think = "show",
     ) -> None:
         self.conversation, self.stats = conversation, stats
+        self.think: Think = think
         self._read = read
         self._retries = 0
 
     def run(self) -> None:
         """Go on until the user leaves."""
-        interrupted = False
-        while True:
-            try:
-                text = self._read()
-                self._handle(text)
-                interrupted = False
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                if interrupted:
+        with typing_waits():
+            while True:
+                try:
+                    self._handle(self._read())
+                except EOFError:
                     return
-                interrupted = True
-                self.say("(Ctrl-C once more, or Ctrl-D, leaves)")
+                except KeyboardInterrupt:
+                    self.say("(Ctrl-D leaves)")
 
-    def _handle(self, text: str) -> None:
+    def _handle(self, typed: str) -> None:
         try:
-            if text.startswith("/"):
-                slash.run(self, text)
-            elif text.strip():
+            if not slash.run(self, typed) and (text := unfold(typed)).strip():
                 self._show(self.conversation.ask, text)
+        except ContextLengthError as error:
+            complain(f"{error.message}. {ROOM}")
         except (MlxrunError, OSError, RuntimeError, ValueError) as error:
             complain(str(error))  # of a path, say: no reason to lose what was said
 
@@ -77,26 +87,50 @@ class TerminalChat:
             seed = (seed + self._retries) % 2**64
         self._show(self.conversation.retry, seed=seed)
 
-    def _show(self, reply: Callable[..., Pieces], *args: str, **options: Any) -> None:
-        begun = False
-        with Interrupt() as stopped, Bar("Reading the conversation", count="tokens") as bar:
-            pieces = reply(*args, stopped=stopped, progress=bar, **options)
-            with closing(pieces), suppress(KeyboardInterrupt):
-                for text in pieces:
-                    bar.stop()
-                    begun = begun or bool(text)
-                    sys.stdout.write(visible(text))
-                    sys.stdout.flush()
-        print(flush=True)
-        self._explain(begun)
+    def show_last(self) -> None:
+        """Show the last exchanges of a conversation that was loaded."""
+        messages = self.conversation.messages
+        shown = messages[-2 * RECALLED :]
+        if len(shown) < len(messages):
+            self.say(f"[{len(messages) - len(shown)} messages before these]")
+        for message in shown:
+            if message["role"] == "user":
+                self.say(f"> {message['content']}")
+            else:
+                writer = Writer("hide")
+                writer.write(visible(self.conversation.thinking.answer(message["content"])), False)
+                writer.end_line()
 
-    def _explain(self, begun: bool) -> None:
+    def _show(self, reply: Callable[..., Pieces], *args: str, **options: Any) -> None:
+        writer = Writer(self.think)
+        bar = Bar("Reading the conversation", count="tokens")
+
+        def stopping() -> None:
+            writer.end_line()
+            self.say("stopping ...")
+
+        with Interrupt() as stopped, noticing_interrupts(stopping), bar:
+            pieces = reply(*args, stopped=stopped, progress=bar, **options)
+            try:
+                with closing(pieces), suppress(KeyboardInterrupt):
+                    for text, thought in self.conversation.spans(pieces):
+                        bar.stop()
+                        writer.write(visible(text), thought)
+            finally:
+                with suppress(OSError):  # a terminal that is gone
+                    writer.end_line()
+        self._explain(writer)
+
+    def _explain(self, writer: Writer) -> None:
         """Say why a reply ended early, and what it cost."""
         conversation = self.conversation
         if conversation.finish_reason == "cancelled":
-            self.say("[stopped]" if begun else "[stopped before the reply: nothing was kept]")
+            kept = "" if writer.begun else " before the reply: nothing was kept"
+            self.say(f"[stopped{kept}]")
         elif conversation.finish_reason == "length":
             self.say(f"[cut off: {self._limit()}]")
+        if writer.begun and not writer.answered and self.think == "hide":
+            self.say("[all of it was thinking; /set think show shows that]")
         if self.stats and conversation.usage:
             self.say(f"[{self._cost(conversation.usage)}]")
 

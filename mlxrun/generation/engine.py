@@ -171,6 +171,9 @@ def prefill(
     turn = session.turn
     for cache in session.cache:
         cache.prompt = len(prompt)
+    if progress:
+        progress(start, len(prompt))
+        session.check(turn)
     while len(prompt) - start > PREFILL_CHUNK:
         part = prompt[start : start + PREFILL_CHUNK]
         model(mx.array([part]), session.cache, last_only=True)

@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_a_pipe_that_fills_the_context(mlxrun_cli, model):
     result = mlxrun_cli("chat", model, *GREEDY, stdin=b"one\n" + b"x" * 300 + b"\ntwo\n")
     assert result.code == 1
     assert len(result.out) > 0 and "chat --window N" in result.error
+    assert "/undo" not in result.error  # which a pipe sends as a message
 
 
 def test_a_window_makes_room(mlxrun_cli, model):
@@ -158,7 +160,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(tmp_path: Path, *args: object) -> Iterator[Terminal]:
+def terminal(tmp_path: Path, *args: object, program: str = "mlxrun") -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     environment = os.environ | {
@@ -167,7 +169,7 @@ def terminal(tmp_path: Path, *args: object) -> Iterator[Terminal]:
         "XDG_STATE_HOME": str(tmp_path / "state"),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "mlxrun", *map(str, args)],
+        [*([sys.executable, "-m", program] if program else []), *map(str, args)],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -191,6 +193,7 @@ def _own_terminal() -> None:
 
 def test_a_terminal(model, tmp_path):
     with terminal(tmp_path, "chat", model, "--temp", "0", *LETTERS, "--stats") as screen:
+        screen.expect("^Loading ")  # at once
         screen.expect("/help lists the commands.*>")
         screen.type("/set max_tokens 5\r")
         screen.expect(r"max_tokens: 5\s.*>")
@@ -203,8 +206,8 @@ def test_a_terminal(model, tmp_path):
         screen.expect("piece")
         screen.type("\x03")  # while the reply streams
         screen.expect(r"\[stopped\].*>")
-        screen.type("half a line\x03")
-        screen.expect("Ctrl-C once more.*>")
+        screen.type("half a line\x03other half\x03\x03\x03")
+        screen.expect(r"Ctrl-D leaves.*Ctrl-D leaves.*>")
         screen.type("/set max_tokens 4\r")
         screen.expect(r"max_tokens: 4\s.*>")
         screen.type("\x1b[A\x1b[A\r")  # history: the message before
@@ -217,6 +220,65 @@ def test_a_terminal(model, tmp_path):
     assert [m["content"] for m in stored["messages"][::2]] == ["hello", "more", "more"]
     assert stored["messages"][3]["stopped"] is True
     assert "hello" in (tmp_path / "state" / "mlxrun" / "chat_history").read_text()
+
+
+def test_typing_during_a_reply_waits_for_the_next_prompt(model, tmp_path):
+    with terminal(tmp_path, "chat", model, "--temp", "0", *LETTERS) as screen:
+        screen.expect("/help lists the commands.*>")
+        screen.type("/set max_tokens none\r")
+        screen.expect(r"max_tokens: none\s.*>")
+        screen.type("hello\r")
+        screen.expect(r"hello\s+\w\w")
+        screen.type("typed\x1b\rahead")  # Alt-Enter: a message of two lines
+        reply = screen.expect(r"\[cut off: the context is full.*>")
+        assert "typed" not in reply
+        screen.expect("typed.*ahead")
+        screen.type("\r")
+        screen.expect("error: the prompt has.*>")
+        screen.type("\x1b[A")
+        screen.expect("typed.*ahead")
+        screen.type("\x03\x04")
+        assert screen.process.wait(30) == 0
+
+
+def test_a_terminal_that_closes_during_a_reply(mlxrun_cli, model, tmp_path):
+    file = tmp_path / "talk.json"
+    with terminal(
+        tmp_path, "chat", model, "--temp", "0", *LETTERS, "-n", "200", "--save", file
+    ) as screen:
+        screen.expect("/help lists the commands.*>")
+        screen.type("hello\r")
+        screen.expect(r"hello\s+\w\w")
+        screen.process.send_signal(signal.SIGHUP)
+        screen.expect(r"\nsaved 2 messages")
+        assert screen.process.wait(30) == 129
+
+
+def test_loading_shows_what_was_loaded(mlxrun_cli, model, tmp_path):
+    file = tmp_path / "talk.json"
+    turn = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    later = [{"role": "user", "content": "last"}, {"role": "assistant", "content": "words"}]
+    stored = {"format": "mlxrun-chat", "version": 1, "model": "models/other.gguf"}
+    file.write_text(json.dumps(stored | {"messages": turn * 3 + later}))
+    with terminal(tmp_path, "chat", model, "--load", file) as screen:
+        screen.expect(f"loaded 8 messages from {file}")
+        screen.expect(r"saved with models/other.gguf; tiny.gguf goes on")
+        screen.expect(r"\[4 messages before these\]\s+> one\s+two\s+> last\s+words\s+>")
+    piped = mlxrun_cli("chat", model, "--load", file, stdin=b"")
+    assert (piped.out, len(piped.err.splitlines())) == ("", 2)
+
+
+def test_a_chat_typed_into_a_pipe_has_a_prompt(model, tmp_path):
+    """As in ``mlxrun chat | tee log``."""
+    log = tmp_path / "log"
+    shell = 'exec "$0" -m mlxrun chat "$1" -n 8 > "$2"'
+    with terminal(tmp_path, *("sh", "-c", shell, sys.executable, model, log), program="") as screen:
+        screen.expect(r"Talking with .*Each line is a message, Ctrl-D leaves\.\s+> ")
+        screen.type("hello\n")
+        screen.expect("> ")
+        screen.type("\x04")
+        assert screen.process.wait(30) == 0
+    assert log.read_text() and "Talking" not in log.read_text()
 
 
 def test_a_chat_that_was_saved_goes_on_without_reading_again(mlxrun_cli, model, tmp_path):

@@ -23,7 +23,20 @@ def test_visible_has_no_control_characters(text):
     assert not [c for c in visible(text) if unicodedata.category(c) == "Cc" and c not in "\n\t"]
 
 
-@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t")))
+# They turn the direction of text around: a file named so shows as another one.
+TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def test_visible_lets_nothing_turn_text_around():
+    assert visible(f"a{TURNING}b") == "a" + "\ufffd" * len(TURNING) + "b"
+
+
+@given(
+    st.text(
+        st.characters(exclude_categories=["Cc", "Cs"], exclude_characters=TURNING)
+        | st.sampled_from("\n\t")
+    )
+)
 def test_visible_keeps_all_other_text(text):
     assert visible(text) == text
 

@@ -33,6 +33,7 @@ def typed(keys: str, history: Path | None = None, reads: int = 1) -> list[str]:
         ("hello" + ENTER, "hello"),
         ("a" + ALT_ENTER + "b" + ENTER, "a\nb"),
         ("a\\" + ENTER + "b" + ENTER, "a\nb"),
+        ("half a line\x03" + "other" + ENTER, "other"),
         ('"""a' + ENTER + ENTER + 'b"""' + ENTER, "a\n\nb"),
         ('"""' + ENTER + "a\\" + ENTER + "b" + ENTER + '"""' + ENTER, "a\\\nb"),
         (PASTE.format("one\ntwo\n\nthree") + ENTER, "one\ntwo\n\nthree"),
@@ -43,7 +44,15 @@ def typed(keys: str, history: Path | None = None, reads: int = 1) -> list[str]:
     ],
 )
 def test_one_message(keys, message):
-    assert typed(keys) == [message]
+    assert [unfold(line) for line in typed(keys)] == [message]
+
+
+def test_a_pasted_backslash_is_shown_as_it_is():
+    assert typed(PASTE.format("make \\\n  all") + ENTER) == ["make \\\n  all"]
+
+
+def test_a_fence_is_left_for_the_reader_of_commands():
+    assert typed('"""/help"""' + ENTER) == ['"""/help"""']
 
 
 @given(st.text("ab\\\n", max_size=20))
@@ -54,7 +63,9 @@ def test_what_is_sent_has_no_open_end(text):
 
 def test_control_keys():
     with pytest.raises(KeyboardInterrupt):
-        typed("half a line\x03")
+        typed("\x03")
+    with pytest.raises(KeyboardInterrupt):
+        typed("half a line\x03\x03")
     with pytest.raises(EOFError):
         typed("\x04")
 
@@ -125,6 +136,12 @@ def test_history_path(monkeypatch, tmp_path):
     assert history_path() == tmp_path / ".local/state/mlxrun/chat_history"
     monkeypatch.setattr("sys.platform", "darwin")
     assert history_path() == tmp_path / "Library/Application Support/mlxrun/chat_history"
+
+
+@pytest.mark.parametrize("value", ["0", "off", "OFF", "no"])
+def test_no_history_where_it_is_off(monkeypatch, value):
+    monkeypatch.setenv("MLXRUN_HISTORY", value)
+    assert history_path() is None
 
 
 def test_no_home(monkeypatch):

@@ -54,10 +54,34 @@ def test_leaving(talk, leave):
     assert users(chat) == ["one"]
 
 
-def test_interrupt_clears_the_line_and_twice_leaves(talk):
-    chat, shown = talk(KeyboardInterrupt, "one", KeyboardInterrupt, KeyboardInterrupt, "never")
-    assert users(chat) == ["one"]
-    assert shown.count("Ctrl-C once more") == 2
+def test_interrupts_never_leave(talk):
+    chat, shown = talk(KeyboardInterrupt, "one", KeyboardInterrupt, KeyboardInterrupt, "two")
+    assert users(chat) == ["one", "two"]
+    assert shown.count("(Ctrl-D leaves)") == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/usr/bin/env: no such file", "/usr/bin/env: no such file"),
+        ("/etc/passwd", "/etc/passwd"),
+        ("/2 of it", "/2 of it"),
+        ("/tmp is full", "/tmp is full"),
+        (" /help", " /help"),
+        ('"""/help"""', "/help"),
+        ('"""/etc/passwd is what?"""', "/etc/passwd is what?"),
+    ],
+)
+def test_a_message_may_begin_with_a_slash(talk, line, message):
+    chat, shown = talk(line)
+    assert users(chat) == [message] and "error" not in shown
+
+
+def test_what_nearly_is_a_command_is_no_message(talk):
+    chat, shown = talk("/sav notes", "/xyzzy", "/HELP")
+    assert users(chat) == []
+    assert shown.count("To send it as a message, begin with a space") == 2
+    assert 'A message that begins with a space or stands in """ is never a command' in shown
 
 
 def test_help_names_every_command(talk):
@@ -70,8 +94,10 @@ def test_help_names_every_command(talk):
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("/stat", "there is no command /stat. Did you mean /stats?"),
-        ("/xyzzy", "there is no command /xyzzy. /help lists all."),
+        ("/stat", "there is no command /stat. Did you mean /stats? To send it as a message,"),
+        ("/xyzzy", "there is no command /xyzzy. /help lists all. To send it as a message,"),
+        ("/set logit_bias 99999999=3", "logit_bias must be "),
+        ("/set think maybe", "think must be show or hide, not 'maybe'"),
         ("/set temprature 1", "there is no setting temprature. Did you mean temperature?"),
         ("/set temperature 200", "temperature must be a number between 0 and 100, not 200"),
         ("/set top_k many", "top_k must be a whole number between 0 and 2147483647, not 'many'"),
@@ -107,7 +133,7 @@ def test_set_alone_shows_what_set_takes(talk):
     chat, shown = talk("/set stop '\\n' x", "/set")
     before = dict(chat.conversation.settings)
     lines = [line for line in shown.splitlines() if ":" not in line.split()[0]]
-    assert len(lines) == len(before)
+    assert len(lines) == len(before) + 1  # and think
     again, _ = talk(*(f"/set {line}" for line in lines))
     assert again.conversation.settings == before
 
@@ -115,6 +141,20 @@ def test_set_alone_shows_what_set_takes(talk):
 def test_set_can_empty_lists(talk):
     chat, _ = talk("/set stop a b", "/set stop none")
     assert chat.conversation.settings["stop"] == ()
+
+
+def test_set_back_to_the_defaults(talk):
+    chat, _ = talk("/set top_k 7", "/set temperature 0", "/set think hide", "/set top_k default")
+    assert chat.conversation.settings["top_k"] == chat.conversation.defaults["top_k"] != 7
+    assert chat.conversation.settings["temperature"] == 0 and chat.think == "hide"
+    chat, _ = talk("/set think hide", "/set reset")
+    assert chat.conversation.settings == chat.conversation.defaults
+    assert chat.think == "show"
+
+
+def test_a_value_that_the_model_cannot_have_changes_nothing(talk):
+    chat, shown = talk("/set logit_bias 99999999=3", "one")
+    assert users(chat) == ["one"] and chat.conversation.settings["logit_bias"] == {}
 
 
 def test_system(talk):
@@ -158,6 +198,7 @@ def test_save_and_load(talk, tmp_path):
     file = tmp_path / "my chat.json"
     _, shown = talk("one", f"/save {file}", "/clear", f"/load {file}")
     assert f"saved 2 messages to {file}" in shown and f"loaded 2 messages from {file}" in shown
+    assert "> one\n" in shown  # the transcript
     chat, shown = talk("/stats", "two")
     assert users(chat) == ["one", "two"]
     cached = re.search(r"(\d+) of \d+ prompt tokens cached", shown)

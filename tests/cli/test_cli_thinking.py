@@ -1,0 +1,102 @@
+"""Thinking is told from the answer wherever a reply is cut into pieces."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.cli.conversation import Conversation
+from mlxrun.cli.settings import chat_defaults
+from mlxrun.cli.thinking import MARKERS, Splitter, Thinking
+from mlxrun.generation.request import Chunk
+
+THINKS = {"<think>": "</think>"}
+CASES = [
+    (None, "plain", "", "plain"),
+    (None, "<think>why</think>because", "why", "because"),
+    (None, "<think>\nwhy\n</think>\n\nbecause", "why\n", "because"),
+    (None, "\n<think>why</think>because", "why", "\nbecause"),
+    (None, "<think>never closed", "never closed", ""),
+    (None, "<think></think>\n\nat once", "", "at once"),
+    (None, "<think>a</think>one\n<think>b</think>two", "ab", "one\ntwo"),
+    (None, "<think>a</think> <think>b</think> two", "ab", "two"),
+    (None, "Write <think> to think, </think> to end", "", None),
+    (None, "a < b <th", "", None),
+    ("</think>", "why</think>because", "why", "because"),
+    ("</think>", "why <think> it</think>\nbecause", "why <think> it", "because"),
+    ("</think>", "why</thin", "why</thin", ""),
+]
+
+
+@pytest.mark.parametrize(("closing", "reply", "thought", "answer"), CASES)
+@given(cuts=st.sets(st.integers(0, 45)))
+def test_thinking_and_answer_of_a_reply_in_pieces(closing, reply, thought, answer, cuts):
+    splitter = Splitter(THINKS, closing)
+    ends = [0, *sorted(cut for cut in cuts if cut < len(reply)), len(reply)]
+    spans = []
+    for start, end in zip(ends, ends[1:], strict=False):
+        spans += splitter.add(reply[start:end])
+    spans += splitter.finish()
+    assert all(text for text, _ in spans)
+    assert "".join(text for text, thinks in spans if thinks) == thought
+    assert "".join(text for text, thinks in spans if not thinks) == (
+        reply if answer is None else answer
+    )
+
+
+def test_only_what_may_be_a_marker_is_held_back():
+    splitter = Splitter(THINKS)
+    assert splitter.add("1 < 2") == [("1 < 2", False)]
+    assert splitter.add(" and <") == [(" and ", False)]
+    assert splitter.add("3") == [("<3", False)]
+
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+OPENED = TEMPLATE + "[assistant]<think>\n{# ... </think> #}"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> mlxrun.LLM:
+    return load(tmp_path_factory.mktemp("plain"), TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory) -> mlxrun.LLM:
+    return load(tmp_path_factory.mktemp("thinker"), OPENED)
+
+
+def load(folder: Path, template: str) -> mlxrun.LLM:
+    return mlxrun.load(Tiny(keys={"context_length": 256}, template=template).write(folder / "x.gguf"))
+
+
+def test_markers_are_those_of_the_template(plain, thinker):
+    assert Thinking(plain.tokenizer).markers == {}
+    assert Thinking(thinker.tokenizer).markers == THINKS
+
+
+def test_a_prompt_may_open_the_thinking(thinker):
+    chat = Conversation(thinker, thinker.session(), settings=chat_defaults() | {"max_tokens": 8})
+    spans = list(chat.spans(chat.ask("one")))
+    assert spans and all(thought for _, thought in spans)
+    assert chat.messages[-1]["content"].strip()  # raw
+
+
+def test_the_answer_of_a_stored_reply(thinker):
+    thinking = Thinking(thinker.tokenizer)
+    for reply in ("<think>why</think>\n\nbecause", "why</think>\n\nbecause", "because"):
+        assert thinking.answer(reply) == "because"
+
+
+def test_markers_that_are_control_tokens_are_spelled(thinker):
+    """A reply's text leaves control tokens out."""
+    thinking = Thinking(thinker.tokenizer)
+    thinking.controls = {7: "[THINK]", 8: "[/THINK]"}
+    chunks = [Chunk("", (7,)), Chunk("why", (20,)), Chunk("", (8,)), Chunk("because", (21,))]
+    assert "".join(map(thinking.spell, chunks)) == "[THINK]why[/THINK]because"
+    assert replace(chunks[0]).text == "" and "[THINK]" in MARKERS
