@@ -119,9 +119,11 @@ def _depth(context: int) -> str:
 
 
 def number(text: str) -> int | None:
-    """What ``128`` and ``4k`` mean; k is 1024. None for what is no such number."""
-    match = re.fullmatch(r"([0-9]{1,19})([km]?)", text.strip().lower())
-    return int(match[1]) * _UNITS[match[2]] if match else None
+    """What ``128``, ``4k`` and ``1e3`` mean; k is 1024. None for what is no such number."""
+    match = re.fullmatch(r"([0-9]{1,19})(?:e([0-9]{1,2})|([km]?))", text.strip().lower())
+    if not match:
+        return None
+    return int(match[1]) * (10 ** int(match[2]) if match[2] else _UNITS[match[3]])
 
 
 def counts(name: str, text: str, *, least: int = 0) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
+from mlxrun.cli.sections import option_in
 
 Adapters = list[tuple[str, float]]
 
 
 def adapter_option(verb: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """``--adapter PATH[:SCALE]``, any number of times; ``verb`` says what happens to them."""
-    return click.option(
+    return option_in("Loading")(
         "--adapter",
         multiple=True,
         callback=strengths,

@@ -13,17 +13,19 @@ import click
 from mlxrun.bench.workload import behind, plan, ragged
 from mlxrun.cli.bench_options import Asked, with_dataset, with_rivals, with_telling, with_tests
 from mlxrun.cli.caches import with_attention, with_cache_types
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import json_of, note
 from mlxrun.cli.loading import load_model, located, with_loading
 from mlxrun.cli.roofline import print_roofline, roofline_facts, with_roofline
+from mlxrun.cli.sections import Command
 
 if TYPE_CHECKING:
     from mlxrun.bench.results import Results
     from mlxrun.cli.bench_dataset import Dataset, Study
 
 
-@click.command("bench")
-@click.argument("model")
+@click.command("bench", cls=Command)
+@click.argument("model", type=ModelName())
 @with_tests
 @with_dataset
 @with_rivals

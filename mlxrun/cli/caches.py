@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mlxrun.cache.sparsity import pattern
-from mlxrun.cache.types import NAMES, cache_type
+from mlxrun.cache.types import BY_CHANNEL, NAMES, cache_type
+from mlxrun.cli.sections import option_in
 from mlxrun.errors import ParameterError
 
 Command = Callable[..., None]
 
 
 class CacheType(click.ParamType[str]):
-    """A type of cache by its name, checked before anything is loaded."""
+    """A type of cache by its name, checked before anything is loaded.
+
+    Args:
+        names: what a shell completes.
+    """
 
     name = "TYPE"
+
+    def __init__(self, names: Sequence[str] = NAMES) -> None:
+        self._names = names
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
@@ -25,6 +34,11 @@ class CacheType(click.ParamType[str]):
         except ParameterError as error:
             self.fail(str(error), param, ctx)
         return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
 
 
 class _Attention(click.ParamType[str]):
@@ -42,7 +56,7 @@ class _Attention(click.ParamType[str]):
 
 def with_attention(command: Command) -> Command:
     """Give a command ``--attention``."""
-    return click.option(
+    return option_in("KV cache")(
         "--attention",
         type=_Attention(),
         metavar="PATTERN",
@@ -54,10 +68,13 @@ def with_attention(command: Command) -> Command:
 
 def with_cache_types(command: Command) -> Command:
     """Give a command ``--cache-type-k`` and ``--cache-type-v``."""
-    for letter, what, more in (("v", "values", ""), ("k", "keys", "; by channel, q4c")):
-        command = click.option(
+    keys = (*NAMES, *BY_CHANNEL)
+    for letter, what, names, more in (
+        ("v", "values", NAMES, ""), ("k", "keys", keys, "; by channel, q4c")
+    ):  # fmt: skip
+        command = option_in("KV cache")(
             f"--cache-type-{letter}",
-            type=CacheType(),
+            type=CacheType(names),
             metavar="TYPE",
             help=f"How the cache stores {what}: {', '.join(NAMES)}, or with a group, q4/32{more}.  "
             "[default: as activations]",

@@ -13,10 +13,12 @@ import click
 
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_attention, with_cache_types
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import note, visible
 from mlxrun.cli.counts import TokenCount
 from mlxrun.cli.default_model import DefaultModel, default_model
 from mlxrun.cli.loading import load_model, usage_line, with_loading
+from mlxrun.cli.sections import Command
 from mlxrun.cli.settings import Values, chat_defaults, given, with_settings, with_template_vars
 from mlxrun.errors import SourceError
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from mlxrun.cli.thinking import Think
 
 
-@click.command("chat")
-@click.argument("model", required=False)
+@click.command("chat", cls=Command)
+@click.argument("model", type=ModelName(), required=False)
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--load", "saved", type=click.Path(), metavar="FILE", help="Continue a saved chat.")
 @click.option(

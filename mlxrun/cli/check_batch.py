@@ -8,13 +8,15 @@ from dataclasses import asdict
 import click
 
 from mlxrun.cli.adapters import Adapters
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, Output, table
 from mlxrun.cli.counts import TokenCount
 from mlxrun.cli.loading import load_model, with_loading
+from mlxrun.cli.sections import Command
 
 
-@click.command("check-batch")
-@click.argument("model")
+@click.command("check-batch", cls=Command)
+@click.argument("model", type=ModelName())
 @click.option(
     "--requests", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many."
 )

@@ -10,6 +10,7 @@ import click
 
 from mlxrun.cli.adapters import Adapters, strengths
 from mlxrun.cli.caches import CacheType
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import DTYPES, POLICIES, load_model, located
 from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
@@ -74,8 +75,8 @@ class Side:
 
 
 @click.command("compare")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", type=ModelName())
+@click.argument("b", type=ModelName())
 @click.argument("file")
 @with_windows
 @with_sides

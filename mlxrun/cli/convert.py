@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.adapters import Adapters, adapter_option
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, Output, size, table
 from mlxrun.cli.loading import DTYPES, POLICIES, located
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command("convert")
-@click.argument("source")
+@click.argument("source", type=ModelName())
 @click.option(
     "-o",
     "--output",

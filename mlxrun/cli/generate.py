@@ -12,8 +12,10 @@ import click
 
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_attention, with_cache_types
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, note, size, visible
 from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
+from mlxrun.cli.sections import Command
 from mlxrun.cli.settings import Values, defaults, given, with_settings, with_template_vars
 from mlxrun.errors import ContextLengthError
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
 LONGEST_PROMPT = 100_000_000
 
 
-@click.command("generate")
-@click.argument("model")
+@click.command("generate", cls=Command)
+@click.argument("model", type=ModelName())
 @click.option(
     "-p", "--prompt", "prompts", multiple=True, metavar="TEXT", help="The prompt; - is stdin."
 )

@@ -9,17 +9,19 @@ from typing import Any
 import click
 
 from mlxrun.cli.caches import with_cache_types
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, size, table
 from mlxrun.cli.counts import MOST, TokenCount
 from mlxrun.cli.loading import POLICIES, located, refuse_policy
+from mlxrun.cli.sections import Command
 from mlxrun.cli.worked import print_work, with_chips
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
 
 
-@click.command("inspect")
-@click.argument("model")
+@click.command("inspect", cls=Command)
+@click.argument("model", type=ModelName())
 @click.option(
     "--context",
     type=TokenCount(),

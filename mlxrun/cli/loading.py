@@ -11,6 +11,7 @@ import click
 
 from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.console import Bar, note, size
+from mlxrun.cli.sections import option_in
 
 if TYPE_CHECKING:
     from mlxrun.generation.request import Chunk, Usage
@@ -31,18 +32,18 @@ def with_loading(command: Command) -> Command:
         click.option(
             "-v", "--verbose", is_flag=True, help="Tell what was chosen and what it cost."
         ),
-        click.option(
+        option_in("Loading")(
             "--policy",
             type=click.Choice(POLICIES),
             help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU up to half "
             "of the free memory, else near]",
         ),
-        click.option(
+        option_in("Loading")(
             "--dtype",
             type=click.Choice(DTYPES),
             help="Type of the activations.  [default: float32 on the CPU, half precision on a GPU]",
         ),
-        click.option(
+        option_in("Loading")(
             "--wired",
             is_flag=True,
             help="Keep the model's memory from being swapped out, as far as the device recommends "

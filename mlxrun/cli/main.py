@@ -13,6 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
@@ -90,10 +91,15 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with its exit code."""
+    from mlxrun.cli.console import note, noticing_interrupts
+
     _leave_cleanly()
     if not _debugging():
         os.environ["RUST_BACKTRACE"] = "0"  # a tokenizer that panics is one line of ours
-    sys.exit(run(args))
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    with noticing_interrupts(lambda: note("stopping ...")) if shown else nullcontext():
+        code = run(args)
+    sys.exit(code)
 
 
 def run(args: Sequence[str] | None = None) -> int:

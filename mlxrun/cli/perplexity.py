@@ -9,13 +9,15 @@ import click
 
 from mlxrun.cli.adapters import Adapters
 from mlxrun.cli.caches import with_cache_types
+from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import load_model, with_loading
 from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
+from mlxrun.cli.sections import Command
 
 
-@click.command("perplexity")
-@click.argument("model")
+@click.command("perplexity", cls=Command)
+@click.argument("model", type=ModelName())
 @click.argument("file")
 @with_windows
 @with_cache_types

@@ -38,7 +38,19 @@ GGUF's `general.sampling.*` names them, and else mlxrun's. `mlxrun inspect`, `-v
 chat tell which.
 
 `MLXRUN_DEBUG=1` shows the traceback of an error. `MLXRUN_BLAS` names the BLAS library that MLX is
-to use on Linux, or switches the search for one off with `0`.
+to use on Linux, or switches the search for one off with `0`. `MLXRUN_HISTORY=off` keeps what is
+typed into a chat out of the history file.
+
+## Completion in a shell
+
+Commands, options, types of caches and models: a MODEL is completed from the Hugging Face cache, and
+from `.gguf` files and model directories in the current folder (or the one that is typed).
+
+| shell | line | in |
+|---|---|---|
+| bash (4.4 or newer) | `eval "$(_MLXRUN_COMPLETE=bash_source mlxrun)"` | `~/.bashrc` |
+| zsh | `eval "$(_MLXRUN_COMPLETE=zsh_source mlxrun)"` | `~/.zshrc` |
+| fish | `_MLXRUN_COMPLETE=fish_source mlxrun \\| source` | `~/.config/fish/config.fish` |
 """
 
 

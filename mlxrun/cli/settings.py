@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from mlxrun.bench.workload import number
+from mlxrun.cli.sections import option_in
 from mlxrun.errors import ParameterError
 from mlxrun.generation.request import Request, SamplingParams
 from mlxrun.sampling_defaults import RECOMMENDABLE, SamplingDefaults
@@ -231,7 +232,7 @@ def _option(setting: Setting, default: Any) -> Callable[[Command], Command]:
     spellings = [name for name in (setting.alias, setting.option) if name]
     repeatable = " Repeatable." if setting.many else ""
     whose = "the model's, else " if setting.name in RECOMMENDABLE else ""
-    return click.option(
+    return option_in("Sampling" if setting.name in _SAMPLING else "Options")(
         *spellings,
         setting.name,
         type=_Value(setting),
@@ -271,9 +272,9 @@ def given(options: Mapping[str, Any]) -> Values:
     """What the command line set, out of all its options."""
     values: Values = {}
     for name, setting in SETTINGS.items():
-        option = options.get(name)
-        if option:
-            values[name] = setting.read(_flat(option) if setting.many else option)
+        words = options.get(name)
+        if words:
+            values[name] = setting.read(_flat(words) if setting.many else words)
     return values
 
 

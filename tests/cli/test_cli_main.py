@@ -190,3 +190,15 @@ def test_full_output_device(model):
         )
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1 and b"No space left on device: the output" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["chat", "generate"])
+def test_options_stand_under_headings(mlxrun_cli, name):
+    shown = mlxrun_cli(name, "--help").out
+    parts = {}
+    for heading in ("Loading", "KV cache", "Sampling", "Options"):
+        shown, found, parts[heading] = shown.rpartition(f"\n{heading}:\n")
+        assert found
+    assert "--temperature" in parts["Sampling"] and "--cache-type-k" in parts["KV cache"]
+    assert "--adapter" in parts["Loading"] and "--system" in parts["Options"]
+    assert "--help" in parts["Options"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def shown(pieces: list[str], width: int) -> list[str]:
 @given(cuts=st.sets(st.integers(1, 20)))
 def test_words_stay_whole(text, lines, cuts):
     ends = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    pieces = [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    pieces = [text[start:end] for start, end in pairwise(ends)]
     found = [line.rstrip() for line in shown(pieces, 10)]
     if "incompreh" in lines[-2:]:  # where such a word begins is no matter
         assert "".join(found) == text.replace(" ", "")

@@ -153,7 +153,7 @@ def test_set_back_to_the_defaults(talk):
 
 
 def test_a_value_that_the_model_cannot_have_changes_nothing(talk):
-    chat, shown = talk("/set logit_bias 99999999=3", "one")
+    chat, _ = talk("/set logit_bias 99999999=3", "one")
     assert users(chat) == ["one"] and chat.conversation.settings["logit_bias"] == {}
 
 
