@@ -145,9 +145,17 @@ class MemoryLimitError(MlxrunError):
     ) -> None:
         self.needed, self.available = needed, available
         super().__init__(
-            f"{what} needs {needed / 1e6:.1f} MB, and {available / 1e6:.1f} MB are available",
-            hint=hint,
+            f"{what} needs {_size(needed)}, and {_size(available)} are available", hint=hint
         )
+
+
+def _size(nbytes: float) -> str:
+    """Bytes for people, so exact that what does not fit by a little is seen not to."""
+    amount, unit = nbytes / 1e6, "MB"
+    for larger in ("GB", "TB"):
+        if amount >= 10_000:
+            amount, unit = amount / 1000, larger
+    return f"{amount:.1f} {unit}"
 
 
 class EngineClosedError(MlxrunError):

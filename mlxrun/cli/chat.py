@@ -191,7 +191,7 @@ def _pipe(conversation: Conversation, name: str, *, stats: bool, think: Think) -
         for text, thought in conversation.spans(conversation.ask(line)):
             writer.write(visible(text), thought)
         print(flush=True)
-        if writer.begun and not writer.answered and think == "hide":
+        if writer.all_hidden:
             note("all of this reply was thinking; --think show shows that")
         if stats and conversation.usage:
             note(usage_line(conversation.usage))

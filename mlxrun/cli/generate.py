@@ -20,6 +20,7 @@ from mlxrun.cli.settings import Values, defaults, given, with_settings, with_tem
 from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
+    from mlxrun.cli.thinking import Think
     from mlxrun.generation.request import Usage
     from mlxrun.llm import LLM
 
@@ -48,6 +49,12 @@ LONGEST_PROMPT = 100_000_000
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--stats", is_flag=True, help="Print what it cost on standard error.")
+@click.option(
+    "--think",
+    type=click.Choice(("show", "hide")),
+    help="With --chat: whether to print what the model thinks before it replies.  [default: show "
+    "on a terminal, hide elsewhere]",
+)
 @with_template_vars
 @with_settings(defaults())
 @with_cache_types
@@ -63,6 +70,7 @@ def command(
     ignore_eos: bool,
     as_json: bool,
     stats: bool,
+    think: Think | None,
     template: Values,
     cache_type_k: str | None,
     cache_type_v: str | None,
@@ -93,6 +101,8 @@ def command(
         raise click.UsageError("--parse-special is for plain prompts, not for --chat.")
     if template and not chat:
         raise click.UsageError("--template-var needs --chat.")
+    if think and (as_json or not chat):
+        raise click.UsageError("--think is for --chat, and not for --json.")
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
@@ -114,6 +124,8 @@ def command(
             completion = llm.generate(prompt, progress=bar, **settings)
         print(json.dumps({"model": model, **completion.to_dict()}, ensure_ascii=False))
         usage = completion.usage
+    elif chat:
+        usage = _print_reply(llm, prompt, settings, think)
     else:
         usage = _print_stream(llm, prompt, settings)
     if stats or verbose:
@@ -128,6 +140,31 @@ def _print_stream(llm: LLM, prompt: Any, settings: Values) -> Usage:
         sys.stdout.write(shown(last.text))
         sys.stdout.flush()
     print(flush=True)
+    assert last is not None and last.usage is not None
+    return last.usage
+
+
+def _print_reply(
+    llm: LLM, messages: list[dict[str, str]], settings: Values, think: Think | None
+) -> Usage:
+    """Print a reply as it comes, thinking apart from the answer."""
+    from mlxrun.cli.screen import Writer
+    from mlxrun.cli.thinking import Thinking
+
+    on_terminal = sys.stdout.isatty()
+    shown = visible if on_terminal else str
+    writer = Writer(think or ("show" if on_terminal else "hide"))
+    ids, last = llm.asker.encode(messages, template=settings["template"]), None
+    thinking = Thinking(llm.tokenizer)
+    splitter = thinking.splitter(ids)
+    for last in reading(lambda bar: llm.stream(ids, progress=bar, **settings)):
+        for text, thought in splitter.add(thinking.spell(last)):
+            writer.write(shown(text), thought)
+    for text, thought in splitter.finish():
+        writer.write(shown(text), thought)
+    print(flush=True)
+    if writer.all_hidden:
+        note("all of this reply was thinking; --think show shows that")
     assert last is not None and last.usage is not None
     return last.usage
 

@@ -13,6 +13,7 @@ from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, size, table
 from mlxrun.cli.counts import MOST, TokenCount
 from mlxrun.cli.loading import POLICIES, located, refuse_policy
+from mlxrun.cli.planned import print_plan, print_verdict, sequences
 from mlxrun.cli.sections import Command
 from mlxrun.cli.worked import print_work, with_chips
 
@@ -42,6 +43,7 @@ WIDEST = 100
     type=click.Choice(POLICIES),
     help="Estimate this conversion only, type by type, and plan with it.",
 )
+@click.option("-v", "--verbose", is_flag=True, help="Show everything that is known.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def command(
@@ -52,15 +54,17 @@ def command(
     cache_type_v: str | None,
     chips: tuple[str, ...],
     policy: str | None,
+    verbose: bool,
     tensors: bool,
     as_json: bool,
 ) -> None:
     """Show what is in a model and what it needs.
 
-    Reads headers only: metadata, architecture, tensors by type, what a conversion would do under
-    each policy and how large it would get, the memory that it takes, and the bytes and operations
-    of a token. MODEL may also be a
-    vocabulary without weights, or of an architecture that mlxrun cannot run.
+    Tells what the model is and whether it fits into this machine's memory. -v adds metadata,
+    tensors by type, what a conversion would do under each policy and how large it would get, types
+    of caches, the terms of the memory plan, and the bytes and operations of a token; --policy,
+    --tensors and --chip add their own part, and --json has it all. Reads headers only. MODEL may
+    also be a vocabulary without weights, or of an architecture that mlxrun cannot run.
 
     \b
     Examples:
@@ -86,10 +90,14 @@ def command(
     if as_json:
         print(json.dumps({"source": model, **facts}, ensure_ascii=False))
     else:
-        _print(path.resolve().name, facts, detailed=policy is not None)
+        _print_source(path.resolve().name, facts)
+        if verbose:
+            _print_all(facts, detailed=policy is not None)
+        else:
+            _print_essentials(facts, policies=policy is not None, work=bool(chips))
 
 
-def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
+def _print_source(name: str, facts: Mapping[str, Any]) -> None:
     out = Output()
     if facts["format"].startswith("GGUF"):
         for file in facts["files"]:
@@ -98,6 +106,59 @@ def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
         nbytes = sum(kind["bytes"] for kind in facts["types"])
         out.print(f"{name}  {facts['format']}, {size(nbytes)} of weights")
     out.print()
+
+
+def _print_essentials(facts: Mapping[str, Any], *, policies: bool, work: bool) -> None:
+    """What most people want to know, and the parts that were asked for."""
+    out = Output()
+    if facts["problem"]:
+        out.print(f"Cannot be run: {facts['problem']}")
+        out.print()
+    out.print(table("", ("", ""), _essentials(facts), header=False))
+    out.print()
+    _print_listed(facts)
+    if policies:
+        _print_policies(facts, detailed=True)
+    if facts["plan"]:
+        print_verdict(facts["plan"])
+    if facts["work"] and work:
+        out.print()
+        print_work(facts["work"])
+    out.print("inspect -v shows everything.")
+
+
+def _essentials(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    metadata, model, plan = facts["metadata"], facts["model"], facts["plan"]
+    if name := metadata.get("general.name"):
+        rows.append(("name", str(name)))
+    rows.append(("architecture", facts["architecture"]))
+    if model:
+        through = f", {model['runs']}" if model["runs"] else ""
+        rows.append(("layers", f"{model['layers']}{through}"))
+    if facts["types"]:
+        weights = sum(kind["weights"] for kind in facts["types"])
+        kinds = ", ".join(kind["type"] for kind in facts["types"])
+        rows.append(("weights", f"{_millions(weights)}: {kinds}"))
+    if model:
+        rows.append(("context", f"{model['context_length']} tokens"))
+        rows.append(("sampling", _sampling(facts)))
+    if model and facts["chat_template"] is not None:
+        none = "none, so probably a base model; `mlxrun generate` continues text"
+        rows.append(("chat template", "yes" if facts["chat_template"] else none))
+    if plan:
+        rows.append(("runs here as", plan["held"]))
+        available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
+        rows.append(("memory", f"{size(plan['needed'])} for {sequences(plan)}{available}"))
+    return rows
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
+
+
+def _print_all(facts: Mapping[str, Any], *, detailed: bool) -> None:
+    out = Output()
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
     out.print(table("Metadata", ("", ""), metadata, header=False))
     out.print()
@@ -108,7 +169,8 @@ def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
         out.print(table("Model", ("", ""), model, header=False))
     out.print()
     _print_use(facts)
-    _print_tensors(facts)
+    _print_types(facts)
+    _print_listed(facts)
     _print_policies(facts, detailed)
     _print_memory(facts)
 
@@ -116,18 +178,22 @@ def _print(name: str, facts: Mapping[str, Any], *, detailed: bool) -> None:
 def _print_use(facts: Mapping[str, Any]) -> None:
     """What the model's files say about how to run it."""
     out = Output()
-    sampling = facts["sampling"]
-    values = ", ".join(f"{name} {value:g}" for name, value in sampling["values"].items())
-    found = f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
-    out.print(f"Sampling defaults: {found}")
-    for problem in sampling["problems"]:
+    out.print(f"Sampling defaults: {_sampling(facts)}")
+    for problem in facts["sampling"]["problems"]:
         out.print(f"Sampling defaults: {problem}")
     if facts["chat_template"] is False:
         out.print("Chat template: none, so probably a base model; `mlxrun generate` continues text")
     out.print()
 
 
-def _print_tensors(facts: Mapping[str, Any]) -> None:
+def _sampling(facts: Mapping[str, Any]) -> str:
+    """Whose the defaults of sampling are."""
+    sampling = facts["sampling"]
+    values = ", ".join(f"{name} {value:g}" for name, value in sampling["values"].items())
+    return f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
+
+
+def _print_types(facts: Mapping[str, Any]) -> None:
     out = Output()
     if facts["types"]:
         columns = ("type", "#tensors", "#weights", "#size", "#bits a weight")
@@ -137,6 +203,11 @@ def _print_tensors(facts: Mapping[str, Any]) -> None:
         ]
         out.print(table("Tensors by type", columns, rows))
         out.print()
+
+
+def _print_listed(facts: Mapping[str, Any]) -> None:
+    """Tensors one by one, and what became or would become of them."""
+    out = Output()
     if facts.get("tensors"):
         entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
         out.print(table("Tensors", ("name", "type", "shape", "#size"), entries))
@@ -200,8 +271,6 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         out.print()
         print_cache_types(facts["cache_types"], memory["context"])
     if facts["plan"]:
-        from mlxrun.cli.planned import print_plan
-
         out.print()
         print_plan(facts["plan"])
     if facts["work"]:

@@ -38,10 +38,16 @@ def plan_facts(plan: MemoryPlan, held: Held, context: int, parallel: int, *, lon
     }
 
 
+def sequences(plan: Mapping[str, Any]) -> str:
+    """The sequences that a plan is for, in words."""
+    count = plan["parallel"]
+    return f"{'one sequence' if count == 1 else f'{count} sequences'} of {plan['context']} tokens"
+
+
 def print_plan(plan: Mapping[str, Any]) -> None:
     """The formula, term by term."""
     out = Output()
-    context, parallel = plan["context"], plan["parallel"]
+    parallel = plan["parallel"]
     caches = plan["sequence"] * parallel
     each = f", {parallel} x {size(plan['sequence'])}" if parallel > 1 else ""
     rows = [
@@ -55,16 +61,23 @@ def print_plan(plan: Mapping[str, Any]) -> None:
     ]
     if plan["available"] is not None:
         rows.append(("available", size(plan["available"])))
-    sequences = "one sequence" if parallel == 1 else f"{parallel} sequences"
-    out.print(f"Memory plan: {sequences} of {context} tokens")
+    out.print(f"Memory plan: {sequences(plan)}")
     out.print(table("", ("", "#"), rows, header=False))
+    print_verdict(plan)
+
+
+def print_verdict(plan: Mapping[str, Any]) -> None:
+    """Whether it fits, and what would."""
+    out = Output()
+    context, trained = plan["context"], plan["trained_context"]
     if plan["available"] is not None:
-        out.print(_verdict(plan, sequences))
-    if context > plan["trained_context"]:
-        out.print(f"The model was trained for {plan['trained_context']} tokens, not for {context}.")
+        out.print(_verdict(plan))
+    if context > trained:
+        out.print(f"The model was trained for {trained} tokens, not for {context}.")
 
 
-def _verdict(plan: Mapping[str, Any], sequences: str) -> str:
+def _verdict(plan: Mapping[str, Any]) -> str:
+    sequences = "one sequence" if plan["parallel"] == 1 else f"{plan['parallel']} sequences"
     longest, most = plan["largest_context"], plan["largest_parallel"]
     whole = ", the model's context" if longest == plan["trained_context"] else ""
     up_to = f"of up to {longest} tokens{whole}"

@@ -69,14 +69,14 @@ def read_text(name: str) -> str:
     """The text of a file, or of standard input for ``-``, without one newline at its end.
 
     Raises:
-        ParameterError: there is no such file, or it holds no text.
+        FileError: it cannot be read.
+        ParameterError: it holds no text.
     """
     try:
         with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
             data = file.read(LONGEST_TEXT + 1)  # /dev/zero and some pipes never end
     except OSError as error:
-        reason = error.strerror or "it cannot be read"
-        raise ParameterError("FILE", name, f"a text file ({reason})") from None
+        raise click.FileError(name, error.strerror) from None
     if len(data) > LONGEST_TEXT:
         raise ParameterError("FILE", name, f"no longer than {size(LONGEST_TEXT)}")
     try:

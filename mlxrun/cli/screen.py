@@ -80,11 +80,11 @@ class Writer:
 
     Attributes:
         begun: whether there was anything, shown or not.
-        answered: whether there was an answer.
+        all_hidden: whether there was something and nothing of it was shown.
     """
 
     def __init__(self, think: Think) -> None:
-        self.begun = self.answered = False
+        self.begun = self.all_hidden = False
         self._hides = think == "hide"
         self._terminal = sys.stdout.isatty()
         self._wraps = self._terminal and obeys_escapes()
@@ -95,8 +95,10 @@ class Writer:
         """Show a part: harmless text, and whether it is thinking."""
         if thought != self._thought:
             self._turn(thought)
-        self.begun, self.answered = True, self.answered or not thought
-        if not (thought and self._hides):
+        hidden = thought and self._hides
+        self.all_hidden = hidden and (self.all_hidden or not self.begun)
+        self.begun = True
+        if not hidden:
             self._put(text, faint=thought)
 
     def end_line(self) -> None:

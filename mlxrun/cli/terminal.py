@@ -129,7 +129,7 @@ class TerminalChat:
             self.say(f"[stopped{kept}]")
         elif conversation.finish_reason == "length":
             self.say(f"[cut off: {self._limit()}]")
-        if writer.begun and not writer.answered and self.think == "hide":
+        if writer.all_hidden:
             self.say("[all of it was thinking; /set think show shows that]")
         if self.stats and conversation.usage:
             self.say(f"[{self._cost(conversation.usage)}]")

@@ -129,7 +129,8 @@ def _missing(text: str, path: Path) -> SourceError:
     if nearest:
         hint = f"Did you mean {nearest}?"
     elif _exists(path.parent):
-        hint = f"{path.parent.resolve()} has nothing of a similar name; {_lower(GRAMMAR)}"
+        folder = path.parent.resolve()
+        hint = f"No name in the directory {folder} is similar; {_lower(GRAMMAR)}"
     else:
         hint = f"Even the directory {path.parent} does not exist; {_lower(GRAMMAR)}"
     return SourceError(f"there is no model at {text}", hint=hint)

@@ -93,7 +93,7 @@ def test_inspect_predicts_what_a_token_takes(mlxrun_cli, model, llm: mlxrun.LLM)
         slots = session.cache[0].state[0].shape[2]
         assert session.nbytes == slots * (each["keys"] + each["values"])
         assert each["context"] == 200 * (each["keys"] + each["values"])
-    rows = [line.split() for line in mlxrun_cli("inspect", model).out.splitlines()]
+    rows = [line.split() for line in mlxrun_cli("inspect", model, "-v").out.splitlines()]
     assert ["q8", "80", "80", "10", "41", "kB"] in rows
     assert ["q4c", "40", "-", "5", "-"] in rows
 

@@ -106,7 +106,8 @@ def test_window_layers_hold_their_window(tmp_path):
 
 
 def test_printed(mlxrun_cli, mixed):
-    result = mlxrun_cli("inspect", mixed, "--context", "4096", "--policy", "near", "--tensors")
+    options = ("--context", "4096", "--policy", "near", "--tensors", "-v")
+    result = mlxrun_cli("inspect", mixed, *options)
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines()]
     assert ["llama.embedding_length", "256"] in rows
@@ -116,6 +117,32 @@ def test_printed(mlxrun_cli, mixed):
     assert "(288 entries)" in result.out
     assert "Memory at a context of 4096 tokens" in result.out
     assert "The model was trained for 2048 tokens, not for 4096." in result.out
+
+
+def test_the_essentials_come_first(mlxrun_cli, mixed):
+    result = mlxrun_cli("inspect", mixed)
+    lines = result.out.splitlines()
+    assert (result.code, result.err) == (0, "") and len(lines) < 20
+    rows = dict(line.split("  ", 1) for line in lines if "  " in line)
+    assert rows["architecture"].strip() == "llama" and rows["layers"].strip() == "2"
+    assert rows["weights"].strip().endswith(" million: Q4_K, Q6_K, Q8_0, F32")
+    assert rows["context"].strip() == "2048 tokens"
+    assert "for one sequence of 2048 tokens" in rows["memory"]
+    assert "It fits." in result.out and lines[-1] == "inspect -v shows everything."
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        (["--policy", "near"], "Forms under policy near"),
+        (["--tensors"], "Tensors"),
+        (["--chip", "m1-pro"], "Work: one sequence"),
+    ],
+)
+def test_what_is_asked_for_is_shown_beside_the_essentials(mlxrun_cli, mixed, options, title):
+    lines = mlxrun_cli("inspect", mixed, *options).out.splitlines()
+    assert any(line.startswith(title) for line in lines)
+    assert not any(line.startswith(title) for line in mlxrun_cli("inspect", mixed).out.splitlines())
 
 
 def test_json_has_everything(mlxrun_cli, mixed):
@@ -153,8 +180,11 @@ def test_unknown_architecture(mlxrun_cli, tmp_path):
     result = mlxrun_cli("inspect", path)
     assert result.code == 0
     assert "Cannot be run: odd.gguf: architecture 'quaint' is not supported" in result.out
-    assert "refused: I32 cannot be converted" in result.out
     assert "Memory" not in result.out
+    whole = mlxrun_cli("inspect", path, "-v")
+    assert "refused: I32 cannot be converted" in whole.out
+    assert "Cannot be run: odd.gguf: architecture 'quaint' is not supported" in whole.out
+    assert "Memory" not in whole.out
 
 
 def test_hostile_metadata_is_shown_harmlessly(mlxrun_cli, tmp_path):
@@ -203,7 +233,7 @@ def test_the_memory_plan(mlxrun_cli, mixed, monkeypatch):
     for context, fits in ((longest, True), (str(int(longest) + 1), False)):
         told = mlxrun_cli("inspect", mixed, "--json", *options, "--context", context).out
         assert json.loads(told)["plan"]["fits"] is fits
-    out = mlxrun_cli("inspect", mixed, *options).out
+    out = mlxrun_cli("inspect", mixed, *options, "-v").out
     assert "Memory plan: 4 sequences of 1000 tokens" in out
     room = f"There is room for 4 sequences of up to {longest} tokens, and for up to "
     assert f"It fits. {room}{plan['largest_parallel']} of 1000 tokens." in out

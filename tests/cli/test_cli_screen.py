@@ -66,15 +66,17 @@ def test_a_pipe_gets_the_text_as_it_is(capsys):
     writer.write("why " * 50, True)
     writer.write("because " * 50, False)
     assert capsys.readouterr().out == "why " * 50 + "\n\n" + "because " * 50
-    assert writer.begun and writer.answered
+    assert writer.begun and not writer.all_hidden
 
 
 def test_hidden_thinking_leaves_nothing_in_a_pipe(capsys):
     writer = Writer("hide")
     writer.write("why", True)
-    assert writer.begun and not writer.answered
+    assert writer.begun and writer.all_hidden
     writer.write("because", False)
-    assert capsys.readouterr().out == "because"
+    writer.write("why else", True)
+    assert capsys.readouterr().out == "because\n"
+    assert not writer.all_hidden
 
 
 def test_thinking_on_a_terminal(capsys, monkeypatch):

@@ -89,6 +89,22 @@ def test_a_prompt_may_open_the_thinking(thinker):
     assert chat.messages[-1]["content"].strip()  # raw
 
 
+@pytest.mark.parametrize("command", [["chat"], ["generate", "--chat"]])
+def test_thinking_in_a_pipe(mlxrun_cli, thinker, command):
+    """Here all of a reply is thinking: the prompt opens it, and the model never closes it."""
+    options = ["--temp", "0", "-n", "8"]
+    shown = mlxrun_cli(*command, thinker.source, *options, "--think", "show", stdin=b"one")
+    hidden = mlxrun_cli(*command, thinker.source, *options, stdin=b"one")
+    assert shown.out.strip() and not hidden.out.strip()
+    assert "--think show" in hidden.error and not shown.err
+
+
+@pytest.mark.parametrize("options", [[], ["--chat", "--json"]])
+def test_thinking_of_what_is_no_chat(mlxrun_cli, options):
+    result = mlxrun_cli("generate", "nowhere.gguf", "-p", "x", "--think", "hide", *options)
+    assert result.code == 2 and "--think is for --chat" in result.err
+
+
 def test_the_answer_of_a_stored_reply(thinker):
     thinking = Thinking(thinker.tokenizer)
     for reply in ("<think>why</think>\n\nbecause", "why</think>\n\nbecause", "because"):
