@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import signal
 import sys
+import threading
+import time
 import unicodedata
 
 import pytest
@@ -15,7 +19,17 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from mlxrun.cli.console import Bar, Output, dim, json_of, one_line, size, table, visible
+from mlxrun.cli.console import (
+    Bar,
+    Output,
+    dim,
+    json_of,
+    noticing_interrupts,
+    one_line,
+    size,
+    table,
+    visible,
+)
 
 
 @given(st.text())
@@ -152,3 +166,36 @@ def test_json_has_no_infinity():
     assert json.loads(found, parse_constant=pytest.fail) == {
         "a": None, "b": [1.5, {"c": None}], "d": [None, "x", None],
     }  # fmt: skip
+
+
+def test_an_interrupt_that_must_wait_is_acknowledged():
+    """As of Python code that a pass of the model keeps from running its handler."""
+    told, handled = threading.Event(), []
+    before = signal.signal(signal.SIGINT, lambda *_: handled.append(True))
+    try:
+        with noticing_interrupts(told.set, patience=0):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert told.wait(60) and handled
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_said_of_an_interrupt_that_is_obeyed_at_once():
+    told = threading.Event()
+    with pytest.raises(KeyboardInterrupt), noticing_interrupts(told.set, patience=60):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    assert not told.is_set()
+
+
+def test_a_bar_that_is_due_at_once_says_so_at_once(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("threading.Timer.start", lambda timer: None)  # what comes later
+    with Bar("Loading", delay=0):
+        assert capsys.readouterr().err == "Loading ..."
+    assert capsys.readouterr().err == "\r\x1b[K"
+    with Bar("Loading"):
+        pass
+    assert capsys.readouterr().err == ""

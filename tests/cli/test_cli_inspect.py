@@ -125,7 +125,7 @@ def test_the_essentials_come_first(mlxrun_cli, mixed):
     assert (result.code, result.err) == (0, "") and len(lines) < 20
     rows = dict(line.split("  ", 1) for line in lines if "  " in line)
     assert rows["architecture"].strip() == "llama" and rows["layers"].strip() == "2"
-    assert rows["weights"].strip().endswith(" million: Q4_K, Q6_K, Q8_0, F32")
+    assert rows["weights"].strip().endswith(" million: Q4_K, Q8_0, Q6_K, F32")
     assert rows["context"].strip() == "2048 tokens"
     assert "for one sequence of 2048 tokens" in rows["memory"]
     assert "It fits." in result.out and lines[-1] == "inspect -v shows everything."

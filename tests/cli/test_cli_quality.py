@@ -65,7 +65,7 @@ def test_what_is_said_of_b_is_not_said_of_a(mlxrun_cli, model, text):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "text.txt': No such file or directory"),
         (b"", "a text that is not empty"),
         (b"ab\xff", "UTF-8 text (invalid start byte at byte 2)"),
         (b"short", "at least 64, a window"),

@@ -84,6 +84,11 @@ def test_wrong_values_name_the_range(name, words, allowed):
     assert allowed in caught.value.allowed
 
 
+@pytest.mark.parametrize(("written", "count"), [("4k", 4096), ("1e3", 1000), ("2E1", 20)])
+def test_numbers_of_tokens(written, count):
+    assert SETTINGS["max_tokens"].read([written]) == count
+
+
 def test_unknown_setting_in_json():
     with pytest.raises(ParameterError, match="temprature"):
         parse_settings({"temprature": 1}, SETTINGS)

@@ -154,3 +154,12 @@ def test_without_a_limit_everything_is_admitted(
     admission = Admission(llm, PLAIN, 4, NONE)
     assert admission.memory is None
     assert admission.room == (4, llm.context_length)
+
+
+@pytest.mark.parametrize(
+    ("needed", "said"),
+    [(98_100_000, "98.1 MB"), (24_000_000_000, "24.0 GB"), (6936716921400000, "6936.7 TB")],
+)
+def test_sizes_of_an_error_are_for_people(needed: int, said: str) -> None:
+    found = str(MemoryLimitError(needed, 98_000_000, "it"))
+    assert found.startswith(f"it needs {said}, and 98.0 MB are available")

@@ -74,6 +74,11 @@ def test_a_path_object_is_never_asked_of_the_hub(never: Path) -> None:
         resolve(Path("org/repo"))
 
 
+def test_a_folder_without_a_similar_name_is_named(never: Path) -> None:
+    with pytest.raises(SourceError, match="No name in the directory / is similar; a model on"):
+        resolve("/no-such-model-anywhere")
+
+
 @pytest.mark.parametrize("text", ["tinylama.gguf", "./tinyllama.GGUF", "TinyLlama"])
 def test_the_nearest_name_is_suggested(never: Path, text: str) -> None:
     (never / "tinyllama.gguf").write_bytes(BODY)
