@@ -62,9 +62,10 @@ def command(
 
     Tells what the model is and whether it fits into this machine's memory. -v adds metadata,
     tensors by type, what a conversion would do under each policy and how large it would get, types
-    of caches, the terms of the memory plan, and the bytes and operations of a token; --policy,
-    --tensors and --chip add their own part, and --json has it all. Reads headers only. MODEL may
-    also be a vocabulary without weights, or of an architecture that mlxrun cannot run.
+    of caches, the terms of the memory plan, and the bytes and operations of a token. --policy,
+    --tensors, --chip, --context, --parallel and types of caches add their own part; --json has it
+    all. Reads headers only. MODEL may also be a vocabulary without weights, or of an architecture
+    that mlxrun cannot run.
 
     \b
     Examples:
@@ -94,7 +95,8 @@ def command(
         if verbose:
             _print_all(facts, detailed=policy is not None)
         else:
-            _print_essentials(facts, policies=policy is not None, work=bool(chips))
+            asked = context or parallel > 1 or cache_type_k or cache_type_v
+            _print_essentials(facts, policies=bool(policy), plan=bool(asked), work=bool(chips))
 
 
 def _print_source(name: str, facts: Mapping[str, Any]) -> None:
@@ -108,7 +110,7 @@ def _print_source(name: str, facts: Mapping[str, Any]) -> None:
     out.print()
 
 
-def _print_essentials(facts: Mapping[str, Any], *, policies: bool, work: bool) -> None:
+def _print_essentials(facts: Mapping[str, Any], *, policies: bool, plan: bool, work: bool) -> None:
     """What most people want to know, and the parts that were asked for."""
     out = Output()
     if facts["problem"]:
@@ -120,7 +122,7 @@ def _print_essentials(facts: Mapping[str, Any], *, policies: bool, work: bool) -
     if policies:
         _print_policies(facts, detailed=True)
     if facts["plan"]:
-        print_verdict(facts["plan"])
+        (print_plan if plan else print_verdict)(facts["plan"])
     if facts["work"] and work:
         out.print()
         print_work(facts["work"])

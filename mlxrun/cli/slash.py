@@ -110,7 +110,8 @@ def _list_settings(chat: TerminalChat) -> None:
     for name, value in settings.items():
         line = f"{name:{width}}  {SETTINGS[name].show(value)}"
         groups.setdefault(origin(name, value, model), []).append(line)
-    groups["shown"] = [f"{'think':{width}}  {chat.think}"]
+    whose = "mlxrun's" if chat.think == "show" else "yours"
+    groups.setdefault(whose, []).append(f"{'think':{width}}  {chat.think}")
     for whose, lines in groups.items():
         for line in [f"{whose}:", *lines] if lines else ():
             chat.say(line)

@@ -100,7 +100,7 @@ class Screen:
     """As much of a chat as a command needs."""
 
     def __init__(self, conversation: Conversation) -> None:
-        self.conversation = conversation
+        self.conversation, self.think = conversation, "show"
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
@@ -114,7 +114,10 @@ def llm_of(tmp_path):
 
 def test_inspect_shows_them(mlxrun_cli, tmp_path, greedy):
     path = tiny(tmp_path / "m.gguf", temp=0.25, top_p=9.0, template=None)
-    shown = mlxrun_cli("inspect", path).out
+    rows = mlxrun_cli("inspect", path).out.splitlines()
+    assert "sampling       temperature 0.25 (m.gguf), else mlxrun's" in rows
+    assert any(row.startswith("chat template  none, so probably a base model") for row in rows)
+    shown = mlxrun_cli("inspect", path, "-v").out
     assert "Sampling defaults: temperature 0.25 (m.gguf), else mlxrun's\n" in shown
     assert "m.gguf: general.sampling.top_p must be a number between 0 and 1, not 9.0" in shown
     assert "Chat template: none, so probably a base model" in shown
@@ -122,7 +125,7 @@ def test_inspect_shows_them(mlxrun_cli, tmp_path, greedy):
     assert facts["chat_template"] is False
     assert facts["sampling"]["values"] == {"temperature": 0.25}
     assert facts["sampling"]["source"] == "m.gguf" and len(facts["sampling"]["problems"]) == 1
-    assert "Chat template" not in mlxrun_cli("inspect", greedy).out
+    assert "Chat template" not in mlxrun_cli("inspect", greedy, "-v").out
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])

@@ -137,6 +137,8 @@ def test_the_essentials_come_first(mlxrun_cli, mixed):
         (["--policy", "near"], "Forms under policy near"),
         (["--tensors"], "Tensors"),
         (["--chip", "m1-pro"], "Work: one sequence"),
+        (["--parallel", "2"], "Memory plan: 2 sequences of 2048 tokens"),
+        (["--cache-type-k", "q8"], "+ keys and values"),
     ],
 )
 def test_what_is_asked_for_is_shown_beside_the_essentials(mlxrun_cli, mixed, options, title):
