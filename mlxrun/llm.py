@@ -323,8 +323,8 @@ class LLM:
             session: memory of what came before; see :meth:`session`.
             cache_type_k, cache_type_v, attention: how keys and values are stored, and which of
                 them drawn tokens attend to, where no session is given; see :meth:`session`.
-            progress: called with (tokens done, tokens in all) while a long prompt is read. It
-                must not wait for another thread that uses a model.
+            progress: called with (tokens done, tokens in all) before a prompt is read and, if it
+                is long, meanwhile. It must not wait for another thread that uses a model.
             params: how tokens are chosen, taken as it is; or give fields of it one by one, such as
                 ``temperature=0, seed=1``, and the others are those of :attr:`defaults`.
 

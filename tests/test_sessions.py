@@ -127,10 +127,3 @@ def test_it_can_be_turned_off_or_kept_apart(llm: mlxrun.LLM) -> None:
         assert llm.generate(PROMPT, session=llm.session(), **GREEDY).usage.cached_tokens == 0
     with pytest.raises(ParameterError, match="prefix_bytes"):
         llm.batch([PROMPT], prefix_bytes=-1)
-
-
-@pytest.mark.parametrize("count", [40, PREFILL_CHUNK + 90])
-def test_the_length_of_a_prompt_is_known_before_it_is_read(llm: mlxrun.LLM, count: int) -> None:
-    seen: list[tuple[int, int]] = []
-    llm.generate(PROMPT[:count], progress=lambda *at: seen.append(at), **GREEDY)
-    assert seen == [(0, count), (PREFILL_CHUNK, count)][: 1 + (count > PREFILL_CHUNK)]
