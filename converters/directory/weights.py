@@ -72,7 +72,11 @@ class Weights:
         self.part(name, {target: self.arrays[name]})
 
     def part(self, name: str, parts: dict[str, mx.array]) -> None:
-        """Replace an array by what is made of it; a layout is theirs as well."""
+        """Replace an array by views of it, each made contiguous; a layout is theirs as well.
+
+        MLX copies most strided matrices at each product, and multiplies the others with other
+        kernels than those that a converted directory gets.
+        """
         clash = next((target for target in parts if target in self.arrays and target != name), None)
         if clash:
             raise CheckpointError(f"the weights have both {name} and {clash}, which are the same")
@@ -82,7 +86,7 @@ class Weights:
         if name.endswith(".weight") and layout is not None:
             del self.layouts[name.removesuffix(".weight")]
             self.layouts |= {target.removesuffix(".weight"): layout for target in parts}
-        self.arrays |= parts
+        self.arrays |= {target: mx.contiguous(array) for target, array in parts.items()}
         self.origins |= dict.fromkeys(parts, known)
 
     def stack(self, names: list[str], target: str) -> None:

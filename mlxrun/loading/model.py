@@ -62,8 +62,10 @@ def build(
         return Loaded(made, config, report, unused, held)
     model = Transformer(model_config(config), params)
     adapters.check_applied(params.used)
-    # Files are read lazily: a damaged one must fail here, not at the first token.
-    mx.eval(params.handed)
+    # Files are read lazily: a damaged one must fail here, not at the first token. One module at a
+    # time: what views are taken of is held beside them until then.
+    for arrays in params.handed.values():
+        mx.eval(arrays)
     return Loaded(model, config, report, params.unused(), held)
 
 

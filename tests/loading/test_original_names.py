@@ -28,6 +28,9 @@ from original_names import (
 from tiny_models import nmse
 
 import mlxrun
+from converters.directory.files import read_config, weight_files
+from converters.directory.names import normalise, text_config
+from converters.directory.weights import read_weights
 from mlxrun.errors import CheckpointError
 from mlxrun.loading.directory import load_directory
 
@@ -140,6 +143,23 @@ def test_original_repositories_convert(tmp_path: Path, name: str) -> None:
     assert np.array_equal(logits(tmp_path / "copy"), logits(path))
 
 
+def row_major(path: Path) -> dict[str, bool]:
+    """Which weights of a repository lie row by row in memory, under our names."""
+    config = text_config(read_config(path))
+    weights = read_weights(weight_files(path), config)
+    normalise(config, weights)
+    return {
+        name: np.array(array, copy=False).flags.c_contiguous
+        for name, array in weights.arrays.items()
+    }
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_weights_of_original_repositories_lie_row_by_row(tmp_path: Path, name: str) -> None:
+    found = row_major(source(tmp_path / "m", name))
+    assert [name for name, right in found.items() if not right] == []
+
+
 def experts_in_blocks(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
     """MXFP4 experts as gpt-oss ships them: gate and up interleaved, bytes by group, and scales."""
     found = {}
@@ -161,8 +181,8 @@ def experts_in_blocks(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
     return found
 
 
-def gpt_oss(path: Path) -> tuple[Path, dict[str, mx.array]]:
-    model = stock(CONFIGS["gpt_oss"], mx.bfloat16)
+def gpt_oss(path: Path, dtype: mx.Dtype = mx.bfloat16) -> tuple[Path, dict[str, mx.array]]:
+    model = stock(CONFIGS["gpt_oss"], dtype)
     nn.quantize(
         model,
         group_size=32,
@@ -192,6 +212,11 @@ def test_the_blocks_of_gpt_oss_stay_bit_for_bit(tmp_path: Path) -> None:
         assert packed
         assert all(bool(mx.array_equal(stored[name], arrays[name])) for name in packed)
         assert nmse(logits(tmp_path / f"{number}"), theirs(tmp_path / f"{number}")) < 1e-9
+
+
+def test_the_blocks_of_gpt_oss_lie_row_by_row(tmp_path: Path) -> None:
+    found = row_major(gpt_oss(tmp_path / "m", mx.float16)[0])
+    assert [name for name, right in found.items() if not right] == []
 
 
 def test_the_blocks_of_gpt_oss_become_what_is_asked_of_them(tmp_path: Path) -> None:
