@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from patience import PATIENCE
+
 from mlxrun.errors import TemplateError
 
 
 def refusal(render: Callable[[str], str], source: str) -> TemplateError:
-    """What a template is refused with, in any thread and within a few times its limit."""
+    """What a template is refused with; in a thread that can be left behind."""
     caught: list[BaseException] = []
 
     def work() -> None:
@@ -20,6 +22,6 @@ def refusal(render: Callable[[str], str], source: str) -> TemplateError:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(PATIENCE)
     assert caught and isinstance(caught[0], TemplateError), caught
     return caught[0]

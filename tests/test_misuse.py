@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -218,8 +219,8 @@ def test_threads_may_share_a_model(llm: LLM) -> None:
     with ThreadPoolExecutor(6) as pool:
         replies = [pool.submit(llm.generate, "ab", **greedy) for _ in range(12)]
         logits = pool.submit(llm.logits, [1, 2, 3])
-        assert all(reply.result(60).tokens == wanted for reply in replies)
-        assert mx.array_equal(logits.result(60), llm.logits([1, 2, 3]))
+        assert all(reply.result(PATIENCE).tokens == wanted for reply in replies)
+        assert mx.array_equal(logits.result(PATIENCE), llm.logits([1, 2, 3]))
 
 
 def test_a_long_wrong_value_is_not_shown_in_full(llm: LLM) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -106,7 +107,7 @@ def test_a_session_is_not_touched_while_another_thread_computes(
         thread.start()
         thread.join(0.1)
         assert thread.is_alive() and len(session.tokens) == 24
-    thread.join(60)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

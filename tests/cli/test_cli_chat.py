@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from mlxrun.cli.chat import _preamble
 from mlxrun.cli.conversation import Conversation
@@ -143,7 +144,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
 
-    def expect(self, pattern: str, timeout: float = 60) -> str:
+    def expect(self, pattern: str, timeout: float = PATIENCE) -> str:
         """Wait until the pattern is shown; forgets what came before it."""
         until = time.monotonic() + timeout
         while not (match := re.search(pattern, self.shown, re.DOTALL)):
@@ -215,7 +216,7 @@ def test_a_terminal(model, tmp_path):
         screen.type(f"/save {tmp_path}/chat.json\r")
         screen.expect("saved 6 messages.*>")
         screen.type("\x04")
-        assert screen.process.wait(30) == 0
+        assert screen.process.wait(PATIENCE) == 0
     stored = json.loads((tmp_path / "chat.json").read_text())
     assert [m["content"] for m in stored["messages"][::2]] == ["hello", "more", "more"]
     assert stored["messages"][3]["stopped"] is True

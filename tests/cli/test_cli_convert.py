@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -75,7 +76,7 @@ def test_kill_leaves_nothing_under_the_name(mlxrun_cli, model, tmp_path):
         "main.main(['convert', sys.argv[1], '-o', sys.argv[2]])"
     )
     target = tmp_path / "out"
-    done = subprocess.run([sys.executable, "-c", code, model, target], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, model, target], timeout=PATIENCE)
     assert done.returncode == -9
     assert not target.exists()
     assert mlxrun_cli("convert", model, "-o", target).code == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 import pytest
+from patience import PATIENCE
 
 from mlxrun import __version__
 from mlxrun.cli import main, pull, reference
@@ -18,7 +19,7 @@ HEAVY = ("mlx", "numpy", "rich", "prompt_toolkit", "jinja2", "tokenizers", "hugg
 
 def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_version(mlxrun_cli):
 
 def test_python_m_mlxrun():
     command = [sys.executable, "-m", "mlxrun", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, f"mlxrun {__version__}\n")
 
 
@@ -167,13 +168,13 @@ def test_closed_pipe_is_silent(model):
         assert process.stdout.read(5) == b"xxxxx"
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == main.CLOSED_PIPE
+        assert process.wait(PATIENCE) == main.CLOSED_PIPE
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_closed_streams(closed, model):
     command = f'"{sys.executable}" -m mlxrun generate "{model}" -p hi -n 3 {closed}'
-    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=60)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0
     assert b"rror" not in done.stderr
 
@@ -186,7 +187,7 @@ def test_full_output_device(model):
             [sys.executable, "-m", "mlxrun", "inspect", str(model)],
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=60,
+            timeout=PATIENCE,
         )
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1 and b"No space left on device: the output" in done.stderr

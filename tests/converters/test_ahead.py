@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from converters.ahead import ahead
 
@@ -59,7 +60,7 @@ def test_tasks_run_beside_the_one_in_turn() -> None:
     second = threading.Event()
 
     def first() -> bool:
-        return second.wait(30)
+        return second.wait(PATIENCE)
 
     def other() -> bool:
         second.set()
@@ -83,12 +84,12 @@ def test_what_has_not_begun_never_begins_after_a_failure(monkeypatch: pytest.Mon
 
     def work(number: int) -> None:
         begun.append(number)
-        busy.wait(30)
-        given_up.wait(30)
+        busy.wait(PATIENCE)
+        given_up.wait(PATIENCE)
 
     def tasks() -> Iterator[Callable[[], None]]:
         yield from (partial(work, number) for number in range(3))
-        busy.wait(30)
+        busy.wait(PATIENCE)
         raise ValueError("no more")
 
     monkeypatch.setattr("converters.ahead.ThreadPoolExecutor", Pool)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 from oracle_models import SKELETONS, expected, write_skeleton
+from patience import PATIENCE
 from tiny_models import Tiny, nmse, split
 
 from converters.convert import convert
@@ -412,7 +413,7 @@ convert(sys.argv[1], sys.argv[2], progress=lambda *a: (print("step", flush=True)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -77,7 +78,7 @@ def test_what_never_fits_is_refused_with_both_numbers(
     with llm.engine(parallel=4, prefix_bytes=0) as engine:
         with pytest.raises(MemoryLimitError):
             engine.submit(prompt, **OPTIONS)
-        assert len(engine.submit("tea", **OPTIONS).result(60).tokens) == 200
+        assert len(engine.submit("tea", **OPTIONS).result(PATIENCE).tokens) == 200
 
 
 def test_no_room_for_anything_says_so(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:

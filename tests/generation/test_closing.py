@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -50,7 +51,7 @@ def test_a_close_that_fails_tells_everybody(
     engine.close()
     for handle in handles:
         with pytest.raises(BrokenError):
-            handle.result(10)
+            handle.result(PATIENCE)
     with pytest.raises(EngineClosedError):
         engine.submit(PROMPT)
     llm.prefix_cache.clear()
@@ -67,7 +68,7 @@ def test_a_step_that_fails_leaves_nothing_in_use(
     handles = [engine.submit([*PROMPT, i], max_tokens=400, **GREEDY) for i in range(3, 6)]
     for handle in handles:
         with pytest.raises(BrokenError):
-            handle.result(10)
+            handle.result(PATIENCE)
     engine.close()
     del engine, handle, handles
     gc.collect()

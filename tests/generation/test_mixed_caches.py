@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -135,9 +136,13 @@ def test_an_engine_serves_all_kinds_at_once(llm: mlxrun.LLM) -> None:
         usual = engine.submit(prompt, **options)
         made = mlxrun.Request(prompt, mlxrun.SamplingParams(temperature=0), 30, ignore_eos=True)
         wanted = llm.generate(prompt, attention="window:24+4", **options).tokens
-        assert usual.result(60).tokens == engine.submit(made).result(60).tokens == wanted
+        assert (
+            usual.result(PATIENCE).tokens == engine.submit(made).result(PATIENCE).tokens == wanted
+        )
         for handle, choice in zip(handles, each, strict=True):
-            assert handle.result(60).tokens == llm.generate(prompt, **choice, **options).tokens
+            assert (
+                handle.result(PATIENCE).tokens == llm.generate(prompt, **choice, **options).tokens
+            )
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -65,7 +66,7 @@ def test_a_deadline_counts_from_when_an_engine_was_asked(llm: mlxrun.LLM) -> Non
         with COMPUTING:
             handle = engine.submit([5, 6, 7], max_tokens=5, ignore_eos=True, deadline=0.05)
             time.sleep(0.1)
-        reply = handle.result(60)
+        reply = handle.result(PATIENCE)
     assert (reply.finish_reason, reply.tokens) == ("deadline", [])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_hub import FakeHub, sha256
 from huggingface_hub import constants
+from patience import PATIENCE
 
 from mlxrun.errors import HubError
 from mlxrun.hub import download, pull, resolve
@@ -259,7 +260,9 @@ def test_two_processes_fetch_once(hub: FakeHub) -> None:
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    assert [each.communicate(timeout=60)[0] for each in both] == [b"%d\n" % len(BODY * 200)] * 2
+    assert [each.communicate(timeout=PATIENCE)[0] for each in both] == [
+        b"%d\n" % len(BODY * 200)
+    ] * 2
     assert len(hub.blobs()) == 1
 
 

@@ -11,6 +11,7 @@ import pytest
 from fake_hub import FakeHub
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from mlxrun.errors import HubError, SourceError
 from mlxrun.hub import pull, resolve, source
@@ -121,7 +122,7 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env={**kept, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
