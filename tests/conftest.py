@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_finish() -> None:
-    """Collecting garbage need not go through thousands of tests and modules each time: they stay."""
+    """What the tests are made of stays: no collection of garbage need go through it again."""
     gc.collect()
     gc.freeze()
 

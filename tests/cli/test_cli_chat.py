@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from patience import PATIENCE
+from tiny_models import Tiny
 
 from mlxrun.cli.chat import _preamble
 from mlxrun.cli.conversation import Conversation
@@ -192,7 +193,9 @@ def _own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def test_a_terminal(model, tmp_path):
+def test_a_terminal(tmp_path):
+    # Replies do not end by themselves before they are stopped, however late that is.
+    model = Tiny(keys={"context_length": 1 << 16}).write(tmp_path / "m.gguf")
     with terminal(tmp_path, "chat", model, "--temp", "0", *LETTERS, "--stats") as screen:
         screen.expect("^Loading ")  # at once
         screen.expect("/help lists the commands.*>")
