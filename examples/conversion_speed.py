@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -45,20 +44,13 @@ def scratch(beside: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def seconds(work: Callable[[], object]) -> tuple[float, float]:
-    """By the clock, and of the cores' own time, children's included."""
-    started, worked = time.perf_counter(), processor_seconds()
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
     work()
-    return time.perf_counter() - started, processor_seconds() - worked
+    return time.perf_counter() - started
 
 
-def processor_seconds() -> float:
-    """Taken by this process and its ended children so far."""
-    both = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(each.ru_utime + each.ru_stime for each in both)
-
-
-def seconds_of_cp(source: Path) -> tuple[float, float]:
+def seconds_of_cp(source: Path) -> float:
     """Of a copy, until the disk has it."""
 
     def copy() -> None:
@@ -71,16 +63,18 @@ def seconds_of_cp(source: Path) -> tuple[float, float]:
 
 
 def seconds_of_conversion(source: Path, policy: str = "near") -> tuple[float, float]:
-    """Of a conversion, until the disk has it."""
+    """Of a conversion, until the disk has it: by the clock, and of the cores' own time."""
     with scratch(source) as folder:
-        return seconds(lambda: convert(source, folder / "out", policy=policy))
+        worked = time.process_time()
+        clock = seconds(lambda: convert(source, folder / "out", policy=policy))
+        return clock, time.process_time() - worked
 
 
 def measure(source: Path, policies: tuple[str, ...], runs: int) -> None:
     """Print a line: megabytes of the file a second, copied and converted."""
     copied, best = float("inf"), dict.fromkeys(policies, (float("inf"), float("inf")))
     for _ in range(runs):
-        copied = min(copied, seconds_of_cp(source)[0])
+        copied = min(copied, seconds_of_cp(source))
         for policy in policies:
             run = seconds_of_conversion(source, policy)
             best[policy] = min(best[policy][0], run[0]), min(best[policy][1], run[1])
