@@ -81,8 +81,8 @@ def _decode(llm: LLM) -> str:
     if not llm.model.joint:
         return "built step by step: the model is no function of its caches"
     if llm.stepper.refusal:
-        return f"built step by step: MLX cannot compile here ({llm.stepper.refusal})"
-    return f"compiled from step {llm.stepper.patience + 1} on where caches allow, built before"
+        return f"built step by step: MLX cannot record here ({llm.stepper.refusal})"
+    return f"recorded from step {llm.stepper.patience + 1} on where caches allow, built before"
 
 
 def _blas() -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
@@ -19,7 +18,7 @@ from mlxrun.cache.base import Cache, Memory
 from mlxrun.cache.functional import Arrays, Rows, Slots
 from mlxrun.cache.ragged import Part, Ragged
 from mlxrun.cache.rows import RowCache
-from mlxrun.computing import uninterrupted
+from mlxrun.fusion import avoid_fusion
 from mlxrun.generation.plan import Group, Plan, Settings, State
 from mlxrun.generation.sampling import Sampled, Sampler, next_token
 from mlxrun.model import JointModel, Model
@@ -27,11 +26,8 @@ from mlxrun.model import JointModel, Model
 Made = tuple[Any, Any, Any, mx.array]
 Step = Callable[..., Made]
 
-# Like steps before one is recorded, which takes about as long as building two. On the CPU a first
-# recording also runs the system's C++ compiler, for every new product of elementwise operations.
-PATIENCE_CPU, PATIENCE_GPU = 16, 4
-# Bytes of keys and values that may be held twice for a moment, where a model is small.
-LITTLE = 1 << 22
+# Like steps before one is recorded, which takes about as long as building two.
+PATIENCE = 4
 # Kinds of steps to keep recorded.
 KINDS = 16
 
@@ -62,11 +58,6 @@ class Drawing(NamedTuple):
         return [self.tokens, *(a for own in self.groups for a in own if a is not None)]
 
 
-def patience() -> int:
-    """Like steps in a row before the next is compiled."""
-    return PATIENCE_CPU if mx.default_device() == mx.cpu else PATIENCE_GPU
-
-
 def draw(samplers: Samplers, logits: mx.array) -> Drawing:
     """Sample each row of logits (B, V)."""
     drawing, states = _draw(samplers.groups, samplers.order, logits)
@@ -95,20 +86,20 @@ class Stepper:
 
     Attributes:
         patience: steps of a kind that are built before one is recorded.
-        refusal: why MLX cannot compile here, so that all steps are built; None if it can.
+        refusal: why MLX cannot record steps here, so that all are built; None if it can.
     """
 
     def __init__(self, model: Model[Any]) -> None:
         self.model = model
-        self.patience = patience()
-        self.refusal: str | None = None
+        self.patience = PATIENCE
+        self.refusal = avoid_fusion()
         # A recorded function must not outlive the thread that recorded it: MLX aborts.
         self._of_thread = threading.local()
 
     @property
-    def recorded(self) -> OrderedDict[Hashable, Recorded]:
+    def recorded(self) -> OrderedDict[Hashable, Step]:
         """What this thread has recorded, the latest used last."""
-        mine: OrderedDict[Hashable, Recorded]
+        mine: OrderedDict[Hashable, Step]
         mine = self._of_thread.__dict__.setdefault("recorded", OrderedDict())
         return mine
 
@@ -169,12 +160,8 @@ class Stepper:
             [[list(group.settings), list(group.state)] for group in groups],
             [one for one in optional if one is not None],
         )
-        made = None
-        if compiled and not self.refusal:
-            made = self._replayed(self._recorded(rows, groups, there), rows, arguments)
-        if made is None:
-            made = self._built(rows, groups, there)(*arguments)
-        caches, drawn, states, out = made
+        step = self._recorded if compiled and not self.refusal else self._built
+        caches, drawn, states, out = step(rows, groups, there)(*arguments)
         for block, arrays in zip(rows, caches, strict=True):
             block.advance(arrays)
         samplers.advance([State(*state) for state in states])
@@ -188,7 +175,7 @@ class Stepper:
 
     def _recorded(
         self, rows: Sequence[Rows], groups: Sequence[Group], there: Sequence[bool]
-    ) -> Recorded:
+    ) -> Step:
         """Its recording, new where there was none."""
         shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
         plans = tuple(group.plan for group in groups)
@@ -198,53 +185,11 @@ class Stepper:
         if step is None:
             views, likes = [block.views for block in rows], [block.bare() for block in rows]
             model = cast(JointModel, self.model)
-            step = Recorded(cast(Step, mx.compile(_step(model, likes, views, plans, there))))
+            step = cast(Step, mx.compile(_step(model, likes, views, plans, there)))
         recorded[key] = step  # the latest used last
         if len(recorded) > KINDS:
             recorded.popitem(last=False)
         return step
-
-    def _replayed(
-        self, step: Recorded, rows: Sequence[Rows], arguments: tuple[Any, ...]
-    ) -> Made | None:
-        """What a recording makes of arrays; None where MLX cannot compile it."""
-        if step.old or not self._provable(rows):
-            made = step.replay(*arguments)
-        else:
-            try:
-                with uninterrupted():
-                    made = step.replay(*arguments)
-                    mx.eval(made)
-            except RuntimeError as error:
-                self.refusal = str(error).strip().splitlines()[0]
-                self.recorded.clear()
-                return None
-        step.old = True
-        return made
-
-    def _provable(self, rows: Sequence[Rows]) -> bool:
-        """Whether to compute a recording at once, with what it is given kept to build it anew.
-
-        On a CPU, where it is compiled as it is computed, and where what caches hold is little: it
-        is there twice meanwhile.
-        """
-        if mx.default_device() != mx.cpu:
-            return False
-        held = sum(cache.nbytes for block in rows for cache in block.caches)
-        return bool(held <= max(LITTLE, self.model.nbytes // 16))
-
-
-@dataclass
-class Recorded:
-    """A step that MLX replays.
-
-    Attributes:
-        replay: it.
-        old: whether it has been replayed.
-    """
-
-    replay: Step
-    old: bool = False
 
 
 def _step(

@@ -14,21 +14,49 @@ import mlx.core as mx
 
 Value = float | mx.array
 
+_BLOCK = 64  # tokens of which one is compared first
+
 
 def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k likeliest of logits (B, V) float32 and their ids, both (B, k), in order.
 
-    Of equal logits the lower id goes first. Each logit and its id make one 64-bit key that sorts
-    that way, so that the outcome never depends on how a device's partition treats ties.
+    Of equal logits the lower id goes first, whatever a device's partition does with ties.
+    """
+    ids = mx.arange(logits.shape[-1], dtype=mx.int64)[None]
+    if k * _BLOCK < logits.shape[-1]:
+        ids = _best_blocks(logits, k)
+        order = _first(mx.take_along_axis(logits, ids, axis=-1), ids, k)
+    else:
+        order = _first(logits, ids, k)
+    return mx.take_along_axis(logits, order, axis=-1), order
+
+
+def _best_blocks(logits: mx.array, k: int) -> mx.array:
+    """Ids (B, K) of the k blocks of the vocabulary with the likeliest tokens, and of its last few.
+
+    The k likeliest are among them: before a token of another block stand the peaks of all k, since
+    an equal one of an earlier block has a lower id.
+    """
+    rows, size = logits.shape
+    whole = size - size % _BLOCK
+    peaks = logits[:, :whole].reshape(rows, -1, _BLOCK).max(axis=-1)
+    blocks = _first(peaks, mx.arange(peaks.shape[-1], dtype=mx.int64)[None], k)
+    ids = (blocks[..., None].astype(mx.int64) * _BLOCK + mx.arange(_BLOCK)).reshape(rows, -1)
+    rest = mx.broadcast_to(mx.arange(whole, size, dtype=mx.int64), (rows, size - whole))
+    return mx.concatenate([ids, rest], axis=-1) if whole < size else ids
+
+
+def _first(logits: mx.array, ids: mx.array, k: int) -> mx.array:
+    """The ids (B, k) uint32 of the k likeliest, in order, of logits (B, K) and ids (B or 1, K).
+
+    Each logit and its id make one 64-bit key that sorts that way.
     """
     bits = (logits + 0.0).view(mx.int32)  # + 0.0 turns -0.0 into 0.0, its equal
     ascending = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ids = mx.arange(logits.shape[-1], dtype=mx.int64)
     keys = ((~ascending).astype(mx.int64) << 32) | ids
-    if k < logits.shape[-1]:
+    if k < keys.shape[-1]:
         keys = mx.partition(keys, k - 1, axis=-1)[:, :k]
-    order = (mx.sort(keys, axis=-1) & 0xFFFFFFFF).astype(mx.uint32)
-    return mx.take_along_axis(logits, order, axis=-1), order
+    return (mx.sort(keys, axis=-1) & 0xFFFFFFFF).astype(mx.uint32)
 
 
 def top_p(logits: mx.array, p: Value) -> mx.array:

@@ -15,6 +15,7 @@ from typing import Any
 
 from converters.gguf.checks import MAX_BLOCKS
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
+from mlxrun.fusion import avoid_fusion
 
 # Files beside the models that define none.
 _TOOLS = {
@@ -55,6 +56,7 @@ def classes(config: Mapping[str, Any]) -> tuple[Any, Any] | None:
         )
     from mlx_lm import utils
 
+    avoid_fusion()  # its models compile functions of theirs
     if kind not in own_types() and kind not in utils.MODEL_REMAPPING:
         return None
     try:

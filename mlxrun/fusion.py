@@ -1,0 +1,72 @@
+"""MLX's compiler on a CPU: it records graphs, and fuses nothing.
+
+``mx.compile`` saves a step twice: its graph is not built anew, and chains of elementwise operations
+become one. On a CPU the latter runs the system's C++ compiler, seconds for each new chain, and
+loads whatever lies under its library's name in the temporary directory, which another user may have
+put there. Decode steps gain nothing from it (docs/architecture.md has the figures), and rounding is
+no longer MLX's own. So it is switched off for processes that run models on a CPU. The switch,
+``set_compile_mode``, is in MLX's C++ interface only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+
+_SYMBOL = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
+_NO_FUSE = 2  # of MLX's enum CompileMode
+
+
+def avoid_fusion() -> str | None:
+    """Switch fusion off if models run on the CPU here; to be called before anything is recorded.
+
+    Returns:
+        Why functions cannot be recorded, so that they are plain Python; None if they can.
+    """
+    return _recorded_unfused() if mx.default_device() == mx.cpu else None
+
+
+@cache
+def _recorded_unfused() -> str | None:
+    if not _recording():
+        return "no C++ compiler (g++), or compilation is switched off"
+    set_mode = _switch()
+    if set_mode is not None:
+        set_mode(_NO_FUSE)
+        if _recording() == "unfused":
+            return None
+    mx.disable_compile()
+    return f"MLX {mx.__version__} would fuse operations"
+
+
+def _switch() -> ctypes._NamedFuncPointer | None:
+    """``mlx::core::set_compile_mode``; None where this MLX has none."""
+    for library in (Path(mx.__file__).parent / "lib").glob("libmlx.*"):
+        try:
+            found = ctypes.CDLL(str(library))[_SYMBOL]
+        except (OSError, AttributeError):
+            continue
+        found.argtypes, found.restype = [ctypes.c_int], None
+        return found
+    return None
+
+
+def _recording() -> str:
+    """How MLX's compiler records two operations: "fused", "unfused", or "" for not at all."""
+    calls = []
+
+    def function(x: mx.array) -> mx.array:
+        calls.append(x)
+        return mx.exp(-x)
+
+    compiled, one = mx.compile(function), mx.ones(2)
+    compiled(one)
+    graph = io.StringIO()
+    mx.export_to_dot(graph, compiled(one))
+    if len(calls) > 1:
+        return ""
+    return "fused" if "Compiled" in graph.getvalue() else "unfused"
