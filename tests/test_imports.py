@@ -55,6 +55,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.footprint": (),
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.on_cpu": (),
+    "mlxrun.fusion": (),
     "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors"),
@@ -75,6 +76,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.cache",
         "mlxrun.memory",
         "mlxrun.footprint",
+        "mlxrun.fusion",
         "mlxrun.errors",
     ),
     "mlxrun.planning": (
@@ -93,6 +95,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.cache",
         "mlxrun.text",
         "mlxrun.computing",
+        "mlxrun.fusion",
+        "mlxrun.on_cpu",
         "mlxrun.errors",
     ),
     "mlxrun.quality": (
@@ -103,6 +107,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.computing",
         "mlxrun.planning",
         "mlxrun.llm",
+        "mlxrun.on_cpu",
         "mlxrun.errors",
     ),
     "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),

@@ -36,6 +36,7 @@ from mlxrun.errors import ParameterError
 from mlxrun.generation import noise, penalties, truncation
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.plan import Group, Plan, Settings, State
+from mlxrun.on_cpu import log_softmax
 
 __all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "distribution", "next_token"]
 
@@ -140,18 +141,17 @@ def _draw(settings: Settings, state: State, logits: mx.array, ids: mx.array) -> 
 
 def _steer(settings: Settings, mu: mx.array, kept: mx.array, token: mx.array) -> mx.array:
     """Mirostat's mu (B, 1) after the tokens (B,) drawn from the logits ``kept`` (B, V)."""
-    chosen = mx.take_along_axis(kept, token[:, None], axis=-1)
-    surprise = (mx.logsumexp(kept, axis=-1, keepdims=True) - chosen) / math.log(2)
+    surprise = -mx.take_along_axis(log_softmax(kept), token[:, None], axis=-1) / math.log(2)
     return mu - settings.mirostat_eta * (surprise - settings.mirostat_tau)
 
 
 def _report(plan: Plan, logits: mx.array, token: mx.array) -> Sampled:
     if not plan.logprobs:
         return Sampled(token)
-    total = mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(logits, token[:, None], axis=-1)
-    top, ids = truncation.ranked(logits, plan.logprobs)
-    return Sampled(token, (chosen - total)[:, 0], ids, top - total)
+    logprobs = log_softmax(logits)
+    chosen = mx.take_along_axis(logprobs, token[:, None], axis=-1)
+    _, ids = truncation.ranked(logits, plan.logprobs)
+    return Sampled(token, chosen[:, 0], ids, mx.take_along_axis(logprobs, ids, axis=-1))
 
 
 def _advance(plan: Plan, settings: Settings, state: State, token: mx.array) -> State:

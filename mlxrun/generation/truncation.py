@@ -12,9 +12,12 @@ import math
 
 import mlx.core as mx
 
+from mlxrun.on_cpu import log_softmax
+
 Value = float | mx.array
 
 _BLOCK = 64  # tokens of which one is compared first
+_NARROW = 1024  # candidates
 
 
 def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -64,7 +67,7 @@ def top_p(logits: mx.array, p: Value) -> mx.array:
 
     Holtzman et al. 2020, "The curious case of neural text degeneration" (nucleus sampling).
     """
-    before = mx.cumsum(mx.softmax(logits, axis=-1), axis=-1, inclusive=False)
+    before = mx.cumsum(_probabilities(logits), axis=-1, inclusive=False)
     # Nothing but dropped candidates precedes the first survivor: it has 0 before it and stays.
     return _keep(logits, (before < p) | (before == 0))
 
@@ -83,7 +86,7 @@ def typical_p(logits: mx.array, p: Value) -> mx.array:
 
     Meister et al. 2023, "Locally typical sampling".
     """
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = log_softmax(logits)
     probs = mx.exp(logprobs)
     surprise = mx.where(probs > 0, -logprobs, 0)
     entropy = mx.sum(probs * surprise, axis=-1, keepdims=True)
@@ -100,7 +103,7 @@ def xtc(logits: mx.array, threshold: Value, active: mx.array) -> mx.array:
     ``active`` (B, 1) bool says for which rows the dice fell so. "Exclude top choices", by
     p-e-w 2024: https://github.com/oobabooga/text-generation-webui/pull/6335
     """
-    top = mx.softmax(logits, axis=-1) >= threshold
+    top = _probabilities(logits) >= threshold
     less_likely = mx.cumsum(top.astype(mx.int32), axis=-1, reverse=True, inclusive=False)
     return _keep(logits, ~(active & top & (less_likely > 0)))
 
@@ -111,10 +114,16 @@ def mirostat(logits: mx.array, mu: Value) -> mx.array:
     Basu et al. 2021, "Mirostat: a neural text decoding algorithm that directly controls
     perplexity", in the second version of its reference implementation.
     """
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = log_softmax(logits)
     likeliest = mx.argmax(logits, axis=-1, keepdims=True)
     is_likeliest = mx.arange(logits.shape[-1]) == likeliest
     return _keep(logits, (-logprobs <= mu * math.log(2)) | is_likeliest)
+
+
+def _probabilities(logits: mx.array) -> mx.array:
+    """The softmax of logits (B, K); MLX's own costs more than 1e-6 of the sum where K is large."""
+    narrow = logits.shape[-1] <= _NARROW
+    return mx.softmax(logits, axis=-1) if narrow else mx.exp(log_softmax(logits))
 
 
 def _keep(logits: mx.array, mask: mx.array) -> mx.array:

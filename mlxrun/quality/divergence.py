@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlxrun.on_cpu import total
 from mlxrun.quality.estimates import Estimate, Floats, mean, root_mean_square, share
-from mlxrun.quality.perplexity import Predicted, perplexity_of, predicted, row_sums
+from mlxrun.quality.perplexity import Predicted, perplexity_of, predicted
 
 PERCENTILES = (50, 90, 95, 99, 99.9)
 # Log ratios below this go through so many terms of a series.
@@ -101,15 +102,15 @@ def divergences(a: Predicted, b: Predicted) -> mx.array:
     near = a.probabilities * x * x * _series(x)
     far = a.probabilities * (x - 1) + b.probabilities
     terms = mx.where(mx.abs(x) < _SMALL, near, far)
-    return row_sums(mx.where(there, mx.maximum(terms, 0), b.probabilities))
+    return total(mx.where(there, mx.maximum(terms, 0), b.probabilities))[:, 0]
 
 
 def _series(x: mx.array) -> mx.array:
     """``(exp(-x) - 1 + x) / x^2`` by its Taylor series, to 1e-6 of it where ``|x| < _SMALL``."""
-    total = mx.full((), 1 / math.factorial(_TERMS + 1))
+    series = mx.full((), 1 / math.factorial(_TERMS + 1))
     for n in range(_TERMS, 1, -1):
-        total = 1 / math.factorial(n) - x * total
-    return total
+        series = 1 / math.factorial(n) - x * series
+    return series
 
 
 def differences(a: mx.array, b: mx.array, targets: mx.array) -> Differences:

@@ -250,6 +250,24 @@ def test_logprobs_are_the_models_own(seed: int, count: int) -> None:
     np.testing.assert_allclose(np.array(sampled.top_logprobs)[0], expected[order], atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [49_152, 262_144])
+def test_logprobs_and_surprise_over_a_large_vocabulary(size: int) -> None:
+    logits = random_logits(5, size=size)
+    exact = np.array(logits[0], dtype=np.float64)
+    exact -= exact.max() + np.log(np.exp(exact - exact.max()).sum())
+    mirostat = {"mirostat": 2, "mirostat_tau": 50.0, "mirostat_eta": 1.0}  # drops nothing
+    sampler = Sampler(SamplingParams(**OPEN | mirostat, logprobs=5, seed=1), size)
+    sampled = sampler.sample(logits)
+    assert sampled.logprob is not None
+    assert sampled.top_logprobs is not None
+    token = sampled.token.item()
+    assert sampled.logprob.item() == pytest.approx(exact[token], abs=2e-6)
+    highest = np.sort(exact)[::-1][:5]
+    np.testing.assert_allclose(np.array(sampled.top_logprobs)[0], highest, atol=2e-6)
+    surprise = 100 + 50 - sampler.state.mu.item()
+    assert surprise == pytest.approx(-exact[token] / math.log(2), abs=2e-5), "float32 near 130"
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-6, 100])
 def test_extreme_temperatures_stay_sound(temperature: float) -> None:
     logits = mx.array([[-1e30, 50.0, 80.0, -math.inf]])

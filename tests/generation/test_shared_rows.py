@@ -109,8 +109,7 @@ def test_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     """A recording reads what rows share, and does not hold on to it."""
     model = model_of(name, tmp_path)
     wanted = [alone(model, ask) for ask in asks(5, 40)]
-    monkeypatch.setattr(stepping, "PATIENCE_CPU", 1)
-    monkeypatch.setattr(stepping, "PATIENCE_GPU", 1)
+    monkeypatch.setattr(stepping, "PATIENCE", 1)
     given = asks(5, 40)
     prefixes = PrefixCache(1 << 30, worth=2)
     service = Service(model, rows=4, prefixes=prefixes)

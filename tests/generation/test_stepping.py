@@ -98,8 +98,7 @@ def test_every_kind_of_layer(tmp_path: Path, name: str) -> None:
 def test_rows_come_and_go_beside_recordings(
     tiny: Transformer, monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
-    monkeypatch.setattr(stepping, "PATIENCE_CPU", 2)
-    monkeypatch.setattr(stepping, "PATIENCE_GPU", 2)
+    monkeypatch.setattr(stepping, "PATIENCE", 2)
     asks = [
         Ask(prompt, 5 + 7 * i, ELABORATE if i % 2 else GREEDY)
         for i, prompt in enumerate(prompts(6, 30, seed=3))

@@ -42,6 +42,34 @@ def check(
     assert np.array_equal(np.array(left)[0][unchanged], np.array(ranked)[0][unchanged])
 
 
+@pytest.mark.parametrize("size", [2560, 2561, 50_000])
+@pytest.mark.parametrize("k", [1, 7, 40, 200])
+@pytest.mark.parametrize("kind", ["distinct", "many equal", "few possible"])
+def test_ranked_among_many(size: int, k: int, kind: str) -> None:
+    rng = np.random.default_rng(size + k)
+    logits = rng.normal(size=(3, size)).astype(np.float32)
+    if kind == "many equal":
+        logits = np.round(logits)
+    if kind == "few possible":
+        logits[:, rng.integers(0, size - 1, size - 9)] = -np.inf
+        logits[:, -1] = -0.0
+    ranked, ids = truncation.ranked(mx.array(logits), k)
+    expected = [np.lexsort((np.arange(size), -row))[:k] for row in logits]
+    assert np.array_equal(np.array(ids), expected)
+    assert np.array_equal(np.array(ranked), np.take_along_axis(logits, np.array(expected), 1))
+
+
+def test_xtc_knows_probabilities_of_a_large_vocabulary() -> None:
+    """All are equally likely: exactly as likely as the threshold is, or less."""
+    size = 262_144
+    logits = mx.full((1, size), 0.3)
+    kept = [
+        mx.isfinite(truncation.xtc(logits, factor / size, mx.array([[True]]))).sum().item()
+        for factor in (1 - 2e-6, 1 + 2e-6)
+    ]
+    assert kept == [1, size]
+
+
 @given(some_logits, st.data())
 def test_ranked_orders_by_logit_then_id(row: list[float], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, len(row)))

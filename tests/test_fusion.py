@@ -1,0 +1,97 @@
+"""On a CPU steps are recorded, and neither a compiler runs nor a library is written or loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from foreign_models import CONFIGS, save, stock
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun import fusion
+from mlxrun.memory import on_cpu
+
+pytestmark = pytest.mark.skipif(not on_cpu(), reason="on a GPU MLX compiles with Metal")
+
+SETTINGS = (
+    "{}, {'temperature': 0}, {'repetition_penalty': 1.1}, {'mirostat': 2}, {'dry_multiplier': 0.8},"
+    "{'top_k': 0, 'typical_p': 0.9, 'xtc_probability': 0.5}, {'logprobs': 2}"
+)
+
+
+@pytest.fixture
+def again() -> Iterator[None]:
+    """What is known of MLX's compiler is found out anew, in the test and after it."""
+    fusion._recorded_unfused.cache_clear()
+    yield
+    fusion._recorded_unfused.cache_clear()
+    mx.enable_compile()
+    assert fusion.avoid_fusion() is None
+
+
+def written(folder: Path, code: str) -> list[str]:
+    """What a process with an empty temporary directory leaves there."""
+    folder.mkdir()
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True)
+    return [str(path.relative_to(folder)) for path in folder.rglob("*")]
+
+
+def test_no_libraries_of_steps(tmp_path: Path) -> None:
+    file = Tiny().write(tmp_path / "tiny.gguf")
+    code = f"""
+        import mlxrun
+        llm = mlxrun.load({str(file)!r})
+        for settings in ({SETTINGS}):
+            llm.generate("a", max_tokens=20, ignore_eos=True, seed=1, **settings)
+        llm.batch(["a", "b", "c"], max_tokens=20, ignore_eos=True, seed=1)
+        assert llm.stepper.refusal is None and llm.stepper.recorded
+    """
+    assert written(tmp_path / "temporary", code) == []
+
+
+@pytest.mark.parametrize("name", ["lfm2", "gemma3n"])
+def test_no_libraries_of_mlx_lms_models(tmp_path: Path, name: str) -> None:
+    """Their files compile functions of their own, such as gates."""
+    model = save(tmp_path / "model", CONFIGS[name], stock(CONFIGS[name]))
+    code = f"""
+        import mlxrun
+        mlxrun.load({str(model)!r}).generate("a", max_tokens=4, ignore_eos=True, seed=1)
+    """
+    assert written(tmp_path / "temporary", code) == []
+
+
+def test_an_mlx_without_the_switch_records_nothing(
+    again: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Tiny().write(tmp_path / "tiny.gguf")
+    asked = {"max_tokens": 20, "ignore_eos": True, "seed": 1}
+    recorded = mlxrun.load(file).generate("a", **asked)
+    fusion._recorded_unfused.cache_clear()
+    mx.enable_compile()
+    monkeypatch.setattr(fusion, "_SYMBOL", "_ZN3mlx4core5unfuseEv")
+    llm = mlxrun.load(file)
+    assert llm.generate("a", **asked).tokens == recorded.tokens
+    assert not llm.stepper.recorded
+    assert "would fuse" in llm.choices.decode
+    assert fusion._recording() == "", "nothing else in this process is fused either"
+
+
+def test_compilation_that_is_switched_off_stays_so(again: None) -> None:
+    mx.disable_compile()
+    assert "switched off" in str(fusion.avoid_fusion())
+    assert fusion._recording() == ""
+
+
+def test_recordings_are_reused_unfused(again: None) -> None:
+    mx.enable_compile()
+    assert fusion._recording() == "fused"
+    assert fusion.avoid_fusion() is None
+    assert fusion._recording() == "unfused"
