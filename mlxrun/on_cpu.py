@@ -27,6 +27,33 @@ def silu(x: mx.array) -> mx.array:
     return x / (1 + mx.power(2.0, x * -_PER_E)) if _by_twos(x) else x * mx.sigmoid(x)
 
 
+def gelu_tanh(x: mx.array) -> mx.array:
+    """The tanh form of GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415), as ggml computes it.
+
+    ggml looks it up in a table of half-precision numbers between -10 and 10, whatever the type of
+    the run; rounding likewise is what makes results equal to llama.cpp's.
+    """
+    half = x.astype(mx.float16)
+    y = _gelu_table()[half.view(mx.uint16)] if _by_twos(x) else _gelu_of_half(half)
+    return mx.where(x >= 10, x, mx.where(x <= -10, 0, y.astype(x.dtype)))
+
+
+def _gelu_of_half(half: mx.array) -> mx.array:
+    h = half.astype(mx.float32)
+    return (0.5 * h * (1 + mx.tanh(0.7978845608028654 * h * (1 + 0.044715 * h * h)))).astype(
+        mx.float16
+    )
+
+
+@lru_cache(maxsize=1)
+def _gelu_table() -> mx.array:
+    """Of every half-precision number, by its bits, float32."""
+    table = _gelu_of_half(mx.arange(1 << 16).astype(mx.uint16).view(mx.float16))
+    table = table.astype(mx.float32)
+    mx.eval(table)
+    return table
+
+
 def softmax(x: mx.array) -> mx.array:
     """Along the last axis, summed in float32.
 

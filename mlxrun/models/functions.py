@@ -8,7 +8,7 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlxrun.models.config import Norm
-from mlxrun.on_cpu import sigmoid, silu
+from mlxrun.on_cpu import gelu_tanh, sigmoid, silu
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import settled
 
@@ -67,18 +67,6 @@ def norm(config: Norm, params: Parameters, name: str, size: int, heads: int = 0)
     return lambda x: mx.fast.layer_norm(x, weight, bias, eps)
 
 
-def _gelu_tanh(x: mx.array) -> mx.array:
-    """The tanh form of GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415), as ggml computes it.
-
-    ggml looks it up in a table of half-precision numbers between -10 and 10, whatever the type of
-    the run; rounding likewise is what makes results equal to llama.cpp's.
-    """
-    h = x.astype(mx.float16).astype(mx.float32)
-    y = 0.5 * h * (1 + mx.tanh(0.7978845608028654 * h * (1 + 0.044715 * h * h)))
-    y = y.astype(mx.float16).astype(x.dtype)
-    return mx.where(x >= 10, x, mx.where(x <= -10, 0, y))
-
-
 def _gated(activation: Function) -> Callable[[mx.array, mx.array], mx.array]:
     return lambda gate, up: activation(gate) * up
 
@@ -91,7 +79,7 @@ def _clamped_swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 ACTIVATIONS: dict[str, Function] = {
     "silu": silu,
-    "gelu_tanh": _gelu_tanh,
+    "gelu_tanh": gelu_tanh,
     "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * 0.7071067811865476)),
     "relu2": lambda x: mx.square(mx.maximum(x, 0)),
 }

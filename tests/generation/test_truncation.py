@@ -60,14 +60,14 @@ def test_ranked_among_many(size: int, k: int, kind: str) -> None:
 
 
 def test_xtc_knows_probabilities_of_a_large_vocabulary() -> None:
-    """All are equally likely: exactly as likely as the threshold is, or less."""
-    size = 262_144
-    logits = mx.full((1, size), 0.3)
-    kept = [
-        mx.isfinite(truncation.xtc(logits, factor / size, mx.array([[True]]))).sum().item()
-        for factor in (1 - 2e-6, 1 + 2e-6)
-    ]
-    assert kept == [1, size]
+    """The threshold lies in a gap between two tokens that are nearly as likely."""
+    logits = np.sort(np.random.default_rng(0).normal(size=262_144).astype(np.float32))[::-1]
+    exact = np.exp(logits.astype(np.float64))
+    exact /= exact.sum()
+    above = 20_000 + int(np.argmax(exact[20_000:20_100] / exact[20_001:20_101]))
+    threshold = float(np.sqrt(exact[above] * exact[above + 1]))
+    left = truncation.xtc(mx.array(logits[None].copy()), threshold, mx.array([[True]]))
+    assert mx.isinf(left).sum().item() == above
 
 
 @given(some_logits, st.data())
