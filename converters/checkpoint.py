@@ -1,7 +1,8 @@
 """Write a model directory: sharded safetensors, their index, and small files, all or nothing.
 
-Everything goes to a hidden sibling directory that takes the final name only when it is complete, so
-a killed conversion leaves nothing under that name. Knows files; knows nothing of models.
+Everything goes to a hidden sibling directory that takes the final name only when it is complete
+(``staging``): a killed conversion leaves nothing under that name, or what was there. Knows files;
+knows nothing of models.
 
 Format: https://github.com/huggingface/safetensors (a little-endian header length, a JSON header,
 the arrays one after another).
@@ -13,19 +14,22 @@ import contextlib
 import errno
 import json
 import os
-import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from converters.directory.companions import companion_files
+from converters.directory.files import CONFIG, INDEX, indexed_names, read_object
 from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsError
+from converters.staging import publish, staged
 
+# The report of a conversion, which says what it wrote.
+REPORT = "conversion.json"
 SHARD_BYTES = 5 << 30
 # Room kept for a shard's header; it is written last, when the offsets are known, and padded.
 _HEADER_STEP = 1 << 20
@@ -115,11 +119,15 @@ class CheckpointWriter:
 
     Args:
         path: the directory to create.
-        overwrite: replace an existing directory (only when the new one is complete).
+        overwrite: replace an existing directory (only when the new one is complete), if all that it
+            holds was written by a conversion.
         entries: how many arrays will be added at most; sizes the header's room.
 
+    Attributes:
+        files: names of the small files written so far.
+
     Raises:
-        TargetExistsError: ``path`` exists and ``overwrite`` is false.
+        TargetExistsError: ``path`` exists, and ``overwrite`` is false or it holds something else.
         OutOfSpaceError: the disk is full.
         CheckpointError: the directory cannot be written.
     """
@@ -127,21 +135,21 @@ class CheckpointWriter:
     def __init__(self, path: Path, *, overwrite: bool = False, entries: int = 10_000) -> None:
         self.path = path.absolute()
         self.overwrite = overwrite
+        self.files: list[str] = []
         self._header_bytes = -(-max(1, entries) * 256 // _HEADER_STEP) * _HEADER_STEP
         self._shards: list[_Shard] = []
         with disk_errors(self.path):  # a name that the file system does not take
             if self.path.is_symlink():
                 self.path = self.path.resolve()
             self._check_target()
-            self._partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
 
     def _check_target(self) -> None:
         if not self.path.exists():
             return
         if self.overwrite and (strange := _strange(self.path)):
             raise TargetExistsError(
-                f"{self.path} exists and is not a model directory: {strange}",
-                hint="Choose another output; only a converted model is ever replaced",
+                f"{self.path} was not replaced: {strange}",
+                hint="Choose another output with -o DIR, or move that elsewhere",
             )
         if not self.overwrite:
             raise TargetExistsError(
@@ -149,13 +157,13 @@ class CheckpointWriter:
                 hint="Choose another output with -o DIR, or replace it with --overwrite",
             )
 
-    def __enter__(self) -> CheckpointWriter:
+    def __enter__(self) -> Self:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(self.path)
-            self._check_target()
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir()
+            with contextlib.ExitStack() as stack:
+                self._partial = stack.enter_context(staged(self.path, directory=True))
+                self._check_target()  # a model that was set aside may be back
+                self._staged = stack.pop_all()
         return self
 
     def add(self, name: str, array: npt.NDArray[np.generic], dtype: str) -> None:
@@ -186,6 +194,7 @@ class CheckpointWriter:
         with disk_errors(self.path):
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data.encode() if isinstance(data, str) else data)
+        self.files.append(name)
 
     def commit(self) -> None:
         """Finish the shards, write their index, and give the directory its name."""
@@ -206,21 +215,9 @@ class CheckpointWriter:
                 "metadata": {"total_size": total},
                 "weight_map": dict(sorted(weight_map.items())),
             }
-            self.write_file("model.safetensors.index.json", json.dumps(index, indent=1))
-            self._publish()
-
-    def _publish(self) -> None:
-        old = self._partial.with_name(self._partial.name + "-old")
-        if self.path.exists():
+            self.write_file(INDEX, json.dumps(index, indent=1))
             self._check_target()  # somebody else may have made it meanwhile
-            self.path.rename(old)
-        try:
-            self._partial.rename(self.path)
-        except BaseException:
-            if old.exists() and not self.path.exists():
-                old.rename(self.path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+            publish(self._partial, self.path)
 
     def __exit__(
         self,
@@ -231,54 +228,39 @@ class CheckpointWriter:
         for shard in self._shards:
             with contextlib.suppress(OSError):
                 shard.abandon()
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-
-# What model directories have, other tools' among them; adapters are somebody's work.
-_PARTS = re.compile(
-    r"(?!adapter).+\.(json|safetensors|jinja|model|tiktoken)|(merges|vocab|added_tokens)\.txt"
-    r"|(README|LICENSE|USE_POLICY)(\.\w+)?|\.gitattributes|additional_chat_templates",
-    re.IGNORECASE,
-)
+        self._staged.close()
 
 
 def _strange(path: Path) -> str | None:
-    """Why a path is no model, or not only one; None of a model, or where there is nothing."""
-    if not any_entries(path):
+    """Why a conversion may not replace a path; None where an earlier one wrote all of it."""
+    if not path.is_dir():
+        return "it is no directory"
+    if not any(path.iterdir()):
         return None
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if "config.json" not in names:
-        return "it has no config.json"
-    found = next((name for name in names if not _PARTS.fullmatch(name)), None)
-    return f"it holds {found}" if found else None
+    if not (path / REPORT).is_file():
+        return f"it has no {REPORT}, which every conversion writes"
+    other = next(_others(path, _written(path)), None)
+    return f"it holds {other}, which no conversion wrote" if other else None
 
 
-def any_entries(path: Path) -> bool:
-    """Whether a path is a file or a directory with something in it."""
-    return not path.is_dir() or any(path.iterdir())
+def _written(path: Path) -> set[str]:
+    """The files of a directory that a conversion wrote, by its report and its index."""
+    weights: list[str] = []
+    listed = None
+    with contextlib.suppress(CheckpointError):
+        listed = read_object(path / REPORT).get("files")
+    with contextlib.suppress(CheckpointError):
+        weights = indexed_names(path)
+    if not isinstance(listed, list):  # before reports listed them
+        listed = [CONFIG, *(file.relative_to(path).as_posix() for file in companion_files(path))]
+    return {REPORT, INDEX, *weights, *map(str, listed)}
 
 
-def _sweep(path: Path) -> None:
-    """Remove what killed conversions to the same target left behind.
-
-    A model that was being replaced when its conversion was killed gets its name back.
-    """
-    prefix = f".{path.name}.partial-"
-    for stale in [entry for entry in path.parent.iterdir() if entry.name.startswith(prefix)]:
-        pid = stale.name.removeprefix(prefix).removesuffix("-old")
-        if not pid.isdecimal() or _alive(int(pid)):
-            continue
-        if stale.name.endswith("-old") and not path.exists():
-            stale.rename(path)
-        else:
-            shutil.rmtree(stale, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's, or more than a process is ever called
-        return True
-    return True
+def _others(path: Path, known: set[str]) -> Iterator[str]:
+    """What else is in a directory, at any depth."""
+    known = known | {Path(name).parent.as_posix() for name in known}
+    for folder, directories, files in os.walk(path):
+        for name in sorted([*directories, *files]):
+            own = (Path(folder) / name).relative_to(path).as_posix()
+            if own not in known:
+                yield own

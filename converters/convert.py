@@ -7,7 +7,6 @@ straight into memory. Knows nothing of generation.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +37,7 @@ from converters.sink import (
     Hashing,
     Progress,
     check_space,
+    finish,
     quantization,
     target_path,
     write_tensors,
@@ -92,7 +92,6 @@ def stream(
         with closing(ahead(map(start, names.mapped), sizes, AHEAD_BYTES)) as results:
             for mapped, converted in zip(names.mapped, results, strict=True):
                 yield converted
-                mapped.source.release()
                 done += mapped.source.nbytes
                 if progress:
                     progress(done, total, mapped.source.name)
@@ -217,7 +216,8 @@ def convert(
         src: a ``.gguf`` file, or a shard of a split one.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
         policy: ``exact``, ``near`` or ``compact``; see :mod:`converters.policy`.
-        overwrite: replace an existing model directory once the new one is complete.
+        overwrite: replace a directory that holds nothing but an earlier conversion, once the new
+            one is complete.
         merge: gives what is merged into the weights of a model with a ``config.json``.
         progress: called with (bytes read, bytes in all, tensor name).
 
@@ -242,7 +242,6 @@ def convert(
         check_space(_least_bytes(names, bound), target)
         tensors = stream(names, bound, merge=merged, progress=progress)
         report = _write(writer, gguf, names, bound, config, hashing, tensors)
-        writer.commit()
     report.path = str(target)
     report.seconds = time.perf_counter() - started
     return report
@@ -274,9 +273,8 @@ def _write(
         writer.write_file(name, data)
     config |= quantization(layouts)
     config["torch_dtype"] = policy.half if policy.name != "exact" else "float32"
-    writer.write_file("config.json", json.dumps(config, indent=2))
     report.source = _source(gguf, hashing.result())
-    writer.write_file("conversion.json", report.to_json())
+    finish(writer, config, report)
     return report
 
 

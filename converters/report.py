@@ -49,6 +49,8 @@ class ConversionReport:
         policy: ``exact``, ``near`` or ``compact``.
         tensors: one record each.
         skipped: ``{"name", "type", "reason"}`` of tensors that have no place in the model.
+        files: names of the files written beside the weights.
+        warnings: what keeps the result from being used as it is.
         path: where the checkpoint was written; None when it stayed in memory.
         seconds: how long it took.
     """
@@ -57,6 +59,8 @@ class ConversionReport:
     policy: str
     tensors: list[TensorRecord] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     path: str | None = None
     seconds: float = 0.0
 
@@ -95,6 +99,7 @@ class ConversionReport:
             "bits_after": self.bits_after,
             "tensors": [asdict(t) for t in self.tensors],
             "skipped": self.skipped,
+            "files": self.files,
         }
 
     def to_json(self) -> str:

@@ -6,6 +6,7 @@ Shared by every kind of source. Knows forms and files; knows nothing of where te
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -19,7 +20,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from converters.checkpoint import CheckpointWriter, disk_errors
+from converters.checkpoint import REPORT, CheckpointWriter, disk_errors
+from converters.directory.files import CONFIG
 from converters.errors import (
     CheckpointError,
     ConversionError,
@@ -93,6 +95,14 @@ def write_tensors(
         if previous:
             previous.result()
     return layouts
+
+
+def finish(writer: CheckpointWriter, config: dict[str, Any], report: ConversionReport) -> None:
+    """Write the configuration and the report, and give the directory its name."""
+    writer.write_file(CONFIG, json.dumps(config, indent=2))
+    report.files = [*writer.files, REPORT]
+    writer.write_file(REPORT, report.to_json())
+    writer.commit()
 
 
 def quantization(layouts: dict[str, Layout]) -> dict[str, Any]:

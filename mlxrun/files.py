@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-# What ``tempfile`` gives a file.
+from converters.staging import staged
+
+# Of files that nobody else may read.
 _PRIVATE = 0o600
 
 
@@ -23,29 +27,42 @@ def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator
         mode: who may read and write it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written, or the path is of something other than a regular file.
     """
+    check_regular(path)
     path = path.resolve()  # a link stays one
-    descriptor, name = tempfile.mkstemp(ending, ".mlxrun-", path.parent)
-    os.close(descriptor)
-    partial = Path(name)
-    try:
+    with staged(path, ending=ending) as partial:
         if mode != _PRIVATE:
             partial.chmod(mode)
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        check_regular(path)
         partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+
+
+def check_regular(path: Path) -> None:
+    """Whether a path is of a regular file, or of nothing yet.
+
+    Raises:
+        OSError: it is a directory, a device, a pipe or a socket, or cannot be told.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory", str(path))
+    if not stat.S_ISREG(mode):
+        what = "it is a device, a pipe or a socket, which is never replaced"
+        raise FileExistsError(errno.EEXIST, what, str(path))
 
 
 def check_writable(path: Path) -> None:
-    """Whether a file can be written beside a path now.
+    """Whether a path can be written by :func:`replacing` now.
 
     Raises:
         OSError: it cannot.
     """
-    tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    check_regular(path)
+    tempfile.TemporaryFile(dir=path.resolve().parent).close()

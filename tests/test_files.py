@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 import pytest
 
-from mlxrun.files import replacing
+from mlxrun.files import check_writable, replacing
 
 
 def test_the_new_file_takes_the_name(tmp_path):
@@ -41,3 +42,30 @@ def test_who_may_read_it(tmp_path, mode):
     with replacing(tmp_path / "file", mode=mode):
         pass
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("what", ["pipe", "link to a pipe", "directory"])
+def test_only_regular_files_are_replaced(tmp_path, what):
+    path = tmp_path / "x"
+    if what == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path = tmp_path / "pipe"
+        if what != "pipe":
+            path = tmp_path / "link"
+            path.symlink_to("pipe")
+    before = path.stat(), set(tmp_path.iterdir())
+    with pytest.raises(OSError, match="it is a d"), replacing(path):
+        pass
+    with pytest.raises(OSError, match="it is a d"):
+        check_writable(path)
+    assert (path.stat(), set(tmp_path.iterdir())) == before
+
+
+def test_what_becomes_something_else_meanwhile_is_left_alone(tmp_path):
+    path = tmp_path / "x"
+    with pytest.raises(OSError, match="it is a device, a pipe"), replacing(path) as partial:
+        partial.write_text("new")
+        os.mkfifo(path)
+    assert stat.S_ISFIFO(path.stat().st_mode) and list(tmp_path.iterdir()) == [path]

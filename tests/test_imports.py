@@ -50,7 +50,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
     "mlxrun.blas": (),
-    "mlxrun.files": (),
+    "mlxrun.files": ("converters.staging",),
     "mlxrun.memory": ("mlxrun.blas", "mlxrun.errors"),
     "mlxrun.footprint": (),
     "mlxrun.text": ("converters", "mlxrun.errors"),

@@ -32,9 +32,13 @@ def companions(path: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         CheckpointError: one cannot be read.
     """
-    found = {file for pattern in _KEPT for file in path.glob(pattern) if file.is_file()}
-    for file in sorted(found):
+    for file in companion_files(path):
         try:
             yield file.relative_to(path).as_posix(), file.read_bytes()
         except OSError as error:
             raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def companion_files(path: Path) -> list[Path]:
+    """The files of a directory to keep."""
+    return sorted({file for pattern in _KEPT for file in path.glob(pattern) if file.is_file()})

@@ -15,6 +15,7 @@ from typing import Any
 from converters.directory.header import DTYPES, StoredArray, read_header
 from converters.errors import CheckpointError
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
 
@@ -47,7 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing or not a JSON object.
     """
-    file = path / "config.json"
+    file = path / CONFIG
     if not file.is_file():
         raise CheckpointError(
             f"{path} is not a model directory: it has no config.json",
@@ -77,7 +78,7 @@ def weight_files(path: Path) -> WeightFiles:
     Raises:
         CheckpointError: there are none, one is missing or damaged, or two hold the same array.
     """
-    paths = _indexed(path) or sorted(path.glob("model*.safetensors"))
+    paths = [path / name for name in indexed_names(path)] or sorted(path.glob("model*.safetensors"))
     if not paths:
         raise _without_weights(path)
     for file in paths:
@@ -98,14 +99,18 @@ def weight_files(path: Path) -> WeightFiles:
     return WeightFiles(tuple(paths), headers, _left_out(path, paths))
 
 
-def _indexed(path: Path) -> list[Path]:
-    """The files that the index names; none where there is no index."""
+def indexed_names(path: Path) -> list[str]:
+    """The files that a directory's index names; none where there is no index.
+
+    Raises:
+        CheckpointError: the index is damaged.
+    """
     index = path / INDEX
     if not index.is_file():
         return []
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(path / _plain_name(name) for name in names)
+        return sorted(_plain_name(name) for name in names)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"cannot read {index}: {error}") from error
 

@@ -6,7 +6,6 @@ matplotlib, which the extra ``plot`` installs; imported only when something is d
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,8 +71,6 @@ def check(path: Path) -> None:
         raise ParameterError("--plot", str(path), "in a folder that is there")
     with _writing(path):
         check_writable(path)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a directory")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

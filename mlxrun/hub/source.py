@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
+from converters.staging import set_aside
 from mlxrun.errors import HubError, SourceError
 from mlxrun.hub.choice import choose, gguf_models
 from mlxrun.hub.names import GRAMMAR, HubName, has_address
@@ -41,6 +43,11 @@ def resolve(
     path = _expand(text)
     if _exists(path):
         return path
+    if _exists(old := set_aside(path)):
+        raise SourceError(
+            f"there is no model at {text}: a conversion that was replacing it has been killed",
+            hint=f"Bring the old model back: {shlex.join(['mv', str(old), str(path)])}",
+        )
     if isinstance(source, Path) or _looks_local(text):
         raise _missing(text, path)
     try:

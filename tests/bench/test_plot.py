@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -155,6 +157,11 @@ def test_what_is_refused(tmp_path, monkeypatch):
     (tmp_path / "b.png").mkdir()
     with pytest.raises(PictureError, match=r"cannot write .*b.png: "):
         check(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "c.png")
+    for refuse in (check, partial(draw, facts(measured(Decode(4)), ABOUT))):
+        with pytest.raises(PictureError, match=r"cannot write .*c.png: it is a device, a pipe"):
+            refuse(tmp_path / "c.png")
+    assert (tmp_path / "c.png").is_fifo()
     for name in list(sys.modules):
         if name.partition(".")[0] == "matplotlib":
             monkeypatch.delitem(sys.modules, name)

@@ -22,14 +22,15 @@ ARRAYS = {
     "c.weight": (np.array([1e-30, 3.5], np.float32), "float32"),
     "d.scales": (np.array([[1, 2, 255]], np.uint8), "uint8"),
 }
-DEAD = 2**22 + 1  # above the largest process id that Linux gives
 
 
-def write(path: Path, *, overwrite: bool = False, marker: str = "{}") -> None:
+def write(path: Path, *, overwrite: bool = False, marker: str = "{}", report: str = "{}") -> None:
+    """A checkpoint; its report does not list the files, as those of the first versions do not."""
     with CheckpointWriter(path, overwrite=overwrite) as writer:
         for name, (array, dtype) in ARRAYS.items():
             writer.add(name, array, dtype)
         writer.write_file("config.json", marker)
+        writer.write_file("conversion.json", report)
         writer.commit()
 
 
@@ -59,6 +60,7 @@ def test_mlx_reads_every_array(tmp_path: Path) -> None:
     assert names(tmp_path) == {"model"}
     assert names(tmp_path / "model") == {
         "config.json",
+        "conversion.json",
         "model.safetensors",
         "model.safetensors.index.json",
     }
@@ -115,22 +117,76 @@ def test_overwriting_replaces_a_model_and_nothing_else(tmp_path: Path) -> None:
             (path / "cat.jpg").write_text("meow")
         else:
             path.write_text("text")
-        with pytest.raises(TargetExistsError, match="not a model directory"):
+        with pytest.raises(TargetExistsError, match=r"was not replaced: it (has no|is no)"):
             write(path, overwrite=True)
     assert (tmp_path / "photos" / "cat.jpg").read_text() == "meow"
     assert (tmp_path / "file").read_text() == "text"
 
 
-@pytest.mark.parametrize("precious", ["notes.txt", "src", ".git", "adapters.safetensors"])
-def test_what_else_lies_beside_a_model_keeps_it_from_being_replaced(
-    tmp_path: Path, precious: str
+LISTED = json.dumps(
+    {"files": ["config.json", "conversion.json", "additional_chat_templates/a.jinja"]}
+)
+
+
+@pytest.mark.parametrize("report", ["{}", LISTED, "broken", '{"files": 3}'])
+@pytest.mark.parametrize(
+    "precious",
+    [
+        "talk.json", "eval_results.json", "my-finetuned.safetensors", "README.md", "notes.txt",
+        "model-00001-of-00009.safetensors", "adapters.safetensors", "src/", ".git/config",
+        "additional_chat_templates/mine.txt", "config.json.bak",
+    ],
+)  # fmt: skip
+def test_what_no_conversion_wrote_keeps_a_model_from_being_replaced(
+    tmp_path: Path, precious: str, report: str
 ) -> None:
-    write(tmp_path / "model", marker='{"first": 1}')
-    (tmp_path / "model" / precious).mkdir()
-    with pytest.raises(TargetExistsError, match=rf"not a model directory: it holds {precious}"):
+    write(tmp_path / "model", marker='{"first": 1}', report=report)
+    mine = tmp_path / "model" / precious
+    if precious.endswith("/"):
+        mine.mkdir()
+    else:
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+    # A folder that no conversion made is named itself.
+    named = precious.rstrip("/") if precious.startswith("additional") else precious.split("/")[0]
+    shown = rf"was not replaced: it holds {named.split('/')[0]}.*, which no conversion wrote"
+    with pytest.raises(TargetExistsError, match=shown):
         write(tmp_path / "model", overwrite=True)
-    assert (tmp_path / "model" / precious).is_dir()
+    assert mine.is_dir() or mine.read_text() == "mine"
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"first": 1}
+
+
+def test_a_model_of_another_tool_is_not_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "model")
+    (tmp_path / "model" / "conversion.json").unlink()
+    with pytest.raises(TargetExistsError, match=r"it has no conversion\.json"):
+        write(tmp_path / "model", overwrite=True)
+    assert_complete(tmp_path / "model")
+
+
+@pytest.mark.parametrize("report", ["{}", LISTED])
+def test_what_a_conversion_wrote_is_replaced(tmp_path: Path, report: str) -> None:
+    write(tmp_path / "model", report=report)
+    kept = ["additional_chat_templates/a.jinja"]
+    kept += ["tokenizer.json", "LICENSE.txt", "merges.txt"] if report == "{}" else []
+    for name in kept:
+        (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "model" / name).write_text("{}")
+    write(tmp_path / "model", overwrite=True)
+    assert_complete(tmp_path / "model")
+    assert "additional_chat_templates" not in names(tmp_path / "model")
+
+
+def test_a_file_that_appears_while_a_model_is_made_is_not_lost(tmp_path: Path) -> None:
+    write(tmp_path / "model")
+    with (
+        pytest.raises(TargetExistsError, match=r"holds talk\.json"),
+        CheckpointWriter(tmp_path / "model", overwrite=True) as writer,
+    ):
+        (tmp_path / "model" / "talk.json").write_text("mine")
+        writer.commit()
+    assert names(tmp_path) == {"model"}
+    assert (tmp_path / "model" / "talk.json").read_text() == "mine"
 
 
 def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -154,30 +210,6 @@ def test_nothing_is_left_of_what_fails(tmp_path: Path, failure: BaseException) -
         assert names(tmp_path / "deep")  # something is being written
         raise failure
     assert names(tmp_path / "deep") == set()
-
-
-@pytest.mark.parametrize("name", ["model", "odd [name]*", "new\nline"])
-def test_leftovers_of_dead_conversions_are_swept(tmp_path: Path, name: str) -> None:
-    living = tmp_path / f".{name}.partial-{os.getppid()}"
-    others = tmp_path / f".other.partial-{DEAD}"
-    dead = [tmp_path / f".{name}.partial-{DEAD}", tmp_path / f".{name}.partial-{DEAD}-old"]
-    for folder in (living, others, *dead):
-        folder.mkdir()
-        (folder / "config.json").write_text('{"old": 1}')
-    (tmp_path / name).mkdir()
-    (tmp_path / name / "config.json").write_text("{}")
-    write(tmp_path / name, overwrite=True)
-    assert names(tmp_path) == {name, living.name, others.name}
-
-
-def test_a_model_whose_replacement_was_killed_comes_back(tmp_path: Path) -> None:
-    """Killed between giving the old model another name and giving the new one its own."""
-    old = tmp_path / f".model.partial-{DEAD}-old"
-    old.mkdir()
-    (old / "config.json").write_text('{"old": 1}')
-    with pytest.raises(TargetExistsError):
-        write(tmp_path / "model")
-    assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"old": 1}
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -258,32 +290,3 @@ def test_a_link_stays_and_what_it_names_is_replaced(tmp_path: Path) -> None:
 def test_the_root_is_not_replaced(overwrite: bool) -> None:
     with pytest.raises(TargetExistsError):
         CheckpointWriter(Path("/"), overwrite=overwrite)
-
-
-def test_a_model_that_could_not_be_replaced_keeps_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The old model has made room and the new one cannot take its place."""
-    target = tmp_path / "model"
-    write(target, marker='{"first": 1}')
-    rename = Path.rename
-
-    def fails(self: Path, to: Path) -> Path:
-        if to == target and "-old" not in self.name:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return rename(self, to)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(CheckpointError, match="cannot write"):
-        write(target, overwrite=True)
-    assert names(tmp_path) == {"model"}
-    assert json.loads((target / "config.json").read_text()) == {"first": 1}
-    assert_complete(target)
-
-
-def test_names_that_no_process_gives_are_left_alone(tmp_path: Path) -> None:
-    strange = {f".m.partial-{pid}" for pid in ("9" * 20, "²", "-1", "", "x", "0")}
-    for name in strange:
-        (tmp_path / name).mkdir()
-    write(tmp_path / "m")
-    assert names(tmp_path) == {"m", *strange}

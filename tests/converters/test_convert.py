@@ -430,7 +430,7 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path)
     assert not target.exists()
     leftover = list(target.parent.iterdir())
     assert len(leftover) == 1
-    assert leftover[0].name.startswith(".out.partial-")
+    assert leftover[0].name.startswith(".mlxrun-partial-")
     convert(source, target)
     assert list(target.parent.iterdir()) == [target]
 

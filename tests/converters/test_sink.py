@@ -42,8 +42,8 @@ def target(tmp_path: Path) -> Path:
     """A directory that a conversion may replace."""
     path = tmp_path / TARGET
     path.mkdir()
-    (path / "config.json").write_text("{}")
-    (path / "README.md").write_text("mine")
+    (path / "conversion.json").write_text("{}")
+    (path / "LICENSE").write_text("of another model")
     return path
 
 
@@ -118,7 +118,7 @@ def test_a_target_holds_no_shard_of_its_source(target: Path, tmp_path: Path) -> 
 def test_a_source_may_lie_beside_or_around_its_target(source: Path, target: Path) -> None:
     beside = copy(source, target.with_name(f"{TARGET}-source"))
     mlxrun.convert(beside, target, overwrite=True)
-    assert not (target / "README.md").exists()
+    assert not (target / "LICENSE").exists()
     if beside.is_dir():
         mlxrun.convert(beside, beside / "inside")
 

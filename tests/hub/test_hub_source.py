@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from patience import PATIENCE
 
+from converters.staging import set_aside
 from mlxrun.errors import HubError, SourceError
 from mlxrun.hub import pull, resolve, source
 
@@ -86,6 +87,17 @@ def test_the_nearest_name_is_suggested(never: Path, text: str) -> None:
     (never / "tinyllama.txt").write_bytes(BODY)
     with pytest.raises(SourceError, match=r"Did you mean tinyllama\.gguf\?"):
         resolve(text)
+
+
+@pytest.mark.parametrize("name", ["pub", "some/pub"])
+def test_a_model_that_was_set_aside_says_how_to_get_it_back(never: Path, name: str) -> None:
+    """A conversion that replaced it was killed, where names cannot be exchanged."""
+    old = set_aside(Path(name))
+    old.mkdir(parents=True)
+    with pytest.raises(SourceError, match=rf"replacing it has been killed.* mv {old} {name}$"):
+        resolve(name)
+    old.rename(name)
+    assert resolve(name) == Path(name)
 
 
 def test_a_name_that_could_be_a_path_suggests_that_too(hub: FakeHub, tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""Files and directories made under a hidden name, which take their own name when they are complete.
+
+The maker holds a lock on what it makes for as long as it lives. A hidden name without a lock was
+left by a process that was killed, in this container or another, and the next one that writes into
+the same folder removes it. Where the file system has no locks, leftovers stay.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX = ".mlxrun-partial-"
+# renameat2(2) and fcntl.h of Linux; renamex_np(2) of macOS.
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
+_RENAME_SWAP = 2
+
+
+@contextmanager
+def staged(place: Path, *, directory: bool = False, ending: str = "") -> Iterator[Path]:
+    """A new, empty file or directory beside a place, locked; what has its name at the end goes.
+
+    Args:
+        place: where it is to go; its folder must exist.
+        directory: make a directory, open to whom the umask allows; else a file for its owner only.
+        ending: of the hidden name, for writers that choose a format by it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _sweep(place.parent)
+    _restore(place)
+    path, lock = _create(place.parent, directory, ending)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        os.close(lock)
+
+
+def publish(made: Path, place: Path) -> None:
+    """Give a directory that was made its name; what had it takes the hidden one.
+
+    In one step where system and file system can exchange names. Elsewhere there is a moment without
+    anything at ``place``: :func:`set_aside` then says where the old one is.
+
+    Raises:
+        OSError: it cannot be renamed; ``place`` is as it was.
+    """
+    if not place.exists():
+        made.rename(place)
+    elif not _exchange(made, place):
+        old = set_aside(place)
+        place.rename(old)
+        try:
+            made.rename(place)
+        except BaseException:
+            _restore(place)
+            raise
+        _remove(old)
+
+
+def set_aside(place: Path) -> Path:
+    """Where a directory is kept while another takes its name, if the two cannot be exchanged."""
+    return place.parent / f".{place.name}.mlxrun-old"
+
+
+def _restore(place: Path) -> None:
+    """Give what was set aside its name back, unless it has been replaced."""
+    old = set_aside(place)
+    if not old.is_dir():
+        return
+    if place.exists():
+        _remove(old)
+    else:
+        old.rename(place)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where that cannot be done, or fails."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    first, second = os.fsencode(one), os.fsencode(other)
+    try:
+        if sys.platform == "darwin":
+            return bool(libc.renamex_np(first, second, _RENAME_SWAP) == 0)
+        swapped = libc.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, _RENAME_EXCHANGE)
+        return bool(swapped == 0)
+    except AttributeError:  # an older C library
+        return False
+
+
+def _create(folder: Path, directory: bool, ending: str) -> tuple[Path, int]:
+    """A new name and a descriptor that holds its lock."""
+    while True:
+        path = folder / f"{_PREFIX}{secrets.token_hex(6)}{ending}"
+        if directory:
+            path.mkdir()
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        lock = _lock(path, needed=False)
+        if lock is not None:
+            return path, lock
+
+
+def _lock(path: Path, *, needed: bool) -> int | None:
+    """A descriptor of a path that holds its lock; None if another process has it, or removed it.
+
+    Args:
+        needed: whether to give None as well where there are no locks.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if needed or isinstance(error, BlockingIOError):
+            os.close(descriptor)
+            return None
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+            return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if entry.name.startswith(_PREFIX):
+                _remove_if_dead(Path(entry.path))
+
+
+def _remove_if_dead(path: Path) -> None:
+    with suppress(OSError):
+        status = path.lstat()
+        ours = status.st_uid == os.geteuid()
+        if not ours or not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+            return
+        lock = _lock(path, needed=True)
+        if lock is not None:
+            _remove(path)
+            os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
