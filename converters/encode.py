@@ -26,7 +26,7 @@ from converters.forms import (
     regroup,
 )
 from converters.gguf.quants import CODECS, Codes, Products
-from converters.gguf.tensor import GGUFTensor
+from converters.gguf.tensor import GGUFTensor, StoredRows
 from converters.gguf.types import GGMLType
 from converters.layout import Layout, dense
 from converters.merge import Patch
@@ -90,7 +90,7 @@ class _Rows:
     """
 
     tensor: GGUFTensor
-    data: Bytes
+    data: StoredRows | Bytes
     change: Change | None
     patch: Patch | None
     factors: Floats | None
@@ -148,7 +148,7 @@ def encode(
             can hold the tensor.
     """
     columns = tensor.shape[-1]
-    data = tensor.raw().reshape(tensor.elements // columns, -1)
+    data = tensor.stored_rows()
     apart = factor is not None and policy.factors and tensor.type in FIXED and patch is None
     factors = None if factor is None else np.repeat(factor, len(data) // len(factor))
     rows = _Rows(tensor, data, change, patch, factors, apart)

@@ -1,4 +1,4 @@
-"""A bounds-checked walk over the header of one mapped GGUF file.
+"""A bounds-checked walk over the header of one GGUF file, read as far as the walk has come.
 
 Every length is compared with what is left before anything is allocated, so a hostile file costs no
 more than its own header. Knows how values are stored; does not know which keys or tensors exist.
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import GGUFError
+from converters.gguf.tensor import OpenFile
 from converters.gguf.types import SCALARS, Value, ValueType, printable, show
 
 __all__ = ["MAX_HEADER", "PARTIAL", "Cursor"]
@@ -28,6 +29,8 @@ NESTED_COST: Final = 16
 
 PARTIAL: Final = "The file is cut short, as a download that stopped is: fetch it again"
 
+_READ_AT_ONCE: Final = 1 << 20
+
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 
@@ -38,16 +41,41 @@ class Cursor:
     Every reader takes ``field``, the name that an error gives to what is being read.
 
     Attributes:
+        file: what is read.
         pos: the byte offset of the next value.
         end: where the header must have ended: the file's size, or the bound on headers.
     """
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, file: OpenFile) -> None:
         self.path = path
-        self.data = data
+        self.file = file
         self.pos = 0
-        self.end = min(len(data), MAX_HEADER)
+        self.end = min(file.size, MAX_HEADER)
+        # Memory that is taken when it is first written to, so the part that is not read is free.
+        anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._data = mmap.mmap(-1, self.end, flags=anonymous)
+        self._loaded = 0
         self._budget = MAX_OBJECTS
+
+    def start(self) -> bytes:
+        """The first bytes of the file."""
+        size = min(self.end, 512)
+        self.need(size, "file")
+        return self._data[:size]
+
+    def _load(self, stop: int, field: str) -> None:
+        """Read on, at least up to a byte."""
+        stop = min(max(stop, self._loaded + _READ_AT_ONCE), self.end)
+        with memoryview(self._data) as whole, whole[self._loaded : stop] as part:
+            try:
+                done = self.file.read_into(part, self._loaded)
+            except OSError as error:
+                found = error.strerror or str(error)
+                raise self.error(field, "data that can be read", found) from error
+        self._loaded += done
+        if self._loaded < stop:
+            found = f"the end of the file at byte {self._loaded}"
+            raise self.error(field, f"a file of {self.file.size} bytes", found, hint=PARTIAL)
 
     def error(
         self,
@@ -73,8 +101,10 @@ class Cursor:
         """Raise unless ``size`` more bytes are there."""
         left = self.end - self.pos
         if size <= left:
+            if self.pos + size > self._loaded:
+                self._load(self.pos + size, field)
             return
-        if self.end < len(self.data):
+        if self.end < self.file.size:
             limit, hint = f"the bound of {MAX_HEADER} bytes on a header", None
         else:
             limit, hint = "the end of the file", PARTIAL
@@ -83,14 +113,14 @@ class Cursor:
     def u32(self, field: str) -> int:
         """An unsigned 32-bit integer."""
         self.need(4, field)
-        (value,) = _U32.unpack_from(self.data, self.pos)
+        (value,) = _U32.unpack_from(self._data, self.pos)
         self.pos += 4
         return int(value)
 
     def u64(self, field: str) -> int:
         """An unsigned 64-bit integer."""
         self.need(8, field)
-        (value,) = _U64.unpack_from(self.data, self.pos)
+        (value,) = _U64.unpack_from(self._data, self.pos)
         self.pos += 8
         return int(value)
 
@@ -101,7 +131,7 @@ class Cursor:
         if not 0 < size <= limit:
             raise self.error(field, f"a length of 1 to {limit} bytes", str(size), at=start)
         self.need(size, field, at=start)
-        raw = self.data[self.pos : self.pos + size]
+        raw = self._data[self.pos : self.pos + size]
         try:
             text = raw.decode()
         except UnicodeDecodeError:
@@ -146,7 +176,7 @@ class Cursor:
     ) -> npt.NDArray[Any]:
         dtype = SCALARS[kind]
         self.need(count * dtype.itemsize, field, at=start)
-        numbers = np.frombuffer(self.data, dtype, count, self.pos).copy()
+        numbers = np.frombuffer(self._data, dtype, count, self.pos).copy()
         if kind is ValueType.BOOL:
             numbers = self._booleans(numbers, field)
         self.pos += count * dtype.itemsize
@@ -172,7 +202,7 @@ class Cursor:
         start = self.pos
         size = self.u64(field)
         self.need(size, field, at=start)
-        raw = self.data[self.pos : self.pos + size]
+        raw = self._data[self.pos : self.pos + size]
         self.pos += size
         return raw.decode("utf-8", "surrogateescape")
 
@@ -182,18 +212,20 @@ class Cursor:
         The hot path of opening a model (half a million strings): nothing but the unavoidable.
         """
         self._spend(count, 1, 8, field, start)
-        data, pos, end, unpack = self.data, self.pos, self.end, _U64.unpack_from
+        data, pos, loaded, unpack = self._data, self.pos, self._loaded, _U64.unpack_from
         strings: list[str] = []
         append = strings.append
         for index in range(count):
             body = pos + 8
-            if body > end:
+            if body > loaded:
                 self.pos = pos
                 self.need(8, f"{field}[{index}]")
+                loaded = self._loaded
             stop: int = body + unpack(data, pos)[0]
-            if stop > end:
+            if stop > loaded:
                 self.pos = body
                 self.need(stop - body, f"{field}[{index}]", at=pos)
+                loaded = self._loaded
             append(data[body:stop].decode("utf-8", "surrogateescape"))
             pos = stop
         self.pos = pos

@@ -6,7 +6,7 @@ specification in ggml's ``docs/gguf.md``, versions 2 and 3.
 
 from __future__ import annotations
 
-import mmap
+import os
 import stat
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +17,7 @@ from typing import Final
 from converters.errors import GGUFError
 from converters.gguf.cursor import PARTIAL, Cursor
 from converters.gguf.sniff import describe
-from converters.gguf.tensor import GGUFTensor
+from converters.gguf.tensor import GGUFTensor, OpenFile
 from converters.gguf.types import BLOCKS, MAX_DIMS, REMOVED, GGMLType, Value, ValueType, show
 
 __all__ = ["Shard", "read_shard"]
@@ -51,8 +51,8 @@ class Shard:
 
 
 def read_shard(path: Path) -> Shard:
-    """Read the header of one file and map its data; raises GGUFError."""
-    cursor = Cursor(path, _map(path))
+    """Read the header of one file, which stays open for its data; raises GGUFError."""
+    cursor = Cursor(path, _open(path))
     version, tensor_count, key_count = _prologue(cursor)
     metadata, offsets = _metadata(cursor, key_count)
     alignment = _alignment(cursor, metadata, offsets)
@@ -61,8 +61,8 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, version, alignment, metadata, offsets, metadata_end, tensors)
 
 
-def _map(path: Path) -> mmap.mmap:
-    """The file, mapped for reading; raises GGUFError for anything that cannot be mapped."""
+def _open(path: Path) -> OpenFile:
+    """The file, open for reading; raises GGUFError for anything that cannot be read at will."""
 
     def error(found: str, hint: str | None = None) -> GGUFError:
         return GGUFError(
@@ -77,8 +77,7 @@ def _map(path: Path) -> mmap.mmap:
             raise error("something that is not a regular file")
         if status.st_size == 0:
             raise error("an empty file", PARTIAL)
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except FileNotFoundError:
         raise error("nothing at this path") from None
     except (OSError, ValueError) as reason:  # ValueError: a NUL in the path
@@ -87,7 +86,7 @@ def _map(path: Path) -> mmap.mmap:
 
 def _prologue(cursor: Cursor) -> tuple[int, int, int]:
     """Version, number of tensors, number of keys."""
-    start = cursor.data[:512]
+    start = cursor.start()
     if not MAGIC.startswith(start[:4]):
         found, hint = describe(start)
         raise cursor.error("magic", "the bytes 'GGUF'", found, hint=hint)
@@ -172,7 +171,7 @@ def _directory(cursor: Cursor, count: int, alignment: int) -> tuple[GGUFTensor, 
     base = -(-cursor.pos // alignment) * alignment
     _check_extents(cursor, base, alignment, [(e[4], e[3], e[0], e[6]) for e in entries])
     return tuple(
-        GGUFTensor(name, shape, kind, nbytes, base + offset, cursor.path, start, cursor.data)
+        GGUFTensor(name, shape, kind, nbytes, base + offset, cursor.path, start, cursor.file)
         for name, shape, kind, nbytes, offset, start, _ in entries
     )
 
@@ -232,7 +231,7 @@ def _check_extents(
         if following < offset + nbytes:
             expected = f"at least {offset + nbytes}, where tensor {show(before)} ends"
             raise cursor.error(f"tensor {name} offset", expected, str(following), at=at)
-    room = len(cursor.data) - base
+    room = cursor.file.size - base
     packed = sum(-(-nbytes // alignment) * alignment for _, nbytes, _, _ in extents)
     for offset, nbytes, name, at in extents:
         if offset + nbytes > room:
@@ -243,7 +242,7 @@ def _check_extents(
             raise cursor.error(
                 f"tensor {name} data",
                 f"{nbytes} bytes from byte {base + offset} on",
-                f"the end of the file at byte {len(cursor.data)}",
+                f"the end of the file at byte {cursor.file.size}",
                 at=at,
-                hint=f"{needed - len(cursor.data)} bytes are missing. {PARTIAL}",
+                hint=f"{needed - cursor.file.size} bytes are missing. {PARTIAL}",
             )

@@ -1,4 +1,4 @@
-"""Open a GGUF file: metadata, tensor directory, and the tensors' bytes without copying them.
+"""Open a GGUF file: metadata, tensor directory, and a way to read the tensors' bytes.
 
 The reader is bounded: whatever a file claims, opening it takes well under a second and memory in
 proportion to its header, and ends in a ``GGUFFile`` or in a ``GGUFError`` that names the field, the
@@ -43,7 +43,7 @@ def read_gguf(path: str | Path) -> GGUFFile:
 class GGUFFile:
     """What a GGUF file says, with the shards of a split one joined.
 
-    The data stays mapped for as long as a tensor or a view of one is alive.
+    The files stay open for as long as the tensors are alive.
 
     Attributes:
         path: the file, the first shard of a split one.

@@ -91,7 +91,7 @@ def _gathered(tensor: GGUFTensor, rows: npt.NDArray[np.intp], name: str) -> GGUF
         offset=tensor.offset,
         path=tensor.path,
         entry=tensor.entry,
-        _map=tensor._map,
+        _file=tensor._file,
         source=tensor,
         chosen=rows,
     )
@@ -107,7 +107,7 @@ def _made(gguf: GGUFFile, name: str, values: npt.NDArray[np.float32]) -> GGUFTen
         offset=like.offset,
         path=like.path,
         entry=like.entry,
-        _map=like._map,
+        _file=like._file,
         values=values,
     )
 
@@ -151,7 +151,7 @@ def _joined(name: str, parts: list[GGUFTensor], shape: tuple[int, ...]) -> GGUFT
         offset=first.offset,
         path=first.path,
         entry=first.entry,
-        _map=first._map,
+        _file=first._file,
         members=tuple(parts),
     )
 
@@ -174,10 +174,9 @@ class GatheredTensor(GGUFTensor):
         rows = self.source.elements // self.source.shape[-1]
         return self.source.raw().reshape(rows, -1)[self.chosen].reshape(-1)
 
-    def release(self) -> None:
-        """As :meth:`GGUFTensor.release`, for the source."""
-        if self.source is not None:
-            self.source.release()
+    def stored_rows(self) -> npt.NDArray[np.uint8]:
+        """The bytes by rows along the last axis."""
+        return self.raw().reshape(self.elements // self.shape[-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +196,9 @@ class JoinedTensor(GGUFTensor):
         floats = [plain_floats(member).reshape(-1) for member in self.members]
         return np.concatenate(floats).view(np.uint8)
 
-    def release(self) -> None:
-        """As :meth:`GGUFTensor.release`, for each member."""
-        for member in self.members:
-            member.release()
+    def stored_rows(self) -> npt.NDArray[np.uint8]:
+        """The bytes by rows along the last axis."""
+        return self.raw().reshape(self.elements // self.shape[-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,5 +217,6 @@ class MadeTensor(GGUFTensor):
         """The bytes of the values (nbytes,)."""
         return self.values.reshape(-1).view(np.uint8)
 
-    def release(self) -> None:
-        """There is nothing of it in the file."""
+    def stored_rows(self) -> npt.NDArray[np.uint8]:
+        """The bytes by rows along the last axis."""
+        return self.raw().reshape(self.elements // self.shape[-1], -1)

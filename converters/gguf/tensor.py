@@ -1,11 +1,14 @@
-"""One tensor of a GGUF file: what its directory entry says, and its bytes in the mapped file.
+"""One tensor of a GGUF file: what its directory entry says, and its bytes in the file.
 
-Knows where the bytes are; does not know what they mean (``quants.py`` does).
+Knows where the bytes are; does not know what they mean (``quants.py`` does). Files are read, never
+mapped: touching the map of a file that has been cut short ends the process (SIGBUS), while a read
+that ends early is an error. It costs no more: a few rows at a time stay in a core's cache.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
+import weakref
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -16,12 +19,61 @@ import numpy.typing as npt
 from converters.errors import GGUFError
 from converters.gguf.types import GGMLType, printable
 
-__all__ = ["GGUFTensor"]
+__all__ = ["GGUFTensor", "OpenFile", "StoredRows"]
+
+
+class OpenFile:
+    """A file to read from at any place, by any thread; it is closed when nothing refers to it.
+
+    Args:
+        descriptor: of the open file, which becomes this object's.
+
+    Attributes:
+        size: in bytes, when it was opened.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self.size = os.fstat(descriptor).st_size
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from a place on; returns the bytes read, fewer where the file has ended.
+
+        Raises:
+            OSError: the disk fails.
+        """
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """The rows of a tensor as they are stored, to be read a few at a time by a slice.
+
+    ``rows[a:b]`` is uint8 (b - a, bytes per row); the slice has no step.
+    """
+
+    tensor: GGUFTensor
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> npt.NDArray[np.uint8]:
+        first, stop, _ = part.indices(self.count)
+        width = self.tensor.nbytes // self.count
+        return self.tensor.read(first * width, (stop - first) * width).reshape(-1, width)
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """A tensor's directory entry and a zero-copy way to its data.
+    """A tensor's directory entry and a way to its data.
 
     Attributes:
         name: the name in the file.
@@ -40,7 +92,7 @@ class GGUFTensor:
     offset: int
     path: Path
     entry: int
-    _map: mmap.mmap = field(repr=False, compare=False)
+    _file: OpenFile = field(repr=False, compare=False)
 
     @property
     def elements(self) -> int:
@@ -48,8 +100,37 @@ class GGUFTensor:
         return prod(self.shape)
 
     def raw(self) -> npt.NDArray[np.uint8]:
-        """The stored bytes (nbytes,): a read-only view of the mapped file, which it keeps open."""
-        return np.frombuffer(self._map, np.uint8, self.nbytes, self.offset)
+        """The stored bytes (nbytes,), read now.
+
+        Raises:
+            GGUFError: the file has been cut short since it was opened, or cannot be read.
+        """
+        return self.read(0, self.nbytes)
+
+    def stored_rows(self) -> StoredRows | npt.NDArray[np.uint8]:
+        """The stored bytes by rows along the last axis, (rows, bytes per row).
+
+        Slices of them are read when they are taken, and raise as :meth:`raw` does.
+        """
+        return StoredRows(self, self.elements // self.shape[-1])
+
+    def read(self, start: int, size: int) -> npt.NDArray[np.uint8]:
+        """Some of the stored bytes (size,); raises as :meth:`raw` does."""
+        made = np.empty(size, np.uint8)
+        begin = self.offset + start
+        try:
+            done = self._file.read_into(made.data, begin)
+        except OSError as error:
+            raise self.error(
+                expected="data that can be read", found=error.strerror or str(error)
+            ) from error
+        if done < size:
+            raise self.error(
+                expected=f"{size} bytes from byte {begin} on",
+                found=f"the end of the file at byte {begin + done}",
+                hint="The file has been cut short since it was opened: fetch it again",
+            )
+        return made
 
     def rows(self, first: int, count: int, name: str) -> GGUFTensor:
         """Rows along the first axis as a tensor of their own, over the same bytes."""
@@ -61,16 +142,6 @@ class GGUFTensor:
             nbytes=count * stride,
             offset=self.offset + first * stride,
         )
-
-    def release(self) -> None:
-        """Let the system drop the pages of this tensor from resident memory.
-
-        For streaming through a file larger than memory. Views stay valid: a page that is read again
-        comes back from the disk or the page cache. Does nothing where there is no ``madvise``.
-        """
-        if hasattr(mmap, "MADV_DONTNEED"):
-            start = self.offset - self.offset % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, self.offset + self.nbytes - start)
 
     def error(self, *, expected: str, found: str, hint: str | None = None) -> GGUFError:
         """An error about this tensor, to raise; it points at the directory entry."""

@@ -1,9 +1,10 @@
-"""Reading good files: every metadata type, every tensor type, mapped data, real vocabularies."""
+"""Reading good files: every metadata type, every tensor type, data, real vocabularies."""
 
 from __future__ import annotations
 
+import errno
 import gc
-import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ from gguf_builder import (
 
 from converters.errors import GGUFError
 from converters.gguf.reader import BLOCKS, GGMLType, read_gguf
+from converters.gguf.tensor import OpenFile
 
 SCALARS: list[tuple[int, Any]] = [
     (U8, 255), (I8, -128), (U16, 65535), (I16, -32768), (U32, 2**32 - 1), (I32, -(2**31)),
@@ -191,47 +193,102 @@ def test_errors_to_raise_about_keys_and_tensors(tmp_path: Path) -> None:
     assert (wrong.field, wrong.offset) == ("tensor output_norm.weight", tensor.entry)
 
 
-def test_raw_is_a_view_that_outlives_the_file_object(tmp_path: Path) -> None:
+def test_data_is_read_for_as_long_as_a_tensor_lives(tmp_path: Path) -> None:
     content = llama().build()
-    file = read_gguf(write(tmp_path, content))
+    path = write(tmp_path, content)
+    file = read_gguf(path)
     tensor = file.tensors[0]
-    first, second = tensor.raw(), tensor.raw()
-    assert first.dtype == np.uint8 and first.shape == (tensor.nbytes,)
-    assert np.shares_memory(first, second) and not first.flags.writeable
-    with pytest.raises(ValueError, match="read-only"):
-        first[0] = 1
-    start, end = tensor.offset, tensor.offset + tensor.nbytes
-    del file, tensor, second
+    path.unlink()
+    del file
     gc.collect()
-    assert first.tobytes() == content[start:end]
+    whole = tensor.raw()
+    assert whole.dtype == np.uint8 and whole.shape == (tensor.nbytes,)
+    assert whole.tobytes() == content[tensor.offset : tensor.offset + tensor.nbytes]
 
 
-def test_release_drops_pages_and_keeps_views(tmp_path: Path) -> None:
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_files_are_closed_with_their_last_tensor(tmp_path: Path) -> None:
+    before = open_files()
+    file = read_gguf(write(tmp_path, llama()))
+    tensor = file.tensors[0]
+    del file
+    gc.collect()
+    assert open_files() == before + 1 and tensor.raw().size
+    del tensor
+    gc.collect()
+    assert open_files() == before
+
+
+def test_rows_are_read_as_slices_ask_for_them(tmp_path: Path) -> None:
     b = llama()
-    big = Tensor("big", [1024, 4096], 4 * 1024 * 4096)
-    b.tensors.append(big)
-    content = b.build()
-    file = read_gguf(write(tmp_path, content))
-    tensor = file.tensor("big")
-    before = int(tensor.raw().sum(dtype=np.int64))
-    resident = _resident()
-    tensor.release()
-    if resident:
-        assert _resident() < resident - tensor.nbytes // 2
-    assert int(tensor.raw().sum(dtype=np.int64)) == before
+    b.tensors.append(Tensor("t", [64, 5, 3], 15 * 36, type=GGMLType.Q4_0.value))
+    tensor = read_gguf(write(tmp_path, b)).tensor("t")
+    rows, whole = tensor.stored_rows(), tensor.raw().reshape(15, 36)
+    assert len(rows) == 15
+    for part in (slice(0, 4), slice(14, 99), slice(15, 15), slice(None)):
+        np.testing.assert_array_equal(rows[part], whole[part])
 
 
-def _resident() -> int:
-    """Resident bytes of this process, 0 where the system does not tell."""
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * mmap.PAGESIZE if status.exists() else 0
+def test_a_header_of_more_than_one_read(tmp_path: Path) -> None:
+    texts = [f"token {'x' * (n % 300)} {n}" for n in range(30_000)]
+    b = Builder().set("general.architecture", STRING, "any")
+    b.set("a.numbers", ARRAY, (I32, list(range(400_000))))
+    b.set("tokenizer.ggml.tokens", ARRAY, (STRING, texts))
+    b.set("a.text", STRING, "y" * 3_000_000)
+    file = read_gguf(write(tmp_path, b))
+    assert file.get("tokenizer.ggml.tokens") == texts
+    assert file.get("a.text") == "y" * 3_000_000
+    assert file.get("a.numbers").tolist() == list(range(400_000))
 
 
-def test_release_without_madvise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(mmap, "MADV_DONTNEED", raising=False)
-    tensor = read_gguf(write(tmp_path, llama())).tensors[0]
-    tensor.release()
-    assert tensor.raw().size == tensor.nbytes
+def test_a_file_that_is_cut_while_its_tensors_are_read(tmp_path: Path) -> None:
+    """Of a map of it, the system would kill the process."""
+    path = write(tmp_path, llama())
+    tensor = read_gguf(path).tensors[-1]
+    os.truncate(path, tensor.offset + 3)
+    for read in (tensor.raw, lambda: tensor.stored_rows()[0:1]):
+        with pytest.raises(
+            GGUFError, match=r"found the end of the file at byte \d+.*cut short since"
+        ):
+            read()
+
+
+def test_a_file_that_is_cut_while_its_header_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    b = Builder().set("general.architecture", STRING, "any")
+    b.set("tokenizer.ggml.tokens", ARRAY, (STRING, ["x" * 1000] * 3000))
+    path = write(tmp_path, b)
+    real, reads = OpenFile.read_into, []
+
+    def cut(self: OpenFile, buffer: memoryview, offset: int) -> int:
+        reads.append(offset)
+        if len(reads) == 2:
+            os.truncate(path, offset + 100)
+        return real(self, buffer, offset)
+
+    monkeypatch.setattr(OpenFile, "read_into", cut)
+    with pytest.raises(
+        GGUFError, match=r"expected a file of \d+ bytes, found the end .* cut short"
+    ):
+        read_gguf(path)
+
+
+def test_a_disk_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, llama())
+    tensor = read_gguf(path).tensors[0]
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(GGUFError, match="expected data that can be read, found Input/output error"):
+        tensor.raw()
+    with pytest.raises(GGUFError, match="expected data that can be read, found Input/output error"):
+        read_gguf(path)
 
 
 def test_type_table() -> None:

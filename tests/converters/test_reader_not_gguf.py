@@ -75,5 +75,5 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # root may read whatever the mode says
+    monkeypatch.setattr(os, "open", denied)  # root may read whatever the mode says
     assert "Permission denied" in refused(path).found
