@@ -10,7 +10,7 @@ from converters.directory.convert import convert_directory
 from converters.directory.recipe import Recipe, recipe
 from converters.report import ConversionReport
 from converters.sink import Progress
-from mlxrun.errors import ConversionError
+from mlxrun.errors import ConversionError, TokenizerError
 from mlxrun.hub import resolve
 from mlxrun.loading.adapters import AdapterChoice, merging
 from mlxrun.loading.preparation import prepare
@@ -44,7 +44,8 @@ def convert(
             ``converters.policy``.
         adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them. What
             they touch is stored in the form that a policy or a directory's own choices ask for.
-        overwrite: replace an existing model directory once the new one is complete.
+        overwrite: replace a directory that holds nothing but an earlier conversion, once the new
+            one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
 
     Raises:
@@ -58,7 +59,7 @@ def convert(
                 f"{path.name} is a directory, and policies are for GGUF files",
                 hint="Say bits, group size and mode instead",
             )
-        return convert_directory(
+        report = convert_directory(
             path,
             dst,
             choice,
@@ -67,6 +68,11 @@ def convert(
             overwrite=overwrite,
             progress=progress,
         )
+        try:
+            read_tokenizer(path)  # its files are copied as they are
+        except TokenizerError as error:
+            report.warnings.append(str(error))
+        return report
     if choice != Recipe():
         raise ConversionError(
             f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",

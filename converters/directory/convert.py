@@ -7,7 +7,6 @@ the weights are called (``Prepare``).
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -24,7 +23,7 @@ from converters.directory.companions import companions
 from converters.directory.encode import Recoded, dequantised, keep_packed, recode
 from converters.directory.files import read_config, weight_files
 from converters.directory.recipe import EIGHT_BITS, Form, Recipe
-from converters.directory.weights import Weights, dtype_name, read_weights
+from converters.directory.weights import Weights, dtype_name, read_weights, reading
 from converters.errors import ConversionError
 from converters.layout import Layout, dense
 from converters.merge import Merge, Patch, PrepareMerge
@@ -34,6 +33,7 @@ from converters.sink import (
     Hashing,
     Progress,
     check_space,
+    finish,
     quantization,
     target_path,
     write_tensors,
@@ -62,11 +62,12 @@ Prepare = Callable[[dict[str, Any], Weights], Plan]
 
 @dataclass(frozen=True)
 class Choice:
-    """The form chosen for a parameter, and why it is not the one asked for."""
+    """The form chosen for a parameter, why it is not the one asked for, and whether one was."""
 
     name: str
     layout: Layout
     note: str = ""
+    explicit: bool = False
 
 
 def convert_directory(
@@ -87,7 +88,8 @@ def convert_directory(
         recipe: what becomes of the matrices.
         prepare: gives the weights the names of the model, and says what the model can hold.
         merge: gives what is merged into the weights of a model with a ``config.json``.
-        overwrite: replace an existing model directory once the new one is complete.
+        overwrite: replace a directory that holds nothing but an earlier conversion, once the new
+            one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
 
     Raises:
@@ -108,6 +110,7 @@ def convert_directory(
     report = ConversionReport({}, str(recipe))
     report.skipped = files.left_out + plan.weights.skipped
     with (
+        reading(src),
         Hashing(files.paths) as hashing,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(choices)) as writer,
     ):
@@ -117,9 +120,7 @@ def convert_directory(
             writer.write_file(name, data)
         report.source = _source(src, config, hashing.result())
         written = plan.config | {"torch_dtype": dtype} | quantization(layouts)
-        writer.write_file("config.json", json.dumps(written, indent=2))
-        writer.write_file("conversion.json", report.to_json())
-        writer.commit()
+        finish(writer, written, report)
     report.path = str(target)
     report.seconds = time.perf_counter() - started
     return report
@@ -160,7 +161,9 @@ def _choose(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[Choice]:
         asked = kept.get(module) or (recipe.form and plan.form(module, recipe.form))
         layout = None if asked is None else asked.layout(dtype)
         width = columns(array, stored)
-        yield Choice(name, *_fitting(width, as_is, layout, explicit=module in kept))
+        explicit = module in kept
+        chosen, note = _fitting(width, as_is, layout, explicit=explicit)
+        yield Choice(name, chosen, note, explicit)
 
 
 def columns(array: mx.array, layout: Layout | None) -> int:
@@ -243,7 +246,7 @@ def _convert_one(
         recoded = recode(dequantised(parts, stored), layout, pool, patch)
     else:
         recoded = recode(parts[0], layout, pool, patch)
-    _check(name, recoded)
+    _check(choice, recoded)
     kept = same or not layout.quantized
     exact = "exact" if recoded.error.equal else "rounded" if kept else "requantised"
     record = TensorRecord(
@@ -262,13 +265,14 @@ def _convert_one(
     return record, recoded, nbytes
 
 
-def _check(name: str, recoded: Recoded) -> None:
-    """Refuse what would make a model of infinities."""
-    error, layout = recoded.error, recoded.layout
-    if layout.quantized and not math.isfinite(error.squared_weight):
+def _check(choice: Choice, recoded: Recoded) -> None:
+    """Refuse what would make a model of infinities, unless it is asked for."""
+    name, error, layout = choice.name, recoded.error, recoded.layout
+    if not math.isfinite(error.squared_weight) and (layout.quantized or not choice.explicit):
+        keep = f"--keep {name.removesuffix('.weight')}=float"
         raise ConversionError(
-            f"{name} holds infinite or not-a-number weights, which no quantised form can",
-            hint=f"The source is damaged; or keep it: --keep {name.removesuffix('.weight')}=float",
+            f"{name} holds infinite or not-a-number weights",
+            hint=f"The source is damaged: get it again; a matrix is kept as it is with {keep}",
         )
     if math.isinf(error.maximum) or (layout.quantized and not math.isfinite(error.rmse)):
         raise ConversionError(

@@ -6,6 +6,7 @@ evaluates in the calling thread: an array is read where its file was opened.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -72,7 +73,10 @@ _BY_MLX = ("mxfp4", "mxfp8", "nvfp4")
 def _pack(values: Floats, layout: Layout) -> Packed:
     """Rows (n, columns) of float32 in a layout."""
     if not layout.quantized:
-        return keep_floats(values, layout.dtype)
+        packed = keep_floats(values, layout.dtype)
+        if layout.dtype == "float32":
+            packed.error.add(values, values)  # nothing is lost; this sums the weights
+        return packed
     return requantise(values, layout) if layout.mode == "affine" else _microscaled(values, layout)
 
 
@@ -103,7 +107,7 @@ def dequantised(parts: list[mx.array], layout: Layout) -> mx.array:
 
 def keep_packed(parts: list[mx.array], stored: Layout, wanted: Layout) -> Recoded:
     """The same codes; scales and biases in the wanted type."""
-    error = Error()
+    error = Error() if _finite(parts, stored) else Error(squared_weight=math.nan)
     if stored.mode == "affine" and stored.dtype != wanted.dtype:
         dtype = next(kind for kind, name in _FLOATS.items() if name == wanted.dtype)
         cast = [parts[0], *(part.astype(dtype) for part in parts[1:])]
@@ -113,3 +117,15 @@ def keep_packed(parts: list[mx.array], stored: Layout, wanted: Layout) -> Recode
     names = ("weight", "scales", "biases")
     arrays = {name: to_numpy(part) for name, part in zip(names, parts, strict=False)}
     return Recoded(wanted if stored.mode == "affine" else stored, arrays, error)
+
+
+def _finite(parts: list[mx.array], stored: Layout) -> bool:
+    """Whether no weight is infinite or not a number, as its scale, its bias or its code says."""
+    if stored.mode == "affine":
+        return all(bool(mx.isfinite(part).all().item()) for part in parts[1:])
+    # E4M3 has one not-a-number of each sign; E8M0 only this one (OCP Microscaling Formats 1.0).
+    floats = {"mxfp4": [], "mxfp8": parts[:1], "nvfp4": parts[1:]}[stored.mode]
+    powers = [] if stored.mode == "nvfp4" else parts[1:]
+    bad = [(part.view(mx.uint8) & 0x7F) == 0x7F for part in floats]
+    bad += [part == 0xFF for part in powers]
+    return not any(bool(each.any().item()) for each in bad)

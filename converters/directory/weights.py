@@ -6,13 +6,15 @@ whoever evaluates it drops it when done, so that memory stays bounded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from converters.directory.files import WeightFiles
+from converters.directory.files import WeightFiles, weight_files
 from converters.directory.quantization import stored_form
 from converters.errors import CheckpointError
 from converters.layout import Layout
@@ -135,6 +137,22 @@ def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
         assert isinstance(loaded, dict)
         arrays |= loaded
     return Weights(arrays, _layouts(config, arrays))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """While arrays of a directory are evaluated, and so read.
+
+    Raises:
+        CheckpointError: a file has been cut short since it was opened, or the disk fails.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "[read]" not in str(error):  # as MLX's reader begins what it says
+            raise
+        weight_files(path)  # names a file that has become too short
+        raise CheckpointError(f"cannot read the weights in {path}: the disk fails") from error
 
 
 # Formats of config.json's quantization_config that are read; None is MLX's own.

@@ -12,7 +12,7 @@ import click
 
 from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.completion import ModelName
-from mlxrun.cli.console import Bar, Output, size, table
+from mlxrun.cli.console import Bar, Output, note, size, table
 from mlxrun.cli.loading import DTYPES, POLICIES, located
 
 # More tensors than that with one reason are told as one.
@@ -49,7 +49,11 @@ if TYPE_CHECKING:
     help="How close a GGUF's weights must stay to the file's.  [default: near]",
 )
 @adapter_option("Merge")
-@click.option("--overwrite", is_flag=True, help="Replace a model directory that is there.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace a directory that holds nothing but an earlier conversion.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
     source: str,
@@ -99,7 +103,7 @@ def command(
         )
     if as_json:
         summary = {"path": report.path, "seconds": report.seconds, "bytes": report.nbytes}
-        print(json.dumps(summary | report.to_dict()))
+        print(json.dumps(summary | report.to_dict() | {"warnings": report.warnings}))
     else:
         _print_report(report)
 
@@ -114,14 +118,17 @@ def _print_report(report: ConversionReport) -> None:
     out.print()
     for names, reason in _by_reason((s["name"], s["type"], s["reason"]) for s in report.skipped):
         out.print(f"skipped {names}: {reason}")
-    for names, note in _by_reason((t.name, t.type, t.note) for t in report.tensors if t.note):
-        out.print(f"note: {names}: {note}")
+    for names, why in _by_reason((t.name, t.type, t.note) for t in report.tensors if t.note):
+        out.print(f"note: {names}: {why}")
     out.print(
         f"{len(report.tensors)} tensors, {report.bits_before:.2f} -> {report.bits_after:.2f} bits "
         f"a weight, {size(report.nbytes)}, {report.seconds:.1f} s"
     )
     out.print(f"Wrote {report.path}")
-    out.print(f"Next: mlxrun chat {shlex.quote(str(report.path))}")
+    for warning in report.warnings:
+        note(f"warning: {warning}")
+    if not report.warnings:
+        out.print(f"Next: mlxrun chat {shlex.quote(str(report.path))}")
 
 
 def _by_reason(entries: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
@@ -139,7 +146,7 @@ def _by_reason(entries: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, s
 def _row(kind: str, form: str, fidelity: str, group: list[TensorRecord]) -> tuple[object, ...]:
     errors = [record.rmse for record in group if record.rmse is not None]
     worst = f"{max(errors):.2g}" if errors else ""
-    weights = sum(record.elements for record in group)
+    weights = max(1, sum(record.elements for record in group))
     before = sum(record.bits_before * record.elements for record in group) / weights
     after = sum(record.bits_after * record.elements for record in group) / weights
     return kind, form, len(group), fidelity, worst, f"{before:.4g}", f"{after:.4g}"

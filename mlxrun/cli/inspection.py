@@ -173,7 +173,7 @@ def _by_type(tensors: Iterable[tuple[str, int, int]]) -> list[Facts]:
             sums[kind][i] += value
     rows = sorted(sums.items(), key=lambda item: -item[1][2])
     return [
-        {"type": kind, "tensors": n, "weights": w, "bytes": b, "bits": 8 * b / w}
+        {"type": kind, "tensors": n, "weights": w, "bytes": b, "bits": 8 * b / max(1, w)}
         for kind, (n, w, b) in rows
     ]
 

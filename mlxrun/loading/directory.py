@@ -6,12 +6,13 @@ Reads what is there and casts floats to the dtype of the run. Knows files; arith
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from converters.directory.files import read_config, weight_files
 from converters.directory.names import normalise, text_config
-from converters.directory.weights import read_weights
+from converters.directory.weights import read_weights, reading
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build, foreign_classes
 from mlxrun.loading.run import DTYPES, form, resolve_dtype
@@ -31,6 +32,13 @@ def load_directory(path: Path, *, dtype: str | None = None, adapter: AdapterChoi
     ours = not foreign_classes(config)
     if ours:
         model_config(config)  # unknown families and impossible values, before anything is read
+    with reading(path):
+        return _loaded(path, config, ours=ours, dtype=dtype, adapter=adapter)
+
+
+def _loaded(
+    path: Path, config: dict[str, Any], *, ours: bool, dtype: str | None, adapter: AdapterChoice
+) -> Loaded:
     weights = read_weights(weight_files(path), config)
     if ours:
         normalise(config, weights)

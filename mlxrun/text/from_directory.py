@@ -40,7 +40,8 @@ def directory_parts(path: Path) -> TokenizerParts:
         try:
             return _library_parts(LibraryFile(document), settings)
         except DAMAGE as reason:
-            raise TokenizerError(f"{library} is damaged: {reason!r}") from None
+            what = f"it has no {reason}" if isinstance(reason, KeyError) else reason
+            raise TokenizerError(f"{library} is damaged: {what}") from None
     raise TokenizerError(
         f"{path} has no tokenizer", hint="It needs tokenizer.json or tokenizer.model."
     )

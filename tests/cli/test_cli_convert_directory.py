@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,15 @@ def test_summary(mlxrun_cli, directory, tmp_path):
     assert "skipped modeling_x.py (file): code is neither run nor copied\n" in result.out
     assert f"Wrote {target}\n" in result.out
     assert mlxrun.load(target).generate("x", max_tokens=2).tokens
+
+
+def test_a_directory_that_cannot_be_talked_with(mlxrun_cli, directory, tmp_path):
+    path = shutil.copytree(directory, tmp_path / "m")
+    for file in path.glob("tokenizer*"):
+        file.unlink()
+    result = mlxrun_cli("convert", path, "-o", tmp_path / "out")
+    assert result.code == 0 and result.error.startswith(f"warning: {path} has no tokenizer")
+    assert f"Wrote {tmp_path / 'out'}" in result.out and "Next:" not in result.out
 
 
 def test_many_of_one_reason_are_told_as_one(mlxrun_cli, directory, tmp_path):

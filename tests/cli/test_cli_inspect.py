@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import gguf
+import mlx.core as mx
 import numpy as np
 import pytest
 from tiny_models import Tiny
@@ -213,6 +214,18 @@ def test_damaged_safetensors(mlxrun_cli, tmp_path, header):
     result = mlxrun_cli("inspect", tmp_path)
     assert result.code == 1
     assert "safetensors" in result.error
+
+
+def test_a_tensor_without_weights(mlxrun_cli, tmp_path):
+    path = tmp_path / "m"
+    path.mkdir()
+    (path / "config.json").write_text('{"model_type": "llama"}')
+    mx.save_safetensors(str(path / "model.safetensors"), {"a": mx.zeros((0,)), "b": mx.zeros((3,))})
+    facts = json.loads(mlxrun_cli("inspect", path, "--json", "--tensors").out)
+    assert [tensor["shape"] for tensor in facts["tensors"]] == [[0], [3]]
+    mx.save_safetensors(str(path / "model.safetensors"), {"a": mx.zeros((0,))})
+    result = mlxrun_cli("inspect", path)
+    assert (result.code, result.err) == (0, "") and "F32" in result.out
 
 
 def test_damaged_config(mlxrun_cli, tmp_path):

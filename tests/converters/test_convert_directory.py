@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -335,17 +336,80 @@ def test_bad_sources_say_what_is_wrong_and_leave_nothing(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_no_form_holds(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     arrays = weights()
     arrays[UP] = mx.where(mx.arange(128) == 3, value, arrays[UP])
     path = save(tmp_path / "m", arrays)
-    for options in ({"bits": 4}, {"mode": "mxfp4"}):
-        with pytest.raises(ConversionError, match=r"up_proj.*not-a-number.*=float"):
+    for options in ({"bits": 4}, {"mode": "mxfp4"}, {}, {"dtype": "float32"}):
+        with pytest.raises(ConversionError, match=r"up_proj.*not-a-number weights.*=float"):
             mlxrun.convert(path, tmp_path / "out", **options)  # type: ignore[arg-type]
-    report = mlxrun.convert(
-        path, tmp_path / "out", bits=4, keep=f"{UP.removesuffix('.weight')}=float"
-    )
-    assert next(t for t in report.tensors if t.target == UP).fidelity == "exact"
+    keep = f"{UP.removesuffix('.weight')}=float"
+    for options in ({"bits": 4}, {}):
+        report = mlxrun.convert(path, tmp_path / "out", keep=keep, overwrite=True, **options)
+        assert next(t for t in report.tensors if t.target == UP).fidelity == "exact"
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float32])
+def test_a_norm_that_is_not_finite(tmp_path: Path, dtype: mx.Dtype) -> None:
+    arrays = weights(dtype)
+    arrays["model.norm.weight"] = mx.full((128,), float("nan"), dtype)
+    path = save(tmp_path / "m", arrays)
+    with pytest.raises(ConversionError, match=r"model\.norm\.weight holds .*not-a-number"):
+        mlxrun.convert(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+@pytest.mark.parametrize("kind", ["scales", "biases", "weight"])
+def test_packed_weights_of_bytes_that_are_ones(
+    tmp_path: Path, source: Path, mode: str, kind: str
+) -> None:
+    options: dict[str, Any] = {"bits": 4} if mode == "affine" else {"mode": mode}
+    packed = Path(str(mlxrun.convert(source, tmp_path / "packed", **options).path))
+    arrays = stored(packed)
+    damaged = {name: a for name, a in arrays.items() if name == UP.replace("weight", kind)}
+    for name, array in damaged.items():
+        ones = mx.full((array.nbytes,), 0xFF, mx.uint8)
+        arrays[name] = ones.view(array.dtype).reshape(array.shape)
+    mx.save_safetensors(str(packed / "model.safetensors"), arrays)
+    # Codes are numbers whatever their bits, but in mxfp8, where each is a float.
+    if damaged and (kind != "weight" or mode == "mxfp8"):
+        with pytest.raises(ConversionError, match=r"up_proj\.weight holds .*not-a-number"):
+            mlxrun.convert(packed, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    else:
+        assert mlxrun.convert(packed, tmp_path / "out").fidelity().keys() == {"exact"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "has no tokenizer"),
+        ("{}", "tokenizer.json is damaged: it has no 'model'"),
+        ("{", "is not valid JSON"),
+        ('{"model": []}', "is damaged"),
+    ],
+)
+def test_a_tokenizer_of_no_use_is_told(
+    tmp_path: Path, source: Path, content: str | None, said: str
+) -> None:
+    path = shutil.copytree(source, tmp_path / "m")
+    if content is not None:
+        (path / "tokenizer.json").write_text(content)
+    report = mlxrun.convert(path, tmp_path / "out")
+    assert len(report.warnings) == 1 and said in report.warnings[0]
+
+
+def test_files_that_are_cut_while_they_are_read(tmp_path: Path, source: Path) -> None:
+    path = shutil.copytree(source, tmp_path / "m")
+    weights = path / "model.safetensors"
+    whole = weights.read_bytes()
+
+    def cut(*_: object) -> None:
+        os.truncate(weights, len(whole) // 2)
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* cut short"):
+        mlxrun.convert(path, tmp_path / "out", progress=cut)
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_too_large_for_half_precision(tmp_path: Path) -> None:
