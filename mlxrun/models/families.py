@@ -24,9 +24,11 @@ from mlxrun.models.plan import (
     HFConfig,
     Options,
     decoder,
+    epsilon,
     head_width,
     layer_windows,
     mixture,
+    number,
     optional_float,
     rope_base,
     rope_of,
@@ -65,7 +67,7 @@ def hunyuan_moe(config: HFConfig) -> ModelConfig:
 
 def olmo(config: HFConfig) -> ModelConfig:
     """OLMo 1: norms without weights, projections bounded."""
-    return decoder(config, norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5)), bare=True))
+    return decoder(config, norm=Norm("layer", epsilon(config, "layer_norm_eps", 1e-5), bare=True))
 
 
 def qwen3(config: HFConfig) -> ModelConfig:
@@ -85,12 +87,12 @@ def granite(config: HFConfig, **layer: Any) -> ModelConfig:
     return decoder(
         config,
         attention={
-            "scale": float(config["attention_multiplier"]),
+            "scale": number(config, "attention_multiplier"),
             "sinks": bool(config.get("attention_sinks", False)),
         },
-        layer={"residual": float(config["residual_multiplier"]), **layer},
-        embedding_scale=float(config["embedding_multiplier"]),
-        logit_scale=1 / float(config["logits_scaling"]),
+        layer={"residual": number(config, "residual_multiplier"), **layer},
+        embedding_scale=number(config, "embedding_multiplier"),
+        logit_scale=1 / number(config, "logits_scaling", above=0),
     )
 
 
@@ -98,7 +100,7 @@ def gemma(config: HFConfig, **options: Any) -> ModelConfig:
     """Gemma 1: norms store their distance from one, embeddings are scaled by sqrt(hidden)."""
     return decoder(
         {"tie_word_embeddings": True, **config},
-        norm=Norm(eps=float(config.get("rms_norm_eps", 1e-6)), offset=1.0),
+        norm=Norm(eps=epsilon(config, "rms_norm_eps", 1e-6), offset=1.0),
         feed_forward={"activation": "gelu_tanh"},
         embedding_scale=float(config["hidden_size"]) ** 0.5,
         **options,
@@ -113,7 +115,7 @@ def gemma2(config: HFConfig) -> ModelConfig:
 def gemma3(config: HFConfig) -> ModelConfig:
     """Gemma 3: five windowed layers with a base of their own to one that sees everything."""
     windows = layer_windows(config, every=int(config.get("sliding_window_pattern", 6)))
-    local = Rope(int(config["head_dim"]), float(config.get("rope_local_base_freq", 10000.0)))
+    local = Rope(int(config["head_dim"]), number(config, "rope_local_base_freq", 10000.0, above=0))
     return _gemma(
         config,
         qk_norm="head",
@@ -158,10 +160,10 @@ def cohere(config: HFConfig, **options: Any) -> ModelConfig:
     """Command R: parallel blocks under one norm, rotation of neighbours, scaled logits."""
     return decoder(
         {"tie_word_embeddings": True, "rope_traditional": True, **config},
-        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        norm=Norm("layer", epsilon(config, "layer_norm_eps", 1e-5)),
         attention={"qk_norm": "each" if config.get("use_qk_norm") else None},
         layer={"before_feed_forward": "input_layernorm", "parallel": True},
-        logit_scale=float(config.get("logit_scale", 1.0)),
+        logit_scale=number(config, "logit_scale", 1.0),
         **options,
     )
 
@@ -180,7 +182,7 @@ def phi(config: HFConfig) -> ModelConfig:
     """Phi 1 and 2: parallel blocks under one norm, a plain feed-forward, biases everywhere."""
     return decoder(
         config,
-        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        norm=Norm("layer", epsilon(config, "layer_norm_eps", 1e-5)),
         attention={"out": "dense"},
         feed_forward={"activation": "gelu_tanh", "names": ("fc1", "fc2")},
         layer={"before_feed_forward": "input_layernorm", "parallel": True},
@@ -201,8 +203,8 @@ def gpt(config: HFConfig) -> ModelConfig:
     """GPT-2 and its line: layer norms, biases, mostly a plain GELU; positions in any way."""
     return decoder(
         config,
-        norm=Norm("layer", float(config["layer_norm_epsilon"])),
-        attention={"scale": float(config.get("attention_multiplier", head_width(config) ** -0.5))},
+        norm=Norm("layer", epsilon(config, "layer_norm_epsilon")),
+        attention={"scale": number(config, "attention_multiplier", head_width(config) ** -0.5)},
         feed_forward={} if config.get("gated") else {"names": ("up_proj", "down_proj")},
         layer={
             "parallel": bool(config.get("use_parallel_residual")),
@@ -222,7 +224,7 @@ def stablelm(config: HFConfig) -> ModelConfig:
     each = "each" if config.get("qk_layernorm") else None
     return decoder(
         config,
-        norm=Norm("layer", float(config.get("layer_norm_eps", 1e-5))),
+        norm=Norm("layer", epsilon(config, "layer_norm_eps", 1e-5)),
         attention={"qk_norm": each, "norms": ("q_layernorm", "k_layernorm")},
         layer={"parallel": together, "before_feed_forward": own},
     )
@@ -232,7 +234,7 @@ def starcoder2(config: HFConfig) -> ModelConfig:
     """StarCoder 2: layer norms, biases and a plain feed-forward."""
     return decoder(
         config,
-        norm=Norm("layer", float(config.get("norm_epsilon", 1e-5))),
+        norm=Norm("layer", epsilon(config, "norm_epsilon", 1e-5)),
         feed_forward={"activation": "gelu_tanh", "names": ("c_fc", "c_proj")},
     )
 
@@ -241,7 +243,7 @@ def nemotron(config: HFConfig) -> ModelConfig:
     """Nemotron: layer norms that store their distance from one, squared ReLU, half heads turn."""
     return decoder(
         config,
-        norm=Norm("layer", float(config.get("norm_eps", 1e-5)), offset=1.0),
+        norm=Norm("layer", epsilon(config, "norm_eps", 1e-5), offset=1.0),
         feed_forward={"activation": "relu2", "names": ("up_proj", "down_proj")},
     )
 
@@ -418,7 +420,7 @@ def model_config(config: HFConfig) -> ModelConfig:
 
 
 def _gemma(config: HFConfig, qk_norm: str | None = None, **options: Any) -> ModelConfig:
-    scale = float(config["query_pre_attn_scalar"]) ** -0.5
+    scale = number(config, "query_pre_attn_scalar", above=0) ** -0.5
     cap = optional_float(config, "attn_logit_softcapping")
     return gemma(
         config,
@@ -440,7 +442,7 @@ def _fine_grained(config: HFConfig, **more: Any) -> Experts:
         {**config, "num_experts": config["n_routed_experts"]},
         gating="softmax" if gating == "softmax" else "sigmoid",
         normalize=bool(config.get("norm_topk_prob", not softmax)),
-        scale=float(config.get("routed_scaling_factor", 1.0)),
+        scale=number(config, "routed_scaling_factor", 1.0),
         bias=None if softmax else "gate.e_score_correction_bias",
         groups=int(config.get("n_group") or 1),
         used_groups=int(config.get("topk_group") or 1),

@@ -5,7 +5,9 @@ A family (``families.py``) calls :func:`decoder` with what it changes.
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,11 +48,39 @@ def whole(config: HFConfig, key: str, default: int | None = None, most: int = 2*
     value = config[key] if default is None else config.get(key)
     value = default if value is None and default is not None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise CheckpointError(
-            f"config.json has an impossible value: {key} must be a whole number from 1 to {most}, "
-            f"not {str(value)[:80]}"
-        )
+        raise impossible(key, value, f"a whole number from 1 to {most}")
     return value
+
+
+def number(
+    config: HFConfig,
+    key: str,
+    default: float | None = None,
+    *,
+    above: float = -math.inf,
+    most: float = sys.float_info.max,
+) -> float:
+    """A number, above one bound and at most another; absent or null is the default."""
+    value = config[key] if default is None else config.get(key)
+    value = default if value is None and default is not None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
+        bounds = [f"above {above:g}"] * (above > -math.inf)
+        bounds += [f"at most {most:g}"] * (most < sys.float_info.max)
+        raise impossible(key, value, " ".join(["a finite number", " and ".join(bounds)]).strip())
+    return float(value)
+
+
+def epsilon(config: HFConfig, key: str, default: float | None = None) -> float:
+    """What norms add to a variance."""
+    return number(config, key, default, above=0, most=1)
+
+
+def impossible(key: str, value: object, allowed: str) -> CheckpointError:
+    """An error about a value of ``config.json``, shown as it is written there."""
+    written = json.dumps(value, default=str)
+    return CheckpointError(
+        f"config.json has an impossible value: {key} must be {allowed}, not {written[:80]}"
+    )
 
 
 def decoder(
@@ -82,7 +112,8 @@ def decoder(
     rope = rope_of(config, head_dim) if turning else None
     clip, alibi = optional_float(config, "clip_qkv"), optional_float(config, "max_alibi_bias")
     attend = Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope, clip=clip, alibi=alibi)
-    inner = FeedForward(whole(config, "intermediate_size"), _activation(config))
+    fixed = (feed_forward or {}).get("activation")
+    inner = FeedForward(whole(config, "intermediate_size"), fixed or _activation(config))
     plan = replace(
         Layer(
             replace(attend, **(attention or {})),
@@ -100,9 +131,7 @@ def decoder(
         return replace(plan, attention=own, **changes)
 
     seen = windows if windows is not None else layer_windows(config)
-    norm = norm or Norm(eps=float(config.get("rms_norm_eps", 1e-6)))
-    if not 0 <= norm.eps < math.inf:
-        raise CheckpointError(f"config.json has an impossible value: epsilon {norm.eps} of norms")
+    norm = norm or Norm(eps=epsilon(config, "rms_norm_eps", 1e-6))
     return ModelConfig(
         family=str(config["model_type"]),
         vocab_size=whole(config, "vocab_size"),
@@ -124,12 +153,13 @@ def head_width(config: HFConfig) -> int:
 def rope_base(config: HFConfig) -> float:
     """Base of the rotary embedding."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or scaling.get("rope_theta") or 10000.0)
+    section = config if config.get("rope_theta") is not None else scaling
+    return number(section, "rope_theta", 10000.0, above=0)
 
 
 def optional_float(config: HFConfig, key: str) -> float | None:
     """A number that may be absent, null or zero for none."""
-    return float(config[key]) if config.get(key) else None
+    return number(config, key, above=0) if config.get(key) else None
 
 
 def _activation(config: HFConfig) -> str:
@@ -142,9 +172,9 @@ def _activation(config: HFConfig) -> str:
         "gelu_pytorch_tanh": "gelu_tanh",
         "relu2": "relu2",
     }
-    name = str(config.get("hidden_act") or "silu")
-    if name not in known:
-        raise CheckpointError(f"config.json: hidden_act {name!r} is not known")
+    name = config.get("hidden_act", "silu")
+    if not isinstance(name, str) or name not in known:
+        raise impossible("hidden_act", name, f"one of {', '.join(known)}")
     return known[name]
 
 

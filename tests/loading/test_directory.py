@@ -20,6 +20,7 @@ from converters.convert import convert
 from converters.gguf.reader import read_gguf
 from mlxrun.cli.inspection import inspect_model
 from mlxrun.errors import CheckpointError, MlxrunError, ParameterError, UnsupportedArchitectureError
+from mlxrun.loading.adapters import read_adapters
 from mlxrun.loading.directory import load_directory
 from mlxrun.loading.gguf import load_gguf
 from mlxrun.memory import SHARE
@@ -328,9 +329,31 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
         config_with(rope_scaling={"rope_type": "yarn", "factor": 0.0}),
         "impossible",
     ),
-    "not-a-number for epsilon": (config_with(rms_norm_eps=float("nan")), "epsilon nan"),
+    "not-a-number for epsilon": (config_with(rms_norm_eps=float("nan")), "at most 1, not NaN"),
     "scaling without a factor": (config_with(rope_scaling={"rope_type": "linear"}), "factor"),
-    "unknown activation": (config_with(hidden_act="gelu_fast"), "gelu_fast"),
+    "unknown activation": (config_with(hidden_act="gelu_fast"), 'one of silu.*not "gelu_fast"'),
+    "no activation": (config_with(hidden_act=None), "hidden_act must be one of silu.*not null"),
+    "a number for an activation": (config_with(hidden_act=0), "hidden_act must be.*not 0"),
+    **{
+        f"{value!r} for epsilon": (
+            config_with(rms_norm_eps=value),
+            f"rms_norm_eps must be a finite number above 0 and at most 1, not {shown}",
+        )
+        for value, shown in (
+            ("256", '"256"'),
+            (1e308, r"1e\+308"),
+            (2**63, str(2**63)),
+            (True, "true"),
+            (0, "0"),
+        )
+    },
+    **{
+        f"{value!r} for the base of rotations": (
+            config_with(rope_theta=value),
+            f"rope_theta must be a finite number above 0, not {shown}",
+        )
+        for value, shown in ((0, "0"), (True, "true"), ("256", '"256"'), (-1.5, "-1.5"))
+    },
 }
 
 
@@ -345,6 +368,20 @@ def test_damaged_directories_say_what_is_wrong(tmp_path: Path, plain: Path, name
     path = shutil.copytree(plain, tmp_path / "m")
     damage(path)
     with pytest.raises(CheckpointError, match=match):
+        load_directory(path)
+
+
+def test_a_directory_that_is_cut_while_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "m", BASE, stock(BASE))
+
+    def cut(*arguments: Any) -> Any:
+        os.truncate(path / "model.safetensors", 100_000)
+        return read_adapters(*arguments)
+
+    monkeypatch.setattr("mlxrun.loading.directory.read_adapters", cut)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* cut short"):
         load_directory(path)
 
 
