@@ -18,15 +18,17 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Memory, Named, State
 from mlxrun.errors import CacheError
-from mlxrun.files import replacing
+from mlxrun.files import check_regular, replacing
 
 FORMAT = "mlxrun-session"
 # Raised whenever a cache would read another's arrays differently.
 VERSION = 1
 _ZEROS = "0" * 64
+_OURS = re.compile(rb'"format":"%s"' % FORMAT.encode())
 _SUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 # A header with the names of some arrays a layer: more is no file of ours.
 _LONGEST_HEADER = 16 << 20
+ELSEWHERE = "Choose another name"
 HINT = "It is left as it is, and the conversation is read again"
 
 
@@ -72,15 +74,17 @@ def write(
     memories: Sequence[Memory],
     about: Mapping[str, Any],
 ) -> None:
-    """Write what memories hold of tokens.
+    """Write what memories hold of tokens; replaces a saved session, and no other file.
 
     Args:
         owner: what only may read it.
         about: JSON.
 
     Raises:
-        CacheError: they hold nothing, cannot be kept, or the file cannot be written.
+        CacheError: they hold nothing, cannot be kept, or the file cannot be written or is something
+            else.
     """
+    check_replaceable(path)
     if not tokens or not all(memory.kind for memory in memories):
         what = "this model's memory cannot be kept" if tokens else "there is nothing to remember"
         raise CacheError(f"{path} was not written: {what}")
@@ -101,8 +105,32 @@ def write(
     metadata = {"format": FORMAT, "checksum": _ZEROS, "content": json.dumps(content)}
     try:
         _write(path, arrays, metadata)
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
+    except (RuntimeError, ValueError) as error:
         raise CacheError(f"cannot write {path}: {error}") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Whether a session may be written to a path: there is nothing yet, or a saved session.
+
+    A session of any model and version counts, damaged or not.
+
+    Raises:
+        CacheError: there is something else, or it cannot be told what.
+    """
+    try:
+        check_regular(path)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            _head(path, file)
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
+    except CacheError as error:
+        raise CacheError(
+            f"{path} was not replaced: it is no saved session", hint=ELSEWHERE
+        ) from error
 
 
 def read(path: Path, owner: str) -> Saved:
@@ -148,18 +176,23 @@ def _checked(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise CacheError(f"{path} is no saved session", hint=HINT)
     with path.open("rb") as file:
-        head = file.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > _LONGEST_HEADER:
-            raise CacheError(f"{path} is no saved session", hint=HINT)
-        head += file.read(length)
-        if FORMAT.encode() not in head:
-            raise CacheError(f"{path} is no saved session", hint=HINT)
+        head = _head(path, file)
         found = _SUM.search(head)
         if found is None or _sum(head, file) != found[1].decode():
             raise CacheError(f"{path} is damaged", hint=HINT)
     content: dict[str, Any] = json.loads(json.loads(head[8:])["__metadata__"]["content"])
     return content
+
+
+def _head(path: Path, file: BinaryIO) -> bytes:
+    """The length and the header of a saved session."""
+    head = file.read(8)
+    length = int.from_bytes(head, "little")
+    if len(head) == 8 and length <= _LONGEST_HEADER:
+        head += file.read(length)
+        if _OURS.search(head):
+            return head
+    raise CacheError(f"{path} is no saved session", hint=HINT)
 
 
 def _sum(head: bytes, rest: BinaryIO) -> str:

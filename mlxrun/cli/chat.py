@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     "--save",
     type=click.Path(),
     metavar="FILE",
-    help="Save the chat at its end, and in FILE.cache what the model need not read again.",
+    help="Save the chat at its end, and in FILE.cache what the model need not read again. "
+    "Another saved chat is not replaced.",
 )
 @click.option(
     "--window",
@@ -107,10 +108,10 @@ def command(
             f"the demo model is not at {chosen.path}", hint="Name a model: mlxrun chat MODEL"
         )
     from mlxrun.cli import remembered
-    from mlxrun.cli.conversation import Conversation, check_replaceable
+    from mlxrun.cli.conversation import Conversation
 
     if save:
-        check_replaceable(Path(save))
+        remembered.check_target(Path(save), Path(saved) if saved else None)
     llm = load_model(
         model or str(chosen.path),
         defaults=chosen.defaults,
@@ -146,7 +147,7 @@ def command(
             _pipe(conversation, chosen.name, stats=stats or verbose, think=think or "hide")
     finally:
         if save:
-            remembered.save(conversation, Path(save), note)
+            remembered.save_at_the_end(conversation, Path(save), note)
 
 
 def _preamble(conversation: Conversation) -> int:

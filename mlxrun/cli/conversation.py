@@ -17,7 +17,7 @@ from mlxrun.cli.respell import respell
 from mlxrun.cli.settings import Values, chat_defaults, parse_settings, store_settings
 from mlxrun.cli.thinking import Span, Splitter, Thinking
 from mlxrun.errors import ContextLengthError, MlxrunError
-from mlxrun.files import check_writable, replacing
+from mlxrun.files import check_regular, check_writable, replacing
 
 if TYPE_CHECKING:
     from mlxrun.generation.engine import Progress, Session
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Pieces = Generator[str, None, None]
 
 FORMAT = "mlxrun-chat"
+# Size and time of change.
+Stamp = tuple[int, int]
 # A reply that was stopped is marked with this key; templates never see it.
 STOPPED = "stopped"
 # What to do about a full context.
@@ -76,6 +78,8 @@ class Conversation:
         self.usage: Usage | None = None
         self.finish_reason: FinishReason | None = None
         self._unsaid = False
+        # The files that hold this conversation, and what they were when it last read or wrote them.
+        self._files: dict[Path, Stamp] = {}
         self._splitter = Splitter({})
 
     @cached_property
@@ -233,15 +237,24 @@ class Conversation:
         self.messages.clear()
         self.session.reset()
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, *, force: bool = False) -> None:
         """Write messages, and settings other than the defaults, as JSON, all or nothing.
 
+        Args:
+            force: replace another saved conversation, too.
+
         Raises:
-            ConversationError: it cannot be written, or the file there is something else.
+            ConversationError: it cannot be written, or there is another conversation or another
+                kind of file.
         """
         from mlxrun.text.tokenizer import valid
 
         check_replaceable(path)
+        if path.exists() and not force and self._files.get(path.resolve()) != _stamp(path):
+            raise ConversationError(
+                f"{path} was not replaced: it holds another conversation",
+                hint="Name another file; /save! replaces this one",
+            )
         defaults = chat_defaults(self.llm.defaults.params)
         own = {name: v for name, v in self.settings.items() if v != defaults[name]}
         text = json.dumps(
@@ -260,6 +273,7 @@ class Conversation:
             with replacing(path) as partial:
                 # A terminal's odd bytes arrive as lone surrogates, which no file can hold.
                 partial.write_text(valid(text) + "\n", encoding="utf-8")
+            self._files[path.resolve()] = _stamp(path)
         except OSError as error:
             raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -277,6 +291,7 @@ class Conversation:
         settings = parse_settings(stored["settings"], self.settings)
         self.system, self.messages = stored["system"], stored["messages"]
         self.settings |= settings
+        self._files[path.resolve()] = _stamp(path)
         return cast("str | None", stored["model"])
 
 
@@ -286,30 +301,36 @@ def check_replaceable(path: Path) -> None:
     Raises:
         ConversationError: it is something else, or there is no writing there.
     """
-    if path.exists():
-        try:
-            _read(path)
-        except ConversationError as error:
-            raise ConversationError(f"not replaced: {error.message}") from None
     try:
         check_writable(path)
+        if path.exists():
+            _read(path)
     except OSError as error:
         raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
+    except ConversationError as error:
+        raise ConversationError(f"{path} was not replaced: {error.message}") from None
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A saved conversation, checked: ``system``, ``settings`` and ``messages``."""
-    if path.is_char_device():  # may have no end
-        raise ConversationError(f"{path} is no saved conversation")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        check_regular(path)  # a pipe or a device may have no end
+        stored = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConversationError(f"{path} is no saved conversation") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise ConversationError(f"{path} is no saved conversation")
-    if stored.get("version") != 1:
+    version = stored.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise ConversationError(f"{path} is damaged: it has no version")
+    if version > 1:
         raise ConversationError(f"{path} was saved by a newer mlxrun")
     system, settings = stored.get("system"), stored.get("settings", {})
     messages = stored.get("messages")

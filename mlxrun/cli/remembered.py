@@ -6,11 +6,16 @@ reads it again.
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxrun.errors import CacheError
+from mlxrun.cache import saved
+from mlxrun.cli.conversation import ConversationError, check_replaceable
+from mlxrun.errors import CacheError, MlxrunError
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
@@ -23,16 +28,40 @@ def beside(path: Path) -> Path:
     return path.with_name(path.name + ".cache")
 
 
-def save(conversation: Conversation, path: Path, say: Say) -> None:
-    """Write a conversation and its memory, and say so.
+def check_target(path: Path, loaded: Path | None) -> None:
+    """Whether a chat could be saved to a file; best asked before anything is said.
+
+    Args:
+        loaded: the file that the chat continues.
 
     Raises:
-        ConversationError: the conversation cannot be written.
+        ConversationError, CacheError: it could not; the message says why.
     """
-    conversation.save(path)
+    check_replaceable(path)
+    saved.check_replaceable(beside(path))
+    if path.exists() and (loaded is None or path.resolve() != loaded.resolve()):
+        raise ConversationError(
+            f"{path} was not replaced: it holds another conversation",
+            hint="Continue it with --load, or name another file",
+        )
+
+
+def save(conversation: Conversation, path: Path, say: Say, *, force: bool = False) -> None:
+    """Write a conversation and its memory, and say so.
+
+    Args:
+        force: replace another saved conversation, too.
+
+    Raises:
+        ConversationError, CacheError: it was not written: there is something else, or the disk
+            refuses.
+    """
+    file = beside(path)
+    saved.check_replaceable(file)
+    conversation.save(path, force=force)
     say(f"saved {len(conversation.messages)} messages to {path}")
     conversation.forget_unsaid()
-    session, file = conversation.session, beside(path)
+    session = conversation.session
     if not session.tokens:
         return
     try:
@@ -42,6 +71,32 @@ def save(conversation: Conversation, path: Path, say: Say) -> None:
     else:
         size = file.stat().st_size / 1e6
         say(f"and the model's memory of {len(session.tokens)} tokens, {size:.1f} MB, to {file}")
+
+
+def save_at_the_end(conversation: Conversation, path: Path, say: Say) -> None:
+    """As :func:`save`; a conversation that cannot be written there is written elsewhere.
+
+    Raises:
+        ConversationError: it is not where it should be; the message says where it is.
+    """
+    try:
+        save(conversation, path, say)
+    except MlxrunError as error:
+        spare = _written_elsewhere(conversation, path)
+        where = f"It was written to {spare} instead" if spare else "Nor could it be anywhere else"
+        raise ConversationError(f"the chat was not saved: {error.message}", hint=where) from error
+
+
+def _written_elsewhere(conversation: Conversation, path: Path) -> Path | None:
+    """A new file that holds the conversation, in the first place that takes it."""
+    # Where all disks are full, Linux still has memory.
+    folders = [str(path.parent), "~", os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]
+    for folder in folders:
+        spare = Path(folder).expanduser() / f"{path.stem}-{secrets.token_hex(3)}.json"
+        with suppress(ConversationError, OSError, RuntimeError):
+            conversation.save(spare)
+            return spare
+    return None
 
 
 def load(conversation: Conversation, path: Path, say: Say) -> None:

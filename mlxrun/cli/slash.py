@@ -139,6 +139,10 @@ def _save(chat: TerminalChat, text: str) -> None:
     remembered.save(chat.conversation, _path(text), chat.say)
 
 
+def _replace(chat: TerminalChat, text: str) -> None:
+    remembered.save(chat.conversation, _path(text), chat.say, force=True)
+
+
 def _load(chat: TerminalChat, text: str) -> None:
     remembered.load(chat.conversation, _path(text), chat.say)
     chat.show_last()
@@ -187,6 +191,7 @@ COMMANDS = {
         "/set [NAME [VALUE]]", "show all settings, show one, or set it (default: as at first)", _set
     ),
     "/save": Command("/save FILE", "write the conversation to a file", _save),
+    "/save!": Command("/save! FILE", "the same, over another saved conversation", _replace),
     "/load": Command("/load FILE", "continue a saved conversation", _load),
     "/undo": Command("/undo", "take the last exchange back", _undo),
     "/retry": Command("/retry", "another reply to the last message", _retry),

@@ -101,10 +101,12 @@ class Session:
     def save(self, path: str | Path) -> None:
         """Write what the session remembers, to be read by ``LLM.load_session``.
 
-        The file is bound to model, tokenizer and chat template.
+        The file is bound to model, tokenizer and chat template. An existing file is replaced if it
+        is a saved session, of whatever model; anything else is left alone.
 
         Raises:
-            CacheError: there is nothing to write, or the file cannot be written.
+            CacheError: there is nothing to write, or the file cannot be written or is something
+                else.
         """
         if self.identity is None:
             raise CacheError("this session belongs to a model that came from no file")

@@ -131,6 +131,25 @@ def test_what_is_no_file_of_ours_is_a_miss(llm: mlxrun.LLM, path: Path, tmp_path
     assert "no saved session" in loaded(llm, tmp_path / "pipe")[1]
 
 
+@pytest.mark.parametrize("content", [b"precious", b"", b"\x40" + bytes(7) + b"{}" * 40])
+def test_only_a_session_is_replaced(
+    llm: mlxrun.LLM, tmp_path: Path, written: Path, content: bytes
+) -> None:
+    session, mine = llm.load_session(written), tmp_path / "mine.txt"
+    mine.write_bytes(content)
+    with pytest.raises(CacheError, match=r"mine\.txt was not replaced: it is no saved session"):
+        session.save(mine)
+    assert mine.read_bytes() == content and list(tmp_path.iterdir()) == [mine]
+    mine.write_bytes(written.read_bytes()[:-1])  # a damaged one may be
+    session.save(mine)
+    assert mine.read_bytes() == written.read_bytes()
+
+
+def test_a_directory_is_not_replaced(llm: mlxrun.LLM, tmp_path: Path, written: Path) -> None:
+    with pytest.raises(CacheError, match=rf"cannot write {tmp_path}: it is a directory$"):
+        llm.load_session(written).save(tmp_path)
+
+
 def test_other_options_than_were_saved_are_a_miss(llm: mlxrun.LLM, written: Path) -> None:
     assert loaded(llm, written)[0] == len(PROMPT) + 5
     assert "other options" in loaded(llm, written, window=9)[1]

@@ -23,6 +23,7 @@ import pytest
 from patience import PATIENCE
 from tiny_models import Tiny
 
+import mlxrun
 from mlxrun.cli.chat import _preamble
 from mlxrun.cli.conversation import Conversation
 from mlxrun.cli.settings import chat_defaults
@@ -311,3 +312,31 @@ def test_a_chat_is_not_saved_over_something_else(mlxrun_cli, model, tmp_path):
     result = mlxrun_cli("chat", model, "--save", file, stdin=b"one\n")
     assert result.code == 1 and "not replaced" in result.error
     assert file.read_text() == "tea"
+
+
+def test_another_chat_is_not_saved_over(mlxrun_cli, model, tmp_path):
+    file = tmp_path / "talk.json"
+    assert mlxrun_cli("chat", model, "--save", file, stdin=b"one\n").code == 0
+    before = file.read_bytes()
+    result = mlxrun_cli("chat", tmp_path / "gone.gguf", "--save", file, stdin=b"two\n")
+    assert (result.code, result.out) == (1, "")  # before a model is looked for
+    assert "not replaced: it holds another conversation. Continue it with --load" in result.error
+    assert file.read_bytes() == before
+
+
+def test_a_chat_is_saved_elsewhere_if_its_file_has_become_another(
+    mlxrun_cli, model, llm, tmp_path, monkeypatch
+):
+    """As when two chats are told to end in one file."""
+    file, real = tmp_path / "talk.json", mlxrun.LLM.stream
+
+    def stream(self, *arguments, **options):
+        Conversation(llm, llm.session(), settings=chat_defaults()).save(file)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(mlxrun.LLM, "stream", stream)
+    result = mlxrun_cli("chat", model, "--save", file, stdin=b"mine\n")
+    assert result.code == 1 and "was not replaced: it holds another conversation" in result.err
+    (spare,) = (path for path in tmp_path.glob("talk-*.json"))
+    assert str(spare) in result.err and "mine" in spare.read_text()
+    assert json.loads(file.read_text())["messages"] == []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import pytest
 from mlxrun.cli import remembered
 from mlxrun.cli.conversation import STOPPED, Conversation, ConversationError
 from mlxrun.cli.settings import chat_defaults
-from mlxrun.errors import ContextLengthError, ParameterError, TemplateError
+from mlxrun.errors import CacheError, ContextLengthError, ParameterError, TemplateError
 
 
 @pytest.fixture
@@ -216,6 +220,8 @@ USER, REPLY = {"role": "user", "content": "x"}, {"role": "assistant", "content":
         ("[]", "no saved conversation"),
         ('{"messages": []}', "no saved conversation"),
         (stored(version=2), "newer mlxrun"),
+        (json.dumps({"format": "mlxrun-chat", "messages": []}), "damaged: it has no version"),
+        (stored(version="1"), "damaged: it has no version"),
         (stored(messages=None), "its messages"),
         (stored(messages=[1]), "its messages"),
         (stored(messages=[USER, {"role": "assistant", "content": 1}]), "its messages"),
@@ -235,6 +241,106 @@ def test_damaged_files_change_nothing(chat, tmp_path, text, message):
         chat.load(tmp_path / "chat.json")
     assert "\n" not in str(caught.value)
     assert (chat.messages, chat.settings) == before
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(chat, tmp_path):
+    """As editors on Windows leave one."""
+    (tmp_path / "chat.json").write_text(stored(messages=[USER, REPLY]), encoding="utf-8-sig")
+    chat.load(tmp_path / "chat.json")
+    assert chat.messages == [USER, REPLY]
+
+
+def test_another_conversation_is_replaced_only_by_force(chat, llm, tmp_path):
+    file = tmp_path / "chat.json"
+    other = Conversation(llm, llm.session(), settings=chat_defaults())
+    other.save(file)
+    before = file.read_bytes()
+    ask(chat, "one")
+    with pytest.raises(ConversationError, match=r"was not replaced.*another conversation.*/save!"):
+        remembered.save(chat, file, lambda _: None)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    remembered.save(chat, file, lambda _: None, force=True)
+    ask(chat, "two")
+    chat.save(file)
+    with pytest.raises(ConversationError, match="another conversation"):
+        other.save(file)  # it has changed since
+    other.load(file)
+    other.save(file)
+    with pytest.raises(ConversationError, match="another conversation"):
+        chat.save(file)
+
+
+def test_a_memory_does_not_replace_another_file(chat, tmp_path):
+    ask(chat, "one")
+    notes = tmp_path / "notes.cache"
+    notes.write_text("precious")
+    with pytest.raises(CacheError, match=r"notes\.cache was not replaced: it is no saved session"):
+        remembered.save(chat, tmp_path / "notes", lambda _: None)
+    assert notes.read_text() == "precious" and list(tmp_path.iterdir()) == [notes]
+    with pytest.raises(CacheError, match="was not replaced"):
+        remembered.check_target(tmp_path / "notes", None)
+
+
+def test_what_cannot_be_saved_in_its_place_is_saved_elsewhere(chat, tmp_path, monkeypatch):
+    ask(chat, "one")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    with pytest.raises(
+        ConversationError, match=r"not saved: cannot write .*gone/chat\.json"
+    ) as found:
+        remembered.save_at_the_end(chat, tmp_path / "gone" / "chat.json", lambda _: None)
+    (spare,) = (tmp_path / "home").iterdir()
+    assert f"It was written to {spare} instead" in str(found.value)
+    before = list(chat.messages)
+    chat.clear()
+    chat.load(spare)
+    assert chat.messages == before
+
+
+def test_what_can_be_saved_nowhere_is_said_to_be_lost(chat, tmp_path, monkeypatch):
+    ask(chat, "one")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ConversationError, match=r"No space left on device. Nor could it"):
+        remembered.save_at_the_end(chat, tmp_path / "chat.json", lambda _: None)
+
+
+@pytest.mark.parametrize("what", ["pipe", "socket", "device", "directory"])
+def test_what_is_no_regular_file_is_left_alone(chat, llm, tmp_path, what):
+    path = made(tmp_path / "x", what)
+    before = path.stat()
+    ask(chat, "one")
+    for attempt in (
+        lambda: chat.save(path),
+        lambda: remembered.check_target(path, path),
+        lambda: chat.load(path),
+        lambda: chat.session.save(path),
+    ):
+        with pytest.raises(
+            (ConversationError, CacheError), match=f"cannot (read|write) {path}: it is a"
+        ):
+            attempt()
+    assert path.stat().st_ino == before.st_ino and list(tmp_path.iterdir()) == [path]
+
+
+def made(path: Path, what: str) -> Path:
+    """Something other than a regular file."""
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "directory":
+        path.mkdir()
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as bound, contextlib.chdir(path.parent):
+            bound.bind(path.name)  # a path may be too long for a socket
+    else:
+        try:
+            os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))  # as /dev/null is
+        except PermissionError:
+            pytest.skip("only root may make a device")
+    return path
 
 
 def test_other_files_are_not_replaced(chat, tmp_path):

@@ -205,6 +205,15 @@ def test_save_and_load(talk, tmp_path):
     assert cached and int(cached[1]) > 0
 
 
+def test_save_over_another_conversation(talk, tmp_path):
+    file = tmp_path / "chat.json"
+    file.write_text('{"format": "mlxrun-chat", "version": 1, "messages": []}')
+    _, shown = talk("one", f"/save {file}")
+    assert "was not replaced: it holds another conversation" in shown and "/save!" in shown
+    _, shown = talk(f"/save! {file}", f"/save {file}")
+    assert shown.count(f"saved 2 messages to {file}") == 2
+
+
 def test_a_saved_chat_without_a_memory_of_use_is_read_again(talk, tmp_path):
     file = tmp_path / "chat.json"
     _, shown = talk("one", f"/save {file}")
