@@ -323,9 +323,10 @@ def main(arguments: list[str] | None = None) -> int:
     for problem in stress.problems[:20]:
         print(problem)
     counts = ", ".join(f"{states[state]} {state}" for state in ("absent", "old", "new"))
+    wrong, took = len(stress.problems), time.perf_counter() - started
     print(
-        f"{states.total()} kills: {counts}, {len(stress.problems)} wrong; hidden leftovers after "
-        f"{stress.leftovers}, none in the end; {time.perf_counter() - started:.0f} s"
+        f"{states.total()} kills: {counts}, {wrong} wrong; hidden leftovers after "
+        f"{stress.leftovers}, swept by the next work; {took:.0f} s"
     )
     return bool(stress.problems)
 
