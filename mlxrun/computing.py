@@ -1,4 +1,4 @@
-"""One thread computes at a time, and what must not be interrupted is not.
+"""One thread computes at a time, on streams that all threads share, and without interruption.
 
 MLX crashes when threads build and evaluate graphs over the same arrays at the same time, so whoever
 computes with a model holds :data:`COMPUTING` meanwhile.
@@ -7,18 +7,149 @@ computes with a model holds :data:`COMPUTING` meanwhile.
 from __future__ import annotations
 
 import atexit
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from types import TracebackType
+from typing import ClassVar, TypeVar
+
+import mlx.core as mx
+
+from mlxrun.errors import ProcessError
 
 T = TypeVar("T")
 
-COMPUTING = threading.RLock()
-# At the end of the process threads that still compute stop where they are: MLX aborts where one is
-# at work while it is taken down. Nobody holds the lock for longer than a step.
-atexit.register(COMPUTING.acquire, timeout=10)
+
+class _ThreadStreams:
+    """A thread's own default streams, for outside the lock; another thread's after its end.
+
+    MLX would make new ones for every thread and register them for good; whenever the buffer cache
+    of a CPU is cleared or bounded, it waits for all of them, each in an OS thread of its own.
+    """
+
+    _free: ClassVar[list[list[mx.Stream]]] = []
+
+    def __init__(self) -> None:
+        try:
+            self.streams = self._free.pop()
+        except IndexError:
+            self.streams = _new_streams()
+
+    def __del__(self) -> None:
+        self._free.append(self.streams)
+
+
+def _new_streams() -> list[mx.Stream]:
+    """One for each device, for any thread."""
+    devices = [mx.cpu, mx.gpu] if mx.is_available(mx.gpu) else [mx.cpu]
+    return [mx.new_thread_unsafe_stream(device) for device in devices]
+
+
+class ComputeLock:
+    """A reentrant lock whose owner computes on streams of the lock, not on those of its thread.
+
+    By default MLX gives every Python thread streams of its own, and on a CPU each stream an OS
+    thread that outlives the Python thread. Sharing streams is safe while one thread at a time uses
+    them.
+    """
+
+    _thread = threading.local()
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._streams: list[mx.Stream] = []
+        self._replaced: list[mx.Stream] = []
+
+    def __enter__(self) -> None:
+        check_process()
+        self._lock.acquire()
+        try:
+            self._depth += 1
+            if self._depth == 1:
+                self._set_streams()
+        except BaseException:
+            self._release()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    @property
+    def used(self) -> bool:
+        """Whether MLX may have threads because of it."""
+        return bool(self._streams)
+
+    def keep(self, timeout: float) -> None:
+        """Take it, for good, if it is free within so many seconds."""
+        self._lock.acquire(timeout=timeout)
+
+    def _set_streams(self) -> None:
+        if not self._streams:  # not before: importing this must leave a process free to fork
+            self._streams = _new_streams()
+        if not hasattr(self._thread, "own"):
+            main = threading.current_thread() is threading.main_thread()
+            self._thread.own = None if main else _ThreadStreams()
+            _set_default(self._thread.own.streams if self._thread.own else [])
+        self._replaced = [mx.default_stream(stream.device) for stream in self._streams]
+        _set_default(self._streams)
+
+    def _release(self) -> None:
+        try:
+            if self._depth == 1:
+                _set_default(self._replaced)
+        finally:
+            self._depth -= 1
+            self._lock.release()
+
+
+def _set_default(streams: list[mx.Stream]) -> None:
+    for stream in streams:
+        mx.set_default_stream(stream)
+
+
+COMPUTING = ComputeLock()
+# Loading shares no arrays with what runs meanwhile, and may take long.
+LOADING = ComputeLock()
+_forked = False
+
+
+def check_process() -> None:
+    """See to it that MLX can compute in this process.
+
+    Raises:
+        ProcessError: the process was forked from one in which MLX had computed.
+    """
+    if _forked:
+        raise ProcessError(
+            "this process was forked from one that had already loaded a model, and MLX's threads "
+            "are not there in the copy",
+            hint='Start it with multiprocessing.get_context("spawn"), or load models only after '
+            "the fork",
+        )
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = COMPUTING.used or LOADING.used
+
+
+def _at_exit() -> None:
+    """Stop threads that still compute: MLX aborts where one is at work while it is taken down."""
+    if not _forked:
+        COMPUTING.keep(timeout=10)  # a step at most
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def one_at_a_time(items: Generator[T, None, None]) -> Iterator[T]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+import weakref
 from collections import deque
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mlxrun.admission import Accepted, Front, Options
 from mlxrun.cache import prefix
-from mlxrun.computing import COMPUTING
+from mlxrun.computing import COMPUTING, check_process
 from mlxrun.errors import EngineClosedError, ParameterError, QueueFullError
 from mlxrun.generation.handle import Handle
 from mlxrun.generation.parameters import Range
-from mlxrun.generation.request import Request
+from mlxrun.generation.request import Chunk, Request
 
 if TYPE_CHECKING:
     from mlxrun.asking import Prompt
@@ -50,8 +53,9 @@ class Figures(NamedTuple):
 class Engine:
     """Serves requests from any thread or task, many in one forward pass.
 
-    Requests join at any step and leave as soon as they end; none gets other tokens because of who
-    sits beside it. Close the engine, or use it in a ``with`` statement.
+    Requests join at any step and leave as soon as they end; none gets other tokens because of its
+    neighbors in the batch. Close the engine, or use it in a ``with`` or ``async with`` statement;
+    one that is dropped ends with its last request.
 
     Args:
         llm: the model and its tokenizer.
@@ -85,11 +89,12 @@ class Engine:
                 llm, shared, parallel=parallel, context=context, most=PARALLEL, queue=2 * queue
             )
         self._service = self._front.service
-        self._inbox: deque[tuple[Handle, Accepted, float] | Handle] = deque()
-        self._keys: dict[Handle, int] = {}
-        self._news = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._serve, name="mlxrun-engine", daemon=True)
+        self._keys: dict[weakref.ref[Handle], int] = {}
+        self._inbox = _Inbox()
+        weakref.finalize(self, self._inbox.close).atexit = False
+        self._thread = threading.Thread(
+            target=_serve, args=(weakref.ref(self), self._inbox), name="mlxrun-engine", daemon=True
+        )
         self._thread.start()
 
     def submit(self, request: Request | Prompt, **options: Any) -> Handle:
@@ -104,8 +109,10 @@ class Engine:
             QueueFullError: as many wait already as may.
             EngineClosedError: the engine has been closed.
             MemoryLimitError: there is never room for it.
+            ProcessError: this process was forked from the engine's.
             ParameterError, ContextLengthError, CacheError: as :meth:`LLM.stream` raises them.
         """
+        check_process()
         started = time.perf_counter()
         asker = self._llm.asker
         if not isinstance(request, Request):
@@ -115,26 +122,22 @@ class Engine:
         asker.checked(request.prompt)
         accepted = self._front.accept(request)
         handle = Handle(self.cancel)
-        with self._news:
-            if self._closed:
+        with self._inbox.changed:
+            if self._inbox.closed:
                 raise EngineClosedError("the engine has been closed")
             if self.waiting >= self._queue:
                 raise QueueFullError(self._queue)
-            self._inbox.append((handle, accepted, started))
-            self._news.notify()
+            self._inbox.put(_Arrival(weakref.ref(handle), accepted, started))
         return handle
 
     def cancel(self, handle: Handle) -> None:
         """End a request with what there is; one that has ended stays as it is."""
-        with self._news:
-            self._inbox.append(handle)
-            self._news.notify()
+        self._inbox.put(handle)
 
     @property
     def waiting(self) -> int:
         """Requests that wait to begin."""
-        arriving = sum(not isinstance(item, Handle) for item in list(self._inbox))
-        return arriving + self._service.scheduler.waiting
+        return len(self._inbox.arrivals) + self._service.scheduler.waiting
 
     @property
     def figures(self) -> Figures:
@@ -152,11 +155,18 @@ class Engine:
 
     def close(self) -> None:
         """Cancel all requests and end the thread."""
-        with self._news:
-            self._closed = True
-            self._news.notify()
+        self._inbox.close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def __repr__(self) -> str:
+        if self._inbox.closed:
+            return f"Engine({self._llm.source!r}, closed)"
+        figures = self.figures
+        return (
+            f"Engine({self._llm.source!r}, {figures.live} of {figures.parallel} sequences live, "
+            f"{figures.waiting} waiting, context {figures.context})"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -169,41 +179,58 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _serve(self) -> None:
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._inbox or self._closed or self._service.busy)
-                if self._closed:
-                    break
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _work(self) -> bool:
+        """Serve until there is nothing left to do; whether to wait for more."""
+        while not self._inbox.closed:
+            if not (self._inbox.items or self._service.busy):
+                return True
             try:
                 with COMPUTING:
                     self._take_in()
                     if self._service.busy:
                         self._service.step()
-            except Exception as error:  # all are told, and the thread ends
+            except Exception as error:  # all callers get it, and the thread ends
                 self._end(error)
-                return
+                return False
         self._end(EngineClosedError("the engine was closed before the reply had begun"))
+        return False
 
     def _take_in(self) -> None:
-        while self._inbox:
-            item = self._inbox.popleft()
+        while self._inbox.items:
+            item = self._inbox.items.popleft()
             if isinstance(item, Handle):
-                self._service.cancel(self._keys.get(item, -1))
-                continue
-            handle, accepted, started = item
-            try:
-                self._keys[handle] = self._front.submit(accepted, started, handle.put)
-            except Exception as error:
-                handle.put(error)
-        for handle in [handle for handle in self._keys if handle.done]:
-            del self._keys[handle]
+                self._service.cancel(self._keys.get(weakref.ref(item), -1))
+            elif (handle := item.handle()) is not None:
+                try:
+                    listener = partial(_deliver, item.handle)
+                    self._keys[item.handle] = self._front.submit(
+                        item.accepted, item.started, listener
+                    )
+                except Exception as error:
+                    handle.put(error)
+        for ref, key in list(self._keys.items()):
+            handle = ref()
+            if handle is None:  # dropped by its caller
+                self._service.cancel(key)
+            if handle is None or handle.done:
+                del self._keys[ref]
 
     def _end(self, error: Exception) -> None:
-        with self._news:
-            self._closed = True
-            arriving = [item[0] for item in self._inbox if not isinstance(item, Handle)]
-            self._inbox.clear()
+        with self._inbox.changed:
+            self._inbox.closed = True
+            arrived = self._inbox.arrivals
+            self._inbox.items.clear()
         try:
             with COMPUTING:
                 try:
@@ -214,5 +241,65 @@ class Engine:
         except Exception as failure:  # nor does that keep anybody waiting
             error = failure
         finally:
-            for handle in (*arriving, *self._keys):
+            for handle in arrived:
                 handle.put(error)
+            for ref in self._keys:
+                _deliver(ref, error)
+
+
+class _Arrival(NamedTuple):
+    """A request, its handle, which the caller may have dropped, and when it came."""
+
+    handle: weakref.ref[Handle]
+    accepted: Accepted
+    started: float
+
+
+class _Inbox:
+    """What callers ask of an engine's thread, which holds nothing else of the engine while idle.
+
+    Attributes:
+        changed: to be held to change it, and notified then.
+        items: requests that have arrived, and handles of those to cancel.
+        closed: whether the thread is to end.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.items: deque[_Arrival | Handle] = deque()
+        self.closed = False
+
+    def put(self, item: _Arrival | Handle) -> None:
+        """Add something to do."""
+        with self.changed:
+            self.items.append(item)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """Have the thread end."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+
+    @property
+    def arrivals(self) -> list[Handle]:
+        """Handles of requests that have arrived and that somebody still has."""
+        arrived = [item.handle() for item in list(self.items) if isinstance(item, _Arrival)]
+        return [handle for handle in arrived if handle is not None]
+
+
+def _serve(engine: weakref.ref[Engine], inbox: _Inbox) -> None:
+    """Run an engine's thread, which keeps the engine alive only while it works."""
+    more = True
+    while more:
+        with inbox.changed:
+            inbox.changed.wait_for(lambda: inbox.items or inbox.closed)
+        serving = engine()
+        more = serving is not None and serving._work()
+        del serving
+
+
+def _deliver(ref: weakref.ref[Handle], item: Chunk | Exception) -> None:
+    """Add to a reply, if somebody still has its handle."""
+    if (handle := ref()) is not None:
+        handle.put(item)

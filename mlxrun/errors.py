@@ -22,6 +22,7 @@
     ├── QueueFullError                    more requests than may wait
     ├── MemoryLimitError                  more memory than there can be: needed and available bytes
     ├── EngineClosedError                 a request to an engine that has been closed
+    ├── ProcessError                      a model in another process than the one that loaded it
     ├── RivalError                        another runtime to measure against is missing, or fails
     ├── PictureError                      measurements that cannot be drawn into a file
     ├── DatasetError                      a data set that cannot be read: line, and what is wrong
@@ -63,6 +64,7 @@ __all__ = [
     "OutOfSpaceError",
     "ParameterError",
     "PictureError",
+    "ProcessError",
     "QueueFullError",
     "RivalError",
     "SourceError",
@@ -160,6 +162,10 @@ def _size(nbytes: float) -> str:
 
 class EngineClosedError(MlxrunError):
     """The engine has been closed and takes no more requests."""
+
+
+class ProcessError(MlxrunError):
+    """A model cannot be used in, or sent to, another process than the one that loaded it."""
 
 
 class RivalError(MlxrunError):

@@ -23,7 +23,7 @@ from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
-from mlxrun.computing import COMPUTING, one_at_a_time  # noqa: E402
+from mlxrun.computing import COMPUTING, LOADING, check_process, one_at_a_time  # noqa: E402
 from mlxrun.errors import ParameterError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
 from mlxrun.generation.parameters import SamplingParams  # noqa: E402
@@ -82,17 +82,33 @@ def load(
     Raises:
         MemoryLimitError: the weights alone exceed this machine's memory. The environment variable
             ``MLXRUN_MEMORY_LIMIT`` (bytes such as ``24GB``, or ``none``) says otherwise.
+        ProcessError: this process was forked from one that had already loaded a model.
         MlxrunError: one of its subclasses says what is wrong with the source.
     """
+    check_process()
     path = resolve(source, progress=progress)
     if wired is not False:
         wire(None if wired is True else wired)
+    with LOADING:
+        llm = _loaded(path, str(source), dtype, policy, adapter, progress)
+    return _advised(llm)
+
+
+def _loaded(
+    path: Path,
+    source: str,
+    dtype: str | None,
+    policy: str | None,
+    adapter: AdapterChoice,
+    progress: Progress | None,
+) -> LLM:
+    """The model of a local file or directory."""
     if path.is_dir():
         before_loading(path, dtype=dtype)
         loaded = load_directory(path, dtype=dtype, adapter=adapter)
         identity = Identity([path], adapter, loaded.model)
         tokenizer, defaults = Tokenizer.from_directory(path), read_sampling_defaults(path)
-        return _advised(LLM(loaded, tokenizer, str(source), identity, defaults))
+        return LLM(loaded, tokenizer, source, identity, defaults)
     gguf = read_gguf(path)
     before_loading(gguf, dtype=dtype, policy=policy)
 
@@ -103,7 +119,7 @@ def load(
     loaded = load_gguf(gguf, dtype=dtype, policy=policy, adapter=adapter, progress=report)
     identity = Identity(gguf.paths, adapter, loaded.model)
     tokenizer, defaults = Tokenizer.from_gguf(gguf), read_sampling_defaults(gguf)
-    return _advised(LLM(loaded, tokenizer, str(source), identity, defaults))
+    return LLM(loaded, tokenizer, source, identity, defaults)
 
 
 def _advised(llm: LLM) -> LLM:

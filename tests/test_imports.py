@@ -89,7 +89,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.footprint",
         "mlxrun.errors",
     ),
-    "mlxrun.computing": (),
+    "mlxrun.computing": ("mlxrun.errors",),
     "mlxrun.generation": (
         "mlxrun.model",
         "mlxrun.cache",
