@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlxrun import blas
 
@@ -24,7 +24,7 @@ from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import COMPUTING, LOADING, check_process, one_at_a_time  # noqa: E402
-from mlxrun.errors import ParameterError  # noqa: E402
+from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
 from mlxrun.generation.parameters import SamplingParams  # noqa: E402
 from mlxrun.generation.reply import Reply  # noqa: E402
@@ -391,6 +391,12 @@ class LLM:
                     break
         session.keep()
         yield reply.finish(peak_memory=mx.get_peak_memory())
+
+    def __reduce__(self) -> NoReturn:
+        raise ProcessError(
+            "a model cannot be pickled, so neither copied nor sent to another process",
+            hint=f"Send its source, and load it there: mlxrun.load({self.source!r})",
+        )
 
     def __repr__(self) -> str:
         summary = self.model.summary

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import mlx.core as mx
 
@@ -17,7 +17,7 @@ from mlxrun.cache import saved
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.cache.radix import shared
 from mlxrun.computing import COMPUTING
-from mlxrun.errors import CacheError, NumericError
+from mlxrun.errors import CacheError, NumericError, ProcessError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.generation.stepping import Stepper, draw
@@ -72,6 +72,12 @@ class Session:
         tokens = len(self.tokens)
         windowed = ", which forgets old ones" if self.windowed else ""
         return f"Session({tokens} token{'s' * (tokens != 1)}{windowed})"
+
+    def __reduce__(self) -> NoReturn:
+        raise ProcessError(
+            "a session cannot be pickled: it belongs to a model in this process",
+            hint="Save it to a file for another process; fork() copies it in this one",
+        )
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Go back to where the prompt leaves what is remembered; returns the tokens kept.

@@ -1,0 +1,225 @@
+"""Threads and processes: none is left behind by a thread that ends, a forked process is refused."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from foreign_models import CONFIGS, save, stock
+from tiny_models import Tiny
+
+import mlxrun
+from mlxrun.computing import COMPUTING
+from mlxrun.errors import ProcessError
+
+TASKS = Path("/proc/self/task")
+linux = pytest.mark.skipif(not TASKS.exists(), reason="threads are counted in /proc")
+forking = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Tiny(layers=1).write(tmp_path_factory.mktemp("computing") / "m.gguf")
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> mlxrun.LLM:
+    return mlxrun.load(path)
+
+
+def in_threads(count: int, work: Callable[[], Any], at_once: int = 1) -> None:
+    for _ in range(count // at_once):
+        threads = [threading.Thread(target=work) for _ in range(at_once)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def tasks() -> int:
+    """Threads of this process, with one for each stream that MLX knows."""
+    mx.set_cache_limit(mx.set_cache_limit(0))  # waits for every stream of the CPU
+    return len(list(TASKS.iterdir()))
+
+
+def settled(most: int) -> int:
+    """Their number once it is no more than ``most``: a joined thread is gone a moment later."""
+    end = time.monotonic() + 5
+    while (count := tasks()) > most and time.monotonic() < end:
+        time.sleep(0.01)
+    return count
+
+
+def left_behind(count: int, work: Callable[[], Any], at_once: int = 1) -> int:
+    """Threads that there are more after threads have worked, ``at_once`` of them at a time."""
+    together = threading.Barrier(at_once)
+    in_threads(at_once, lambda: (work(), together.wait()), at_once)
+    time.sleep(0.1)
+    before = tasks()
+    in_threads(count, work, at_once)
+    return settled(before) - before
+
+
+@linux
+def test_a_thousand_threads_leave_none_behind(llm: mlxrun.LLM) -> None:
+    def ask() -> None:
+        done.append(llm.generate("tea", max_tokens=1).tokens)
+
+    done: list[list[int]] = []
+    assert left_behind(1000, ask, at_once=10) <= 0
+    assert len(done) == 1010
+
+
+@linux
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda llm: llm.logits([5, 6, 7]),
+        lambda llm: next(iter(llm.stream("tea", max_tokens=2))),
+        lambda llm: llm.generate("tea", max_tokens=24, ignore_eos=True),
+        lambda llm: llm.batch(["tea", "x"], max_tokens=2),
+        lambda llm: llm.generate("tea", session=llm.session(cache_type_k="q8"), max_tokens=2),
+        lambda llm: llm.engine(parallel=2).close(),
+        lambda llm: llm.perplexity("some text " * 20, context=16),
+        lambda llm: mlxrun.load(llm.source),
+    ],
+    ids=["logits", "stream", "compiled", "batch", "session", "engine", "perplexity", "load"],
+)  # fmt: skip
+def test_no_use_in_a_thread_leaves_one_behind(
+    llm: mlxrun.LLM, use: Callable[[mlxrun.LLM], Any]
+) -> None:
+    assert left_behind(12, lambda: use(llm)) <= 0
+
+
+@linux
+def test_nor_do_threads_with_a_model_of_mlx_lm(tmp_path: Path) -> None:
+    llm = mlxrun.load(save(tmp_path / "m", CONFIGS["mamba2"], stock(CONFIGS["mamba2"])))
+    assert left_behind(12, lambda: llm.generate([5, 6], max_tokens=2)) <= 0
+
+
+def test_a_thread_computes_on_its_own_streams_besides(llm: mlxrun.LLM) -> None:
+    """Two threads that use MLX themselves never share a stream, nor change that of the main one."""
+    main = mx.default_stream(mx.cpu)
+    together, seen = threading.Barrier(3), []
+
+    def use() -> None:
+        llm.generate("tea", max_tokens=1)
+        together.wait()
+        seen.append(mx.default_stream(mx.cpu))
+        together.wait()
+        mine = mx.new_thread_unsafe_stream(mx.cpu)
+        with mx.stream(mine):
+            llm.generate("tea", max_tokens=1)
+            assert mx.default_stream(mx.cpu) == mine
+
+    failed: list[Any] = []
+    hook, threading.excepthook = threading.excepthook, failed.append
+    try:
+        in_threads(3, use, at_once=3)
+    finally:
+        threading.excepthook = hook
+    assert not failed
+    with COMPUTING:
+        shared = mx.default_stream(mx.cpu)
+        with COMPUTING:
+            assert mx.default_stream(mx.cpu) == shared
+        assert mx.default_stream(mx.cpu) == shared
+    assert mx.default_stream(mx.cpu) == main
+    every = [*seen, main, shared]
+    assert all(a != b for i, a in enumerate(every) for b in every[:i])
+
+
+FORK = """
+import multiprocessing, os, sys
+import mlxrun
+
+def refused(use):
+    try:
+        use()
+    except mlxrun.MlxrunError as error:
+        return type(error).__name__, "spawn" in str(error.hint)
+
+path = sys.argv[1]
+fresh = mlxrun.load(path)
+used = mlxrun.load(path)
+used.generate("tea", max_tokens=1)
+engine = used.engine(parallel=1)
+handle = engine.submit("tea", max_tokens=100, ignore_eos=True)
+stream = used.stream("tea", max_tokens=100, ignore_eos=True)
+next(stream)
+session = used.session()
+
+def child():
+    uses = [
+        lambda: mlxrun.load(path),
+        lambda: fresh.generate("tea", max_tokens=1),
+        lambda: used.generate("tea", max_tokens=1),
+        lambda: used.chat([{"role": "user", "content": "tea"}], max_tokens=1),
+        lambda: next(used.stream("tea", max_tokens=1)),
+        lambda: next(stream),
+        lambda: used.logits([5]),
+        lambda: used.batch(["tea"], max_tokens=1),
+        lambda: used.engine(),
+        lambda: engine.submit("tea"),
+        lambda: handle.result(),
+        lambda: next(iter(handle)),
+        lambda: session.reset(),
+        lambda: used.perplexity("some text " * 20, context=16),
+    ]
+    return [refused(use) for use in uses]
+
+def in_fork(work):
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(read)
+        os.write(write, repr(work()).encode())
+        sys.exit(0)  # with what runs at the end of a process, too
+    os.close(write)
+    with open(read) as pipe:
+        found = eval(pipe.read())
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    return found
+
+wanted = [("ProcessError", True)] * 14
+assert in_fork(child) == wanted, in_fork(child)
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    assert pool.apply(child) == wanted
+used.generate("tea", max_tokens=1)  # the parent goes on
+engine.close()
+assert handle.done
+"""
+UNUSED = """
+import os, sys
+import mlxrun, mlxrun.llm, mlxrun.engine, mlxrun.batch
+if os.fork() == 0:
+    llm = mlxrun.load(sys.argv[1])
+    with llm.engine(parallel=1) as engine:
+        both = llm.generate("tea", max_tokens=1), engine.submit("tea", max_tokens=1).result(60)
+    sys.exit(0 if all(both) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@forking
+@pytest.mark.parametrize("code", [FORK, UNUSED], ids=["used", "unused"])
+def test_a_forked_process_is_refused_where_mlx_has_threads(code: str, path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_model_cannot_be_sent_to_another_process(llm: mlxrun.LLM) -> None:
+    for each in (llm, llm.session()):
+        with pytest.raises(ProcessError, match="cannot be pickled"):
+            pickle.dumps(each)
+    with pytest.raises(ProcessError, match="load"):
+        multiprocessing.get_context("spawn").Process(target=print, args=(llm,)).start()
