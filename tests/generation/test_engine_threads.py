@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,9 +33,14 @@ PROMPTS = ["tea", "a longer prompt", "x", "why?", "one two three", "Z"]
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "m.gguf"
-    return mlxrun.load(Tiny(keys={"context_length": 256}).write(path))
+    return Tiny(keys={"context_length": 256}).write(path)
+
+
+@pytest.fixture(scope="module")
+def llm(path: Path) -> mlxrun.LLM:
+    return mlxrun.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -197,18 +206,142 @@ def test_cancelling_while_waiting_and_while_decoding(endless: mlxrun.LLM) -> Non
             assert handle.done
 
 
+def idle(engine: mlxrun.Engine) -> bool:
+    """Whether an engine has nothing left to do, soon."""
+    end = time.monotonic() + 10
+    while (engine.figures.live or engine.waiting) and time.monotonic() < end:
+        time.sleep(0.001)
+    return not (engine.figures.live or engine.waiting)
+
+
+@pytest.mark.parametrize("waits_for", ["a chunk", "something else"])
+def test_a_task_that_is_cancelled_ends_its_request(endless: mlxrun.LLM, waits_for: str) -> None:
+    async def main(engine: mlxrun.Engine) -> None:
+        handle, reading = engine.submit("tea", **ENDLESS), asyncio.Event()
+
+        async def read() -> None:
+            async for _ in handle:
+                reading.set()
+                if waits_for == "something else":
+                    await asyncio.sleep(60)
+
+        task = asyncio.create_task(read())
+        await reading.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(idle, engine)
+        assert handle.result(60).finish_reason == "cancelled"
+
+    with endless.engine(parallel=2) as engine:
+        asyncio.run(main(engine))
+
+
+def test_a_loop_that_is_left_ends_its_request_unless_another_reads(endless: mlxrun.LLM) -> None:
+    async def leave(handle: mlxrun.Handle) -> None:
+        async for _ in handle:
+            break
+
+    async def main(engine: mlxrun.Engine) -> None:
+        both, alone = engine.submit("tea", **ENDLESS), engine.submit("tea", **ENDLESS)
+        other = aiter(both)
+        await anext(other)
+        await leave(both)
+        await leave(alone)
+        while not alone.done:
+            await asyncio.sleep(0.001)
+        assert not both.done
+        await other.aclose()
+        assert await asyncio.to_thread(idle, engine)
+        assert [handle.result().finish_reason for handle in (both, alone)] == 2 * ["cancelled"]
+
+    with endless.engine(parallel=2) as engine:
+        asyncio.run(main(engine))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_dropped_handle_frees_its_row_or_its_place(endless: mlxrun.LLM, rows: int) -> None:
+    with endless.engine(parallel=rows) as engine:
+        handles = [engine.submit("tea", **ENDLESS) for _ in range(3)]
+        next(iter(handles[0]))
+        del handles
+        assert idle(engine)
+        assert engine.figures.computed < 60_000, "cut short"
+        reply = engine.submit("x", seed=2, max_tokens=11, **OPTIONS).result(60)
+        assert same(reply, endless.generate("x", seed=2, max_tokens=11, **OPTIONS))
+
+
+def test_a_block_over_a_handle_ends_its_request(endless: mlxrun.LLM) -> None:
+    async def main() -> mlxrun.Completion:
+        async with endless.engine(parallel=1) as engine:
+            async with engine.submit("tea", **ENDLESS) as handle:
+                pass
+            return await asyncio.to_thread(handle.result, 60)
+
+    with endless.engine(parallel=1) as engine:
+        with engine.submit("tea", **ENDLESS) as handle:
+            next(iter(handle))
+        assert handle.result(60).finish_reason == "cancelled"
+    assert asyncio.run(main()).finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda engine: None,
+        lambda engine: engine.submit("tea", max_tokens=3).result(60),
+        lambda engine: engine.submit("tea", **ENDLESS),
+    ],
+    ids=["unused", "idle", "busy"],
+)
+def test_a_dropped_engine_frees_its_thread_and_its_model(
+    path: Path, use: Callable[[mlxrun.Engine], Any]
+) -> None:
+    llm = mlxrun.load(path)
+    engine = llm.engine(parallel=1)
+    use(engine)
+    thread, freed = engine._thread, threading.Event()
+    weakref.finalize(llm, freed.set)
+    del engine, llm
+    gc.collect()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert freed.wait(5)
+
+
+def test_a_handle_keeps_its_engine_until_the_end(llm: mlxrun.LLM) -> None:
+    handle = llm.engine(parallel=1).submit("tea", seed=0, max_tokens=9, **OPTIONS)
+    gc.collect()
+    assert same(handle.result(60), alone(llm, 0))
+    assert handle._cancel is None
+
+
+def test_engines_and_handles_are_shown(llm: mlxrun.LLM) -> None:
+    engine = llm.engine(parallel=1, context=99)
+    assert repr(engine).endswith("m.gguf', 0 of 1 sequences live, 0 waiting, context 99)")
+    handle = engine.submit("tea", max_tokens=2, ignore_eos=True)
+    assert repr(handle).endswith("so far)") or handle.done
+    handle.result(60)
+    assert repr(handle) == "Handle(2 tokens, length)"
+    engine.close()
+    assert repr(engine).endswith("m.gguf', closed)")
+    failed = mlxrun.Handle(lambda _: None)
+    failed.put(EngineClosedError("closed"))
+    assert repr(failed) == "Handle(0 tokens, failed: closed)"
+
+
 def test_a_full_queue_refuses(endless: mlxrun.LLM) -> None:
     with endless.engine(parallel=1, queue=2) as engine:
         first = engine.submit("tea", **ENDLESS)
         next(iter(first))
-        refused = 0
+        refused, taken = 0, []
         for _ in range(10):
             try:
-                engine.submit("tea", **ENDLESS)
+                taken.append(engine.submit("tea", **ENDLESS))
             except QueueFullError as error:
                 refused += 1
                 assert "2 requests are waiting" in str(error)
-        assert refused == 8
+        assert (refused, len(taken)) == (8, 2)
 
 
 def test_deadlines_and_priorities(endless: mlxrun.LLM) -> None:
