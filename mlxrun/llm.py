@@ -6,6 +6,7 @@ Joins text to tokens; the loop that makes tokens is in ``generation.engine``.
 from __future__ import annotations
 
 import html
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.memory import on_cpu, wire  # noqa: E402
+from mlxrun.memory import give_back, on_cpu, wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
@@ -131,6 +132,14 @@ def _advised(llm: LLM) -> LLM:
     return llm
 
 
+class _GivesBack:
+    """Returns memory to the system when it is freed itself."""
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            give_back()
+
+
 class LLM:
     """A loaded model with its tokenizer. Weights never change; conversations live in sessions.
 
@@ -161,6 +170,8 @@ class LLM:
         self.asker = Asker(loaded.model, tokenizer, defaults)
         self.stepper = Stepper(loaded.model)
         self.sessions = Sessions(loaded.model, identity)
+        # The last attribute of a model is the last that is freed with it, after the weights.
+        vars(loaded.model)["afterwards"] = _GivesBack()
 
     @property
     def defaults(self) -> SamplingDefaults:
@@ -328,6 +339,11 @@ class LLM:
         **sampling: Any,
     ) -> Iterator[Chunk]:
         """Continue a prompt, yielding text as it becomes certain.
+
+        ::
+
+            for chunk in llm.stream("Once upon a time"):
+                print(chunk, end="", flush=True)  # or chunk.text, to join
 
         Args:
             prompt: text, token ids, or messages to put through the chat template.

@@ -133,6 +133,18 @@ def bound_cache(weights: int) -> None:
     _bound = wanted
 
 
+def give_back() -> None:
+    """Return freed memory to the system: what MLX keeps for reuse, and what glibc does."""
+    import ctypes
+
+    import mlx.core as mx
+
+    mx.clear_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def wire(nbytes: int | None = None) -> int:
     """Let MLX keep that much memory from being swapped out; returns the bytes.
 

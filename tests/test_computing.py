@@ -223,3 +223,34 @@ def test_a_model_cannot_be_sent_to_another_process(llm: mlxrun.LLM) -> None:
             pickle.dumps(each)
     with pytest.raises(ProcessError, match="load"):
         multiprocessing.get_context("spawn").Process(target=print, args=(llm,)).start()
+
+
+FREED = """
+import gc, sys
+import mlxrun
+
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+mlxrun.load(sys.argv[1]).generate("tea", max_tokens=2)
+gc.collect()
+before = megabytes()
+llm = mlxrun.load(sys.argv[2])
+llm.generate("tea", max_tokens=2)
+session = llm.session()
+size = llm.model.nbytes / 1e6
+assert megabytes() > before + 0.9 * size > before + 50
+del llm
+assert megabytes() > before + 0.9 * size, "the session has the model"
+del session
+gc.collect()
+assert megabytes() < before + 0.3 * size, (before, megabytes())
+"""
+
+
+@linux
+def test_a_freed_model_leaves_no_memory_behind(path: Path, tmp_path: Path) -> None:
+    large = Tiny(hidden=512, heads=8, ffn=1536, layers=6).write(tmp_path / "large.gguf")
+    code = [sys.executable, "-c", FREED, path, large]
+    done = subprocess.run(code, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()

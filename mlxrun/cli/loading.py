@@ -179,9 +179,11 @@ def usage_line(usage: Usage) -> str:
     """What a reply cost, on one line."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     count, speed = usage.completion_tokens, f" at {usage.speed}" if usage.speed else ""
+    rate = usage.prompt_tokens_per_second
+    prefill = "" if rate is None else f" at {rate:.1f} tokens/s"
     return (
         f"{count} token{'s' * (count != 1)}{speed}, "
         f"first after {usage.time_to_first_token:.2f} s, "
-        f"prompt {usage.prompt_tokens} tokens{cached} at "
-        f"{usage.prompt_tokens_per_second:.1f} tokens/s, peak memory {size(usage.peak_memory)}"
+        f"prompt {usage.prompt_tokens} tokens{cached}{prefill}, "
+        f"peak memory {size(usage.peak_memory)}"
     )

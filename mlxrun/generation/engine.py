@@ -237,7 +237,7 @@ class Step(NamedTuple):
             strict=True,
         )
         return [
-            cls(token, (TokenLogprob(token, own, tuple(zip(ids, values, strict=True))),))
+            cls(token, (TokenLogprob(token, own, tuple(map(TokenLogprob, ids, values))),))
             for token, own, ids, values in reports
         ]
 

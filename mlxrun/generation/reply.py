@@ -6,6 +6,7 @@ Knows text and clocks; knows nothing of models or of who else is served.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from mlxrun.generation.request import Chunk, FinishReason, Request, TokenLogprob, Usage
 from mlxrun.text.stops import StopMatcher
@@ -34,11 +35,12 @@ class Reply:
     ) -> None:
         self._limit = limit
         self._prompt, self.cached = len(request.prompt), cached
+        self._tokenizer = tokenizer
         self._ending = frozenset() if request.ignore_eos else tokenizer.eog_ids
         self._text = tokenizer.detokenizer(skip_special=True, continues=True)
         self._stops = StopMatcher(request.stop)
         self._started = self._first = self._last = started
-        self._count = 0
+        self._count = self._shown = 0
         self.reason: FinishReason | None = None
 
     def add(self, token: int, logprobs: tuple[TokenLogprob, ...] = ()) -> Chunk | None:
@@ -50,12 +52,13 @@ class Reply:
         if token in self._ending:
             self.reason = "stop"
             return None
+        self._shown += 1
         shown, stopped = self._stops.add(self._text.add(token))
         if stopped:
             self.reason = "stop"
         elif self._count == self._limit:
             self.reason = "length"
-        return Chunk(shown, (token,), logprobs)
+        return Chunk(shown, (token,), tuple(self._spelled(entry) for entry in logprobs))
 
     def finish(self, reason: FinishReason | None = None, *, peak_memory: int = 0) -> Chunk:
         """The last chunk: the text that was held back, the reason and the cost."""
@@ -63,16 +66,22 @@ class Reply:
         why = reason or self.reason or "length"
         return Chunk(rest + self._stops.finish(), (), (), why, self._usage(peak_memory))
 
+    def _spelled(self, entry: TokenLogprob) -> TokenLogprob:
+        """With the bytes of its tokens; a model may have logits that are no tokens."""
+        known = entry.token < self._tokenizer.vocab_size
+        spelled = self._tokenizer.token_bytes(entry.token) if known else b""
+        return replace(entry, bytes=spelled, top=tuple(map(self._spelled, entry.top)))
+
     def _usage(self, peak_memory: int) -> Usage:
         first = self._first - self._started
         decoding = max(self._last - self._first, 1e-9)
         return Usage(
             prompt_tokens=self._prompt,
-            completion_tokens=self._count,
+            completion_tokens=self._shown,
             cached_tokens=self.cached,
             time_to_first_token=first,
-            tokens_per_second=(self._count - 1) / decoding if self._count >= TIMED else 0.0,
-            prompt_tokens_per_second=(self._prompt - self.cached) / first if first > 0 else 0.0,
+            tokens_per_second=(self._count - 1) / decoding if self._count >= TIMED else None,
+            prompt_tokens_per_second=(self._prompt - self.cached) / first if first > 0 else None,
             total_time=time.perf_counter() - self._started,
             peak_memory=peak_memory,
         )

@@ -89,11 +89,11 @@ class Usage:
     Args:
         prompt_tokens: length of the prompt, cached part included.
         cached_tokens: how many of them a cache already held.
-        completion_tokens: tokens generated.
+        completion_tokens: tokens of the reply; a token that ends the turn is none of them.
         time_to_first_token: seconds from the request's start to its first token.
-        tokens_per_second: rate of decoding, the first token apart; 0 where it cannot be told, as
-            of fewer than eight tokens.
-        prompt_tokens_per_second: rate of prefill over the tokens that no cache held.
+        tokens_per_second: rate of decoding after the first token; None for fewer than eight.
+        prompt_tokens_per_second: rate of prefill over the tokens that no cache held; None for a
+            request that ended before its first token.
         total_time: seconds from start to end.
         peak_memory: the most bytes that MLX held meanwhile.
     """
@@ -102,17 +102,18 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0
     time_to_first_token: float = 0.0
-    tokens_per_second: float = 0.0
-    prompt_tokens_per_second: float = 0.0
+    tokens_per_second: float | None = None
+    prompt_tokens_per_second: float | None = None
     total_time: float = 0.0
     peak_memory: int = 0
 
     @property
     def speed(self) -> str:
         """The rate of decoding for people; empty where it cannot be told."""
-        return f"{self.tokens_per_second:.1f} tokens/s" if self.tokens_per_second else ""
+        rate = self.tokens_per_second
+        return "" if rate is None else f"{rate:.1f} tokens/s"
 
-    def to_dict(self) -> dict[str, int | float]:
+    def to_dict(self) -> dict[str, int | float | None]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
@@ -120,21 +121,34 @@ class Usage:
 class TokenLogprob:
     """A token's log-probability under the model, before any sampling parameter acts.
 
-    ``top`` holds the likeliest tokens as ``(id, logprob)``, likeliest first.
+    Args:
+        token: its id.
+        logprob: the natural logarithm of its probability.
+        top: the likeliest tokens, likeliest first.
+        bytes: what it adds to a text, maybe a part of a character.
     """
 
     token: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top: tuple[TokenLogprob, ...] = ()
+    bytes: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """Its bytes as text; those that are no UTF-8 become U+FFFD."""
+        return self.bytes.decode("utf-8", "replace")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: a log-probability of minus infinity becomes None."""
-        top = [{"token": token, "logprob": _finite(value)} for token, value in self.top]
-        return {"token": self.token, "logprob": _finite(self.logprob), "top": top}
+        return {**self._entry(), "top": [entry._entry() for entry in self.top]}
 
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    def _entry(self) -> dict[str, Any]:
+        return {
+            "token": self.token,
+            "text": self.text,
+            "bytes": list(self.bytes),
+            "logprob": self.logprob if math.isfinite(self.logprob) else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +156,8 @@ class Chunk:
     """A piece of a streamed reply: the text that became certain and the tokens it took.
 
     The last chunk, and only that, has a ``finish_reason`` and ``usage``. ``text`` may be empty
-    while a character or a possible stop string is incomplete. ``str(chunk)`` is the text.
+    while a character or a possible stop string is incomplete. ``print(chunk, end="")`` prints the
+    text; ``"".join(chunk.text for chunk in chunks)`` joins it.
     """
 
     text: str

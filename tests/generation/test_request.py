@@ -26,7 +26,8 @@ USAGE = Usage(prompt_tokens=5, completion_tokens=3, time_to_first_token=0.25, to
 
 
 def completion(text: str = "Hello.") -> Completion:
-    entry = TokenLogprob(7, -0.5, ((7, -0.5), (9, -math.inf)))
+    top = TokenLogprob(7, -0.5, bytes=b"Hel"), TokenLogprob(9, -math.inf, bytes=b"\xc3")
+    entry = TokenLogprob(7, -0.5, top, b"Hel")
     return Completion(text, (7, 8, 9), "stop", USAGE, (entry,))
 
 
@@ -97,7 +98,9 @@ def test_json_round_trip() -> None:
     assert data["finish_reason"] == "stop"
     assert data["usage"]["time_to_first_token"] == 0.25
     assert Usage(**data["usage"]) == USAGE
-    assert data["logprobs"][0]["top"][1] == {"token": 9, "logprob": None}
+    first = {"token": 7, "text": "Hel", "bytes": [72, 101, 108], "logprob": -0.5}
+    second = {"token": 9, "text": "\ufffd", "bytes": [0xC3], "logprob": None}
+    assert data["logprobs"] == [{**first, "top": [first, second]}]
     chunk = json.loads(json.dumps(Chunk("a", (1,)).to_dict(), allow_nan=False))
     assert chunk == {
         "text": "a",
