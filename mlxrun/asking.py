@@ -5,6 +5,7 @@ Joins the model's limits to the tokenizer's; computes nothing with the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import lru_cache, partial
@@ -20,6 +21,7 @@ from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.model import Model
 from mlxrun.sampling_defaults import SamplingDefaults
+from mlxrun.text.template import REASONING
 from mlxrun.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -87,12 +89,14 @@ class Asker:
             TemplateError: the chat template fails.
         """
         known(sampling, NAMES)
+        if not isinstance(parse_special, bool):
+            raise ParameterError("parse_special", parse_special, "True or False")
         ids = self.encode(prompt, parse_special, template)
         if params is None:
             params = replace(self.defaults.params, **sampling)
         elif sampling:
             raise ParameterError("params", sampling, "given alone, without single fields")
-        return Request(
+        request = Request(
             ids,
             params,
             max_tokens,
@@ -104,6 +108,8 @@ class Asker:
             cache_type_v,
             attention,
         )
+        self.check_bias(request.params)
+        return request
 
     def encode(
         self,
@@ -112,14 +118,19 @@ class Asker:
         template: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """A prompt's token ids."""
-        ids: Sequence[int]
+        variables = _variables(template)
         if isinstance(prompt, str):
             ids = self._tokenizer.encode(prompt, parse_special=parse_special)
+        elif isinstance(prompt, Mapping):
+            raise ParameterError("prompt", prompt, "a list of messages, also if there is only one")
         elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-            messages = cast(Sequence[Message], prompt)
-            ids = self._tokenizer.encode_chat(messages, **_variables(template))
+            ids = self._tokenizer.encode_chat(
+                conversation(cast(Sequence[Message], prompt)), **variables
+            )
         else:
-            ids = cast(Sequence[int], prompt)
+            return self.checked(cast(Sequence[int], prompt))
+        if not ids:
+            raise ParameterError("prompt", prompt, "at least one token long")
         return self.checked(ids)
 
     def checked(self, ids: Sequence[int] | mx.array) -> list[int]:
@@ -130,12 +141,24 @@ class Asker:
             raise ParameterError("prompt", ids, "text, token ids or messages")
         tokens = list(cast(Iterable[int], listed))
         if not tokens:
-            raise ParameterError("prompt", "", "at least one token long")
+            raise ParameterError("prompt", tokens, "at least one token long")
         for token in tokens:
             whole = isinstance(token, Integral) and not isinstance(token, bool)
             if not whole or not 0 <= token < size:
                 raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
         return [int(token) for token in tokens]
+
+    def check_bias(self, params: SamplingParams) -> None:
+        """See to it that a bias leaves at least one token.
+
+        Raises:
+            ParameterError: it bans them all.
+        """
+        banned = sum(bias == -math.inf for bias in params.logit_bias.values())
+        if banned >= self._model.vocab_size:
+            raise ParameterError(
+                "logit_bias", f"a ban of all {banned}", "such that a token is left"
+            )
 
     def limit(self, request: Request, *, windowed: bool = False, context: int | None = None) -> int:
         """How many tokens may be generated.
@@ -157,8 +180,8 @@ class Asker:
         if room < 1:
             raise ContextLengthError(
                 f"the prompt has {len(request.prompt)} tokens, {whose} holds {length}",
-                hint="Shorten it, or forget old tokens: --attention window:N, or a session's "
-                "window",
+                hint='Shorten it, or forget old tokens: attention="window:N" (--attention '
+                "window:N), or a session with a window",
             )
         return min(request.max_tokens or room, room)
 
@@ -171,6 +194,34 @@ class Asker:
         return Sampler(
             params, self._model.vocab_size, context_tokens=request.prompt, dry_breakers=breakers
         )
+
+
+def conversation(messages: Sequence[Message]) -> list[Message]:
+    """Messages that a model of text can read.
+
+    Raises:
+        ParameterError: there are none; or one is no mapping, has no role or no content, or has
+            parts that are no text.
+    """
+    if not messages:
+        raise ParameterError("messages", messages, "at least one message long")
+    for number, message in enumerate(messages):
+        name = f"messages[{number}]"
+        if not isinstance(message, Mapping):
+            allowed = 'a mapping such as {"role": "user", "content": "Hello!"}'
+            raise ParameterError(name, message, allowed)
+        if "role" not in message:
+            raise ParameterError(name, message, "a message with a role")
+        content = message.get("content")
+        # A turn that calls tools, or has been thought out only so far, may have none.
+        if content is None and not any(map(message.get, ("tool_calls", *REASONING))):
+            raise ParameterError(name, message, "a message with content")
+        for part in content if isinstance(content, list | tuple) else ():
+            text = part.get("text") if isinstance(part, Mapping) else None
+            if not isinstance(text, str) or part.get("type") != "text":
+                allowed = 'made of parts such as {"type": "text", "text": "Hello!"}'
+                raise ParameterError(f"{name}['content']", part, allowed)
+    return list(messages)
 
 
 def _breakers(tokenizer: Tokenizer, strings: tuple[str, ...]) -> frozenset[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from mlxrun.admission import Accepted, Front, Options
 from mlxrun.asking import NAMES
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import MlxrunError, ParameterError
-from mlxrun.generation.parameters import known
+from mlxrun.generation.parameters import check_callback, known
 from mlxrun.generation.request import Chunk, Completion, completed
 from mlxrun.generation.scheduler import LEAD
 
@@ -85,6 +85,9 @@ def batch(
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):
         raise ParameterError("prompts", prompts, "a sequence of prompts")
+    check_callback("on_token", on_token, "the number of a prompt and a chunk")
+    if progress is not None and not isinstance(progress, bool):
+        raise ParameterError("progress", progress, "True, False or None")
     known(options, (*_SHARED, "parallel", "context", *NAMES))
     started = time.perf_counter()
     shared = Options(**{name: options.pop(name) for name in _SHARED if name in options})

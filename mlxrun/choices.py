@@ -67,10 +67,11 @@ def choices(llm: LLM) -> Choices:
     return Choices(
         device=f"CPU, {cores()} cores" if cpu else str(mx.device_info()["device_name"]),
         blas=_blas() if cpu else "not used on a GPU",
-        dtype=f"{dtype} (--dtype)",
+        dtype=f"{dtype} (dtype=, --dtype)",
         weights=llm.held,
         projections="one product where forms agree" if joins else "a product each",
-        cache=f"keys and values in {dtype}, as activations (--cache-type-k, --cache-type-v)",
+        cache=f"keys and values in {dtype}, as activations "
+        "(cache_type_k=, cache_type_v=; --cache-type-k, --cache-type-v)",
         decode=_decode(llm),
         prefill=f"{PREFILL_CHUNK} tokens a pass",
         sampling=str(llm.defaults),

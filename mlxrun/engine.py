@@ -120,6 +120,7 @@ class Engine:
         elif options:
             raise ParameterError("options", options, "left out where a Request is given")
         asker.checked(request.prompt)
+        asker.check_bias(request.params)
         accepted = self._front.accept(request)
         handle = Handle(self.cancel)
         with self._inbox.changed:

@@ -22,12 +22,12 @@ import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
 from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
-from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt  # noqa: E402
+from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt, conversation  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import COMPUTING, LOADING, check_process, one_at_a_time  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
-from mlxrun.generation.parameters import SamplingParams  # noqa: E402
+from mlxrun.generation.parameters import SamplingParams, check_callback  # noqa: E402
 from mlxrun.generation.reply import Reply  # noqa: E402
 from mlxrun.generation.request import Chunk, Completion, Request, completed  # noqa: E402
 from mlxrun.generation.stepping import Stepper  # noqa: E402
@@ -87,6 +87,7 @@ def load(
         MlxrunError: one of its subclasses says what is wrong with the source.
     """
     check_process()
+    check_callback("progress", progress, "bytes done and bytes in all")
     path = resolve(source, progress=progress)
     if wired is not False:
         wire(None if wired is True else wired)
@@ -315,11 +316,12 @@ class LLM:
         """The model's reply to a conversation; takes the options of :meth:`stream`.
 
         Args:
-            messages: ``{"role": "system" | "user" | "assistant", "content": ...}`` in order.
+            messages: ``{"role": "system" | "user" | "assistant", "content": ...}`` in order;
+                content is a text, or a list of ``{"type": "text", "text": ...}``.
         """
         if not isinstance(messages, Iterable) or isinstance(messages, str | Mapping):
             raise ParameterError("messages", messages, "a sequence of mappings")
-        return self.generate(list(messages), **options)
+        return self.generate(conversation(list(messages)), **options)
 
     def stream(
         self,
@@ -375,6 +377,7 @@ class LLM:
             params=params,
             **sampling,
         )
+        check_callback("progress", progress, "tokens done and tokens in all")
         if session is not None and getattr(session, "owner", None) is not self.model:
             raise ParameterError("session", session, "one that this model's session() made")
         wanted = {

@@ -201,6 +201,16 @@ def checked_token(name: str, token: object) -> int:
     return int(token)
 
 
+def check_callback(name: str, value: object, arguments: str) -> None:
+    """Refuse what is given for a function and is none; ``arguments``: what it would be called with.
+
+    Raises:
+        ParameterError: that.
+    """
+    if value is not None and not callable(value):
+        raise ParameterError(name, value, f"a function of {arguments}")
+
+
 def checked_strings(name: str, value: object) -> tuple[str, ...]:
     """One string or several as a tuple; none of them may be empty."""
     strings = (value,) if isinstance(value, str) else value

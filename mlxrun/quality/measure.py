@@ -18,6 +18,7 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import ParameterError
 from mlxrun.generation.engine import no_numbers
+from mlxrun.generation.parameters import check_callback
 from mlxrun.planning.plan import MemoryPlan
 from mlxrun.planning.source import plan_loaded
 from mlxrun.quality.divergence import Comparison, Differences, Kept, comparison, differences
@@ -94,6 +95,7 @@ class _Run(Generic[K]):
 
     def finish(self, progress: Progress | None) -> None:
         """Read all windows."""
+        check_callback("progress", progress, "windows read and windows in all")
         for done in self:
             if progress:
                 progress(done, self.plan.count)

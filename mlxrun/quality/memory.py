@@ -32,5 +32,5 @@ def check_memory(plans: Sequence[MemoryPlan], context: int, vocab_size: int = 0)
     limit = terms[0].limit
     if limit and needed > limit:
         what = "scoring the text" if len(plans) == 1 else "comparing the two, both in memory,"
-        hint = "Use a smaller context (--context), or smaller forms of the models"
+        hint = "Use a smaller context (context=N, --context N), or smaller forms of the models"
         raise MemoryLimitError(needed, limit, what, hint)

@@ -6,7 +6,9 @@ output and its time. Knows nothing of tokens.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import jinja2
@@ -18,12 +20,15 @@ from mlxrun.text.sandbox import RefusalError, Sandbox
 __all__ = ["ChatTemplate", "Message"]
 
 Message = Mapping[str, Any]
-"""A chat message: at least ``role`` and ``content``."""
+"""A chat message: at least ``role`` and ``content``, a text or a list of parts."""
 
 MAX_SOURCE: Final = 256_000
 """Characters of a template; the largest in use have about 20,000."""
 
-_REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+REASONING: Final = ("reasoning_content", "thinking", "reasoning")
+"""Where messages have what was thought before a reply."""
+
+_PROBE: Final = "probed"
 
 
 class ChatTemplate:
@@ -77,7 +82,9 @@ class ChatTemplate:
     ) -> str:
         """The prompt for a conversation.
 
-        A template that refuses a system message gets its text at the head of the first user's.
+        A template that refuses a system message gets its text at the head of the first user's; one
+        that can print no list of parts, ``{"type": "text", "text": ...}``, gets their texts as
+        lines of one.
 
         Args:
             messages: mappings with ``role`` and ``content``, and whatever else the template reads.
@@ -92,7 +99,7 @@ class ChatTemplate:
         variables = {
             **self._tokens,
             **{name: _plain(value) for name, value in kwargs.items()},
-            "messages": _conversation(messages),
+            "messages": self._flattened(_conversation(messages)),
             "tools": None if tools is None else _plain(list(tools)),
             "documents": _plain(kwargs.get("documents")),
             "add_generation_prompt": add_generation_prompt,
@@ -107,6 +114,26 @@ class ChatTemplate:
             return self._render({**variables, "messages": folded})
         except RefusalError as refusal:
             raise TemplateError(f"the chat template refuses: {refusal}") from None
+
+    def _flattened(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """With texts in place of lists of them, as far as the template needs that."""
+        joined = {id(message): _joined(message.get("content")) for message in messages}
+        if not any(text is not None for text in joined.values()) or self._prints_parts:
+            return messages
+        return [
+            message if joined[id(message)] is None else message | {"content": joined[id(message)]}
+            for message in messages
+        ]
+
+    @cached_property
+    def _prints_parts(self) -> bool:
+        """Whether the template prints the text of a part, and not the list as Python or JSON."""
+        messages = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
+        try:
+            text = self._render({**self._tokens, "messages": messages})
+        except (RefusalError, TemplateError):
+            return False
+        return _PROBE in text and not re.search(f"['\"]{_PROBE}['\"]", text)
 
     def _render(self, variables: dict[str, Any]) -> str:
         self._sandbox.start()
@@ -131,11 +158,24 @@ def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if not isinstance(message, Mapping):
             raise TemplateError(f"a message must be a mapping with role and content: {message!r}")
         plain = _plain(message)
-        reasoning = next((plain[key] for key in _REASONING if plain.get(key) is not None), None)
+        reasoning = next((plain[key] for key in REASONING if plain.get(key) is not None), None)
         if reasoning is not None:
             plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
         conversation.append(plain)
     return conversation
+
+
+def _joined(content: Any) -> str | None:
+    """The texts of a list that has nothing else, as lines; None for any other content."""
+    if not isinstance(content, list | tuple) or not content:
+        return None
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def _plain(value: Any) -> Any:

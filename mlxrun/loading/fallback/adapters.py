@@ -48,7 +48,7 @@ def _wrapped(path: str, module: Any, updates: Sequence[Update], dtype: mx.Dtype)
     if any(update.lengths is not None for update in updates):
         raise AdapterError(
             f"{updates[0].origin}: DoRA is not applied to models that run through mlx-lm",
-            hint="Merge it: mlxrun convert MODEL --adapter PATH",
+            hint="Merge it: mlxrun convert MODEL --adapter PATH, or mlxrun.convert(adapter=PATH)",
         )
     kinds = (
         ((Linear, QuantizedLinear), LoRALinear),
