@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -105,6 +106,15 @@ class ConversionReport:
     def to_json(self) -> str:
         """The text of ``conversion.json``."""
         return json.dumps(self.to_dict(), indent=1)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(each.name)}</td><td>{each.type}</td><td>{each.form}</td>"
+            f"<td>{each.fidelity}</td></tr>"
+            for each in self.tensors
+        )
+        head = "<tr><th>tensor</th><th>type</th><th>form</th><th>fidelity</th></tr>"
+        return f"<details><summary>{self}</summary><table>{head}{rows}</table></details>"
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(self.fidelity().items()))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlxrun import blas
+from mlxrun.display import table_of
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.memory import cores, on_cpu
 
@@ -57,6 +58,9 @@ class Choices:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        return table_of(self)
 
 
 def choices(llm: LLM) -> Choices:

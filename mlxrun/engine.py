@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from mlxrun.admission import Accepted, Front, Options
 from mlxrun.cache import prefix
 from mlxrun.computing import COMPUTING, check_process
+from mlxrun.display import table
 from mlxrun.errors import EngineClosedError, ParameterError, QueueFullError
 from mlxrun.generation.handle import Handle
 from mlxrun.generation.parameters import Range
@@ -179,6 +180,11 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _repr_html_(self) -> str:
+        figures = self.figures._asdict()
+        prefixes = figures.pop("prefixes")._asdict()
+        return table({"model": self._llm.source, **figures, "prefix cache": prefixes})
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,7 +5,6 @@ Joins text to tokens; the loop that makes tokens is in ``generation.engine``.
 
 from __future__ import annotations
 
-import html
 import sys
 import time
 import warnings
@@ -25,6 +24,7 @@ from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt, conversation  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import COMPUTING, LOADING, check_process, one_at_a_time  # noqa: E402
+from mlxrun.display import shown_progress, table  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
 from mlxrun.generation.parameters import SamplingParams, check_callback  # noqa: E402
@@ -78,7 +78,8 @@ def load(
         wired: keep memory from being swapped out: that many bytes, or True for as many as the
             device recommends. Metal only.
         progress: called with (bytes done, bytes in all), first while a model of the hub is
-            downloaded, then from zero again while a GGUF is repacked.
+            downloaded, then from zero again while a GGUF is repacked. By default a notebook shows
+            a bar.
 
     Raises:
         MemoryLimitError: the weights alone exceed this machine's memory. The environment variable
@@ -88,11 +89,12 @@ def load(
     """
     check_process()
     check_callback("progress", progress, "bytes done and bytes in all")
-    path = resolve(source, progress=progress)
-    if wired is not False:
-        wire(None if wired is True else wired)
-    with LOADING:
-        llm = _loaded(path, str(source), dtype, policy, adapter, progress)
+    with shown_progress(progress) as shown:
+        path = resolve(source, progress=shown)
+        if wired is not False:
+            wire(None if wired is True else wired)
+        with LOADING:
+            llm = _loaded(path, str(source), dtype, policy, adapter, shown)
     return _advised(llm)
 
 
@@ -438,5 +440,4 @@ class LLM:
         }
         if self.report:
             rows["conversion"] = str(self.report)
-        cells = (f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        return f"<table>{''.join(cells)}</table>"
+        return table(rows)

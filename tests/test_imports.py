@@ -90,6 +90,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.errors",
     ),
     "mlxrun.computing": ("mlxrun.errors",),
+    "mlxrun.display": (),
     "mlxrun.generation": (
         "mlxrun.model",
         "mlxrun.cache",
@@ -97,6 +98,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.computing",
         "mlxrun.fusion",
         "mlxrun.on_cpu",
+        "mlxrun.display",
         "mlxrun.errors",
     ),
     "mlxrun.quality": (
@@ -105,6 +107,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.text",
         "mlxrun.generation",
         "mlxrun.computing",
+        "mlxrun.display",
         "mlxrun.planning",
         "mlxrun.llm",
         "mlxrun.on_cpu",

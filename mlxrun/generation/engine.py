@@ -17,6 +17,7 @@ from mlxrun.cache import saved
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.cache.radix import shared
 from mlxrun.computing import COMPUTING
+from mlxrun.display import table
 from mlxrun.errors import CacheError, NumericError, ProcessError
 from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
@@ -72,6 +73,10 @@ class Session:
         tokens = len(self.tokens)
         windowed = ", which forgets old ones" if self.windowed else ""
         return f"Session({tokens} token{'s' * (tokens != 1)}{windowed})"
+
+    def _repr_html_(self) -> str:
+        options = {name: value for name, value in self.options.items() if value is not None}
+        return table({"tokens": len(self.tokens), "bytes": self.nbytes, **options})
 
     def __reduce__(self) -> NoReturn:
         raise ProcessError(

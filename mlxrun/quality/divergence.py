@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlxrun.display import table_of
 from mlxrun.on_cpu import total
 from mlxrun.quality.estimates import Estimate, Floats, mean, root_mean_square, share
 from mlxrun.quality.perplexity import Predicted, perplexity_of, predicted
@@ -57,6 +58,9 @@ class Comparison:
     windows: int
     context: int
     scored: int
+
+    def _repr_html_(self) -> str:
+        return table_of(self)
 
 
 class Differences(NamedTuple):

@@ -27,6 +27,9 @@ class Estimate:
     value: float
     error: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.6g} ± {self.error:.2g}"
+
 
 def mean(values: Floats) -> Estimate:
     """The mean of observations (N,), with ``sqrt(variance / (N - 1))`` as its error."""

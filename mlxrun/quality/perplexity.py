@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
+from mlxrun.display import table_of
 from mlxrun.on_cpu import exp, total
 from mlxrun.quality.estimates import Estimate, Floats, exponential, mean
 
@@ -34,6 +35,9 @@ class Perplexity:
     windows: int
     context: int
     scored: int
+
+    def _repr_html_(self) -> str:
+        return table_of(self)
 
 
 class Predicted(NamedTuple):
