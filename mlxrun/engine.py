@@ -99,7 +99,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, request: Request | Prompt, **options: Any) -> Handle:
-        """Queue a request.
+        """Queue a request, to be served as long as its handle is there or read from.
 
         Args:
             request: a :class:`Request`, taken as it is, or a prompt with the options of

@@ -138,8 +138,9 @@ def _advised(llm: LLM) -> LLM:
 class _GivesBack:
     """Returns memory to the system when it is freed itself."""
 
-    def __del__(self) -> None:
-        if not sys.is_finalizing():
+    # Bound here: at the end of the interpreter a module's names are gone before its objects.
+    def __del__(self, at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not at_end():
             give_back()
 
 

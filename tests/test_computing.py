@@ -248,6 +248,12 @@ assert megabytes() < before + 0.3 * size, (before, megabytes())
 """
 
 
+def test_the_end_of_the_interpreter_is_silent(path: Path) -> None:
+    code = "import builtins, mlxrun, sys; builtins.kept = mlxrun.load(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @linux
 def test_a_freed_model_leaves_no_memory_behind(path: Path, tmp_path: Path) -> None:
     large = Tiny(hidden=512, heads=8, ffn=1536, layers=6).write(tmp_path / "large.gguf")

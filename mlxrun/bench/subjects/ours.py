@@ -152,8 +152,9 @@ class Ours:
 
         def work() -> int:
             with self._llm.engine(prefix_bytes=0, **self._cache) as engine:
+                ahead = []  # the engine serves it as long as its handle is there
                 if workload.behind:
-                    engine.submit(self._ids(workload.behind, seed=2), **settings)
+                    ahead.append(engine.submit(self._ids(workload.behind, seed=2), **settings))
                     while engine.waiting:
                         time.sleep(1e-3)
                 reply = engine.submit(self._ids(workload.prompt, seed=1), **settings).result()
