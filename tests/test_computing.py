@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from foreign_models import CONFIGS, save, stock
+from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
@@ -54,7 +55,7 @@ def tasks() -> int:
 
 def settled(most: int) -> int:
     """Their number once it is no more than ``most``: a joined thread is gone a moment later."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE
     while (count := tasks()) > most and time.monotonic() < end:
         time.sleep(0.01)
     return count
@@ -213,7 +214,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 @forking
 @pytest.mark.parametrize("code", [FORK, UNUSED], ids=["used", "unused"])
 def test_a_forked_process_is_refused_where_mlx_has_threads(code: str, path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr.decode()
 
 
@@ -251,7 +252,7 @@ assert megabytes() < before + 0.3 * size, (before, megabytes())
 def test_the_end_of_the_interpreter_is_silent(path: Path) -> None:
     """Even where a model goes after the names of its module, as one in a cycle may."""
     code = "import mlxrun.llm, sys; kept = mlxrun.load(sys.argv[1]); mlxrun.llm.sys = None"
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
@@ -259,5 +260,5 @@ def test_the_end_of_the_interpreter_is_silent(path: Path) -> None:
 def test_a_freed_model_leaves_no_memory_behind(path: Path, tmp_path: Path) -> None:
     large = Tiny(hidden=512, heads=8, ffn=1536, layers=6).write(tmp_path / "large.gguf")
     code = [sys.executable, "-c", FREED, path, large]
-    done = subprocess.run(code, capture_output=True, timeout=60)
+    done = subprocess.run(code, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr.decode()

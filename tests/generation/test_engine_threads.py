@@ -208,7 +208,7 @@ def test_cancelling_while_waiting_and_while_decoding(endless: mlxrun.LLM) -> Non
 
 def idle(engine: mlxrun.Engine) -> bool:
     """Whether an engine has nothing left to do, soon."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + PATIENCE
     while (engine.figures.live or engine.waiting) and time.monotonic() < end:
         time.sleep(0.001)
     return not (engine.figures.live or engine.waiting)
@@ -231,7 +231,7 @@ def test_a_task_that_is_cancelled_ends_its_request(endless: mlxrun.LLM, waits_fo
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(idle, engine)
-        assert handle.result(60).finish_reason == "cancelled"
+        assert handle.result(PATIENCE).finish_reason == "cancelled"
 
     with endless.engine(parallel=2) as engine:
         asyncio.run(main(engine))
@@ -267,7 +267,7 @@ def test_a_dropped_handle_frees_its_row_or_its_place(endless: mlxrun.LLM, rows: 
         del handles
         assert idle(engine)
         assert engine.figures.computed < 60_000, "cut short"
-        reply = engine.submit("x", seed=2, max_tokens=11, **OPTIONS).result(60)
+        reply = engine.submit("x", seed=2, max_tokens=11, **OPTIONS).result(PATIENCE)
         assert same(reply, endless.generate("x", seed=2, max_tokens=11, **OPTIONS))
 
 
@@ -276,12 +276,12 @@ def test_a_block_over_a_handle_ends_its_request(endless: mlxrun.LLM) -> None:
         async with endless.engine(parallel=1) as engine:
             async with engine.submit("tea", **ENDLESS) as handle:
                 pass
-            return await asyncio.to_thread(handle.result, 60)
+            return await asyncio.to_thread(handle.result, PATIENCE)
 
     with endless.engine(parallel=1) as engine:
         with engine.submit("tea", **ENDLESS) as handle:
             next(iter(handle))
-        assert handle.result(60).finish_reason == "cancelled"
+        assert handle.result(PATIENCE).finish_reason == "cancelled"
     assert asyncio.run(main()).finish_reason == "cancelled"
 
 
@@ -289,7 +289,7 @@ def test_a_block_over_a_handle_ends_its_request(endless: mlxrun.LLM) -> None:
     "use",
     [
         lambda engine: None,
-        lambda engine: engine.submit("tea", max_tokens=3).result(60),
+        lambda engine: engine.submit("tea", max_tokens=3).result(PATIENCE),
         lambda engine: engine.submit("tea", **ENDLESS),
     ],
     ids=["unused", "idle", "busy"],
@@ -304,15 +304,15 @@ def test_a_dropped_engine_frees_its_thread_and_its_model(
     weakref.finalize(llm, freed.set)
     del engine, llm
     gc.collect()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
-    assert freed.wait(5)
+    assert freed.wait(PATIENCE)
 
 
 def test_a_handle_keeps_its_engine_until_the_end(llm: mlxrun.LLM) -> None:
     handle = llm.engine(parallel=1).submit("tea", seed=0, max_tokens=9, **OPTIONS)
     gc.collect()
-    assert same(handle.result(60), alone(llm, 0))
+    assert same(handle.result(PATIENCE), alone(llm, 0))
     assert handle._cancel is None
 
 
@@ -321,7 +321,7 @@ def test_engines_and_handles_are_shown(llm: mlxrun.LLM) -> None:
     assert repr(engine).endswith("m.gguf', 0 of 1 sequences live, 0 waiting, context 99)")
     handle = engine.submit("tea", max_tokens=2, ignore_eos=True)
     assert repr(handle).endswith("so far)") or handle.done
-    handle.result(60)
+    handle.result(PATIENCE)
     assert repr(handle) == "Handle(2 tokens, length)"
     engine.close()
     assert repr(engine).endswith("m.gguf', closed)")
