@@ -1,4 +1,4 @@
-"""One thread computes at a time, on streams that all threads share, and without interruption.
+"""One thread computes at a time, on streams that all threads share.
 
 MLX crashes when threads build and evaluate graphs over the same arrays at the same time, so whoever
 computes with a model holds :data:`COMPUTING` meanwhile.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import ClassVar, TypeVar
 
@@ -165,19 +163,3 @@ def one_at_a_time(items: Generator[T, None, None]) -> Iterator[T]:
     finally:
         with COMPUTING:
             items.close()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait until the end of the block, also for the programs that it starts.
-
-    MLX runs a compiler on a CPU, which a terminal would interrupt together with us.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
