@@ -33,7 +33,7 @@ class Command:
 
 
 # What begins with a slash and is no path: letters, and then a space or nothing.
-_COMMAND = re.compile(r"/([a-z?]*)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
+_COMMAND = re.compile(r"/([a-z?]*!?)(?:\s+(.*))?", re.DOTALL | re.IGNORECASE)
 
 
 def run(chat: TerminalChat, line: str) -> bool:
