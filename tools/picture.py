@@ -160,6 +160,9 @@ class Screen:
         parts = [("".join(cell.data for cell in run), fg, bold) for (fg, bold), run in runs]
         while parts and not parts[-1][0].strip():
             parts.pop()
+        if parts:
+            text, color, bold = parts[-1]
+            parts[-1] = text.rstrip(), color, bold
         return tuple(parts)
 
     def __str__(self) -> str:
