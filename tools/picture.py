@@ -40,7 +40,6 @@ COMMAND = ("mlxrun", "chat", "--seed", "1")
 MESSAGES = (
     "What is the capital of France?",
     "And what is the city famous for?",
-    "/stats",
     "Write one sentence about the sea.",
 )
 PROMPT = "> "
@@ -299,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the README's picture.")
     parser.add_argument("--render", action="store_true", help="render the recording that is there")
     options = parser.parse_args()
+    PICTURES.mkdir(exist_ok=True)
     cast = PICTURES / "chat.cast"
     if not options.render:
         if shutil.which("mlxrun", path=str(Path(sys.executable).parent)) is None:

@@ -173,8 +173,8 @@ def _stats(chat: TerminalChat, _: str) -> None:
     if chat.stats:
         kept = chat.conversation.llm.prefix_cache.figures
         chat.say(
-            f"beginnings kept: {kept.nbytes / 1e6:.1f} of {kept.budget / 1e6:.0f} MB, "
-            f"used {kept.hits} times, {kept.tokens} tokens saved"
+            f"prefix cache: {kept.nbytes / 1e6:.1f} of {kept.budget / 1e6:.0f} MB, "
+            f"{kept.hits} hits, {kept.tokens} tokens reused"
         )
 
 

@@ -190,7 +190,7 @@ def test_stats(talk):
     costs = re.findall(r"(\d+) of (\d+) prompt tokens cached, context (\d+)/256", shown)
     assert len(costs) == 2
     assert costs[0][0] == "0" and int(costs[1][0]) > 0
-    assert re.search(r"beginnings kept: 0.0 of \d+ MB, used \d+ times, \d+ tokens saved", shown)
+    assert re.search(r"prefix cache: 0.0 of \d+ MB, \d+ hits, \d+ tokens reused", shown)
     assert not chat.stats
 
 
