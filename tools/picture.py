@@ -35,7 +35,7 @@ from pathlib import Path
 import pyte
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
-COLUMNS, ROWS = 84, 20
+COLUMNS, ROWS = 84, 14
 COMMAND = ("mlxrun", "chat", "--seed", "1")
 MESSAGES = (
     "What is the capital of France?",
