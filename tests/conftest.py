@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import mlxrun  # noqa: F401 - loads a BLAS, which must be before a test imports MLX
+
 # No deadlines: how long an example takes says more about the machine than about the code.
 # CI tries the same examples each time: a commit is not red for what an earlier one did. Everybody
 # else explores.
