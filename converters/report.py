@@ -41,7 +41,7 @@ class TensorRecord:
     note: str = ""
 
 
-@dataclass
+@dataclass(repr=False)
 class ConversionReport:
     """All tensors of a conversion.
 
@@ -115,6 +115,9 @@ class ConversionReport:
         )
         head = "<tr><th>tensor</th><th>type</th><th>form</th><th>fidelity</th></tr>"
         return f"<details><summary>{self}</summary><table>{head}{rows}</table></details>"
+
+    def __repr__(self) -> str:
+        return f"ConversionReport({self})"
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(self.fidelity().items()))

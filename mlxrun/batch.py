@@ -10,19 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from mlxrun.admission import Accepted, Front, Options
 from mlxrun.asking import NAMES
 from mlxrun.computing import COMPUTING
+from mlxrun.display import in_notebook, progress_bar
 from mlxrun.errors import MlxrunError, ParameterError
 from mlxrun.generation.parameters import check_callback, known
 from mlxrun.generation.request import Chunk, Completion, completed
@@ -109,15 +101,16 @@ def batch(
         )
     waiting = _Waiting(front, [front.accept(request) for request in requests], started)
     heard = _Heard(len(prompts))
-    bar = _Bar(progress, len(prompts), waiting.tokens)
+    watched = (in_notebook() or sys.stderr.isatty()) if progress is None else progress
+    label = f"{len(prompts)} prompts"
     try:
-        for news in _steps(front, waiting, heard):
-            if on_token:
-                for number, chunk in news:
-                    on_token(number, chunk)
-            bar.show(heard.tokens, heard.ended)
+        with progress_bar(label, " tokens", delay=PATIENCE, shown=watched) as bar:
+            for news in _steps(front, waiting, heard):
+                if on_token:
+                    for number, chunk in news:
+                        on_token(number, chunk)
+                bar(heard.tokens, waiting.tokens)
     finally:
-        bar.close()
         with COMPUTING:
             front.service.abandon()
     return [completed(chunks) for chunks in heard.chunks]
@@ -170,13 +163,12 @@ class _Heard:
         chunks: of each prompt.
         news: numbers of prompts and chunks that have not been told.
         tokens: drawn for all of them.
-        ended: replies that are complete.
     """
 
     def __init__(self, count: int) -> None:
         self.chunks: list[list[Chunk]] = [[] for _ in range(count)]
         self.news: list[tuple[int, Chunk]] = []
-        self.tokens = self.ended = 0
+        self.tokens = 0
 
     def hear(self, number: int, item: Chunk | MlxrunError) -> None:
         """Take in a chunk of a reply.
@@ -189,7 +181,6 @@ class _Heard:
         self.chunks[number].append(item)
         self.news.append((number, item))
         self.tokens += len(item.tokens)
-        self.ended += item.finish_reason is not None
 
 
 def _own(options: dict[str, Any], number: int, count: int) -> dict[str, Any]:
@@ -202,37 +193,3 @@ def _own(options: dict[str, Any], number: int, count: int) -> dict[str, Any]:
                 raise ParameterError(name, values, f"one value, or a list of {count}")
             own[name] = values[number]
     return own
-
-
-class _Bar:
-    """Tokens and replies so far, where somebody watches and the job is long."""
-
-    def __init__(self, show: bool | None, replies: int, tokens: int) -> None:
-        watched = "ipykernel" in sys.modules or sys.stderr.isatty()
-        self._shown = watched if show is None else show
-        self._replies, self._tokens = replies, tokens
-        self._start = time.monotonic()
-        self._bar: Progress | None = None
-
-    def show(self, drawn: int, ended: int) -> None:
-        """Tokens drawn and replies ended so far."""
-        if not self._shown or time.monotonic() - self._start < PATIENCE:
-            return
-        if self._bar is None:
-            self._bar = _progress(self._tokens)
-        text = f"{ended} of {self._replies} replies"
-        self._bar.update(TaskID(0), completed=drawn, description=text)
-
-    def close(self) -> None:
-        """Take it away."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _progress(tokens: int) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    rest = (TextColumn("tokens"), TimeRemainingColumn())
-    bar = Progress(*columns, *rest, console=Console(stderr=True), transient=True)
-    bar.add_task("", total=tokens)
-    bar.start()
-    return bar

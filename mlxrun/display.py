@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -43,26 +42,44 @@ def _text(value: object) -> str:
 
 
 @contextmanager
-def shown_progress(
+def progress_bar(
+    label: str, unit: str, *, delay: float, shown: bool
+) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, as text: a notebook shows it without an extension for widgets.
+
+    Args:
+        label: what goes on.
+        unit: what is counted.
+        delay: seconds before it appears.
+        shown: whether it appears at all.
+
+    Yields:
+        A function of (done, in all) that brings it up to date.
+    """
+    from tqdm import tqdm
+
+    scaled = unit == "B"
+    bar = tqdm(
+        desc=label, unit=unit, unit_scale=scaled, delay=delay, leave=False, disable=not shown
+    )
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        bar.close()
+
+
+@contextmanager
+def loading_progress(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Callable[[int, int], None] | None]:
     """A callback for (bytes done, bytes in all): the caller's, or in a notebook a bar's."""
     if progress is not None or not in_notebook():
         yield progress
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress("Loading", *columns, console=Console(stderr=True), transient=True)
-    task, begun = bar.add_task("", total=None), time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        if time.monotonic() - begun >= PATIENCE:
-            bar.start()
-            bar.update(task, completed=done, total=total)
-
-    try:
+    with progress_bar("Loading", "B", delay=PATIENCE, shown=True) as show:
         yield show
-    finally:
-        bar.stop()

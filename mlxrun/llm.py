@@ -24,7 +24,7 @@ from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt, conversation  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import COMPUTING, LOADING, check_process, one_at_a_time  # noqa: E402
-from mlxrun.display import shown_progress, table  # noqa: E402
+from mlxrun.display import loading_progress, table  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
 from mlxrun.generation.parameters import SamplingParams, check_callback  # noqa: E402
@@ -89,7 +89,7 @@ def load(
     """
     check_process()
     check_callback("progress", progress, "bytes done and bytes in all")
-    with shown_progress(progress) as shown:
+    with loading_progress(progress) as shown:
         path = resolve(source, progress=shown)
         if wired is not False:
             wire(None if wired is True else wired)

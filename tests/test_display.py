@@ -75,7 +75,6 @@ def test_loading_shows_a_bar_in_a_notebook(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
     monkeypatch.setattr(display, "PATIENCE", 0)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     if notebook:
