@@ -261,6 +261,10 @@ def _others(path: Path, known: set[str]) -> Iterator[str]:
     known = known | {Path(name).parent.as_posix() for name in known}
     for folder, directories, files in os.walk(path):
         for name in sorted([*directories, *files]):
-            own = (Path(folder) / name).relative_to(path).as_posix()
-            if own not in known:
-                yield own
+            own = (Path(folder) / name).relative_to(path)
+            # What macOS's Finder leaves in folders that it has shown, and beside files elsewhere.
+            finder = (
+                name == ".DS_Store" or own.with_name(name.removeprefix("._")).as_posix() in known
+            )
+            if own.as_posix() not in known and not finder:
+                yield own.as_posix()

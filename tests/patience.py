@@ -1,6 +1,6 @@
 """How long tests wait, in seconds, for what must come: a bound against hanging, not a measure.
 
-Enough for a loaded machine that compiles its first kernels meanwhile.
+Enough for a machine that is loaded several times over.
 """
 
 PATIENCE = 300.0

@@ -174,7 +174,6 @@ def record() -> list[Event]:
         # No history of this user's, and a program that is found as in the user's own shell.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         own = {"PATH": path, "XDG_STATE_HOME": home, "TERM": "xterm-256color"}
-        _warm_up({**os.environ, **own})
         recorder = Recorder(COMMAND, {**os.environ, **own})
         try:
             recorder.wait()
@@ -185,17 +184,6 @@ def record() -> list[Event]:
         finally:
             recorder.close()
     return recorder.events
-
-
-def _warm_up(environment: Mapping[str, str]) -> None:
-    """Have the kernels compiled: the picture shows a chat like any but the first."""
-    recorder = Recorder(COMMAND, environment)
-    try:
-        recorder.wait()
-        recorder.type(MESSAGES[-1])
-        recorder.wait()
-    finally:
-        recorder.close()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from converters.gguf.types import GGMLType, printable
 
 __all__ = ["GGUFTensor", "OpenFile", "StoredRows"]
 
+# Bytes; macOS refuses to read 2 GiB or more in one call.
+_READ_AT_ONCE = 1 << 30
+
 
 class OpenFile:
     """A file to read from at any place, by any thread; it is closed when nothing refers to it.
@@ -45,7 +48,8 @@ class OpenFile:
         """
         done = 0
         while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            part = buffer[done : done + _READ_AT_ONCE]
+            count = os.preadv(self._descriptor, [part], offset + done)
             if not count:
                 break
             done += count

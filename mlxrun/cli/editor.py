@@ -185,7 +185,8 @@ def _history(path: Path | None) -> History:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-        path.chmod(0o600)
+        if path.is_file():  # a link to /dev/null keeps no history, and stays as it is
+            path.chmod(0o600)
     except OSError:
         return InMemoryHistory()
     return _PrivateHistory(path)

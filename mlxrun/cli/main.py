@@ -7,9 +7,11 @@ reader of a pipe left, 143 terminated.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import termios
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ COMMANDS = {
 
 HELP_OPTIONS = ["-h", "--help"]
 
-ERROR, INTERRUPTED, CLOSED_PIPE = 1, 130, 141
+ERROR, CLOSED_TERMINAL, INTERRUPTED, CLOSED_PIPE = 1, 129, 130, 141
 
 
 class LazyGroup(click.Group):
@@ -121,11 +123,12 @@ def _run(args: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except SystemExit as leaving:  # click's answer to a closed pipe
-        return _closed_pipe() if leaving.code == 1 else int(leaving.code or 0)
+        return _unread(CLOSED_PIPE) if leaving.code == 1 else int(leaving.code or 0)
     except BrokenPipeError:
-        return _closed_pipe()
+        return _unread(CLOSED_PIPE)
     except Exception as error:
-        return _report(error)
+        gone = isinstance(error, OSError) and error.errno == errno.EIO and _terminal_is_gone()
+        return _unread(CLOSED_TERMINAL) if gone else _report(error)
 
 
 def _leave_cleanly() -> None:
@@ -157,10 +160,21 @@ def _note_warning(message: Warning | str, *_: object, **__: object) -> None:
     note(f"warning: {message}")
 
 
-def _closed_pipe() -> int:
-    """Leave the rest of the output nowhere, or Python complains when it closes the pipe."""
-    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - lives until the process ends
-    return CLOSED_PIPE
+def _terminal_is_gone() -> bool:
+    """Whether a standard stream is of a terminal that has been closed."""
+    for stream in range(3):
+        try:
+            termios.tcgetattr(stream)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                return True
+    return False
+
+
+def _unread(code: int) -> int:
+    """The exit code; the rest of the output goes nowhere, or Python would complain of it."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the end
+    return code
 
 
 def _debugging() -> bool:

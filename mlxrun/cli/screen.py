@@ -6,7 +6,7 @@ import os
 import sys
 import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -148,4 +148,5 @@ def typing_waits() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(terminal, termios.TCSANOW, before)
+        with suppress(termios.error):  # of a terminal that has been closed
+            termios.tcsetattr(terminal, termios.TCSANOW, before)

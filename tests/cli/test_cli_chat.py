@@ -146,6 +146,12 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
 
+    def hang_up(self) -> None:
+        """Close it, as a window is closed."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
     def expect(self, pattern: str, timeout: float = PATIENCE) -> str:
         """Wait until the pattern is shown; forgets what came before it."""
         until = time.monotonic() + timeout
@@ -181,12 +187,13 @@ def terminal(tmp_path: Path, *args: object, program: str = "mlxrun") -> Iterator
         preexec_fn=_own_terminal,
     )
     os.close(theirs)
+    screen = Terminal(process, ours)
     try:
-        yield Terminal(process, ours)
+        yield screen
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        screen.hang_up()
 
 
 def _own_terminal() -> None:
@@ -257,6 +264,20 @@ def test_a_terminal_that_closes_during_a_reply(mlxrun_cli, model, tmp_path):
         screen.process.send_signal(signal.SIGHUP)
         screen.expect(r"\nsaved 2 messages")
         assert screen.process.wait(30) == 129
+
+
+def test_a_terminal_that_is_gone(mlxrun_cli, model, tmp_path):
+    """Its window was closed: the terminal itself can no longer be set, nor written to."""
+    file = tmp_path / "talk.json"
+    with terminal(
+        tmp_path, "chat", model, "--temp", "0", *LETTERS, "-n", "200", "--save", file
+    ) as screen:
+        screen.expect("/help lists the commands.*>")
+        screen.type("hello\r")
+        screen.expect(r"hello\s+\w\w")
+        screen.hang_up()
+        assert screen.process.wait(PATIENCE) == 129
+    assert len(json.loads(file.read_text())["messages"]) == 2
 
 
 def test_loading_shows_what_was_loaded(mlxrun_cli, model, tmp_path):

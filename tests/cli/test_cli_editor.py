@@ -110,6 +110,15 @@ def test_history_that_was_public_becomes_private(tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
+def test_history_that_is_kept_nowhere_changes_no_device(tmp_path, monkeypatch):
+    file = tmp_path / "chat_history"
+    file.symlink_to("/dev/null")
+    changed = []
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: changed.append(path))
+    assert typed("x" + ENTER, file) == ["x"]
+    assert not changed
+
+
 def test_no_place_for_history(tmp_path):
     (tmp_path / "file").touch()
     assert typed("x" + ENTER, tmp_path / "file" / "mlxrun" / "chat_history") == ["x"]

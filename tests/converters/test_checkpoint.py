@@ -156,6 +156,17 @@ def test_what_no_conversion_wrote_keeps_a_model_from_being_replaced(
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"first": 1}
 
 
+def test_what_finder_leaves_keeps_no_model_from_being_replaced(tmp_path: Path) -> None:
+    write(tmp_path / "model", marker='{"first": 1}')
+    for name in (".DS_Store", "._config.json", "._model.safetensors"):
+        (tmp_path / "model" / name).write_bytes(b"\0" * 8)
+    write(tmp_path / "model", overwrite=True, marker='{"second": 2}')
+    assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"second": 2}
+    (tmp_path / "model" / "._mine").write_text("mine")
+    with pytest.raises(TargetExistsError, match=r"it holds \._mine"):
+        write(tmp_path / "model", overwrite=True)
+
+
 def test_a_model_of_another_tool_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path / "model")
     (tmp_path / "model" / "conversion.json").unlink()

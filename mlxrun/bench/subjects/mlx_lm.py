@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 # Weights that take so much more memory than theirs are held plain.
 _PLAIN = 1.2
-# Of a message, which may have a compiler's command in it.
+# Characters of a message.
 _TOLD = 160
-_HINT = "Measure without --against mlx-lm, or let TMPDIR name a folder with room for its files"
+_HINT = "Measure without --against mlx-lm"
 
 
 @contextmanager
@@ -128,7 +128,7 @@ class MlxLm:
                     case Ragged():
                         return self._ragged(workload)
                 return self._first_token(workload)
-            except RuntimeError as error:  # MLX's: memory, or a compiler with no room for its files
+            except RuntimeError as error:  # MLX's
                 raise RivalError(
                     f"mlx-lm failed in {workload.name}: {shorten(str(error), _TOLD)}", hint=_HINT
                 ) from error
