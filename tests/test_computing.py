@@ -233,18 +233,18 @@ import mlxrun
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 
-mlxrun.load(sys.argv[1]).generate("tea", max_tokens=2)
-gc.collect()
-before = megabytes()
-llm = mlxrun.load(sys.argv[2])
-llm.generate("tea", max_tokens=2)
-session = llm.session()
-size = llm.model.nbytes / 1e6
-assert megabytes() > before + 0.9 * size > before + 50
-del llm
-assert megabytes() > before + 0.9 * size, "the session has the model"
-del session
-gc.collect()
+for round in range(2):  # what threads and libraries take for good is there after the first
+    before = megabytes()
+    llm = mlxrun.load(sys.argv[1])
+    llm.generate("tea", max_tokens=2)
+    session = llm.session()
+    size = llm.model.nbytes / 1e6
+    held = megabytes()
+    del llm
+    assert megabytes() > held - 0.1 * size, "the session has the model"
+    del session
+    gc.collect()
+assert held > before + 0.9 * size > before + 50, (before, held)
 assert megabytes() < before + 0.3 * size, (before, megabytes())
 """
 
@@ -257,8 +257,8 @@ def test_the_end_of_the_interpreter_is_silent(path: Path) -> None:
 
 
 @linux
-def test_a_freed_model_leaves_no_memory_behind(path: Path, tmp_path: Path) -> None:
+def test_a_freed_model_leaves_no_memory_behind(tmp_path: Path) -> None:
     large = Tiny(hidden=512, heads=8, ffn=1536, layers=6).write(tmp_path / "large.gguf")
-    code = [sys.executable, "-c", FREED, path, large]
+    code = [sys.executable, "-c", FREED, large]
     done = subprocess.run(code, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr.decode()

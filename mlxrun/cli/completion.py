@@ -6,12 +6,15 @@ Looks at names only, reads nothing and asks no network: a shell calls it at ever
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+
+_PLAIN = re.compile(r"[\w.,:/@%+=~-]+")
 
 
 class ModelName(click.ParamType[str]):
@@ -25,7 +28,9 @@ class ModelName(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        names = sorted({*_local(incomplete), *_cached(incomplete)})
+        # Shells put a name on the command line as it is: one with other characters would be several
+        # words there, or a command.
+        names = sorted(filter(_PLAIN.fullmatch, {*_local(incomplete), *_cached(incomplete)}))
         # Nothing found: what the shell itself finds, such as a folder to go on in.
         return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import termios
 from collections.abc import Iterator
@@ -70,6 +71,12 @@ class Wrap:
         return char
 
 
+def wrapped(text: str) -> str:
+    """A whole text as standard output is to get it: on a terminal broken between words."""
+    breaks = sys.stdout.isatty() and obeys_escapes()
+    return Wrap().feed(text, _width()) if breaks else text
+
+
 class Writer:
     """Writes a reply that comes in parts to standard output, on a terminal wrapped.
 
@@ -133,7 +140,7 @@ def _width() -> int:
 def typing_waits() -> Iterator[None]:
     """What is typed between two prompts is not shown, and waits as it is for the next prompt.
 
-    Keys that send signals keep doing so.
+    Keys that send signals keep doing so, and take back nothing that was typed before them.
     """
     if not sys.stdin.isatty():
         yield
@@ -143,10 +150,17 @@ def typing_waits() -> Iterator[None]:
     waiting = [*before[:6], list(before[6])]
     waiting[0] &= ~termios.ICRNL
     waiting[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
+    waiting[3] |= termios.NOFLSH
     waiting[6][termios.VMIN], waiting[6][termios.VTIME] = 1, 0
-    termios.tcsetattr(terminal, termios.TCSANOW, waiting)
+
+    def wait(*_: object) -> None:
+        termios.tcsetattr(terminal, termios.TCSANOW, waiting)
+
+    wait()
+    continued = signal.signal(signal.SIGCONT, wait)  # a shell sets its own modes meanwhile
     try:
         yield
     finally:
+        signal.signal(signal.SIGCONT, continued)
         with suppress(termios.error):  # of a terminal that has been closed
             termios.tcsetattr(terminal, termios.TCSANOW, before)

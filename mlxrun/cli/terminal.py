@@ -12,7 +12,7 @@ from mlxrun.cli import slash
 from mlxrun.cli.console import Bar, complain, dim, noticing_interrupts, visible
 from mlxrun.cli.conversation import Conversation, Pieces
 from mlxrun.cli.editor import unfold
-from mlxrun.cli.screen import Writer, typing_waits
+from mlxrun.cli.screen import Writer, typing_waits, wrapped
 from mlxrun.errors import ContextLengthError, MlxrunError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class TerminalChat:
 
     def say(self, text: str) -> None:
         """Print a line that is no part of the conversation."""
-        print(dim(visible(text)), flush=True)
+        print(dim(wrapped(visible(text))), flush=True)
 
     def retry(self) -> None:
         """Show another reply to the last message."""

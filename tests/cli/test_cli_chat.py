@@ -146,6 +146,15 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
 
+    def echo(self, on: bool) -> None:
+        """Have it show what is typed, or not."""
+        modes = termios.tcgetattr(self._descriptor)
+        modes[3] = modes[3] | termios.ECHO if on else modes[3] & ~termios.ECHO
+        termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
+
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._descriptor)[3] & termios.ECHO)
+
     def hang_up(self) -> None:
         """Close it, as a window is closed."""
         if self._descriptor >= 0:
@@ -201,10 +210,14 @@ def _own_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def test_a_terminal(tmp_path):
-    # Replies do not end by themselves before they are stopped, however late that is.
-    model = Tiny(keys={"context_length": 1 << 16}).write(tmp_path / "m.gguf")
-    with terminal(tmp_path, "chat", model, "--temp", "0", *LETTERS, "--stats") as screen:
+@pytest.fixture
+def endless(tmp_path):
+    """A model whose replies do not end by themselves before they are stopped, however late."""
+    return Tiny(keys={"context_length": 1 << 16}).write(tmp_path / "m.gguf")
+
+
+def test_a_terminal(endless, tmp_path):
+    with terminal(tmp_path, "chat", endless, "--temp", "0", *LETTERS, "--stats") as screen:
         screen.expect("^Loading ")  # at once
         screen.expect("/help lists the commands.*>")
         screen.type("/set max_tokens 5\r")
@@ -264,6 +277,30 @@ def test_a_terminal_that_closes_during_a_reply(mlxrun_cli, model, tmp_path):
         screen.process.send_signal(signal.SIGHUP)
         screen.expect(r"\nsaved 2 messages")
         assert screen.process.wait(30) == 129
+
+
+def test_typing_waits_after_the_shell_has_been_in_the_foreground(endless, tmp_path):
+    """Ctrl-Z and fg: the shell has the terminal echo meanwhile."""
+    with terminal(tmp_path, "chat", endless, "--temp", "0", *LETTERS, "-n", "none") as screen:
+        screen.expect("/help lists the commands.*>")
+        screen.type("hello\r")
+        screen.expect(r"hello\s+\w\w")
+        screen.process.send_signal(signal.SIGSTOP)
+        screen.echo(True)
+        assert screen.echoes()
+        screen.process.send_signal(signal.SIGCONT)
+        until = time.monotonic() + PATIENCE
+        while screen.echoes():
+            assert time.monotonic() < until
+
+
+def test_an_interrupt_loses_nothing_that_was_typed_before(endless, tmp_path):
+    with terminal(tmp_path, "chat", endless, "--temp", "0", *LETTERS, "-n", "none") as screen:
+        screen.expect("/help lists the commands.*>")
+        screen.type("hello\r")
+        screen.expect(r"hello\s+\w\w")
+        screen.type("/set seed 7\r\x03")
+        screen.expect(r"\[stopped\].*seed: 7")
 
 
 def test_a_terminal_that_is_gone(mlxrun_cli, model, tmp_path):

@@ -81,3 +81,17 @@ def test_bash_is_answered_without_loading_anything_heavy(folder):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.stdout.splitlines() == ["plain,tiny.gguf", "0 set()"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b.gguf", "$(touch pwned).gguf", "a;b.gguf", "a'b.gguf", "ev\x1b[31mil.gguf", "a\nb.gguf"],
+)
+def test_a_name_that_a_shell_would_read_otherwise_is_left_to_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    assert completed("inspect", "") == [("file", "")]
+    (tmp_path / "größe-1.gguf").touch()
+    assert completed("inspect", "") == [("plain", "größe-1.gguf")]
