@@ -85,7 +85,7 @@ class Thinking:
 class Splitter:
     """Cuts a reply that comes in pieces into thinking and answer, without markers.
 
-    An opening marker counts at the beginning of a line only: elsewhere the model writes about it.
+    An opening marker counts before the answer only: within it the model writes about markers.
     Thinking that is never closed lasts to the end. Whitespace after a marker is dropped.
 
     Args:
@@ -99,7 +99,7 @@ class Splitter:
     def __init__(self, markers: Mapping[str, str], closing: str | None = None) -> None:
         self._markers, self.closing = markers, closing
         self._held = ""
-        self._blank = True  # the line that the reply is in, so far
+        self._answered = False  # whether some of the answer was there, besides whitespace
         self._trims = closing is not None
 
     def add(self, text: str) -> list[Span]:
@@ -111,7 +111,7 @@ class Splitter:
             self._emit(spans, self._held[:at])
             self._held = self._held[at + len(marker) :]
             self.closing = None if self.closing else self._markers[marker]
-            self._blank = self._trims = True
+            self._trims = True
         keep = self._unsure()
         self._emit(spans, self._held[: len(self._held) - keep])
         self._held = self._held[len(self._held) - keep :]
@@ -129,32 +129,20 @@ class Splitter:
         if self.closing:
             at = self._held.find(self.closing)
             return None if at < 0 else (at, self.closing)
-        starts = [(at, marker) for marker in self._markers for at in self._places(marker)]
-        return min(starts, default=None)
-
-    def _places(self, marker: str) -> list[int]:
-        """Where an opening marker begins a line of what is held."""
-        at, places = self._held.find(marker), []
-        while at >= 0:
-            if self._blank_after(self._held[:at]):
-                places.append(at)
-            at = self._held.find(marker, at + 1)
-        return places
+        if self._answered:
+            return None
+        text = self._held.lstrip()
+        opening = next((marker for marker in self._markers if text.startswith(marker)), None)
+        return None if opening is None else (len(self._held) - len(text), opening)
 
     def _unsure(self) -> int:
         """Characters at the end of what is held that may be the beginning of a marker."""
-        markers = [self.closing] if self.closing else list(self._markers)
-        lengths = [
-            length
-            for marker in markers
-            for length in range(1, min(len(marker), len(self._held) + 1))
-            if self._held.endswith(marker[:length])
-        ]
-        return max(lengths, default=0)
-
-    def _blank_after(self, text: str) -> bool:
-        _, newline, line = text.rpartition("\n")
-        return not line.strip() and (self._blank or bool(newline))
+        if self.closing is None:
+            text = self._held.lstrip()
+            opens = any(marker.startswith(text) for marker in self._markers)
+            return len(text) if opens and not self._answered else 0
+        lengths = range(1, min(len(self.closing), len(self._held) + 1))
+        return max((n for n in lengths if self._held.endswith(self.closing[:n])), default=0)
 
     def _emit(self, spans: list[Span], text: str) -> None:
         if self._trims:
@@ -162,5 +150,5 @@ class Splitter:
             self._trims = not text
         if not text:
             return
-        self._blank = self._blank_after(text)
+        self._answered |= self.closing is None and not text.isspace()
         spans.append((text, self.closing is not None))

@@ -24,9 +24,11 @@ CASES = [
     (None, "\n<think>why</think>because", "why", "\nbecause"),
     (None, "<think>never closed", "never closed", ""),
     (None, "<think></think>\n\nat once", "", "at once"),
-    (None, "<think>a</think>one\n<think>b</think>two", "ab", "one\ntwo"),
+    (None, "<think>a</think>one\n<think>b</think>", "a", "one\n<think>b</think>"),
     (None, "<think>a</think> <think>b</think> two", "ab", "two"),
     (None, "Write <think> to think, </think> to end", "", None),
+    (None, "Use:\n```\n<think>\n```\nfine.", "", None),
+    ("</think>", "why</think>Use:\n<think>\nfine", "why", "Use:\n<think>\nfine"),
     (None, "a < b <th", "", None),
     ("</think>", "why</think>because", "why", "because"),
     ("</think>", "why <think> it</think>\nbecause", "why <think> it", "because"),
@@ -52,9 +54,12 @@ def test_thinking_and_answer_of_a_reply_in_pieces(closing, reply, thought, answe
 
 def test_only_what_may_be_a_marker_is_held_back():
     splitter = Splitter(THINKS)
-    assert splitter.add("1 < 2") == [("1 < 2", False)]
-    assert splitter.add(" and <") == [(" and ", False)]
+    assert splitter.add("\n <") == [("\n ", False)]
     assert splitter.add("3") == [("<3", False)]
+    assert splitter.add(" and <") == [(" and <", False)]
+    splitter = Splitter(THINKS, "</think>")
+    assert splitter.add("1 </") == [("1 ", True)]
+    assert splitter.add("2") == [("</2", True)]
 
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
