@@ -11,6 +11,8 @@ from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlxrun.cache import saved, sparsity
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
@@ -123,8 +125,10 @@ class Sessions:
                     session = before
                 elif _kinds(session) != _kinds(before):
                     raise CacheError("it was saved with other options", hint=saved.HINT)
+                if not all(0 <= token < self._model.vocab_size for token in read.tokens):
+                    raise CacheError("it holds tokens that this model has not", hint=saved.HINT)
                 cache = session.make()
-                read.restore(cache)
+                read.restore(cache, lambda memories: self._model(mx.array([[0]]), memories))
         except (CacheError, ParameterError) as error:  # options that this version does not know
             tell(str(error))
             return session

@@ -160,7 +160,7 @@ class ChannelCache(DenseCache):
         self._groups = Store(
             [joined([arrays], x, groups, self._room(groups)) for x in (first, second, third)]
         )
-        self._recent = Store([mx.array(arrays[ring])])
+        self._recent = Store([joined([arrays], ring, self.keys.ring, self.keys.ring)])
         self.offsets, self._oldest = [offset], [int(state.about["oldest"])]
         self.trim(offset - length)
 

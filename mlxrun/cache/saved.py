@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -49,18 +49,32 @@ class Saved(NamedTuple):
     parts: list[Named]
     states: list[State | None]
 
-    def restore(self, memories: Sequence[Memory]) -> None:
+    def restore(
+        self, memories: Sequence[Memory], step: Callable[[Sequence[Memory]], object]
+    ) -> None:
         """Put it into empty memories.
 
+        Args:
+            step: puts one token through memories. Its graph is built twice and never evaluated.
+
         Raises:
-            CacheError: they are of other kinds.
+            CacheError: they are of other kinds, or a step from empty memories leaves other arrays
+                than a step from these does.
         """
         if self.kinds != [memory.kind for memory in memories]:
             raise CacheError("it was saved with other options of the cache", hint=HINT)
         try:
+            fresh = [memory.fork() for memory in memories]
             for memory, part, state in zip(memories, self.parts, self.states, strict=True):
                 memory.restore([part], state, len(self.tokens))
             mx.eval([array for memory in memories for array in memory.state])
+            ahead = [memory.fork() for memory in memories]
+            step(fresh)
+            step(ahead)
+            if list(map(_layout, fresh)) != list(map(_layout, ahead)):
+                raise ValueError("shapes or dtypes differ from this model's")
+            if any(memory.offset != len(self.tokens) for memory in memories):
+                raise ValueError("they are of another number of tokens")
         except (
             AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
         ) as error:  # fmt: skip
@@ -165,6 +179,13 @@ def read(path: Path, owner: str) -> Saved:
         raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
     except (AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CacheError(f"{path} is damaged", hint=HINT) from error
+
+
+def _layout(memory: Memory) -> dict[str, tuple[object, ...]]:
+    """Dtype and shape of each array that would be saved; the number of tokens is left out."""
+    state = memory.snapshot()
+    arrays = memory.cut(0, 1) | (state.arrays if state else {})
+    return {name: (a.dtype, a.ndim, a.shape[:2], a.shape[3:]) for name, a in arrays.items()}
 
 
 def _under(arrays: Mapping[str, mx.array], prefix: str) -> Named:

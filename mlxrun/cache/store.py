@@ -97,12 +97,18 @@ def copied(array: mx.array, start: int, stop: int) -> mx.array:
 
 
 def joined(parts: Sequence[dict[str, mx.array]], name: str, used: int, slots: int) -> mx.array:
-    """The first ``used`` slots of arrays that lie one behind the other, and empty ones."""
+    """The first ``used`` slots of arrays that lie one behind the other, and empty ones.
+
+    Raises:
+        ValueError: they have fewer slots.
+    """
     arrays, left = [], used
     for part in parts:
         count = min(left, part[name].shape[2])
         arrays.append(part[name][:, :, :count])
         left -= count
+    if left:
+        raise ValueError(f"they hold {used - left} of {used} tokens")
     arrays.append(_zeros(arrays[0], arrays[0].shape[0], slots - used))
     return mx.concatenate(arrays, axis=2)
 

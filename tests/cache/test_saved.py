@@ -6,10 +6,12 @@ import hashlib
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import conformance.skeleton as conformance
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,7 +94,7 @@ def test_every_kind_of_memory_can_be_saved(tmp_path: Path, name: str) -> None:
     session.save(tmp_path / "talk.cache")
     read = saved.read(tmp_path / "talk.cache", "this one")
     cache = model.make_cache()
-    read.restore(cache)
+    read.restore(cache, lambda memories: model(mx.array([[0]]), memories))
     other = Session(model.make_cache, owner=model, cache=cache, tokens=read.tokens)
     following = [*PROMPT, 5, 6, 7]
     assert other.reuse(following) == len(PROMPT)
@@ -114,6 +116,52 @@ def test_any_changed_byte_makes_it_a_miss(llm: mlxrun.LLM, written: Path, data: 
     tokens, said = loaded(llm, file)
     assert tokens == 0
     assert "\n" not in said and ("is damaged" in said or "is no saved session" in said)
+
+
+Damage = Callable[[str, mx.array], mx.array]
+DAMAGES: dict[str, Damage] = {
+    "heads": lambda _, x: mx.concatenate([x, x], axis=1),
+    "width": lambda _, x: x[..., :-1],
+    "dimensions": lambda _, x: x[0],
+    "number of tokens": lambda _, x: x[:, :, :-1],
+    "dtype": lambda _, x: x.astype(mx.float16 if x.dtype == mx.float32 else mx.float32),
+    "of one array": lambda name, x: x[..., :-1] if name.endswith("1") else x,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"cache_type_k": "q4c"}, {"attention": "blocks:4x16"}], ids=str
+)
+def test_arrays_that_do_not_fit_are_a_miss(
+    llm: mlxrun.LLM, tmp_path: Path, options: dict[str, Any], damage: str
+) -> None:
+    """As another build might write them, with a checksum that is right."""
+    file, session = tmp_path / "talk.cache", llm.session(**options)
+    llm.generate(PROMPT, session=session, **GREEDY)
+    session.save(file)
+    assert session.identity is not None
+    read = saved.read(file, session.identity())
+    damaged = [{n: DAMAGES[damage](n, x) for n, x in part.items()} for part in read.parts]
+    states = [
+        s and s._replace(arrays={n: DAMAGES[damage](n, x) for n, x in s.arrays.items()})
+        for s in read.states
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved, "read", lambda *_: read._replace(parts=damaged, states=states))
+        assert "its arrays do not fit" in loaded(llm, file)[1]
+    assert loaded(llm, file)[0] == len(PROMPT) + 5
+
+
+@pytest.mark.parametrize("token", [-1, 1 << 20])
+def test_tokens_outside_the_vocabulary_are_a_miss(
+    llm: mlxrun.LLM, written: Path, monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    identity = llm.session().identity
+    assert identity is not None
+    read = saved.read(written, identity())
+    monkeypatch.setattr(saved, "read", lambda *_: read._replace(tokens=[token, *read.tokens[1:]]))
+    assert "tokens that this model has not" in loaded(llm, written)[1]
 
 
 @pytest.mark.parametrize("size", [0, 5, 8, 100, 2000, -1])
