@@ -26,7 +26,7 @@ import numpy.typing as npt
 from converters.directory.companions import companion_files
 from converters.directory.files import CONFIG, INDEX, indexed_names, read_object
 from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsError
-from converters.staging import publish, staged
+from converters.staging import follow, publish, staged, sync_folder
 
 # The report of a conversion, which says what it wrote.
 REPORT = "conversion.json"
@@ -140,7 +140,7 @@ class CheckpointWriter:
         self._shards: list[_Shard] = []
         with disk_errors(self.path):  # a name that the file system does not take
             if self.path.is_symlink():
-                self.path = self.path.resolve()
+                self.path = follow(self.path)
             self._check_target()
 
     def _check_target(self) -> None:
@@ -216,8 +216,18 @@ class CheckpointWriter:
                 "weight_map": dict(sorted(weight_map.items())),
             }
             self.write_file(INDEX, json.dumps(index, indent=1))
+            self._sync_files()
             self._check_target()  # somebody else may have made it meanwhile
             publish(self._partial, self.path)
+
+    def _sync_files(self) -> None:
+        """Have the small files outlast a power failure; shards do already."""
+        paths = [self._partial / name for name in self.files]
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for folder in {self._partial, *(path.parent for path in paths)}:
+            sync_folder(folder)
 
     def __exit__(
         self,

@@ -7,6 +7,7 @@ the same folder removes it. Where the file system has no locks, leftovers stay.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -21,6 +22,8 @@ _PREFIX = ".mlxrun-partial-"
 # renameat2(2) and fcntl.h of Linux; renamex_np(2) of macOS.
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 _RENAME_SWAP = 2
+# As many as Linux follows.
+_MOST_LINKS = 40
 
 
 @contextmanager
@@ -36,7 +39,8 @@ def staged(place: Path, *, directory: bool = False, ending: str = "") -> Iterato
         OSError: it cannot be made.
     """
     _sweep(place.parent)
-    _restore(place)
+    if directory:
+        _restore(place)
     path, lock = _create(place.parent, directory, ending)
     try:
         yield path
@@ -62,9 +66,44 @@ def publish(made: Path, place: Path) -> None:
         try:
             made.rename(place)
         except BaseException:
-            _restore(place)
+            _put_back(old, place)
             raise
         _remove(old)
+    sync_folder(place.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder outlast a power failure, where its file system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def follow(path: Path) -> Path:
+    """The absolute path of what a path names, through the links that may be followed.
+
+    As Linux has it with fs.protected_symlinks: in a folder where anybody may make links, only the
+    user's own count, and those of the folder's owner. A link as the last part is meant, not those
+    in folders before it.
+
+    Raises:
+        OSError: a link is somebody else's, or they go round in circles.
+    """
+    for _ in range(_MOST_LINKS):
+        folder = path.absolute().parent.resolve()
+        if not (folder / path.name).is_symlink():
+            return (folder / path.name).resolve()
+        path = folder / path.name
+        shared, owner = folder.stat(), path.lstat().st_uid
+        open_to_all = shared.st_mode & stat.S_ISVTX and shared.st_mode & stat.S_IWOTH
+        if open_to_all and owner not in (os.geteuid(), shared.st_uid):
+            what = "it is a link of another user in a folder that everybody can write to"
+            raise PermissionError(errno.EACCES, what, str(path))
+        path = folder / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def set_aside(place: Path) -> Path:
@@ -73,10 +112,15 @@ def set_aside(place: Path) -> Path:
 
 
 def _restore(place: Path) -> None:
-    """Give what was set aside its name back, unless it has been replaced."""
+    """Give a directory of the user's that was set aside its name back, unless it was replaced."""
     old = set_aside(place)
-    if not old.is_dir():
-        return
+    with suppress(OSError):  # there is none, or its name would be too long
+        status = old.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            _put_back(old, place)
+
+
+def _put_back(old: Path, place: Path) -> None:
     if place.exists():
         _remove(old)
     else:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from converters.staging import staged
+from converters.staging import follow, staged, sync_folder
 
 # Of files that nobody else may read.
 _PRIVATE = 0o600
@@ -27,10 +27,11 @@ def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator
         mode: who may read and write it.
 
     Raises:
-        OSError: it cannot be written, or the path is of something other than a regular file.
+        OSError: it cannot be written, the path is of something other than a regular file, or of
+            another user's link in a folder that everybody can write to.
     """
     check_regular(path)
-    path = path.resolve()  # a link stays one
+    path = follow(path)  # a link stays one
     with staged(path, ending=ending) as partial:
         if mode != _PRIVATE:
             partial.chmod(mode)
@@ -39,6 +40,16 @@ def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator
             os.fsync(file.fileno())
         check_regular(path)
         partial.replace(path)
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove what :func:`replacing` would replace, if it is there.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    follow(path).unlink(missing_ok=True)
 
 
 def check_regular(path: Path) -> None:
@@ -65,4 +76,4 @@ def check_writable(path: Path) -> None:
         OSError: it cannot.
     """
     check_regular(path)
-    tempfile.TemporaryFile(dir=path.resolve().parent).close()
+    tempfile.TemporaryFile(dir=follow(path).parent).close()

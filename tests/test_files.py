@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 import pytest
 
-from mlxrun.files import check_writable, replacing
+from mlxrun import files
+from mlxrun.files import check_writable, remove, replacing
 
 
 def test_the_new_file_takes_the_name(tmp_path):
@@ -69,3 +71,37 @@ def test_what_becomes_something_else_meanwhile_is_left_alone(tmp_path):
         partial.write_text("new")
         os.mkfifo(path)
     assert stat.S_ISFIFO(path.stat().st_mode) and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_name_outlasts_a_power_failure(tmp_path, monkeypatch):
+    path, real, flushed = tmp_path / "file", os.fsync, []
+
+    def fsync(descriptor):
+        flushed.append((os.fstat(descriptor).st_ino, path.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(path) as partial:
+        partial.write_text("new")
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
+def test_another_users_link_is_not_followed(tmp_path, monkeypatch):
+    def follow(path):
+        raise PermissionError(errno.EACCES, "it is a link of another user", str(path))
+
+    link = tmp_path / "link"
+    link.symlink_to("real")
+    monkeypatch.setattr(files, "follow", follow)
+    for attempt in (replacing(link).__enter__, lambda: check_writable(link), lambda: remove(link)):
+        with pytest.raises(PermissionError, match="another user"):
+            attempt()
+    assert list(tmp_path.iterdir()) == [link]
+
+
+def test_a_link_stays_when_its_file_is_removed(tmp_path):
+    (tmp_path / "real").write_text("x")
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        remove(tmp_path / "link")
+        assert list(tmp_path.iterdir()) == [tmp_path / "link"]

@@ -273,6 +273,41 @@ def test_a_flush_that_failed_while_more_was_written(
     assert not (tmp_path / "m").exists()
 
 
+def test_all_of_a_model_is_flushed_before_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, flushed = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_ino, (tmp_path / "m").exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with CheckpointWriter(tmp_path / "m") as writer:
+        for name, (array, dtype) in ARRAYS.items():
+            writer.add(name, array, dtype)
+        writer.write_file("config.json", "{}")
+        writer.write_file("folder/notes.txt", "x")
+        writer.commit()
+    made = [tmp_path / "m", *(tmp_path / "m").rglob("*")]
+    assert {(path.stat().st_ino, False) for path in made} <= set(flushed)
+    assert flushed[-1] == (tmp_path.stat().st_ino, True)
+
+
+def test_another_users_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+
+    def follow(path: Path) -> Path:
+        raise PermissionError(errno.EACCES, "it is a link of another user", str(path))
+
+    monkeypatch.setattr(checkpoint, "follow", follow)
+    with pytest.raises(CheckpointError, match=r"cannot write .*link: it is a link of another"):
+        CheckpointWriter(tmp_path / "link", overwrite=True)
+
+
 def test_a_place_that_cannot_hold_a_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):

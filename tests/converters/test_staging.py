@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from converters import staging
-from converters.staging import publish, set_aside, staged
+from converters.staging import follow, publish, set_aside, staged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,3 +169,58 @@ def test_what_was_set_aside_when_a_process_was_killed(tmp_path: Path, replaced: 
     with staged(place, directory=True) as made:
         assert names(tmp_path) == {"m", made.name}
     assert content(place) == ("new" if replaced else "old")
+
+
+@pytest.mark.parametrize("what", ["a file is made", "a link", "another user's"])
+def test_what_only_has_the_name_of_what_is_set_aside_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    place = model(tmp_path / "m", "new")
+    old = model(tmp_path / "elsewhere" if what == "a link" else set_aside(place), "old")
+    if what == "a link":
+        set_aside(place).symlink_to("elsewhere")
+    if what == "another user's":
+        monkeypatch.setattr(os, "geteuid", lambda: old.stat().st_uid + 1)
+    with staged(place, directory=what != "a file is made"):
+        pass
+    assert content(set_aside(place)) == "old" and content(place) == "new"
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_the_longest_name(tmp_path: Path, directory: bool) -> None:
+    place = tmp_path / ("x" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    with staged(place, directory=directory) as made:
+        made.rename(place)
+    assert names(tmp_path) == {place.name}
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("folder/../three")
+    assert follow(tmp_path / "one") == follow(tmp_path / "three") == tmp_path / "three"
+    (tmp_path / "three").symlink_to("one")
+    with pytest.raises(OSError, match="Too many levels"):
+        follow(tmp_path / "one")
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o755])
+def test_another_users_link_in_a_folder_for_everybody_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    tmp_path.chmod(mode)
+    (tmp_path / "link").symlink_to("real")
+    assert follow(tmp_path / "link") == tmp_path / "real"
+    real = Path.lstat
+
+    def lstat(self: Path) -> os.stat_result:
+        fields = list(real(self))
+        fields[4] += 1  # the owner
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    if mode == 0o755:
+        assert follow(tmp_path / "link") == tmp_path / "real"
+        return
+    with pytest.raises(PermissionError, match="a link of another user"):
+        follow(tmp_path / "link")
