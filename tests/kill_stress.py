@@ -170,7 +170,7 @@ class Stress:
     def _talk(self) -> Look:
         if not self.talk.exists():
             return None, tokens(remembered.beside(self.talk))
-        stored = conversation._read(self.talk)
+        stored = conversation._read(self.talk, str(self.talk))
         return str(len(stored["messages"])), tokens(remembered.beside(self.talk))
 
     def _session(self) -> Look:

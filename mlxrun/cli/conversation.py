@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Pieces = Generator[str, None, None]
 
 FORMAT = "mlxrun-chat"
+# No conversation comes near it; a model's file is not read to be told from one.
+_LARGEST_FILE = 64 << 20
 # Size and time of change.
 Stamp = tuple[int, int]
 # A reply that was stopped is marked with this key; templates never see it.
@@ -236,6 +238,7 @@ class Conversation:
         """Forget all messages; the system message and the settings stay."""
         self.messages.clear()
         self.session.reset()
+        self._files.clear()
 
     def save(self, path: Path, *, force: bool = False) -> None:
         """Write messages, and settings other than the defaults, as JSON, all or nothing.
@@ -287,12 +290,20 @@ class Conversation:
             ConversationError: the file cannot be read or is damaged; nothing has changed then.
             ParameterError: it holds a setting outside its range; nothing has changed then.
         """
-        stored = _read(path)
+        try:
+            stamp, stored = _stamp(path), _read(path, str(path))
+        except OSError as error:
+            raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
         settings = parse_settings(stored["settings"], self.settings)
         self.system, self.messages = stored["system"], stored["messages"]
         self.settings |= settings
-        self._files[path.resolve()] = _stamp(path)
+        self._files = {path.resolve(): stamp}
+        self._unsaid = bool(self.session.tokens)  # they are of the conversation before
         return cast("str | None", stored["model"])
+
+    def recall(self, session: Session) -> None:
+        """Go on with another session, which remembers what was said."""
+        self.session, self._unsaid = session, False
 
 
 def check_replaceable(path: Path) -> None:
@@ -304,11 +315,9 @@ def check_replaceable(path: Path) -> None:
     try:
         check_writable(path)
         if path.exists():
-            _read(path)
+            _read(path, f"{path} was not replaced: it")
     except OSError as error:
         raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
-    except ConversationError as error:
-        raise ConversationError(f"{path} was not replaced: {error.message}") from None
 
 
 def _stamp(path: Path) -> Stamp:
@@ -316,30 +325,34 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A saved conversation, checked: ``system``, ``settings`` and ``messages``."""
+def _read(path: Path, it: str) -> dict[str, Any]:
+    """A saved conversation, checked: ``system``, ``settings`` and ``messages``.
+
+    Args:
+        it: the subject of the sentences that say what is wrong.
+    """
+    check_regular(path)  # a pipe or a device may have no end
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ConversationError(f"{it} is no saved conversation: it is too large for one")
     try:
-        check_regular(path)  # a pipe or a device may have no end
         stored = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise ConversationError(f"{path} is no saved conversation") from error
+        raise ConversationError(f"{it} is no saved conversation") from error
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        raise ConversationError(f"{path} is no saved conversation")
+        raise ConversationError(f"{it} is no saved conversation")
     version = stored.get("version")
     if not isinstance(version, int) or version < 1:
-        raise ConversationError(f"{path} is damaged: it has no version")
+        raise ConversationError(f"{it} is damaged: it has no version")
     if version > 1:
-        raise ConversationError(f"{path} was saved by a newer mlxrun")
+        raise ConversationError(f"{it} was saved by a newer mlxrun")
     system, settings = stored.get("system"), stored.get("settings", {})
     messages = stored.get("messages")
     if not (system is None or isinstance(system, str)) or not isinstance(settings, dict):
-        raise ConversationError(f"{path} is damaged: its system message or settings")
+        raise ConversationError(f"{it} is damaged: its system message or settings")
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
-        raise ConversationError(f"{path} is damaged: its messages")
+        raise ConversationError(f"{it} is damaged: its messages")
     if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
-        raise ConversationError(f"{path} is damaged: user and assistant do not take turns")
+        raise ConversationError(f"{it} is damaged: user and assistant do not take turns")
     model = stored.get("model")
     return {
         "system": system,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mlxrun.cache import saved
 from mlxrun.cli.conversation import ConversationError, check_replaceable
 from mlxrun.errors import CacheError, MlxrunError
+from mlxrun.files import remove
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
@@ -63,6 +64,7 @@ def save(conversation: Conversation, path: Path, say: Say, *, force: bool = Fals
     conversation.forget_unsaid()
     session = conversation.session
     if not session.tokens:
+        _remove(file, say)
         return
     try:
         session.save(file)
@@ -73,8 +75,18 @@ def save(conversation: Conversation, path: Path, say: Say, *, force: bool = Fals
         say(f"and the model's memory of {len(session.tokens)} tokens, {size:.1f} MB, to {file}")
 
 
+def _remove(file: Path, say: Say) -> None:
+    """Remove the memory of a conversation that is no longer there."""
+    try:
+        remove(file)
+    except OSError as error:
+        say(f"{file} still holds what was said before: {error.strerror or error}")
+
+
 def save_at_the_end(conversation: Conversation, path: Path, say: Say) -> None:
     """As :func:`save`; a conversation that cannot be written there is written elsewhere.
+
+    One without messages is not, as after /clear: there is nothing to lose.
 
     Raises:
         ConversationError: it is not where it should be; the message says where it is.
@@ -82,6 +94,9 @@ def save_at_the_end(conversation: Conversation, path: Path, say: Say) -> None:
     try:
         save(conversation, path, say)
     except MlxrunError as error:
+        if not conversation.messages:
+            say(f"there is nothing to save; {error.message}")
+            return
         spare = _written_elsewhere(conversation, path)
         where = f"It was written to {spare} instead" if spare else "Nor could it be anywhere else"
         raise ConversationError(f"the chat was not saved: {error.message}", hint=where) from error
@@ -125,4 +140,4 @@ def recall(conversation: Conversation, path: Path, say: Say) -> None:
     session = conversation.session
     recalled = conversation.llm.sessions.load(file, say, **session.options)
     if recalled.tokens:
-        conversation.session = recalled
+        conversation.recall(recalled)

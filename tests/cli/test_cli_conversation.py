@@ -270,6 +270,74 @@ def test_another_conversation_is_replaced_only_by_force(chat, llm, tmp_path):
         chat.save(file)
 
 
+def said(file: Path) -> list[str]:
+    """What the user says in a saved conversation."""
+    return [m["content"] for m in json.loads(file.read_text())["messages"][::2]]
+
+
+def test_after_loading_only_the_loaded_file_holds_the_conversation(chat, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    ask(chat, "one")
+    remembered.save(chat, a, lambda _: None)
+    chat.clear()
+    ask(chat, "two")
+    remembered.save(chat, b, lambda _: None)
+    remembered.load(chat, a, lambda _: None)
+    remembered.load(chat, b, lambda _: None)
+    with pytest.raises(ConversationError, match="another conversation"):
+        remembered.save(chat, a, lambda _: None)
+    with pytest.raises(ConversationError, match=r"another conversation.*written to .*a-\w+\.json"):
+        remembered.save_at_the_end(chat, a, lambda _: None)
+    ask(chat, "three")
+    remembered.save(chat, b, lambda _: None)
+    assert (said(a), said(b)) == (["one"], ["two", "three"])
+
+
+def test_after_clearing_no_file_holds_the_conversation(chat, tmp_path):
+    file, heard = tmp_path / "a.json", []
+    ask(chat, "one")
+    remembered.save(chat, file, heard.append)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    chat.clear()
+    remembered.save_at_the_end(chat, file, heard.append)
+    assert "nothing to save" in heard[-1] and "another conversation" in heard[-1]
+    ask(chat, "two")
+    with pytest.raises(ConversationError, match="another conversation"):
+        remembered.save(chat, file, heard.append)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_no_memory_of_another_conversation_is_saved(chat, tmp_path):
+    file = tmp_path / "a.json"
+    remembered.save(chat, file, lambda _: None)
+    ask(chat, "one")
+    remembered.save(chat, file, lambda _: None)
+    assert remembered.beside(file).exists()
+    chat.clear()
+    remembered.save(chat, file, lambda _: None, force=True)
+    assert said(file) == [] and list(tmp_path.iterdir()) == [file]
+    ask(chat, "two")
+    remembered.load(chat, file, lambda _: None)
+    remembered.save(chat, file, lambda _: None)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_memory_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
+    file, heard = tmp_path / "a.json", []
+    ask(chat, "one")
+    remembered.save(chat, file, heard.append)
+    chat.clear()
+
+    def busy(self, missing_ok=False):
+        raise OSError(16, "busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        remembered.save(chat, file, heard.append, force=True)
+    assert heard[-1] == f"{file}.cache still holds what was said before: busy"
+
+
 def test_a_memory_does_not_replace_another_file(chat, tmp_path):
     ask(chat, "one")
     notes = tmp_path / "notes.cache"
@@ -345,9 +413,23 @@ def made(path: Path, what: str) -> Path:
 
 def test_other_files_are_not_replaced(chat, tmp_path):
     (tmp_path / "precious.txt").write_text("precious")
-    with pytest.raises(ConversationError, match="not replaced"):
+    with pytest.raises(ConversationError, match="not replaced") as caught:
         chat.save(tmp_path / "precious.txt")
+    assert caught.value.message == (
+        f"{tmp_path}/precious.txt was not replaced: it is no saved conversation"
+    )
     assert (tmp_path / "precious.txt").read_text() == "precious"
+
+
+def test_a_large_file_is_not_read(chat, tmp_path, monkeypatch):
+    """As a model's is, given by mistake."""
+    file = tmp_path / "model.gguf"
+    file.touch()
+    os.truncate(file, 1 << 40)  # of no blocks
+    with pytest.raises(ConversationError, match=r"not replaced: it is no saved.*too large"):
+        chat.save(file)
+    with pytest.raises(ConversationError, match=r"model\.gguf is no saved.*too large"):
+        chat.load(file)
 
 
 def test_a_save_that_fails_leaves_the_old_file(chat, tmp_path, monkeypatch):
