@@ -4,8 +4,9 @@
 become one. On a CPU the latter runs the system's C++ compiler, some 0.5 s for each new chain, and
 loads whatever lies under its library's name in the temporary directory, which another user may have
 put there; and that compiler may round differently. Fused steps of small models take a few percent
-less time (SmolLM2 135M, gemma 3 270M), which is not worth it: fusion is switched off for processes
-that run models on a CPU. The switch, ``set_compile_mode``, is in MLX's C++ interface only.
+less time (SmolLM2 135M, gemma 3 270M), which is not worth it: fusion is switched off for models
+that run on a CPU, and on again for those that follow on a GPU. The switch, ``set_compile_mode``, is
+in MLX's C++ interface only.
 """
 
 from __future__ import annotations
@@ -19,21 +20,33 @@ import mlx.core as mx
 
 _SYMBOL = "_ZN3mlx4core16set_compile_modeENS0_11CompileModeE"
 _NO_FUSE = 2  # of MLX's enum CompileMode
+_switched = False  # whether MLX's mode is one that this module set
 
 
 def avoid_fusion() -> str | None:
     """Switch fusion off if models run on the CPU here; to be called before anything is recorded.
 
+    Where they run on a GPU, it is switched on again if this function had switched it off.
+
     Returns:
         Why functions cannot be recorded, so that they are plain Python; None if they can.
     """
-    return _recorded_unfused() if mx.default_device() == mx.cpu else None
+    global _switched
+    if mx.default_device() == mx.cpu:
+        return _recorded_unfused()
+    if _switched:
+        mx.enable_compile()  # from every other mode
+        _switched = False
+        _recorded_unfused.cache_clear()
+    return None
 
 
 @cache
 def _recorded_unfused() -> str | None:
+    global _switched
     if not _recording():
         return "no C++ compiler (g++), or compilation is switched off"
+    _switched = True
     set_mode = _switch()
     if set_mode is not None:
         set_mode(_NO_FUSE)

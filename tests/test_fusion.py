@@ -30,8 +30,10 @@ SETTINGS = (
 def again() -> Iterator[None]:
     """What is known of MLX's compiler is found out anew, in the test and after it."""
     fusion._recorded_unfused.cache_clear()
+    fusion._switched = False
     yield
     fusion._recorded_unfused.cache_clear()
+    fusion._switched = False
     mx.enable_compile()
     assert fusion.avoid_fusion() is None
 
@@ -95,3 +97,35 @@ def test_recordings_are_reused_unfused(again: None) -> None:
     assert fusion._recording() == "fused"
     assert fusion.avoid_fusion() is None
     assert fusion._recording() == "unfused"
+
+
+def on_gpu() -> mx.Device:
+    return mx.Device(mx.gpu)
+
+
+@pytest.mark.parametrize("symbol", [fusion._SYMBOL, "_ZN3mlx4core5unfuseEv"])
+def test_a_gpu_fuses_again_after_a_cpu_did_not(
+    again: None, monkeypatch: pytest.MonkeyPatch, symbol: str
+) -> None:
+    mx.enable_compile()
+    monkeypatch.setattr(fusion, "_SYMBOL", symbol)
+    fusion.avoid_fusion()
+    unfused = fusion._recording()
+    assert unfused != "fused"
+    with monkeypatch.context() as patched:
+        patched.setattr(mx, "default_device", on_gpu)
+        assert fusion.avoid_fusion() is None
+    assert fusion._recording() == "fused"
+    fusion.avoid_fusion()
+    assert fusion._recording() == unfused, "on the CPU again"
+
+
+def test_a_gpu_leaves_compilation_off_that_was_off(
+    again: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mx.disable_compile()
+    fusion.avoid_fusion()
+    with monkeypatch.context() as patched:
+        patched.setattr(mx, "default_device", on_gpu)
+        assert fusion.avoid_fusion() is None
+    assert fusion._recording() == ""
