@@ -182,12 +182,19 @@ class LLM:
         """The sampling parameters of requests that name none: the model's own, else mlxrun's.
 
         A model's own are in its ``generation_config.json`` or its GGUF's ``general.sampling.*``.
-        May be set, e.g. to ``SamplingDefaults(SamplingParams(temperature=0))``.
+        May be set, e.g. to ``SamplingParams(temperature=0)``.
+
+        Raises:
+            ParameterError: set to anything but SamplingDefaults or SamplingParams.
         """
         return self.asker.defaults
 
     @defaults.setter
-    def defaults(self, defaults: SamplingDefaults) -> None:
+    def defaults(self, defaults: SamplingDefaults | SamplingParams) -> None:
+        if isinstance(defaults, SamplingParams):
+            defaults = SamplingDefaults(defaults)
+        if not isinstance(defaults, SamplingDefaults):
+            raise ParameterError("defaults", defaults, "SamplingDefaults or SamplingParams")
         self.asker.defaults = defaults
 
     @property

@@ -12,6 +12,7 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun import SamplingDefaults, SamplingParams
+from mlxrun.errors import ParameterError
 
 OURS = SamplingParams()
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -156,6 +157,17 @@ def test_they_may_be_set(folder: Path) -> None:
     llm = mlxrun.load(tiny(folder / "set.gguf", temp=0.5))
     llm.defaults = SamplingDefaults(SamplingParams(temperature=0, logprobs=1))
     assert llm.generate("one", max_tokens=1).to_dict()["logprobs"]
+    llm.defaults = SamplingParams(temperature=0)
+    assert llm.defaults == SamplingDefaults(SamplingParams(temperature=0))
+    assert not llm.generate("one", max_tokens=1).to_dict()["logprobs"]
+
+
+@pytest.mark.parametrize("value", [None, {"temperature": 0}, 0.5, SamplingParams])
+def test_nothing_else_may_be_set(greedy: mlxrun.LLM, value: Any) -> None:
+    before = greedy.defaults
+    with pytest.raises(ParameterError, match="defaults must be SamplingDefaults or SamplingPar"):
+        greedy.defaults = value
+    assert greedy.defaults is before
 
 
 def test_a_conversion_keeps_them(folder: Path) -> None:
