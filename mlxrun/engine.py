@@ -91,6 +91,7 @@ class Engine:
             )
         self._service = self._front.service
         self._keys: dict[weakref.ref[Handle], int] = {}
+        self._outbox: _Outbox = deque()
         self._inbox = _Inbox()
         weakref.finalize(self, self._inbox.close).atexit = False
         self._thread = threading.Thread(
@@ -207,6 +208,7 @@ class Engine:
                     self._take_in()
                     if self._service.busy:
                         self._service.step()
+                self._deliver()
             except Exception as error:  # all callers get it, and the thread ends
                 self._end(error)
                 return False
@@ -218,20 +220,30 @@ class Engine:
             item = self._inbox.items.popleft()
             if isinstance(item, Handle):
                 self._service.cancel(self._keys.get(weakref.ref(item), -1))
-            elif (handle := item.handle()) is not None:
+            elif item.handle() is not None:
+                listener = partial(_collect, self._outbox, item.handle)
                 try:
-                    listener = partial(_deliver, item.handle)
                     self._keys[item.handle] = self._front.submit(
                         item.accepted, item.started, listener
                     )
                 except Exception as error:
-                    handle.put(error)
+                    listener(error)
         for ref, key in list(self._keys.items()):
             handle = ref()
             if handle is None:  # dropped by its caller
                 self._service.cancel(key)
             if handle is None or handle.done:
                 del self._keys[ref]
+
+    def _deliver(self) -> None:
+        """Pass chunks and errors on to their handles; not while computing.
+
+        The garbage collector may have a thread that holds a handle's lock wait for COMPUTING.
+        """
+        while self._outbox:
+            ref, item = self._outbox.popleft()
+            if (handle := ref()) is not None:  # not dropped by its caller
+                handle.put(item)
 
     def _end(self, error: Exception) -> None:
         with self._inbox.changed:
@@ -251,7 +263,17 @@ class Engine:
             for handle in arrived:
                 handle.put(error)
             for ref in self._keys:
-                _deliver(ref, error)
+                _collect(self._outbox, ref, error)
+            self._deliver()
+
+
+# Chunks and errors that no handle has yet, in the order of their making.
+_Outbox = deque[tuple[weakref.ref[Handle], Chunk | Exception]]
+
+
+def _collect(outbox: _Outbox, ref: weakref.ref[Handle], item: Chunk | Exception) -> None:
+    """The listener of a request."""
+    outbox.append((ref, item))
 
 
 class _Arrival(NamedTuple):
@@ -304,9 +326,3 @@ def _serve(engine: weakref.ref[Engine], inbox: _Inbox) -> None:
         serving = engine()
         more = serving is not None and serving._work()
         del serving
-
-
-def _deliver(ref: weakref.ref[Handle], item: Chunk | Exception) -> None:
-    """Add to a reply, if somebody still has its handle."""
-    if (handle := ref()) is not None:
-        handle.put(item)

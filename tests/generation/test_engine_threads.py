@@ -20,6 +20,7 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.checking import check_batch
+from mlxrun.computing import COMPUTING
 from mlxrun.errors import (
     ContextLengthError,
     EngineClosedError,
@@ -135,6 +136,40 @@ def test_a_callback_may_wait_for_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engin
     llm.batch(PROMPTS[:2], max_tokens=2, **OPTIONS, on_token=ask)
     assert len(heard) >= 4
     llm.batch(PROMPTS[:1], max_tokens=1, on_token=lambda *_: engine.close())
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_thread_that_has_a_handles_lock_may_compute(
+    llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """The garbage collector may end a stream there that was dropped, which takes COMPUTING."""
+
+    def refuse(*_: Any) -> int:
+        raise RuntimeError("refused")
+
+    def compute() -> None:
+        with COMPUTING:
+            computed.set()
+
+    computed = threading.Event()
+    thread = threading.Thread(target=compute, daemon=True)
+    with llm.engine(parallel=1) as engine:
+        if refused:
+            monkeypatch.setattr(engine._front, "submit", refuse)
+        with COMPUTING:
+            handle = engine.submit("tea", max_tokens=4, ignore_eos=True)
+            handle._changed.acquire()
+        try:
+            time.sleep(0.2)  # the engine's thread gets to what it has to deliver
+            thread.start()
+            assert computed.wait(PATIENCE)
+        finally:
+            handle._changed.release()
+        if refused:
+            with pytest.raises(RuntimeError, match="refused"):
+                handle.result(PATIENCE)
+        else:
+            assert len(handle.result(PATIENCE).tokens) == 4
 
 
 def test_a_loop_that_was_closed_is_told_nothing() -> None:
