@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import ClassVar, TypeVar
 
@@ -18,6 +19,9 @@ import mlx.core as mx
 from mlxrun.errors import ProcessError
 
 T = TypeVar("T")
+
+# Threads at once, besides the main one, from which a first computation never waits for a load.
+RESERVE = 4
 
 
 class _ThreadStreams:
@@ -33,14 +37,23 @@ class _ThreadStreams:
         try:
             self.streams = self._free.pop()
         except IndexError:
-            self.streams = _new_streams()
+            with _both_locks():
+                self.streams = _new_streams()
+
+    @classmethod
+    def reserve(cls, threads: int) -> None:
+        """Make streams of so many threads in advance."""
+        cls._free += [_new_streams() for _ in range(threads)]
 
     def __del__(self) -> None:
         self._free.append(self.streams)
 
 
 def _new_streams() -> list[mx.Stream]:
-    """One for each device, for any thread."""
+    """One for each device, for any thread; to be made while both locks are held.
+
+    MLX adds them to a table that it reads without a lock whenever it evaluates.
+    """
     devices = [mx.cpu, mx.gpu] if mx.is_available(mx.gpu) else [mx.cpu]
     return [mx.new_thread_unsafe_stream(device) for device in devices]
 
@@ -51,6 +64,12 @@ class ComputeLock:
     By default MLX gives every Python thread streams of its own, and on a CPU each stream an OS
     thread that outlives the Python thread. Sharing streams is safe while one thread at a time uses
     them.
+
+    Where no streams are in reserve, a thread's first entry waits for both locks: streams are made
+    while no other thread computes or loads.
+
+    Attributes:
+        kept: whether one thread has it for good, so that all others wait for ever.
     """
 
     _thread = threading.local()
@@ -58,11 +77,14 @@ class ComputeLock:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._depth = 0
+        self.kept = False
         self._streams: list[mx.Stream] = []
         self._replaced: list[mx.Stream] = []
 
     def __enter__(self) -> None:
         check_process()
+        if not hasattr(self._thread, "own"):
+            self._prepare_thread()
         self._lock.acquire()
         try:
             self._depth += 1
@@ -87,15 +109,20 @@ class ComputeLock:
 
     def keep(self, timeout: float) -> None:
         """Take it, for good, if it is free within so many seconds."""
-        self._lock.acquire(timeout=timeout)
+        self.kept = self._lock.acquire(timeout=timeout)
+
+    def _prepare_thread(self) -> None:
+        """Before a thread's first entry: it holds neither lock, and may wait for both."""
+        if not self._streams:  # not before: importing this must leave a process free to fork
+            with _both_locks():
+                if not COMPUTING.used:
+                    COMPUTING._streams, LOADING._streams = _new_streams(), _new_streams()
+                    _ThreadStreams.reserve(RESERVE)
+        main = threading.current_thread() is threading.main_thread()
+        self._thread.own = None if main else _ThreadStreams()
+        _set_default(self._thread.own.streams if self._thread.own else [])
 
     def _set_streams(self) -> None:
-        if not self._streams:  # not before: importing this must leave a process free to fork
-            self._streams = _new_streams()
-        if not hasattr(self._thread, "own"):
-            main = threading.current_thread() is threading.main_thread()
-            self._thread.own = None if main else _ThreadStreams()
-            _set_default(self._thread.own.streams if self._thread.own else [])
         self._replaced = [mx.default_stream(stream.device) for stream in self._streams]
         _set_default(self._streams)
 
@@ -119,13 +146,34 @@ LOADING = ComputeLock()
 _forked = False
 
 
+@contextmanager
+def _both_locks() -> Iterator[None]:
+    """Hold both locks, without waiting for one while holding the other: that could deadlock."""
+    first, second = LOADING._lock, COMPUTING._lock
+    first.acquire()
+    while not second.acquire(blocking=False):
+        first.release()
+        first, second = second, first
+        first.acquire()
+    try:
+        yield
+    finally:
+        second.release()
+        first.release()
+
+
+def is_forked() -> bool:
+    """Whether this process was forked from one in which MLX had computed."""
+    return _forked
+
+
 def check_process() -> None:
     """See to it that MLX can compute in this process.
 
     Raises:
         ProcessError: the process was forked from one in which MLX had computed.
     """
-    if _forked:
+    if is_forked():
         raise ProcessError(
             "this process was forked from one that had already loaded a model, and MLX's threads "
             "are not there in the copy",
@@ -141,7 +189,7 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     """Stop threads that still compute: MLX aborts where one is at work while it is taken down."""
-    if not _forked:
+    if not is_forked():
         COMPUTING.keep(timeout=10)  # a step at most
 
 

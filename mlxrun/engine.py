@@ -159,7 +159,8 @@ class Engine:
     def close(self) -> None:
         """Cancel all requests and end the thread."""
         self._inbox.close()
-        if threading.current_thread() is not self._thread:
+        # At the end of the process the thread waits for ever.
+        if threading.current_thread() is not self._thread and not COMPUTING.kept:
             self._thread.join()
 
     def __repr__(self) -> str:

@@ -23,7 +23,13 @@ from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt, conversation  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
-from mlxrun.computing import COMPUTING, LOADING, check_process, one_at_a_time  # noqa: E402
+from mlxrun.computing import (  # noqa: E402
+    COMPUTING,
+    LOADING,
+    check_process,
+    is_forked,
+    one_at_a_time,
+)
 from mlxrun.display import loading_progress, table  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
@@ -140,7 +146,7 @@ class _GivesBack:
 
     # Bound here: at the end of the interpreter a module's names are gone before its objects.
     def __del__(self, at_end: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not at_end():
+        if not at_end() and not is_forked():  # MLX would wait for threads that a fork lacks
             give_back()
 
 

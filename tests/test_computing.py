@@ -20,7 +20,7 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.computing import COMPUTING
+from mlxrun.computing import COMPUTING, LOADING, _ThreadStreams
 from mlxrun.errors import ProcessError
 
 TASKS = Path("/proc/self/task")
@@ -140,6 +140,76 @@ def test_a_thread_computes_on_its_own_streams_besides(llm: mlxrun.LLM) -> None:
     assert all(a != b for i, a in enumerate(every) for b in every[:i])
 
 
+def test_streams_are_made_only_while_no_other_thread_computes_or_loads(
+    llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX puts them into a table that evaluations in other threads read without a lock."""
+    make, made = mx.new_thread_unsafe_stream, []
+
+    def observed(device: mx.Device) -> mx.Stream:
+        made.append((LOADING._lock._is_owned(), COMPUTING._lock._is_owned()))
+        return make(device)
+
+    monkeypatch.setattr(_ThreadStreams, "_free", [])
+    monkeypatch.setattr(mx, "new_thread_unsafe_stream", observed)
+    for first in (LOADING, COMPUTING):
+        thread = threading.Thread(target=lambda lock=first: lock.__enter__() or lock._release())
+        thread.start()
+        thread.join()
+        _ThreadStreams._free.clear()
+    assert made and all(loading and computing for loading, computing in made)
+
+
+def test_a_new_thread_need_not_wait_for_a_load(path: Path) -> None:
+    code = """if True:
+        import sys, threading, mlxrun
+        from mlxrun.computing import LOADING, RESERVE
+
+        def ask():
+            llm.generate("tea", max_tokens=1)
+            together.wait()
+
+        llm, together = mlxrun.load(sys.argv[1]), threading.Barrier(RESERVE)
+        threads = [threading.Thread(target=ask) for _ in range(RESERVE)]
+        with LOADING:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    """
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("outer, inner", [(COMPUTING, LOADING), (LOADING, COMPUTING)])
+def test_a_thread_that_waits_for_both_locks_keeps_neither_from_others(
+    monkeypatch: pytest.MonkeyPatch, outer: Any, inner: Any
+) -> None:
+    monkeypatch.setattr(_ThreadStreams, "_free", [])
+    waiting, entered = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        waiting.set()
+        with COMPUTING:
+            pass
+
+    def nest() -> None:
+        with outer:
+            thread.start()
+            waiting.wait()
+            time.sleep(0.05)
+            with inner:
+                entered.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    holder = threading.Thread(target=nest, daemon=True)
+    holder.start()
+    assert entered.wait(PATIENCE)
+    holder.join()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
 FORK = """
 import multiprocessing, os, sys
 import mlxrun
@@ -151,6 +221,16 @@ def refused(use):
         return type(error).__name__, "spawn" in str(error.hint)
 
 path = sys.argv[1]
+
+def free_one():
+    local = mlxrun.load(path)
+    local.generate("tea", max_tokens=1)
+    if (pid := os.fork()) == 0:
+        return True  # and the model is freed
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+if free_one():
+    sys.exit(0)
 fresh = mlxrun.load(path)
 used = mlxrun.load(path)
 used.generate("tea", max_tokens=1)
@@ -216,6 +296,23 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 def test_a_forked_process_is_refused_where_mlx_has_threads(code: str, path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr.decode()
+
+
+CLOSED_AT_EXIT = """
+import atexit, sys
+import mlxrun
+
+# Registered before the first load, so called after what mlxrun itself does at the end.
+atexit.register(lambda: (engine.close(), print("closed")))
+engine = mlxrun.load(sys.argv[1]).engine(parallel=1)
+next(iter(engine.submit("tea", max_tokens=100, ignore_eos=True)))
+"""
+
+
+def test_an_engine_may_be_closed_at_exit(path: Path) -> None:
+    code = [sys.executable, "-c", CLOSED_AT_EXIT, path]
+    done = subprocess.run(code, capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"closed", b"")
 
 
 def test_a_model_cannot_be_sent_to_another_process(llm: mlxrun.LLM) -> None:
