@@ -110,12 +110,13 @@ def convert_directory(
     report = ConversionReport({}, str(recipe))
     report.skipped = files.left_out + plan.weights.skipped
     with (
-        reading(src),
         Hashing(files.paths) as hashing,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(choices)) as writer,
     ):
         check_space(_size(choices, plan.weights), target)
-        layouts = write_tensors(writer, _stream(plan.weights, choices, merged, progress), report)
+        with reading(src):
+            tensors = _stream(plan.weights, choices, merged, progress)
+            layouts = write_tensors(writer, tensors, report)
         for name, data in companions(src):
             writer.write_file(name, data)
         report.source = _source(src, config, hashing.result())

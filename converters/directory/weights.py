@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from converters.directory.files import WeightFiles, weight_files
 from converters.directory.quantization import stored_form
-from converters.errors import CheckpointError
+from converters.errors import CheckpointError, MlxrunError
 from converters.layout import Layout
 
 
@@ -146,13 +146,16 @@ def reading(path: Path) -> Iterator[None]:
     Raises:
         CheckpointError: a file has been cut short since it was opened, or the disk fails.
     """
+    # MLX tells a failed read only to who asks the stream that it was on, and leaves the array as it
+    # is: what was read is good if the files are whole afterwards.
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MlxrunError) as error:
+        weight_files(path)
         if "[read]" not in str(error):  # as MLX's reader begins what it says
             raise
-        weight_files(path)  # names a file that has become too short
         raise CheckpointError(f"cannot read the weights in {path}: the disk fails") from error
+    weight_files(path)
 
 
 # Formats of config.json's quantization_config that are read; None is MLX's own.
