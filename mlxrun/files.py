@@ -65,7 +65,7 @@ def check_regular(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a directory", str(path))
     if not stat.S_ISREG(mode):
-        what = "it is a device, a pipe or a socket, which is never replaced"
+        what = "it is a device, a pipe or a socket, not a regular file"
         raise FileExistsError(errno.EEXIST, what, str(path))
 
 

@@ -148,6 +148,8 @@ def _essentials(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if model and facts["chat_template"] is not None:
         none = "none, so probably a base model; `mlxrun generate` continues text"
         rows.append(("chat template", "yes" if facts["chat_template"] else none))
+    if facts["tokenizer_problem"]:
+        rows.append(("tokenizer", f"cannot be used: {facts['tokenizer_problem']}"))
     if plan:
         rows.append(("runs here as", plan["held"]))
         available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
@@ -183,6 +185,8 @@ def _print_use(facts: Mapping[str, Any]) -> None:
     out.print(f"Sampling defaults: {_sampling(facts)}")
     for problem in facts["sampling"]["problems"]:
         out.print(f"Sampling defaults: {problem}")
+    if facts["tokenizer_problem"]:
+        out.print(f"The tokenizer cannot be used: {facts['tokenizer_problem']}")
     if facts["chat_template"] is False:
         out.print("Chat template: none, so probably a base model; `mlxrun generate` continues text")
     out.print()

@@ -33,6 +33,7 @@ from mlxrun.planning.weights import of_gguf
 from mlxrun.sampling_defaults import read_sampling_defaults
 from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.text.from_directory import has_chat_template
+from mlxrun.text.tokenizer import load_tokenizer
 
 Facts = dict[str, Any]
 
@@ -73,6 +74,7 @@ def inspect_model(
         facts = _gguf(source, context, policy)
     facts["sampling"] = _sampling(source)
     facts["chat_template"] = _has_chat_template(source)
+    facts["tokenizer_problem"] = _tokenizer_problem(path) if path.is_dir() else None
     facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
     if facts["model"] and facts["tensors"]:
@@ -104,6 +106,15 @@ def _has_chat_template(source: Path | GGUFFile) -> bool | None:
         return has_chat_template(source)
     except MlxrunError:
         return None
+
+
+def _tokenizer_problem(path: Path) -> str | None:
+    """Why the tokenizer of a directory, whose files may be missing or damaged, is of no use."""
+    try:
+        load_tokenizer(path)
+    except MlxrunError as error:
+        return str(error)
+    return None
 
 
 def _gguf(gguf: GGUFFile, context: int | None, policy: str | None) -> Facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gguf
@@ -64,6 +65,21 @@ def test_a_directory_is_told_by_its_weights_and_takes_no_policy(mlxrun_cli, mixe
     assert f"{size(report.nbytes)} of weights" in mlxrun_cli("inspect", tmp_path / "out").out
     refused = mlxrun_cli("inspect", tmp_path / "out", "--policy", "exact")
     assert refused.code == 2 and "converted already" in refused.err
+
+
+@pytest.mark.parametrize("damaged", ["{}", "no JSON", None])
+def test_a_tokenizer_of_no_use_is_told(mlxrun_cli, mixed, tmp_path, damaged):
+    mlxrun.convert(mixed, tmp_path / "made")
+    whole = mlxrun_cli("inspect", tmp_path / "made").out
+    assert "cannot be used" not in whole
+    for file in (tmp_path / "made").glob("tokenizer*"):
+        file.unlink()
+    if damaged is not None:
+        (tmp_path / "made" / "tokenizer.json").write_text(damaged)
+    for options in ((), ("-v",)):
+        told = mlxrun_cli("inspect", tmp_path / "made", *options)
+        assert told.code == 0
+        assert re.search(r"tokenizer +cannot be used: .*tokenizer", told.out)
 
 
 def test_a_directory_is_what_was_converted(mixed, tmp_path):
