@@ -1,0 +1,238 @@
+// How each GGML type's blocks become vectors: 64 unsigned codes at a time, and the scales of their
+// groups. A weight is S * (code - OFFSET), or S * code + M where the type has minima.
+//
+//   TYPE          GGML's number          BLOCK, BYTES   weights and bytes of a block
+//   GROUP         weights that share a scale: 16 or 32
+//   TOP           the greatest code      OFFSET         the code that stands for 0
+//   MINIMUM       whether M is a number of its own
+//   SWAPPED       whether the two inner groups of each four of 32 come in each other's place
+//
+//   scales(b, groups)         GROUP 32: S of 8 groups, then M of 8 groups (without minima, S again)
+//   scales(b, groups, S, M)   GROUP 16: 16 of each; M is set only where there are minima
+//   codes<I>(b, groups)       the 64 codes number I of 256
+//
+// b is the first block of 256 weights. Where blocks are smaller than 256, a row may end earlier:
+// after `groups` groups of 32. What codes and scales say of later groups does not matter, but they
+// must not read them.
+#pragma once
+#include "simd.h"
+
+namespace kernels {
+
+// Types whose codes need all 8 bits: unsigned or signed, as the processor's dot product has it.
+constexpr int BIAS = SIGNED_DOT ? 0 : 128;
+
+// 8 bytes for the lower lanes and 8 for the upper ones.
+KERNELS_INLINE f32x16 bytes_to_floats(uint64_t low, uint64_t high) {
+  return to_float(widen((u8x16)u64x2{low, high}));
+}
+
+// Nibbles of 32 bytes: the low ones first.
+template <int I> KERNELS_INLINE u8x64 nibbles64(const uint8_t* q) {
+  return mask(shift<4 * (I % 2)>(load<u8x64>(q + 64 * (I / 2))), 15);
+}
+// Nibbles of two blocks of 16 bytes: low, high, low, high.
+KERNELS_INLINE u8x64 nibbles32(const uint8_t* a, const uint8_t* b) {
+  return mask(shift_quarters<0, 4, 0, 4>(two_pairs(a, b)), 15);
+}
+
+// ---- super-blocks of 256 -------------------------------------------------------------------------
+
+struct SixBitPairs {
+  static constexpr int BLOCK = 256, GROUP = 32, OFFSET = 0;
+  static constexpr bool MINIMUM = true, SWAPPED = true;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b, int) {
+    // In general registers, which are idle here: the compiler would use the vector pipes.
+    const uint64_t ac = load<uint64_t>(b + 4), e = load<uint32_t>(b + 12);
+    const uint64_t low = ac & 0x3f3f3f3f3f3f3f3full, high = (ac >> 2) & 0x3030303030303030ull;
+    uint64_t s = (uint32_t)low | ((e & 0x0f0f0f0f) | (uint32_t)high) << 32;
+    uint64_t m = low >> 32 | ((e >> 4 & 0x0f0f0f0f) | high >> 32) << 32;
+    asm("" : "+r"(s), "+r"(m));
+#if defined(KERNELS_AVX512)
+    // d and -dmin, converted together and spread over the halves.
+    const __m128i h = _mm_cvtsi32_si128((int)(load<uint32_t>(b) ^ 0x80000000u));
+    const f32x16 d = (f32x16)_mm512_permutexvar_ps(
+        _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1),
+        _mm512_castps128_ps512(_mm_cvtph_ps(h)));
+#else
+    const f32x16 d = lower_upper(half(b), -half(b + 2));
+#endif
+    return bytes_to_floats(s, m) * d;
+  }
+};
+
+struct Q4_K : SixBitPairs {
+  static constexpr int TYPE = 12, BYTES = 144, TOP = 15;
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+    return nibbles64<I>(b + 16);
+  }
+};
+
+struct Q5_K : SixBitPairs {
+  static constexpr int TYPE = 13, BYTES = 176, TOP = 31;
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+    constexpr int G = 4 * (I / 2) + I % 2;  // the groups of these codes: G and G + 2
+    return nibbles64<I>(b + 48) | mask(shift_halves<G - 4, G - 2>(twice(b + 16)), 16);
+  }
+};
+
+struct Q6_K {
+  static constexpr int TYPE = 14, BLOCK = 256, BYTES = 210, GROUP = 16, TOP = 63, OFFSET = 32;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE void scales(const uint8_t* b, int, f32x16& s, f32x16&) {
+    s = to_float(widen(load<i8x16>(b + 192))) * all(half(b + 208));
+  }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+    constexpr int H = I / 2, O = 4 * (I % 2);
+    const u8x64 low = mask(shift<O>(load<u8x64>(b + 64 * H)), 15);
+    return low | mask(shift_halves<O - 4, O - 2>(twice(b + 128 + 32 * H)), 0x30);
+  }
+};
+
+struct Q2_K {
+  static constexpr int TYPE = 10, BLOCK = 256, BYTES = 84, GROUP = 16, TOP = 3, OFFSET = 0;
+  static constexpr bool MINIMUM = true, SWAPPED = false;
+  KERNELS_INLINE void scales(const uint8_t* b, int, f32x16& s, f32x16& m) {
+    const u8x16 v = load<u8x16>(b);
+    s = to_float(widen(v & 15)) * all(half(b + 80));
+    m = to_float(widen(v >> 4)) * all(-half(b + 82));
+  }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+    constexpr int O = 4 * (I % 2);
+    return mask(shift_halves<O, O + 2>(twice(b + 16 + 32 * (I / 2))), 3);
+  }
+};
+
+struct Q3_K {
+  static constexpr int TYPE = 11, BLOCK = 256, BYTES = 110, GROUP = 16, TOP = 7, OFFSET = 4;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE void scales(const uint8_t* b, int, f32x16& s, f32x16&) {
+    const uint64_t low = load<uint64_t>(b + 96), t = load<uint32_t>(b + 104);
+    const uint64_t nibbles = 0x0f0f0f0f0f0f0f0full, pairs = 0x3030303030303030ull;
+    const uint64_t first = (low & nibbles) | (((t << 4) | (t << 2 & ~3ull) << 32) & pairs);
+    const uint64_t second = (low >> 4 & nibbles) | ((t | (t >> 2) << 32) & pairs);
+    s = (bytes_to_floats(first, second) - all(32.f)) * all(half(b + 108));
+  }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+    constexpr int O = 4 * (I % 2);
+    const u8x64 low = mask(shift_halves<O, O + 2>(twice(b + 32 + 32 * (I / 2))), 3);
+    return low | mask(shift_halves<2 * I - 2, 2 * I - 1>(twice(b)), 4);
+  }
+};
+
+// The 16 values that four bits stand for, plus the bias of signed codes.
+KERNELS_INLINE u8x16 iq4_values() {
+  const i8x16 v = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  return (u8x16)v ^ (uint8_t)BIAS;
+}
+
+struct IQ4_XS {
+  static constexpr int TYPE = 23, BLOCK = 256, BYTES = 136, GROUP = 32, TOP = 255, OFFSET = BIAS;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b, int) {
+    const uint64_t s = spread<4>(load<uint32_t>(b + 4)) | spread<2>(load<uint16_t>(b + 2)) << 4;
+    return (bytes_to_floats(s, s) - all(32.f)) * all(half(b));
+  }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+    return lookup(iq4_values(), nibbles32(b + 8 + 32 * I, b + 24 + 32 * I));
+  }
+  // The lowest 8 fields of BITS bits, one to each byte.
+  template <int BITS> KERNELS_INLINE uint64_t spread(uint64_t v) {
+#if defined(__BMI2__)
+    return _pdep_u64(v, 0x0101010101010101ull * ((1 << BITS) - 1));
+#else
+    uint64_t r = 0;
+    for (int i = 0; i < 8; i++) r |= (v >> BITS * i & ((1 << BITS) - 1)) << 8 * i;
+    return r;
+#endif
+  }
+};
+
+// ---- blocks of 32, eight of them together --------------------------------------------------------
+
+template <int TYPE_, int BYTES_, int TOP_, int OFFSET_, bool MINIMUM_> struct Small {
+  static constexpr int TYPE = TYPE_, BLOCK = 32, BYTES = BYTES_, GROUP = 32, TOP = TOP_;
+  static constexpr int OFFSET = OFFSET_;
+  static constexpr bool MINIMUM = MINIMUM_, SWAPPED = false;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b, int groups) {
+    // Put together in general registers: a store of halves and a load of all would stall.
+    uint64_t s[2] = {0, 0}, m[2] = {0, 0};
+    if (groups == 8) {
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; g++) gather(b, g, s, m);
+    } else {
+      for (int g = 0; g < groups; g++) gather(b, g, s, m);
+    }
+    const uint64_t h[4] = {s[0], s[1], MINIMUM ? m[0] : s[0], MINIMUM ? m[1] : s[1]};
+    return halves(h);
+  }
+  KERNELS_INLINE void gather(const uint8_t* b, int g, uint64_t* s, uint64_t* m) {
+    s[g / 4] |= (uint64_t)load<uint16_t>(b + g * BYTES) << 16 * (g % 4);
+    if (MINIMUM) m[g / 4] |= (uint64_t)load<uint16_t>(b + g * BYTES + 2) << 16 * (g % 4);
+  }
+  // The second of the two blocks of codes I, or the first again where the row ends between them.
+  template <int I> KERNELS_INLINE const uint8_t* second(const uint8_t* b, int groups) {
+    return b + (2 * I + 1 < groups ? 2 * I + 1 : 2 * I) * BYTES;
+  }
+};
+
+struct Q4_0 : Small<2, 18, 15, 8, false> {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    return nibbles32(b + 2 * I * BYTES + 2, second<I>(b, groups) + 2);
+  }
+};
+
+struct Q4_1 : Small<3, 20, 15, 0, true> {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    return nibbles32(b + 2 * I * BYTES + 4, second<I>(b, groups) + 4);
+  }
+};
+
+struct IQ4_NL : Small<20, 18, 255, BIAS, false> {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    return lookup(iq4_values(), nibbles32(b + 2 * I * BYTES + 2, second<I>(b, groups) + 2));
+  }
+};
+
+// Nibbles, and a fifth bit of each of the 32 in four bytes before them.
+template <int AT> KERNELS_INLINE u8x64 five_bits(const uint8_t* a, const uint8_t* b) {
+  const uint64_t high = load<uint32_t>(a + AT) | (uint64_t)load<uint32_t>(b + AT) << 32;
+  return nibbles32(a + AT + 4, b + AT + 4) | mask(spread_bits(high), 16);
+}
+
+struct Q5_0 : Small<6, 22, 31, 16, false> {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    return five_bits<2>(b + 2 * I * BYTES, second<I>(b, groups));
+  }
+};
+
+struct Q5_1 : Small<7, 24, 31, 0, true> {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    return five_bits<4>(b + 2 * I * BYTES, second<I>(b, groups));
+  }
+};
+
+struct Q8_0 : Small<8, 34, 255, BIAS, false> {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    return two_halves(b + 2 * I * BYTES + 2, second<I>(b, groups) + 2) ^ splat<uint8_t>(BIAS);
+  }
+};
+
+// ---- floats --------------------------------------------------------------------------------------
+
+struct F32 {
+  static constexpr int TYPE = 0, BYTES = 4;
+  KERNELS_INLINE f32x16 sixteen(const uint8_t* p) { return load<f32x16>(p); }
+};
+
+struct F16 {
+  static constexpr int TYPE = 1, BYTES = 2;
+  KERNELS_INLINE f32x16 sixteen(const uint8_t* p) { return halves(p); }
+};
+
+struct BF16 {
+  static constexpr int TYPE = 30, BYTES = 2;
+  KERNELS_INLINE f32x16 sixteen(const uint8_t* p) { return upper_halves(p); }
+};
+
+}  // namespace kernels

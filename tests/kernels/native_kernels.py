@@ -1,0 +1,238 @@
+"""The CPU kernels' objects, compiled once per session and called by ctypes: no MLX."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SOURCES = Path(__file__).parents[2] / "mlxrun" / "kernels" / "cpu"
+COMPILE = ["g++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+FLAGS = {
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
+    + ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "portable": [],
+}
+
+GATES = {"silu": 1, "gelu_tanh": 2, "clamped_swiglu": 3}
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [
+        ("blocks", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
+        ("type", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+    ]
+
+
+class Product(ctypes.Structure):
+    _fields_ = [
+        ("matrices", ctypes.POINTER(Matrix)),
+        ("count", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("planes", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("x", ctypes.c_void_p),
+        ("normed", ctypes.c_int32),
+        ("eps", ctypes.c_float),
+        ("norm", ctypes.c_void_p),
+        ("biases", ctypes.POINTER(ctypes.c_void_p)),
+        ("gate", ctypes.c_int32),
+        ("residual", ctypes.c_void_p),
+        ("outs", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+
+class Experts(ctypes.Structure):
+    _fields_ = [
+        ("matrices", ctypes.POINTER(Matrix)),
+        ("count", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("planes", ctypes.c_int32),
+        ("experts", ctypes.c_int32),
+        ("tokens", ctypes.c_int32),
+        ("used", ctypes.c_int32),
+        ("rows_per_token", ctypes.c_int32),
+        ("x", ctypes.c_void_p),
+        ("chosen", ctypes.c_void_p),
+        ("biases", ctypes.POINTER(ctypes.c_void_p)),
+        ("gate", ctypes.c_int32),
+        ("outs", ctypes.POINTER(ctypes.c_void_p)),
+    ]
+
+
+class Take(ctypes.Structure):
+    _fields_ = [
+        ("matrix", Matrix),
+        ("columns", ctypes.c_int32),
+        ("count", ctypes.c_int32),
+        ("ids", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    ]
+
+
+class Core(ctypes.Structure):
+    _fields_ = [
+        ("abi", ctypes.c_int32),
+        ("threads", ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_double, ctypes.c_int32)),
+        ("add", ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)),
+        ("known", ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int32)),
+        ("product", ctypes.CFUNCTYPE(None, ctypes.POINTER(Product))),
+        ("experts", ctypes.CFUNCTYPE(None, ctypes.POINTER(Experts))),
+        ("take", ctypes.CFUNCTYPE(None, ctypes.POINTER(Take))),
+    ]
+
+
+Array = npt.NDArray[Any]
+
+
+@functools.cache
+def folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="kernels-"))
+
+
+@functools.cache
+def processor() -> list[str]:
+    """The instruction sets that this machine can run, best first."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        words = set()
+    found = [n for n, w in (("avx512", "avx512_vnni"), ("avx2", "avx2")) if w in words]
+    return [*found, "portable"]
+
+
+def compile_all(isa: str, names: Sequence[str]) -> None:
+    """Compile the core and these types, two at a time."""
+    jobs = [("core", ["core.cpp"])]
+    jobs += [(name, [f"-DKERNELS_TYPE={name}", "format.cpp"]) for name in names]
+    running: list[subprocess.Popen[bytes]] = []
+    for name, rest in jobs:
+        target = folder() / f"{name}-{isa}.so"
+        if target.exists():
+            continue
+        if len(running) >= (os.cpu_count() or 1):
+            assert running.pop(0).wait() == 0
+        command = [*COMPILE, *WARNINGS, *FLAGS[isa], *rest, "-o", str(target)]
+        running.append(subprocess.Popen(command, cwd=SOURCES))
+    for process in running:
+        assert process.wait() == 0
+
+
+@functools.cache
+def core(isa: str) -> Core:
+    compile_all(isa, ())
+    library = ctypes.CDLL(str(folder() / f"core-{isa}.so"))
+    library.mlxrun_core.restype = ctypes.POINTER(Core)
+    table: Core = library.mlxrun_core().contents
+    table.threads(2, 2e-5, 0)
+    return table
+
+
+def add(isa: str, name: str) -> None:
+    """Make a type known to the core."""
+    compile_all(isa, (name,))
+    library = ctypes.CDLL(str(folder() / f"{name}-{isa}.so"))
+    library.mlxrun_format.restype = ctypes.c_void_p
+    assert core(isa).add(library.mlxrun_format()) == 0
+
+
+def address(array: Array | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def pointers(arrays: Sequence[Array | None]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*map(address, arrays))
+
+
+def matrix(blocks: Array, kind: int, order: Array | None = None) -> Matrix:
+    return Matrix(address(blocks), address(order), kind, blocks.shape[-2])
+
+
+def product(
+    isa: str,
+    matrices: Sequence[Matrix],
+    x: Array,
+    planes: int,
+    *,
+    normed: bool = False,
+    norm: Array | None = None,
+    eps: float = 0.0,
+    biases: Sequence[Array | None] | None = None,
+    gate: int = 0,
+    residual: Array | None = None,
+) -> list[Array]:
+    x = np.ascontiguousarray(x, np.float32)
+    rows, columns = x.shape
+    widths = [m.rows for m in (matrices[::2] if gate else matrices)]
+    outs = [np.full((rows, width), 7, np.float32) for width in widths]
+    call = Product(
+        (Matrix * len(matrices))(*matrices),
+        len(matrices),
+        columns,
+        planes,
+        rows,
+        address(x),
+        normed,
+        eps,
+        address(norm),
+        None if biases is None else pointers(biases),
+        gate,
+        address(residual),
+        pointers(outs),
+    )
+    core(isa).product(ctypes.byref(call))
+    return outs
+
+
+def experts(
+    isa: str,
+    matrices: Sequence[Matrix],
+    x: Array,
+    chosen: Array,
+    count: int,
+    planes: int,
+    *,
+    biases: Sequence[Array | None] | None = None,
+    gate: int = 0,
+) -> list[Array]:
+    """x (tokens, 1 or used, columns), chosen (tokens, used)."""
+    x = np.ascontiguousarray(x, np.float32)
+    chosen = np.ascontiguousarray(chosen, np.uint32)
+    widths = [m.rows for m in (matrices[::2] if gate else matrices)]
+    outs = [np.full((*chosen.shape, width), 7, np.float32) for width in widths]
+    call = Experts(
+        (Matrix * len(matrices))(*matrices),
+        len(matrices),
+        x.shape[-1],
+        planes,
+        count,
+        *chosen.shape,
+        x.shape[1],
+        address(x),
+        address(chosen),
+        None if biases is None else pointers(biases),
+        gate,
+        pointers(outs),
+    )
+    core(isa).experts(ctypes.byref(call))
+    return outs
+
+
+def take(isa: str, weights: Matrix, columns: int, ids: Sequence[int]) -> Array:
+    numbers = np.asarray(ids, np.int32)
+    out = np.full((len(numbers), columns), 7, np.float32)
+    call = Take(weights, columns, len(numbers), address(numbers), address(out))
+    core(isa).take(ctypes.byref(call))
+    return out
