@@ -32,11 +32,12 @@ class OpenFile:
         descriptor: of the open file, which becomes this object's.
 
     Attributes:
+        descriptor: open for as long as this object lives.
         size: in bytes, when it was opened.
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
         self.size = os.fstat(descriptor).st_size
 
@@ -49,7 +50,7 @@ class OpenFile:
         done = 0
         while done < len(buffer):
             part = buffer[done : done + _READ_AT_ONCE]
-            count = os.preadv(self._descriptor, [part], offset + done)
+            count = os.preadv(self.descriptor, [part], offset + done)
             if not count:
                 break
             done += count
@@ -102,6 +103,11 @@ class GGUFTensor:
     def elements(self) -> int:
         """The number of elements (weights, not bytes)."""
         return prod(self.shape)
+
+    @property
+    def descriptor(self) -> int:
+        """Of the file, open for as long as the tensor lives."""
+        return self._file.descriptor
 
     def raw(self) -> npt.NDArray[np.uint8]:
         """The stored bytes (nbytes,), read now.

@@ -1,0 +1,564 @@
+// Primitives of MLX's graph over the functions of `Core`, and the way in and out of Python.
+//
+// An operation is made once, with its constants (weights are inputs of the graph, so MLX keeps them
+// alive), and applied many times; each application is a primitive. Inputs that do not lie in order
+// are copied when they are computed, not when the graph is built: most of them lie in order, and
+// what is not in the graph costs nothing.
+//
+// Needs neither nanobind's nor Python's headers, so it does not depend on their versions: of an
+// array as a Python object it knows where nanobind puts the C++ object (`array_of`), which `start`
+// and `glue_probe` check, and of Python a few functions of the stable ABI.
+#include "kernels.h"
+#include "mapping.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "mlx/allocator.h"
+#include "mlx/array.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/utils.h"
+#include "mlx/version.h"
+
+namespace mx = mlx::core;
+
+// Of Python's stable ABI.
+struct PyObject;
+extern "C" {
+ptrdiff_t PyTuple_Size(PyObject*);
+PyObject* PyTuple_GetItem(PyObject*, ptrdiff_t);
+PyObject* PyList_New(ptrdiff_t);
+int PyList_SetItem(PyObject*, ptrdiff_t, PyObject*);
+PyObject* PyObject_CallObject(PyObject*, PyObject*);
+void PyErr_SetString(PyObject*, const char*);
+void Py_DecRef(PyObject*);
+extern PyObject* PyExc_TypeError;
+extern PyObject* PyExc_ValueError;
+extern PyObject* PyExc_RuntimeError;
+extern PyObject* PyExc_OSError;
+}
+
+namespace {
+
+using Arrays = std::vector<mx::array>;
+using Task = std::function<void()>;
+
+const kernels::Core* core = nullptr;
+
+// ---- arrays as Python objects --------------------------------------------------------------------
+
+struct NotAnArray : std::invalid_argument {
+  using std::invalid_argument::invalid_argument;
+};
+
+// How arrays look from outside: set by `glue_start`.
+struct Layout {
+  ptrdiff_t header = 0;        // bytes of PyObject
+  PyObject* type = nullptr;    // mx.array
+  PyObject* none = nullptr;
+  PyObject* create = nullptr;  // makes an array object, to be assigned to
+} layout;
+
+// A nanobind instance has the offset of its C++ object in 32 bits after Python's header; the object
+// follows these and 32 bits of flags. The type is the last word of the header, in free-threaded
+// builds of Python, too.
+mx::array& array_of(PyObject* object) {
+  char* start = reinterpret_cast<char*>(object);
+  PyObject* type;
+  int32_t offset;
+  std::memcpy(&type, start + layout.header - sizeof type, sizeof type);
+  std::memcpy(&offset, start + layout.header, sizeof offset);
+  if (type != layout.type) throw NotAnArray("an mx.array is needed");
+  if (offset != layout.header + 8) throw NotAnArray("an array that lies in another object");
+  return *reinterpret_cast<mx::array*>(start + offset);
+}
+
+PyObject* object_of(mx::array made) {
+  PyObject* object = PyObject_CallObject(layout.create, nullptr);
+  if (object) array_of(object) = std::move(made);
+  return object;
+}
+
+// Runs a function that makes a Python object; C++ exceptions become Python's.
+template <class Function>
+PyObject* guarded(Function function) {
+  try {
+    return function();
+  } catch (const NotAnArray& error) {
+    PyErr_SetString(PyExc_TypeError, error.what());
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+  } catch (const std::system_error& error) {
+    PyErr_SetString(PyExc_OSError, error.what());
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+void require(bool met, const char* otherwise) {
+  if (!met) throw std::invalid_argument(otherwise);
+}
+
+// ---- inputs as the kernels take them -------------------------------------------------------------
+
+// An input that does not lie in order, and where its copy goes.
+struct Copy {
+  const char* from;
+  char* to;
+  size_t itemsize;
+  mx::Shape shape;
+  mx::Strides strides;  // in items
+
+  void run() const {
+    size_t width = shape.empty() ? 1 : shape.back(), count = 1;
+    for (int size : shape) count *= size;
+    if (count == 0) return;
+    int64_t step = shape.empty() ? 1 : strides.back();
+    std::vector<int> at(shape.size(), 0);
+    for (char* out = to; out != to + count * itemsize; out += width * itemsize) {
+      int64_t place = 0;
+      for (size_t axis = 0; axis + 1 < at.size(); axis++) place += at[axis] * strides[axis];
+      const char* row = from + place * static_cast<int64_t>(itemsize);
+      if (step == 1) {
+        std::memcpy(out, row, width * itemsize);
+      } else {
+        for (size_t i = 0; i < width; i++) {
+          std::memcpy(out + i * itemsize, row + static_cast<int64_t>(i * itemsize) * step,
+                      itemsize);
+        }
+      }
+      for (int axis = static_cast<int>(at.size()) - 2; axis >= 0; axis--) {
+        if (++at[axis] < shape[axis]) break;
+        at[axis] = 0;
+      }
+    }
+  }
+};
+
+// Where the numbers of inputs are once the copies have run.
+class Reader {
+ public:
+  explicit Reader(mx::cpu::CommandEncoder& encoder) : encoder_(encoder) {}
+
+  // In row-major order.
+  template <class T>
+  const T* dense(const mx::array& input) {
+    return input.flags().row_contiguous ? input.data<T>() : copied<T>(input);
+  }
+
+  // With strides, but the numbers of the last axis together.
+  template <class T>
+  const T* rows(const mx::array& input, mx::Strides& strides) {
+    bool together = input.strides(-1) == 1 || input.shape(-1) == 1;
+    const T* numbers = together ? input.data<T>() : copied<T>(input);
+    strides = together ? input.strides() : dense_strides(input.shape());
+    return numbers;
+  }
+
+  std::vector<Copy> copies;
+
+ private:
+  static mx::Strides dense_strides(const mx::Shape& shape) {
+    mx::Strides strides(shape.size(), 1);
+    for (int i = static_cast<int>(shape.size()) - 1; i > 0; i--) {
+      strides[i - 1] = strides[i] * shape[i];
+    }
+    return strides;
+  }
+
+  template <class T>
+  const T* copied(const mx::array& input) {
+    mx::array copy(input.shape(), input.dtype(), nullptr, {});
+    copy.set_data(mx::allocator::malloc(copy.nbytes()));
+    encoder_.add_temporary(copy);
+    copies.push_back({input.data<char>(), copy.data<char>(), input.itemsize(), input.shape(),
+                      input.strides()});
+    return copy.data<T>();
+  }
+
+  mx::cpu::CommandEncoder& encoder_;
+};
+
+// ---- operations ----------------------------------------------------------------------------------
+
+// Constants that an operation may lack have this index.
+constexpr int ABSENT = -1;
+
+class Operation {
+ public:
+  virtual ~Operation() = default;
+  virtual const char* name() const = 0;
+  // Of the outputs. Throws where the inputs do not fit; constants come last among them.
+  virtual std::vector<mx::Shape> shapes(const Arrays& in) const = 0;
+  virtual Task task(const Arrays& in, Arrays& out, Reader& reader) const = 0;
+  // The type of each input as the kernels take it. The first of a kind stands for those beyond.
+  virtual mx::Dtype dtype(size_t) const { return mx::float32; }
+  // Whether the results have the first input's type, rather than float32.
+  virtual bool as_input() const { return true; }
+  virtual void allocate(mx::array& out) const {
+    out.set_data(mx::allocator::malloc(out.nbytes()));
+  }
+
+  // How many inputs an application may have besides the constants.
+  size_t least = 1, most = 1;
+  Arrays constants;
+
+  // Takes a tuple's item as a constant; None is absent.
+  int constant(PyObject* tuple, ptrdiff_t index) {
+    PyObject* item = PyTuple_GetItem(tuple, index);
+    if (item == layout.none) return ABSENT;
+    const mx::array& given = array_of(item);
+    require(given.status() != mx::array::Status::unscheduled && given.flags().row_contiguous,
+            "constants must be evaluated, in row-major order");
+    constants.push_back(given);
+    return static_cast<int>(constants.size()) - 1;
+  }
+
+ protected:
+  // How many of the inputs are none of the constants.
+  size_t given(const Arrays& in) const { return in.size() - constants.size(); }
+
+  template <class T>
+  const T* pointer(const Arrays& in, int constant) const {
+    return constant == ABSENT ? nullptr : in[given(in) + constant].data<T>();
+  }
+};
+
+class Applied : public mx::Primitive {
+ public:
+  Applied(mx::Stream stream, std::shared_ptr<const Operation> operation)
+      : mx::Primitive(stream), operation_(std::move(operation)) {}
+
+  void eval_cpu(const Arrays& in, Arrays& out) override {
+    auto& encoder = mx::cpu::get_command_encoder(stream());
+    for (const mx::array& input : in) encoder.set_input_array(input);
+    bool empty = true;
+    for (mx::array& output : out) {
+      operation_->allocate(output);
+      encoder.set_output_array(output);
+      empty = empty && output.size() == 0;
+    }
+    if (empty) return;
+    Reader reader(encoder);
+    Task task = operation_->task(in, out, reader);
+    if (reader.copies.empty()) {
+      encoder.dispatch(std::move(task));
+      return;
+    }
+    encoder.dispatch([task = std::move(task), copies = std::move(reader.copies)] {
+      for (const Copy& copy : copies) copy.run();
+      task();
+    });
+  }
+  void eval_gpu(const Arrays&, Arrays&) override {
+    throw std::runtime_error("block kernels of the CPU cannot run on a GPU's stream");
+  }
+  const char* name() const override { return operation_->name(); }
+  // Of the same inputs, which include the constants.
+  bool is_equivalent(const mx::Primitive& other) const override {
+    return static_cast<const Applied&>(other).operation_ == operation_;
+  }
+  std::vector<mx::Shape> output_shapes(const Arrays& in) override {
+    return operation_->shapes(in);
+  }
+
+ private:
+  std::shared_ptr<const Operation> operation_;
+};
+
+mx::array converted(const mx::array& input, mx::Dtype wanted, mx::Stream stream) {
+  if (input.dtype() == wanted) return input;
+  bool floats = wanted == mx::float32;
+  bool fits = floats ? mx::issubdtype(input.dtype(), mx::floating) && input.itemsize() < 8
+                     : wanted != mx::bool_ && mx::issubdtype(input.dtype(), mx::integer);
+  require(fits, floats                ? "floating-point numbers of at most 32 bits are needed"
+                : wanted == mx::bool_ ? "a mask must be of booleans"
+                                      : "indices must be integers");
+  return mx::astype(input, wanted, stream);
+}
+
+Arrays apply(const std::shared_ptr<const Operation>& operation, Arrays in) {
+  require(in.size() >= operation->least && in.size() <= operation->most,
+          "another number of inputs");
+  mx::Stream stream = mx::default_stream(mx::Device(mx::Device::cpu));
+  mx::Dtype kind = operation->as_input() ? in[0].dtype() : mx::float32;
+  for (size_t i = 0; i < in.size(); i++) in[i] = converted(in[i], operation->dtype(i), stream);
+  in.insert(in.end(), operation->constants.begin(), operation->constants.end());
+  std::vector<mx::Shape> shapes = operation->shapes(in);
+  auto primitive = std::make_shared<Applied>(stream, operation);
+  Arrays out;
+  if (shapes.size() == 1) {
+    out.push_back(mx::array(shapes[0], mx::float32, std::move(primitive), std::move(in)));
+  } else {
+    std::vector<mx::Dtype> dtypes(shapes.size(), mx::float32);
+    out = mx::array::make_arrays(std::move(shapes), dtypes, primitive, in);
+  }
+  if (kind != mx::float32) {
+    for (mx::array& output : out) output = mx::astype(output, kind, stream);
+  }
+  return out;
+}
+
+// ---- matrices ------------------------------------------------------------------------------------
+
+// A matrix among an operation's constants.
+struct Weights {
+  int32_t type, rows;
+  int blocks, order, bias;
+};
+
+std::vector<Weights> weights_of(Operation& operation, int count, const int32_t* types,
+                                PyObject* constants) {
+  std::vector<Weights> weights;
+  for (int i = 0; i < count; i++) {
+    int blocks = operation.constant(constants, 3 * i);
+    require(blocks != ABSENT, "a matrix has no blocks");
+    int32_t rows = operation.constants[blocks].shape(-2);
+    weights.push_back({types[i], rows, blocks, operation.constant(constants, 3 * i + 1),
+                       operation.constant(constants, 3 * i + 2)});
+  }
+  return weights;
+}
+
+class Product : public Operation {
+ public:
+  const char* name() const override { return "BlockProduct"; }
+
+  std::vector<mx::Shape> shapes(const Arrays& in) const override {
+    const mx::array& x = in[0];
+    require(x.ndim() > 0 && x.shape(-1) == columns, "x has another number of columns");
+    std::vector<mx::Shape> shapes(gate ? 1 : weights.size(), x.shape());
+    for (size_t i = 0; i < shapes.size(); i++) shapes[i].back() = weights[i].rows;
+    require(given(in) == 1 || in[1].shape() == shapes[0], "the residual has another shape");
+    return shapes;
+  }
+
+  Task task(const Arrays& in, Arrays& out, Reader& reader) const override {
+    kernels::Product product = {};
+    product.count = static_cast<int32_t>(weights.size());
+    product.columns = columns, product.planes = planes;
+    product.rows = static_cast<int32_t>(in[0].size() / columns);
+    product.x = reader.dense<float>(in[0]);
+    product.normed = normed, product.eps = eps, product.norm = pointer<float>(in, norm);
+    product.gate = gate;
+    if (given(in) > 1) product.residual = reader.dense<float>(in[1]);
+    std::vector<kernels::Matrix> matrices;
+    std::vector<const float*> biases;
+    std::vector<float*> outs;
+    for (const Weights& w : weights) {
+      matrices.push_back({pointer<uint8_t>(in, w.blocks), pointer<int32_t>(in, w.order), w.type,
+                          w.rows});
+      biases.push_back(pointer<float>(in, w.bias));
+    }
+    for (mx::array& output : out) outs.push_back(output.data<float>());
+    return [product, matrices = std::move(matrices), biases = std::move(biases),
+            outs = std::move(outs)]() mutable {
+      product.matrices = matrices.data(), product.biases = biases.data();
+      product.outs = outs.data();
+      core->product(&product);
+    };
+  }
+
+  std::vector<Weights> weights;
+  int32_t columns, planes, normed, gate;
+  float eps;
+  int norm;
+};
+
+class Take : public Operation {
+ public:
+  const char* name() const override { return "BlockTake"; }
+  mx::Dtype dtype(size_t) const override { return mx::int32; }
+  bool as_input() const override { return false; }
+
+  std::vector<mx::Shape> shapes(const Arrays& in) const override {
+    mx::Shape shape = in[0].shape();
+    shape.push_back(columns);
+    return {shape};
+  }
+
+  Task task(const Arrays& in, Arrays& out, Reader& reader) const override {
+    kernels::Take take = {};
+    take.matrix = {pointer<uint8_t>(in, weights.blocks), pointer<int32_t>(in, weights.order),
+                   weights.type, weights.rows};
+    take.columns = columns, take.count = static_cast<int32_t>(in[0].size());
+    take.ids = reader.dense<int32_t>(in[0]), take.out = out[0].data<float>();
+    return [take] { core->take(&take); };
+  }
+
+  Weights weights;
+  int32_t columns;
+};
+
+// ---- mapped files as arrays ----------------------------------------------------------------------
+
+// How far an allocated buffer's memory is from its handle: MLX's CPU allocator says so by plain
+// arithmetic, and then any memory can be a buffer. 0: by another rule.
+ptrdiff_t buffer_header() {
+  ptrdiff_t header = 0;
+  for (size_t size : {16, 1 << 16}) {
+    mx::array probe(mx::Shape{static_cast<int>(size)}, mx::uint8, nullptr, {});
+    probe.set_data(mx::allocator::malloc(size));
+    mx::allocator::Buffer buffer = probe.buffer();
+    ptrdiff_t found = static_cast<char*>(buffer.raw_ptr()) - static_cast<char*>(buffer.ptr());
+    if (found != sizeof(size_t) || (header && found != header)) return 0;
+    header = found;
+  }
+  return header;
+}
+
+template <class Array>
+void set_foreign(Array& array, mx::allocator::Buffer buffer,
+                 std::function<void(mx::allocator::Buffer)> drop) {
+  if constexpr (requires { array.set_data(buffer, drop); }) {
+    array.set_data(buffer, drop);
+  } else {  // since 0.32.4
+    array.set_data(typename Array::Data(buffer, drop));
+  }
+}
+
+// Bytes of a mapped file, without a copy. Whole pages become an array, of which the bytes are a
+// view: a GPU can only take whole pages, and one way serves all.
+mx::array adopted(const std::shared_ptr<mapping::Mapping>& mapped, size_t offset, mx::Shape shape) {
+  size_t bytes = 1, page = mapping::page_size, first = offset / page;
+  for (int size : shape) bytes *= size;
+  int pages = static_cast<int>((offset + bytes + page - 1) / page - first);
+  char* start = mapped->data + first * page;
+  static const ptrdiff_t header = buffer_header();
+  mx::Shape whole{pages, static_cast<int>(page)};
+  mx::array base(whole, mx::uint8, nullptr, {});
+  if (header) {
+    set_foreign(base, mx::allocator::Buffer(start - header), [mapped](mx::allocator::Buffer) {});
+    base.set_status(mx::array::Status::available);
+  } else {
+    base = mx::array(start, whole, mx::uint8, [mapped](void*) {});
+  }
+  mx::array view(shape, mx::uint8, nullptr, {});
+  view.copy_shared_buffer(base, view.strides(), base.flags(), bytes,
+                          static_cast<int64_t>(offset - first * page));
+  view.set_status(mx::array::Status::available);
+  return view;
+}
+
+using Handle = std::shared_ptr<const Operation>;
+
+template <class Made>
+void* handle(std::shared_ptr<Made> made) {
+  return new Handle(std::move(made));
+}
+
+}  // namespace
+
+// ---- called by native.py -------------------------------------------------------------------------
+
+extern "C" {
+
+// Which interface this was compiled for: of the kernels, and of MLX.
+int32_t glue_abi() { return kernels::ABI; }
+int32_t glue_mlx() { return MLX_VERSION_NUMERIC; }
+const char* glue_mlx_version() { return mx::version(); }
+
+// Python objects given here stay alive for as long as the process. -1: a core of another version.
+int32_t glue_start(const kernels::Core* functions, ptrdiff_t header, PyObject* type,
+                   PyObject* none, PyObject* create) {
+  if (functions->abi != kernels::ABI) return -1;
+  core = functions;
+  layout = {header, type, none, create};
+  return 0;
+}
+
+void glue_threads(int32_t count, double spin, int32_t pinned) { core->threads(count, spin, pinned); }
+int32_t glue_add(const kernels::Format* format) { return core->add(format); }
+
+// What an array object looks like: (dimensions, bytes per item, shape...), so that Python can
+// compare it with what it knows.
+int32_t glue_probe(PyObject* object, int32_t* found, int32_t size) {
+  PyObject* done = guarded([&] {
+    const mx::array& array = array_of(object);
+    found[0] = static_cast<int32_t>(array.ndim());
+    found[1] = static_cast<int32_t>(array.itemsize());
+    for (int i = 0; i < found[0] && i + 2 < size; i++) found[i + 2] = array.shape(i);
+    return object;
+  });
+  return done ? 0 : -1;
+}
+
+// A list of the results of an operation for a tuple of arrays; or the one result.
+PyObject* glue_apply(const void* operation, PyObject* inputs) {
+  return guarded([&]() -> PyObject* {
+    Arrays in;
+    ptrdiff_t count = PyTuple_Size(inputs);
+    const Handle& applied = *static_cast<const Handle*>(operation);
+    in.reserve(count + applied->constants.size());
+    for (ptrdiff_t i = 0; i < count; i++) in.push_back(array_of(PyTuple_GetItem(inputs, i)));
+    Arrays out = apply(applied, std::move(in));
+    PyObject* list = PyList_New(static_cast<ptrdiff_t>(out.size()));
+    for (size_t i = 0; list && i < out.size(); i++) {
+      PyObject* item = object_of(std::move(out[i]));
+      if (!item) {
+        Py_DecRef(list);
+        return nullptr;
+      }
+      PyList_SetItem(list, static_cast<ptrdiff_t>(i), item);
+    }
+    return list;
+  });
+}
+
+void glue_free(const void* operation) { delete static_cast<const Handle*>(operation); }
+
+void* glue_product(int32_t count, const int32_t* types, int32_t columns, int32_t planes,
+                   int32_t normed, float eps, int32_t gate, int32_t residual, PyObject* constants) {
+  void* made = nullptr;
+  guarded([&]() -> PyObject* {
+    auto product = std::make_shared<Product>();
+    product->weights = weights_of(*product, count, types, constants);
+    product->norm = product->constant(constants, 3 * count);
+    product->columns = columns, product->planes = planes, product->normed = normed;
+    product->eps = eps, product->gate = gate;
+    product->least = product->most = residual ? 2 : 1;
+    made = handle(product);
+    return nullptr;
+  });
+  return made;
+}
+
+void* glue_take(int32_t type, int32_t columns, PyObject* constants) {
+  void* made = nullptr;
+  guarded([&]() -> PyObject* {
+    auto take = std::make_shared<Take>();
+    take->weights = weights_of(*take, 1, &type, constants)[0];
+    take->columns = columns;
+    made = handle(take);
+    return nullptr;
+  });
+  return made;
+}
+
+// Bytes of an open file as an array of a shape (uint8); `id` becomes that of the mapping.
+PyObject* glue_map(int32_t descriptor, int64_t offset, const int32_t* shape, int32_t dimensions,
+                   int64_t* id) {
+  return guarded([&] {
+    auto mapped = mapping::Mapping::of(descriptor);
+    size_t end = static_cast<size_t>(offset), bytes = 1;
+    for (int i = 0; i < dimensions; i++) bytes *= shape[i];
+    require(end + bytes <= mapped->length, "the file has ended before");
+    *id = mapped->id;
+    return object_of(adopted(mapped, end, mx::Shape(shape, shape + dimensions)));
+  });
+}
+
+// How often a mapped file was found to have been cut, to be read at any time.
+const int32_t* glue_cuts() { return reinterpret_cast<const int32_t*>(&mapping::cuts); }
+int64_t glue_first_missing(int64_t id) { return mapping::first_missing(id); }
+
+}  // extern "C"

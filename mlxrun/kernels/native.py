@@ -1,0 +1,237 @@
+"""The compiled kernels as functions of MLX arrays."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import mlx.core as mx
+
+from converters.errors import GGUFError
+from converters.gguf.tensor import GGUFTensor
+from converters.gguf.types import GGMLType
+from mlxrun.kernels.matrix import HeadsSpec, Matrix
+
+__all__ = ["Kernels", "Native"]
+
+GATES: Final = {"silu": 1, "gelu_tanh": 2, "clamped_swiglu": 3}
+
+_INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+_OBJECT, _INTS = ctypes.py_object, ctypes.POINTER(ctypes.c_int32)
+
+
+class LayoutError(Exception):
+    """The compiled objects do not fit this Python, MLX or each other."""
+
+
+class Native:
+    """The loaded objects: the core, the types that it knows, and the glue to MLX.
+
+    Args:
+        core, glue: the libraries.
+        formats: the library of each type.
+
+    Raises:
+        LayoutError: they do not fit.
+        OSError: one cannot be loaded.
+    """
+
+    def __init__(self, core: Path, glue: Path, formats: Mapping[GGMLType, Path]) -> None:
+        self._libraries = [ctypes.CDLL(str(core))]
+        self.glue = ctypes.PyDLL(str(glue))
+        self._declare()
+        functions = self._libraries[0].mlxrun_core
+        functions.restype = _POINTER
+        blank = mx.array(0.0)
+        # Referred to by the library from now on.
+        self._create = blank.__copy__
+        if self.glue.glue_start(functions(), object.__basicsize__, mx.array, None, self._create):
+            raise LayoutError("the kernels are of another version")
+        self._probe()
+        self.types: set[GGMLType] = set()
+        self.add(formats)
+        self._cuts = _INT.from_address(self.glue.glue_cuts())
+
+    def add(self, formats: Mapping[GGMLType, Path]) -> None:
+        """Load the kernels of more types."""
+        for type, path in formats.items():
+            library = ctypes.CDLL(str(path))
+            library.mlxrun_format.restype = _POINTER
+            self._libraries.append(library)
+            if self.glue.glue_add(library.mlxrun_format()):
+                raise LayoutError(f"the kernels of {type.name} are of another version")
+            self.types.add(type)
+
+    def operation(self, name: str, *arguments: Any) -> Any:
+        """A new operation of the glue, by the function that makes it."""
+        return getattr(self.glue, name)(*arguments)
+
+    def _declare(self) -> None:
+        glue = self.glue
+        free = glue.glue_free
+        free.argtypes, free.restype = [_POINTER], None
+
+        class Operation(ctypes.c_void_p):
+            def __del__(self) -> None:
+                free(self)
+
+        def declare(name: str, result: Any, *arguments: Any) -> None:
+            function = getattr(glue, name)
+            function.restype, function.argtypes = result, arguments
+
+        declare("glue_start", _INT, _POINTER, ctypes.c_ssize_t, _OBJECT, _OBJECT, _OBJECT)
+        declare("glue_threads", None, _INT, ctypes.c_double, _INT)
+        declare("glue_add", _INT, _POINTER)
+        declare("glue_probe", _INT, _OBJECT, _INTS, _INT)
+        declare("glue_apply", _OBJECT, _POINTER, _OBJECT)
+        declare("glue_cuts", _POINTER)
+        declare("glue_first_missing", ctypes.c_int64, ctypes.c_int64)
+        declare(
+            "glue_map", _OBJECT, _INT, ctypes.c_int64, _INTS, _INT, ctypes.POINTER(ctypes.c_int64)
+        )
+        declare(
+            "glue_product", Operation, _INT, _INTS, _INT, _INT, _INT, _FLOAT, _INT, _INT, _OBJECT
+        )
+        declare("glue_take", Operation, _INT, _INT, _OBJECT)
+
+    def _probe(self) -> None:
+        """Compare what the glue sees in an array with what it is."""
+        found = (_INT * 8)()
+        array = mx.zeros((3, 5, 7), mx.float16)
+        self.glue.glue_probe(array, found, len(found))
+        if list(found)[:5] != [3, 2, 3, 5, 7]:
+            raise LayoutError("arrays lie in memory in another way than expected")
+
+
+class Kernels:
+    """Operations over GGUF blocks, and those of a transformer's step, on the CPU.
+
+    Functions that these methods return build lazy MLX arrays, as MLX's own operations do: they can
+    be compiled, evaluated asynchronously and on any stream of a CPU. They raise ValueError or
+    TypeError at once where shapes or types do not fit.
+    """
+
+    def __init__(self, native: Native) -> None:
+        self._native = native
+        self._apply = native.glue.glue_apply
+        self._mapped: dict[int, GGUFTensor] = {}  # by the mapping's id, one tensor of each file
+        self._seen = 0
+
+    @property
+    def types(self) -> frozenset[GGMLType]:
+        """The types of blocks that these kernels know."""
+        return frozenset(self._native.types)
+
+    def map(self, tensor: GGUFTensor) -> mx.array:
+        """A tensor's bytes as they lie in the file, without a copy.
+
+        The file is mapped once for all of its tensors, until no array refers to it.
+
+        Returns:
+            uint8 (..., bytes per row): the tensor's shape but for the last axis.
+
+        Raises:
+            GGUFError: the file has been cut short, or cannot be mapped.
+        """
+        rows = tensor.elements // tensor.shape[-1]
+        shape = (*tensor.shape[:-1], tensor.nbytes // rows)
+        sizes, mapping = (_INT * len(shape))(*shape), ctypes.c_int64()
+        try:
+            array: mx.array = self._native.glue.glue_map(
+                tensor.descriptor, tensor.offset, sizes, len(shape), ctypes.byref(mapping)
+            )
+        except (OSError, ValueError) as error:
+            raise tensor.error(expected="a file that can be mapped", found=str(error)) from error
+        self._mapped.setdefault(mapping.value, tensor)
+        return array
+
+    def check(self) -> None:
+        """Whether all mapped files are still whole; to be called where results are read.
+
+        Raises:
+            GGUFError: one has been cut short, and what was computed since then is wrong.
+        """
+        if self._native._cuts.value == 0:
+            return
+        for mapping, tensor in self._mapped.items():
+            missing = self._native.glue.glue_first_missing(mapping)
+            if missing >= 0:
+                raise GGUFError(
+                    tensor.path,
+                    field="the tensors' data",
+                    offset=missing,
+                    expected="a file that stays as it is while it is in use",
+                    found="the end of the file",
+                    hint="The file has been cut short since it was opened: fetch it again",
+                )
+
+    def product(
+        self,
+        matrices: Sequence[Matrix],
+        planes: int = 2,
+        *,
+        norm: tuple[mx.array | None, float] | None = None,
+        biases: Sequence[mx.array | None] | None = None,
+        gate: str | None = None,
+        residual: bool = False,
+    ) -> Callable[..., list[mx.array]]:
+        """Products of one input with matrices, ``[x @ W.T + bias, ...]``.
+
+        Args:
+            matrices: with the same columns.
+            planes: activations have 8 bits times this, 1 to 3.
+            norm: weight (columns,) or None, and epsilon, of an RMS norm of ``x`` before.
+            biases: one per matrix, (rows,) or None.
+            gate: of GATES, makes one output of two matrices: ``gate(first) * second``.
+            residual: whether the function takes another array that is added to its one output.
+
+        Returns:
+            ``f(x)`` or ``f(x, residual)``: x (..., columns) to [(..., rows), ...] in x's dtype.
+        """
+        weights, types = self._weights(matrices, biases)
+        weight, eps = norm or (None, 0.0)
+        operation = self._native.operation(
+            "glue_product", len(matrices), types, matrices[0].columns, planes, norm is not None,
+            eps, GATES[gate] if gate else 0, residual, (*weights, _floats(weight)),
+        )  # fmt: skip
+        return self._function(operation)
+
+    def take(self, matrix: Matrix) -> Callable[[mx.array], mx.array]:
+        """Rows by index: ``ids (...) -> (..., columns)`` float32."""
+        weights, types = self._weights([matrix], None)
+        operation = self._native.operation("glue_take", types[0], matrix.columns, tuple(weights))
+        return self._single(operation)
+
+    def _function(self, operation: Any) -> Callable[..., list[mx.array]]:
+        apply = self._apply
+        return lambda *inputs: apply(operation, inputs)
+
+    def _single(self, operation: Any) -> Callable[..., mx.array]:
+        apply = self._apply
+        return lambda *inputs: apply(operation, inputs)[0]
+
+    @staticmethod
+    def _weights(
+        matrices: Sequence[Matrix], biases: Sequence[mx.array | None] | None
+    ) -> tuple[list[mx.array | None], Any]:
+        """Blocks, order and bias of each matrix, and the numbers of their types."""
+        arrays: list[mx.array | None] = []
+        for matrix, bias in zip(matrices, biases or [None] * len(matrices), strict=True):
+            arrays += [_settled(matrix.blocks, mx.uint8), _settled(matrix.order, mx.int32)]
+            arrays.append(_floats(bias))
+        return arrays, (_INT * len(matrices))(*[matrix.type for matrix in matrices])
+
+
+def _floats(array: mx.array | None) -> mx.array | None:
+    return _settled(array, mx.float32)
+
+
+def _settled(array: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
+    """A constant as the kernels read it: of a type, in row-major order, computed."""
+    if array is None:
+        return None
+    dense = mx.contiguous(array.astype(dtype), stream=mx.cpu)
+    mx.eval(dense)
+    return dense
