@@ -73,7 +73,7 @@ def _core(folder: Path) -> list[str]:
 
 def _format(folder: Path, type: GGMLType) -> list[str]:
     source, out = str(SOURCES / "format.cpp"), str(folder / f"{type.name}.so")
-    return [_compiler(), "-std=c++17", *_FLAGS, f"-DFORMAT={type.name}", source, "-o", out]
+    return [_compiler(), "-std=c++17", *_FLAGS, f"-DKERNELS_TYPE={type.name}", source, "-o", out]
 
 
 def _glue(folder: Path) -> list[str]:

@@ -17,7 +17,8 @@ class Matrix:
     """A matrix of weights in GGUF blocks, as it lies in the file.
 
     Attributes:
-        blocks: uint8 (rows, bytes per row), or of a stack of matrices (experts, rows, bytes per row).
+        blocks: uint8 (rows, bytes per row), or (experts, rows, bytes per row) of a stack of
+            matrices.
         type: of the blocks.
         columns: numbers in a row.
         order: int32 (rows,): row ``i`` of the matrix is row ``order[i]`` of the blocks.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +19,8 @@ from mlxrun.kernels.matrix import HeadsSpec, Matrix
 
 __all__ = ["Kernels", "Native"]
 
+_NORM_AT: Final = {None: 0, "before": 1, "after": 2}
+#: How a gate and a linear side become one.
 GATES: Final = {"silu": 1, "gelu_tanh": 2, "clamped_swiglu": 3}
 
 _INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
@@ -94,7 +99,13 @@ class Native:
         declare(
             "glue_product", Operation, _INT, _INTS, _INT, _INT, _INT, _FLOAT, _INT, _INT, _OBJECT
         )
+        declare("glue_experts", Operation, _INT, _INTS, _INT, _INT, _INT, _OBJECT)
         declare("glue_take", Operation, _INT, _INT, _OBJECT)
+        declare("glue_rms_norm", Operation, _FLOAT, _OBJECT)
+        declare("glue_heads", Operation, _INT, _INTS, ctypes.POINTER(_FLOAT), _OBJECT)
+        declare("glue_attention", Operation, _FLOAT, _FLOAT, _INT, _OBJECT)
+        declare("glue_gated", Operation, _INT)
+        declare("glue_softmax", Operation)
 
     def _probe(self) -> None:
         """Compare what the glue sees in an array with what it is."""
@@ -198,11 +209,123 @@ class Kernels:
         )  # fmt: skip
         return self._function(operation)
 
+    def experts(
+        self,
+        matrices: Sequence[Matrix],
+        planes: int = 2,
+        *,
+        biases: Sequence[mx.array | None] | None = None,
+        gate: str | None = None,
+    ) -> Callable[[mx.array, mx.array], list[mx.array]]:
+        """As :meth:`product`, of stacks of matrices of which an index chooses.
+
+        Args:
+            biases: one per stack, (experts, rows) or None.
+
+        Returns:
+            ``f(x (..., 1 or K, 1, columns), chosen (..., K)) -> [(..., K, 1, rows), ...]``.
+        """
+        weights, types = self._weights(matrices, biases)
+        operation = self._native.operation(
+            "glue_experts", len(matrices), types, matrices[0].columns, planes,
+            GATES[gate] if gate else 0, tuple(weights),
+        )  # fmt: skip
+        return self._function(operation)
+
     def take(self, matrix: Matrix) -> Callable[[mx.array], mx.array]:
         """Rows by index: ``ids (...) -> (..., columns)`` float32."""
         weights, types = self._weights([matrix], None)
         operation = self._native.operation("glue_take", types[0], matrix.columns, tuple(weights))
         return self._single(operation)
+
+    def dequantize(self, matrix: Matrix) -> mx.array:
+        """All numbers: (rows, columns) or (experts, rows, columns) float32."""
+        *stack, rows, size = matrix.blocks.shape
+        order = mx.arange(rows) if matrix.order is None else matrix.order
+        ids = (mx.arange(prod(stack))[:, None] * rows + order).reshape(*stack, rows)
+        flat = replace(matrix, blocks=matrix.blocks.reshape(-1, size), order=None)
+        return self.take(flat)(ids)
+
+    def rms_norm(self, weight: mx.array | None, eps: float) -> Callable[..., mx.array]:
+        """``f(x)`` or ``f(x, residual)``: ``x / rms(x) * weight + residual`` over the last axis."""
+        return self._single(self._native.operation("glue_rms_norm", eps, (_floats(weight),)))
+
+    def heads(
+        self, specs: Sequence[HeadsSpec]
+    ) -> Callable[[Sequence[mx.array], int | mx.array], list[mx.array]]:
+        """Heads of projections, normalized and rotated, in one operation.
+
+        Returns:
+            ``f([x (B, T, heads dim) or (B, heads dim), ...], positions)`` to
+            [(B, heads, T, dim), ...]; ``positions`` is that of the first token, or of each row's
+            first, (B,).
+        """
+        kinds, numbers = [], []
+        constants: list[mx.array | None] = []
+        for spec in specs:
+            kinds += [spec.heads, spec.dim, _NORM_AT[spec.norm_at], spec.traditional]
+            numbers += [spec.eps, spec.scale]
+            constants += [_floats(spec.norm), _floats(spec.frequencies)]
+        operation = self._native.operation(
+            "glue_heads", len(specs), (_INT * len(kinds))(*kinds),
+            (_FLOAT * len(numbers))(*numbers), tuple(constants),
+        )  # fmt: skip
+        apply = self._apply
+
+        def heads(projections: Sequence[mx.array], positions: int | mx.array) -> list[mx.array]:
+            if isinstance(positions, int):
+                positions = mx.array(positions)
+            made: list[mx.array] = apply(operation, (*projections, positions))
+            return made
+
+        return heads
+
+    def attention(
+        self,
+        scale: float,
+        softcap: float | None = None,
+        sinks: mx.array | None = None,
+        slopes: mx.array | None = None,
+    ) -> Callable[[mx.array, mx.array, mx.array, mx.array | str | None], mx.array]:
+        """Softmax attention of queries with grouped heads.
+
+        Args:
+            softcap: scores become ``softcap * tanh(score / softcap)``.
+            sinks: a score of each head, (H,), for attending to nothing.
+            slopes: of ALiBi, (H,).
+
+        Returns:
+            ``f(q (B, H, T, D), k (B, K, S, D), v (B, K, S, E), mask)`` to (B, H, T, E), which lies
+            in memory as (B, T, H, E). ``mask`` is None, ``"causal"`` (token t sees the keys up to
+            S - T + t) or booleans that broadcast to (B, 1, T, S).
+        """
+        constants = (_floats(sinks), _floats(slopes))
+        make, apply = self._native.operation, self._apply
+        plain = make("glue_attention", scale, softcap or 0.0, False, constants)
+        causal = make("glue_attention", scale, softcap or 0.0, True, constants)
+
+        def attend(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None) -> mx.array:
+            if mask is None:
+                made = apply(plain, (q, k, v))
+            elif isinstance(mask, str):
+                if mask != "causal":
+                    raise ValueError(f"a mask {mask!r} is not known")
+                made = apply(causal, (q, k, v))
+            else:
+                made = apply(plain, (q, k, v, mask))
+            result: mx.array = made[0]
+            return result
+
+        return attend
+
+    def gated(self, name: str) -> Callable[[mx.array, mx.array], mx.array]:
+        """``f(a, b) -> gate(a) * b``, of one of GATES."""
+        return self._single(self._native.operation("glue_gated", GATES[name]))
+
+    @cached_property
+    def softmax(self) -> Callable[[mx.array], mx.array]:
+        """Along the last axis."""
+        return self._single(self._native.operation("glue_softmax"))
 
     def _function(self, operation: Any) -> Callable[..., list[mx.array]]:
         apply = self._apply
