@@ -208,7 +208,9 @@ class Kernels:
             outs = [out if b is None else out + b for out, b in zip(outs, added, strict=True)]
             if gated is not None:
                 outs = [gated(*outs)]
-            return [out + extra for out, extra in zip(outs, more, strict=True)] if residual else outs
+            return (
+                [out + extra for out, extra in zip(outs, more, strict=True)] if residual else outs
+            )
 
         return run
 
@@ -263,7 +265,9 @@ class Kernels:
     def _expand(self, matrix: Matrix, dtype: mx.Dtype) -> mx.array:
         stack, rows = matrix.blocks.shape[:-2], matrix.rows
         each = mx.arange(rows) if matrix.order is None else matrix.order
-        flat = Matrix(matrix.blocks.reshape(-1, matrix.blocks.shape[-1]), matrix.type, matrix.columns)
+        flat = Matrix(
+            matrix.blocks.reshape(-1, matrix.blocks.shape[-1]), matrix.type, matrix.columns
+        )
         if stack:
             each = each + rows * mx.arange(stack[0])[:, None]
         return self._rows(flat, each, dtype)
@@ -307,7 +311,12 @@ class Kernels:
             "matvec",
             matrix.type,
             [_stacked(matrix.blocks), x, _or_none(matrix.order), _or_none(chosen)],
-            [("T", x.dtype), ("XROWS", at_once), ("ORDERED", ordered), ("GATHER", chosen is not None)],
+            [
+                ("T", x.dtype),
+                ("XROWS", at_once),
+                ("ORDERED", ordered),
+                ("GATHER", chosen is not None),
+            ],
             (-(-matrix.rows // (_ROWS * _SIMDGROUPS)), -(-count // at_once)),
             32 * _SIMDGROUPS,
             (count, matrix.rows),

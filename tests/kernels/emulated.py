@@ -14,6 +14,8 @@ import mlx.core as mx
 import numpy as np
 from decoders import HERE, compiler
 
+from mlxrun.kernels.gpu import METAL
+
 SHIM = HERE / "metal"
 C_NAMES = {mx.float32: "float", mx.float16: "float16_t", mx.bfloat16: "bfloat16_t"}
 ATTRIBUTES = {
@@ -44,7 +46,7 @@ class Emulator:
     """
 
     def __init__(self, folder: Path, *flags: str) -> None:
-        self.folder, self.flags = folder, flags
+        self.folder, self.flags, self.device = folder, flags, METAL
         self.functions: dict[str, Any] = {}
         self.new: dict[str, str] = {}
         self.recording = self.reversed = False
