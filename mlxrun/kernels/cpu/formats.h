@@ -15,9 +15,11 @@
 // after `groups` groups of 32. What codes and scales say of later groups does not matter, but they
 // must not read them.
 #pragma once
+#include "../blocks.h"
 #include "simd.h"
 
 namespace kernels {
+namespace {  // blocks.h's functions belong to the file that includes it, and so do these types
 
 // Types whose codes need all 8 bits: unsigned or signed, as the processor's dot product has it.
 constexpr int BIAS = SIGNED_DOT ? 0 : 128;
@@ -218,6 +220,68 @@ struct Q8_0 : Small<8, 34, 255, BIAS, false> {
   }
 };
 
+// ---- types without a decoder of their own here: by that of blocks.h ------------------------------
+
+using Decoder = void (*)(const uint8_t* row, int i, blocks_code* codes, float* scales);
+
+template <int TYPE_, int BLOCK_, int BYTES_, int GROUP_, int LOW, int HIGH, int ZERO, bool MINIMUM_,
+          Decoder DECODER>
+struct Plain {
+  static constexpr int TYPE = TYPE_, BLOCK = BLOCK_, BYTES = BYTES_, GROUP = GROUP_;
+  static constexpr int TOP = HIGH - (LOW < 0 ? LOW : 0), OFFSET = ZERO - (LOW < 0 ? LOW : 0);
+  static constexpr bool MINIMUM = MINIMUM_, SWAPPED = false;
+  static_assert(TOP < 128 && (!MINIMUM || OFFSET == 0));
+
+  // Once in the object: copies would take the compiler seconds, and gain little.
+  __attribute__((noinline)) static void read(const uint8_t* b, int i, blocks_code* codes,
+                                             float* pair) {
+    DECODER(b, i, codes, pair);
+  }
+  KERNELS_INLINE f32x16 scales(const uint8_t* b, int groups) {
+    float s[16] = {};
+    for (int g = 0; g < groups; g++) {
+      blocks_code codes[16];
+      float pair[2];
+      read(b, 2 * g, codes, pair);
+      s[g] = pair[0];
+      s[8 + g] = MINIMUM ? pair[1] : pair[0];
+    }
+    return load<f32x16>(s);
+  }
+  KERNELS_INLINE void scales(const uint8_t* b, int groups, f32x16& s, f32x16& m) {
+    float scale[16] = {}, minimum[16] = {};
+    for (int g = 0; g < 2 * groups; g++) {
+      blocks_code codes[16];
+      float pair[2];
+      read(b, g, codes, pair);
+      scale[g] = pair[0];
+      minimum[g] = pair[1];
+    }
+    s = load<f32x16>(scale);
+    m = load<f32x16>(minimum);
+  }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+    blocks_code c[64] = {};
+    float pair[2];
+    for (int i = 0; i < 4 && 4 * I + i < 2 * groups; i++) read(b, 4 * I + i, c + 16 * i, pair);
+    return load<u8x64>(c) + splat<uint8_t>(OFFSET - ZERO);
+  }
+};
+
+struct TQ1_0 : Plain<34, 256, 54, 32, 0, 2, 1, false, blocks_tq1_0> {};
+struct TQ2_0 : Plain<35, 256, 66, 32, 0, 3, 1, false, blocks_tq2_0> {};
+struct MXFP4 : Plain<39, 32, 17, 32, -12, 12, 0, false, blocks_mxfp4> {};
+struct NVFP4 : Plain<40, 64, 36, 16, -12, 12, 0, false, blocks_nvfp4> {};
+struct Q1_0 : Plain<41, 128, 18, 32, -1, 1, 0, false, blocks_q1_0> {};
+struct Q2_0 : Plain<42, 64, 18, 32, 0, 3, 1, false, blocks_q2_0> {};
+struct IQ2_XXS : Plain<16, 256, 66, 32, -43, 43, 0, false, blocks_iq2_xxs> {};
+struct IQ2_XS : Plain<17, 256, 74, 16, -43, 43, 0, false, blocks_iq2_xs> {};
+struct IQ3_XXS : Plain<18, 256, 98, 32, -62, 62, 0, false, blocks_iq3_xxs> {};
+struct IQ1_S : Plain<19, 256, 50, 32, -9, 9, 0, false, blocks_iq1_s> {};
+struct IQ3_S : Plain<21, 256, 110, 32, -15, 15, 0, false, blocks_iq3_s> {};
+struct IQ2_S : Plain<22, 256, 82, 16, -43, 43, 0, false, blocks_iq2_s> {};
+struct IQ1_M : Plain<29, 256, 56, 16, -9, 9, 0, false, blocks_iq1_m> {};
+
 // ---- floats --------------------------------------------------------------------------------------
 
 struct F32 {
@@ -235,4 +299,5 @@ struct BF16 {
   KERNELS_INLINE f32x16 sixteen(const uint8_t* p) { return upper_halves(p); }
 };
 
+}  // namespace
 }  // namespace kernels
