@@ -18,6 +18,7 @@
     ├── TemplateError                     a chat template that fails or runs away
     ├── ContextLengthError                more tokens than the model can hold
     ├── NumericError                      a model whose output is no number
+    ├── KernelsError                      block kernels that cannot be used as asked
     ├── CacheError                        an operation that this kind of cache cannot do
     ├── QueueFullError                    more requests than may wait
     ├── MemoryLimitError                  more memory than there can be: needed and available bytes
@@ -57,6 +58,7 @@ __all__ = [
     "GGUFError",
     "HubError",
     "InexactError",
+    "KernelsError",
     "MemoryLimitError",
     "MissingExtraError",
     "MlxrunError",
@@ -113,6 +115,10 @@ class ContextLengthError(MlxrunError):
 
 class NumericError(MlxrunError):
     """A model computes infinities or not-a-number, so that no token can be chosen."""
+
+
+class KernelsError(MlxrunError):
+    """Block kernels cannot be used as asked: no such instructions, an unsafe cache directory."""
 
 
 class CacheError(MlxrunError):

@@ -69,6 +69,10 @@ class Native:
                 raise LayoutError(f"the kernels of {type.name} are of another version")
             self.types.add(type)
 
+    def set_threads(self, count: int, spin: float, pinned: bool) -> None:
+        """How many threads compute, and the seconds that they wait busily; nothing may run."""
+        self.glue.glue_threads(count, spin, pinned)
+
     def operation(self, name: str, *arguments: Any) -> Any:
         """A new operation of the glue, by the function that makes it."""
         return getattr(self.glue, name)(*arguments)

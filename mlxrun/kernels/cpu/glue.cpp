@@ -642,19 +642,20 @@ class Softmax : public Operation {
 
 // ---- mapped files as arrays ----------------------------------------------------------------------
 
-// How far an allocated buffer's memory is from its handle: MLX's CPU allocator says so by plain
-// arithmetic, and then any memory can be a buffer. 0: by another rule.
-ptrdiff_t buffer_header() {
-  ptrdiff_t header = 0;
-  for (size_t size : {16, 1 << 16}) {
+// Whether a buffer's handle is the address of its size, and its memory follows, as with MLX's CPU
+// allocator: then any memory with its size before it can be a buffer.
+bool has_plain_buffers() {
+  for (size_t size : {size_t{64}, size_t{1} << 16}) {
     mx::array probe(mx::Shape{static_cast<int>(size)}, mx::uint8, nullptr, {});
     probe.set_data(mx::allocator::malloc(size));
     mx::allocator::Buffer buffer = probe.buffer();
-    ptrdiff_t found = static_cast<char*>(buffer.raw_ptr()) - static_cast<char*>(buffer.ptr());
-    if (found != sizeof(size_t) || (header && found != header)) return 0;
-    header = found;
+    char *handle = static_cast<char*>(buffer.ptr()), *memory = static_cast<char*>(buffer.raw_ptr());
+    size_t stated = 0;
+    if (memory != handle + sizeof stated) return false;
+    std::memcpy(&stated, handle, sizeof stated);
+    if (stated < size || stated != probe.buffer_size()) return false;
   }
-  return header;
+  return true;
 }
 
 template <class Array>
@@ -667,24 +668,24 @@ void set_foreign(Array& array, mx::allocator::Buffer buffer,
   }
 }
 
-// Bytes of a mapped file, without a copy. Whole pages become an array, of which the bytes are a
-// view: a GPU can only take whole pages, and one way serves all.
+// Bytes of a mapped file, without a copy: a view of an array of whole pages. On a CPU these are the
+// file's, before which its length stands; a GPU gets only those that it needs.
 mx::array adopted(const std::shared_ptr<mapping::Mapping>& mapped, size_t offset, mx::Shape shape) {
-  size_t bytes = 1, page = mapping::page_size, first = offset / page;
+  static const bool plain = has_plain_buffers();
+  size_t bytes = 1, page = mapping::page_size;
   for (int size : shape) bytes *= size;
-  int pages = static_cast<int>((offset + bytes + page - 1) / page - first);
+  size_t first = plain ? 0 : offset / page, last = plain ? mapped->length : offset + bytes;
+  mx::Shape whole{static_cast<int>((last + page - 1) / page - first), static_cast<int>(page)};
   char* start = mapped->data + first * page;
-  static const ptrdiff_t header = buffer_header();
-  mx::Shape whole{pages, static_cast<int>(page)};
   mx::array base(whole, mx::uint8, nullptr, {});
-  if (header) {
-    set_foreign(base, mx::allocator::Buffer(start - header), [mapped](mx::allocator::Buffer) {});
-    base.set_status(mx::array::Status::available);
+  if (plain) {
+    set_foreign(base, mx::allocator::Buffer(start - sizeof(size_t)),
+                [mapped](mx::allocator::Buffer) {});
   } else {
     base = mx::array(start, whole, mx::uint8, [mapped](void*) {});
   }
   mx::array view(shape, mx::uint8, nullptr, {});
-  view.copy_shared_buffer(base, view.strides(), base.flags(), bytes,
+  view.copy_shared_buffer(base, view.strides(), {true, true, view.ndim() == 1}, bytes,
                           static_cast<int64_t>(offset - first * page));
   view.set_status(mx::array::Status::available);
   return view;

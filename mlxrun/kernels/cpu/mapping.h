@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -84,7 +85,7 @@ inline void install_handler() {
 class Mapping {
  public:
   char* data = nullptr;
-  size_t length = 0;  // of the file
+  size_t length = 0;  // of the file, in bytes
   int64_t id = 0;     // never used again
 
   // The mapping of an open file: the one that there is, if it is mapped already.
@@ -114,16 +115,19 @@ class Mapping {
       break;
     }
     if (!slot_) throw std::system_error(EMFILE, std::generic_category());
-    void* made = mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
-    if (made == MAP_FAILED) {
+    void* room = mmap(nullptr, reserved(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (room == MAP_FAILED) fail();
+    data = static_cast<char*>(room) + page_size;
+    std::memcpy(data - sizeof length, &length, sizeof length);
+    if (mmap(data, length, PROT_READ, MAP_SHARED | MAP_FIXED, descriptor, 0) == MAP_FAILED) {
       int problem = errno;
-      slot_->id.store(0);
-      throw std::system_error(problem, std::generic_category());
+      munmap(room, reserved());
+      errno = problem;
+      fail();
     }
-    data = static_cast<char*>(made);
     slot_->cut.store(-1);
     slot_->begin.store(reinterpret_cast<uintptr_t>(data));
-    slot_->end.store((reinterpret_cast<uintptr_t>(data) + size + page_size - 1) & ~(page_size - 1));
+    slot_->end.store(reinterpret_cast<uintptr_t>(data) + reserved() - page_size);
   }
 
   Mapping(const Mapping&) = delete;
@@ -131,11 +135,23 @@ class Mapping {
 
   ~Mapping() {
     slot_->end.store(0), slot_->begin.store(0);
-    munmap(data, length);
+    munmap(data - page_size, reserved());
     slot_->id.store(0);
   }
 
  private:
+  // Of addresses, in whole pages: one before the file, which ends with the file's length. That is
+  // where MLX's CPU allocator looks for the size of a buffer.
+  size_t reserved() const {
+    return page_size + ((length + page_size - 1) & ~(page_size - 1));
+  }
+
+  [[noreturn]] void fail() {
+    int problem = errno;
+    slot_->id.store(0);
+    throw std::system_error(problem, std::generic_category());
+  }
+
   Slot* slot_ = nullptr;
 };
 
