@@ -7,13 +7,11 @@
 //   MINIMUM       whether M is a number of its own
 //   SWAPPED       whether the two inner groups of each four of 32 come in each other's place
 //
-//   scales(b, groups)         GROUP 32: S of 8 groups, then M of 8 groups (without minima, S again)
-//   scales(b, groups, S, M)   GROUP 16: 16 of each; M is set only where there are minima
-//   codes<I>(b, groups)       the 64 codes number I of 256
+//   scales(b)         GROUP 32: S of 8 groups, then M of 8 groups (without minima, S again)
+//   scales(b, S, M)   GROUP 16: 16 of each; M is set only where there are minima
+//   codes<I>(b)       the 64 codes number I of 256
 //
-// b is the first block of 256 weights. Where blocks are smaller than 256, a row may end earlier:
-// after `groups` groups of 32. What codes and scales say of later groups does not matter, but they
-// must not read them.
+// b is the first block of 256 weights, a super-block.
 #pragma once
 #include "../blocks.h"
 #include "simd.h"
@@ -43,7 +41,7 @@ KERNELS_INLINE u8x64 nibbles32(const uint8_t* a, const uint8_t* b) {
 struct SixBitPairs {
   static constexpr int BLOCK = 256, GROUP = 32, OFFSET = 0;
   static constexpr bool MINIMUM = true, SWAPPED = true;
-  KERNELS_INLINE f32x16 scales(const uint8_t* b, int) {
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
     // In general registers, which are idle here: the compiler would use the vector pipes.
     const uint64_t ac = load<uint64_t>(b + 4), e = load<uint32_t>(b + 12);
     const uint64_t low = ac & 0x3f3f3f3f3f3f3f3full, high = (ac >> 2) & 0x3030303030303030ull;
@@ -65,14 +63,14 @@ struct SixBitPairs {
 
 struct Q4_K : SixBitPairs {
   static constexpr int TYPE = 12, BYTES = 144, TOP = 15;
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     return nibbles64<I>(b + 16);
   }
 };
 
 struct Q5_K : SixBitPairs {
   static constexpr int TYPE = 13, BYTES = 176, TOP = 31;
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     constexpr int G = 4 * (I / 2) + I % 2;  // the groups of these codes: G and G + 2
     return nibbles64<I>(b + 48) | mask(shift_halves<G - 4, G - 2>(twice(b + 16)), 16);
   }
@@ -81,10 +79,10 @@ struct Q5_K : SixBitPairs {
 struct Q6_K {
   static constexpr int TYPE = 14, BLOCK = 256, BYTES = 210, GROUP = 16, TOP = 63, OFFSET = 32;
   static constexpr bool MINIMUM = false, SWAPPED = false;
-  KERNELS_INLINE void scales(const uint8_t* b, int, f32x16& s, f32x16&) {
+  KERNELS_INLINE void scales(const uint8_t* b, f32x16& s, f32x16&) {
     s = to_float(widen(load<i8x16>(b + 192))) * all(half(b + 208));
   }
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     constexpr int H = I / 2, O = 4 * (I % 2);
     const u8x64 low = mask(shift<O>(load<u8x64>(b + 64 * H)), 15);
     return low | mask(shift_halves<O - 4, O - 2>(twice(b + 128 + 32 * H)), 0x30);
@@ -94,12 +92,12 @@ struct Q6_K {
 struct Q2_K {
   static constexpr int TYPE = 10, BLOCK = 256, BYTES = 84, GROUP = 16, TOP = 3, OFFSET = 0;
   static constexpr bool MINIMUM = true, SWAPPED = false;
-  KERNELS_INLINE void scales(const uint8_t* b, int, f32x16& s, f32x16& m) {
+  KERNELS_INLINE void scales(const uint8_t* b, f32x16& s, f32x16& m) {
     const u8x16 v = load<u8x16>(b);
     s = to_float(widen(v & 15)) * all(half(b + 80));
     m = to_float(widen(v >> 4)) * all(-half(b + 82));
   }
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     constexpr int O = 4 * (I % 2);
     return mask(shift_halves<O, O + 2>(twice(b + 16 + 32 * (I / 2))), 3);
   }
@@ -108,14 +106,14 @@ struct Q2_K {
 struct Q3_K {
   static constexpr int TYPE = 11, BLOCK = 256, BYTES = 110, GROUP = 16, TOP = 7, OFFSET = 4;
   static constexpr bool MINIMUM = false, SWAPPED = false;
-  KERNELS_INLINE void scales(const uint8_t* b, int, f32x16& s, f32x16&) {
+  KERNELS_INLINE void scales(const uint8_t* b, f32x16& s, f32x16&) {
     const uint64_t low = load<uint64_t>(b + 96), t = load<uint32_t>(b + 104);
     const uint64_t nibbles = 0x0f0f0f0f0f0f0f0full, pairs = 0x3030303030303030ull;
     const uint64_t first = (low & nibbles) | (((t << 4) | (t << 2 & ~3ull) << 32) & pairs);
     const uint64_t second = (low >> 4 & nibbles) | ((t | (t >> 2) << 32) & pairs);
     s = (bytes_to_floats(first, second) - all(32.f)) * all(half(b + 108));
   }
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     constexpr int O = 4 * (I % 2);
     const u8x64 low = mask(shift_halves<O, O + 2>(twice(b + 32 + 32 * (I / 2))), 3);
     return low | mask(shift_halves<2 * I - 2, 2 * I - 1>(twice(b)), 4);
@@ -131,11 +129,11 @@ KERNELS_INLINE u8x16 iq4_values() {
 struct IQ4_XS {
   static constexpr int TYPE = 23, BLOCK = 256, BYTES = 136, GROUP = 32, TOP = 255, OFFSET = BIAS;
   static constexpr bool MINIMUM = false, SWAPPED = false;
-  KERNELS_INLINE f32x16 scales(const uint8_t* b, int) {
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
     const uint64_t s = spread<4>(load<uint32_t>(b + 4)) | spread<2>(load<uint16_t>(b + 2)) << 4;
     return (bytes_to_floats(s, s) - all(32.f)) * all(half(b));
   }
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     return lookup(iq4_values(), nibbles32(b + 8 + 32 * I, b + 24 + 32 * I));
   }
   // The lowest 8 fields of BITS bits, one to each byte.
@@ -156,43 +154,39 @@ template <int TYPE_, int BYTES_, int TOP_, int OFFSET_, bool MINIMUM_> struct Sm
   static constexpr int TYPE = TYPE_, BLOCK = 32, BYTES = BYTES_, GROUP = 32, TOP = TOP_;
   static constexpr int OFFSET = OFFSET_;
   static constexpr bool MINIMUM = MINIMUM_, SWAPPED = false;
-  KERNELS_INLINE f32x16 scales(const uint8_t* b, int groups) {
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
     // Put together in general registers: a store of halves and a load of all would stall.
     uint64_t s[2] = {0, 0}, m[2] = {0, 0};
-    if (groups == 8) {
 #pragma GCC unroll 8
-      for (int g = 0; g < 8; g++) gather(b, g, s, m);
-    } else {
-      for (int g = 0; g < groups; g++) gather(b, g, s, m);
+    for (int g = 0; g < 8; g++) {
+      s[g / 4] |= (uint64_t)load<uint16_t>(b + g * BYTES) << 16 * (g % 4);
+      if (MINIMUM) m[g / 4] |= (uint64_t)load<uint16_t>(b + g * BYTES + 2) << 16 * (g % 4);
     }
     const uint64_t h[4] = {s[0], s[1], MINIMUM ? m[0] : s[0], MINIMUM ? m[1] : s[1]};
     return halves(h);
   }
-  KERNELS_INLINE void gather(const uint8_t* b, int g, uint64_t* s, uint64_t* m) {
-    s[g / 4] |= (uint64_t)load<uint16_t>(b + g * BYTES) << 16 * (g % 4);
-    if (MINIMUM) m[g / 4] |= (uint64_t)load<uint16_t>(b + g * BYTES + 2) << 16 * (g % 4);
-  }
-  // The second of the two blocks of codes I, or the first again where the row ends between them.
-  template <int I> KERNELS_INLINE const uint8_t* second(const uint8_t* b, int groups) {
-    return b + (2 * I + 1 < groups ? 2 * I + 1 : 2 * I) * BYTES;
+  // The two blocks of codes I.
+  template <int I> KERNELS_INLINE const uint8_t* first(const uint8_t* b) { return b + 2 * I * BYTES; }
+  template <int I> KERNELS_INLINE const uint8_t* second(const uint8_t* b) {
+    return b + (2 * I + 1) * BYTES;
   }
 };
 
 struct Q4_0 : Small<2, 18, 15, 8, false> {
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
-    return nibbles32(b + 2 * I * BYTES + 2, second<I>(b, groups) + 2);
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return nibbles32(first<I>(b) + 2, second<I>(b) + 2);
   }
 };
 
 struct Q4_1 : Small<3, 20, 15, 0, true> {
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
-    return nibbles32(b + 2 * I * BYTES + 4, second<I>(b, groups) + 4);
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return nibbles32(first<I>(b) + 4, second<I>(b) + 4);
   }
 };
 
 struct IQ4_NL : Small<20, 18, 255, BIAS, false> {
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
-    return lookup(iq4_values(), nibbles32(b + 2 * I * BYTES + 2, second<I>(b, groups) + 2));
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return lookup(iq4_values(), nibbles32(first<I>(b) + 2, second<I>(b) + 2));
   }
 };
 
@@ -203,20 +197,20 @@ template <int AT> KERNELS_INLINE u8x64 five_bits(const uint8_t* a, const uint8_t
 }
 
 struct Q5_0 : Small<6, 22, 31, 16, false> {
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
-    return five_bits<2>(b + 2 * I * BYTES, second<I>(b, groups));
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return five_bits<2>(first<I>(b), second<I>(b));
   }
 };
 
 struct Q5_1 : Small<7, 24, 31, 0, true> {
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
-    return five_bits<4>(b + 2 * I * BYTES, second<I>(b, groups));
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return five_bits<4>(first<I>(b), second<I>(b));
   }
 };
 
 struct Q8_0 : Small<8, 34, 255, BIAS, false> {
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
-    return two_halves(b + 2 * I * BYTES + 2, second<I>(b, groups) + 2) ^ splat<uint8_t>(BIAS);
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return two_halves(first<I>(b) + 2, second<I>(b) + 2) ^ splat<uint8_t>(BIAS);
   }
 };
 
@@ -237,9 +231,9 @@ struct Plain {
                                              float* pair) {
     DECODER(b, i, codes, pair);
   }
-  KERNELS_INLINE f32x16 scales(const uint8_t* b, int groups) {
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
     float s[16] = {};
-    for (int g = 0; g < groups; g++) {
+    for (int g = 0; g < 8; g++) {
       blocks_code codes[16];
       float pair[2];
       read(b, 2 * g, codes, pair);
@@ -248,9 +242,9 @@ struct Plain {
     }
     return load<f32x16>(s);
   }
-  KERNELS_INLINE void scales(const uint8_t* b, int groups, f32x16& s, f32x16& m) {
+  KERNELS_INLINE void scales(const uint8_t* b, f32x16& s, f32x16& m) {
     float scale[16] = {}, minimum[16] = {};
-    for (int g = 0; g < 2 * groups; g++) {
+    for (int g = 0; g < 16; g++) {
       blocks_code codes[16];
       float pair[2];
       read(b, g, codes, pair);
@@ -260,10 +254,10 @@ struct Plain {
     s = load<f32x16>(scale);
     m = load<f32x16>(minimum);
   }
-  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b, int groups) {
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     blocks_code c[64] = {};
     float pair[2];
-    for (int i = 0; i < 4 && 4 * I + i < 2 * groups; i++) read(b, 4 * I + i, c + 16 * i, pair);
+    for (int i = 0; i < 4; i++) read(b, 4 * I + i, c + 16 * i, pair);
     return load<u8x64>(c) + splat<uint8_t>(OFFSET - ZERO);
   }
 };

@@ -65,6 +65,16 @@ template <class F> KERNELS_INLINE const uint8_t* row_of(const Piece& t, int n) {
   return t.blocks + (size_t)(t.order ? t.order[n] : n) * ((size_t)t.columns / F::BLOCK * F::BYTES);
 }
 
+// Super-block s of a row. Where the row ends in it, a copy with zeros after it.
+template <class F>
+KERNELS_INLINE const uint8_t* super(const uint8_t* row, int s, int groups, uint8_t* copy) {
+  const uint8_t* b = row + (size_t)s * SUPER_BYTES<F>;
+  if (F::BLOCK == SUPER || groups == 8) return b;
+  std::memset(copy, 0, SUPER_BYTES<F>);
+  std::memcpy(copy, b, (size_t)groups * 32 / F::BLOCK * F::BYTES);
+  return copy;
+}
+
 // ---- one to four rows of x: rows of W one after the other ----------------------------------------
 
 // Codes times the activations of 64 columns, as floats of four columns each.
@@ -88,7 +98,7 @@ template <class F, int PLANES, int R, int I>
 KERNELS_INLINE void step64(const uint8_t* b, const Quantized<PLANES>* const (&x)[R], int s,
                            int groups, const f32x16 (&scales)[R], Sums<R>& sums) {
   if (F::BLOCK != SUPER && 2 * I >= groups) return;
-  const u8x64 c = F::template codes<I>(b, groups);
+  const u8x64 c = F::template codes<I>(b);
 #pragma GCC unroll 4
   for (int r = 0; r < R; r++) {
     f32x16 scale;
@@ -110,7 +120,7 @@ KERNELS_INLINE void step256(const uint8_t* b, const Quantized<PLANES>* const (&x
   for (int o = 0; o < SUPER_BYTES<F>; o += 64) prefetch(b + AHEAD + o);
   f32x16 scales[R];
   if constexpr (F::GROUP == 32) {
-    const f32x16 v = F::scales(b, groups);
+    const f32x16 v = F::scales(b);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
       scales[r] = v * load<f32x16>(x[r][s].x32);
@@ -118,7 +128,7 @@ KERNELS_INLINE void step256(const uint8_t* b, const Quantized<PLANES>* const (&x
     }
   } else {
     f32x16 v, m;
-    F::scales(b, groups, v, m);
+    F::scales(b, v, m);
     if (!F::MINIMUM) m = v;
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
@@ -145,38 +155,34 @@ KERNELS_INLINE void finish(const Sums<R>& sums, float* const* out, int n) {
   }
 }
 
-// W's rows n and, if BOTH, m with R rows of x. Two rows far apart are two streams for the
-// processor's prefetching (two neighbors confuse it).
-template <class F, int PLANES, int R, bool BOTH>
+// W's rows n and m with R rows of x. Two rows far apart are two streams for the processor's
+// prefetching (two neighbors confuse it); with more rows of x one is enough.
+template <class F, int PLANES, int R>
 KERNELS_INLINE void rows_by_rows(const Piece& t, int n, int m,
                                  const Quantized<PLANES>* const (&x)[R], float* const* out) {
-  const int count = supers(t.columns), full = t.columns / SUPER;
-  const uint8_t* b[2] = {row_of<F>(t, n), row_of<F>(t, m)};
+  constexpr int STREAMS = R == 1 && !PORTABLE ? 2 : 1;
+  const uint8_t* rows[2] = {row_of<F>(t, n), row_of<F>(t, m)};
+  uint8_t last[2][F::BLOCK == SUPER ? 1 : SUPER_BYTES<F>];
   Sums<R> sums[2] = {};
-  for (int s = 0; s < full; s++) {
-    step256<F, PLANES, R>(b[0] + (size_t)s * SUPER_BYTES<F>, x, s, 8, sums[0]);
-    if (BOTH) step256<F, PLANES, R>(b[1] + (size_t)s * SUPER_BYTES<F>, x, s, 8, sums[1]);
-  }
-  if (F::BLOCK != SUPER && full < count) {
-    const int groups = groups_of(t.columns, full);
-    step256<F, PLANES, R>(b[0] + (size_t)full * SUPER_BYTES<F>, x, full, groups, sums[0]);
-    if (BOTH) step256<F, PLANES, R>(b[1] + (size_t)full * SUPER_BYTES<F>, x, full, groups, sums[1]);
+  for (int s = 0; s < supers(t.columns); s++) {
+    const int groups = groups_of(t.columns, s);
+#pragma GCC unroll 2
+    for (int i = 0; i < STREAMS; i++)
+      step256<F, PLANES, R>(super<F>(rows[i], s, groups, last[i]), x, s, groups, sums[i]);
   }
   finish<F, R>(sums[0], out, n);
-  if (BOTH) finish<F, R>(sums[1], out, m);
+  if (STREAMS == 2) finish<F, R>(sums[1], out, m);
 }
+
+// As many rows of x as registers hold the sums of.
+constexpr int FEW = PORTABLE ? 1 : PARTS == 1 ? 4 : 2;
 
 template <class F, int PLANES, int R> static void few(const Piece& t, int first) {
   const Quantized<PLANES>* x[R];
   for (int r = 0; r < R; r++) x[r] = static_cast<const Quantized<PLANES>*>(t.x[first + r]);
-  float* const* out = t.out + first;
-  int n = t.begin;
-  if constexpr (R == 1) {
-    const int half = (t.end - t.begin) / 2;
-    for (; n < t.begin + half; n++) rows_by_rows<F, PLANES, R, true>(t, n, n + half, x, out);
-    n += half;
-  }
-  for (; n < t.end; n++) rows_by_rows<F, PLANES, R, false>(t, n, n, x, out);
+  const int half = R == 1 && !PORTABLE ? (t.end - t.begin + 1) / 2 : t.end - t.begin;
+  for (int n = t.begin; n < t.begin + half; n++)
+    rows_by_rows<F, PLANES, R>(t, n, n + half < t.end ? n + half : n, x, t.out + first);
 }
 
 // ---- more rows of x: 16 rows of W are decoded once, and become a panel ---------------------------
@@ -190,25 +196,27 @@ template <class F, int I>
 KERNELS_INLINE void panel_codes(const uint8_t* const (&b)[16], int groups, Panel& out) {
   if (2 * I >= groups) return;
   u32x16 t[16];
-  for (int r = 0; r < 16; r++) t[r] = as<u32x16>(F::template codes<I>(b[r], groups));
+  for (int r = 0; r < 16; r++) t[r] = as<u32x16>(F::template codes<I>(b[r]));
   transpose(t);
   for (int r = 0; r < 16; r++) out.q[16 * I + r] = as<u8x64>(t[r]);
 }
 
 template <class F>
-static void decode_panel(const uint8_t* const (&rows)[16], int s, int groups, Panel& out) {
+__attribute__((noinline)) static void decode_panel(const uint8_t* const (&rows)[16], int s,
+                                                   int groups, Panel& out) {
   const uint8_t* b[16];
+  uint8_t last[16][F::BLOCK == SUPER ? 1 : SUPER_BYTES<F>];
   for (int r = 0; r < 16; r++) {
-    b[r] = rows[r] + (size_t)s * SUPER_BYTES<F>;
+    b[r] = super<F>(rows[r], s, groups, last[r]);
     for (int o = 0; o < SUPER_BYTES<F>; o += 64) prefetch(b[r] + 2 * SUPER_BYTES<F> + o);
   }
   u32x16 t[16], u[16];
   for (int r = 0; r < 16; r++) {
     if constexpr (F::GROUP == 32) {
-      t[r] = as<u32x16>(F::scales(b[r], groups));
+      t[r] = as<u32x16>(F::scales(b[r]));
     } else {
       f32x16 v, m = {};
-      F::scales(b[r], groups, v, m);
+      F::scales(b[r], v, m);
       t[r] = as<u32x16>(v);
       u[r] = as<u32x16>(m);
     }
@@ -272,7 +280,9 @@ KERNELS_INLINE void panel_product(const Panel& p, const void* const* rows, int s
 
 // As many rows of x at a time as registers hold.
 template <int PLANES>
-constexpr int AT_ONCE = PARTS == 1 ? (PLANES == 1 ? 8 : 4) : PLANES == 1 ? 4 : PLANES == 2 ? 2 : 1;
+constexpr int AT_ONCE = PORTABLE     ? 1
+                        : PARTS == 1 ? (PLANES == 1 ? 8 : 4)
+                                     : (PLANES == 1 ? 4 : PLANES == 2 ? 2 : 1);
 
 KERNELS_INLINE void write_panel(const Piece& t, int n, int count) {
   for (int m = 0; m < t.rows; m++)
@@ -311,8 +321,10 @@ template <class F, int PLANES> static void many(const Piece& t) {
 template <class F, int PLANES> static void product_of(const Piece& t) {
   if (t.rows > 4) return many<F, PLANES>(t);
   int m = 0;
-  for (; m + 4 <= t.rows; m += 4) few<F, PLANES, 4>(t, m);
-  for (; m + 2 <= t.rows; m += 2) few<F, PLANES, 2>(t, m);
+  if constexpr (FEW == 4)
+    for (; m + 4 <= t.rows; m += 4) few<F, PLANES, 4>(t, m);
+  if constexpr (FEW >= 2)
+    for (; m + 2 <= t.rows; m += 2) few<F, PLANES, 2>(t, m);
   for (; m < t.rows; m++) few<F, PLANES, 1>(t, m);
 }
 
@@ -328,7 +340,7 @@ template <class F, int I>
 KERNELS_INLINE void decode64(const uint8_t* b, int groups, const float* s, const float* m,
                              float* out) {
   if (2 * I >= groups) return;
-  const u8x64 v = F::template codes<I>(b, groups);
+  const u8x64 v = F::template codes<I>(b);
   const u8x16 parts[4] = {quarter<0>(v), quarter<1>(v), quarter<2>(v), quarter<3>(v)};
   for (int j = 0; j < 4; j++) {
     const int group = place(F::SWAPPED, 2 * I + j / 2);
@@ -343,13 +355,15 @@ KERNELS_INLINE void decode64(const uint8_t* b, int groups, const float* s, const
   }
 }
 
-template <class F> static void decode(const uint8_t* b, int32_t columns, float* out) {
-  for (int i = 0; i < supers(columns); i++, b += SUPER_BYTES<F>, out += SUPER) {
+template <class F> static void decode(const uint8_t* row, int32_t columns, float* out) {
+  uint8_t last[F::BLOCK == SUPER ? 1 : SUPER_BYTES<F>];
+  for (int i = 0; i < supers(columns); i++, out += SUPER) {
     const int groups = groups_of(columns, i);
+    const uint8_t* b = super<F>(row, i, groups, last);
     float s[16], m[16];
     f32x16 v, w = {};
-    if constexpr (F::GROUP == 32) v = F::scales(b, groups);
-    else F::scales(b, groups, v, w);
+    if constexpr (F::GROUP == 32) v = F::scales(b);
+    else F::scales(b, v, w);
     store(s, v);
     store(m, w);
     const float* minima = F::GROUP == 32 ? s + 8 : m;

@@ -43,6 +43,11 @@ constexpr int WIDTH = 32;
 constexpr int WIDTH = 16;
 #endif
 constexpr int PARTS = 64 / WIDTH;
+#if defined(KERNELS_AVX512) || defined(KERNELS_AVX2) || defined(KERNELS_NEON)
+constexpr bool PORTABLE = false;
+#else
+constexpr bool PORTABLE = true;  // has no instructions for what it does: small rather than fast
+#endif
 
 // The compiler's vector of WIDTH bytes.
 template <class T> struct Register {
@@ -242,6 +247,17 @@ KERNELS_INLINE u8x64 two_pairs(const uint8_t* p, const uint8_t* q) {
 #endif
 }
 
+#if !defined(KERNELS_AVX512) && !defined(KERNELS_AVX2)
+// Four lanes of the eight of a and b.
+template <int A, int B, int C, int D, class V> KERNELS_INLINE V pick4(const V& a, const V& b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, A, B, C, D);
+#else
+  return __builtin_shuffle(a, b, Part<int32_t>{A, B, C, D});
+#endif
+}
+#endif
+
 // ---- bits ----------------------------------------------------------------------------------------
 
 // Shifts 16-bit lanes right by A, B, C, D in the four quarters; negative: left. Bits that cross
@@ -291,6 +307,17 @@ template <int A> KERNELS_INLINE u8x64 shift(const u8x64& v) {
 
 KERNELS_INLINE u8x64 mask(const u8x64& v, int bits) { return v & splat<uint8_t>((uint8_t)bits); }
 
+#if !defined(KERNELS_AVX512) && !defined(KERNELS_AVX2) && !defined(KERNELS_NEON)
+// Not inline: compilers would take seconds over the copies.
+__attribute__((noinline, unused)) static u8x16 lookup_each(u8x16 table, u8x16 index) {
+  uint8_t t[16], v[16];
+  store(t, table);
+  store(v, index);
+  for (int i = 0; i < 16; i++) v[i] = t[v[i] & 15];
+  return load<u8x16>(v);
+}
+#endif
+
 // table[index], for indices below 16.
 KERNELS_INLINE u8x64 lookup(u8x16 table, const u8x64& index) {
 #if defined(KERNELS_AVX512)
@@ -304,7 +331,7 @@ KERNELS_INLINE u8x64 lookup(u8x16 table, const u8x64& index) {
 #elif defined(KERNELS_NEON)
     r.parts[i] = (u8x16)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)index.parts[i]);
 #else
-    for (int j = 0; j < 16; j++) r.parts[i][j] = table[index.parts[i][j] & 15];
+    r.parts[i] = lookup_each(table, index.parts[i]);
 #endif
   }
   return r;
@@ -356,7 +383,7 @@ KERNELS_INLINE float sum(const f32x16& v) {
   Part<float> s = v.parts[0] + v.parts[1];
   if constexpr (PARTS == 4) s += v.parts[2 % PARTS] + v.parts[3 % PARTS];
   float total = 0;
-  for (size_t i = 0; i < WIDTH / 4; i++) total += s[i];
+  for (int i = 0; i < WIDTH / 4; i++) total += s[i];
   return total;
 #endif
 }
@@ -365,8 +392,10 @@ KERNELS_INLINE int32_t sum(const i32x16& v) {
 #if defined(KERNELS_AVX512)
   return _mm512_reduce_add_epi32((__m512i)v);
 #else
+  Part<int32_t> s = v.parts[0] + v.parts[1];
+  if constexpr (PARTS == 4) s += v.parts[2 % PARTS] + v.parts[3 % PARTS];
   int32_t total = 0;
-  for (int i = 0; i < 16; i++) total += v[i];
+  for (int i = 0; i < WIDTH / 4; i++) total += s[i];
   return total;
 #endif
 }
@@ -376,11 +405,11 @@ KERNELS_INLINE int32_t greatest(const i32x16& a, const i32x16& b) {
 #if defined(KERNELS_AVX512)
   return _mm512_reduce_max_epi32(_mm512_max_epi32((__m512i)a, (__m512i)b));
 #else
-  int32_t s[32], top;
-  store(s, a);
-  store(s + 16, b);
-  top = s[0];
-  for (int i = 1; i < 32; i++) top = s[i] > top ? s[i] : top;
+  Part<int32_t> s = a.parts[0];
+  auto more = [&](const Part<int32_t>& v) { s = v > s ? v : s; };
+  for (int i = 0; i < PARTS; i++) more(a.parts[i]), more(b.parts[i]);
+  int32_t top = s[0];
+  for (int i = 1; i < WIDTH / 4; i++) top = s[i] > top ? s[i] : top;
   return top;
 #endif
 }
@@ -425,6 +454,16 @@ KERNELS_INLINE i32x16 widen(u8x16 v) {
 #elif defined(KERNELS_AVX2)
   return {{(Part<int32_t>)_mm256_cvtepu8_epi32((__m128i)v),
            (Part<int32_t>)_mm256_cvtepu8_epi32(_mm_srli_si128((__m128i)v, 8))}};
+#elif defined(__SSE2__)
+  const __m128i z = _mm_setzero_si128();
+  const __m128i a = _mm_unpacklo_epi8((__m128i)v, z), b = _mm_unpackhi_epi8((__m128i)v, z);
+  return {{(Part<int32_t>)_mm_unpacklo_epi16(a, z), (Part<int32_t>)_mm_unpackhi_epi16(a, z),
+           (Part<int32_t>)_mm_unpacklo_epi16(b, z), (Part<int32_t>)_mm_unpackhi_epi16(b, z)}};
+#elif defined(__ARM_NEON)
+  const uint16x8_t a = vmovl_u8(vget_low_u8((uint8x16_t)v));
+  const uint16x8_t b = vmovl_u8(vget_high_u8((uint8x16_t)v));
+  return {{(Part<int32_t>)vmovl_u16(vget_low_u16(a)), (Part<int32_t>)vmovl_u16(vget_high_u16(a)),
+           (Part<int32_t>)vmovl_u16(vget_low_u16(b)), (Part<int32_t>)vmovl_u16(vget_high_u16(b))}};
 #else
   i32x16 r;
   for (int i = 0; i < 4; i++)
@@ -439,10 +478,7 @@ KERNELS_INLINE i32x16 widen(i8x16 v) {
   return {{(Part<int32_t>)_mm256_cvtepi8_epi32((__m128i)v),
            (Part<int32_t>)_mm256_cvtepi8_epi32(_mm_srli_si128((__m128i)v, 8))}};
 #else
-  i32x16 r;
-  for (int i = 0; i < 4; i++)
-    r.parts[i] = Part<int32_t>{v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]};
-  return r;
+  return (widen((u8x16)v) ^ 128) - 128;
 #endif
 }
 // Quarter Q of 64 bytes.
@@ -461,8 +497,21 @@ KERNELS_INLINE void store_bytes(int8_t* p, const i32x16& v) {
 #if defined(KERNELS_AVX512)
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
 #else
-  for (int i = 0; i < PARTS; i++)
-    for (int j = 0; j < WIDTH / 4; j++) p[WIDTH / 4 * i + j] = (int8_t)v.parts[i][j];
+  const i32x16 bytes = v << 24 >> 24;
+#if defined(KERNELS_AVX2)
+  const __m256i w = _mm256_packs_epi32((__m256i)bytes.parts[0], (__m256i)bytes.parts[1]);
+  const __m256i in_order = _mm256_permute4x64_epi64(w, 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(in_order),
+                                                _mm256_extracti128_si256(in_order, 1)));
+#elif defined(__SSE2__)
+  _mm_storeu_si128(
+      (__m128i*)p,
+      _mm_packs_epi16(_mm_packs_epi32((__m128i)bytes.parts[0], (__m128i)bytes.parts[1]),
+                      _mm_packs_epi32((__m128i)bytes.parts[2], (__m128i)bytes.parts[3])));
+#else
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < 4; j++) p[4 * i + j] = (int8_t)bytes.parts[i][j];
+#endif
 #endif
 }
 
@@ -503,9 +552,24 @@ KERNELS_INLINE f32x16 halves(const void* p) {
            (Part<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))}};
 #else
   f32x16 r;
+#if defined(__ARM_NEON)
   for (int i = 0; i < 4; i++)
-    for (int j = 0; j < 4; j++)
-      r.parts[i][j] = half((const uint8_t*)p + 2 * (4 * i + j));
+    r.parts[i] = (Part<float>)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p + 4 * i)));
+#else
+  // half_to_float for all at once: the exponent moves by multiplication, which gets subnormals
+  // right; infinity and NaN are set apart.
+  uint16_t h[16];
+  uint32_t w[16];
+  std::memcpy(h, p, sizeof h);
+  for (int i = 0; i < 16; i++) w[i] = h[i];
+  for (int i = 0; i < 4; i++) {
+    const Part<uint32_t> v = load<Part<uint32_t>>(w + 4 * i), rest = (v & 0x7fff) << 13;
+    const Part<uint32_t> number = (Part<uint32_t>)((Part<float>)rest * 0x1p112f);
+    const Part<uint32_t> other = rest | 0x70000000;
+    const Part<uint32_t> large = (Part<uint32_t>)(rest >= 0x0f800000);
+    r.parts[i] = (Part<float>)((number & ~large) | (other & large) | (v & 0x8000) << 16);
+  }
+#endif
   return r;
 #endif
 }
@@ -564,6 +628,30 @@ KERNELS_INLINE f32x16 add_upper(f32x16 acc, const f32x16& v) {
 #endif
 }
 
+#if !defined(KERNELS_AVX512)
+// Four by four dwords, in each 16 bytes by themselves.
+KERNELS_INLINE void transpose4(Part<uint32_t>& a, Part<uint32_t>& b, Part<uint32_t>& c,
+                               Part<uint32_t>& d) {
+#if defined(KERNELS_AVX2)
+  const __m256i ab = _mm256_unpacklo_epi32((__m256i)a, (__m256i)b);
+  const __m256i AB = _mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+  const __m256i cd = _mm256_unpacklo_epi32((__m256i)c, (__m256i)d);
+  const __m256i CD = _mm256_unpackhi_epi32((__m256i)c, (__m256i)d);
+  a = (Part<uint32_t>)_mm256_unpacklo_epi64(ab, cd);
+  b = (Part<uint32_t>)_mm256_unpackhi_epi64(ab, cd);
+  c = (Part<uint32_t>)_mm256_unpacklo_epi64(AB, CD);
+  d = (Part<uint32_t>)_mm256_unpackhi_epi64(AB, CD);
+#else
+  const auto ab = pick4<0, 4, 1, 5>(a, b), AB = pick4<2, 6, 3, 7>(a, b);
+  const auto cd = pick4<0, 4, 1, 5>(c, d), CD = pick4<2, 6, 3, 7>(c, d);
+  a = pick4<0, 1, 4, 5>(ab, cd);
+  b = pick4<2, 3, 6, 7>(ab, cd);
+  c = pick4<0, 1, 4, 5>(AB, CD);
+  d = pick4<2, 3, 6, 7>(AB, CD);
+#endif
+}
+#endif
+
 // The dwords of 16 rows: vector i has number i of each.
 KERNELS_INLINE void transpose(u32x16 (&r)[16]) {
 #if defined(KERNELS_AVX512)
@@ -591,11 +679,31 @@ KERNELS_INLINE void transpose(u32x16 (&r)[16]) {
     r[4 + i] = (u32x16)_mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
     r[12 + i] = (u32x16)_mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
   }
-#else
-  constexpr int LANES = WIDTH / 4;
+#elif defined(KERNELS_AVX2)
   u32x16 t[16];
-  for (int i = 0; i < 16; i++)
-    for (int j = 0; j < 16; j++) t[i].parts[j / LANES][j % LANES] = r[j][i];
+  for (int half = 0; half < 2; half++)  // of the dwords
+    for (int b = 0; b < 2; b++) {       // of the rows
+      Part<uint32_t> v[8];
+      for (int i = 0; i < 8; i++) v[i] = r[8 * b + i].parts[half];
+      transpose4(v[0], v[1], v[2], v[3]);
+      transpose4(v[4], v[5], v[6], v[7]);
+      for (int i = 0; i < 4; i++) {
+        t[8 * half + i].parts[b] =
+            (Part<uint32_t>)_mm256_permute2x128_si256((__m256i)v[i], (__m256i)v[4 + i], 0x20);
+        t[8 * half + 4 + i].parts[b] =
+            (Part<uint32_t>)_mm256_permute2x128_si256((__m256i)v[i], (__m256i)v[4 + i], 0x31);
+      }
+    }
+  for (int i = 0; i < 16; i++) r[i] = t[i];
+#else
+  u32x16 t[16];
+  for (int a = 0; a < 4; a++)
+    for (int b = 0; b < 4; b++) {
+      Part<uint32_t> v[4];
+      for (int i = 0; i < 4; i++) v[i] = r[4 * b + i].parts[a];
+      transpose4(v[0], v[1], v[2], v[3]);
+      for (int i = 0; i < 4; i++) t[4 * a + i].parts[b] = v[i];
+    }
   for (int i = 0; i < 16; i++) r[i] = t[i];
 #endif
 }
