@@ -205,8 +205,16 @@ class Kernels:
         Returns:
             ``f(x)`` or ``f(x, residual)``: x (..., columns) to [(..., rows), ...] in x's dtype.
         """
-        weights, types = self._weights(matrices, biases)
+        weights, types = self._weights(matrices, planes, biases, gate, 2)
         weight, eps = norm or (None, 0.0)
+        _require(
+            weight is None or weight.shape == (matrices[0].columns,),
+            "the norm is of another size than the columns",
+        )
+        _require(
+            not residual or len(matrices) == 1 or gate is not None,
+            "a residual is added to one output",
+        )
         operation = self._native.operation(
             "glue_product", len(matrices), types, matrices[0].columns, planes, norm is not None,
             eps, GATES[gate] if gate else 0, residual, (*weights, _floats(weight)),
@@ -229,7 +237,7 @@ class Kernels:
         Returns:
             ``f(x (..., 1 or K, 1, columns), chosen (..., K)) -> [(..., K, 1, rows), ...]``.
         """
-        weights, types = self._weights(matrices, biases)
+        weights, types = self._weights(matrices, planes, biases, gate, 3)
         operation = self._native.operation(
             "glue_experts", len(matrices), types, matrices[0].columns, planes,
             GATES[gate] if gate else 0, tuple(weights),
@@ -238,7 +246,7 @@ class Kernels:
 
     def take(self, matrix: Matrix) -> Callable[[mx.array], mx.array]:
         """Rows by index: ``ids (...) -> (..., columns)`` float32."""
-        weights, types = self._weights([matrix], None)
+        weights, types = self._weights([matrix], 1, None, None, 2)
         operation = self._native.operation("glue_take", types[0], matrix.columns, tuple(weights))
         return self._single(operation)
 
@@ -341,14 +349,36 @@ class Kernels:
 
     @staticmethod
     def _weights(
-        matrices: Sequence[Matrix], biases: Sequence[mx.array | None] | None
+        matrices: Sequence[Matrix],
+        planes: int,
+        biases: Sequence[mx.array | None] | None,
+        gate: str | None,
+        axes: int,
     ) -> tuple[list[mx.array | None], Any]:
         """Blocks, order and bias of each matrix, and the numbers of their types."""
+        _require(planes in (1, 2, 3), f"{planes} planes of activations: there are 1 to 3")
+        _require(len({matrix.columns for matrix in matrices}) == 1, "matrices of several widths")
+        _require(
+            all(matrix.blocks.ndim == axes for matrix in matrices),
+            "a stack of matrices where one is needed, or the reverse",
+        )
+        if gate is not None:
+            same = len({matrix.blocks.shape[:-1] for matrix in matrices}) == 1
+            _require(len(matrices) == 2 and same, "a gate takes two matrices of the same rows")
         arrays: list[mx.array | None] = []
         for matrix, bias in zip(matrices, biases or [None] * len(matrices), strict=True):
+            _require(
+                bias is None or bias.shape == matrix.blocks.shape[:-1],
+                "a bias has another number of rows than its matrix",
+            )
             arrays += [_settled(matrix.blocks, mx.uint8), _settled(matrix.order, mx.int32)]
             arrays.append(_floats(bias))
         return arrays, (_INT * len(matrices))(*[matrix.type for matrix in matrices])
+
+
+def _require(met: bool, otherwise: str) -> None:
+    if not met:
+        raise ValueError(otherwise)
 
 
 def _floats(array: mx.array | None) -> mx.array | None:
@@ -356,9 +386,9 @@ def _floats(array: mx.array | None) -> mx.array | None:
 
 
 def _settled(array: mx.array | None, dtype: mx.Dtype) -> mx.array | None:
-    """A constant as the kernels read it: of a type, in row-major order, computed."""
+    """A constant of a type, computed now: any thread may compute with it."""
     if array is None:
         return None
-    dense = mx.contiguous(array.astype(dtype), stream=mx.cpu)
-    mx.eval(dense)
-    return dense
+    settled = array.astype(dtype, stream=mx.cpu)
+    mx.eval(settled)
+    return settled

@@ -53,7 +53,7 @@ using Task = std::function<void()>;
 
 const kernels::Core* core = nullptr;
 
-// ---- arrays as Python objects --------------------------------------------------------------------
+// ---- arrays as Python objects -------------------------------------------------------------------
 
 struct NotAnArray : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
@@ -104,11 +104,14 @@ PyObject* guarded(Function function) {
   return nullptr;
 }
 
+// Of the thread: kernels run on the CPU, whatever the default device is.
+mx::Stream cpu_stream() { return mx::default_stream(mx::Device(mx::Device::cpu)); }
+
 void require(bool met, const char* otherwise) {
   if (!met) throw std::invalid_argument(otherwise);
 }
 
-// ---- inputs as the kernels take them -------------------------------------------------------------
+// ---- inputs as the kernels take them ------------------------------------------------------------
 
 // An input that does not lie in order, and where its copy goes.
 struct Copy {
@@ -188,7 +191,7 @@ class Reader {
   mx::cpu::CommandEncoder& encoder_;
 };
 
-// ---- operations ----------------------------------------------------------------------------------
+// ---- operations ---------------------------------------------------------------------------------
 
 // Constants that an operation may lack have this index.
 constexpr int ABSENT = -1;
@@ -216,9 +219,12 @@ class Operation {
   int constant(PyObject* tuple, ptrdiff_t index) {
     PyObject* item = PyTuple_GetItem(tuple, index);
     if (item == layout.none) return ABSENT;
-    const mx::array& given = array_of(item);
-    require(given.status() != mx::array::Status::unscheduled && given.flags().row_contiguous,
-            "constants must be evaluated, in row-major order");
+    mx::array given = array_of(item);
+    require(given.status() != mx::array::Status::unscheduled, "constants must be evaluated");
+    if (!given.flags().row_contiguous) {  // else it stays where it is: MLX might copy a mapped file
+      given = mx::contiguous(given, false, cpu_stream());
+      given.eval();
+    }
     constants.push_back(given);
     return static_cast<int>(constants.size()) - 1;
   }
@@ -288,7 +294,7 @@ mx::array converted(const mx::array& input, mx::Dtype wanted, mx::Stream stream)
 Arrays apply(const std::shared_ptr<const Operation>& operation, Arrays in) {
   require(in.size() >= operation->least && in.size() <= operation->most,
           "another number of inputs");
-  mx::Stream stream = mx::default_stream(mx::Device(mx::Device::cpu));
+  mx::Stream stream = cpu_stream();
   mx::Dtype kind = operation->as_input() ? in[0].dtype() : mx::float32;
   for (size_t i = 0; i < in.size(); i++) in[i] = converted(in[i], operation->dtype(i), stream);
   in.insert(in.end(), operation->constants.begin(), operation->constants.end());
@@ -307,7 +313,7 @@ Arrays apply(const std::shared_ptr<const Operation>& operation, Arrays in) {
   return out;
 }
 
-// ---- matrices ------------------------------------------------------------------------------------
+// ---- matrices -----------------------------------------------------------------------------------
 
 // A matrix among an operation's constants.
 struct Weights {
@@ -322,6 +328,7 @@ std::vector<Weights> weights_of(Operation& operation, int count, const int32_t* 
     int blocks = operation.constant(constants, 3 * i);
     require(blocks != ABSENT, "a matrix has no blocks");
     int32_t rows = operation.constants[blocks].shape(-2);
+    require(core->known(types[i]), "a type of blocks whose kernels are not loaded");
     weights.push_back({types[i], rows, blocks, operation.constant(constants, 3 * i + 1),
                        operation.constant(constants, 3 * i + 2)});
   }
@@ -450,7 +457,7 @@ class Take : public Operation {
   int32_t columns;
 };
 
-// ---- the small operations of a step --------------------------------------------------------------
+// ---- the small operations of a step -------------------------------------------------------------
 
 int32_t rows_of(const mx::array& x) {
   return static_cast<int32_t>(x.size() / std::max(x.shape(-1), 1));
@@ -481,7 +488,8 @@ class RmsNorm : public Operation {
   float eps;
 };
 
-// Inputs: projections (B, T, H D) or (B, H D), and the position of the first token or of each row's.
+// Inputs: projections (B, T, H D) or (B, H D), and the position of the first token, or of each
+// row's.
 class Heads : public Operation {
  public:
   struct Part {
@@ -502,6 +510,12 @@ class Heads : public Operation {
       const Part& part = parts[i];
       require(x.ndim() == 2 || x.ndim() == 3, "projections have two or three axes");
       require(x.shape(-1) == part.heads * part.dim, "a projection is of another size");
+      auto size = [&](int constant) { return in[given(in) + constant].size(); };
+      require(part.norm == ABSENT || size(part.norm) == static_cast<size_t>(part.dim),
+              "the norm of heads is of another size");
+      require(part.frequencies == ABSENT ||
+                  2 * size(part.frequencies) <= static_cast<size_t>(part.dim),
+              "there are more frequencies than pairs of numbers in a head");
       require(in[parts.size()].size() == 1 ||
                   in[parts.size()].size() == static_cast<size_t>(x.shape(0)),
               "positions are one, or one for each row");
@@ -522,7 +536,8 @@ class Heads : public Operation {
       heads.batch_stride = strides[0], heads.token_stride = in[i].ndim() == 3 ? strides[1] : 0;
       heads.batch = out[i].shape(0), heads.tokens = out[i].shape(2);
       heads.heads = part.heads, heads.dim = part.dim;
-      heads.norm_at = part.norm_at, heads.eps = part.eps, heads.norm = pointer<float>(in, part.norm);
+      heads.norm_at = part.norm_at, heads.eps = part.eps;
+      heads.norm = pointer<float>(in, part.norm);
       heads.frequencies = pointer<float>(in, part.frequencies);
       if (heads.frequencies) {
         heads.dims = 2 * static_cast<int32_t>(in[given(in) + part.frequencies].size());
@@ -560,6 +575,10 @@ class Attention : public Operation {
         int size = mask[mask.size() - i];
         require(size == 1 || size == sizes[4 - i], "the mask has a shape that does not fit");
       }
+    }
+    for (int each : {sinks, slopes}) {
+      require(each == ABSENT || static_cast<int>(in[given(in) + each].size()) == q.shape(1),
+              "there is one sink and one slope for each head");
     }
     return {{q.shape(0), q.shape(1), q.shape(2), v.shape(3)}};
   }
@@ -640,7 +659,7 @@ class Softmax : public Operation {
   }
 };
 
-// ---- mapped files as arrays ----------------------------------------------------------------------
+// ---- mapped files as arrays ---------------------------------------------------------------------
 
 // Whether a buffer's handle is the address of its size, and its memory follows, as with MLX's CPU
 // allocator: then any memory with its size before it can be a buffer.
@@ -708,7 +727,7 @@ void* make(Function fill) {
 
 }  // namespace
 
-// ---- called by native.py -------------------------------------------------------------------------
+// ---- called by native.py ------------------------------------------------------------------------
 
 extern "C" {
 
@@ -726,7 +745,9 @@ int32_t glue_start(const kernels::Core* functions, ptrdiff_t header, PyObject* t
   return 0;
 }
 
-void glue_threads(int32_t count, double spin, int32_t pinned) { core->threads(count, spin, pinned); }
+void glue_threads(int32_t count, double spin, int32_t pinned) {
+  core->threads(count, spin, pinned);
+}
 int32_t glue_add(const kernels::Format* format) { return core->add(format); }
 
 // What an array object looks like: (dimensions, bytes per item, shape...), so that Python can

@@ -115,7 +115,8 @@ class Mapping {
       break;
     }
     if (!slot_) throw std::system_error(EMFILE, std::generic_category());
-    void* room = mmap(nullptr, reserved(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* room = mmap(nullptr, reserved(), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (room == MAP_FAILED) fail();
     data = static_cast<char*>(room) + page_size;
     std::memcpy(data - sizeof length, &length, sizeof length);
