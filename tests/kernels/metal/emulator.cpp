@@ -2,6 +2,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,8 +11,8 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #else
-#define __sanitizer_start_switch_fiber(...)
-#define __sanitizer_finish_switch_fiber(...)
+#define __sanitizer_start_switch_fiber(fake, ...) (void)(fake)
+#define __sanitizer_finish_switch_fiber(fake, ...) (void)(fake)
 #endif
 
 namespace emulator {
@@ -64,6 +65,32 @@ void entry() {
   leave();
 }
 
+void resume(unsigned thread) {
+  Fiber& fiber = fibers()[group->now = thread];
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, fiber.stack.data(), STACK);
+  swapcontext(&group->main, &fiber.context);
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+
+// Whether any of a simdgroup's threads moved, until all are at a barrier or at their end.
+bool advance(unsigned simdgroup, bool reversed) {
+  const unsigned first = simdgroup * LANES;
+  const unsigned end = std::min(first + LANES, group->threads);
+  bool moved = false;
+  for (bool again = true; again;) {
+    again = false;
+    for (unsigned i = first; i < end; i++) {
+      const unsigned thread = reversed ? end - 1 - (i - first) : i;
+      const Fiber& fiber = fibers()[thread];
+      if (fiber.done || fiber.barriers > group->barriers) continue;
+      resume(thread);
+      again = moved = true;
+    }
+  }
+  return moved;
+}
+
 }  // namespace
 
 unsigned index() { return group->now; }
@@ -108,18 +135,13 @@ void run(unsigned threads, bool reversed, void (*body)(void*), void* context) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, entry, 0);
   }
-  for (unsigned round = 0; here.left; round++) {
-    for (unsigned i = 0; i < threads; i++) {
-      here.now = reversed ? threads - 1 - i : i;
-      Fiber& fiber = fibers()[here.now];
-      if (fiber.done) continue;
-      void* fake = nullptr;
-      (void)fake;
-      __sanitizer_start_switch_fiber(&fake, fiber.stack.data(), STACK);
-      swapcontext(&here.main, &fiber.context);
-      __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-    }
-    if (round > 1u << 24) {
+  // Each simdgroup goes as far as it can before the next one moves.
+  const unsigned simdgroups = here.simdgroups.size();
+  while (here.left) {
+    bool moved = false;
+    for (unsigned i = 0; i < simdgroups; i++)
+      moved |= advance(reversed ? simdgroups - 1 - i : i, reversed);
+    if (!moved) {
       std::fputs("the threads of a threadgroup wait for each other for ever\n", stderr);
       std::abort();
     }

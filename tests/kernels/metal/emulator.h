@@ -1,6 +1,7 @@
 // A threadgroup of Metal's threads on one of a CPU's: so many fibers, which take turns where they
-// wait for each other. Single-threaded and in a chosen order, so that a run can be repeated, and
-// repeated in another order to find what a missing barrier lets happen.
+// wait for each other. Single-threaded and in a fixed order, so that a run can be repeated. Each
+// simdgroup goes as far as it can before the next one moves, in order or in the reverse order: what
+// a missing barrier lets happen, happens.
 #pragma once
 #include <cstdint>
 
