@@ -14,6 +14,7 @@ from mlxrun import blas
 from mlxrun.display import table_of
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.memory import cores, on_cpu
+from mlxrun.products import described
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -28,6 +29,7 @@ class Choices:
         blas: the library that multiplies matrices on the CPU.
         dtype: of activations.
         weights: the form they are held in, and why.
+        products: how activations are multiplied with them.
         projections: whether those of one input are one product.
         cache: how keys and values are stored.
         decode: how a drawn token's step runs.
@@ -39,6 +41,7 @@ class Choices:
     blas: str
     dtype: str
     weights: str
+    products: str
     projections: str
     cache: str
     decode: str
@@ -73,13 +76,24 @@ def choices(llm: LLM) -> Choices:
         blas=_blas() if cpu else "not used on a GPU",
         dtype=f"{dtype} (dtype=, --dtype)",
         weights=llm.held,
-        projections="one product where forms agree" if joins else "a product each",
+        products=_products(llm),
+        projections="one product where forms agree" if joins else _apart(llm),
         cache=f"keys and values in {dtype}, as activations "
         "(cache_type_k=, cache_type_v=; --cache-type-k, --cache-type-v)",
         decode=_decode(llm),
         prefill=f"{PREFILL_CHUNK} tokens a pass",
         sampling=str(llm.defaults),
     )
+
+
+def _products(llm: LLM) -> str:
+    if llm.products:
+        return f"{described(llm.products)} (products=, --products)"
+    return f"MLX's own: {llm.missed}" if llm.missed else "MLX's own"
+
+
+def _apart(llm: LLM) -> str:
+    return "one operation for those of one input" if llm.products else "a product each"
 
 
 def _decode(llm: LLM) -> str:

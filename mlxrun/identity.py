@@ -32,12 +32,20 @@ class Identity:
         paths: the files of a GGUF, or a model directory.
         adapter: what is applied to it.
         model: what was made of it; its dtype and its size count as well.
+        products: in how many bits it multiplies, where that is a choice; see ``mlxrun.products``.
     """
 
-    def __init__(self, paths: Sequence[Path], adapter: AdapterChoice, model: Model[Any]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        adapter: AdapterChoice,
+        model: Model[Any],
+        products: str | None = None,
+    ) -> None:
         beside = listed(adapter)
         self._paths = [*paths, *(path for path, _ in beside)]
         self._also = [str(model.dtype), model.nbytes, [strength for _, strength in beside]]
+        self._also += [products] if products else []
         self._stamps = [_stamp(file) for file in self._files()]
         self._known: str | None = None
 

@@ -45,6 +45,7 @@ from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
 from mlxrun.memory import give_back, on_cpu, wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
+from mlxrun.products import products_named  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
@@ -64,6 +65,7 @@ def load(
     *,
     dtype: str | None = None,
     policy: str | None = None,
+    products: str | None = None,
     adapter: AdapterChoice = (),
     wired: bool | int = False,
     progress: Progress | None = None,
@@ -76,8 +78,13 @@ def load(
         dtype: of activations: ``float32``, ``float16`` or ``bfloat16``. By default float32 on the
             CPU and half precision, as the weights have it, on a GPU.
         policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
-            plain float32 (exact) on the CPU up to half of the free memory (the environment variable
-            ``MLXRUN_PLAIN_SHARE`` names another share, 0 for none), and near elsewhere.
+            matrices stay the blocks of the mapped file on the CPU, in float32 and for families that
+            this package defines itself. Where that cannot be they become plain float32 (exact) up
+            to half of the free memory (the environment variable ``MLXRUN_PLAIN_SHARE`` names
+            another share, 0 for none); on a GPU near.
+        products: bits of activations where they are multiplied with such blocks: ``fast`` (8),
+            ``near`` (16) or ``exact`` (24, as float32 has). By default what the environment
+            variable ``MLXRUN_PRODUCTS`` says, else near.
         adapter: LoRA adapters to apply beside the weights, which stay as they are: a directory of
             mlx-lm's or of Hugging Face PEFT's, or a GGUF of llama.cpp's; or a list of such, each
             alone or as ``(path, strength)``, which add up.
@@ -100,7 +107,7 @@ def load(
         if wired is not False:
             wire(None if wired is True else wired)
         with LOADING:
-            llm = _loaded(path, str(source), dtype, policy, adapter, shown)
+            llm = _loaded(path, str(source), dtype, policy, products, adapter, shown)
     return _advised(llm)
 
 
@@ -109,10 +116,12 @@ def _loaded(
     source: str,
     dtype: str | None,
     policy: str | None,
+    products: str | None,
     adapter: AdapterChoice,
     progress: Progress | None,
 ) -> LLM:
     """The model of a local file or directory."""
+    products = products_named(products)
     if path.is_dir():
         before_loading(path, dtype=dtype)
         loaded = load_directory(path, dtype=dtype, adapter=adapter)
@@ -126,8 +135,10 @@ def _loaded(
         if progress:
             progress(done, total)
 
-    loaded = load_gguf(gguf, dtype=dtype, policy=policy, adapter=adapter, progress=report)
-    identity = Identity(gguf.paths, adapter, loaded.model)
+    loaded = load_gguf(
+        gguf, dtype=dtype, policy=policy, products=products, adapter=adapter, progress=report
+    )
+    identity = Identity(gguf.paths, adapter, loaded.model, loaded.products)
     tokenizer, defaults = Tokenizer.from_gguf(gguf), read_sampling_defaults(gguf)
     return LLM(loaded, tokenizer, source, identity, defaults)
 
@@ -160,6 +171,8 @@ class LLM:
         report: what the conversion of a GGUF did to each tensor; None for a directory.
         source: where it came from.
         held: in which form the weights are, and why.
+        products: the option of that name, where the weights are a GGUF's own blocks; else None.
+        missed: why they are not, where they could be; else None.
     """
 
     def __init__(
@@ -174,7 +187,7 @@ class LLM:
         self.config = loaded.config
         self.report: ConversionReport | None = loaded.report
         self.unused = loaded.unused
-        self.held = loaded.held
+        self.held, self.products, self.missed = loaded.held, loaded.products, loaded.missed
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer, defaults)

@@ -58,11 +58,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.fusion": (),
     "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
-    "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors"),
+    "mlxrun.products": ("mlxrun.errors",),
+    "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors", "mlxrun.kernels"),
     "mlxrun.models": (
         "mlxrun.model",
         "converters.rope",
         "converters.gguf.checks",
+        "mlxrun.kernels",
         "mlxrun.weights",
         "mlxrun.cache",
         "mlxrun.errors",
@@ -70,6 +72,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "mlxrun.loading": (
         "converters",
+        "mlxrun.kernels",
+        "mlxrun.products",
         "mlxrun.model",
         "mlxrun.models",
         "mlxrun.weights",
@@ -81,6 +85,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "mlxrun.planning": (
         "converters",
+        "mlxrun.kernels",
         "mlxrun.model",
         "mlxrun.loading",
         "mlxrun.models",
@@ -116,6 +121,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),
 }
 WITHOUT_MLX = (
+    "mlxrun.products",
     "mlxrun.text",
     "mlxrun.generation.request",
     "mlxrun.generation.parameters",

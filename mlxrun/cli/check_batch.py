@@ -47,6 +47,7 @@ def command(
     as_json: bool,
     dtype: str | None,
     policy: str | None,
+    products: str | None,
     adapter: Adapters,
     wired: bool,
     verbose: bool,
@@ -66,7 +67,13 @@ def command(
     from mlxrun.checking import check_batch
 
     llm = load_model(
-        model, dtype=dtype, policy=policy, adapter=adapter, wired=wired, verbose=verbose
+        model,
+        dtype=dtype,
+        policy=policy,
+        products=products,
+        adapter=adapter,
+        wired=wired,
+        verbose=verbose,
     )
     with Bar("Serving", count="requests") as bar:
         ways = check_batch(

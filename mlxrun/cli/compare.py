@@ -12,9 +12,10 @@ from mlxrun.cli.adapters import Adapters, strengths
 from mlxrun.cli.caches import CacheType
 from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, json_of, table
-from mlxrun.cli.loading import DTYPES, POLICIES, load_model, located
+from mlxrun.cli.loading import DTYPES, POLICIES, PRODUCTS_HELP, load_model, located
 from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
 from mlxrun.errors import ConversionError
+from mlxrun.products import PLANES
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -25,6 +26,7 @@ Command = Callable[..., None]
 # What may be said of A and of B: option, what it takes, and for what.
 _SAID: Mapping[str, dict[str, Any]] = {
     "policy": {"type": click.Choice(POLICIES), "help": "How the tensors of a GGUF become MLX's."},
+    "products": {"type": click.Choice(tuple(PLANES)), "help": PRODUCTS_HELP},
     "dtype": {"type": click.Choice(DTYPES), "help": "Type of the activations."},
     "adapter": {
         "multiple": True,
@@ -52,6 +54,7 @@ class Side:
 
     source: str
     policy: str | None
+    products: str | None
     dtype: str | None
     adapter: Adapters
     cache_type_k: str | None
@@ -59,7 +62,7 @@ class Side:
 
     def loads_as(self, other: Side) -> bool:
         """Whether the same weights serve both."""
-        loading = ("source", "policy", "dtype", "adapter")
+        loading = ("source", "policy", "products", "dtype", "adapter")
         return all(getattr(self, name) == getattr(other, name) for name in loading)
 
     def load(self, *, wired: bool, verbose: bool) -> LLM:
@@ -67,6 +70,7 @@ class Side:
             self.source,
             dtype=self.dtype,
             policy=self.policy,
+            products=self.products,
             adapter=self.adapter,
             wired=wired,
             verbose=verbose,

@@ -12,6 +12,7 @@ import click
 from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.console import Bar, note, size
 from mlxrun.cli.sections import option_in
+from mlxrun.products import DEFAULT, PLANES
 
 if TYPE_CHECKING:
     from mlxrun.generation.request import Chunk, Usage
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 
 POLICIES = ("exact", "near", "compact")
 DTYPES = ("float32", "float16", "bfloat16")
+PRODUCTS_HELP = (
+    "Bits of activations where they are multiplied with a GGUF's own blocks, on the CPU: "
+    + ", ".join(f"{name} {8 * planes}" for name, planes in PLANES.items())
+    + "."
+)
 # A model this large makes a slow BLAS felt.
 LARGE = 50_000_000
 
@@ -35,8 +41,13 @@ def with_loading(command: Command) -> Command:
         option_in("Loading")(
             "--policy",
             type=click.Choice(POLICIES),
-            help="How the tensors of a GGUF become MLX's.  [default: exact on the CPU up to half "
-            "of the free memory, else near]",
+            help="How the tensors of a GGUF become MLX's.  [default: on the CPU they stay as they "
+            "are in the file; else near]",
+        ),
+        option_in("Loading")(
+            "--products",
+            type=click.Choice(tuple(PLANES)),
+            help=f"{PRODUCTS_HELP}  [default: {DEFAULT}]",
         ),
         option_in("Loading")(
             "--dtype",
@@ -84,6 +95,7 @@ def load_model(
     *,
     dtype: str | None = None,
     policy: str | None = None,
+    products: str | None = None,
     adapter: Adapters | None = None,
     wired: bool = False,
     verbose: bool = False,
@@ -108,7 +120,13 @@ def load_model(
 
         advice = blas.advice()
         model = models.load(
-            path, dtype=dtype, policy=policy, adapter=adapter or (), wired=wired, progress=bar
+            path,
+            dtype=dtype,
+            policy=policy,
+            products=products,
+            adapter=adapter or (),
+            wired=wired,
+            progress=bar,
         )
     if defaults and not model.defaults.names:
         model.defaults = defaults

@@ -17,6 +17,7 @@ from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build, foreign_classes
 from mlxrun.loading.run import DTYPES, form, resolve_dtype
 from mlxrun.models.families import model_config
+from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import Weight
 
 
@@ -50,5 +51,6 @@ def _loaded(
     elements = sum(Weight(layout, arrays[f"{m}.weight"]).elements for m, layout in layouts.items())
     kept = any(f.mode != "affine" and arrays[f"{m}.weight"].ndim == 3 for m, f in layouts.items())
     held = form(elements, run, kept=kept) if layouts else None
-    params = adapters.parameters(arrays, layouts, DTYPES[run], held is not None and held.plain)
+    expand = held is not None and held.plain
+    params = adapters.applied(Parameters(arrays, layouts, DTYPES[run], expand))
     return build(config, params, None, adapters, str(held or f"plain {run}, as they are stored"))

@@ -1,26 +1,105 @@
-"""A GGUF file into a transformer: through the converter's stream, tensor by tensor, in memory."""
+"""A GGUF file into a transformer: its own blocks where they can be multiplied, else converted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
 from converters.convert import Converted, check_policy, half_dtype, skipped, stream
+from converters.encode import plain_floats, supported
 from converters.gguf.config import model_config
-from converters.gguf.names import map_names
-from converters.gguf.reader import GGUFFile
+from converters.gguf.names import Mapped, NameMap, map_names
+from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
 from converters.layout import Layout
-from converters.policy import FIXED, Policy
-from converters.report import ConversionReport
+from converters.policy import FIXED, Policy, source_bits
+from converters.report import ConversionReport, TensorRecord
+from mlxrun import kernels
+from mlxrun.kernels import Kernels, Matrix, Missing
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
 from mlxrun.loading.run import DTYPES, form, resolve_dtype
+from mlxrun.memory import on_cpu
 from mlxrun.models.families import FAMILIES
+from mlxrun.products import PLANES, products_named
+from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Forms:
+    """In which form the tensors of a file are held on this machine.
+
+    Attributes:
+        blocks: matrices that stay the file's own blocks.
+        others: all others, which a policy converts.
+        policy: that policy.
+        why: in words.
+        kernels: multiply the blocks; None where there are none.
+        missed: what keeps a model that could be held as blocks from being so; None for nothing.
+    """
+
+    blocks: tuple[Mapped, ...]
+    others: NameMap
+    policy: Policy
+    why: str
+    kernels: Kernels | None = None
+    missed: str | None = None
+
+
+def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, ours: bool) -> Forms:
+    """How a file's tensors are held here.
+
+    On the CPU a model of ours stays as it is in the file, unless a policy or half precision is
+    asked for, or its blocks cannot be multiplied here.
+
+    Args:
+        dtype: of activations.
+        policy: as :func:`mlxrun.load` takes it.
+        ours: whether this package defines the model.
+    """
+    missed = None
+    if on_cpu() and ours and policy is None and dtype == "float32":
+        kept = tuple(mapped for mapped in names.mapped if why_not_blocks(mapped) is None)
+        found = kernels.available({mapped.source.type for mapped in kept}, _say)
+        if not isinstance(found, Missing):
+            size = sum(mapped.source.nbytes for mapped in kept)
+            return Forms(
+                kept,
+                replace(names, mapped=tuple(m for m in names.mapped if m not in kept)),
+                Policy("exact", dtype, packed=False),
+                f"GGUF blocks as they lie: {len(kept)} matrices, {size / 1e6:.1f} MB",
+                found,
+            )
+        missed = found.reason
+    chosen, why = _chosen(gguf, policy, dtype)
+    return Forms((), names, replace(chosen, factors=ours), why, missed=missed)
+
+
+def _say(line: str) -> None:
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
+
+
+def why_not_blocks(mapped: Mapped) -> str | None:
+    """Why a tensor cannot stay as it is in the file; None where it can."""
+    tensor = mapped.source
+    if len(tensor.shape) not in (2, 3):
+        return "no matrix"
+    if mapped.change is not None:
+        return "its values are others in the model"
+    if mapped.columns is not None:
+        return "its columns are in another order in the model"
+    if mapped.shape != tensor.shape:
+        return "its shape is another in the model"
+    if not supported(tensor.type) or tensor.type is GGMLType.F64:
+        return "nothing multiplies its type"
+    return None
 
 
 def load_gguf(
@@ -28,39 +107,100 @@ def load_gguf(
     *,
     dtype: str | None = None,
     policy: str | None = None,
+    products: str | None = None,
     adapter: AdapterChoice = (),
     progress: Progress | None = None,
 ) -> Loaded:
-    """Convert a GGUF straight into memory.
+    """A GGUF as a model: its matrices as they are in the file, or converted straight into memory.
 
     Args:
         dtype: of activations and scales; by default float32 on the CPU and with policy ``exact``
             (half precision rounds what the policy keeps), half precision elsewhere. With near,
             scales are held in half precision all the same where that loses nothing.
-        policy: ``exact``, ``near`` or ``compact``. By default plain float32 (exact) on the CPU
-            where memory allows (see :func:`form`), and near elsewhere.
+        policy: ``exact``, ``near`` or ``compact``. By default matrices stay blocks on the CPU (see
+            :func:`forms`); where they cannot, they are plain float32 (exact) as far as memory
+            allows (see :func:`form`), and near elsewhere.
+        products: bits of activations where they are multiplied with blocks; see
+            :mod:`mlxrun.products`.
 
     Raises:
         UnsupportedArchitectureError, GGUFError, InexactError: as the converter raises them.
         AdapterError: an adapter is damaged or was made for another model.
     """
-    names = map_names(gguf)
-    config = model_config(gguf)
+    products = products_named(products)
+    names, config = map_names(gguf), model_config(gguf)
     adapters = read_adapters(adapter, config)
-    run = run_dtype(gguf, dtype, policy)
-    native = config["model_type"] in FAMILIES
-    chosen, held = _chosen(gguf, policy, run)
-    bound = replace(chosen, factors=native)
+    run, ours = run_dtype(gguf, dtype, policy), config["model_type"] in FAMILIES
+    chosen = forms(gguf, names, dtype=run, policy=policy, ours=ours)
+    report = ConversionReport({"name": gguf.path.name}, chosen.policy.name, skipped=skipped(names))
+    blocks: dict[str, Blocks] = {}
+    if chosen.kernels is not None:
+        for mapped in chosen.blocks:
+            blocks[mapped.target] = _blocks(mapped, chosen.kernels, PLANES[products])
+            report.tensors.append(_record(mapped, blocks[mapped.target]))
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
-    report = ConversionReport({"name": gguf.path.name}, bound.name, skipped=skipped(names))
-    for converted in stream(names, bound, progress=progress):
+    for converted in stream(chosen.others, chosen.policy, progress=progress):
         arrays |= _to_mlx(converted)
         if converted.layout.quantized:
             layouts[converted.target.removesuffix(".weight")] = converted.layout
         if converted.record:
             report.tensors.append(converted.record)
-    return build(config, adapters.parameters(arrays, layouts, DTYPES[run]), report, adapters, held)
+    if chosen.kernels is not None:
+        report.tensors = _with_reasons(report.tensors, chosen.others.mapped)
+    params = Parameters(arrays, layouts, DTYPES[run], blocks=blocks, kernels=chosen.kernels)
+    loaded = build(config, adapters.applied(params), report, adapters, chosen.why)
+    return replace(loaded, products=products if chosen.blocks else None, missed=chosen.missed)
+
+
+def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
+    tensor, factor = mapped.source, mapped.factor
+    lies = type(tensor) is GGUFTensor and (mapped.order is None or len(tensor.shape) == 2)
+    order = None
+    if lies:
+        blocks = kernels.map(tensor)
+        if mapped.order is not None:
+            order = mx.array(mapped.order.astype(np.int32))
+    else:  # its rows are not together in the file
+        stored = tensor.raw().reshape(*tensor.shape[:-1], -1)
+        blocks = mx.array(stored if mapped.order is None else stored[mapped.order])
+    return Blocks(
+        tensor.name,
+        Matrix(blocks, tensor.type, tensor.shape[-1], order),
+        kernels,
+        planes,
+        None if factor is None else mx.array(plain_floats(factor).reshape(-1)),
+        lies,
+    )
+
+
+def _record(mapped: Mapped, blocks: Blocks) -> TensorRecord:
+    tensor = mapped.source
+    bits = source_bits(tensor.type)
+    return TensorRecord(
+        name=tensor.name,
+        target=mapped.target,
+        type=tensor.type.name,
+        form=f"{tensor.type.name} blocks",
+        fidelity="exact",
+        rmse=0.0,
+        max_error=0.0,
+        bits_before=bits,
+        bits_after=bits,
+        elements=tensor.elements,
+        note="" if blocks.mapped else "copied: its rows are not together in the file",
+    )
+
+
+def _with_reasons(records: Sequence[TensorRecord], others: Sequence[Mapped]) -> list[TensorRecord]:
+    """The records, and of each matrix that is not held as blocks why not."""
+    reasons = {m.source.name: why_not_blocks(m) for m in others if len(m.source.shape) > 1}
+    return [
+        replace(record, note=f"{record.form}: {reasons[record.name]}")
+        if record.name in reasons
+        else record
+        for record in records
+    ]
 
 
 def run_dtype(gguf: GGUFFile, dtype: str | None, policy: str | None) -> str:
@@ -68,13 +208,8 @@ def run_dtype(gguf: GGUFFile, dtype: str | None, policy: str | None) -> str:
     return resolve_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(gguf))
 
 
-def run_policy(gguf: GGUFFile, name: str | None, dtype: str) -> Policy:
-    """The policy that a file is loaded with on this machine, for activations of a dtype."""
-    return _chosen(gguf, name, dtype)[0]
-
-
 def _chosen(gguf: GGUFFile, name: str | None, dtype: str) -> tuple[Policy, str]:
-    """That policy, and in words in which form it holds weights and why."""
+    """The policy that converts a file here, and in words in which form it holds weights and why."""
     if name is not None:
         return _bound(gguf, check_policy(name), dtype), f"policy {name}"
     kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)

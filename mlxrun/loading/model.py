@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
-
 from converters.report import ConversionReport
 from mlxrun.loading.adapters import Adapters
 from mlxrun.model import Model
@@ -26,6 +24,8 @@ class Loaded:
         report: the conversion's report for a GGUF; None for a directory.
         unused: parameters of the source that the model has no place for.
         held: in which form the weights are, and why.
+        products: the option of that name, where matrices are the file's own blocks; else None.
+        missed: why the file's own blocks are not multiplied, where they could be; None elsewhere.
     """
 
     model: Model[Any]
@@ -33,6 +33,8 @@ class Loaded:
     report: ConversionReport | None
     unused: list[str]
     held: str = ""
+    products: str | None = None
+    missed: str | None = None
 
 
 def build(
@@ -62,10 +64,7 @@ def build(
         return Loaded(made, config, report, unused, held)
     model = Transformer(model_config(config), params)
     adapters.check_applied(params.used)
-    # Files are read lazily: a damaged one must fail here, not at the first token. One module at a
-    # time: what views are taken of is held beside them until then.
-    for arrays in params.handed.values():
-        mx.eval(arrays)
+    params.settle()
     return Loaded(model, config, report, params.unused(), held)
 
 

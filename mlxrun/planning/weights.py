@@ -13,11 +13,13 @@ from converters.directory.files import weight_files
 from converters.directory.header import StoredArray
 from converters.directory.quantization import stored_form
 from converters.estimate import expected_layout
+from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
-from mlxrun.loading.gguf import run_dtype, run_policy
+from mlxrun.loading.gguf import forms, run_dtype
 from mlxrun.loading.run import form, resolve_dtype
+from mlxrun.models.families import FAMILIES
 
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
 
@@ -47,14 +49,16 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     Raises:
         UnsupportedArchitectureError: its tensors have no known names.
     """
-    run = run_dtype(gguf, dtype, policy)
-    chosen = run_policy(gguf, policy, run)
+    run, names = run_dtype(gguf, dtype, policy), map_names(gguf)
+    ours = model_config(gguf)["model_type"] in FAMILIES
+    chosen = forms(gguf, names, dtype=run, policy=policy, ours=ours)
     modules: dict[str, float] = defaultdict(float)
     packed = False
-    names = map_names(gguf)
-    for mapped in names.mapped:
+    for mapped in chosen.blocks:
+        modules[_module(mapped.target)] += mapped.source.nbytes
+    for mapped in chosen.others.mapped:
         tensor = mapped.source
-        expected = expected_layout(tensor.type, chosen, module=len(tensor.shape) > 1)
+        expected = expected_layout(tensor.type, chosen.policy, module=len(tensor.shape) > 1)
         if expected:
             # Plain arrays are held in the type of the activations.
             layout = expected.layout if expected.layout.quantized else dense(run)
@@ -62,7 +66,8 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
             modules[_module(mapped.target)] += tensor.elements * layout.bits_per_weight / 8
     for target, length in names.zeros:
         modules[_module(target)] += length * dense(run).bits_per_weight / 8
-    return Held(round(sum(modules.values())), run, packed, f"{chosen.name}, {run}", modules)
+    how = f"GGUF blocks, {run}" if chosen.blocks else f"{chosen.policy.name}, {run}"
+    return Held(round(sum(modules.values())), run, packed, how, modules)
 
 
 def of_directory(

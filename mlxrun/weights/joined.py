@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import mlx.core as mx
 
-from mlxrun.weights.weight import Weight, linear
+from mlxrun.weights.weight import Form, Product, Weight
 
 Split = Callable[[mx.array], list[mx.array]]
 
@@ -20,7 +20,7 @@ Split = Callable[[mx.array], list[mx.array]]
 class Projection:
     """A matrix (rows, columns) with its bias (rows,), or without one."""
 
-    weight: Weight
+    weight: Form
     bias: mx.array | None = None
 
     @property
@@ -30,18 +30,19 @@ class Projection:
         What adapters add, and what multiplies a whole matrix, belongs to one projection.
         """
         weight = self.weight
-        if type(weight) is not Weight or weight.factor is not None:
+        if not isinstance(weight, Weight) or weight.factor is not None:
             return None
         return weight.layout, *(str(part.dtype) for part in weight.arrays), self.bias is None
 
     @property
-    def function(self) -> Callable[[mx.array], mx.array]:
+    def function(self) -> Product:
         """``x (..., columns) -> (..., rows)``."""
-        return linear(self.weight, self.bias)
+        return self.weight.product(self.bias)
 
     def cut(self, start: int, stop: int) -> Projection:
         """The projection to some of the rows, as views."""
         whole, bias = self.weight, self.bias
+        assert isinstance(whole, Weight)
         parts = (whole.weight, whole.scales, whole.biases, bias)
         weight, scales, biases, bias = (
             None if part is None else part[start:stop] for part in parts
@@ -98,7 +99,7 @@ def _joined(projections: Sequence[Projection]) -> Projection:
         present = [part for part in parts if part is not None]
         return mx.concatenate(present) if present else None
 
-    weights = [each.weight for each in projections]
+    weights = [each.weight for each in projections if isinstance(each.weight, Weight)]
     weight = rows([each.weight for each in weights])
     scales, biases = (
         rows([each.scales for each in weights]),

@@ -12,7 +12,15 @@ import mlx.core as mx
 
 from converters.layout import dense
 from mlxrun.errors import AdapterError
-from mlxrun.weights.weight import Weight, settled
+from mlxrun.weights.weight import (
+    Form,
+    GatheredProduct,
+    Product,
+    Weight,
+    finished,
+    finished_each,
+    settled,
+)
 
 # A row of noughts has no direction to stretch in.
 TINY = 1e-30
@@ -148,44 +156,51 @@ def _spread(part: mx.array, place: slice, rows: int, axis: int) -> mx.array:
 
 
 @dataclass(frozen=True)
-class AdaptedWeight(Weight):
-    """A weight whose products include what adapters add; the weight itself stays as it is.
+class AdaptedWeight(Form):
+    """A matrix whose products include what adapters add; the matrix itself stays as it is.
 
     ``dequantize`` gives the matrix without adapters.
     """
 
-    low_rank: LowRank | None = None
+    base: Form
+    low_rank: LowRank
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
 
     @property
     def arrays(self) -> list[mx.array]:
-        assert self.low_rank is not None
-        return super().arrays + self.low_rank.arrays
+        return self.base.arrays + self.low_rank.arrays
 
-    def product(self) -> Callable[[mx.array], mx.array]:
-        """As :meth:`Weight.product`."""
-        assert self.low_rank is not None
-        product, gain = super().product(), self.low_rank.gain
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes + sum(int(array.nbytes) for array in self.low_rank.arrays)
+
+    def product(self, bias: mx.array | None = None) -> Product:
+        product, gain = self.base.product(), self.low_rank.gain
         a, b = (settled(part.swapaxes(-1, -2)) for part in (self.low_rank.a, self.low_rank.b))
         if gain is None:
-            return lambda x: product(x) + (x @ a) @ b
+            return finished(lambda x: product(x) + (x @ a) @ b, None, bias)
         stretch = settled(gain[..., None, :])  # (..., 1, rows)
-        return lambda x: product(x) * stretch + (x @ a) @ b
+        return finished(lambda x: product(x) * stretch + (x @ a) @ b, None, bias)
 
-    def gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
-        """As :meth:`Weight.gathered_product`."""
-        assert self.low_rank is not None
-        product, gain = super().gathered_product(), self.low_rank.gain
+    def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
+        product, gain = self.base.gathered_product(), self.low_rank.gain
         a, b = (_plain(part).gathered_product() for part in (self.low_rank.a, self.low_rank.b))
-        if gain is None:
-            return lambda x, chosen: product(x, chosen) + b(a(x, chosen), chosen)
-        return lambda x, chosen: (
-            product(x, chosen) * gain[chosen][..., None, :] + b(a(x, chosen), chosen)
-        )
+
+        def adapted(x: mx.array, chosen: mx.array) -> mx.array:
+            y = product(x, chosen)
+            stretched = y if gain is None else y * gain[chosen][..., None, :]
+            return stretched + b(a(x, chosen), chosen)
+
+        return finished_each(adapted, None, bias)
+
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        return self.base.dequantize(dtype)
 
     def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
-        """As :meth:`Weight.take`."""
-        assert self.low_rank is not None
-        taken, gain = super().take(ids, dtype), self.low_rank.gain
+        taken, gain = self.base.take(ids, dtype), self.low_rank.gain
         added = (self.low_rank.b[ids] @ self.low_rank.a).astype(dtype)
         return (taken if gain is None else taken * gain[ids][..., None]) + added
 

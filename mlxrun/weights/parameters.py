@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
+from mlxrun.weights.blocks import Blocks, at_once
 from mlxrun.weights.joined import Projection, Split, apart, together
 from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
-from mlxrun.weights.weight import Weight, gather
+from mlxrun.weights.weight import Form, GatheredProduct, Product, Weight
+
+if TYPE_CHECKING:
+    from mlxrun.kernels import Kernels
 
 
 @dataclass
@@ -25,12 +30,14 @@ class Parameters:
         dtype: of activations; plain arrays and scales are cast to it as they are handed out.
         expand: hand out quantised matrices as plain ones.
         updates: module name to what adapters add to it.
+        blocks: full name to matrices that stay GGUF blocks; taken out like arrays.
+        kernels: of this CPU, for a run in float32; None where there are none.
         prefix: what names are relative to.
         join: make projections of one input one product, where their forms agree. By default on a
             GPU, whose kernels are fewer then; on a CPU it costs as much as it saves.
         used: full names handed out so far; shared between views.
-        handed: full module name to the arrays handed out, as the model holds them; shared between
-            views.
+        handed: full module name to the arrays and matrices handed out, as the model holds them;
+            shared between views.
     """
 
     arrays: MutableMapping[str, mx.array]
@@ -38,10 +45,12 @@ class Parameters:
     dtype: mx.Dtype
     expand: bool = False
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
+    blocks: MutableMapping[str, Blocks] = field(default_factory=dict)
+    kernels: Kernels | None = None
     prefix: str = ""
     join: bool = field(default_factory=lambda: mx.default_device() != mx.cpu)
     used: set[str] = field(default_factory=set)
-    handed: dict[str, list[mx.array]] = field(default_factory=dict)
+    handed: dict[str, list[mx.array | Form]] = field(default_factory=dict)
 
     def under(self, name: str) -> Parameters:
         """The same weights, with names relative to a module."""
@@ -49,17 +58,19 @@ class Parameters:
 
     def _get(self, name: str) -> mx.array:
         full = self.prefix + name
-        if full not in self.arrays:
+        if full not in self.arrays and full not in self.blocks:
             raise CheckpointError(
                 f"the weights have no {full}",
                 hint="Download or convert the model again",
             )
         self.used.add(full)
+        if full in self.blocks:
+            return self.blocks.pop(full).dequantize(self.dtype)
         return self.arrays.pop(full)
 
     def has(self, name: str) -> bool:
         """Whether there is a parameter of that name."""
-        return self.prefix + name in self.arrays
+        return self.prefix + name in self.arrays or self.prefix + name in self.blocks
 
     def vector(self, name: str, size: int) -> mx.array:
         """A norm's weight or a bias, (size,), in the run's dtype."""
@@ -80,25 +91,21 @@ class Parameters:
         self._hand(name, array)
         return array
 
-    def experts(
-        self, module: str, count: int, rows: int, columns: int
-    ) -> Callable[[mx.array, mx.array], mx.array]:
-        """Stacked projections chosen by index; see :func:`weights.gather`."""
+    def experts(self, module: str, count: int, rows: int, columns: int) -> GatheredProduct:
+        """Stacked projections chosen by index; see :meth:`Form.gathered_product`."""
         weight, bias = self.weight(module, rows, columns, stacked=(count,)), None
         if self.has(f"{module}.bias"):
             bias = self._cast(f"{module}.bias", self._get(f"{module}.bias"))
             self._expect(f"{module}.bias", bias.shape, (count, rows))
             self._hand(module, bias)
-        return gather(weight, bias)
+        return weight.gathered_product(bias)
 
-    def stacked(
-        self, module: str, count: int, rows: int, columns: int
-    ) -> Callable[[mx.array], mx.array]:
+    def stacked(self, module: str, count: int, rows: int, columns: int) -> Product:
         """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
         return self.weight(module, rows, columns, stacked=(count,)).product()
 
-    def weight(self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()) -> Weight:
-        """A matrix in its own layout, its floats in the run's dtype; or a stack of them.
+    def weight(self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()) -> Form:
+        """A matrix in its own form, its floats in the run's dtype; or a stack of them.
 
         One dtype everywhere: MLX promotes a product of two half types to float32.
         """
@@ -106,17 +113,22 @@ class Parameters:
         updates = self.updates.get(self.prefix + module)
         return self._adapted(module, stored, updates) if updates else stored
 
-    def _adapted(self, module: str, stored: Weight, updates: Sequence[Update]) -> Weight:
+    def _adapted(self, module: str, stored: Form, updates: Sequence[Update]) -> Form:
         """The weight with what adapters add to its products."""
-        shape = (*stored.weight.shape[:-1], stored.columns)
         for update in updates:
-            update.check(self.prefix + module, shape)
-        low_rank = combined(updates, shape[-2], lambda: stored.dequantize(mx.float32), self.dtype)
+            update.check(self.prefix + module, stored.shape)
+        low_rank = combined(updates, stored.rows, lambda: stored.dequantize(mx.float32), self.dtype)
         self._hand(module, *low_rank.arrays)
-        return AdaptedWeight(**vars(stored), low_rank=low_rank)
+        return AdaptedWeight(stored, low_rank)
 
-    def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Weight:
-        layout = self.layouts.get(self.prefix + module)
+    def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Form:
+        layout, full = self.layouts.get(self.prefix + module), f"{self.prefix}{module}.weight"
+        if full in self.blocks:
+            blocks = self.blocks.pop(full)
+            self.used.add(full)
+            self._expect(f"{module}.weight", blocks.shape, (*stacked, rows, columns))
+            self._hand(module, blocks)
+            return blocks
         weight = self._get(f"{module}.weight")
         if layout is None:
             self._expect(f"{module}.weight", weight.shape, (*stacked, rows, columns))
@@ -129,7 +141,7 @@ class Parameters:
                 self._expect(f"{module}.{name}", array.shape, (*stacked, rows, groups))
         if self.expand:
             return self._plain(module, packed.dequantize(self.dtype))
-        self._hand(module, *packed.arrays)
+        self._hand(module, packed)
         return packed
 
     def _packed(self, module: str, layout: Layout, weight: mx.array) -> Weight:
@@ -182,7 +194,7 @@ class Parameters:
                 f"{self.prefix}{name} has the shape {found}, config.json implies {wanted}"
             )
 
-    def linear(self, module: str, rows: int, columns: int) -> Callable[[mx.array], mx.array]:
+    def linear(self, module: str, rows: int, columns: int) -> Product:
         """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one."""
         return self._projection(module, rows, columns).function
 
@@ -194,11 +206,13 @@ class Parameters:
             columns: of all.
         """
         projections = [self._projection(module, rows, columns) for module, rows in parts]
+        if split := at_once(projections):
+            return split
         if not self.join:
             return apart(projections)
         split, projections = together(projections)
         for (module, _), projection in zip(parts, projections, strict=True):
-            self.handed[self.prefix + module] = projection.weight.arrays
+            self.handed[self.prefix + module] = [projection.weight]
             if projection.bias is not None:
                 self.handed[f"{self.prefix}{module}.bias"] = [projection.bias]
         return split
@@ -208,15 +222,30 @@ class Parameters:
         biased = self.has(f"{module}.bias")
         return Projection(weight, self.vector(f"{module}.bias", rows) if biased else None)
 
-    def _hand(self, name: str, *arrays: mx.array) -> None:
-        self.handed.setdefault(self.prefix + name, []).extend(arrays)
+    def _hand(self, name: str, *parts: mx.array | Form) -> None:
+        self.handed.setdefault(self.prefix + name, []).extend(parts)
+
+    def settle(self) -> None:
+        """Compute what was handed out.
+
+        Files are read lazily: a damaged one must fail here, not at the first token. One module at
+        a time: what views are taken of is held as well until then.
+        """
+        for parts in self.handed.values():
+            mx.eval([part.arrays if isinstance(part, Form) else part for part in parts])
 
     @property
     def held(self) -> dict[str, int]:
-        """Full module name to the bytes of the arrays handed out."""
+        """Full module name to the bytes of what was handed out."""
         return {
-            name: sum(int(array.nbytes) for array in arrays) for name, arrays in self.handed.items()
+            name: sum(int(part.nbytes) for part in parts) for name, parts in self.handed.items()
         }
+
+    @property
+    def mapped(self) -> list[Blocks]:
+        """What was handed out that is still pages of its file."""
+        parts = [part for parts in self.handed.values() for part in parts]
+        return [part for part in parts if isinstance(part, Blocks)]
 
     @property
     def nbytes(self) -> int:
@@ -225,7 +254,7 @@ class Parameters:
 
     def unused(self) -> list[str]:
         """Names that the model did not ask for."""
-        return sorted(self.arrays)
+        return sorted([*self.arrays, *self.blocks])
 
 
 def _damaged(wide: mx.array, narrow: mx.array) -> bool:

@@ -1,10 +1,12 @@
-"""Weights in any MLX layout, and the products that a transformer takes with them.
+"""Matrices in any form, and the products that a transformer takes with them.
 
-A :class:`Weight` knows how to multiply, to look up rows and to say its size. It is immutable.
+A :class:`Form` knows how to multiply, to look up rows and to say its size. It is immutable.
+:class:`Weight` is the one for MLX's own layouts.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +23,9 @@ CPU_DENSE_ROWS = 8
 # 900,000 on), and down to which part of them a call is worth making.
 SMALL, LEAST = 1 << 19, 16
 
+Product = Callable[[mx.array], mx.array]
+GatheredProduct = Callable[[mx.array, mx.array], mx.array]
+
 
 def settled(constant: mx.array) -> mx.array:
     """A constant that is computed now, so that any thread may compute with it.
@@ -31,9 +36,63 @@ def settled(constant: mx.array) -> mx.array:
     return constant
 
 
+class Form(ABC):
+    """A matrix of shape (rows, columns), or a stack of such."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(..., rows, columns)."""
+
+    @property
+    @abstractmethod
+    def arrays(self) -> list[mx.array]:
+        """All arrays that it is made of."""
+
+    @abstractmethod
+    def product(self, bias: mx.array | None = None) -> Product:
+        """A function ``x (..., columns) -> x @ W.T + bias (..., rows)``, chosen once.
+
+        Of a stack: ``(B, count, T, columns) -> (B, count, T, rows)``, each its own.
+        """
+
+    @abstractmethod
+    def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
+        """Products with matrices of a stack, chosen by index.
+
+        ``(x (..., 1 or K, 1, columns), chosen (..., K)) -> (..., K, 1, rows)``; the bias is
+        (count, rows).
+        """
+
+    @abstractmethod
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        """The plain matrix, (..., rows, columns), in ``dtype``."""
+
+    @abstractmethod
+    def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        """Rows by index, as an embedding needs them: (...) -> (..., columns) in ``dtype``."""
+
+    @property
+    def rows(self) -> int:
+        return self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(int(array.nbytes) for array in self.arrays)
+
+
 @dataclass(frozen=True)
-class Weight:
-    """A matrix of shape (rows, columns) in one layout.
+class Weight(Form):
+    """A matrix of shape (rows, columns), or a stack of such, in one of MLX's layouts.
 
     Attributes:
         layout: mode, bits, group size and dtype.
@@ -49,30 +108,19 @@ class Weight:
     factor: mx.array | None = None
 
     @property
-    def rows(self) -> int:
-        return int(self.weight.shape[0])
-
-    @property
-    def columns(self) -> int:
-        if not self.layout.quantized:
-            return int(self.weight.shape[-1])
-        return int(self.weight.shape[-1]) * 32 // self.layout.bits
-
-    @property
-    def elements(self) -> int:
-        return prod(self.weight.shape[:-1]) * self.columns
+    def shape(self) -> tuple[int, ...]:
+        *rest, columns = self.weight.shape
+        return (*rest, columns * 32 // self.layout.bits if self.layout.quantized else columns)
 
     @property
     def arrays(self) -> list[mx.array]:
         parts = (self.weight, self.scales, self.biases, self.factor)
         return [part for part in parts if part is not None]
 
-    def product(self) -> Callable[[mx.array], mx.array]:
-        """A function ``x (..., columns) -> x @ W.T (..., rows)``, chosen once for this layout."""
-        product, factor = self._product(), self.factor
-        return product if factor is None else lambda x: product(x) * factor.astype(x.dtype)
+    def product(self, bias: mx.array | None = None) -> Product:
+        return finished(self._product(), self.factor, bias)
 
-    def _product(self) -> Callable[[mx.array], mx.array]:
+    def _product(self) -> Product:
         if not self.layout.quantized:
             return _plain_product(self.weight)
         if mx.default_device() == mx.cpu:
@@ -97,16 +145,10 @@ class Weight:
             mode=layout.mode,
         )
 
-    def gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
-        """As :meth:`product`, for stacked matrices of which an index chooses."""
-        product, factor = self._gathered_product(), self.factor
-        if factor is None:
-            return product
-        return lambda x, chosen: (
-            product(x, chosen) * factor[chosen][..., None, None].astype(x.dtype)
-        )
+    def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
+        return finished_each(self._gathered_product(), self.factor, bias)
 
-    def _gathered_product(self) -> Callable[[mx.array, mx.array], mx.array]:
+    def _gathered_product(self) -> GatheredProduct:
         if self.scales is None:
             transposed = settled(self.weight.swapaxes(-1, -2))
             if mx.default_device() == mx.cpu and transposed.dtype != mx.float32:
@@ -129,18 +171,13 @@ class Weight:
         )
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
-        """The plain matrix, (rows, columns), in ``dtype``."""
-        plain = self._expand(*self._packed, dtype)
-        if self.factor is None:
-            return plain
-        return plain * self.factor.astype(dtype).reshape(-1, *[1] * (plain.ndim - 1))
+        return scaled(self._expand(*self._packed, dtype), self.factor)
 
     @property
     def _packed(self) -> tuple[mx.array, mx.array | None, mx.array | None]:
         return self.weight, self.scales, self.biases
 
     def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
-        """Rows by index, as an embedding needs them: (...) -> (..., columns) in ``dtype``."""
         scales = None if self.scales is None else self.scales[ids]
         biases = None if self.biases is None else self.biases[ids]
         rows = self._expand(self.weight[ids], scales, biases, dtype)
@@ -166,7 +203,43 @@ class Weight:
         )
 
 
-def _plain_product(weight: mx.array) -> Callable[[mx.array], mx.array]:
+def finished(product: Product, factor: mx.array | None, bias: mx.array | None) -> Product:
+    """``x -> factor * product(x) + bias``; what is None is not there at all."""
+    if factor is None:
+        return product if bias is None else lambda x: product(x) + bias
+    each = factor if factor.size == 1 else settled(factor[:, None, None])  # of a stack
+
+    def scaled_product(x: mx.array) -> mx.array:
+        y = product(x) * each.astype(x.dtype)
+        return y if bias is None else y + bias
+
+    return scaled_product
+
+
+def finished_each(
+    product: GatheredProduct, factor: mx.array | None, bias: mx.array | None
+) -> GatheredProduct:
+    """As :func:`finished`, with the factor and the bias of each chosen matrix."""
+    if factor is None and bias is None:
+        return product
+
+    def whole(x: mx.array, chosen: mx.array) -> mx.array:
+        y = product(x, chosen)
+        if factor is not None:
+            y = y * factor[chosen][..., None, None].astype(x.dtype)
+        return y if bias is None else y + bias[chosen][..., None, :]
+
+    return whole
+
+
+def scaled(plain: mx.array, factor: mx.array | None) -> mx.array:
+    """A matrix times its factor, or each of a stack times its own."""
+    if factor is None:
+        return plain
+    return plain * factor.astype(plain.dtype).reshape(-1, *[1] * (plain.ndim - 1))
+
+
+def _plain_product(weight: mx.array) -> Product:
     """As :meth:`Weight.product`, of a plain matrix (..., rows, columns)."""
     transposed = settled(weight.swapaxes(-1, -2))
     if mx.default_device() != mx.cpu:
@@ -211,22 +284,3 @@ def _blocks(weight: mx.array) -> mx.array | None:
     if height * columns < SMALL // LEAST:
         return None
     return settled(weight.reshape(rows // height, height, columns).swapaxes(-1, -2))
-
-
-def gather(weight: Weight, bias: mx.array | None) -> Callable[[mx.array, mx.array], mx.array]:
-    """Products with stacked matrices (experts, rows, columns), chosen by index.
-
-    ``(x (..., 1 or K, 1, columns), experts (..., K)) -> (..., K, 1, rows)``.
-    """
-    product = weight.gathered_product()
-    if bias is None:
-        return product
-    return lambda x, chosen: product(x, chosen) + bias[chosen][..., None, :]
-
-
-def linear(weight: Weight, bias: mx.array | None) -> Callable[[mx.array], mx.array]:
-    """``x -> x @ W.T + b``; without a bias the addition is not there at all."""
-    product = weight.product()
-    if bias is None:
-        return product
-    return lambda x: product(x) + bias

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from converters.layout import Layout, affine, dense, fixed
 from mlxrun.errors import AdapterError
 from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
-from mlxrun.weights.weight import Weight, gather
+from mlxrun.weights.weight import Weight
 
 ROWS, COLUMNS, EXPERTS = 24, 64, 3
 LAYOUTS = [dense("float32"), affine(4, 32, "float32"), affine(8, 64, "float32"), fixed("mxfp4")]
@@ -53,7 +53,7 @@ def sums(draw: st.DrawFn, stacked: bool = False) -> Sum:
         a, b, lengths = (None if x is None else mx.array(x, mx.float32) for x in (a, b, lengths))
         updates.append(Update("test", a, b, scale, strength, lengths, first))
     both = combined(updates, ROWS, lambda: stored.dequantize(mx.float32), mx.float32)
-    return Sum(AdaptedWeight(**vars(stored), low_rank=both), plain)
+    return Sum(AdaptedWeight(stored, both), plain)
 
 
 def _stored(values: np.ndarray, layout: Layout) -> Weight:
@@ -84,7 +84,7 @@ def test_experts_are_those_of_the_merged_stack(case: Sum, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((2, 5, 1, 1, COLUMNS))
     chosen = rng.integers(0, EXPERTS, (2, 5, 2))
-    product = gather(case.weight, None)
+    product = case.weight.gathered_product()
     wanted = np.einsum("btnoc,btkrc->btkor", x, case.plain[chosen])
     close(product(mx.array(x, mx.float32), mx.array(chosen)), wanted)
 

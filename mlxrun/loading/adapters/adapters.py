@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,25 +41,26 @@ class Adapters:
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
     replaced: Mapping[str, mx.array] = field(default_factory=dict)
 
-    def parameters(
-        self,
-        arrays: MutableMapping[str, mx.array],
-        layouts: Mapping[str, Layout],
-        dtype: mx.Dtype,
-        expand: bool = False,
-    ) -> Parameters:
-        """A model's weights with the changes; ``arrays`` loses what is handed out of them.
+    def applied(self, params: Parameters) -> Parameters:
+        """A model's weights with the changes.
 
         Raises:
             AdapterError: a new parameter is none of the model's.
         """
         if not self.replaced:
-            return Parameters(arrays, layouts, dtype, expand, self.updates)
-        self.check_replaced({name: _shape(name, arrays, layouts) for name in arrays})
+            return replace(params, updates=self.updates)
+        arrays, layouts, blocks = params.arrays, params.layouts, params.blocks
+        shapes = {name: _shape(name, arrays, layouts) for name in arrays}
+        self.check_replaced(shapes | {name: matrix.shape for name, matrix in blocks.items()})
         modules = {name.rpartition(".")[0] for name in self.replaced if name.endswith(".weight")}
         arrays = {k: v for k, v in arrays.items() if not _belongs(k, modules)}
-        layouts = {k: v for k, v in layouts.items() if k not in modules}
-        return Parameters({**arrays, **self.replaced}, layouts, dtype, expand, self.updates)
+        return replace(
+            params,
+            arrays={**arrays, **self.replaced},
+            layouts={k: v for k, v in layouts.items() if k not in modules},
+            blocks={k: v for k, v in blocks.items() if k not in self.replaced},
+            updates=self.updates,
+        )
 
     def check_replaced(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse new parameters that a model with these ones has no place for.

@@ -1,0 +1,113 @@
+"""Matrices as the GGUF blocks that they are in their file: neither copied nor converted.
+
+The products are those of :mod:`mlxrun.kernels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxrun.weights.weight import (
+    Form,
+    GatheredProduct,
+    Product,
+    finished,
+    finished_each,
+    scaled,
+    settled,
+)
+
+if TYPE_CHECKING:
+    from mlxrun.kernels import Kernels, Matrix
+    from mlxrun.weights.joined import Projection, Split
+
+CHECKED_ROWS = 1 << 12
+
+
+@dataclass(frozen=True)
+class Blocks(Form):
+    """A matrix, or a stack of such, in GGUF blocks.
+
+    Attributes:
+        name: of the tensor in the file.
+        matrix: its blocks, their type, and the order of the rows.
+        kernels: multiply them.
+        planes: activations have 8 bits times this: 1, 2 or 3.
+        factor: what the whole matrix, (1,), or each of a stack, (experts,), is multiplied by.
+        mapped: whether the blocks are pages of the file; else a copy.
+    """
+
+    name: str
+    matrix: Matrix
+    kernels: Kernels = field(repr=False, compare=False)
+    planes: int
+    factor: mx.array | None = None
+    mapped: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.matrix.blocks.shape[:-1], self.matrix.columns)
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        parts = (self.matrix.blocks, self.matrix.order, self.factor)
+        return [part for part in parts if part is not None]
+
+    def product(self, bias: mx.array | None = None) -> Product:
+        if len(self.shape) > 2:
+            return self._product_of_each(bias)
+        own = bias if self.factor is None else None
+        product = self.kernels.product([self.matrix], self.planes, biases=[own])
+        return finished(
+            lambda x: product(x)[0], self.factor, bias if self.factor is not None else None
+        )
+
+    def _product_of_each(self, bias: mx.array | None) -> Product:
+        """Of a stack: every one of them is chosen for each token."""
+        product, every = self.gathered_product(), settled(mx.arange(self.shape[0]))
+
+        def each(x: mx.array) -> mx.array:  # (B, count, T, columns)
+            x = x.swapaxes(1, 2)[..., None, :]  # (B, T, count, 1, columns)
+            chosen = mx.broadcast_to(every, x.shape[:-2])
+            return product(x, chosen).squeeze(-2).swapaxes(1, 2)  # (B, count, T, rows)
+
+        return finished(each, None, bias)
+
+    def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
+        own = bias if self.factor is None else None
+        product = self.kernels.experts([self.matrix], self.planes, biases=[own])
+        return finished_each(
+            lambda x, chosen: product(x, chosen)[0],
+            self.factor,
+            bias if self.factor is not None else None,
+        )
+
+    def dequantize(self, dtype: mx.Dtype) -> mx.array:
+        return scaled(self.kernels.dequantize(self.matrix).astype(dtype), self.factor)
+
+    def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        rows = self._rows(ids).astype(dtype)
+        return rows if self.factor is None else rows * self.factor.astype(dtype)
+
+    @cached_property
+    def _rows(self) -> Product:
+        return self.kernels.take(self.matrix)
+
+    @property
+    def finite(self) -> bool:
+        """Whether all weights are numbers; reads all of them."""
+        return bool(mx.isfinite(self.dequantize(mx.float32)).all().item())
+
+
+def at_once(projections: Sequence[Projection]) -> Split | None:
+    """``x (..., columns) -> [(..., rows), ...]`` in one operation; None where not all are blocks."""
+    weights = [each.weight for each in projections if isinstance(each.weight, Blocks)]
+    if len(weights) < len(projections) or any(each.factor is not None for each in weights):
+        return None
+    first, matrices = weights[0], [each.matrix for each in weights]
+    return first.kernels.product(matrices, first.planes, biases=[p.bias for p in projections])
