@@ -147,7 +147,8 @@ def _advised(llm: LLM) -> LLM:
     """Warn of sampling defaults that cannot be used, and once of a BLAS that a model will miss."""
     for problem in llm.defaults.problems:
         warnings.warn(problem, stacklevel=3)
-    if llm.model.nbytes > LARGE and on_cpu() and (told := blas.advice()):
+    slow = llm.model.nbytes > LARGE and on_cpu() and not llm.products
+    if slow and (told := blas.advice()):
         warnings.warn(told, RuntimeWarning, stacklevel=3)
     return llm
 

@@ -46,6 +46,7 @@ class Model(Protocol[M]):
         context_length: tokens the model was trained to see at once.
         dtype: of activations.
         nbytes: of all weights.
+        mapped: bytes among them that are pages of a file, which the system can drop and read again.
         summary: what it is.
         joint: whether tokens of several sequences may share a pass; it is a :class:`JointModel`.
     """
@@ -53,6 +54,7 @@ class Model(Protocol[M]):
     joint: bool
     dtype: mx.Dtype
     nbytes: int
+    mapped: int
 
     @property
     def vocab_size(self) -> int: ...
@@ -89,6 +91,16 @@ class Model(Protocol[M]):
                 in its own way.
             ParameterError: no such type, or none that fits the model.
         """
+
+    def check(self) -> None:
+        """See to it that mapped files are whole; called wherever results are read.
+
+        Raises:
+            GGUFError: one has been cut short: what was computed since then is wrong.
+        """
+
+    def damaged(self) -> list[str]:
+        """Tensors with weights that are no finite numbers, as far as files tell; reads them all."""
 
 
 class JointModel(Protocol):

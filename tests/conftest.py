@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Bounds are those of float32; what else the option has is tested where it is given.
+os.environ["MLXRUN_PRODUCTS"] = "exact"
+
 import mlxrun  # noqa: F401 - loads a BLAS, which must be before a test imports MLX
 
 # No deadlines: how long an example takes says more about the machine than about the code.

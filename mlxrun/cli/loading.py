@@ -29,6 +29,11 @@ PRODUCTS_HELP = (
 # A model this large makes a slow BLAS felt.
 LARGE = 50_000_000
 
+# What it means where a file's own blocks cannot be multiplied.
+MISSED = (
+    "slower and larger in memory than it could be, for its blocks cannot be multiplied as they are"
+)
+
 Command = Callable[..., None]
 
 
@@ -133,7 +138,7 @@ def load_model(
     _warn_of_strays(model)
     if verbose:
         _describe(model, cache_types)
-    _hint_blas(model, advice, always=verbose)
+    _hint_speed(model, advice, always=verbose)
     return model
 
 
@@ -170,17 +175,22 @@ def _describe(llm: LLM, cache_types: tuple[str | None, str | None]) -> None:
         note(f"unused: {', '.join(llm.unused[:8])}{more}")
 
 
-def _hint_blas(llm: LLM, advice: str | None, *, always: bool) -> None:
-    """Tell once of a slow BLAS whom it will slow down: not scripts, nor who runs a tiny model.
+def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
+    """Tell what makes products slow whom it will slow down: not scripts, nor who runs a tiny model.
 
-    Who named a library that cannot be had is told always.
+    Who named a BLAS that cannot be had is told always.
+
+    Args:
+        advice: about the BLAS, which blocks do without.
     """
     from mlxrun import blas
     from mlxrun.memory import on_cpu
 
     weights = llm.report.elements if llm.report else llm.model.nbytes // 2
     large = weights > LARGE and sys.stderr.isatty()
-    if advice and on_cpu() and (always or large or blas.problem):
+    if llm.missed and (always or large):
+        note(f"hint: {MISSED}: {llm.missed}")
+    if advice and on_cpu() and not llm.products and (always or large or blas.problem):
         note(f"hint: {advice}")
 
 

@@ -210,6 +210,9 @@ def score(model: Model[Any], tokens: Sequence[int]) -> mx.array:
 
     Returns:
         Logits, float32, (T, V), evaluated.
+
+    Raises:
+        GGUFError: the model's file has been cut short.
     """
     cache = model.make_cache()
     rows = []
@@ -219,6 +222,7 @@ def score(model: Model[Any], tokens: Sequence[int]) -> mx.array:
         mx.eval(rows[-1], [array for layer in cache for array in layer.state])
     logits = mx.concatenate(rows) if len(rows) > 1 else rows[0]
     mx.eval(logits)
+    model.check()
     return logits
 
 
@@ -249,6 +253,13 @@ class Step(NamedTuple):
 
 def no_numbers(model: Model[Any]) -> NumericError:
     """What to say of a model whose logits are not all finite."""
+    if names := model.damaged():
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return NumericError(
+            f"the model's output is not finite: {', '.join(names[:4])}{more} with infinite numbers "
+            "or none (NaN) among the weights",
+            hint="The file is damaged: download or quantise it again",
+        )
     dtype = str(model.dtype).removeprefix("mlx.core.")
     return NumericError(
         "the model's output is not finite: its weights are damaged, or too large for " + dtype,
@@ -267,6 +278,7 @@ def decode(
     Raises:
         NumericError: the logits are not all finite.
         CacheError: another request has taken the session meanwhile, or somebody took it back.
+        GGUFError: the model's file has been cut short.
     """
     drawn: list[int] = []
     turn = session.turn
@@ -283,6 +295,7 @@ def decode(
                 upcoming = stepper.alone(current.tokens, rows, session.cache, sampler, done)
                 mx.async_eval(upcoming.arrays)  # type: ignore[no-untyped-call]
             step = Step.rows_of(current.groups[0])[0]
+            stepper.model.check()
             if not drawn and not finite.item():
                 raise no_numbers(stepper.model)
             drawn.append(step.token)

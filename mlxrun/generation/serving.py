@@ -238,7 +238,9 @@ class Service:
         self._pending = None
 
     def _deliver(self, drawn: Drawn) -> None:
-        for sequence, step in drawn.read():
+        steps = drawn.read()
+        self.batch.model.check()
+        for sequence, step in steps:
             key = sequence.key
             if key not in self._jobs:  # ended meanwhile
                 continue

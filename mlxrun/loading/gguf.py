@@ -65,13 +65,15 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
     """
     missed = None
     if on_cpu() and ours and policy is None and dtype == "float32":
-        kept = tuple(mapped for mapped in names.mapped if why_not_blocks(mapped) is None)
+        reasons = [(mapped, why_not_blocks(mapped)) for mapped in names.mapped]
+        kept = tuple(mapped for mapped, reason in reasons if reason is None)
+        others = tuple(mapped for mapped, reason in reasons if reason is not None)
         found = kernels.available({mapped.source.type for mapped in kept}, _say)
         if not isinstance(found, Missing):
             size = sum(mapped.source.nbytes for mapped in kept)
             return Forms(
                 kept,
-                replace(names, mapped=tuple(m for m in names.mapped if m not in kept)),
+                replace(names, mapped=others),
                 Policy("exact", dtype, packed=False),
                 f"GGUF blocks as they lie: {len(kept)} matrices, {size / 1e6:.1f} MB",
                 found,
@@ -79,6 +81,18 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
         missed = found.reason
     chosen, why = _chosen(gguf, policy, dtype)
     return Forms((), names, replace(chosen, factors=ours), why, missed=missed)
+
+
+def block_bytes(mapped: Mapped) -> int:
+    """Bytes of a matrix that stays blocks, with the order of its rows and its factors."""
+    order = 4 * mapped.source.shape[0] if mapped.order is not None and _lies(mapped) else 0
+    return mapped.source.nbytes + order + (mapped.factor.nbytes if mapped.factor else 0)
+
+
+def _lies(mapped: Mapped) -> bool:
+    """Whether the blocks can be used where they are in the file, in their order or in another."""
+    rows_only = mapped.order is None or len(mapped.source.shape) == 2
+    return type(mapped.source) is GGUFTensor and rows_only
 
 
 def _say(line: str) -> None:
@@ -154,10 +168,8 @@ def load_gguf(
 
 
 def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
-    tensor, factor = mapped.source, mapped.factor
-    lies = type(tensor) is GGUFTensor and (mapped.order is None or len(tensor.shape) == 2)
-    order = None
-    if lies:
+    tensor, factor, order = mapped.source, mapped.factor, None
+    if _lies(mapped):
         blocks = kernels.map(tensor)
         if mapped.order is not None:
             order = mx.array(mapped.order.astype(np.int32))
@@ -170,7 +182,7 @@ def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
         kernels,
         planes,
         None if factor is None else mx.array(plain_floats(factor).reshape(-1)),
-        lies,
+        _lies(mapped),
     )
 
 

@@ -108,6 +108,8 @@ class Transformer:
         )
         self.held = params.held  # bytes by module
         self.nbytes = sum(self.held.values())
+        self._kernels, self._blocks = params.kernels, params.kept
+        self.mapped = sum(blocks.nbytes for blocks in self._blocks if blocks.mapped)
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[Cache], *, last_only: bool = False
@@ -135,6 +137,15 @@ class Transformer:
         for layer, memory in zip(self._layers, cache, strict=True):
             x = layer(x, memory)
         return x[:, None] if single else x
+
+    def check(self) -> None:
+        """See to it that mapped files are whole; see :class:`mlxrun.model.Model`."""
+        if self._kernels is not None:
+            self._kernels.check()
+
+    def damaged(self) -> list[str]:
+        """Tensors that stay as in their file and have weights that are no finite numbers."""
+        return [blocks.name for blocks in self._blocks if not blocks.finite]
 
     @property
     def vocab_size(self) -> int:

@@ -97,7 +97,7 @@ def plan_loaded(
     plain = weights(model_config(dict(config))) * model.dtype.size if ours else 0
     weighed = Held(model.nbytes, dtype, model.nbytes < _PACKED * plain, "as loaded")
     limit = room()
-    limit = max(1, limit - _others(model.nbytes + held)) if limit else 0
+    limit = max(1, limit - _others(model.nbytes - model.mapped + held)) if limit else 0
     return MemoryPlan(footprint(config, weighed, cache), model.nbytes, limit, beside, kept)
 
 

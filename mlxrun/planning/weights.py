@@ -17,7 +17,7 @@ from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
-from mlxrun.loading.gguf import forms, run_dtype
+from mlxrun.loading.gguf import block_bytes, forms, run_dtype
 from mlxrun.loading.run import form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
@@ -55,7 +55,7 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     modules: dict[str, float] = defaultdict(float)
     packed = False
     for mapped in chosen.blocks:
-        modules[_module(mapped.target)] += mapped.source.nbytes
+        modules[_module(mapped.target)] += block_bytes(mapped)
     for mapped in chosen.others.mapped:
         tensor = mapped.source
         expected = expected_layout(tensor.type, chosen.policy, module=len(tensor.shape) > 1)

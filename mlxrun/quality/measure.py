@@ -65,8 +65,10 @@ class _Form:
 
         Raises:
             NumericError: they are not finite.
+            GGUFError: the model's file has been cut short.
         """
         numbers = np.array(array, dtype=np.float64)
+        self.model.check()
         if not np.isfinite(numbers).all():
             raise no_numbers(self.model)
         return numbers

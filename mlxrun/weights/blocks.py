@@ -105,7 +105,7 @@ class Blocks(Form):
 
 
 def at_once(projections: Sequence[Projection]) -> Split | None:
-    """``x (..., columns) -> [(..., rows), ...]`` in one operation; None where not all are blocks."""
+    """``x (..., columns) -> [(..., rows), ...]`` at once; None where not all are blocks."""
     weights = [each.weight for each in projections if isinstance(each.weight, Blocks)]
     if len(weights) < len(projections) or any(each.factor is not None for each in weights):
         return None

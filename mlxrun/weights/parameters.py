@@ -242,8 +242,8 @@ class Parameters:
         }
 
     @property
-    def mapped(self) -> list[Blocks]:
-        """What was handed out that is still pages of its file."""
+    def kept(self) -> list[Blocks]:
+        """What was handed out as the blocks of its file."""
         parts = [part for parts in self.handed.values() for part in parts]
         return [part for part in parts if isinstance(part, Blocks)]
 

@@ -16,7 +16,7 @@ from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
 from converters.policy import Policy
 from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf, run_policy
+from mlxrun.loading.gguf import load_gguf
 from mlxrun.loading.model import Loaded
 
 
@@ -34,7 +34,7 @@ def test_experts_are_exact_and_in_mlxs_mode(source: Path) -> None:
     file = read_gguf(source)
     wanted = {t.name: t for t in gguf.GGUFReader(str(source)).tensors}
     seen = 0
-    for converted in stream(map_names(file), run_policy(file, None, "float32")):
+    for converted in stream(map_names(file), Policy("near", "float32", narrow=True)):
         if converted.record is None or "_exps.weight" not in converted.record.name:
             continue
         assert converted.layout.mode == "mxfp4"
@@ -74,10 +74,8 @@ def test_a_loaded_model_is_as_large_as_its_file(source: Path, dtype: str) -> Non
 
 def test_in_float32_scales_stay_as_narrow_as_they_are(source: Path, tmp_path: Path) -> None:
     """Half of this file is Q8_0: its float16 scales stay, with biases that follow from them."""
-    file = read_gguf(source)
-    loaded = load_gguf(file, dtype="float32")
+    loaded = load_gguf(read_gguf(source), dtype="float32", policy="near")
     assert loaded.model.nbytes <= 1.05 * source.stat().st_size
-    assert run_policy(file, None, "float32") == Policy("near", "float32", narrow=True)
     convert(source, tmp_path / "out")
     directory = load_directory(tmp_path / "out", dtype="float32").model
     assert directory.nbytes <= 1.05 * source.stat().st_size

@@ -41,6 +41,7 @@ class ForeignModel:
     """
 
     joint = False
+    mapped = 0
 
     def __init__(self, module: Any, config: Mapping[str, Any], dtype: mx.Dtype) -> None:
         self._module, self._config, self.dtype = module, config, dtype
@@ -71,6 +72,13 @@ class ForeignModel:
         """
         mx.eval(self._module.parameters())
         mx.eval(self(mx.array([[0]]), self.make_cache()))
+
+    def check(self) -> None:
+        """Nothing is mapped."""
+
+    def damaged(self) -> list[str]:
+        """Not known."""
+        return []
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[ForeignMemory], *, last_only: bool = False
