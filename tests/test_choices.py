@@ -10,7 +10,7 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import blas, memory
+from mlxrun import blas, kernels, memory
 from mlxrun.cli.main import run
 from mlxrun.errors import ParameterError
 from mlxrun.loading.run import form
@@ -20,6 +20,7 @@ NAMES = [
     "blas",
     "dtype",
     "weights",
+    "products",
     "projections",
     "cache",
     "decode",
@@ -41,8 +42,16 @@ def test_choices_are_lines_of_names_and_values(file: Path) -> None:
     assert told.dtype.startswith("float32")
 
 
-def test_the_share_of_memory_decides_the_form(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_kernels_the_share_of_memory_decides_the_form(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda *_: kernels.Missing("there is no compiler"))
     plain = mlxrun.load(file)
+    assert plain.missed == "there is no compiler"
+    assert plain.choices.products == "MLX's own: there is no compiler"
+    assert run(["generate", str(file), "-p", "a", "-n", "1", "-v"]) == 0
+    hints = [line for line in capsys.readouterr().err.splitlines() if "no compiler" in line]
+    assert len(hints) == 2  # what was chosen, and what is missed by it
     assert plain.choices.weights.startswith("plain float32: ")
     monkeypatch.setenv(memory.SHARE, "0")
     packed = mlxrun.load(file)
@@ -51,7 +60,14 @@ def test_the_share_of_memory_decides_the_form(file: Path, monkeypatch: pytest.Mo
 
 
 def test_a_policy_decides_the_form(file: Path) -> None:
-    assert mlxrun.load(file, policy="near").choices.weights == "policy near"
+    converted = mlxrun.load(file, policy="near")
+    assert (converted.choices.weights, converted.choices.products) == ("policy near", "MLX's own")
+
+
+def test_without_one_weights_stay_as_they_are(file: Path) -> None:
+    assert mlxrun.load(file).choices.weights.startswith("GGUF blocks as they lie: 16 matrices")
+    told = mlxrun.load(file, products="fast").choices.products
+    assert told == "fast, activations in 8 bits (products=, --products)"
 
 
 def test_weights_beyond_the_share_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,8 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
     large = weights > LARGE and sys.stderr.isatty()
     if llm.missed and (always or large):
         note(f"hint: {MISSED}: {llm.missed}")
-    if advice and on_cpu() and not llm.products and (always or large or blas.problem):
+    slow = not llm.products and (always or large)
+    if advice and on_cpu() and (slow or blas.problem):
         note(f"hint: {advice}")
 
 
