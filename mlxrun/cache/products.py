@@ -6,7 +6,10 @@ what a query sees.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -14,19 +17,27 @@ from mlxrun.cache.base import Mask, Product
 from mlxrun.cache.formats import Mixed, Shown, seen
 from mlxrun.on_cpu import FEW, softmax
 
+if TYPE_CHECKING:
+    from mlxrun.kernels import Kernels
 
-def product(scale: float, softcap: float | None, sinks: mx.array | None) -> Product:
+
+def product(
+    scale: float,
+    softcap: float | None,
+    sinks: mx.array | None,
+    kernels: Kernels | None = None,
+) -> Product:
     """Softmax of scaled products, bounded by tanh where there is a ``softcap`` (Gemma 2), with a
     score per head for attending to nothing where there are ``sinks`` (H,)."""
-    return Scaled(scale, softcap, sinks)
+    return Scaled(scale, softcap, sinks, kernels=kernels)
 
 
-def falling(scale: float, heads: int, alibi: float) -> Product:
+def falling(scale: float, heads: int, alibi: float, kernels: Kernels | None = None) -> Product:
     """As :func:`product`, with scores that fall with distance, in each head by its own slope."""
     whole = 1 << (heads.bit_length() - 1)  # the largest power of two among the heads
     steps = [i + 1 for i in range(whole)] + [i + 0.5 for i in range(heads - whole)]
     slopes = mx.array([2 ** (-alibi * step / whole) for step in steps])
-    return Scaled(scale, slopes=slopes)
+    return Scaled(scale, slopes=slopes, kernels=kernels)
 
 
 def latent(scale: float, turning: int) -> Product:
@@ -45,8 +56,11 @@ class Scaled(Product):
     softcap: float | None = None
     sinks: mx.array | None = None
     slopes: mx.array | None = None
+    kernels: Kernels | None = None
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
+        if self.kernels is not None and q.dtype == k.dtype == v.dtype == mx.float32:
+            return self._fused(q, k, v, mask)
         if self.softcap is not None or _plainly_faster(q, k.shape[2]):
             return self.stored(q, seen(k), seen(v), mask)
         if self.slopes is not None:
@@ -57,6 +71,11 @@ class Scaled(Product):
         return mx.fast.scaled_dot_product_attention(
             q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
         )
+
+    @cached_property
+    def _fused(self) -> Callable[[mx.array, mx.array, mx.array, Mask], mx.array]:
+        assert self.kernels is not None
+        return self.kernels.attention(self.scale, self.softcap, self.sinks, self.slopes)
 
     def stored(self, q: mx.array, keys: Shown, values: Mixed, mask: Mask) -> mx.array:
         b, heads, t, dim = q.shape

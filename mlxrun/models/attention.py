@@ -2,67 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Position, following
 from mlxrun.cache.products import falling, latent, product
+from mlxrun.kernels import HeadsSpec
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
 from mlxrun.models.functions import Function, clipped, compose, norm
-from mlxrun.models.rope import rotation
+from mlxrun.models.rope import Rotation, frequencies, rotation
+from mlxrun.weights.fused import Added, RMSNorm
 from mlxrun.weights.parameters import Parameters
 
-Attend = Callable[[mx.array, Cache], mx.array]
+# (x, cache, residual) -> residual + what attention makes of x
+Attend = Callable[[mx.array, Cache, mx.array], mx.array]
+Adding = Callable[[Added], Added]
+Turn = Callable[[list[mx.array], Position], list[mx.array]]
 
 
 def attention(
-    config: Attention | LatentAttention, model: ModelConfig, params: Parameters
+    config: Attention | LatentAttention,
+    model: ModelConfig,
+    params: Parameters,
+    before: Function | None,
+    adding: Adding,
 ) -> Attend:
-    """``(x (B, T, hidden) or of single tokens (B, hidden), cache) -> the same shape``."""
+    """Attention of one layer over ``x`` (B, T, hidden), or (B, hidden) of single tokens.
+
+    Args:
+        before: what ``x`` goes through first.
+        adding: how the output projection adds to the residual.
+    """
     if isinstance(config, LatentAttention):
-        return _latent(config, model, params)
+        return _latent(config, model, params, before, adding)
     heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
-    project = _projections(config, model.hidden_size, params)
-    out = params.linear(config.out, model.hidden_size, heads * dim)
-    queries = _heads(config, model, params, config.norms[0], heads)
-    keys = _heads(config, model, params, config.norms[1], kv_heads)
+    project = _projections(config, model.hidden_size, params, before)
+    out = adding(params.linear(config.out, model.hidden_size, heads * dim))
+    turn = _turning(config, model, params)
     scale, sharpen = _sharpening(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
-    dot = product(scale, config.softcap, sinks)
-    if config.alibi is not None:
-        dot = falling(scale, heads, config.alibi)
+    if config.alibi is None:
+        dot = product(scale, config.softcap, sinks, kernels=params.kernels)
+    else:
+        dot = falling(scale, heads, config.alibi, kernels=params.kernels)
 
-    def attend(x: mx.array, cache: Cache) -> mx.array:
+    def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
         q, k, v = project(x)
         position = cache.position
-        q = sharpen(queries(q, position), position)
-        return out(_side_by_side(cache.attend(q, keys(k, position), _by_head(v, kv_heads), dot)))
+        q, k = turn([q, k], position)
+        mixed = cache.attend(sharpen(q, position), k, _by_head(v, kv_heads), dot)
+        return out(_side_by_side(mixed), residual)
 
     return attend
 
 
 def _projections(
-    config: Attention, hidden: int, params: Parameters
+    config: Attention, hidden: int, params: Parameters, before: Function | None
 ) -> Callable[[mx.array], list[mx.array]]:
     """``x -> queries (B, T, H D), keys and values (B, T, K D)``."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     if config.fused:
-        all_three = params.linear("qkv_proj", queries + 2 * keys, hidden)
+        all_three = params.linear("qkv_proj", queries + 2 * keys, hidden, norm=before)
         return lambda x: list(mx.split(all_three(x), [queries, queries + keys], axis=-1))
     parts, clip = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)], clipped(config.clip)
-    project = params.linears(parts, hidden)
+    project = params.linears(parts, hidden, norm=before)
     return project if clip is None else lambda x: [clip(part) for part in project(x)]
 
 
-def _heads(
-    config: Attention, model: ModelConfig, params: Parameters, name: str, heads: int
-) -> Callable[[mx.array, Position], mx.array]:
-    """``(x (B, T, H D), position) -> (B, H, T, D)``, normalised by the named norm and rotated."""
+def _turning(config: Attention, model: ModelConfig, params: Parameters) -> Turn:
+    """``([queries (B, T, H D), keys (B, T, K D)], position) -> [(B, H, T, D), (B, K, T, D)]``.
+
+    Normalized by the layer's norms of queries and keys, and rotated.
+    """
     kind, rotate = config.qk_norm, rotation(config.rope)
-    width = heads * config.head_dim if kind == "whole" else config.head_dim
-    own = heads if kind == "each" else 0
-    normed = norm(model.norm, params, name, width, own) if kind else (lambda x: x)
+    counts = (config.heads, config.kv_heads)
+    norms: list[Function] = []
+    for name, heads in zip(config.norms, counts, strict=True) if kind else ():
+        width = heads * config.head_dim if kind == "whole" else config.head_dim
+        norms.append(norm(model.norm, params, name, width, heads if kind == "each" else 0))
+    if fused := _fused_turning(config, params, norms):
+        return fused
+    of_queries, of_keys = (
+        _heads(kind, rotate, normed, heads)
+        for normed, heads in zip(norms or (None, None), counts, strict=True)
+    )
+    return lambda parts, position: [of_queries(parts[0], position), of_keys(parts[1], position)]
+
+
+def _fused_turning(
+    config: Attention, params: Parameters, norms: Sequence[Function]
+) -> Turn | None:
+    """The same as one operation; None where it cannot be one."""
+    kind, rope, kernels = config.qk_norm, config.rope, params.kernels
+    if kernels is None or not all(isinstance(each, RMSNorm) for each in norms):
+        return None
+    by_head = [each for each in norms if isinstance(each, RMSNorm) and kind != "whole"]
+    rotated = None if rope is None else frequencies(rope)
+    turn = kernels.heads(
+        [
+            HeadsSpec(
+                heads,
+                config.head_dim,
+                norm_at=None if own is None else "after" if kind == "turned" else "before",
+                norm=None if own is None else own.weight,
+                eps=0.0 if own is None else own.eps,
+                frequencies=rotated,
+                scale=1.0 if rope is None else rope.scale,
+                traditional=rope is not None and rope.traditional,
+            )
+            for heads, own in zip(
+                (config.heads, config.kv_heads), by_head or (None, None), strict=True
+            )
+        ]
+    )
+    if kind != "whole":
+        return turn
+    return lambda parts, position: turn(
+        [normed(part) for normed, part in zip(norms, parts, strict=True)], position
+    )
+
+
+def _heads(
+    kind: str | None, rotate: Rotation, normed: Function | None, heads: int
+) -> Callable[[mx.array, Position], mx.array]:
+    """``(x (B, T, H D), position) -> (B, H, T, D)``."""
+    if normed is None:
+        return lambda x, position: rotate(_by_head(x, heads), position)
     if kind == "whole":
         return lambda x, position: rotate(_by_head(normed(x), heads), position)
     if kind == "turned":
@@ -108,23 +174,29 @@ def _by_position(config: Temperature) -> Callable[[mx.array, Position], mx.array
     return sharpen
 
 
-def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> Attend:
+def _latent(
+    config: LatentAttention,
+    model: ModelConfig,
+    params: Parameters,
+    before: Function | None,
+    adding: Adding,
+) -> Attend:
     """Attention in the latent space: a head's key matrix is applied to its query instead of to
     every key, its value matrix to the mixture instead of to every value."""
     heads, width, turning = config.heads, config.head_dim, config.rope.dims
-    query = _latent_queries(config, model, params)
-    compress = params.linear("kv_a_proj_with_mqa", config.latent + turning, model.hidden_size)
+    project = _latent_projections(config, model, params, before)
     latent_norm = norm(model.norm, params, "kv_a_layernorm", config.latent)
     into_latent = params.stacked("embed_q", heads, config.latent, width)
     out_of_latent = params.stacked("unembed_out", heads, config.value_dim, config.latent)
-    out = params.linear("o_proj", model.hidden_size, heads * config.value_dim)
+    out = adding(params.linear("o_proj", model.hidden_size, heads * config.value_dim))
     rotate, scale = rotation(config.rope), config.scale
     turned_scale = scale * config.rope.sharpening**2
     dot = latent(scale, turning)
 
-    def attend(x: mx.array, cache: Cache) -> mx.array:
-        q, q_turned = mx.split(_by_head(query(x), heads), [width], axis=-1)  # (B, H, T, ...)
-        squeezed, key = mx.split(compress(x), [config.latent], axis=-1)
+    def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
+        query, compressed = project(x)
+        q, q_turned = mx.split(_by_head(query, heads), [width], axis=-1)  # (B, H, T, ...)
+        squeezed, key = mx.split(compressed, [config.latent], axis=-1)
         position = cache.position
         turned = rotate(q_turned, position) * turned_scale
         mixed = cache.attend(
@@ -133,17 +205,27 @@ def _latent(config: LatentAttention, model: ModelConfig, params: Parameters) -> 
             _by_head(latent_norm(squeezed), 1),  # (B, 1, T, latent)
             dot,
         )
-        return out(_side_by_side(out_of_latent(mixed)))
+        return out(_side_by_side(out_of_latent(mixed)), residual)
 
     return attend
 
 
-def _latent_queries(config: LatentAttention, model: ModelConfig, params: Parameters) -> Function:
-    rows = config.heads * (config.head_dim + config.rope.dims)
-    if config.query_latent is None:
-        return params.linear("q_proj", rows, model.hidden_size)
-    return compose(
-        params.linear("q_a_proj", config.query_latent, model.hidden_size),
-        norm(model.norm, params, "q_a_layernorm", config.query_latent),
-        params.linear("q_b_proj", rows, config.query_latent),
-    )
+def _latent_projections(
+    config: LatentAttention, model: ModelConfig, params: Parameters, before: Function | None
+) -> Callable[[mx.array], list[mx.array]]:
+    """``x -> queries (B, T, H D) and what keys and values are made from (B, T, latent + turned)``."""
+    hidden, rows = model.hidden_size, config.heads * (config.head_dim + config.rope.dims)
+    small = config.query_latent
+    first = ("q_proj", rows) if small is None else ("q_a_proj", small)
+    parts = [first, ("kv_a_proj_with_mqa", config.latent + config.rope.dims)]
+    project = params.linears(parts, hidden, norm=before)
+    if small is None:
+        return project
+    normed = norm(model.norm, params, "q_a_layernorm", small)
+    expand = params.linear("q_b_proj", rows, small, norm=normed)
+
+    def both(x: mx.array) -> list[mx.array]:
+        query, compressed = project(x)
+        return [expand(query), compressed]
+
+    return both

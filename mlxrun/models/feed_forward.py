@@ -8,43 +8,48 @@ import mlx.core as mx
 
 from mlxrun.models.config import Experts, FeedForward
 from mlxrun.models.functions import ACTIVATIONS, GATES, Function, compose
+from mlxrun.weights.fused import Added
 from mlxrun.weights.parameters import Parameters
 
 Choice = tuple[mx.array, mx.array]
 
 
-def feed_forward(config: FeedForward | Experts, hidden: int, params: Parameters) -> Function:
-    """``x (B, T, hidden) or of single tokens (B, hidden) -> the same shape``."""
+def feed_forward(
+    config: FeedForward | Experts, hidden: int, params: Parameters, norm: Function | None = None
+) -> Added:
+    """``x (B, T, hidden) or of single tokens (B, hidden) -> the same shape``, plus a residual.
+
+    Args:
+        norm: what ``x`` goes through first.
+    """
     if isinstance(config, Experts):
-        return _experts(config, hidden, params)
+        return _experts(config, hidden, params, norm)
     size = config.size
     down = params.linear(config.names[-1], hidden, size)
-    combine = GATES[config.activation]
-    if config.fused:
-        both = params.linear(config.names[0], 2 * size, hidden)
-        return lambda x: down(combine(*mx.split(both(x), 2, axis=-1)))
-    if len(config.names) == 2:
-        up = compose(params.linear(config.names[0], size, hidden), ACTIVATIONS[config.activation])
-        return lambda x: down(up(x))
-    wide = params.linears([(name, size) for name in config.names[:2]], hidden)
-    return lambda x: down(combine(*wide(x)))
+    if len(config.names) == 2 and not config.fused:
+        project = params.linear(config.names[0], size, hidden, norm=norm)
+        wide = compose(project, ACTIVATIONS[config.activation])
+    else:
+        wide = params.gated(config.names[:-1], size, hidden, GATES[config.activation], norm=norm)
+    return lambda x, residual=None: down(wide(x), residual)
 
 
-def _experts(config: Experts, hidden: int, params: Parameters) -> Function:
+def _experts(config: Experts, hidden: int, params: Parameters, norm: Function | None) -> Added:
     """Shazeer et al., 2017, arXiv:1701.06538; each token's experts are gathered, not all run."""
     count, size = config.count, config.size
     switch = params.under(config.switch)
-    gate, up = (switch.experts(name, count, size, hidden) for name in ("gate_proj", "up_proj"))
+    names = ("gate_proj", "up_proj")
+    wide = switch.gated_experts(names, count, size, hidden, GATES[config.activation])
     down = switch.experts("down_proj", count, hidden, size)
-    choose, combine = _router(config, hidden, params), GATES[config.activation]
-    shared = _shared(config, hidden, params)
+    choose, shared = _router(config, hidden, params), _shared(config, hidden, params)
 
-    def mix(x: mx.array) -> mx.array:
+    def mix(x: mx.array, residual: mx.array | None = None) -> mx.array:
+        x = x if norm is None else norm(x)
         chosen, weights = choose(x)  # (B, T, K)
-        each = x[..., None, None, :]  # (B, T, 1, 1, hidden)
-        y = down(combine(gate(each, chosen), up(each, chosen)), chosen)  # (B, T, K, 1, hidden)
+        y = down(wide(x[..., None, None, :], chosen), chosen)  # (B, T, K, 1, hidden)
         y = (y.squeeze(-2) * weights[..., None].astype(y.dtype)).sum(axis=-2)
-        return y if shared is None else y + shared(x)
+        y = y if residual is None else residual + y
+        return y if shared is None else shared(x, y)
 
     return mix
 
@@ -87,7 +92,7 @@ def _best_groups(ranking: mx.array, groups: int, used: int) -> mx.array:
     return mx.flatten(grouped + out[..., None], -2, -1)
 
 
-def _shared(config: Experts, hidden: int, params: Parameters) -> Function | None:
+def _shared(config: Experts, hidden: int, params: Parameters) -> Added | None:
     """The expert that every token goes through."""
     if config.shared is None:
         return None
@@ -95,4 +100,9 @@ def _shared(config: Experts, hidden: int, params: Parameters) -> Function | None
     if config.shared_gate is None:
         return run
     gate = params.linear(config.shared_gate, 1, hidden)
-    return lambda x: mx.sigmoid(gate(x)) * run(x)
+
+    def gated(x: mx.array, residual: mx.array | None = None) -> mx.array:
+        y = mx.sigmoid(gate(x)) * run(x)
+        return y if residual is None else residual + y
+
+    return gated

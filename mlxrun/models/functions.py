@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from mlxrun.models.config import Norm
 from mlxrun.on_cpu import gelu_tanh, sigmoid, silu
+from mlxrun.weights.fused import Added, Gate, RMSNorm
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import settled
 
@@ -62,9 +63,25 @@ def norm(config: Norm, params: Parameters, name: str, size: int, heads: int = 0)
         weight = settled((weight.astype(mx.float32) + config.offset).astype(weight.dtype))
     eps = config.eps
     if config.kind == "rms":
-        return lambda x: mx.fast.rms_norm(x, weight, eps)
+        return RMSNorm(weight, eps, params.kernels)
     bias = params.vector(f"{name}.bias", size) if params.has(f"{name}.bias") else None
     return lambda x: mx.fast.layer_norm(x, weight, bias, eps)
+
+
+def added(sublayer: Added, after: Function | None, factor: float) -> Added:
+    """``(x, residual) -> residual + factor * after(sublayer(x))``, fused where that is possible."""
+    if factor == 1.0 and after is None:
+        return sublayer
+    if factor == 1.0 and isinstance(after, RMSNorm):
+        normed = after
+        return lambda x, residual=None: normed(sublayer(x), residual)
+    finish = compose(after, scaled(factor))
+
+    def add(x: mx.array, residual: mx.array | None = None) -> mx.array:
+        y = finish(sublayer(x))
+        return y if residual is None else residual + y
+
+    return add
 
 
 def _gated(activation: Function) -> Callable[[mx.array, mx.array], mx.array]:
@@ -84,6 +101,6 @@ ACTIVATIONS: dict[str, Function] = {
     "relu2": lambda x: mx.square(mx.maximum(x, 0)),
 }
 #: How a gate and a linear side become one.
-GATES = {name: _gated(function) for name, function in ACTIVATIONS.items()} | {
-    "clamped_swiglu": _clamped_swiglu
+GATES = {name: Gate(name, _gated(function)) for name, function in ACTIVATIONS.items()} | {
+    "clamped_swiglu": Gate("clamped_swiglu", _clamped_swiglu)
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -9,8 +10,23 @@ import numpy as np
 
 from mlxrun.models.config import Rope
 from mlxrun.on_cpu import rotation_of_single_tokens
+from mlxrun.weights.weight import settled
 
 Rotation = Callable[[mx.array, int | mx.array], mx.array]
+
+
+def frequencies(rope: Rope) -> mx.array:
+    """Radians per position of each pair of dimensions, float32 (dims / 2,)."""
+    if rope.factors is not None:
+        return settled(mx.reciprocal(_periods(rope)))
+    steps = mx.arange(0, -(rope.dims // 2), -1, mx.float32)
+    return settled(mx.exp(steps * (math.log(rope.base) / (rope.dims // 2))))
+
+
+def _periods(rope: Rope) -> mx.array:
+    """Positions per radian, float32 (dims / 2,), where factors stretch them."""
+    powers = rope.base ** (np.arange(0, rope.dims, 2) / rope.dims)
+    return mx.array((powers * rope.factors).astype(np.float32))
 
 
 def rotation(rope: Rope | None) -> Rotation:
@@ -21,11 +37,9 @@ def rotation(rope: Rope | None) -> Rotation:
     if rope is None:
         return lambda x, offset: x
     base: float | None = rope.base
-    periods = values = None
+    periods = None
     if rope.factors is not None:
-        powers = rope.base ** (np.arange(0, rope.dims, 2) / rope.dims)
-        values = (powers * rope.factors).astype(np.float32)
-        base, periods = None, mx.array(values)
+        base, periods = None, _periods(rope)
 
     def rotate(x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
@@ -35,7 +49,7 @@ def rotation(rope: Rope | None) -> Rotation:
 
     if mx.default_device() != mx.cpu:
         return rotate
-    known = None if values is None else tuple(map(float, values))
+    known = None if periods is None else tuple(periods.tolist())
     single = rotation_of_single_tokens(rope.dims, rope.base, rope.scale, rope.traditional, known)
     return lambda x, offset: (
         rotate(x, offset) if isinstance(offset, int) or x.shape[2] > 1 else single(x, offset)

@@ -8,6 +8,7 @@ per token than the whole graph of a small model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 
@@ -19,7 +20,9 @@ from mlxrun.model import Summary
 from mlxrun.models.attention import attention
 from mlxrun.models.config import Layer, ModelConfig
 from mlxrun.models.feed_forward import feed_forward
-from mlxrun.models.functions import Function, compose, norm, scaled, softcapped
+from mlxrun.models.functions import Function, added, compose, norm, scaled, softcapped
+from mlxrun.weights.fused import linear
+from mlxrun.weights.joined import Projection
 from mlxrun.weights.parameters import Parameters
 
 
@@ -32,25 +35,30 @@ def _block(
     def named(name: str | None) -> Function | None:
         return norm(config.norm, params, name, hidden) if name else None
 
-    attend = attention(layer.attention, config, params.under("self_attn"))
-    before = named(layer.before_attention) or (lambda x: x)
-    shared = layer.parallel and layer.before_feed_forward == layer.before_attention
-    residual = scaled(layer.residual)
-    attended = compose(named(layer.after_attention), residual)
-    fed = compose(
-        None if shared else named(layer.before_feed_forward),
-        feed_forward(layer.feed_forward, hidden, params.under(layer.mlp)),
+    before = named(layer.before_attention)
+    if layer.parallel and layer.before_feed_forward == layer.before_attention:
+        before_feed_forward = before
+    else:
+        before_feed_forward = named(layer.before_feed_forward)
+    attend = attention(
+        layer.attention,
+        config,
+        params.under("self_attn"),
+        before,
+        partial(added, after=named(layer.after_attention), factor=layer.residual),
+    )
+    feed = added(
+        feed_forward(layer.feed_forward, hidden, params.under(layer.mlp), before_feed_forward),
         named(layer.after_feed_forward),
-        residual,
+        layer.residual,
     )
 
     def sequential(x: mx.array, cache: Cache) -> mx.array:
-        h = x + attended(attend(before(x), cache))
-        return h + fed(h)
+        h = attend(x, cache, x)
+        return feed(h, h)
 
     def parallel(x: mx.array, cache: Cache) -> mx.array:
-        normed = before(x)
-        return x + attended(attend(normed, cache)) + fed(normed if shared else x)
+        return feed(x, attend(x, cache, x))
 
     return parallel if layer.parallel else sequential
 
@@ -98,11 +106,11 @@ class Transformer:
             _block(layer, config, model.under(f"layers.{i}"))
             for i, layer in enumerate(config.layers)
         ]
+        last = norm(config.norm, model, config.final_norm, hidden)
         self.head = compose(
-            norm(config.norm, model, config.final_norm, hidden),
-            self._embedding.product()
+            linear(Projection(self._embedding), last)
             if config.tied
-            else params.linear("lm_head", config.vocab_size, hidden),
+            else params.linear("lm_head", config.vocab_size, hidden, norm=last),
             scaled(config.logit_scale),
             softcapped(config.logit_softcap),
         )

@@ -1,0 +1,150 @@
+"""Projections with what comes before and after them, as one operation where kernels can do that.
+
+A norm before, a gate or a sum after: with the kernels of :mod:`mlxrun.kernels` each is part of the
+product, otherwise operations of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import mlx.core as mx
+
+from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.joined import Projection, Split
+from mlxrun.weights.weight import GatheredProduct, Product
+
+if TYPE_CHECKING:
+    from mlxrun.kernels import Kernels
+
+FUSED_GATES = ("silu", "gelu_tanh", "clamped_swiglu")
+
+
+class Added(Protocol):
+    """A function of ``x`` that can be added to a residual on its way."""
+
+    def __call__(self, x: mx.array, residual: mx.array | None = None, /) -> mx.array:
+        """``f(x)``, or ``residual + f(x)``."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How a gate and a linear side become one, by name and as a function."""
+
+    name: str
+    function: Callable[[mx.array, mx.array], mx.array]
+
+
+@dataclass(frozen=True)
+class RMSNorm:
+    """Root mean square normalization over the last axis (arXiv:1910.07467).
+
+    Attributes:
+        weight: what results are multiplied by, (columns,), or None.
+        eps: added to the mean square.
+        kernels: of this CPU, for a run in float32; None where there are none.
+    """
+
+    weight: mx.array | None
+    eps: float
+    kernels: Kernels | None = None
+
+    def __call__(self, x: mx.array, residual: mx.array | None = None, /) -> mx.array:
+        """The norm of ``x`` (..., columns), plus a residual."""
+        if self.kernels is not None:
+            return self._fused(x) if residual is None else self._fused(x, residual)
+        y = mx.fast.rms_norm(x, self.weight, self.eps)
+        return y if residual is None else residual + y
+
+    @cached_property
+    def _fused(self) -> Callable[..., mx.array]:
+        assert self.kernels is not None
+        return self.kernels.rms_norm(self.weight, self.eps)
+
+
+def linear(projection: Projection, norm: Product | None) -> Added:
+    """``(x, residual) -> residual + projection(norm(x))``."""
+    outside, parts = _before(norm, [projection])
+    if parts is None:
+        product = projection.function
+
+        def plain(x: mx.array, residual: mx.array | None = None, /) -> mx.array:
+            y = product(x if norm is None else norm(x))
+            return y if residual is None else residual + y
+
+        return plain
+    alone, added = parts.product(), parts.product(residual=True)
+
+    def fused(x: mx.array, residual: mx.array | None = None, /) -> mx.array:
+        x = x if outside is None else outside(x)
+        return alone(x)[0] if residual is None else added(x, residual)[0]
+
+    return fused
+
+
+def split(projections: Sequence[Projection], norm: Product | None) -> Split | None:
+    """``x -> [projection(norm(x)), ...]`` as one operation; None where it cannot be one."""
+    outside, parts = _before(norm, projections)
+    if parts is None:
+        return None
+    product = parts.product()
+    return product if outside is None else lambda x: product(outside(x))
+
+
+def gated(projections: Sequence[Projection], gate: Gate, norm: Product | None) -> Product | None:
+    """``x -> gate(first(norm(x)), second(norm(x)))`` as one operation; None where it cannot be."""
+    outside, parts = _before(norm, projections)
+    if parts is None or gate.name not in FUSED_GATES:
+        return None
+    product = parts.product(gate=gate.name)
+    return lambda x: product(x if outside is None else outside(x))[0]
+
+
+def gated_experts(projections: Sequence[Projection], gate: Gate) -> GatheredProduct | None:
+    """As :func:`gated`, of stacked matrices that an index chooses from."""
+    _, parts = _before(None, projections)
+    if parts is None or gate.name not in FUSED_GATES:
+        return None
+    product = parts.experts(gate.name)
+    return lambda x, chosen: product(x, chosen)[0]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Projections whose matrices are all GGUF blocks, and the norm that is fused with them."""
+
+    blocks: Sequence[Blocks]
+    biases: Sequence[mx.array | None]
+    norm: RMSNorm | None
+
+    def product(self, *, gate: str | None = None, residual: bool = False) -> Callable[..., list[mx.array]]:
+        first, norm = self.blocks[0], self.norm
+        return first.kernels.product(
+            [each.matrix for each in self.blocks],
+            first.planes,
+            norm=None if norm is None else (norm.weight, norm.eps),
+            biases=self.biases,
+            gate=gate,
+            residual=residual,
+        )
+
+    def experts(self, gate: str) -> Callable[[mx.array, mx.array], list[mx.array]]:
+        first = self.blocks[0]
+        matrices = [each.matrix for each in self.blocks]
+        return first.kernels.experts(matrices, first.planes, biases=self.biases, gate=gate)
+
+
+def _before(
+    norm: Product | None, projections: Sequence[Projection]
+) -> tuple[Product | None, _Parts | None]:
+    """The norm that stays an operation of its own, and the projections if they can be one."""
+    blocks = [each.weight for each in projections if isinstance(each.weight, Blocks)]
+    if len(blocks) < len(projections) or any(each.factor is not None for each in blocks):
+        return norm, None
+    biases = [each.bias for each in projections]
+    if isinstance(norm, RMSNorm):
+        return None, _Parts(blocks, biases, norm)
+    return norm, _Parts(blocks, biases, None)
