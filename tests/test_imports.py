@@ -56,7 +56,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.on_cpu": (),
     "mlxrun.fusion": (),
-    "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.on_cpu"),
+    "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.products": ("mlxrun.errors",),
     "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors", "mlxrun.kernels"),

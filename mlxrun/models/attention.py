@@ -10,7 +10,7 @@ from mlxrun.cache.base import Cache, Position, following
 from mlxrun.cache.products import falling, latent, product
 from mlxrun.kernels import HeadsSpec
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
-from mlxrun.models.functions import Function, clipped, compose, norm
+from mlxrun.models.functions import Function, clipped, norm
 from mlxrun.models.rope import Rotation, frequencies, rotation
 from mlxrun.weights.fused import Added, RMSNorm
 from mlxrun.weights.parameters import Parameters
@@ -90,9 +90,7 @@ def _turning(config: Attention, model: ModelConfig, params: Parameters) -> Turn:
     return lambda parts, position: [of_queries(parts[0], position), of_keys(parts[1], position)]
 
 
-def _fused_turning(
-    config: Attention, params: Parameters, norms: Sequence[Function]
-) -> Turn | None:
+def _fused_turning(config: Attention, params: Parameters, norms: Sequence[Function]) -> Turn | None:
     """The same as one operation; None where it cannot be one."""
     kind, rope, kernels = config.qk_norm, config.rope, params.kernels
     if kernels is None or not all(isinstance(each, RMSNorm) for each in norms):

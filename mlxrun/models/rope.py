@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from mlxrun.models.config import Rope
 from mlxrun.on_cpu import rotation_of_single_tokens
@@ -18,15 +19,15 @@ Rotation = Callable[[mx.array, int | mx.array], mx.array]
 def frequencies(rope: Rope) -> mx.array:
     """Radians per position of each pair of dimensions, float32 (dims / 2,)."""
     if rope.factors is not None:
-        return settled(mx.reciprocal(_periods(rope)))
+        return settled(mx.reciprocal(mx.array(_periods(rope, rope.factors))))
     steps = mx.arange(0, -(rope.dims // 2), -1, mx.float32)
     return settled(mx.exp(steps * (math.log(rope.base) / (rope.dims // 2))))
 
 
-def _periods(rope: Rope) -> mx.array:
-    """Positions per radian, float32 (dims / 2,), where factors stretch them."""
+def _periods(rope: Rope, factors: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """Positions per radian, (dims / 2,), stretched by factors."""
     powers = rope.base ** (np.arange(0, rope.dims, 2) / rope.dims)
-    return mx.array((powers * rope.factors).astype(np.float32))
+    return (powers * factors).astype(np.float32)
 
 
 def rotation(rope: Rope | None) -> Rotation:
@@ -37,9 +38,10 @@ def rotation(rope: Rope | None) -> Rotation:
     if rope is None:
         return lambda x, offset: x
     base: float | None = rope.base
-    periods = None
+    periods = values = None
     if rope.factors is not None:
-        base, periods = None, _periods(rope)
+        values = _periods(rope, rope.factors)
+        base, periods = None, mx.array(values)
 
     def rotate(x: mx.array, offset: int | mx.array) -> mx.array:
         return mx.fast.rope(
@@ -49,7 +51,7 @@ def rotation(rope: Rope | None) -> Rotation:
 
     if mx.default_device() != mx.cpu:
         return rotate
-    known = None if periods is None else tuple(periods.tolist())
+    known = None if values is None else tuple(map(float, values))
     single = rotation_of_single_tokens(rope.dims, rope.base, rope.scale, rope.traditional, known)
     return lambda x, offset: (
         rotate(x, offset) if isinstance(offset, int) or x.shape[2] > 1 else single(x, offset)

@@ -5,7 +5,6 @@ The products are those of :mod:`mlxrun.kernels`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ from mlxrun.weights.weight import (
 
 if TYPE_CHECKING:
     from mlxrun.kernels import Kernels, Matrix
-    from mlxrun.weights.joined import Projection, Split
 
 CHECKED_ROWS = 1 << 12
 
@@ -102,12 +100,3 @@ class Blocks(Form):
     def finite(self) -> bool:
         """Whether all weights are numbers; reads all of them."""
         return bool(mx.isfinite(self.dequantize(mx.float32)).all().item())
-
-
-def at_once(projections: Sequence[Projection]) -> Split | None:
-    """``x (..., columns) -> [(..., rows), ...]`` at once; None where not all are blocks."""
-    weights = [each.weight for each in projections if isinstance(each.weight, Blocks)]
-    if len(weights) < len(projections) or any(each.factor is not None for each in weights):
-        return None
-    first, matrices = weights[0], [each.matrix for each in weights]
-    return first.kernels.product(matrices, first.planes, biases=[p.bias for p in projections])

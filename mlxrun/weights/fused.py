@@ -120,7 +120,9 @@ class _Parts:
     biases: Sequence[mx.array | None]
     norm: RMSNorm | None
 
-    def product(self, *, gate: str | None = None, residual: bool = False) -> Callable[..., list[mx.array]]:
+    def product(
+        self, *, gate: str | None = None, residual: bool = False
+    ) -> Callable[..., list[mx.array]]:
         first, norm = self.blocks[0], self.norm
         return first.kernels.product(
             [each.matrix for each in self.blocks],

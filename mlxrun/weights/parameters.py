@@ -10,7 +10,8 @@ import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
-from mlxrun.weights.blocks import Blocks, at_once
+from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.fused import Added, Gate, gated, gated_experts, linear, split
 from mlxrun.weights.joined import Projection, Split, apart, together
 from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
 from mlxrun.weights.weight import Form, GatheredProduct, Product, Weight
@@ -93,12 +94,26 @@ class Parameters:
 
     def experts(self, module: str, count: int, rows: int, columns: int) -> GatheredProduct:
         """Stacked projections chosen by index; see :meth:`Form.gathered_product`."""
+        stack = self._stack(module, count, rows, columns)
+        return stack.weight.gathered_product(stack.bias)
+
+    def gated_experts(
+        self, modules: Sequence[str], count: int, rows: int, columns: int, gate: Gate
+    ) -> GatheredProduct:
+        """As :meth:`experts`, of a gate and a linear side that become one, (..., K, 1, rows)."""
+        stacks = [self._stack(module, count, rows, columns) for module in modules]
+        if fused := gated_experts(stacks, gate):
+            return fused
+        first, second = (each.weight.gathered_product(each.bias) for each in stacks)
+        return lambda x, chosen: gate.function(first(x, chosen), second(x, chosen))
+
+    def _stack(self, module: str, count: int, rows: int, columns: int) -> Projection:
         weight, bias = self.weight(module, rows, columns, stacked=(count,)), None
         if self.has(f"{module}.bias"):
             bias = self._cast(f"{module}.bias", self._get(f"{module}.bias"))
             self._expect(f"{module}.bias", bias.shape, (count, rows))
             self._hand(module, bias)
-        return weight.gathered_product(bias)
+        return Projection(weight, bias)
 
     def stacked(self, module: str, count: int, rows: int, columns: int) -> Product:
         """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
@@ -194,28 +209,69 @@ class Parameters:
                 f"{self.prefix}{name} has the shape {found}, config.json implies {wanted}"
             )
 
-    def linear(self, module: str, rows: int, columns: int) -> Product:
-        """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one."""
-        return self._projection(module, rows, columns).function
+    def linear(self, module: str, rows: int, columns: int, *, norm: Product | None = None) -> Added:
+        """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one.
 
-    def linears(self, parts: Sequence[tuple[str, int]], columns: int) -> Split:
+        Args:
+            norm: what its input goes through first.
+        """
+        return linear(self._projection(module, rows, columns), norm)
+
+    def linears(
+        self, parts: Sequence[tuple[str, int]], columns: int, *, norm: Product | None = None
+    ) -> Split:
         """Projections of one input: ``x (..., columns) -> [(..., rows), ...]``.
 
         Args:
             parts: module and rows of each.
             columns: of all.
+            norm: what the input goes through first.
         """
-        projections = [self._projection(module, rows, columns) for module, rows in parts]
-        if split := at_once(projections):
-            return split
-        if not self.join:
-            return apart(projections)
-        split, projections = together(projections)
-        for (module, _), projection in zip(parts, projections, strict=True):
-            self.handed[self.prefix + module] = [projection.weight]
-            if projection.bias is not None:
-                self.handed[f"{self.prefix}{module}.bias"] = [projection.bias]
-        return split
+        return self._split(parts, [self._projection(*part, columns) for part in parts], norm)
+
+    def _split(
+        self,
+        parts: Sequence[tuple[str, int]],
+        projections: list[Projection],
+        norm: Product | None,
+    ) -> Split:
+        if fused := split(projections, norm):
+            return fused
+        if self.join:
+            product, projections = together(projections)
+            for (module, _), projection in zip(parts, projections, strict=True):
+                self.handed[self.prefix + module] = [projection.weight]
+                if projection.bias is not None:
+                    self.handed[f"{self.prefix}{module}.bias"] = [projection.bias]
+        else:
+            product = apart(projections)
+        return product if norm is None else lambda x: product(norm(x))
+
+    def gated(
+        self,
+        modules: Sequence[str],
+        rows: int,
+        columns: int,
+        gate: Gate,
+        *,
+        norm: Product | None = None,
+    ) -> Product:
+        """A gate and a linear side of one input as one: ``x (..., columns) -> (..., rows)``.
+
+        Args:
+            modules: of both, or one module that has the rows of both below each other.
+            rows: of each side.
+            norm: what the input goes through first.
+        """
+        if len(modules) == 1:
+            both = self.linear(modules[0], 2 * rows, columns, norm=norm)
+            return lambda x: gate.function(*mx.split(both(x), 2, axis=-1))
+        parts = [(module, rows) for module in modules]
+        projections = [self._projection(*part, columns) for part in parts]
+        if fused := gated(projections, gate, norm):
+            return fused
+        wide = self._split(parts, projections, norm)
+        return lambda x: gate.function(*wide(x))
 
     def _projection(self, module: str, rows: int, columns: int) -> Projection:
         weight = self.weight(module, rows, columns)
