@@ -18,7 +18,7 @@ from converters.gguf.types import GGMLType
 from converters.policy import Policy, source_bits
 from mlxrun.hub.choice import Choice, size_text
 from mlxrun.hub.names import HubName
-from mlxrun.memory import machine_memory, on_cpu, plain_room
+from mlxrun.memory import machine_memory, on_cpu
 
 # Caches of a few thousand tokens, and what a step needs besides: a tenth of the weights.
 _RUNNING = 1.1
@@ -35,13 +35,12 @@ _TYPES = {
 
 
 def needed(choice: Choice) -> int:
-    """About how many bytes a model takes while it runs on this machine."""
-    before, after = _bits(choice.label.upper().removeprefix("UD-"), on_cpu())
-    weights = choice.size * after / before
-    plain = 4 * choice.size * 8 / before
-    if choice.first and on_cpu() and plain < plain_room():
-        weights = plain
-    return int(weights * _RUNNING)
+    """About how many bytes a model takes while it runs on this machine.
+
+    On the CPU it stays as it is in its file, but for families of which only the file tells.
+    """
+    before, after = (1.0, 1.0) if on_cpu() else _bits(choice.label.upper().removeprefix("UD-"))
+    return int(choice.size * after / before * _RUNNING)
 
 
 def fits(choice: Choice) -> bool:
@@ -82,8 +81,8 @@ def warning(choice: Choice, others: Sequence[Choice]) -> str | None:
 
 
 @cache
-def _bits(label: str, cpu: bool) -> tuple[float, float]:
-    """Bits a weight in the file, and in memory; the same of both for what has no known type."""
+def _bits(label: str) -> tuple[float, float]:
+    """Bits a weight in the file, and on a GPU; the same of both for what has no known type."""
     names = [name for name in _TYPES if label.startswith(name)]
     if not names:
         return 16.0, 16.0
@@ -92,7 +91,7 @@ def _bits(label: str, cpu: bool) -> tuple[float, float]:
     shares = {kind: 1 - _FINER_SHARE, _FINER: _FINER_SHARE} if mixed else {kind: 1.0}
     if kind is _FINER:
         shares = {kind: 1.0}
-    policy = Policy("near", "float32" if cpu else "float16")
+    policy = Policy("near", "float16")
     before = sum(share * source_bits(each) for each, share in shares.items())
     after = sum(share * _held(each, policy) for each, share in shares.items())
     return before, after

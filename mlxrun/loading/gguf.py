@@ -30,6 +30,9 @@ from mlxrun.weights.parameters import Parameters
 
 Progress = Callable[[int, int, str], None]
 
+# The form of a file that is not converted, in words.
+BLOCKS = "GGUF blocks as they lie"
+
 
 @dataclass(frozen=True)
 class Forms:
@@ -75,7 +78,7 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
                 kept,
                 replace(names, mapped=others),
                 Policy("exact", dtype, packed=False),
-                f"GGUF blocks as they lie: {len(kept)} matrices, {size / 1e6:.1f} MB",
+                f"{BLOCKS}: {len(kept)} matrices, {size / 1e6:.1f} MB",
                 found,
             )
         missed = found.reason

@@ -17,7 +17,7 @@ from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
-from mlxrun.loading.gguf import block_bytes, forms, run_dtype
+from mlxrun.loading.gguf import BLOCKS, block_bytes, forms, run_dtype
 from mlxrun.loading.run import form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
@@ -66,7 +66,7 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
             modules[_module(mapped.target)] += tensor.elements * layout.bits_per_weight / 8
     for target, length in names.zeros:
         modules[_module(target)] += length * dense(run).bits_per_weight / 8
-    how = f"GGUF blocks, {run}" if chosen.blocks else f"{chosen.policy.name}, {run}"
+    how = f"{BLOCKS if chosen.blocks else chosen.policy.name}, {run}"
     return Held(round(sum(modules.values())), run, packed, how, modules)
 
 
