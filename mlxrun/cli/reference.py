@@ -29,9 +29,11 @@ colour appear on a terminal only, and no colour where `NO_COLOR` is set.
 | 141 | the reader of a pipe has left |
 | 143 | terminated |
 
-`-v` tells every choice that was made for a model, and what overrides it. On the CPU quantised
-weights are held as plain float32 where that takes up to half of the free memory;
-`MLXRUN_PLAIN_SHARE` names another share, from 0 (they stay packed) to 1.
+`-v` tells every choice that was made for a model, and what overrides it. On the CPU a GGUF's
+matrices stay what they are in the mapped file; `MLXRUN_PRODUCTS` is the default of `--products`.
+Quantised weights that cannot stay, and those of directories, become plain float32 where that takes
+up to half of the free memory; `MLXRUN_PLAIN_SHARE` names another share, from 0 (they stay packed)
+to 1.
 
 Sampling options that are left out are the model's own, where its `generation_config.json` or its
 GGUF's `general.sampling.*` names them, and else mlxrun's. `mlxrun inspect`, `-v` and `/set` in a
