@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -29,7 +28,8 @@ def product(
 ) -> Product:
     """Softmax of scaled products, bounded by tanh where there is a ``softcap`` (Gemma 2), with a
     score per head for attending to nothing where there are ``sinks`` (H,)."""
-    return Scaled(scale, softcap, sinks, kernels=kernels)
+    kernel = None if kernels is None else kernels.attention(scale, softcap, sinks)
+    return Scaled(scale, softcap, sinks, kernel=kernel)
 
 
 def falling(scale: float, heads: int, alibi: float, kernels: Kernels | None = None) -> Product:
@@ -37,7 +37,8 @@ def falling(scale: float, heads: int, alibi: float, kernels: Kernels | None = No
     whole = 1 << (heads.bit_length() - 1)  # the largest power of two among the heads
     steps = [i + 1 for i in range(whole)] + [i + 0.5 for i in range(heads - whole)]
     slopes = mx.array([2 ** (-alibi * step / whole) for step in steps])
-    return Scaled(scale, slopes=slopes, kernels=kernels)
+    kernel = None if kernels is None else kernels.attention(scale, slopes=slopes)
+    return Scaled(scale, slopes=slopes, kernel=kernel)
 
 
 def latent(scale: float, turning: int) -> Product:
@@ -56,11 +57,11 @@ class Scaled(Product):
     softcap: float | None = None
     sinks: mx.array | None = None
     slopes: mx.array | None = None
-    kernels: Kernels | None = None
+    kernel: Callable[[mx.array, mx.array, mx.array, Mask], mx.array] | None = None
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
-        if self.kernels is not None and q.dtype == k.dtype == v.dtype == mx.float32:
-            return self._fused(q, k, v, mask)
+        if self.kernel is not None and q.dtype == k.dtype == v.dtype == mx.float32:
+            return self.kernel(q, k, v, mask)
         if self.softcap is not None or _plainly_faster(q, k.shape[2]):
             return self.stored(q, seen(k), seen(v), mask)
         if self.slopes is not None:
@@ -71,11 +72,6 @@ class Scaled(Product):
         return mx.fast.scaled_dot_product_attention(
             q, k, v, scale=self.scale, mask=mask, sinks=self.sinks
         )
-
-    @cached_property
-    def _fused(self) -> Callable[[mx.array, mx.array, mx.array, Mask], mx.array]:
-        assert self.kernels is not None
-        return self.kernels.attention(self.scale, self.softcap, self.sinks, self.slopes)
 
     def stored(self, q: mx.array, keys: Shown, values: Mixed, mask: Mask) -> mx.array:
         b, heads, t, dim = q.shape

@@ -211,7 +211,7 @@ def _latent(
 def _latent_projections(
     config: LatentAttention, model: ModelConfig, params: Parameters, before: Function | None
 ) -> Callable[[mx.array], list[mx.array]]:
-    """``x -> queries (B, T, H D) and what keys and values are made from (B, T, latent + turned)``."""
+    """``x`` to queries (B, T, H D) and to what keys and values are made of (B, T, latent + D')."""
     hidden, rows = model.hidden_size, config.heads * (config.head_dim + config.rope.dims)
     small = config.query_latent
     first = ("q_proj", rows) if small is None else ("q_a_proj", small)

@@ -63,7 +63,8 @@ def norm(config: Norm, params: Parameters, name: str, size: int, heads: int = 0)
         weight = settled((weight.astype(mx.float32) + config.offset).astype(weight.dtype))
     eps = config.eps
     if config.kind == "rms":
-        return RMSNorm(weight, eps, params.kernels)
+        kernels = params.kernels
+        return RMSNorm(weight, eps, None if kernels is None else kernels.rms_norm(weight, eps))
     bias = params.vector(f"{name}.bias", size) if params.has(f"{name}.bias") else None
     return lambda x: mx.fast.layer_norm(x, weight, bias, eps)
 

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.joined import Projection, Split
 from mlxrun.weights.weight import GatheredProduct, Product
-
-if TYPE_CHECKING:
-    from mlxrun.kernels import Kernels
 
 FUSED_GATES = ("silu", "gelu_tanh", "clamped_swiglu")
 
@@ -45,24 +41,19 @@ class RMSNorm:
     Attributes:
         weight: what results are multiplied by, (columns,), or None.
         eps: added to the mean square.
-        kernels: of this CPU, for a run in float32; None where there are none.
+        kernel: the norm of ``x``, plus a residual, as one operation; None where there is none.
     """
 
     weight: mx.array | None
     eps: float
-    kernels: Kernels | None = None
+    kernel: Callable[..., mx.array] | None = None
 
     def __call__(self, x: mx.array, residual: mx.array | None = None, /) -> mx.array:
         """The norm of ``x`` (..., columns), plus a residual."""
-        if self.kernels is not None:
-            return self._fused(x) if residual is None else self._fused(x, residual)
+        if self.kernel is not None:
+            return self.kernel(x) if residual is None else self.kernel(x, residual)
         y = mx.fast.rms_norm(x, self.weight, self.eps)
         return y if residual is None else residual + y
-
-    @cached_property
-    def _fused(self) -> Callable[..., mx.array]:
-        assert self.kernels is not None
-        return self.kernels.rms_norm(self.weight, self.eps)
 
 
 def linear(projection: Projection, norm: Product | None) -> Added:
