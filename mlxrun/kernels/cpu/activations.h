@@ -1,5 +1,4 @@
-// Exponentials, and the gates of feed-forward layers made of them, for vectors of floats. Any width
-// will do; `f32xn`, which is one register of the processor, is the fast one.
+// Exponentials, and the gates of feed-forward layers made of them, for registers of floats.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -9,18 +8,11 @@
 
 namespace kernels {
 
-// GCC takes vectors that are wider than a register apart into single floats where it compares them,
-// and keeps them in memory through loops. So loops over floats have the register's own width: with
-// AVX2 the exponential of an f32x16 takes six times as long as that of two f32xn.
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#elif defined(__AVX2__)
-constexpr int LANES = 8;
-#else
-constexpr int LANES = 4;
-#endif
-typedef float f32xn __attribute__((vector_size(LANES * 4)));
-typedef int32_t i32xn __attribute__((vector_size(LANES * 4)));
+// One register of floats. Loops over floats have this width, for compilers may take wider vectors
+// apart, or keep them in memory.
+typedef Part<float> f32xn;
+typedef Part<int32_t> i32xn;
+constexpr int LANES = WIDTH / sizeof(float);
 
 // The integers of a vector's comparisons, as wide as its floats.
 template <class V> using Ints = decltype(V{} < V{});
@@ -39,7 +31,7 @@ template <class V> KERNELS_INLINE V exp(V x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.f;
-#if defined(__AVX512F__)
+#if defined(KERNELS_AVX512)
   if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_scalef_ps(-1, (__m512)p, (__m512)n);
 #endif
   // In two steps: 2^n itself may be too small for a float, or too large.

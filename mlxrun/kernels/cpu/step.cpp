@@ -213,7 +213,7 @@ constexpr int QUERIES = 96; // rows of a block, unless one token has more heads
 constexpr int FEW = 5;      // rows for which packing keys does not pay
 constexpr int DEPTH = 128;  // products that are added one after the other
 // A tile of sums that fits into the registers beside its factors: rows, and columns.
-#if defined(__AVX512F__)
+#if defined(KERNELS_AVX512)
 constexpr int ROWS = 6, PANEL = 4 * LANES;
 #elif defined(__aarch64__)
 constexpr int ROWS = 5, PANEL = 4 * LANES;  // the factors of all rows are in registers as well
