@@ -20,7 +20,6 @@ from converters.encode import plain_floats
 from converters.errors import GGUFError
 from converters.gguf.tensor import GGUFTensor, OpenFile
 from converters.gguf.types import BLOCKS, GGMLType
-from mlxrun.kernels.build import SOURCES
 from mlxrun.kernels.matrix import HeadsSpec, Matrix
 from mlxrun.kernels.native import Kernels, Native
 
@@ -49,8 +48,7 @@ def try_all(paths: Mapping[str, Path]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for tensor in _tensors(Path(folder), types):
             _try_type(kernels, tensor)
-    if (SOURCES / "step.cpp").exists():
-        _try_step(kernels)
+    _try_step(kernels)
 
 
 def _tensors(folder: Path, types: Iterable[GGMLType]) -> Iterator[GGUFTensor]:

@@ -89,9 +89,7 @@ class Object:
 
 def core(isa: ISA) -> Object:
     """The core: products, and the small operations of a step."""
-    sources = tuple(
-        SOURCES / name for name in ("core.cpp", "step.cpp") if (SOURCES / name).exists()
-    )
+    sources = (SOURCES / "core.cpp", SOURCES / "step.cpp")
     flags = (*_KERNEL_FLAGS, *_COMMON_FLAGS, *isa.flags)
     return Object(f"core-{isa.name}", sources, flags)
 
