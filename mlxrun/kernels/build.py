@@ -346,8 +346,7 @@ def _compiled(
         compiler.compile(absent[name], out)
         return name, out
 
-    # The longest first.
-    order = sorted(absent, key=lambda name: ("glue", "core").index(name) if name.islower() else 2)
+    order = sorted(absent, key=lambda name: name not in ("core", "glue"))  # the longest first
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if sys.platform == "linux" else None) as p:
         yield from p.map(compiled, order)
 
