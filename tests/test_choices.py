@@ -146,12 +146,15 @@ def test_the_hint_is_for_terminals_and_for_who_asks(
     monkeypatch.setattr("mlxrun.cli.loading.LARGE", 0)
     monkeypatch.setattr(blas, "hint", lambda: "get one")
 
-    def told(*arguments: str) -> bool:
-        run(["generate", str(file), "-p", "a", "-n", "1", *arguments])
+    def told(*arguments: str, policy: str = "near") -> bool:
+        loading = ["--policy", policy] if policy else []
+        run(["generate", str(file), "-p", "a", "-n", "1", *loading, *arguments])
         return "hint: get one" in capsys.readouterr().err
 
     monkeypatch.setattr(blas, "_advised", False)
     assert not told()
+    monkeypatch.setattr(blas, "_advised", False)
+    assert not told("-v", policy="")  # blocks are multiplied without a BLAS
     monkeypatch.setattr(blas, "_advised", False)
     assert told("-v")
     assert not told("-v")

@@ -59,7 +59,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.products": ("mlxrun.errors",),
-    "mlxrun.weights": ("converters.layout", "mlxrun.blas", "mlxrun.errors", "mlxrun.kernels"),
+    "mlxrun.weights": (
+        "converters.layout",
+        "converters.gguf.types",
+        "mlxrun.blas",
+        "mlxrun.errors",
+        "mlxrun.kernels",
+    ),
     "mlxrun.models": (
         "mlxrun.model",
         "converters.rope",

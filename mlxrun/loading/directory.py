@@ -13,9 +13,10 @@ import mlx.core as mx
 from converters.directory.files import read_config, weight_files
 from converters.directory.names import normalise, text_config
 from converters.directory.weights import read_weights, reading
+from mlxrun.kernels import Kernels
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build, foreign_classes
-from mlxrun.loading.run import DTYPES, form, resolve_dtype
+from mlxrun.loading.run import DTYPES, cpu_kernels, form, resolve_dtype
 from mlxrun.models.families import model_config
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import Weight
@@ -52,5 +53,18 @@ def _loaded(
     kept = any(f.mode != "affine" and arrays[f"{m}.weight"].ndim == 3 for m, f in layouts.items())
     held = form(elements, run, kept=kept) if layouts else None
     expand = held is not None and held.plain
-    params = adapters.applied(Parameters(arrays, layouts, DTYPES[run], expand))
-    return build(config, params, None, adapters, str(held or f"plain {run}, as they are stored"))
+    found = cpu_kernels((), run) if ours else None
+    params = Parameters(
+        arrays,
+        layouts,
+        DTYPES[run],
+        expand,
+        kernels=found if isinstance(found, Kernels) else None,
+    )
+    return build(
+        config,
+        adapters.applied(params),
+        None,
+        adapters,
+        str(held or f"plain {run}, as they are stored"),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,12 +16,10 @@ from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
 from converters.layout import Layout
 from converters.policy import FIXED, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
-from mlxrun import kernels
 from mlxrun.kernels import Kernels, Matrix, Missing
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
-from mlxrun.loading.run import DTYPES, form, resolve_dtype
-from mlxrun.memory import on_cpu
+from mlxrun.loading.run import DTYPES, cpu_kernels, form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 from mlxrun.products import PLANES, products_named
 from mlxrun.weights.blocks import Blocks
@@ -43,7 +40,7 @@ class Forms:
         others: all others, which a policy converts.
         policy: that policy.
         why: in words.
-        kernels: multiply the blocks; None where there are none.
+        kernels: multiply the blocks, and plain float32; None where there are none.
         missed: what keeps a model that could be held as blocks from being so; None for nothing.
     """
 
@@ -66,13 +63,13 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
         policy: as :func:`mlxrun.load` takes it.
         ours: whether this package defines the model.
     """
-    missed = None
-    if on_cpu() and ours and policy is None and dtype == "float32":
+    found = None
+    if ours and policy is None:
         reasons = [(mapped, why_not_blocks(mapped)) for mapped in names.mapped]
         kept = tuple(mapped for mapped, reason in reasons if reason is None)
         others = tuple(mapped for mapped, reason in reasons if reason is not None)
-        found = kernels.available({mapped.source.type for mapped in kept}, _say)
-        if not isinstance(found, Missing):
+        found = cpu_kernels({mapped.source.type for mapped in kept}, dtype)
+        if isinstance(found, Kernels):
             size = sum(mapped.source.nbytes for mapped in kept)
             return Forms(
                 kept,
@@ -81,9 +78,16 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
                 f"{BLOCKS}: {len(kept)} matrices, {size / 1e6:.1f} MB",
                 found,
             )
-        missed = found.reason
     chosen, why = _chosen(gguf, policy, dtype)
-    return Forms((), names, replace(chosen, factors=ours), why, missed=missed)
+    plain = cpu_kernels((), dtype) if ours else None
+    return Forms(
+        (),
+        names,
+        replace(chosen, factors=ours),
+        why,
+        plain if isinstance(plain, Kernels) else None,
+        found.reason if isinstance(found, Missing) else None,
+    )
 
 
 def block_bytes(mapped: Mapped) -> int:
@@ -96,11 +100,6 @@ def _lies(mapped: Mapped) -> bool:
     """Whether the blocks can be used where they are in the file, in their order or in another."""
     rows_only = mapped.order is None or len(mapped.source.shape) == 2
     return type(mapped.source) is GGUFTensor and rows_only
-
-
-def _say(line: str) -> None:
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr)
 
 
 def why_not_blocks(mapped: Mapped) -> str | None:
@@ -151,10 +150,10 @@ def load_gguf(
     chosen = forms(gguf, names, dtype=run, policy=policy, ours=ours)
     report = ConversionReport({"name": gguf.path.name}, chosen.policy.name, skipped=skipped(names))
     blocks: dict[str, Blocks] = {}
-    if chosen.kernels is not None:
-        for mapped in chosen.blocks:
-            blocks[mapped.target] = _blocks(mapped, chosen.kernels, PLANES[products])
-            report.tensors.append(_record(mapped, blocks[mapped.target]))
+    for mapped in chosen.blocks:
+        assert chosen.kernels is not None
+        blocks[mapped.target] = _blocks(mapped, chosen.kernels, PLANES[products])
+        report.tensors.append(_record(mapped, blocks[mapped.target]))
     arrays: dict[str, mx.array] = {}
     layouts: dict[str, Layout] = {}
     for converted in stream(chosen.others, chosen.policy, progress=progress):
@@ -163,9 +162,16 @@ def load_gguf(
             layouts[converted.target.removesuffix(".weight")] = converted.layout
         if converted.record:
             report.tensors.append(converted.record)
-    if chosen.kernels is not None:
+    if chosen.blocks:
         report.tensors = _with_reasons(report.tensors, chosen.others.mapped)
-    params = Parameters(arrays, layouts, DTYPES[run], blocks=blocks, kernels=chosen.kernels)
+    params = Parameters(
+        arrays,
+        layouts,
+        DTYPES[run],
+        blocks=blocks,
+        kernels=chosen.kernels,
+        planes=PLANES[products],
+    )
     loaded = build(config, adapters.applied(params), report, adapters, chosen.why)
     return replace(loaded, products=products if chosen.blocks else None, missed=chosen.missed)
 

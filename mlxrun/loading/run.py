@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
+from converters.gguf.types import GGMLType
+from mlxrun import kernels
 from mlxrun.errors import ParameterError
 from mlxrun.memory import SHARE, on_cpu, plain_room, plain_share
 
@@ -19,6 +23,22 @@ def resolve_dtype(dtype: str | None, preferred: str) -> str:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ParameterError("dtype", dtype, f"one of {', '.join(DTYPES)}")
     return dtype
+
+
+def cpu_kernels(types: Iterable[GGMLType], dtype: str) -> kernels.Kernels | kernels.Missing | None:
+    """Kernels for blocks of some types and for plain float32; None where they are not for a run.
+
+    Args:
+        dtype: of activations.
+    """
+    if dtype != "float32" or not on_cpu():
+        return None
+    return kernels.available({*types, GGMLType.F32}, _say)
+
+
+def _say(line: str) -> None:
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Matrices as the GGUF blocks that they are in their file: neither copied nor converted.
 
-The products are those of :mod:`mlxrun.kernels`.
+The products are those of :mod:`mlxrun.kernels`, to which plain float32 is one more type of blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from converters.gguf.types import GGMLType
+from mlxrun.kernels import Matrix
 from mlxrun.weights.weight import (
     Form,
     GatheredProduct,
@@ -22,9 +24,7 @@ from mlxrun.weights.weight import (
 )
 
 if TYPE_CHECKING:
-    from mlxrun.kernels import Kernels, Matrix
-
-CHECKED_ROWS = 1 << 12
+    from mlxrun.kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,10 @@ class Blocks(Form):
     def finite(self) -> bool:
         """Whether all weights are numbers; reads all of them."""
         return bool(mx.isfinite(self.dequantize(mx.float32)).all().item())
+
+
+def plain_blocks(name: str, plain: mx.array, kernels: Kernels, planes: int) -> Blocks:
+    """A plain float32 matrix (..., rows, columns) for the same products; it shares its memory."""
+    stored = mx.contiguous(plain.view(mx.uint8))
+    matrix = Matrix(stored, GGMLType.F32, plain.shape[-1])
+    return Blocks(name, matrix, kernels, planes, mapped=False)

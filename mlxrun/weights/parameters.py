@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
-from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.blocks import Blocks, plain_blocks
 from mlxrun.weights.fused import Added, Gate, gated, gated_experts, linear, split
 from mlxrun.weights.joined import Projection, Split, apart, together
 from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
@@ -32,7 +32,9 @@ class Parameters:
         expand: hand out quantised matrices as plain ones.
         updates: module name to what adapters add to it.
         blocks: full name to matrices that stay GGUF blocks; taken out like arrays.
-        kernels: of this CPU, for a run in float32; None where there are none.
+        kernels: of this CPU, for a run in float32, which multiply plain matrices as well; None
+            where there are none.
+        planes: activations have 8 bits times this where they are multiplied with blocks.
         prefix: what names are relative to.
         join: make projections of one input one product, where their forms agree. By default on a
             GPU, whose kernels are fewer then; on a CPU it costs as much as it saves.
@@ -48,6 +50,7 @@ class Parameters:
     updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
     blocks: MutableMapping[str, Blocks] = field(default_factory=dict)
     kernels: Kernels | None = None
+    planes: int = 3
     prefix: str = ""
     join: bool = field(default_factory=lambda: mx.default_device() != mx.cpu)
     used: set[str] = field(default_factory=set)
@@ -187,9 +190,14 @@ class Parameters:
         self._expect(f"{module}.factor", factor.shape, weight.shape[:-2] or (1,))
         return factor
 
-    def _plain(self, module: str, weight: mx.array) -> Weight:
-        self._hand(module, weight)
-        return Weight(dense(str(weight.dtype).removeprefix("mlx.core.")), weight)
+    def _plain(self, module: str, weight: mx.array) -> Form:
+        form: Form
+        if self.kernels is None:
+            form = Weight(dense(str(weight.dtype).removeprefix("mlx.core.")), weight)
+        else:
+            form = plain_blocks(self.prefix + module, weight, self.kernels, self.planes)
+        self._hand(module, form)
+        return form
 
     def _cast(self, name: str, array: mx.array) -> mx.array:
         """The array in the run's dtype, unless that would change it beyond rounding."""
