@@ -439,7 +439,7 @@ class LLM:
                 if reply.reason is not None:
                     break
         session.keep()
-        yield reply.finish(peak_memory=mx.get_peak_memory())
+        yield reply.finish(peak_memory=mx.get_peak_memory() + self.model.mapped)
 
     def __reduce__(self) -> NoReturn:
         raise ProcessError(

@@ -95,7 +95,7 @@ class Usage:
         prompt_tokens_per_second: rate of prefill over the tokens that no cache held; None for a
             request that ended before its first token.
         total_time: seconds from start to end.
-        peak_memory: the most bytes that MLX held meanwhile.
+        peak_memory: the most bytes that MLX held meanwhile, with the mapped weights of the model.
     """
 
     prompt_tokens: int

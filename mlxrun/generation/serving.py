@@ -260,7 +260,8 @@ class Service:
         sequence = self._jobs[key][1]
         self._sharing.end(sequence, self.batch.memories(sequence))
         job = self._remove(key)
-        job.listener(job.reply.finish(reason, peak_memory=mx.get_peak_memory()))
+        peak = mx.get_peak_memory() + self.batch.model.mapped
+        job.listener(job.reply.finish(reason, peak_memory=peak))
 
     def _fail(self, key: int, error: MlxrunError) -> None:
         self.scheduler.cancel(key)

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 RUNS = (
     (*SMALL, "--parallel", "1,2", "--context", "0,16", "--plot", "rates.svg"),
     (*SMALL, "--parallel", "2", "--against", "mlx-lm", "--against", "llama-bench", "--csv"),
-    (*SMALL, "--ragged", "--json", "--verbose"),
+    (*SMALL, "--ragged", "--json", "--verbose", "--products", "fast"),
     (*SMALL, "--ragged", "--against", "mlx-lm", "--csv"),
     (
         *(*SMALL, "--parallel", "2", "--context", "0,48", "--attention", "strided:16/4"),

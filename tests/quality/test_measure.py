@@ -128,7 +128,9 @@ def test_policies_on_the_demo_model(tmp_path):
         mlxrun.compare(plain, mlxrun.load(path, policy=policy), text, context=128, chunks=2)
         for policy in ("exact", "near", "compact")
     )
-    assert (exact.divergence.value, exact.largest, exact.agreement.value) == (0, 0, 1)
+    assert exact.divergence.value < 1e-9  # float32 sums of products in another order
+    assert exact.largest < 1e-8
+    assert exact.agreement.value == 1
     assert 0 < near.divergence.value < 1e-3
     assert near.divergence.value < compact.divergence.value
 

@@ -24,7 +24,7 @@ class Meter:
     """Measures runs of one runtime; what others hold in this process meanwhile does not count.
 
     Args:
-        weights: bytes that the runtime's model takes.
+        weights: bytes that the runtime's model takes, mapped ones among them.
     """
 
     def __init__(self, weights: int) -> None:
