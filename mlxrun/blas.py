@@ -19,18 +19,7 @@ ACCELERATE = sys.platform == "darwin"
 # Debian and Ubuntu (libopenblas0), Fedora (openblas).
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
-# Processors for which OpenBLAS has kernels that multiply small matrices where they lie.
-_SMALL = ("SkylakeX", "Cooperlake", "SapphireRapids")
-# From how many rows on OpenBLAS multiplies sixteen faster than what there is (measured,
-# docs/benchmarks.md): its kernels take sixteen at once, and read the matrix again for each power of
-# two in the rest. A rest of one or two is faster as it is; beside many rows none matters.
-_SIXTEEN = {"Haswell": 5, "Zen": 5} | dict.fromkeys(_SMALL, 9)
-_SHORT, _MANY = 2, 96
-
 loaded: str | None = None
-# Whether small matrices are multiplied where they lie; see ``weights.weight``.
-small_products = False
-sixteen = 0  # from how many rows on; 0 where rows in sixteens are no faster
 late = False  # whether MLX was there before
 problem: str | None = None  # what is wrong with the library that MLXRUN_BLAS names
 _advised = False
@@ -44,7 +33,7 @@ def preload() -> str | None:
     AMD EPYC, 5632 x 2048: 2.1 and 5.2 ms of the cores' time). ``MLXRUN_BLAS`` names another
     library, or switches this off with ``0``.
     """
-    global loaded, late, problem, small_products, sixteen
+    global loaded, late, problem
     wanted = os.environ.get(VARIABLE)
     if sys.platform != "linux" or wanted == "0" or loaded or late:
         return loaded
@@ -54,32 +43,14 @@ def preload() -> str | None:
     wheels = glob.glob(str(Path(sys.prefix) / "lib" / "libmkl_rt.so*"))  # noqa: PTH207
     for name in (wanted,) if wanted else (*wheels, *_NAMES):
         try:
-            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             if wanted:
                 problem = f"{VARIABLE} names {name}, which cannot be loaded: {error}"
             continue
-        core = _core(library)
-        loaded, small_products, sixteen = name, core in _SMALL, _SIXTEEN.get(core, 0)
+        loaded = name
         break
     return loaded
-
-
-def missing(rows: int) -> int:
-    """How many rows more a product with ``rows`` is faster with; 0 if with none."""
-    if not 0 < sixteen <= rows < _MANY or rows % 16 <= _SHORT:
-        return 0
-    return -rows % 16
-
-
-def _core(library: ctypes.CDLL) -> str:
-    """For which processor an OpenBLAS has chosen its kernels; empty for another library."""
-    try:
-        name = library.openblas_get_corename
-    except AttributeError:
-        return ""
-    name.restype = ctypes.c_char_p
-    return str((name() or b"").decode())
 
 
 def preloaded() -> str | None:

@@ -62,7 +62,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.weights": (
         "converters.layout",
         "converters.gguf.types",
-        "mlxrun.blas",
         "mlxrun.errors",
         "mlxrun.kernels",
     ),

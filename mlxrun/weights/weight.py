@@ -14,14 +14,10 @@ from math import prod
 import mlx.core as mx
 
 from converters.layout import Layout
-from mlxrun import blas
 
 # From this many rows on, the CPU dequantises a packed matrix once rather than per row: its packed
 # product runs on one core, row by row (measured, docs/architecture.md).
 CPU_DENSE_ROWS = 8
-# Elements of a matrix that OpenBLAS surely takes for small beside one row (slow again from about
-# 900,000 on), and down to which part of them a call is worth making.
-SMALL, LEAST = 1 << 19, 16
 
 Product = Callable[[mx.array], mx.array]
 GatheredProduct = Callable[[mx.array, mx.array], mx.array]
@@ -127,7 +123,7 @@ class Weight(Form):
             return lambda x: (
                 self._packed_product(x)
                 if prod(x.shape[:-1]) < CPU_DENSE_ROWS
-                else _multiply(x, self._expand(*self._packed, x.dtype).swapaxes(-1, -2))
+                else x @ self._expand(*self._packed, x.dtype).swapaxes(-1, -2)
             )
         return self._packed_product
 
@@ -242,45 +238,4 @@ def scaled(plain: mx.array, factor: mx.array | None) -> mx.array:
 def _plain_product(weight: mx.array) -> Product:
     """As :meth:`Weight.product`, of a plain matrix (..., rows, columns)."""
     transposed = settled(weight.swapaxes(-1, -2))
-    if mx.default_device() != mx.cpu:
-        return lambda x: x @ transposed
-    blocks = _blocks(weight)
-    if blocks is None:
-        return lambda x: _multiply(x, transposed)
-    rows, columns = weight.shape
-
-    def product(x: mx.array) -> mx.array:
-        if x.size > columns:
-            return _multiply(x, transposed)
-        return (x.reshape(1, 1, columns) @ blocks).reshape(*x.shape[:-1], rows)
-
-    return product
-
-
-def _multiply(x: mx.array, transposed: mx.array) -> mx.array:
-    """``x @ transposed`` on a CPU, with rows of zeros where its BLAS is faster with some more."""
-    rows = prod(x.shape[:-1])
-    more = blas.missing(rows) if transposed.ndim == 2 and transposed.dtype == mx.float32 else 0
-    if not more:
-        return x @ transposed
-    filled = mx.pad(x.reshape(rows, -1), [(0, more), (0, 0)])
-    return (filled @ transposed)[:rows].reshape(*x.shape[:-1], -1)
-
-
-def _blocks(weight: mx.array) -> mx.array | None:
-    """A matrix on a CPU as a batch (B, columns, rows / B) of small ones; None if it does not pay.
-
-    A BLAS copies a matrix before it multiplies, which for a single row takes longer than the
-    product; small ones some multiply where they lie (5632 x 2048 by one row takes 1.6 ms of a
-    core's time rather than 5.7).
-    """
-    if not (blas.small_products and weight.ndim == 2 and weight.dtype == mx.float32):
-        return None
-    if weight.size <= SMALL:
-        return None
-    rows, columns = weight.shape
-    most = max(1, SMALL // columns)
-    height = next(n for n in range(min(rows, most), 0, -1) if rows % n == 0)
-    if height * columns < SMALL // LEAST:
-        return None
-    return settled(weight.reshape(rows // height, height, columns).swapaxes(-1, -2))
+    return lambda x: x @ transposed
