@@ -91,6 +91,11 @@ class Core(ctypes.Structure):
         ("product", ctypes.CFUNCTYPE(None, ctypes.POINTER(Product))),
         ("experts", ctypes.CFUNCTYPE(None, ctypes.POINTER(Experts))),
         ("take", ctypes.CFUNCTYPE(None, ctypes.POINTER(Take))),
+        ("rms_norm", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+        ("heads", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int32)),
+        ("attention", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+        ("gated", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
+        ("softmax", ctypes.CFUNCTYPE(None, ctypes.c_void_p)),
     ]
 
 
@@ -115,7 +120,7 @@ def processor() -> list[str]:
 
 def compile_all(isa: str, names: Sequence[str]) -> None:
     """Compile the core and these types, two at a time."""
-    jobs = [("core", ["core.cpp"])]
+    jobs = [("core", ["core.cpp", "step.cpp"])]
     jobs += [(name, [f"-DKERNELS_TYPE={name}", "format.cpp"]) for name in names]
     running: list[subprocess.Popen[bytes]] = []
     for name, rest in jobs:
