@@ -1,14 +1,15 @@
 """Products over GGUF blocks on a GPU: Metal and CUDA kernels whose decoders are those of blocks.h.
 
-The text of a kernel is a preamble of its language (``device/metal.h``, ``device/cuda.h``), blocks.h,
-the numbers of one type and a body (``device/matvec.h``, ``matmul.h``, ``rows.h``); MLX adds the
-function's head and has it compiled when it first runs. The shapes are not compiled in.
+The text of a kernel is a preamble of its language (``device/metal.h`` or ``cuda.h``), blocks.h, the
+numbers of one type and a body (``device/matvec.h``, ``matmul.h`` or ``rows.h``); MLX adds the
+function's head and has it compiled when it first runs. Shapes are not compiled in.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,9 +19,12 @@ import mlx.core as mx
 
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
+from mlxrun.kernels import Missing
+from mlxrun.kernels.machine import SWITCH
 from mlxrun.kernels.matrix import Matrix
+from mlxrun.kernels.selftest import kept
 
-__all__ = ["CUDA", "METAL", "TYPES", "Device", "Kernels", "Row"]
+__all__ = ["CUDA", "METAL", "TYPES", "Device", "Kernels", "Row", "available", "language"]
 
 FEW = 8  # rows of x that the kernel for few takes at once
 PAIRS = 64  # rows with an expert each, up to which none is sorted
@@ -39,9 +43,10 @@ Product = Callable[..., list[mx.array]]
 
 @dataclass(frozen=True)
 class Row:
-    """A type's row in the list of blocks.h, which explains the numbers."""
+    """A type's row in the list of blocks.h, which explains the numbers; ``grid``: of grids.h."""
 
     name: str
+    grid: bool
     block: int
     bytes: int
     group: int
@@ -49,7 +54,6 @@ class Row:
     high: int
     zero: int
     minimum: int
-    grid: bool
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,12 @@ def _text(name: str) -> str:
 def _types() -> dict[GGMLType, Row]:
     listed = re.compile(r"^  X\((\w+), (.+?)\)", re.M)
     plain, grids = _text("blocks.h").split("#define BLOCKS_GRID_TYPES(X)")
-    return {
-        GGMLType(number): Row(name, *rest, grid)
-        for grid, text in ((False, plain), (True, grids))
-        for name, values in listed.findall(text)
-        for number, *rest in [[int(value) for value in values.split(",")]]
-    }
+    found = {}
+    for grid, text in ((False, plain), (True, grids)):
+        for name, values in listed.findall(text):
+            number, *rest = (int(value) for value in values.split(","))
+            found[GGMLType(number)] = Row(name, grid, *rest)
+    return found
 
 
 #: The types of blocks, by their decoders' list.
@@ -152,6 +156,7 @@ class Kernels:
         device: the language.
         fused: types whose products of many rows are made by the kernel that decodes tiles; of
             others the matrix is expanded for each such product, and multiplied by MLX.
+        types: that are offered; all if not given.
         make: makes a kernel of text; MLX's own function if not given.
     """
 
@@ -159,16 +164,18 @@ class Kernels:
         self,
         device: Device = METAL,
         fused: Collection[GGMLType] = (),
+        types: Collection[GGMLType] | None = None,
         make: Callable[..., Any] | None = None,
     ) -> None:
         self._device, self._fused = device, frozenset(fused)
+        self._types = frozenset(types if types is not None else {*TYPES, *FLOATS})
         self._make = make or device.make
         self._kernel = cache(self._made)
 
     @property
     def types(self) -> frozenset[GGMLType]:
-        """The types of blocks that these kernels know."""
-        return frozenset(TYPES) | frozenset(FLOATS)
+        """The types of blocks that these kernels are for."""
+        return self._types
 
     def map(self, tensor: GGUFTensor) -> mx.array:
         """A tensor's bytes, copied: uint8 (..., bytes per row)."""
@@ -410,3 +417,34 @@ _GATES: Final[dict[str, Callable[[mx.array, mx.array], mx.array]]] = {
     "gelu_tanh": lambda gate, up: _gelu_tanh(gate) * up,
     "clamped_swiglu": _clamped_swiglu,
 }
+
+
+def language() -> Device | None:
+    """The language of this machine's GPU; None where MLX computes on the CPU."""
+    if mx.default_device() == mx.cpu:
+        return None
+    return METAL if mx.metal.is_available() else CUDA
+
+
+def device_name() -> str:
+    """Of the GPU."""
+    return str(mx.device_info()["device_name"])
+
+
+def available(types: Iterable[GGMLType]) -> Kernels | Missing:
+    """Kernels for those of some types of blocks that this GPU multiplies faster as they are.
+
+    Those are known once ``mlxrun kernels --selftest`` has passed on it.
+    """
+    device = language()
+    if device is None:
+        return Missing("no GPU")
+    if os.environ.get(SWITCH) == "0":
+        return Missing(f"switched off by {SWITCH}=0")
+    passed = kept(device_name())
+    if passed is None:
+        return Missing("'mlxrun kernels --selftest' has not passed on this GPU with this version")
+    served = passed.served() & frozenset(types)
+    if not served:
+        return Missing("this GPU is faster with MLX's own forms")
+    return Kernels(device, passed.fused(), served)

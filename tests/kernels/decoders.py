@@ -28,11 +28,9 @@ def compiler() -> str:
 
 def library(source: Path, out: Path, *flags: str) -> ctypes.CDLL:
     """The shared library of a source file."""
-    subprocess.run(
-        [compiler(), "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-        + [f"-I{KERNELS}", f"-I{HERE}", *flags, str(source), "-o", str(out)],
-        check=True,
-    )
+    fixed = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    fixed += [f"-I{KERNELS}", f"-I{HERE}"]
+    subprocess.run([compiler(), *fixed, *flags, str(source), "-o", str(out)], check=True)
     return ctypes.CDLL(str(out))
 
 

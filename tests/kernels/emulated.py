@@ -107,11 +107,9 @@ class Emulator:
 
     def _compile(self, name: str, source: Path, *more: str) -> ctypes.CDLL:
         out = self.folder / name
-        subprocess.run(
-            [compiler(), "-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{SHIM}", *self.flags]
-            + [str(source), *more, "-o", str(out), f"-Wl,-rpath,{self.folder}"],
-            check=True,
-        )
+        fixed = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{SHIM}", *self.flags]
+        files = [str(source), *more, "-o", str(out), f"-Wl,-rpath,{self.folder}"]
+        subprocess.run([compiler(), *fixed, *files], check=True)
         return ctypes.CDLL(str(out), mode=ctypes.RTLD_GLOBAL)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import gguf
 import numpy as np
 import pytest
-from decoders import FLOATS, KERNELS, Decoders
+from decoders import FLOATS, Decoders
 from tiny_models import HALF_SCALES, Kind, random_blocks
 
 from converters.gguf.quants import CODECS
