@@ -36,7 +36,7 @@ COMMANDS = {
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Measure how far model B is from model A.",
     "bench": "Measure how fast a model runs on this machine.",
-    "kernels": "Show and test what multiplies GGUF blocks on this machine.",
+    "kernels": "Show what multiplies GGUF blocks on this machine, and test it.",
 }
 
 HELP_OPTIONS = ["-h", "--help"]

@@ -39,7 +39,7 @@ Product = Callable[..., list[mx.array]]
 TYPES: Final = tuple(sorted(set(CODECS) | set(FIXED)))
 _BLOCKS = 64  # different ones, of which matrices are made
 _SIZES = (2**-7, 2**3)  # of their weights, root mean square
-_RUNS, _SECONDS = 3, 0.03  # of a measurement: how often, and at least how long each
+_RUNS, _CALLS, _SECONDS = 3, 64, 0.03  # of a measurement: calls of a run, about so long
 
 
 class Kernels(Protocol):
@@ -283,16 +283,15 @@ def _repacked(
 
 
 def _time(product: Callable[..., mx.array], inputs: list[mx.array]) -> float:
-    """Seconds of a call, of the fastest of some runs; each run makes many."""
+    """Seconds of a call, of the fastest of some runs; a run computes many at once."""
+    mx.eval(product(*inputs))
     started = time.perf_counter()
     mx.eval(product(*inputs))
-    mx.eval(product(*inputs))
-    calls = max(1, min(1000, int(_SECONDS / ((time.perf_counter() - started) / 2))))
+    calls = max(1, min(_CALLS, int(_SECONDS / (time.perf_counter() - started))))
     best = float("inf")
     for _ in range(_RUNS):
         started = time.perf_counter()
-        for _ in range(calls):
-            mx.eval(product(*inputs))
+        mx.eval([product(*inputs) for _ in range(calls)])
         best = min(best, (time.perf_counter() - started) / calls)
     return best
 
