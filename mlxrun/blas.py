@@ -11,6 +11,7 @@ import ctypes
 import glob
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "MLXRUN_BLAS"
@@ -51,6 +52,20 @@ def preload() -> str | None:
         loaded = name
         break
     return loaded
+
+
+def use_one_thread() -> None:
+    """Have the BLAS multiply on the calling thread alone, from now on.
+
+    Where a pool of our own multiplies (``mlxrun.kernels``), a BLAS's threads wait for the next
+    product on the cores that the pool computes on. Nothing happens where there is no BLAS of ours.
+    """
+    if not (loaded or preloaded()):
+        return
+    program = ctypes.CDLL(None)  # it was loaded globally
+    for name in ("openblas_set_num_threads", "MKL_Set_Num_Threads"):
+        with suppress(AttributeError):
+            program[name](ctypes.c_int(1))
 
 
 def preloaded() -> str | None:

@@ -221,6 +221,8 @@ class Compiler:
             BuildError: the compiler fails, or takes too long.
         """
         _run(made.command(self.command, out), COMPILING)
+        if not out.is_file():
+            raise BuildError(f"{self.command[0]} makes no object")
 
 
 def _run(command: Sequence[str], seconds: float, given: str = "", **environment: str) -> str:

@@ -180,7 +180,7 @@ FAILING = {
     "full disk": ('echo "/tmp/c.s: No space left on device" >&2; exit 1', "No space left"),
     "silence": ("exit 3", "status 3"),
     "a crash": ("kill -SEGV $$", "SIGSEGV"),
-    "no output": ("exit 0", "No such file"),
+    "no output": ("exit 0", "makes no object"),
 }  # fmt: skip
 
 
@@ -401,9 +401,12 @@ def crashing(tmp_path: Path) -> dict[str, str]:
 
 
 def wrong(tmp_path: Path) -> dict[str, str]:
-    """A compiler whose objects compute something else."""
+    """A compiler that takes one type for another."""
     script = tmp_path / "wrong-c++"
-    script.write_text('#!/bin/sh\nexec c++ "$@" -Drms_norm=softmax_of_nothing -Dgated=rms_norm\n')
+    script.write_text(
+        '#!/bin/sh\nfor argument; do shift; set -- "$@" '
+        '"$(echo "$argument" | sed s/TYPE=F16/TYPE=BF16/)"; done\nexec c++ "$@"\n'
+    )
     script.chmod(0o755)
     return {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(script)}
 

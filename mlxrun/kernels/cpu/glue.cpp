@@ -385,6 +385,15 @@ void set_foreign(Array& array, mx::allocator::Buffer buffer,
   }
 }
 
+template <class Array>
+Array shared_with_gpu(char* start, const mx::Shape& shape, std::function<void(void*)> drop) {
+  if constexpr (requires { Array(start, shape, mx::uint8, drop); }) {
+    return Array(start, shape, mx::uint8, drop);
+  } else {
+    throw std::runtime_error("this version of MLX cannot take mapped memory");
+  }
+}
+
 // Bytes of a mapped file, without a copy: a view of an array of whole pages. On a CPU these are the
 // file's, before which its length stands; a GPU gets only those that it needs.
 mx::array adopted(const std::shared_ptr<mapping::Mapping>& mapped, size_t offset, mx::Shape shape) {
@@ -399,7 +408,7 @@ mx::array adopted(const std::shared_ptr<mapping::Mapping>& mapped, size_t offset
     set_foreign(base, mx::allocator::Buffer(start - sizeof(size_t)),
                 [mapped](mx::allocator::Buffer) {});
   } else {
-    base = mx::array(start, whole, mx::uint8, [mapped](void*) {});
+    base = shared_with_gpu<mx::array>(start, whole, [mapped](void*) {});
   }
   mx::array view(shape, mx::uint8, nullptr, {});
   view.copy_shared_buffer(base, view.strides(), {true, true, view.ndim() == 1}, bytes,
