@@ -58,7 +58,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.fusion": (),
     "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels", "mlxrun.on_cpu"),
     "mlxrun.model": ("mlxrun.cache",),
-    "mlxrun.kernels": ("converters", "mlxrun.errors", "mlxrun.files", "mlxrun.__version__"),
+    "mlxrun.kernels": (
+        "converters",
+        "mlxrun.blas",
+        "mlxrun.errors",
+        "mlxrun.files",
+        "mlxrun.__version__",
+    ),
     "mlxrun.products": ("mlxrun.errors",),
     "mlxrun.weights": (
         "converters.layout",

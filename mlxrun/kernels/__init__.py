@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from converters.gguf.types import GGMLType
+from mlxrun import blas
 from mlxrun.errors import KernelsError
 from mlxrun.kernels import build, machine
 from mlxrun.kernels.cache import ObjectCache, place
@@ -110,6 +111,7 @@ def _load(
     if native is None:
         native = Native(paths["core"], paths["glue"], {})
         native.set_threads(threads, SPIN, machine.pinned())
+        blas.use_one_thread()
     native.add(formats)
     _Process.native, _Process.isa = native, isa
 

@@ -337,6 +337,8 @@ def build(wanted: Mapping[str, Object], cache: ObjectCache) -> tuple[dict[str, P
                 name: cache.add(_cached_name(found.absent[name], compiler), path)
                 for name, path in made.items()
             }
+    for name, path in paths.items():
+        cache.prune(f"{wanted[name].name}-*", path)
     return found.paths | paths, list(paths)
 
 

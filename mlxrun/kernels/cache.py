@@ -13,6 +13,7 @@ import os
 import pwd
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["ObjectCache", "digest", "place"]
 
 _PRIVATE = 0o700
 _LOCK = "lock"
+_OLD = 60 * 24 * 3600.0  # seconds; another environment may still use younger ones
 # The owner of what belongs to root outside of a container.
 _ROOT, _UNMAPPED = 0, 65534
 
@@ -107,6 +109,15 @@ class ObjectCache:
             made.replace(path)
         sync_folder(self.folder)
         return path
+
+    def prune(self, pattern: str, keep: Path) -> None:
+        """Remove old objects whose names match a pattern: of sources and versions gone by."""
+        limit = time.time() - _OLD
+        for path in self.folder.glob(f"{pattern}.so"):
+            with suppress(OSError):
+                if path != keep and path.stat().st_mtime < limit:
+                    _record(path).unlink(missing_ok=True)
+                    path.unlink()
 
     @contextmanager
     def workshop(self) -> Iterator[Path]:

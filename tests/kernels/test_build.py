@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from mlxrun import kernels
 from mlxrun.errors import KernelsError, ParameterError
 from mlxrun.kernels import build, machine
 from mlxrun.kernels.build import BuildError, Compiler, Object
-from mlxrun.kernels.cache import ObjectCache, place
+from mlxrun.kernels.cache import ObjectCache, digest, place
 
 ROOT = Path(kernels.__file__).parents[2]
 MADE = 'extern "C" int answer() { return 42; }\n'
@@ -170,6 +172,69 @@ def test_what_does_not_pass_its_test_is_not_kept(
     with pytest.raises(BuildError, match="wrong"):
         build.build({"made": made}, cache)
     assert [path.name for path in cache.folder.iterdir()] == ["lock"]
+
+
+@pytest.mark.usefixtures("untried")
+def test_old_objects_of_the_same_name_go_when_a_new_one_comes(
+    cache: ObjectCache, made: Object
+) -> None:
+    first = build.build({"made": made}, cache)[0]["made"]
+    young = build.build({"made": replace(made, needs="1")}, cache)[0]["made"]
+    other = build.build({"made": replace(made, name="other")}, cache)[0]["made"]
+    for path in (first, other):
+        os.utime(path, (0, 0))
+    last = build.build({"made": replace(made, needs="2")}, cache)[0]["made"]
+    assert set(cache.folder.glob("*.so")) == {young, other, last}
+    assert len(list(cache.folder.glob("*.sha256"))) == 3
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Object) -> Path:
+    """A wheel's package that has an object."""
+    folder = tmp_path / "site" / "mlxrun_kernels"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    subprocess.run(made.command(["c++"], folder / f"{made.name}.so"), check=True)
+    entry = {"key": made.key, "sha256": digest(folder / f"{made.name}.so")}
+    (folder / "manifest.json").write_text(json.dumps({"objects": {made.name: entry}}))
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.delitem(sys.modules, "mlxrun_kernels", raising=False)
+    build.shipped.cache_clear()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _other_wheels() -> Iterator[None]:
+    yield
+    build.shipped.cache_clear()
+    sys.modules.pop("mlxrun_kernels", None)
+
+
+@pytest.mark.usefixtures("untried")
+def test_an_object_from_a_wheel_needs_no_compiler(
+    wheel: Path, made: Object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = build.find({"made": made}, None)
+    assert found.paths == {"made": wheel / f"{made.name}.so"}
+
+
+@pytest.mark.usefixtures("untried")
+@pytest.mark.parametrize("damage", ["altered", "other sources", "no list", "a broken list"])
+def test_an_object_from_a_wheel_that_does_not_fit_is_not_used(
+    wheel: Path, made: Object, cache: ObjectCache, damage: str
+) -> None:
+    if damage == "altered":
+        (wheel / f"{made.name}.so").write_bytes(b"something else")
+    elif damage == "other sources":
+        made.sources[0].write_text(made.sources[0].read_text() + "\n")
+    elif damage == "no list":
+        (wheel / "manifest.json").unlink()
+    else:
+        (wheel / "manifest.json").write_text("{")
+    paths, compiled = build.build({"made": made}, cache)
+    assert compiled == ["made"]
+    assert paths["made"].parent == cache.folder
 
 
 # ---- compilers -----------------------------------------------------------------------------------
