@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxrun import blas
+from mlxrun import blas, kernels
 from mlxrun.display import table_of
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.memory import cores, on_cpu
@@ -88,7 +88,9 @@ def choices(llm: LLM) -> Choices:
 
 def _products(llm: LLM) -> str:
     if llm.products:
-        return f"{described(llm.products)} (products=, --products)"
+        found = kernels.status()
+        where = f"{found.isa} kernels on {found.threads} threads"
+        return f"{described(llm.products)}, {where} (products=, --products)"
     return f"MLX's own: {llm.missed}" if llm.missed else "MLX's own"
 
 

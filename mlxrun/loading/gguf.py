@@ -163,7 +163,7 @@ def load_gguf(
         if converted.record:
             report.tensors.append(converted.record)
     if chosen.blocks:
-        report.tensors = _with_reasons(report.tensors, chosen.others.mapped)
+        report.tensors = _with_reasons(report.tensors, names, chosen)
     params = Parameters(
         arrays,
         layouts,
@@ -213,14 +213,19 @@ def _record(mapped: Mapped, blocks: Blocks) -> TensorRecord:
     )
 
 
-def _with_reasons(records: Sequence[TensorRecord], others: Sequence[Mapped]) -> list[TensorRecord]:
-    """The records, and of each matrix that is not held as blocks why not."""
-    reasons = {m.source.name: why_not_blocks(m) for m in others if len(m.source.shape) > 1}
+def _with_reasons(
+    records: Sequence[TensorRecord], names: NameMap, chosen: Forms
+) -> list[TensorRecord]:
+    """The records in the order of the file, and of each matrix that is no blocks why not."""
+    matrices = [mapped for mapped in chosen.others.mapped if len(mapped.source.shape) > 1]
+    reasons = {mapped.target: why_not_blocks(mapped) for mapped in matrices}
+    by_target = {record.target: record for record in records}
+    found = [by_target[mapped.target] for mapped in names.mapped]
     return [
-        replace(record, note=f"{record.form}: {reasons[record.name]}")
-        if record.name in reasons
+        replace(record, note=f"{record.form}: {reasons[record.target]}")
+        if record.target in reasons
         else record
-        for record in records
+        for record in found
     ]
 
 

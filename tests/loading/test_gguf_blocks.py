@@ -53,6 +53,7 @@ def test_every_type_stays_as_it_is(tmp_path: Path, kind: str) -> None:
         f"GGUF blocks as they lie: 16 matrices, {sum(t.nbytes for t in matrices) / 1e6:.1f} MB"
     )
     records = {record.name: record for record in found.report.tensors}
+    assert list(records) == [t.name for t in read_gguf(path).tensors]
     for tensor in matrices:
         record = records[tensor.name]
         assert (record.form, record.fidelity) == (f"{kind} blocks", "exact")
@@ -155,12 +156,12 @@ def test_without_kernels_a_model_runs_as_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = replace(WIDE, kinds={"*": "Q4_0"}).write(tmp_path / "m.gguf")
-    wanted = logits(loaded(path, policy="exact"))
+    native = logits(loaded(path))
     monkeypatch.setattr(kernels, "available", lambda *_: kernels.Missing("no compiler"))
     found = loaded(path)
     assert (found.missed, found.products) == ("no compiler", None)
     assert found.held.startswith("plain float32")
-    np.testing.assert_array_equal(logits(found), wanted)
+    assert 0 < nmse(logits(found), native) < 1e-11
 
 
 def test_products_say_how_near_logits_are(tmp_path: Path) -> None:
