@@ -10,7 +10,8 @@ from tiny_models import random_blocks
 
 from converters.gguf.types import GGMLType
 from mlxrun import kernels
-from mlxrun.weights.blocks import Blocks, at_once
+from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.fused import split
 from mlxrun.weights.joined import Projection
 from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
 
@@ -106,15 +107,16 @@ def test_matrices_of_one_input_are_one_operation(native: kernels.Kernels) -> Non
     x = rng.standard_normal((2, COLUMNS)).astype(np.float32)
     bias = rng.standard_normal(ROWS).astype(np.float32)
     biases = (None, bias, None)
-    split = at_once([
+    projections = [
         Projection(form, None if own is None else mx.array(own))
         for (form, _), own in zip(forms, biases, strict=True)
-    ])  # fmt: skip
-    assert split is not None
-    for found, (_, plain), own in zip(split(mx.array(x)), forms, biases, strict=True):
+    ]
+    product = split(projections, None)
+    assert product is not None
+    for found, (_, plain), own in zip(product(mx.array(x)), forms, biases, strict=True):
         close(found, x @ plain.T + (0 if own is None else own))
     scaled, _ = made(native, "Q4_0", factor=True)
-    assert at_once([Projection(forms[0][0]), Projection(scaled)]) is None
+    assert split([Projection(forms[0][0]), Projection(scaled)], None) is None
 
 
 @pytest.mark.parametrize("stretched", [False, True])
@@ -133,7 +135,7 @@ def test_adapters_add_to_blocks(native: kernels.Kernels, stretched: bool) -> Non
     x = rng.standard_normal((3, COLUMNS)).astype(np.float32)
     close(both.product()(mx.array(x)), x @ adapted.T)
     close(both.take(mx.array([5, 0]), mx.float32), adapted[[5, 0]])
-    assert at_once([Projection(both), Projection(form)]) is None
+    assert split([Projection(both), Projection(form)], None) is None
 
 
 def test_planes_say_how_exact_a_product_is(native: kernels.Kernels) -> None:
