@@ -92,11 +92,11 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
 
 def block_bytes(mapped: Mapped) -> int:
     """Bytes of a matrix that stays blocks, with the order of its rows and its factors."""
-    order = 4 * mapped.source.shape[0] if mapped.order is not None and _lies(mapped) else 0
+    order = 4 * mapped.source.shape[0] if mapped.order is not None and lies(mapped) else 0
     return mapped.source.nbytes + order + (mapped.factor.nbytes if mapped.factor else 0)
 
 
-def _lies(mapped: Mapped) -> bool:
+def lies(mapped: Mapped) -> bool:
     """Whether the blocks can be used where they are in the file, in their order or in another."""
     rows_only = mapped.order is None or len(mapped.source.shape) == 2
     return type(mapped.source) is GGUFTensor and rows_only
@@ -178,7 +178,7 @@ def load_gguf(
 
 def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
     tensor, factor, order = mapped.source, mapped.factor, None
-    if _lies(mapped):
+    if lies(mapped):
         blocks = kernels.map(tensor)
         if mapped.order is not None:
             order = mx.array(mapped.order.astype(np.int32))
@@ -191,7 +191,7 @@ def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
         kernels,
         planes,
         None if factor is None else mx.array(plain_floats(factor).reshape(-1)),
-        _lies(mapped),
+        lies(mapped),
     )
 
 

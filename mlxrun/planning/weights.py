@@ -17,7 +17,7 @@ from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
-from mlxrun.loading.gguf import BLOCKS, block_bytes, forms, run_dtype
+from mlxrun.loading.gguf import BLOCKS, block_bytes, forms, lies, run_dtype
 from mlxrun.loading.run import form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
@@ -31,9 +31,10 @@ class Held:
     Attributes:
         nbytes: of all of them.
         dtype: of activations, such as ``float32``.
-        packed: some stay quantised.
+        packed: some are quantised in MLX's forms.
         how: in words.
         modules: bytes of each module by the name that the source gives it.
+        mapped: bytes of those that stay in the file, whose pages all share that run it.
     """
 
     nbytes: int
@@ -41,6 +42,7 @@ class Held:
     packed: bool
     how: str
     modules: Mapping[str, float] = field(default_factory=dict)
+    mapped: int = 0
 
 
 def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = None) -> Held:
@@ -53,9 +55,11 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     ours = model_config(gguf)["model_type"] in FAMILIES
     chosen = forms(gguf, names, dtype=run, policy=policy, ours=ours)
     modules: dict[str, float] = defaultdict(float)
-    packed = False
+    packed, shared = False, 0
     for mapped in chosen.blocks:
-        modules[_module(mapped.target)] += block_bytes(mapped)
+        nbytes = block_bytes(mapped)
+        modules[_module(mapped.target)] += nbytes
+        shared += nbytes if lies(mapped) else 0
     for mapped in chosen.others.mapped:
         tensor = mapped.source
         expected = expected_layout(tensor.type, chosen.policy, module=len(tensor.shape) > 1)
@@ -67,7 +71,7 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     for target, length in names.zeros:
         modules[_module(target)] += length * dense(run).bits_per_weight / 8
     how = f"{BLOCKS if chosen.blocks else chosen.policy.name}, {run}"
-    return Held(round(sum(modules.values())), run, packed, how, modules)
+    return Held(round(sum(modules.values())), run, packed, how, modules, shared)
 
 
 def of_directory(

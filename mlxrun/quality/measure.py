@@ -166,6 +166,8 @@ class Comparing(_Run[Kept]):
         plans = [self._a.plan(), self._b.plan()]
         if b.model is a.model:
             plans[1] = replace(plans[1], weights=0)
+        elif b.source == a.source and a.model.mapped:  # what is mapped serves both
+            plans[1] = replace(plans[1], weights=plans[1].weights - b.model.mapped)
         check_memory(plans, self.plan.context, a.model.vocab_size)
 
     def _score(self, ids: list[int]) -> Kept:

@@ -198,6 +198,27 @@ def test_a_saved_session_is_of_the_products_that_made_it(tmp_path: Path) -> None
         assert not exact.load_session(tmp_path / "s.safetensors").tokens
 
 
+def test_two_that_map_one_file_need_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Tiny(hidden=512, ffn=2048, layers=4, kinds={"*": "Q8_0"}).write(tmp_path / "m.gguf")
+    one, other = (mlxrun.load(path, products=name) for name in ("exact", "near"))
+    (tmp_path / "t.txt").write_text("a text that is long enough " * 10)
+    weights: list[list[int]] = []
+
+    def checked(plans: list[Any], *_: int) -> None:
+        weights.append([plan.weights for plan in plans])
+
+    monkeypatch.setattr("mlxrun.quality.measure.check_memory", checked)
+    monkeypatch.setattr("mlxrun.quality.memory.check_memory", checked)
+    mlxrun.compare(one, other, (tmp_path / "t.txt").read_text(), context=32, chunks=1)
+    words = ["compare", str(path), str(path), str(tmp_path / "t.txt"), "--b-products", "near"]
+    assert run([*words, "--context", "32", "--chunks", "1"]) == 0
+    whole = one.model.nbytes
+    assert weights == [[whole, whole - other.model.mapped]] * 3
+    assert whole - other.model.mapped < whole / 10
+
+
 NAN = np.array([np.nan], np.float16).view(np.uint8)
 
 
