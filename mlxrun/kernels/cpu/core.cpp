@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "activations.h"
 #include "pool.h"
 #include "products.h"
 
@@ -162,19 +163,6 @@ struct Rows {
 
 // ---- pieces --------------------------------------------------------------------------------------
 
-float gate_of(int32_t gate, float a, float b) {
-  switch (gate) {
-    case SILU: return a / (1.f + std::exp(-a)) * b;
-    case GELU_TANH:
-      return .5f * a * (1.f + std::tanh(.7978845608f * (a + .044715f * a * a * a))) * b;
-    case CLAMPED_SWIGLU: {
-      const float g = std::min(a, 7.f), l = std::min(std::max(b, -7.f), 7.f);
-      return g / (1.f + std::exp(-1.702f * g)) * (l + 1.f);
-    }
-    default: return b;
-  }
-}
-
 // One output: a matrix, or two that a gate joins, times some rows of x.
 struct Part {
   const Format* format[2];
@@ -236,19 +224,21 @@ class Job {
   }
 
   void finish(const Part& p, int begin, int end, float* const* second) const {
+    const int width = end - begin;
     for (int r = 0; r < p.count; r++) {
-      float* out = p.out[r];
-      if (p.bias[0])
-        for (int n = begin; n < end; n++) out[n] += p.bias[0][n];
+      float* out = p.out[r] + begin;
+      if (p.bias[0]) add(p.bias[0] + begin, width, out);
       if (second) {
-        float* other = second[r];
-        if (p.bias[1])
-          for (int n = begin; n < end; n++) other[n] += p.bias[1][n];
-        for (int n = begin; n < end; n++) out[n] = gate_of(gate_, out[n], other[n]);
+        float* other = second[r] + begin;
+        if (p.bias[1]) add(p.bias[1] + begin, width, other);
+        gated(gate_, out, other, out, width);
       }
-      if (p.residual)
-        for (int n = begin; n < end; n++) out[n] += p.residual[(size_t)r * p.rows + n];
+      if (p.residual) add(p.residual + (size_t)r * p.rows + begin, width, out);
     }
+  }
+
+  static void add(const float* more, int width, float* out) {
+    for (int n = 0; n < width; n++) out[n] += more[n];
   }
 
   std::vector<Part>& parts_;
