@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from native_kernels import Array, address
 
+from converters.gguf.types import GGMLType
 from mlxrun.models.functions import GATES
 from mlxrun.on_cpu import gelu_tanh
 
@@ -426,6 +427,17 @@ def test_gelu_has_ggmls_table(core: native_kernels.Core) -> None:
     halves = np.arange(1 << 16).astype(np.uint16).view(np.float16).astype(np.float32)
     found = gated(core, native_kernels.GATES["gelu_tanh"], halves, np.ones_like(halves))
     np.testing.assert_array_equal(found, np.array(gelu_tanh(mx.array(halves))))
+
+
+@pytest.mark.parametrize("gate", native_kernels.GATES.values(), ids=native_kernels.GATES)
+def test_products_have_the_same_gates(normal: Callable[..., Floats], gate: int) -> None:
+    isa = native_kernels.processor()[0]
+    native_kernels.add(isa, "F32")
+    x, weights = normal(3, 64), [normal(100, 64).view(np.uint8) for _ in range(2)]
+    pair = [native_kernels.matrix(w, GGMLType.F32) for w in weights]
+    a, b = native_kernels.product(isa, pair, x, 2)
+    found = native_kernels.product(isa, pair, x, 2, gate=gate)[0]
+    np.testing.assert_array_equal(found, gated(native_kernels.core(isa), gate, a, b))
 
 
 def softmax(core: native_kernels.Core, x: Floats) -> Floats:
