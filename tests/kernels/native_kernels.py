@@ -17,10 +17,10 @@ import numpy.typing as npt
 SOURCES = Path(__file__).parents[2] / "mlxrun" / "kernels" / "cpu"
 COMPILE = ["g++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 FLAGS = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"]
-    + ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
-    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
+    "avx2": AVX2,
     "portable": [],
 }
 
