@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +21,7 @@ from converters.gguf.reader import read_gguf
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.gpu import FLOATS, METAL, TYPES, Kernels
 from mlxrun.kernels.matrix import Matrix
+from mlxrun.weights.blocks import Blocks
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +166,34 @@ def test_other_numbers_are_refused(decoders: Decoders) -> None:
     kernels = Kernels(METAL, make=lambda **_: pytest.fail("a kernel"))
     with pytest.raises(TypeError, match="int32"):
         kernels.product([matrix])(mx.zeros((1, 256), mx.int32))
+
+
+def test_a_weight_of_blocks_with_these_kernels(emulator: Emulator, decoders: Decoders) -> None:
+    weights = Weights(decoders, GGMLType.Q4_K, 20, 256, ordered=True)
+    stack = Weights(decoders, GGMLType.Q4_K, 4, 20, 256)
+    kernels: Any = Kernels(METAL, make=emulator.kernel)
+    one, many = (Blocks("w", each.matrix, kernels, 2) for each in (weights, stack))
+    bias, factor = mx.arange(20).astype(mx.float16), 0.5
+    scaled = replace(one, factor=mx.array([factor]))
+    x, plain = inputs(np.random.default_rng(9), mx.float16, 1, 2, 256)
+    chosen = np.array([[[2, 0], [3, 3]]])
+    ids = mx.array([[4, 19]])
+
+    def results() -> list[mx.array]:
+        return [
+            one.product(bias)(x),
+            many.gathered_product()(x[:, :, None, None], mx.array(chosen))[..., 0, :],
+            scaled.take(ids, mx.float32),
+            scaled.dequantize(mx.float32),
+        ]
+
+    with emulator.record():
+        results()
+    wanted = [
+        plain @ weights.values.T + np.arange(20),
+        np.einsum("btc,btkrc->btkr", plain, stack.values[chosen]),
+        factor * weights.values[np.array(ids)],
+        factor * weights.values,
+    ]
+    for got, expected in zip(results(), wanted, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
