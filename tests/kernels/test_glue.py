@@ -245,6 +245,13 @@ def test_rows_by_index(k: Kernels, dtype: mx.Dtype) -> None:
     assert np.array_equal(np.array(found), w[np.array(ids.T)].astype(np.float32))
 
 
+def test_rows_that_do_not_exist_are_no_numbers(k: Kernels) -> None:
+    m, w = matrix(1)
+    found = np.array(k.take(m)(mx.array([3, ROWS, -1, 2**31 - 1, 0])))
+    assert np.array_equal(found[[0, 4]], w[[3, 0]].astype(np.float32))
+    assert np.isnan(found[1:4]).all()
+
+
 def test_dequantized_matrices_and_stacks_in_their_order(k: Kernels) -> None:
     order = np.random.default_rng(0).permutation(ROWS).astype(np.int32)
     (raw, w), (stack, ws) = blocks(1), blocks(2, stack=EXPERTS)

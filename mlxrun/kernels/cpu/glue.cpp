@@ -5,6 +5,8 @@
 #include "mapping.h"
 #include "operation.h"
 
+#include <cmath>
+
 #include "mlx/version.h"
 
 namespace {
@@ -148,7 +150,18 @@ class Take : public Operation {
                    weights.type, weights.rows};
     take.columns = columns, take.count = static_cast<int32_t>(in[0].size());
     take.ids = reader.dense<int32_t>(in[0]), take.out = out[0].data<float>();
-    return [take] { core->take(&take); };
+    return [take]() mutable {
+      auto missing = [&](int32_t id) { return id < 0 || id >= take.matrix.rows; };
+      std::vector<int32_t> ids(take.ids, take.ids + take.count);
+      std::replace_if(ids.begin(), ids.end(), missing, 0);
+      const int32_t* given = std::exchange(take.ids, ids.data());
+      core->take(&take);
+      // A row that does not exist is no number, rather than what lies elsewhere in memory.
+      for (int64_t i = 0; i < take.count; i++) {
+        if (!missing(given[i])) continue;
+        std::fill_n(take.out + i * take.columns, take.columns, NAN);
+      }
+    };
   }
 
   Weights weights;
