@@ -87,15 +87,17 @@ def choices(llm: LLM) -> Choices:
 
 
 def _products(llm: LLM) -> str:
-    if llm.products:
+    if llm.native:
         found = kernels.status()
         where = f"{found.isa} kernels on {found.threads} threads"
+        if llm.products is None:
+            return f"activations in float32, {where}"
         return f"{described(llm.products)}, {where} (products=, --products)"
     return f"MLX's own: {llm.missed}" if llm.missed else "MLX's own"
 
 
 def _apart(llm: LLM) -> str:
-    return "one operation for those of one input" if llm.products else "a product each"
+    return "one operation for those of one input" if llm.native else "a product each"
 
 
 def _decode(llm: LLM) -> str:

@@ -147,7 +147,7 @@ def _advised(llm: LLM) -> LLM:
     """Warn of sampling defaults that cannot be used, and once of a BLAS that a model will miss."""
     for problem in llm.defaults.problems:
         warnings.warn(problem, stacklevel=3)
-    slow = llm.model.nbytes > LARGE and on_cpu() and not llm.products
+    slow = llm.model.nbytes > LARGE and on_cpu() and not llm.native
     if slow and (told := blas.advice()):
         warnings.warn(told, RuntimeWarning, stacklevel=3)
     return llm
@@ -173,7 +173,8 @@ class LLM:
         source: where it came from.
         held: in which form the weights are, and why.
         products: the option of that name, where the weights are a GGUF's own blocks; else None.
-        missed: why they are not, where they could be; else None.
+        native: whether the kernels of this package multiply with all matrices, rather than MLX.
+        missed: why weights are no blocks, where they could be; else None.
     """
 
     def __init__(
@@ -188,7 +189,8 @@ class LLM:
         self.config = loaded.config
         self.report: ConversionReport | None = loaded.report
         self.unused = loaded.unused
-        self.held, self.products, self.missed = loaded.held, loaded.products, loaded.missed
+        self.held, self.products = loaded.held, loaded.products
+        self.native, self.missed = loaded.native, loaded.missed
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer, defaults)

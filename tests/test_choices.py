@@ -64,6 +64,13 @@ def test_a_policy_decides_the_form(file: Path) -> None:
     assert (converted.choices.weights, converted.choices.products) == ("policy near", "MLX's own")
 
 
+def test_plain_weights_of_a_directory_are_multiplied_by_kernels(file: Path, tmp_path: Path) -> None:
+    mlxrun.convert(file, tmp_path / "out")
+    plain = mlxrun.load(tmp_path / "out").choices
+    assert plain.weights.startswith("plain float32")
+    assert plain.products.startswith("activations in float32, ")
+
+
 def test_without_one_weights_stay_as_they_are(file: Path) -> None:
     assert mlxrun.load(file).choices.weights.startswith("GGUF blocks as they lie: 16 matrices")
     told = mlxrun.load(file, products="fast").choices.products

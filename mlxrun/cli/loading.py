@@ -181,7 +181,7 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
     Who named a BLAS that cannot be had is told always.
 
     Args:
-        advice: about the BLAS, which blocks do without.
+        advice: about the BLAS, which kernels do without.
     """
     from mlxrun import blas
     from mlxrun.memory import on_cpu
@@ -190,7 +190,7 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
     large = weights > LARGE and sys.stderr.isatty()
     if llm.missed and (always or large):
         note(f"hint: {MISSED}: {llm.missed}")
-    slow = not llm.products and (always or large)
+    slow = not llm.native and (always or large)
     if advice and on_cpu() and (slow or blas.problem):
         note(f"hint: {advice}")
 

@@ -5,6 +5,7 @@ Reads what is there and casts floats to the dtype of the run. Knows files; arith
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +55,8 @@ def _loaded(
     held = form(elements, run, kept=kept) if layouts else None
     expand = held is not None and held.plain
     found = cpu_kernels((), run) if ours else None
-    params = Parameters(
-        arrays,
-        layouts,
-        DTYPES[run],
-        expand,
-        kernels=found if isinstance(found, Kernels) else None,
-    )
-    return build(
-        config,
-        adapters.applied(params),
-        None,
-        adapters,
-        str(held or f"plain {run}, as they are stored"),
-    )
+    kernels = found if isinstance(found, Kernels) else None
+    params = Parameters(arrays, layouts, DTYPES[run], expand, kernels=kernels)
+    how = str(held or f"plain {run}, as they are stored")
+    loaded = build(config, adapters.applied(params), None, adapters, how)
+    return replace(loaded, native=kernels is not None and (held is None or held.plain))

@@ -173,7 +173,12 @@ def load_gguf(
         planes=PLANES[products],
     )
     loaded = build(config, adapters.applied(params), report, adapters, chosen.why)
-    return replace(loaded, products=products if chosen.blocks else None, missed=chosen.missed)
+    return replace(
+        loaded,
+        products=products if chosen.blocks else None,
+        native=bool(chosen.blocks),
+        missed=chosen.missed,
+    )
 
 
 def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:

@@ -25,6 +25,7 @@ class Loaded:
         unused: parameters of the source that the model has no place for.
         held: in which form the weights are, and why.
         products: the option of that name, where matrices are the file's own blocks; else None.
+        native: whether the kernels of this package multiply with all matrices.
         missed: why the file's own blocks are not multiplied, where they could be; None elsewhere.
     """
 
@@ -34,6 +35,7 @@ class Loaded:
     unused: list[str]
     held: str = ""
     products: str | None = None
+    native: bool = False
     missed: str | None = None
 
 
