@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
@@ -19,11 +20,14 @@ from converters.report import ConversionReport, TensorRecord
 from mlxrun.kernels import Kernels, Matrix, Missing
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
-from mlxrun.loading.run import DTYPES, cpu_kernels, form, resolve_dtype
+from mlxrun.loading.run import DTYPES, cpu_kernels, form, gpu_kernels, resolve_dtype
 from mlxrun.models.families import FAMILIES
 from mlxrun.products import PLANES, products_named
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.parameters import Parameters
+
+if TYPE_CHECKING:
+    from mlxrun.kernels.gpu import Kernels as GPUKernels
 
 Progress = Callable[[int, int, str], None]
 
@@ -40,7 +44,8 @@ class Forms:
         others: all others, which a policy converts.
         policy: that policy.
         why: in words.
-        kernels: multiply the blocks, and plain float32; None where there are none.
+        kernels: multiply the blocks; None where there are none.
+        step: the CPU's kernels, for plain float32 and the operations of a step; else None.
         missed: what keeps a model that could be held as blocks from being so; None for nothing.
     """
 
@@ -48,7 +53,8 @@ class Forms:
     others: NameMap
     policy: Policy
     why: str
-    kernels: Kernels | None = None
+    kernels: Kernels | GPUKernels | None = None
+    step: Kernels | None = None
     missed: str | None = None
 
 
@@ -56,37 +62,49 @@ def forms(gguf: GGUFFile, names: NameMap, *, dtype: str, policy: str | None, our
     """How a file's tensors are held here.
 
     On the CPU a model of ours stays as it is in the file, unless a policy or half precision is
-    asked for, or its blocks cannot be multiplied here.
+    asked for, or its blocks cannot be multiplied here. On a GPU the types of blocks do that it
+    multiplies faster than MLX's own forms.
 
     Args:
         dtype: of activations.
         policy: as :func:`mlxrun.load` takes it.
         ours: whether this package defines the model.
     """
-    found = None
-    if ours and policy is None:
-        reasons = [(mapped, why_not_blocks(mapped)) for mapped in names.mapped]
-        kept = tuple(mapped for mapped, reason in reasons if reason is None)
-        others = tuple(mapped for mapped, reason in reasons if reason is not None)
-        found = cpu_kernels({mapped.source.type for mapped in kept}, dtype)
-        if isinstance(found, Kernels):
-            size = sum(mapped.source.nbytes for mapped in kept)
-            return Forms(
-                kept,
-                replace(names, mapped=others),
-                Policy("exact", dtype, packed=False),
-                f"{BLOCKS}: {len(kept)} matrices, {size / 1e6:.1f} MB",
-                found,
-            )
+    candidates = [m for m in names.mapped if ours and policy is None and not why_not_blocks(m)]
+    types = {mapped.source.type for mapped in candidates}
+    found = cpu_kernels(types, dtype) if candidates else None
+    if isinstance(found, Kernels):
+        return _with_blocks(names, candidates, Policy("exact", dtype, packed=False), found)
     chosen, why = _chosen(gguf, policy, dtype)
+    chosen = replace(chosen, factors=ours)
+    faster = gpu_kernels(types) if candidates else None
+    if faster is not None and not isinstance(faster, Missing):
+        kept = [mapped for mapped in candidates if mapped.source.type in faster.types]
+        return _with_blocks(names, kept, chosen, faster)
     plain = cpu_kernels((), dtype) if ours else None
     return Forms(
         (),
         names,
-        replace(chosen, factors=ours),
+        chosen,
         why,
-        plain if isinstance(plain, Kernels) else None,
-        found.reason if isinstance(found, Missing) else None,
+        step=plain if isinstance(plain, Kernels) else None,
+        missed=found.reason if isinstance(found, Missing) else None,
+    )
+
+
+def _with_blocks(
+    names: NameMap, kept: Sequence[Mapped], policy: Policy, kernels: Kernels | GPUKernels
+) -> Forms:
+    """Some matrices as blocks, all other tensors under a policy."""
+    size, targets = sum(mapped.source.nbytes for mapped in kept), {m.target for m in kept}
+    others = tuple(mapped for mapped in names.mapped if mapped.target not in targets)
+    return Forms(
+        tuple(kept),
+        replace(names, mapped=others),
+        policy,
+        f"{BLOCKS}: {len(kept)} matrices, {size / 1e6:.1f} MB",
+        kernels,
+        kernels if isinstance(kernels, Kernels) else None,
     )
 
 
@@ -169,19 +187,19 @@ def load_gguf(
         layouts,
         DTYPES[run],
         blocks=blocks,
-        kernels=chosen.kernels,
+        kernels=chosen.step,
         planes=PLANES[products],
     )
     loaded = build(config, adapters.applied(params), report, adapters, chosen.why)
     return replace(
         loaded,
-        products=products if chosen.blocks else None,
-        native=bool(chosen.blocks),
+        products=products if chosen.blocks and chosen.step else None,
+        native=bool(chosen.blocks and chosen.step),
         missed=chosen.missed,
     )
 
 
-def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
+def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> Blocks:
     tensor, factor, order = mapped.source, mapped.factor, None
     if lies(mapped):
         blocks = kernels.map(tensor)
@@ -196,7 +214,7 @@ def _blocks(mapped: Mapped, kernels: Kernels, planes: int) -> Blocks:
         kernels,
         planes,
         None if factor is None else mx.array(plain_floats(factor).reshape(-1)),
-        lies(mapped),
+        lies(mapped) and isinstance(kernels, Kernels),  # a GPU's are copies
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
@@ -12,6 +13,9 @@ from converters.gguf.types import GGMLType
 from mlxrun import kernels
 from mlxrun.errors import ParameterError
 from mlxrun.memory import SHARE, on_cpu, plain_room, plain_share
+
+if TYPE_CHECKING:
+    from mlxrun.kernels.gpu import Kernels as GPUKernels
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -34,6 +38,15 @@ def cpu_kernels(types: Iterable[GGMLType], dtype: str) -> kernels.Kernels | kern
     if dtype != "float32" or not on_cpu():
         return None
     return kernels.available({*types, GGMLType.F32}, _say)
+
+
+def gpu_kernels(types: Iterable[GGMLType]) -> GPUKernels | kernels.Missing | None:
+    """Kernels for those of some types of blocks that a GPU multiplies faster; None on a CPU."""
+    if on_cpu():
+        return None
+    from mlxrun.kernels import gpu
+
+    return gpu.available(types)
 
 
 def _say(line: str) -> None:

@@ -59,7 +59,7 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     for mapped in chosen.blocks:
         nbytes = block_bytes(mapped)
         modules[_module(mapped.target)] += nbytes
-        shared += nbytes if lies(mapped) else 0
+        shared += nbytes if chosen.step and lies(mapped) else 0
     for mapped in chosen.others.mapped:
         tensor = mapped.source
         expected = expected_layout(tensor.type, chosen.policy, module=len(tensor.shape) > 1)

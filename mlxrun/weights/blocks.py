@@ -25,6 +25,7 @@ from mlxrun.weights.weight import (
 
 if TYPE_CHECKING:
     from mlxrun.kernels import Kernels
+    from mlxrun.kernels.gpu import Kernels as GPUKernels
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Blocks(Form):
 
     name: str
     matrix: Matrix
-    kernels: Kernels = field(repr=False, compare=False)
+    kernels: Kernels | GPUKernels = field(repr=False, compare=False)
     planes: int
     factor: mx.array | None = None
     mapped: bool = True

@@ -284,3 +284,36 @@ def test_every_command_that_loads_has_the_option(
         assert "fast 8, near 16, exact 24. [default: near]" in told
     assert run(["compare", "--help"]) == 0
     assert "--b-products" in capsys.readouterr().out
+
+
+class Faster:
+    """A GPU's kernels that are faster for some types: the CPU's stand in for them."""
+
+    def __init__(self, types: set[GGMLType]) -> None:
+        self.types = frozenset(types)
+        self._kernels = kernels.available({*types, GGMLType.F32})
+
+    def map(self, tensor: Any) -> mx.array:
+        return mx.array(tensor.raw()).reshape(tensor.shape[0], -1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernels, name)
+
+
+def test_a_gpu_keeps_the_types_that_it_multiplies_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = replace(WIDE, kinds={"*": "Q4_K", "blk.0.ffn_down.weight": "Q6_K"}).write(tmp_path / "m.gguf")
+    expected = logits(loaded(path))
+    types = {tensor.type for tensor in read_gguf(path).tensors}
+    assert {GGMLType.Q4_K, GGMLType.Q6_K} <= types
+    monkeypatch.setattr("mlxrun.loading.gguf.cpu_kernels", lambda types, dtype: None)
+    monkeypatch.setattr("mlxrun.loading.gguf.gpu_kernels", lambda types: Faster({GGMLType.Q6_K}))
+    found = loaded(path, dtype="float32")
+    assert found.held.startswith("GGUF blocks as they lie: 1 matrices")
+    assert found.report is not None
+    forms = {record.name: record.form for record in found.report.tensors}
+    assert forms["blk.0.ffn_down.weight"] == "Q6_K blocks"
+    assert "blocks" not in forms["blk.0.ffn_up.weight"]
+    assert found.model.mapped == 0
+    assert nmse(logits(found), expected) < 1e-8
