@@ -1,12 +1,9 @@
-"""The CPU kernels' objects, compiled once per session and called by ctypes: no MLX."""
+"""The CPU kernels' objects, compiled as users have them and called by ctypes, without MLX."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters.gguf.types import GGMLType
+from mlxrun.kernels import build
+from mlxrun.kernels.cache import ObjectCache, place
+from mlxrun.kernels.machine import ISAS, runnable_isas
+
 SOURCES = Path(__file__).parents[2] / "mlxrun" / "kernels" / "cpu"
-COMPILE = ["g++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
-AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
-FLAGS = {
-    "avx512": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"],
-    "avx2": AVX2,
-    "portable": [],
-}
+FLAGS = {isa.name: list(isa.flags) for isa in ISAS}
 
 GATES = {"silu": 1, "gelu_tanh": 2, "clamped_swiglu": 3}
 
@@ -103,54 +98,37 @@ Array = npt.NDArray[Any]
 
 
 @functools.cache
-def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="kernels-"))
+def processor() -> list[str]:
+    """The instruction sets that this machine can run, best first."""
+    return [isa.name for isa in runnable_isas()]
 
 
 @functools.cache
-def processor() -> list[str]:
-    """The instruction sets that this machine can run, best first."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        words = set()
-    found = [n for n, w in (("avx512", "avx512_vnni"), ("avx2", "avx2")) if w in words]
-    return [*found, "portable"]
-
-
-def compile_all(isa: str, names: Sequence[str]) -> None:
-    """Compile the core and these types, two at a time."""
-    jobs = [("core", ["core.cpp", "step.cpp"])]
-    jobs += [(name, [f"-DKERNELS_TYPE={name}", "format.cpp"]) for name in names]
-    running: list[subprocess.Popen[bytes]] = []
-    for name, rest in jobs:
-        target = folder() / f"{name}-{isa}.so"
-        if target.exists():
-            continue
-        if len(running) >= (os.cpu_count() or 1):
-            assert running.pop(0).wait() == 0
-        command = [*COMPILE, *WARNINGS, *FLAGS[isa], *rest, "-o", str(target)]
-        running.append(subprocess.Popen(command, cwd=SOURCES))
-    for process in running:
-        assert process.wait() == 0
+def compiled(isa: str, names: tuple[str, ...]) -> dict[str, Path]:
+    """The core ("core") and some types, from the cache or compiled in parallel."""
+    types = frozenset(GGMLType[name] for name in names)
+    chosen = next(each for each in ISAS if each.name == isa)
+    paths, _ = build.build(build.objects(types, chosen), ObjectCache(place()))
+    return paths
 
 
 @functools.cache
 def core(isa: str) -> Core:
-    compile_all(isa, ())
-    library = ctypes.CDLL(str(folder() / f"core-{isa}.so"))
+    library = ctypes.CDLL(str(compiled(isa, ())["core"]))
     library.mlxrun_core.restype = ctypes.POINTER(Core)
     table: Core = library.mlxrun_core().contents
     table.threads(2, 2e-5, 0)
     return table
 
 
-def add(isa: str, name: str) -> None:
-    """Make a type known to the core."""
-    compile_all(isa, (name,))
-    library = ctypes.CDLL(str(folder() / f"{name}-{isa}.so"))
-    library.mlxrun_format.restype = ctypes.c_void_p
-    assert core(isa).add(library.mlxrun_format()) == 0
+@functools.cache
+def add(isa: str, *names: str) -> None:
+    """Make types known to the core."""
+    paths = compiled(isa, names)
+    for name in names:
+        library = ctypes.CDLL(str(paths[name]))
+        library.mlxrun_format.restype = ctypes.c_void_p
+        assert core(isa).add(library.mlxrun_format()) == 0
 
 
 def address(array: Array | None) -> int | None:
