@@ -221,7 +221,8 @@ class Engine:
             item = self._inbox.items.popleft()
             if isinstance(item, Handle):
                 self._service.cancel(self._keys.get(weakref.ref(item), -1))
-            elif item.handle() is not None:
+            elif (handle := item.handle()) is not None:  # alive until it has a key: only then is
+                # a request that is dropped found, and the hash of a dead reference is an error.
                 listener = partial(_collect, self._outbox, item.handle)
                 try:
                     self._keys[item.handle] = self._front.submit(
@@ -229,6 +230,7 @@ class Engine:
                     )
                 except Exception as error:
                     listener(error)
+                del handle
         for ref, key in list(self._keys.items()):
             handle = ref()
             if handle is None:  # dropped by its caller

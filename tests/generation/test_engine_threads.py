@@ -306,6 +306,27 @@ def test_a_dropped_handle_frees_its_row_or_its_place(endless: mlxrun.LLM, rows: 
         assert same(reply, endless.generate("x", seed=2, max_tokens=11, **OPTIONS))
 
 
+def test_a_handle_that_is_dropped_while_its_request_is_taken_in_frees_its_row(
+    endless: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taking, dropped = threading.Event(), threading.Event()
+    with endless.engine(parallel=1) as engine:
+        submit = engine._front.submit
+
+        def late(*arguments: Any) -> int:
+            taking.set()
+            assert dropped.wait(PATIENCE)
+            return submit(*arguments)
+
+        monkeypatch.setattr(engine._front, "submit", late)
+        handle = engine.submit("tea", **ENDLESS)
+        assert taking.wait(PATIENCE)
+        del handle
+        dropped.set()
+        assert idle(engine)
+        assert engine.figures.computed < 60_000, "cut short"
+
+
 def test_a_block_over_a_handle_ends_its_request(endless: mlxrun.LLM) -> None:
     async def main() -> mlxrun.Completion:
         async with endless.engine(parallel=1) as engine:
