@@ -214,6 +214,63 @@ struct Q8_0 : Small<8, 34, 255, BIAS, false> {
   }
 };
 
+// Twice the values of the four-bit float E2M1, plus 12.
+KERNELS_INLINE u8x16 e2m1_values() {
+  return u8x16{12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+}
+
+struct MXFP4 : Small<39, 17, 24, 12, false> {
+  // Half of 2^(e - 127): the exponent of a float, but for the two that are subnormal.
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
+    uint64_t e = 0;
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; g++) e |= (uint64_t)b[g * BYTES] << 8 * g;
+    const i32x16 v = widen((u8x16)u64x2{e, e});
+    const i32x16 subnormal = as<i32x16>(v < splat<int32_t>(2));
+    const i32x16 small = (v + 1) << 21;  // 0x00200000 << e for 0 and 1
+    return as<f32x16>((small & subnormal) | (((v - 1) << 23) & ~subnormal));
+  }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    return lookup(e2m1_values(), nibbles32(first<I>(b) + 1, second<I>(b) + 1));
+  }
+};
+
+struct NVFP4 {
+  static constexpr int TYPE = 40, BLOCK = 64, BYTES = 36, GROUP = 16, TOP = 24, OFFSET = 12;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  // Half of an unsigned E4M3: its bits are those of a float, but for the place of the exponent.
+  // Multiplication moves it, and gets subnormals right. The NaN is 0, and the
+  // bit of the sign means nothing.
+  KERNELS_INLINE void scales(const uint8_t* b, f32x16& s, f32x16&) {
+    const uint64_t low = load<uint32_t>(b) | (uint64_t)load<uint32_t>(b + BYTES) << 32;
+    const uint64_t high =
+        load<uint32_t>(b + 2 * BYTES) | (uint64_t)load<uint32_t>(b + 3 * BYTES) << 32;
+    const i32x16 v = widen((u8x16)u64x2{low, high});
+    const i32x16 number = as<i32x16>(v != splat<int32_t>(127));
+    s = as<f32x16>(((v & 127) << 20) & number) * all(0x1p119f);
+  }
+  // Each quarter of a block: 8 bytes, whose low halves come before their high ones.
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    const uint8_t* p = b + I * BYTES + 4;
+    auto twice8 = [&](int i) { return (u8x16)(u64x2{} + load<uint64_t>(p + 8 * i)); };
+    const u8x64 v = quarters<uint8_t>(twice8(0), twice8(1), twice8(2), twice8(3));
+    const uint64_t all15 = 0x0f0f0f0f0f0f0f0full;
+    const u8x64 nibbles = (v & four_times((u8x16)u64x2{all15, 0})) |
+                          (shift<4>(v) & four_times((u8x16)u64x2{0, all15}));
+    return lookup(e2m1_values(), nibbles);
+  }
+};
+
+struct TQ2_0 {
+  static constexpr int TYPE = 35, BLOCK = 256, BYTES = 66, GROUP = 32, TOP = 3, OFFSET = 1;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) { return all(half(b + 64)); }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    constexpr int O = 4 * (I % 2);
+    return mask(shift_halves<O, O + 2>(twice(b + 32 * (I / 2))), 3);
+  }
+};
+
 // ---- types without a decoder of their own here: by that of blocks.h ------------------------------
 
 using Decoder = void (*)(const uint8_t* row, int i, blocks_code* codes, float* scales);
@@ -263,9 +320,6 @@ struct Plain {
 };
 
 struct TQ1_0 : Plain<34, 256, 54, 32, 0, 2, 1, false, blocks_tq1_0> {};
-struct TQ2_0 : Plain<35, 256, 66, 32, 0, 3, 1, false, blocks_tq2_0> {};
-struct MXFP4 : Plain<39, 32, 17, 32, -12, 12, 0, false, blocks_mxfp4> {};
-struct NVFP4 : Plain<40, 64, 36, 16, -12, 12, 0, false, blocks_nvfp4> {};
 struct Q1_0 : Plain<41, 128, 18, 32, -1, 1, 0, false, blocks_q1_0> {};
 struct Q2_0 : Plain<42, 64, 18, 32, 0, 3, 1, false, blocks_q2_0> {};
 struct IQ2_XXS : Plain<16, 256, 66, 32, -43, 43, 0, false, blocks_iq2_xxs> {};

@@ -90,6 +90,8 @@ KERNELS_BINARY(<<)
 KERNELS_BINARY(>>)
 #undef KERNELS_BINARY
 
+template <class T> KERNELS_INLINE Wide<T> operator~(const Wide<T>& a) { return a ^ (T)~T{}; }
+
 // Comparisons give -1 or 0 in integers of the same width.
 #define KERNELS_COMPARE(op)                                                                      \
   template <class T> KERNELS_INLINE auto operator op(const Wide<T>& a, const Wide<T>& b) {      \
