@@ -38,6 +38,8 @@ class Layer:
         seen: of unpacked keys and values, for each key that a prompt sees.
         read: the same for each key that a row sees as it decodes.
         matrices: of weights that are unpacked for a pass of many tokens.
+        ahead: layers whose arrays are alive at once: the fewer operations a layer is made of, the
+            more of them are in the queue.
     """
 
     token: int = 0
@@ -50,6 +52,7 @@ class Layer:
     seen: int = 0
     read: int = 0
     matrices: int = 0
+    ahead: int = 1
 
     def slots(self, tokens: int) -> int:
         """Capacity of a row that has seen so many tokens."""
@@ -70,7 +73,7 @@ class Layer:
     def growth(self, before: int, after: int) -> int:
         """Bytes beside the new arrays while a row grows: its old arrays, and zeros for the rest."""
         grows = before and self.slots(after) > self.slots(before)
-        return self.token * self.slots(after) if grows else 0
+        return self.ahead * self.token * self.slots(after) if grows else 0
 
     def sorting(self, before: int, after: int) -> int:
         """Bytes beside a window's new arrays while a piece of a prompt is sorted into it.
@@ -93,7 +96,7 @@ class Layer:
         expanded = self.read * keys * rows + (self.seen * keys if queries > rows else 0)
         attention = self.pair * queries * keys + mask + expanded
         # Most matrices are those of the feed-forward, when the scores are gone.
-        return self.stream * queries + max(attention, unpacked)
+        return self.ahead * self.stream * queries + max(attention, unpacked)
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,8 @@ class Footprint:
         computed = rows if self.joint else 1
         if computed > 1:
             # A row that joins makes a layer's arrays anew, with zeros for itself.
-            most = max((layer.stored(tokens) for layer in self.layers), default=0)
-            copies = JOINING * (rows + 1) * most
+            each = (max(JOINING, layer.ahead) * layer.stored(tokens) for layer in self.layers)
+            copies = (rows + 1) * max(each, default=0)
         else:
             copies = max((layer.growth(prompt, tokens) for layer in self.layers), default=0)
         work = max((layer.work(computed, tokens, computed) for layer in self.layers), default=0)

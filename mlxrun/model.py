@@ -46,6 +46,7 @@ class Model(Protocol[M]):
         context_length: tokens the model was trained to see at once.
         dtype: of activations.
         nbytes: of all weights.
+        fused: whether the kernels of this package compute its layers.
         mapped: bytes among them that are pages of a file, which the system can drop and read again.
         summary: what it is.
         joint: whether tokens of several sequences may share a pass; it is a :class:`JointModel`.
@@ -55,6 +56,7 @@ class Model(Protocol[M]):
     dtype: mx.Dtype
     nbytes: int
     mapped: int
+    fused: bool
 
     @property
     def vocab_size(self) -> int: ...

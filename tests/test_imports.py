@@ -100,6 +100,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.kernels",
         "mlxrun.model",
         "mlxrun.loading",
+        "mlxrun.weights",
         "mlxrun.models",
         "mlxrun.cache",
         "mlxrun.memory",

@@ -117,6 +117,7 @@ class Transformer:
         self.held = params.held  # bytes by module
         self.nbytes = sum(self.held.values())
         self._kernels, self._blocks = params.kernels, params.kept
+        self.fused = params.kernels is not None
         self.mapped = sum(blocks.nbytes for blocks in self._blocks if blocks.mapped)
 
     def __call__(

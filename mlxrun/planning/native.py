@@ -17,6 +17,7 @@ from mlxrun.footprint import DRAW, Footprint, Layer
 from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
 from mlxrun.models.config import Layer as Block
 from mlxrun.planning import matrices
+from mlxrun.weights.fused import FUSED_GATES
 
 # Arrays of a feed-forward's width in a pass: gate, up, what the activation makes of them.
 _FED = {"gelu_tanh": 7, "clamped_swiglu": 7}
@@ -25,6 +26,9 @@ _FED_ELSE = 4
 FUSED_WIDTHS = (64, 80, 128)
 # Arrays of scores where keys are packed by channel: plain, packed, both at once, what is left.
 _SCORES_BY_CHANNEL = 4
+# Layers of fused kernels whose arrays are alive at once: MLX's queue on the CPU runs some hundred
+# operations ahead, which such layers have few of, and more where keys and values are packed.
+AHEAD, AHEAD_PACKED = 7, 2
 AS_IT_COMES = Wanted(None, 0, None, None)
 
 
@@ -35,13 +39,15 @@ class Run:
     Attributes:
         dtype: of activations.
         gpu: on a GPU, whose kernels keep attention scores to themselves.
-        packed: weights stay quantised.
+        packed: weights are packed in MLX's forms.
+        fused: the kernels of this package compute, on a CPU in float32.
         cache: what is asked of caches.
     """
 
     dtype: mx.Dtype = mx.float32
     gpu: bool = False
     packed: bool = False
+    fused: bool = False
     cache: Wanted = AS_IT_COMES
 
 
@@ -74,10 +80,8 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         + run.cache.bound_bytes(shape, attention.window, run.dtype),
         fixed=keys.fixed_bytes(shape.heads, shape.key, run.dtype),
         window=window,
-        stream=size
-        * (
-            _attention(attention, config.hidden_size) + _fed(block.feed_forward, config.hidden_size)
-        ),
+        stream=size * _stream(config, block, run),
+        ahead=_ahead(config, attention, plain, run),
         pair=size * attention.heads * _scores(attention, keys, run),
         seen=0 if plain else size * widths,
         read=0 if plain or _reads_packed(attention, keys, values, run) else size * widths,
@@ -94,6 +98,39 @@ def _reads_packed(
     heads, queries = attention.kv_heads, mx.zeros((1, attention.heads, 1, 1), run.dtype)
     k, v = (Seen(each, (), heads, run.dtype) for each in (keys, values))
     return reads_packed(k, v, queries)
+
+
+def _stream(config: ModelConfig, block: Block, run: Run) -> int:
+    """Numbers for each token of a pass that are alive at once."""
+    attention, hidden = block.attention, config.hidden_size
+    if not run.fused or isinstance(attention, LatentAttention):
+        return _attention(attention, hidden) + _fed(block.feed_forward, hidden)
+    # What projections make, what heads become, what attention makes of them, and the streams after
+    # attention and after the feed-forward, each with a norm where there is one.
+    heads = attention.head_dim * (3 * attention.heads + 2 * attention.kv_heads)
+    norms = (block.after_attention is not None) + (block.after_feed_forward is not None)
+    return heads + (2 + norms) * hidden + _fused_fed(block.feed_forward, hidden)
+
+
+def _ahead(
+    config: ModelConfig, attention: Attention | LatentAttention, plain: bool, run: Run
+) -> int:
+    """Layers whose arrays are alive at once.
+
+    Args:
+        plain: keys and values are stored as they are.
+    """
+    if not run.fused or isinstance(attention, LatentAttention):
+        return 1
+    return min(len(config.layers), AHEAD if plain else AHEAD_PACKED)
+
+
+def _fused_fed(block: FeedForward | Experts, hidden: int) -> int:
+    """Numbers for each token between a feed-forward's input and its output."""
+    if isinstance(block, Experts):
+        shared = _fused_fed(block.shared, hidden) + hidden if block.shared else 0
+        return 4 * block.count + block.used * (block.size + 2 * hidden) + shared
+    return block.size if block.activation in FUSED_GATES else _FED_ELSE * block.size
 
 
 def _attention(attention: Attention | LatentAttention, hidden: int) -> int:
@@ -120,6 +157,8 @@ def _fed(block: FeedForward | Experts, hidden: int) -> int:
 
 def _scores(attention: Attention | LatentAttention, keys: Format, run: Run) -> int:
     """Arrays of scores of every query and key that are alive at once."""
+    if run.fused and not isinstance(attention, LatentAttention):
+        return _SCORES_BY_CHANNEL if isinstance(keys, ByChannel) else 0
     if isinstance(keys, ByChannel):  # no fused kernel; those of plain and of packed keys are joined
         return _SCORES_BY_CHANNEL
     if isinstance(attention, LatentAttention):

@@ -95,7 +95,8 @@ def plan_loaded(
     dtype = str(model.dtype).removeprefix("mlx.core.")
     ours = foreign_classes(config) is None
     plain = weights(model_config(dict(config))) * model.dtype.size if ours else 0
-    weighed = Held(model.nbytes, dtype, model.nbytes < _PACKED * plain, "as loaded")
+    packed = not model.mapped and model.nbytes < _PACKED * plain
+    weighed = Held(model.nbytes, dtype, packed, "as loaded", fused=model.fused)
     limit = room()
     limit = max(1, limit - _others(model.nbytes - model.mapped + held)) if limit else 0
     return MemoryPlan(footprint(config, weighed, cache), model.nbytes, limit, beside, kept)
@@ -117,7 +118,7 @@ def footprint(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES
     dtype, gpu = DTYPES[held.dtype], not on_cpu()
     foreign = foreign_classes(config)
     if foreign is None:
-        run = Run(dtype, gpu, held.packed, cache)
+        run = Run(dtype, gpu, held.packed, held.fused, cache)
         return native_footprint(model_config(dict(config)), run)
     from mlxrun.loading.fallback.footprint import footprint as foreign_footprint
     from mlxrun.loading.fallback.sizes import sketch

@@ -17,8 +17,9 @@ from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
+from mlxrun.kernels import Kernels
 from mlxrun.loading.gguf import BLOCKS, block_bytes, forms, lies, run_dtype
-from mlxrun.loading.run import form, resolve_dtype
+from mlxrun.loading.run import cpu_kernels, form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
@@ -34,6 +35,7 @@ class Held:
         packed: some are quantised in MLX's forms.
         how: in words.
         modules: bytes of each module by the name that the source gives it.
+        fused: the kernels of this package compute.
         mapped: bytes of those that stay in the file, whose pages all share that run it.
     """
 
@@ -43,6 +45,7 @@ class Held:
     how: str
     modules: Mapping[str, float] = field(default_factory=dict)
     mapped: int = 0
+    fused: bool = False
 
 
 def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = None) -> Held:
@@ -71,7 +74,8 @@ def of_gguf(gguf: GGUFFile, *, dtype: str | None = None, policy: str | None = No
     for target, length in names.zeros:
         modules[_module(target)] += length * dense(run).bits_per_weight / 8
     how = f"{BLOCKS if chosen.blocks else chosen.policy.name}, {run}"
-    return Held(round(sum(modules.values())), run, packed, how, modules, shared)
+    fused = chosen.kernels is not None
+    return Held(round(sum(modules.values())), run, packed, how, modules, shared, fused)
 
 
 def of_directory(
@@ -111,7 +115,8 @@ def of_directory(
         modules[_module(name)] += nbytes
     stays = bool(packed) and not plain
     how = f"{'as stored' if stays else 'plain'}, {run}"
-    return Held(round(sum(modules.values())), run, stays, how, modules)
+    fused = ours and isinstance(cpu_kernels((), run), Kernels)
+    return Held(round(sum(modules.values())), run, stays, how, modules, fused=fused)
 
 
 def _module(name: str) -> str:

@@ -125,7 +125,7 @@ def test_a_context_that_is_given_bounds_each_request(llm: mlxrun.LLM) -> None:
 def test_what_others_hold_is_no_room(
     llm: mlxrun.LLM, room_for: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room_for["bytes"] += 1 << 20
+    room_for["bytes"] += 1 << 23
     before = Admission(llm, PLAIN, 4, NONE, context=200).memory or 0
     private = llm.model.nbytes - llm.model.mapped
     monkeypatch.setattr(source, "_others", lambda ours: 1000 if ours == private else 0)

@@ -41,6 +41,7 @@ class ForeignModel:
     """
 
     joint = False
+    fused = False
     mapped = 0
 
     def __init__(self, module: Any, config: Mapping[str, Any], dtype: mx.Dtype) -> None:
