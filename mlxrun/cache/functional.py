@@ -93,6 +93,7 @@ class Slots(Passing):
         position: of each row's token, (rows,).
         view: slots to attend over, or the capacity if that is less.
         places: of this step's tokens, for layers that place them alike.
+        spreads: the same places for each number of a token, by its shape.
     """
 
     def __init__(
@@ -103,10 +104,11 @@ class Slots(Passing):
         position: mx.array,
         view: int,
         places: dict[Hashable, tuple[mx.array, mx.array]],
+        spreads: dict[Hashable, mx.array],
     ) -> None:
         self._like, self.arrays, self._fixed, self._position = like, arrays, fixed, position
         self._view = min(view, int(arrays[0].shape[2]))
-        self._places = places
+        self._places, self._spreads = places, spreads
 
     @property
     def position(self) -> mx.array:
@@ -119,7 +121,10 @@ class Slots(Passing):
         packed = like.keys.pack(keys)
         slots, mask = self._place()
         tokens = [*packed, *like.values.pack(values)]
-        self.arrays = [written(a, slots, x) for a, x in zip(self.arrays, tokens, strict=True)]
+        self.arrays = [
+            written(array, self._spread(slots, token.shape), token)
+            for array, token in zip(self.arrays, tokens, strict=True)
+        ]
         shown = tuple(array[:, :, : self._view] for array in self.arrays)
         split = len(packed)
         return like.meet(
@@ -143,3 +148,10 @@ class Slots(Passing):
             held = self._like.held_at(column + 1)
             self._places[key] = self._like.slot_at(column), mx.arange(self._view) < held
         return self._places[key]
+
+    def _spread(self, slots: mx.array, shape: tuple[int, ...]) -> mx.array:
+        """Each row's slot for each number of a token, made once for all layers alike."""
+        key = (self._like.layout, self._view, shape)
+        if key not in self._spreads:
+            self._spreads[key] = mx.broadcast_to(slots, shape)
+        return self._spreads[key]

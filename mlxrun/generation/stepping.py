@@ -236,8 +236,9 @@ def _slots(
     views: dict[Hashable, int],
 ) -> list[Slots]:
     places: dict[Hashable, tuple[mx.array, mx.array]] = {}
+    spreads: dict[Hashable, mx.array] = {}
     return [
-        Slots(like, own, shared, offsets, views[like.layout], places)
+        Slots(like, own, shared, offsets, views[like.layout], places, spreads)
         for like, own, shared in zip(likes, arrays, fixed, strict=True)
     ]
 
