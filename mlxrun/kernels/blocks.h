@@ -70,7 +70,7 @@
 #include <cstring>
 #define BLOCKS_FN static inline __attribute__((always_inline, unused))
 #define BLOCKS_BYTES const unsigned char*
-#define BLOCKS_TABLE static const
+#define BLOCKS_TABLE static constexpr
 #define BLOCKS_LOCAL(T) T*
 typedef signed char blocks_code;
 BLOCKS_FN float blocks_float(unsigned u) {

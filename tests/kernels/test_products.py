@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import struct
@@ -10,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import decoders
 import gguf
 import native_kernels as native
 import numpy as np
@@ -26,15 +28,15 @@ TYPES = [*CODED, *FLOATS]
 #: Every way in which a type's blocks, scales and codes differ; other builds are tried with these.
 FORMS = [
     GGMLType[name]
-    for name in ("Q4_K", "Q6_K", "Q2_K", "Q8_0", "Q5_1", "IQ4_XS", "NVFP4", "F16")
-]  # fmt: skip
+    for name in ("Q4_K", "Q6_K", "Q2_K", "Q5_1", "IQ4_XS", "NVFP4", "TQ1_0", "IQ3_XXS", "F16")
+]
 #: The error of products in 8, 16 and 24 bits: the squares' sum, as a share of the products'.
 BOUNDS = {1: 5e-4, 2: 1e-8, 3: 1e-12}
 ROWS = (1, 2, 3, 7, 8, 16, 33, 128)
 WIDTHS = (1, 15, 16, 17, 100)
 BEST = native.processor()[0]
 SCALED = [kind for kind in CODED if kind.name in HALF_SCALES]
-ARM = [GGMLType[name] for name in ("Q4_K", "Q6_K", "IQ4_XS")]
+ARM = [GGMLType[name] for name in ("Q6_K", "IQ4_XS", "IQ3_XXS")]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
 
 Array = npt.NDArray[Any]
@@ -212,6 +214,40 @@ def test_products_on_arm(arm: Path, kind: GGMLType) -> None:
         else:
             got = got.reshape(len(x), len(w))
             assert Reference(x, w).error(got) <= bounds_of(kind)[planes]
+
+
+@pytest.mark.parametrize(
+    ("kind", "description"),
+    [
+        (GGMLType.Q5_K, "12, 256, 176, 32, 0, 31, 0, true, blocks_q5_k"),
+        (GGMLType.IQ2_S, "12, 256, 82, 16, -43, 43, 0, false, blocks_iq2_s"),
+        (GGMLType.MXFP4, "12, 32, 17, 32, -12, 12, 0, false, blocks_mxfp4"),
+    ],
+    ids=["minimum", "16", "small"],
+)
+def test_the_decoder_in_blocks_h_is_enough(
+    tmp_path: Path, kind: GGMLType, description: str
+) -> None:
+    """A type that has no other, in the place of Q4_K."""
+    native.add(BEST, *named(TYPES))
+    command = [decoders.compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", *WARNINGS]
+    command += [*native.FLAGS[BEST], f"-DKERNELS_TYPE=Plain<{description}>", "format.cpp"]
+    subprocess.run([*command, "-o", str(tmp_path / "x.so")], cwd=native.SOURCES, check=True)
+    library = ctypes.CDLL(str(tmp_path / "x.so"))
+    library.mlxrun_format.restype = ctypes.c_void_p
+    columns = columns_of(kind)[-1]
+    blocks, w = weights(kind, 37, columns)
+    x = np.random.default_rng(2).standard_normal((33, columns)).astype(np.float32)
+    matrix = native.Matrix(native.address(blocks), None, GGMLType.Q4_K, 37)
+    try:
+        assert native.core(BEST).add(library.mlxrun_format()) == 0
+        np.testing.assert_array_equal(native.take(BEST, matrix, columns, range(37)), w)
+        for rows in (1, 2, 33):
+            for planes, bound in BOUNDS.items():
+                (y,) = native.product(BEST, [matrix], x[:rows], planes)
+                assert Reference(x, w).error(y) <= bound
+    finally:
+        native.add.__wrapped__(BEST, "Q4_K")
 
 
 @pytest.mark.parametrize("isa", native.processor())

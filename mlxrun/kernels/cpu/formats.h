@@ -36,6 +36,29 @@ KERNELS_INLINE u8x64 nibbles32(const uint8_t* a, const uint8_t* b) {
   return mask(shift_quarters<0, 4, 0, 4>(two_pairs(a, b)), 15);
 }
 
+// Four codes of two bits a byte, 32 bytes apart.
+template <int I> KERNELS_INLINE u8x64 two_bits(const uint8_t* q) {
+  constexpr int O = 4 * (I % 2);
+  return mask(shift_halves<O, O + 2>(twice(q + 32 * (I / 2))), 3);
+}
+
+// The lowest 8 fields of BITS bits, one to each byte.
+template <int BITS> KERNELS_INLINE uint64_t spread(uint64_t v) {
+#if defined(__BMI2__)
+  return _pdep_u64(v, 0x0101010101010101ull * ((1 << BITS) - 1));
+#else
+  uint64_t r = 0;
+  for (int i = 0; i < 8; i++) r |= (v >> BITS * i & ((1 << BITS) - 1)) << 8 * i;
+  return r;
+#endif
+}
+
+// 64 bytes from word(0) ... word(7).
+template <class Word> KERNELS_INLINE u8x64 words(Word word) {
+  auto pair = [&](int k) { return (u8x16)u64x2{word(k), word(k + 1)}; };
+  return quarters<uint8_t>(pair(0), pair(2), pair(4), pair(6));
+}
+
 // ---- super-blocks of 256 -------------------------------------------------------------------------
 
 struct SixBitPairs {
@@ -98,8 +121,7 @@ struct Q2_K {
     m = to_float(widen(v >> 4)) * all(-half(b + 82));
   }
   template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
-    constexpr int O = 4 * (I % 2);
-    return mask(shift_halves<O, O + 2>(twice(b + 16 + 32 * (I / 2))), 3);
+    return two_bits<I>(b + 16);
   }
 };
 
@@ -114,9 +136,7 @@ struct Q3_K {
     s = (bytes_to_floats(first, second) - all(32.f)) * all(half(b + 108));
   }
   template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
-    constexpr int O = 4 * (I % 2);
-    const u8x64 low = mask(shift_halves<O, O + 2>(twice(b + 32 + 32 * (I / 2))), 3);
-    return low | mask(shift_halves<2 * I - 2, 2 * I - 1>(twice(b)), 4);
+    return two_bits<I>(b + 32) | mask(shift_halves<2 * I - 2, 2 * I - 1>(twice(b)), 4);
   }
 };
 
@@ -135,16 +155,6 @@ struct IQ4_XS {
   }
   template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
     return lookup(iq4_values(), nibbles32(b + 8 + 32 * I, b + 24 + 32 * I));
-  }
-  // The lowest 8 fields of BITS bits, one to each byte.
-  template <int BITS> KERNELS_INLINE uint64_t spread(uint64_t v) {
-#if defined(__BMI2__)
-    return _pdep_u64(v, 0x0101010101010101ull * ((1 << BITS) - 1));
-#else
-    uint64_t r = 0;
-    for (int i = 0; i < 8; i++) r |= (v >> BITS * i & ((1 << BITS) - 1)) << 8 * i;
-    return r;
-#endif
   }
 };
 
@@ -214,6 +224,8 @@ struct Q8_0 : Small<8, 34, 255, BIAS, false> {
   }
 };
 
+// ---- four-bit floats -----------------------------------------------------------------------------
+
 // Twice the values of the four-bit float E2M1, plus 12.
 KERNELS_INLINE u8x16 e2m1_values() {
   return u8x16{12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
@@ -261,17 +273,81 @@ struct NVFP4 {
   }
 };
 
+// ---- one and two bits ----------------------------------------------------------------------------
+
+struct TQ1_0 {
+  static constexpr int TYPE = 34, BLOCK = 256, BYTES = 54, GROUP = 32, TOP = 2, OFFSET = 1;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) { return all(half(b + 52)); }
+  // A byte is a fraction of 256 with five ternary digits: 32 bytes have digits of 160 weights, 16
+  // those of 80, and 4 bytes have four digits each.
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    static constexpr uint16_t powers[4][32] = {
+        {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+         3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3},
+        {9,  9,  9,  9,  9,  9,  9,  9,  9,  9,  9,  9,  9,  9,  9,  9,
+         27, 27, 27, 27, 27, 27, 27, 27, 27, 27, 27, 27, 27, 27, 27, 27},
+        {81, 81, 81, 81, 81, 81, 81, 81, 81, 81, 81, 81, 81, 81, 81, 81,
+         1,  1,  1,  1,  1,  1,  1,  1,  3,  3,  3,  3,  3,  3,  3,  3},
+        {9,  9,  9,  9,  9,  9,  9,  9,  27, 27, 27, 27, 27, 27, 27, 27,
+         81, 81, 81, 81, 81, 81, 81, 81, 1,  1,  3,  3,  9,  9,  27, 27}};
+    const u16x32 v = as<u16x32>(bytes<I>(b)), power = load<u16x32>(powers[I]);
+    const u8x64 even = as<u8x64>((v * power) & (uint16_t)255);
+    const u8x64 odd = as<u8x64>(((v >> (uint16_t)8) * power) << (uint16_t)8);
+    // The first digit of the rest of the fraction.
+    const u8x64 rest = even | odd;
+    return splat<uint8_t>(0) - as<u8x64>(rest > splat<uint8_t>(85)) -
+           as<u8x64>(rest > splat<uint8_t>(170));
+  }
+  template <int I> KERNELS_INLINE u8x64 bytes(const uint8_t* b) {
+    if constexpr (I < 2) return twice(b);
+    const u8x16 other = load<u8x16>(b + 32);
+    if constexpr (I == 2)
+      return quarters<uint8_t>(load<u8x16>(b), load<u8x16>(b + 16), other, other);
+    const uint64_t four = load<uint32_t>(b + 48) * 0x100000001ull;
+    return quarters<uint8_t>(other, other, other, (u8x16)u64x2{four, four});
+  }
+};
+
 struct TQ2_0 {
   static constexpr int TYPE = 35, BLOCK = 256, BYTES = 66, GROUP = 32, TOP = 3, OFFSET = 1;
   static constexpr bool MINIMUM = false, SWAPPED = false;
   KERNELS_INLINE f32x16 scales(const uint8_t* b) { return all(half(b + 64)); }
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) { return two_bits<I>(b); }
+};
+
+struct Q1_0 {
+  static constexpr int TYPE = 41, BLOCK = 128, BYTES = 18, GROUP = 32, TOP = 2, OFFSET = 1;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
+    auto four = [&](int i) { return load<uint16_t>(b + i * BYTES) * 0x0001000100010001ull; };
+    const uint64_t h[4] = {four(0), four(1), four(0), four(1)};
+    return halves(h);
+  }
   template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
-    constexpr int O = 4 * (I % 2);
-    return mask(shift_halves<O, O + 2>(twice(b + 32 * (I / 2))), 3);
+    return mask(spread_bits(load<uint64_t>(b + I / 2 * BYTES + 2 + 8 * (I % 2))), 2);
   }
 };
 
-// ---- types without a decoder of their own here: by that of blocks.h ------------------------------
+struct Q2_0 {
+  static constexpr int TYPE = 42, BLOCK = 64, BYTES = 18, GROUP = 32, TOP = 3, OFFSET = 1;
+  static constexpr bool MINIMUM = false, SWAPPED = false;
+  KERNELS_INLINE f32x16 scales(const uint8_t* b) {
+    auto two = [&](int i) { return load<uint16_t>(b + i * BYTES) * 0x00010001ull; };
+    const uint64_t low = two(0) | two(1) << 32, high = two(2) | two(3) << 32;
+    const uint64_t h[4] = {low, high, low, high};
+    return halves(h);
+  }
+  // Neighbors share a byte: it becomes the lowest of four, and then moves by its codes.
+  template <int I> KERNELS_INLINE u8x64 codes(const uint8_t* b) {
+    i32x16 v = widen(load<u8x16>(b + I * BYTES + 2));
+    v = v | (v << 12);
+    v = v | (v << 6);
+    return mask(as<u8x64>(v), 3);
+  }
+};
+
+// ---- a type without a decoder of its own here: by that of blocks.h -------------------------------
 
 using Decoder = void (*)(const uint8_t* row, int i, blocks_code* codes, float* scales);
 
@@ -318,17 +394,6 @@ struct Plain {
     return load<u8x64>(c) + splat<uint8_t>(OFFSET - ZERO);
   }
 };
-
-struct TQ1_0 : Plain<34, 256, 54, 32, 0, 2, 1, false, blocks_tq1_0> {};
-struct Q1_0 : Plain<41, 128, 18, 32, -1, 1, 0, false, blocks_q1_0> {};
-struct Q2_0 : Plain<42, 64, 18, 32, 0, 3, 1, false, blocks_q2_0> {};
-struct IQ2_XXS : Plain<16, 256, 66, 32, -43, 43, 0, false, blocks_iq2_xxs> {};
-struct IQ2_XS : Plain<17, 256, 74, 16, -43, 43, 0, false, blocks_iq2_xs> {};
-struct IQ3_XXS : Plain<18, 256, 98, 32, -62, 62, 0, false, blocks_iq3_xxs> {};
-struct IQ1_S : Plain<19, 256, 50, 32, -9, 9, 0, false, blocks_iq1_s> {};
-struct IQ3_S : Plain<21, 256, 110, 32, -15, 15, 0, false, blocks_iq3_s> {};
-struct IQ2_S : Plain<22, 256, 82, 16, -43, 43, 0, false, blocks_iq2_s> {};
-struct IQ1_M : Plain<29, 256, 56, 16, -9, 9, 0, false, blocks_iq1_m> {};
 
 // ---- floats --------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 #pragma once
 #include <cstdlib>
 
-#include "formats.h"
+#include "codebooks.h"
 #include "kernels.h"
 
 namespace kernels {
