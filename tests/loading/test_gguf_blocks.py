@@ -303,7 +303,9 @@ class Faster:
 def test_a_gpu_keeps_the_types_that_it_multiplies_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = replace(WIDE, kinds={"*": "Q4_K", "blk.0.ffn_down.weight": "Q6_K"}).write(tmp_path / "m.gguf")
+    path = replace(WIDE, kinds={"*": "Q4_K", "blk.0.ffn_down.weight": "Q6_K"}).write(
+        tmp_path / "m.gguf"
+    )
     expected = logits(loaded(path))
     types = {tensor.type for tensor in read_gguf(path).tensors}
     assert {GGMLType.Q4_K, GGMLType.Q6_K} <= types
