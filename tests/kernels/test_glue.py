@@ -389,9 +389,9 @@ WRONG: dict[str, tuple[type[Exception], Callable[[Kernels, Matrix, mx.array], ob
     "blocks": (ValueError, lambda k, m, x: Matrix(m.blocks, m.type, COLUMNS + 32)),
     "one side of a gate": (ValueError, lambda k, m, x: k.product([m], gate="silu")),
     "a gate of other names": (KeyError, lambda k, m, x: k.gated("relu")),
-    "a type that is not loaded": (
+    "a type that is never loaded": (
         ValueError,
-        lambda k, m, x: k.product([Matrix(m.blocks[:, :18], GGMLType.Q1_0, 128)]),
+        lambda k, m, x: k.product([Matrix(m.blocks[:, :36], GGMLType.Q8_1, 32)]),
     ),
     "floats as indices": (ValueError, lambda k, m, x: k.take(m)(x)),
     "experts of a matrix": (ValueError, lambda k, m, x: k.experts([m])),
