@@ -26,9 +26,10 @@ _FED_ELSE = 4
 FUSED_WIDTHS = (64, 80, 128)
 # Arrays of scores where keys are packed by channel: plain, packed, both at once, what is left.
 _SCORES_BY_CHANNEL = 4
-# Layers of fused kernels whose arrays are alive at once: MLX's queue on the CPU runs some hundred
-# operations ahead, which such layers have few of, and more where keys and values are packed.
-AHEAD, AHEAD_PACKED = 7, 2
+# MLX's queue on the CPU runs many operations ahead, whose arrays are alive at once: so many of
+# fused kernels, of which a layer has eight and one for each norm after it; fewer layers where keys
+# and values are packed, which takes more operations (measured).
+QUEUED, OF_A_LAYER, AHEAD_PACKED = 56, 8, 2
 AS_IT_COMES = Wanted(None, 0, None, None)
 
 
@@ -81,7 +82,7 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         fixed=keys.fixed_bytes(shape.heads, shape.key, run.dtype),
         window=window,
         stream=size * _stream(config, block, run),
-        ahead=_ahead(config, attention, plain, run),
+        ahead=_ahead(config, block, plain, run),
         pair=size * attention.heads * _scores(attention, keys, run),
         seen=0 if plain else size * widths,
         read=0 if plain or _reads_packed(attention, keys, values, run) else size * widths,
@@ -108,21 +109,24 @@ def _stream(config: ModelConfig, block: Block, run: Run) -> int:
     # What projections make, what heads become, what attention makes of them, and the streams after
     # attention and after the feed-forward, each with a norm where there is one.
     heads = attention.head_dim * (3 * attention.heads + 2 * attention.kv_heads)
-    norms = (block.after_attention is not None) + (block.after_feed_forward is not None)
-    return heads + (2 + norms) * hidden + _fused_fed(block.feed_forward, hidden)
+    return heads + (2 + _norms_after(block)) * hidden + _fused_fed(block.feed_forward, hidden)
 
 
-def _ahead(
-    config: ModelConfig, attention: Attention | LatentAttention, plain: bool, run: Run
-) -> int:
+def _norms_after(block: Block) -> int:
+    """Norms that are operations of their own."""
+    return (block.after_attention is not None) + (block.after_feed_forward is not None)
+
+
+def _ahead(config: ModelConfig, block: Block, plain: bool, run: Run) -> int:
     """Layers whose arrays are alive at once.
 
     Args:
         plain: keys and values are stored as they are.
     """
-    if not run.fused or isinstance(attention, LatentAttention):
+    if not run.fused or isinstance(block.attention, LatentAttention):
         return 1
-    return min(len(config.layers), AHEAD if plain else AHEAD_PACKED)
+    layers = QUEUED // (OF_A_LAYER + _norms_after(block)) if plain else AHEAD_PACKED
+    return min(len(config.layers), layers)
 
 
 def _fused_fed(block: FeedForward | Experts, hidden: int) -> int:
