@@ -19,9 +19,9 @@ from mlxrun.errors import KernelsError
 from mlxrun.kernels import build, machine
 from mlxrun.kernels.cache import ObjectCache, place
 from mlxrun.kernels.matrix import HeadsSpec, Matrix
-from mlxrun.kernels.native import Kernels, LayoutError, Native
+from mlxrun.kernels.native import GATES, Kernels, LayoutError, Native
 
-__all__ = ["HeadsSpec", "Kernels", "Matrix", "Missing", "Status", "available", "status"]
+__all__ = ["GATES", "HeadsSpec", "Kernels", "Matrix", "Missing", "Status", "available", "status"]
 
 # Seconds that idle threads of the pool wait busily for the next operation.
 SPIN: Final = 1e-4

@@ -14,10 +14,10 @@ from mlxrun.cache.choice import Wanted, formats
 from mlxrun.cache.formats import Format, Plain, Seen, reads_packed
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.footprint import DRAW, Footprint, Layer
+from mlxrun.kernels import GATES
 from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
 from mlxrun.models.config import Layer as Block
 from mlxrun.planning import matrices
-from mlxrun.weights.fused import FUSED_GATES
 
 # Arrays of a feed-forward's width in a pass: gate, up, what the activation makes of them.
 _FED = {"gelu_tanh": 7, "clamped_swiglu": 7}
@@ -134,7 +134,7 @@ def _fused_fed(block: FeedForward | Experts, hidden: int) -> int:
     if isinstance(block, Experts):
         shared = _fused_fed(block.shared, hidden) + hidden if block.shared else 0
         return 4 * block.count + block.used * (block.size + 2 * hidden) + shared
-    return block.size if block.activation in FUSED_GATES else _FED_ELSE * block.size
+    return block.size if block.activation in GATES else _FED_ELSE * block.size
 
 
 def _attention(attention: Attention | LatentAttention, hidden: int) -> int:

@@ -12,11 +12,10 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mlxrun.kernels import GATES
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.joined import Projection, Split
 from mlxrun.weights.weight import GatheredProduct, Product
-
-FUSED_GATES = ("silu", "gelu_tanh", "clamped_swiglu")
 
 
 class Added(Protocol):
@@ -88,7 +87,7 @@ def split(projections: Sequence[Projection], norm: Product | None) -> Split | No
 def gated(projections: Sequence[Projection], gate: Gate, norm: Product | None) -> Product | None:
     """``x -> gate(first(norm(x)), second(norm(x)))`` as one operation; None where it cannot be."""
     outside, parts = _before(norm, projections)
-    if parts is None or gate.name not in FUSED_GATES:
+    if parts is None or gate.name not in GATES:
         return None
     product = parts.product(gate=gate.name)
     return lambda x: product(x if outside is None else outside(x))[0]
@@ -97,7 +96,7 @@ def gated(projections: Sequence[Projection], gate: Gate, norm: Product | None) -
 def gated_experts(projections: Sequence[Projection], gate: Gate) -> GatheredProduct | None:
     """As :func:`gated`, of stacked matrices that an index chooses from."""
     _, parts = _before(None, projections)
-    if parts is None or gate.name not in FUSED_GATES:
+    if parts is None or gate.name not in GATES:
         return None
     product = parts.experts(gate.name)
     return lambda x, chosen: product(x, chosen)[0]
