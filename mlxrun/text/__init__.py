@@ -1,4 +1,4 @@
-"""Text to tokens and back: tokenizers, chat templates, streaming, stop strings. Free of MLX."""
+"""Tokenizers, chat templates, streaming detokenizer, stop strings; never imports MLX."""
 
 from __future__ import annotations
 

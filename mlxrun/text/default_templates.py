@@ -1,4 +1,4 @@
-"""Chat templates for files that carry none, chosen by the markers that the vocabulary has."""
+"""Chat templates for models without one, chosen by the markers in the vocabulary."""
 
 from __future__ import annotations
 
@@ -74,7 +74,6 @@ class DefaultTemplate(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """What to tell whoever chats with such a model."""
         return (
             f"no chat template in this file: probably a base model; using {self.name}. "
             "`mlxrun generate` (in Python: generate with a string) continues text"
@@ -82,7 +81,7 @@ class DefaultTemplate(NamedTuple):
 
 
 def default_template(tokens: Container[str]) -> DefaultTemplate:
-    """A template whose markers are all tokens; a readable dialogue where none fits."""
+    """A template whose markers are all tokens, else a plain dialogue."""
     for markers, name, source in _BY_MARKERS:
         if all(marker in tokens for marker in markers):
             return DefaultTemplate(name, source)

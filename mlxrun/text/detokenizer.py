@@ -1,8 +1,4 @@
-"""Turn tokens into text as they come, never emitting part of a character.
-
-Each token is looked at once: what it adds is decoded by an incremental UTF-8 decoder that keeps the
-bytes of an unfinished character until the rest arrives.
-"""
+"""Streaming detokenizer: never emits part of a character."""
 
 from __future__ import annotations
 
@@ -13,12 +9,12 @@ __all__ = ["StreamingDetokenizer"]
 
 
 class StreamingDetokenizer:
-    """Decodes one sequence; ``"".join`` of what it returns equals ``Tokenizer.decode(ids)``.
+    """Decodes one sequence; its joined output equals ``Tokenizer.decode(ids)``.
 
     Args:
         token_bytes: the bytes of a token.
-        skip_first: a token that is dropped if it comes first (BOS).
-        strip_space: whether one space at the very start is dropped (SPM's dummy prefix).
+        skip_first: a token dropped if it comes first (BOS).
+        strip_space: drop one space at the very start (SPM's dummy prefix).
     """
 
     def __init__(
@@ -34,7 +30,7 @@ class StreamingDetokenizer:
         self._strip_space = strip_space
 
     def add(self, token_id: int) -> str:
-        """The characters that this token completes, maybe none."""
+        """The characters that this token completes."""
         if self._skip_first is not None:
             skip, self._skip_first = self._skip_first == token_id, None
             if skip:
@@ -45,5 +41,5 @@ class StreamingDetokenizer:
         return self._decoder.decode(raw)
 
     def finish(self) -> str:
-        """What is left: U+FFFD if the sequence ended within a character, else nothing."""
+        """U+FFFD if the sequence ended within a character, else nothing."""
         return self._decoder.decode(b"", final=True)

@@ -1,8 +1,4 @@
-"""Cut a piece of plain text into tokens: one encoder per kind of vocabulary.
-
-An encoder gets text without special tokens in it and returns ids; it never returns a control token.
-Who finds special tokens and adds BOS is ``tokenizer.py``.
-"""
+"""Encoders of plain text, one per kind of vocabulary; none returns a control token."""
 
 from __future__ import annotations
 
@@ -35,15 +31,12 @@ _BPE_OPTIONS: Final = (
 
 
 class Encoder(Protocol):
-    """Text without special tokens -> ids."""
-
     def __call__(self, text: str, first: bool) -> list[int]:
-        """Encode a piece; ``first`` says that nothing comes before it."""
+        """Encode plain text; ``first`` if nothing precedes it."""
         ...
 
 
 def encoder_of(vocabulary: Vocabulary) -> Encoder:
-    """The encoder for a vocabulary; raises TokenizerError where there is none."""
     if vocabulary.kind in ("spm", "unigram"):
         return SPMEncoder(vocabulary)
     if vocabulary.pre is not None:
@@ -52,7 +45,7 @@ def encoder_of(vocabulary: Vocabulary) -> Encoder:
 
 
 class SPMEncoder:
-    """sentencepiece on a model assembled from the vocabulary."""
+    """sentencepiece with a model assembled from the vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         import sentencepiece
@@ -100,12 +93,12 @@ class BPEEncoder:
 
 
 class LibraryEncoder:
-    """What a ``tokenizer.json`` describes, less its special tokens.
+    """The ``tokenizers`` library on a ``tokenizer.json``.
 
     Args:
         document: the file's contents, without added tokens and post-processor.
-        rest: the same for text that does not stand at the beginning, if that differs.
-        size: of the vocabulary; ids past it stand for nothing.
+        rest: the same for text after the first part, if that differs.
+        size: of the vocabulary; ids past it are dropped.
     """
 
     def __init__(
@@ -123,10 +116,10 @@ class LibraryEncoder:
 
 
 def kept_apart(model: Mapping[str, Any], size: int, byte_level: bool) -> dict[str, Any]:
-    """A BPE model that knows every byte or character: those without a token lie past the end.
+    """A BPE model with ids past the end for bytes or characters without a token.
 
-    llama.cpp drops such a one after merging, the ``tokenizers`` library before: there its two
-    neighbours become one token. An unknown token of the model's own stays as it is.
+    llama.cpp drops those after merging, the ``tokenizers`` library before, which joins their
+    neighbors. A model's own unknown token stays.
     """
     vocab = dict(model["vocab"])
     if byte_level:
@@ -139,13 +132,7 @@ def kept_apart(model: Mapping[str, Any], size: int, byte_level: bool) -> dict[st
 
 
 def assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """A tokenizer from the contents of a ``tokenizer.json`` without added tokens.
-
-    A BPE model is handed over as Python objects, which is faster than through JSON.
-
-    Raises:
-        TokenizerError: the library refuses the document.
-    """
+    """A tokenizer from the contents of a ``tokenizer.json``; a BPE model as objects, not JSON."""
     model = document["model"]
     bpe = model.get("type") == "BPE"
     empty = {"type": "BPE", "vocab": {}, "merges": []}
@@ -160,10 +147,10 @@ def assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 @contextmanager
 def _library_errors(what: str) -> Iterator[None]:
-    """Make a TokenizerError of whatever the library raises, which is nothing more precise.
+    """Turn whatever the library raises into a TokenizerError.
 
-    A panic of its Rust code, such as that of a regex that backtracks without end, is no Exception.
-    Its hook has printed a line on stderr by then, which nothing in Python can prevent.
+    A panic of its Rust code (a regex that backtracks without end) is not an Exception, and prints a
+    line on stderr that Python cannot prevent.
     """
     try:
         yield
@@ -178,7 +165,7 @@ def _bpe(model: Mapping[str, Any]) -> tokenizers.models.BPE:
     vocab, merges = model["vocab"], list(model["merges"])
     try:
         return tokenizers.models.BPE(vocab, merges, **options)
-    except Exception:  # probably a merge that names no token: rare, so not looked for before
+    except Exception:  # probably a merge without a token: rare, so not checked before
         return tokenizers.models.BPE(vocab, list(known_merges(list(vocab), merges)), **options)
 
 
@@ -187,10 +174,7 @@ _STEP: Final = 600  # a multiple of three
 
 
 def _digit_cutter(digits: str) -> Callable[[str], Iterator[str]]:
-    """Cuts long runs of digits a multiple of three from their end, where the pattern cuts anyway.
-
-    The pattern looks from every group to the end of its run, which is quadratic without this.
-    """
+    """Splits long runs of digits where the (quadratic) pattern splits anyway."""
     pattern = tokenizers.Regex(f"{digits}{{{_LONG_RUN},}}")
     between = tokenizers.pre_tokenizers.Split(pattern, "removed")
 

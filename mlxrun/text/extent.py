@@ -1,9 +1,8 @@
-"""How large a template's values are, counted as the trees that they would be if written out.
+"""Sizes of a template's values, as trees.
 
-Comparing, hashing and printing a value are single operations that nothing can interrupt and that
-walk its whole tree, though a list that holds one list twice costs no memory. So every value is
-measured when it is made. A sandbox's values do not change afterwards, which lets each be measured
-once. Knows nothing of jinja2.
+Comparing, hashing and printing a value are uninterruptible and walk its whole tree, even if a list
+that holds one list twice costs no memory. So every value is measured when it is made; as a
+sandbox's values are immutable, once is enough.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _MAX_DEPTH: Final = 100
 """Levels of nesting; Python hashes tuples and frees generators by unguarded recursion."""
 
 _MAX_HELD: Final = 1_000_000
-"""Items of values that are kept alive only because they were measured."""
+"""Items of measured values that are kept alive."""
 
 
 _EMPTY: Final[dict[Any, Any]] = {}
@@ -29,11 +28,11 @@ _VIEWS: Final = (type(_EMPTY.keys()), type(_EMPTY.values()))
 
 
 class LimitError(Exception):
-    """The template exceeds a limit; the message says which, after "the chat template"."""
+    """The template exceeds a limit; the message completes "the chat template ..."."""
 
 
 class Extent(NamedTuple):
-    """What a value is as a tree: characters and items, items alone, levels of nesting."""
+    """A value as a tree: characters and items, items alone, depth."""
 
     size: int
     items: int
@@ -44,7 +43,7 @@ _LEAF: Final = Extent(1, 1, 0)
 
 
 class Once(Iterator[Any]):
-    """An iterator over a list that is known in advance; a template can go through it once."""
+    """A one-pass iterator over a known list."""
 
     __slots__ = ("_rest", "all")
 
@@ -60,18 +59,14 @@ class Once(Iterator[Any]):
 
 
 class Measures:
-    """The extents of one rendering's values, none of which changes while this lives."""
+    """The extents of one rendering's (immutable) values."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, Extent]] = {}  # the value too, so that its id stays its
         self._held = 0
 
     def of(self, value: Any, room: int = _MAX_DEPTH) -> Extent:
-        """The extent of a value that may have that many levels.
-
-        Raises:
-            LimitError: it is too large or nested too deeply.
-        """
+        """The extent of a value of at most ``room`` levels; raises LimitError."""
         if isinstance(value, str | bytes):
             return Extent(len(value), 1, 0)
         parts = _parts(value)
@@ -108,13 +103,12 @@ class Measures:
 
 
 def check_size(size: int) -> None:
-    """Refuse a value of that many characters or items."""
     if size > MAX_SIZE:
         raise LimitError(f"makes a value of more than {MAX_SIZE} characters or items")
 
 
 def _parts(value: Any) -> list[Iterable[Any]] | None:
-    """What a value holds; None if nothing that its comparison or printing would look into."""
+    """The items of a container; None for anything else."""
     if isinstance(value, list | tuple):
         return [value]
     if isinstance(value, dict):

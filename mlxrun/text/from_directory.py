@@ -1,8 +1,8 @@
-"""A tokenizer's parts from a Hugging Face directory, converted from a GGUF or not.
+"""Tokenizer of a Hugging Face directory.
 
-Reads ``tokenizer.json`` or, where there is none, ``tokenizer.model``; and what the other files say
-about BOS, EOS, the ends of turns and chat templates. Where ``converters`` wrote both, the latter is
-preferred: it holds the exact scores.
+Reads ``tokenizer.json`` or, failing that, ``tokenizer.model``, and BOS, EOS, end-of-turn tokens and
+chat templates from the other files. Where the converter wrote both, ``tokenizer.model`` is
+preferred: it has the exact scores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ _ROLES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
 def directory_parts(path: Path) -> TokenizerParts:
-    """The parts of a directory's tokenizer; raises TokenizerError."""
     settings = _Settings(path)
     library, model = path / "tokenizer.json", path / "tokenizer.model"
     if model.is_file() and (settings.ours.get("kind") == "spm" or not library.is_file()):
@@ -48,12 +47,11 @@ def directory_parts(path: Path) -> TokenizerParts:
 
 
 def has_chat_template(path: Path) -> bool:
-    """Whether a directory has a chat template of its own; raises TokenizerError."""
     return "default" in _Settings(path).templates()
 
 
 class _Settings:
-    """What the files beside the vocabulary say."""
+    """The configuration files next to the vocabulary."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -66,7 +64,7 @@ class _Settings:
 
     @property
     def vocab_size(self) -> int:
-        """Of the model, which may have more rows than the tokenizer has tokens; 0 if unknown."""
+        """The model's, which may exceed the number of tokens; 0 if unknown."""
         text = self._model.get("text_config")
         for config in (self._model, text if isinstance(text, dict) else {}):
             size = config.get("vocab_size")
@@ -79,7 +77,7 @@ class _Settings:
         return value if isinstance(value, bool) else None
 
     def roles(self, ids: Mapping[str, int]) -> dict[str, int]:
-        """Special tokens by role, named by their text or, failing that, by their id."""
+        """Special tokens by role, given by text or else by id."""
         roles: dict[str, int] = {}
         for name, role in _ROLES.items():
             for source in (self.tokenizer, self._map):
@@ -94,7 +92,7 @@ class _Settings:
         return roles
 
     def ends(self, ids: Mapping[str, int], roles: Mapping[str, int]) -> frozenset[int]:
-        """Tokens that end a turn: those listed and, but for our own lists, those known by text."""
+        """End-of-turn tokens: those listed and, unless the list is ours, those known by text."""
         listed: set[int] = set()
         for source in (self._generation, self._model):
             value = source.get("eos_token_id")
@@ -105,7 +103,7 @@ class _Settings:
         return frozenset(listed) | end_ids(ids, roles)
 
     def templates(self) -> dict[str, str]:
-        """Chat templates by name; files win over what is inside tokenizer_config.json."""
+        """Chat templates by name; files win over tokenizer_config.json."""
         templates: dict[str, str] = {}
         for source in (self.tokenizer, _read_json(self._path / "chat_template.json")):
             value = source.get("chat_template")
@@ -129,7 +127,6 @@ class _Settings:
 
 
 def _is_template(entry: Any) -> bool:
-    """Whether this is a chat template with a name."""
     return isinstance(entry, dict) and all(
         isinstance(entry.get(key), str) for key in ("name", "template")
     )
@@ -159,7 +156,7 @@ def _library_parts(file: LibraryFile, settings: _Settings) -> TokenizerParts:
 
 
 def _vocabulary(path: Path, settings: _Settings) -> Vocabulary:
-    """The vocabulary of a ``tokenizer.model`` with the tokens added beside it."""
+    """The vocabulary of a ``tokenizer.model`` with its added tokens."""
     try:
         model = read_model(path.read_bytes())
     except (ValueError, OSError) as reason:
@@ -200,7 +197,7 @@ def _vocabulary(path: Path, settings: _Settings) -> Vocabulary:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
+    """A JSON object, empty if there is no such file."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""A tokenizer's parts from a GGUF file's metadata."""
+"""Tokenizer of a GGUF file's metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ __all__ = ["gguf_parts", "vocabulary_parts"]
 
 
 def gguf_parts(gguf: GGUFFile) -> TokenizerParts:
-    """The parts of a file's tokenizer; raises GGUFError and TokenizerError."""
     model, pre = gguf.get("tokenizer.ggml.model"), gguf.get("tokenizer.ggml.pre")
     if model is None:
         raise TokenizerError(f"{gguf.path.name} has no tokenizer: no tokenizer.ggml.model")
@@ -30,7 +29,6 @@ def gguf_parts(gguf: GGUFFile) -> TokenizerParts:
 
 
 def vocabulary_parts(vocabulary: Vocabulary) -> TokenizerParts:
-    """The parts of a tokenizer for a vocabulary; raises TokenizerError."""
     pre = vocabulary.pre
     return TokenizerParts(
         pieces=Pieces(

@@ -1,7 +1,7 @@
-"""Checks that keep a template from making something huge out of something small.
+"""Bounds on the results of a template's operations.
 
 A single operation such as ``"x" * 10**9`` cannot be interrupted, so its result is bounded before it
-runs. Knows the operations, not jinja2's environment.
+runs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mlxrun.text.extent import LimitError, Measures, Once, check_size
 __all__ = ["check_bits", "check_method", "check_operation", "sized"]
 
 _MAX_BITS: Final = 100_000
-"""Bits of a number; a division takes the square of their count."""
+"""Bits of a number; division is quadratic in them."""
 
 _MAX_WORK: Final = 1_000_000_000
 """Characters that one method may compare."""
 
 _MAX_SLOW: Final = 10_000
-"""Characters and items given to a filter that takes the square of their count."""
+"""Characters and items given to a filter of quadratic cost."""
 
 _MAX_NUMBER: Final = 100_000
 """The largest count or width that may be given to a method or a filter."""
@@ -34,7 +34,6 @@ _NUMBER: Final = re.compile(r"\d+")
 
 
 def check_bits(bits: int) -> None:
-    """Refuse a number of that many bits."""
     if bits > _MAX_BITS:
         raise LimitError(f"makes a number of more than {_MAX_BITS} bits")
 
@@ -54,7 +53,7 @@ def check_operation(operator: str, left: Any, right: Any) -> None:
 
 
 def check_method(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a call of a string's, list's or number's own method if the result would be huge."""
+    """Refuse a method call of a string, list or number if the result would be huge."""
     method = getattr(method, "__wrapped__", method)  # the sandbox wraps str.format
     owner = getattr(method, "__self__", None)
     if not isinstance(owner, str | bytes | list | tuple | int):
@@ -81,7 +80,7 @@ def check_method(method: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def sized(filter_: Callable[..., Any], keep: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A jinja2 filter with its arguments checked, and its result passed through ``keep``."""
+    """A jinja2 filter that checks its arguments and passes its result through ``keep``."""
 
     @functools.wraps(filter_)  # keeps jinja2's marks of what the filter is passed first
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -99,7 +98,7 @@ def sized(filter_: Callable[..., Any], keep: Callable[[Any], Any]) -> Callable[.
 
 
 def _check_filter(name: str, values: list[Any]) -> None:
-    """Refuse what a filter would make of these plain arguments, the filtered value first."""
+    """Refuse plain arguments, the filtered value first, from which a filter would make too much."""
     options = values[1:]
     if name in _BY_COUNT:
         _check_numbers(options)
@@ -145,7 +144,7 @@ def _check_numbers(values: Iterable[Any]) -> None:
 
 
 def _check_fields(pattern: str, values: Iterable[Any]) -> None:
-    """Bound what a format string makes of its values."""
+    """Bound the result of a format string."""
     values = list(values)
     widths = [number.group() for number in _NUMBER.finditer(pattern)]
     if any(len(width) > 5 for width in widths):
@@ -178,7 +177,7 @@ def _check_search(text: str, values: Iterable[Any]) -> None:
 
 
 def _largest(values: Iterable[Any], default: int) -> int:
-    """The largest of numbers, lengths and what a tuple holds of them."""
+    """The largest of numbers and lengths, also within tuples."""
     flat = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
     return max([default, *(v if isinstance(v, int) else _weight(v) for v in flat)])
 

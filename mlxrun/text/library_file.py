@@ -1,4 +1,4 @@
-"""The contents of a ``tokenizer.json``: tokens, special tokens, and the encoder without them."""
+"""``tokenizer.json``: vocabulary, special tokens, and the encoder for plain text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ from mlxrun.text.special import SpecialToken
 __all__ = ["DAMAGE", "LibraryFile"]
 
 DAMAGE: Final = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
-"""What a document that is not as it must be raises."""
+"""Exceptions that a malformed document raises."""
 
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class LibraryFile:
-    """A parsed ``tokenizer.json``.
-
-    Args:
-        document: the file's contents. Where something in it is not as it must be, this and every
-            method raise one of ``DAMAGE``.
-    """
+    """A parsed ``tokenizer.json``; any method raises one of ``DAMAGE`` if it is malformed."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._document = document
@@ -36,7 +31,7 @@ class LibraryFile:
 
     @property
     def byte_level(self) -> bool:
-        """Whether tokens are spelled in GPT-2's byte alphabet."""
+        """Whether tokens are written in GPT-2's byte alphabet."""
         return "ByteLevel" in _types(self._document.get("decoder"))
 
     @property
@@ -51,7 +46,7 @@ class LibraryFile:
         return strip or metaspace
 
     def token_types(self, size: int) -> tuple[list[str], list[TokenType]]:
-        """Texts and types of ``size`` tokens; ids that name nothing are empty and unused."""
+        """Texts and types of ``size`` tokens; ids without a token are empty and unused."""
         texts, types = [""] * size, [TokenType.UNUSED] * size
         fallback = bool(self._model.get("byte_fallback"))
         for text, index in self.vocab.items():
@@ -63,12 +58,12 @@ class LibraryFile:
         return texts, types
 
     def encoder(self, size: int, strict: bool) -> LibraryEncoder:
-        """What cuts plain text; control tokens are out of its reach.
+        """The encoder of plain text, which never returns a control token.
 
         Args:
             size: of the vocabulary.
-            strict: keep the neighbours of what is no token apart, as llama.cpp does;
-                transformers joins them.
+            strict: keep the neighbors of an unknown byte apart, as llama.cpp does; transformers
+                joins them.
         """
         document = {**self._document, "added_tokens": [], "post_processor": None}
         document |= {"truncation": None, "padding": None}
@@ -110,7 +105,7 @@ def _special(entry: Mapping[str, Any]) -> SpecialToken:
 
 
 def _around(step: Any, vocab: Mapping[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a post-processor puts before and after a text."""
+    """Ids that a post-processor puts before and after a text."""
     before: list[int] = []
     after: list[int] = []
     for part in _steps(step):
@@ -128,7 +123,7 @@ def _around(step: Any, vocab: Mapping[str, int]) -> tuple[tuple[int, ...], tuple
 
 
 def _not_at_start(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The document for text in the middle, if Metaspace treats it differently."""
+    """The document for text after the first part, if Metaspace treats that differently."""
     step = document.get("pre_tokenizer")
     if not any(
         s["type"] == "Metaspace" and s.get("prepend_scheme") == "first" for s in _steps(step)
@@ -146,7 +141,7 @@ def _never_prepend(step: Any) -> Any:
 
 
 def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
-    """A component, or those of a sequence, however deep."""
+    """A component, or those of a (nested) sequence."""
     if not step:
         return
     if step["type"] != "Sequence":

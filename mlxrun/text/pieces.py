@@ -1,7 +1,7 @@
-"""What each token of a vocabulary stands for: its text, its type and its bytes.
+"""Texts, types and bytes of a vocabulary's tokens.
 
-Knows the two alphabets in which vocabularies spell bytes: GPT-2's, where every byte is a printable
-character, and sentencepiece's, where U+2581 is a space and ``<0xXX>`` a byte.
+Two alphabets for bytes: GPT-2's, where every byte is a printable character, and sentencepiece's,
+where U+2581 is a space and ``<0xXX>`` a byte.
 """
 
 from __future__ import annotations
@@ -29,17 +29,15 @@ def _gpt2_alphabet() -> dict[str, int]:
 
 
 BYTE_ALPHABET: Final = _gpt2_alphabet()
-"""GPT-2's spelling of bytes: character -> byte."""
+"""GPT-2's alphabet: character -> byte."""
 
 
 class Pieces:
     """The tokens of a vocabulary.
 
     Args:
-        texts: of each token, as the vocabulary spells it.
-        types: of each token.
-        byte_level: spelled in GPT-2's alphabet rather than in sentencepiece's.
-        escaped: whether U+2581 stands for a space.
+        byte_level: GPT-2's alphabet rather than sentencepiece's.
+        escaped: whether U+2581 is a space.
     """
 
     def __init__(
@@ -54,15 +52,13 @@ class Pieces:
         return len(self._texts)
 
     def text(self, token_id: int) -> str:
-        """The token as the vocabulary spells it; raises TokenizerError."""
         return self._texts[self._index(token_id)]
 
     def is_control(self, token_id: int) -> bool:
-        """Whether the token is a mark rather than text; raises TokenizerError."""
         return self._types[self._index(token_id)] in _CONTROL
 
     def spell(self, token_id: int) -> bytes:
-        """What the token adds to a text; raises TokenizerError."""
+        """The bytes a token adds to a text."""
         index = self._index(token_id)
         text, type_ = self._texts[index], self._types[index]
         if type_ == TokenType.BYTE:
@@ -76,7 +72,6 @@ class Pieces:
         return _raw(text.replace("\u2581", " ") if self._escaped else text)
 
     def spell_visible(self, token_id: int) -> bytes:
-        """What the token adds to a text without marks; raises TokenizerError."""
         return b"" if self.is_control(token_id) else self.spell(token_id)
 
     def ids(self) -> dict[str, int]:
@@ -88,7 +83,7 @@ class Pieces:
         return {text: index for index, text in enumerate(self._texts)}
 
     def _index(self, token_id: SupportsIndex) -> int:
-        """The id as an int, also of numpy and MLX; raises TokenizerError where it is none."""
+        """The id as an int, also of numpy and MLX; raises TokenizerError."""
         try:
             index = operator.index(token_id)
         except TypeError:
@@ -101,5 +96,5 @@ class Pieces:
 
 
 def _raw(text: str) -> bytes:
-    """UTF-8, with the bytes that were none when the vocabulary was read."""
+    """UTF-8, with the invalid bytes of the vocabulary restored."""
     return text.encode("utf-8", "surrogateescape")

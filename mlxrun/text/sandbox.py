@@ -1,10 +1,10 @@
-"""A jinja2 environment in which a template of unknown origin can neither escape nor run away.
+"""A jinja2 environment in which an untrusted template can neither escape nor run away.
 
-On top of jinja2's immutable sandbox every step of a template looks at a deadline: a turn of a loop,
-a macro, a call, a filter, an operator. No single step takes long: what could make something huge
-out of something small is checked before it runs, and no value may be large or deep as a tree. It
-works in any thread: there are no signals and no tracing. Syntax and filters are those that Hugging
-Face's chat templates are written for (transformers, ``chat_template_utils.py``).
+On top of jinja2's immutable sandbox, every loop iteration, macro, call, filter and operator checks
+a deadline, and no single step can take long: an operation whose result could be huge is bounded
+before it runs, and values are bounded in size and depth. No signals and no tracing, so it works in
+any thread. Syntax and filters are those of Hugging Face's chat templates (transformers,
+``chat_template_utils.py``).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from mlxrun.text.extent import LimitError, Measures, Once, check_size
 __all__ = ["RefusalError", "Sandbox"]
 
 _KEEP: Final = "a value made"
-"""The filter that every display and comparison passes through."""
+"""Name of the filter that measures the values of literals and comparisons."""
 
 _MAX_MADE: Final = 1_000_000_000
-"""Bytes of all values that one rendering makes, as if it kept every one."""
+"""Bytes of all values that one rendering makes."""
 
 _MAX_DATE_FORMAT: Final = 1_000
-"""Characters of the format of a date."""
+"""Characters of a date format."""
 
 
 class RefusalError(Exception):
@@ -48,8 +48,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of one template; several threads may render at once.
 
     Args:
-        seconds: how long one rendering may take.
-        characters: how much one rendering may print, counting what it prints into variables.
+        seconds: time limit of a rendering.
+        characters: output limit of a rendering, output into variables included.
     """
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
@@ -83,7 +83,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._state.measures = Measures()
 
     def tick(self, characters: int = 0) -> str:
-        """Check time and output, with that many characters more; prints nothing."""
+        """Check time, and output with so many more characters; prints nothing."""
         state = self._state
         if time.monotonic() > getattr(state, "deadline", float("inf")):
             raise LimitError(f"takes longer than {self._seconds:g} seconds")
@@ -93,7 +93,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return ""
 
     def keep(self, value: Any) -> Any:
-        """A value that a step has made, measured; an iterator has been gone through."""
+        """Measure a new value; iterators are exhausted into lists."""
         self.tick()
         if isinstance(value, str | list | tuple | dict):
             self._state.made += sys.getsizeof(value)
@@ -109,7 +109,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _listed(self, items: Iterable[Any]) -> list[Any]:
-        """The items of a lazy filter; nested, such iterators would overflow Python's stack."""
+        """The items of a lazy filter: nested iterators would overflow Python's stack."""
         found = []
         size = 0
         for item in items:
@@ -121,7 +121,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that jinja2 does not print constants while it compiles
     def printed(self, context: Any, value: Any) -> Any:
-        """A value on its way to the output."""
+        """Measure a value that is printed."""
         self._state.measures.of(value)
         if isinstance(value, str):
             self.tick(len(value))
@@ -134,20 +134,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call something from a template."""
         self.tick()
         check_size(sum(self._state.measures.of(v).size for v in (*args, *kwargs.values())))
         growth.check_method(obj, args, kwargs)
         return self.keep(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Apply an operator that could make something huge or take long."""
         growth.check_operation(operator, left, right)
         return self.keep(super().call_binop(context, operator, left, right))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Look something up, by a key that may be slow to hash."""
-        self.tick()
+        self.tick()  # the key may be slow to hash
         return super().getitem(obj, argument)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -179,7 +176,7 @@ class _Namespace(Namespace):
 
 
 def _instrument(template: nodes.Template) -> nodes.Template:
-    """Make loops and macros tick, ``~`` a call that checks sizes, and displays measured."""
+    """Insert the checks into loops, macros, ``~`` and literals."""
     for node in list(template.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
         assert isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock)
         size = sum(len(data.data) for child in node.body for data in _texts(child))
@@ -194,7 +191,7 @@ def _texts(node: nodes.Node) -> list[nodes.TemplateData]:
 
 
 def _replace(node: nodes.Node) -> None:
-    """Replace the expressions below a node that take checking, the inner ones first."""
+    """Wrap the expressions below a node, inner ones first."""
     for child in node.iter_child_nodes():
         _replace(child)
     for field, value in node.iter_fields():
@@ -223,7 +220,7 @@ def _checked(node: Any) -> Any:
 
 
 def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
-    """A call of one of the environment's own methods, which a template cannot rename."""
+    """A call of the environment's own method, which a template cannot rename."""
     return nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None)
 
 

@@ -1,10 +1,9 @@
-"""Keep what users wrote from turning into control tokens on its way through a chat template.
+"""Prompt-injection shield: text in messages never becomes a control token.
 
-The template prints control tokens as text, and so may a message. Before rendering, every place of a
-message that is a control token's text, or could become part of one next to other text, is replaced
-by a placeholder of private-use characters; after the rendered prompt has been cut at its control
-tokens, ``restore`` puts the original text back into the plain pieces. Knows neither templates nor
-tokens' ids.
+A template prints control tokens as text, and a message may contain the same text. Before rendering,
+``escape`` replaces every occurrence in a message of a control token's text, or of a part that could
+complete one, by a placeholder of private-use characters; after the rendered prompt has been split
+at its control tokens, ``restore`` puts the original text back.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["Shield"]
 
 _OPEN, _DIGITS, _CLOSE = "\ue0f0", "\ue0f1\ue0f2", "\ue0f3"
 _MARKS: Final = _OPEN + _DIGITS + _CLOSE
-# The marks themselves, and what JSON writes after the backslash when it is kept to ASCII.
+# The marks themselves, and their JSON escapes after the backslash.
 _RESERVED: Final = (f"[{_MARKS}]", r"(?<=\\)ue0f[0-3]")
 _ROLES: Final = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
 
@@ -36,20 +35,20 @@ class Shield:
         self._longest = max(map(len, control), default=0)
         self._originals: list[str] = []
 
-    def cover(self, value: Any) -> Any:
+    def escape(self, value: Any) -> Any:
         """A message, or any value in it, with placeholders in all of its strings."""
         if isinstance(value, str):
-            # of a thousand control tokens hardly one is there: a pattern of all would be slow
+            # a pattern of all the control tokens would be slow; few of them occur
             present = [re.escape(text) for text in self._control if text in value]
             pattern = "|".join([*present, *_RESERVED])
-            return self._cover_tail(re.sub(pattern, lambda match: self._put(match[0]), value))
+            return self._escape_tail(re.sub(pattern, lambda match: self._put(match[0]), value))
         if isinstance(value, Mapping):
             return {
-                self.cover(key): item if key == "role" and _is_role(item) else self.cover(item)
+                self.escape(key): item if key == "role" and _is_role(item) else self.escape(item)
                 for key, item in value.items()
             }
         if isinstance(value, list | tuple):
-            return [self.cover(item) for item in value]
+            return [self.escape(item) for item in value]
         return value
 
     def restore(self, text: str) -> str:
@@ -59,16 +58,16 @@ class Shield:
         text = _ESCAPED_PLACEHOLDER.sub(lambda match: _unescape(match[0]), text)
         return _PLACEHOLDER.sub(self._original, text)
 
-    def _cover_tail(self, text: str) -> str:
-        """Cover an end that the beginning of the next string could complete to a control token."""
+    def _escape_tail(self, text: str) -> str:
+        """Escape an end that the next string could complete to a control token."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             if self._is_head(text[-size:]):
                 return text[:-size] + self._put(text[-size:])
         return text
 
     def _is_head(self, text: str) -> bool:
-        """Whether a control token begins so; if one does, the next one in order does."""
-        # Words are left alone: templates compare roles and types, and no marker begins with one.
+        """Whether a control token starts with the text."""
+        # Words are left alone: templates compare roles and types, and no marker starts with one.
         place = bisect_right(self._ordered, text)
         begins = place < len(self._ordered) and self._ordered[place].startswith(text)
         return begins and not text.isalnum()

@@ -1,8 +1,7 @@
-"""Find the special tokens that a text contains, and cut it there.
+"""Split a text at its special tokens.
 
-Follows llama.cpp: longer tokens are found before shorter ones, wherever they stand. User-defined
-tokens are always found; control tokens only if asked, because text that users type must not become
-one. Knows no tokenizer.
+Follows llama.cpp: longer tokens are matched first, wherever they are. User-defined tokens are
+always matched; control tokens only on request, since text of users must not become one.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ _WHITE = " \t\n\v\f\r"
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
-    """A token that is found in text as a whole.
+    """A token that is matched in text as a whole.
 
     Attributes:
-        control: only found where control tokens are asked for.
-        lstrip, rstrip: swallows the white space before or after it.
+        control: only matched on request.
+        lstrip, rstrip: strips the white space before or after it.
     """
 
     text: str
@@ -32,18 +31,17 @@ class SpecialToken:
 
 
 class SpecialTokens:
-    """All special tokens of a vocabulary, ready to be searched for."""
+    """All special tokens of a vocabulary."""
 
     def __init__(self, tokens: Iterable[SpecialToken]) -> None:
         there = [token for token in tokens if token.text != ""]  # which would be everywhere
         self._tokens = sorted(there, key=lambda token: -len(token.text.encode("utf-8", "replace")))
 
     def split(self, text: str, control: bool) -> list[str | int]:
-        """Cut a text into raw pieces (never empty) and the ids of the special tokens among them.
+        """Plain parts (never empty) and ids of the special tokens between them.
 
         Args:
-            text: any text.
-            control: whether control tokens are looked for too.
+            control: match control tokens, too.
         """
         if not text:
             return []

@@ -1,8 +1,8 @@
-"""Find stop strings in text that arrives in pieces.
+"""Stop strings in streamed text.
 
-Aho-Corasick (Aho and Corasick, "Efficient string matching", CACM 1975): one step a character,
-however many stop strings there are, and the automaton's depth is exactly how much text may still
-become a stop string and must be held back. What is shown does not depend on how the text was cut.
+Aho-Corasick (Aho and Corasick, "Efficient string matching", CACM 1975): one step per character for
+any number of stop strings; the automaton's depth is the length of the text that may still become a
+stop string and is held back. The output does not depend on the chunks of the input.
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ __all__ = ["StopMatcher"]
 
 
 class StopMatcher:
-    """Passes text through until the first stop string, which is swallowed with all that follows.
+    """Passes text through up to the first stop string.
 
-    Of the stop strings in the whole text the one that begins first wins, even if another that
-    begins later ends sooner.
-
-    Args:
-        stops: the strings to stop at; none of them may be empty.
+    The stop string that starts first wins, even if one that starts later ends sooner.
 
     Raises:
         ParameterError: a stop string is empty.
@@ -40,15 +36,12 @@ class StopMatcher:
             self._insert(stop)
         self._link()
         self._state = 0
-        self._held = ""  # from where the longest candidate begins, or an earlier match
-        self._match_at: int | None = None  # in _held; a candidate that began earlier is alive
+        self._held = ""  # from the start of the longest candidate, or of an earlier match
+        self._match_at: int | None = None  # in _held, while an earlier candidate is alive
         self._stopped = False
 
     def add(self, text: str) -> tuple[str, bool]:
-        """Take more text; returns what may be shown now and whether a stop string was found.
-
-        Once stopped, nothing more is emitted.
-        """
+        """The text that can be shown now, and whether a stop string was found."""
         if self._stopped:
             return "", True
         held = self._held + text
@@ -67,7 +60,7 @@ class StopMatcher:
         return held[:begin], False
 
     def finish(self) -> str:
-        """What was held back, now that no more text comes."""
+        """The text held back, at the end of the input."""
         held = self._held if self._match_at is None else self._held[: self._match_at]
         self._stop()
         return held

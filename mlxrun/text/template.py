@@ -1,7 +1,7 @@
 """Chat templates: messages in, the prompt's text out.
 
 Renders as transformers' ``apply_chat_template`` does, within limits on the template's size, its
-output and its time. Knows nothing of tokens.
+output and its time.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ MAX_SOURCE: Final = 256_000
 """Characters of a template; the largest in use have about 20,000."""
 
 REASONING: Final = ("reasoning_content", "thinking", "reasoning")
-"""Where messages have what was thought before a reply."""
+"""Fields of a message that hold reasoning."""
 
 _PROBE: Final = "probed"
 
 
 class ChatTemplate:
-    """A compiled chat template; may be used from several threads.
+    """A compiled chat template. Thread-safe.
 
     Args:
-        source: the Jinja source.
-        bos_token, eos_token: what the template may print under these names.
-        special_tokens: more such names, e.g. ``{"unk_token": "<unk>"}``.
-        max_seconds: of one rendering.
-        max_output: characters that one rendering may print.
+        source: Jinja source.
+        bos_token, eos_token: variables of the template.
+        special_tokens: more of them, e.g. ``{"unk_token": "<unk>"}``.
+        max_seconds: time limit of a rendering.
+        max_output: character limit of a rendering.
 
     Raises:
         TemplateError: the source is too long or does not parse.
@@ -80,21 +80,21 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         **kwargs: Any,
     ) -> str:
-        """The prompt for a conversation.
+        """The prompt of a conversation.
 
-        A template that refuses a system message gets its text at the head of the first user's; one
-        that can print no list of parts, ``{"type": "text", "text": ...}``, gets their texts as
-        lines of one.
+        If the template refuses a system message, its text is prepended to the first user message;
+        if it cannot print lists of ``{"type": "text", "text": ...}`` parts, they are joined by
+        newlines.
 
         Args:
             messages: mappings with ``role`` and ``content``, and whatever else the template reads.
-            add_generation_prompt: whether to open the assistant's turn at the end.
+            add_generation_prompt: open the assistant's turn at the end.
             tools: JSON schemas of functions.
-            kwargs: more variables for the template, e.g. ``enable_thinking=False``.
+            kwargs: more variables, e.g. ``enable_thinking=False``.
 
         Raises:
-            TemplateError: the messages are no messages; the template refuses them, fails, or
-                exceeds its limits.
+            TemplateError: invalid messages, or the template refuses them, fails, or exceeds its
+                limits.
         """
         variables = {
             **self._tokens,
@@ -116,7 +116,7 @@ class ChatTemplate:
             raise TemplateError(f"the chat template refuses: {refusal}") from None
 
     def _flattened(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """With texts in place of lists of them, as far as the template needs that."""
+        """Messages with lists of text parts joined, if the template cannot print lists."""
         joined = {id(message): _joined(message.get("content")) for message in messages}
         if not any(text is not None for text in joined.values()) or self._prints_parts:
             return messages
@@ -127,7 +127,7 @@ class ChatTemplate:
 
     @cached_property
     def _prints_parts(self) -> bool:
-        """Whether the template prints the text of a part, and not the list as Python or JSON."""
+        """Whether the template prints a part's text, rather than the list as Python or JSON."""
         messages = [{"role": "user", "content": [{"type": "text", "text": _PROBE}]}]
         try:
             text = self._render({**self._tokens, "messages": messages})
@@ -152,7 +152,7 @@ class ChatTemplate:
 
 
 def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as plain data, with a reasoning text under each name that templates read."""
+    """Messages as plain data, with reasoning under each name that templates read."""
     conversation = []
     for message in messages:
         if not isinstance(message, Mapping):
@@ -166,7 +166,7 @@ def _conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _joined(content: Any) -> str | None:
-    """The texts of a list that has nothing else, as lines; None for any other content."""
+    """The lines of a list of text parts; None for any other content."""
     if not isinstance(content, list | tuple) or not content:
         return None
     texts = []
@@ -179,7 +179,7 @@ def _joined(content: Any) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Rebuild a value from JSON's own types, so that a template meets no foreign methods."""
+    """Rebuild a value from JSON's types, so that a template can call no foreign methods."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     for base in (str, int, float):
@@ -195,7 +195,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The conversation with a leading system message put into the first user's, if there is one."""
+    """The conversation with a leading system message moved into the first user message."""
     if len(messages) < 2 or messages[0].get("role") != "system" or messages[1]["role"] != "user":
         return None
     system, user, *rest = messages

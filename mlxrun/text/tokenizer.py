@@ -1,7 +1,4 @@
-"""Text to tokens and back: special tokens, BOS and EOS, chat, over an encoder of plain text.
-
-A tokenizer comes from a GGUF file or from a Hugging Face directory. Knows nothing of MLX.
-"""
+"""Tokenizer of a GGUF file or a Hugging Face directory: encode, decode, chat prompts."""
 
 from __future__ import annotations
 
@@ -29,17 +26,14 @@ __all__ = ["Tokenizer", "TokenizerParts", "load_tokenizer"]
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """What a tokenizer is made of, wherever it came from.
+    """The parts of a tokenizer, from either source.
 
     Attributes:
-        pieces: the tokens' texts, types and bytes.
-        encoder: cuts plain text.
-        special: finds special tokens in text.
         before, after: ids that ``add_special`` puts around a text.
         roles: ids of special tokens: "bos", "eos", "unknown", "padding" ...
-        end_ids: every token that ends a turn or a text.
+        end_ids: tokens that end a turn or a text.
         strips_space: whether decoding drops the space that encoding puts in front.
-        templates: chat templates by name; "default" is the one to use.
+        templates: chat templates by name, "default" among them if there are any.
     """
 
     pieces: Pieces
@@ -54,10 +48,7 @@ class TokenizerParts:
 
 
 class Tokenizer:
-    """Encodes and decodes text, and turns conversations into prompts.
-
-    Several threads may use one tokenizer.
-    """
+    """Encodes and decodes text and renders conversations as prompts. Thread-safe."""
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
@@ -65,11 +56,11 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> Tokenizer:
-        """The tokenizer of a GGUF file, which may be vocabulary-only.
+        """The tokenizer of a GGUF file, also of a vocabulary-only one.
 
         Raises:
-            GGUFError: the vocabulary's metadata is damaged.
-            TokenizerError: the kind of tokenizer or pre-tokenizer is unknown.
+            GGUFError: damaged vocabulary metadata.
+            TokenizerError: unknown tokenizer or pre-tokenizer.
         """
         from mlxrun.text.from_gguf import gguf_parts
 
@@ -77,10 +68,10 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer of a converted or any Hugging Face directory.
+        """The tokenizer of a model directory.
 
         Raises:
-            TokenizerError: there is no tokenizer, or it is damaged or of an unknown kind.
+            TokenizerError: no tokenizer, or one that is damaged or of an unknown kind.
         """
         from mlxrun.text.from_directory import directory_parts
 
@@ -88,58 +79,54 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are."""
         return len(self._pieces)
 
     @property
     def prefix(self) -> tuple[int, ...]:
-        """Ids that ``encode`` puts before a text, such as BOS; maybe none."""
+        """Ids that ``encode`` puts before a text, such as BOS."""
         return self._parts.before
 
     @property
     def bos_id(self) -> int | None:
-        """The token that begins a text."""
         return self._parts.roles.get("bos")
 
     @property
     def eos_id(self) -> int | None:
-        """The token that ends a text."""
         return self._parts.roles.get("eos")
 
     @property
     def eog_ids(self) -> frozenset[int]:
-        """Every token that ends a turn or a text."""
+        """End-of-generation tokens: all that end a turn or a text."""
         return self._parts.end_ids
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Cut a text into tokens.
+        """Token ids of a text.
 
         Args:
             text: any text; lone surrogates count as U+FFFD.
-            add_special: put BOS and EOS around it, if the model wants them.
-            parse_special: let control tokens written in the text become such. Never do this with
-                text that others wrote. User-defined tokens are always recognised.
+            add_special: add BOS and EOS where the model uses them.
+            parse_special: recognize control tokens written in the text; never do this with text
+                from users. User-defined tokens are always recognized.
 
         Raises:
-            ParameterError: this is no text.
+            ParameterError: not a string.
         """
         pieces = self._parts.special.split(valid(text), control=parse_special)
         ids = self._encode_pieces(pieces)
         return [*self._parts.before, *ids, *self._parts.after] if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """The text of tokens; bytes that are no UTF-8 become U+FFFD.
+        """The text of tokens; invalid UTF-8 becomes U+FFFD.
 
-        A BOS in front that ``encode`` adds, and the space that SPM vocabularies put before a text,
-        are left out, so that ``decode(encode(text)) == text``.
+        A leading BOS and the leading space of SPM vocabularies are dropped, so that
+        ``decode(encode(text)) == text``.
 
         Args:
-            ids: token ids.
             skip_special: leave out control tokens.
 
         Raises:
-            TokenizerError: an id is outside the vocabulary.
-            ParameterError: these are no ids.
+            TokenizerError: an id outside the vocabulary.
+            ParameterError: not token ids.
         """
         if not isinstance(ids, Iterable) or isinstance(ids, str):
             raise ParameterError("ids", ids, "token ids")
@@ -149,11 +136,11 @@ class Tokenizer:
     def detokenizer(
         self, skip_special: bool = False, *, continues: bool = False
     ) -> StreamingDetokenizer:
-        """A decoder for tokens that come one by one; the whole equals ``decode``.
+        """A streaming decoder; its joined output equals ``decode``.
 
         Args:
             skip_special: leave out control tokens.
-            continues: the tokens go on from a text before them, so that a leading space is theirs.
+            continues: the tokens continue an earlier text, so a leading space is kept.
         """
         spell = self._pieces.spell_visible if skip_special else self._pieces.spell
         if continues:
@@ -165,27 +152,26 @@ class Tokenizer:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What a token adds to a text, as bytes; maybe a part of a character."""
+        """The bytes a token adds to a text, maybe part of a character."""
         return self._pieces.spell(token_id)
 
     def piece(self, token_id: int) -> str:
-        """A token as the vocabulary spells it."""
+        """A token as written in the vocabulary."""
         return self._pieces.text(token_id)
 
     def is_control(self, token_id: int) -> bool:
-        """Whether a token is a mark rather than text."""
         return self._pieces.is_control(token_id)
 
     @cached_property
     def default_template(self) -> DefaultTemplate | None:
-        """The template in place of the model's; None where it has its own."""
+        """The substitute template of a model that has none; else None."""
         return None if "default" in self._parts.templates else default_template(self._pieces.ids())
 
     @cached_property
     def chat_templates(self) -> Mapping[str, ChatTemplate]:
-        """All chat templates by name; "default" is always there.
+        """Chat templates by name, always with a "default".
 
-        Warns once, at the first use, where the model has none: it is probably a base model.
+        Warns at the first use if the model has none: it is probably a base model.
         """
         sources = dict(self._parts.templates)
         if self.default_template:
@@ -195,7 +181,6 @@ class Tokenizer:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """The template for conversations; a default where the model has none."""
         return self.chat_templates["default"]
 
     def encode_chat(
@@ -208,22 +193,22 @@ class Tokenizer:
         template: str | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        """The prompt for a conversation.
+        """Token ids of a conversation's prompt.
 
         The template's markers become control tokens; the same text inside a message does not.
 
         Args:
             messages: mappings with ``role`` and ``content``.
-            add_generation_prompt: whether to open the assistant's turn.
+            add_generation_prompt: open the assistant's turn.
             tools: JSON schemas of functions.
-            template: which of ``chat_templates``; by default "tool_use" if there are tools and the
-                model has it, else "default".
-            kwargs: more variables for the template.
+            template: a name in ``chat_templates``; by default "tool_use" with tools if the model
+                has it, else "default".
+            kwargs: more template variables.
 
         Raises:
             TemplateError: the template refuses the messages or fails.
-            TokenizerError: there is no template of that name.
-            ParameterError: these are no messages or no tools.
+            TokenizerError: no template of that name.
+            ParameterError: invalid messages or tools.
         """
         for what, given in (("messages", messages), ("tools", [] if tools is None else tools)):
             if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
@@ -231,10 +216,10 @@ class Tokenizer:
         shield = Shield(self._parts.special.control_texts())
         try:
             text = self._choose(template, tools).render(
-                shield.cover(list(messages)),
+                shield.escape(list(messages)),
                 add_generation_prompt=add_generation_prompt,
-                tools=shield.cover(tools),
-                **{name: shield.cover(value) for name, value in kwargs.items()},
+                tools=shield.escape(tools),
+                **{name: shield.escape(value) for name, value in kwargs.items()},
             )
         except RecursionError:
             raise TemplateError("the messages are nested too deeply") from None
@@ -275,11 +260,11 @@ class Tokenizer:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a ``.gguf`` file (vocabulary-only ones too) or of a model directory.
+    """The tokenizer of a ``.gguf`` file or a model directory.
 
     Raises:
-        SourceError: there is nothing at that path.
-        GGUFError, TokenizerError: what is there cannot be used.
+        SourceError: nothing at that path.
+        GGUFError, TokenizerError: no usable tokenizer there.
     """
     path = Path(source)
     if path.is_dir():
@@ -290,7 +275,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def valid(text: str) -> str:
-    """The text with pairs of surrogates joined and lone ones replaced."""
+    """The text with surrogate pairs joined and lone surrogates replaced."""
     if not isinstance(text, str):
         raise ParameterError("text", text, "a string")
     try:

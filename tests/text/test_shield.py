@@ -16,7 +16,7 @@ texts = st.text("<|abs/>[]\\ue0f13\ue0f0\ue0f1\ue0f2\ue0f3", max_size=20)
 @given(parts=st.lists(texts, max_size=5))
 def test_no_marker_within_or_across_strings_and_all_comes_back(parts: list[str]) -> None:
     shield = Shield(CONTROL)
-    joined = "".join(shield.cover(parts))
+    joined = "".join(shield.escape(parts))
     assert not any(marker in joined for marker in CONTROL)
     assert shield.restore(joined) == "".join(parts)
 
@@ -24,13 +24,13 @@ def test_no_marker_within_or_across_strings_and_all_comes_back(parts: list[str])
 @given(text=texts, ascii_only=st.booleans())
 def test_placeholders_survive_json(text: str, ascii_only: bool) -> None:
     shield = Shield(CONTROL)
-    dumped = json.dumps(shield.cover(text), ensure_ascii=ascii_only)
+    dumped = json.dumps(shield.escape(text), ensure_ascii=ascii_only)
     assert json.loads(shield.restore(dumped)) == text
 
 
 def test_keys_and_nested_values_are_covered_but_roles_are_not() -> None:
     shield = Shield([*CONTROL, "user"])
-    covered = shield.cover({"role": "user", "</s>": [{"x": ("<|a|>", 3, None)}]})
+    covered = shield.escape({"role": "user", "</s>": [{"x": ("<|a|>", 3, None)}]})
     assert covered["role"] == "user"
     assert "</s>" not in covered and "<|a|>" not in str(covered)
     assert shield.restore(str(covered)).count("</s>") == 1
@@ -42,7 +42,7 @@ def test_every_end_that_could_become_a_control_token_is_covered(
 ) -> None:
     """What stays readable at the end of a message begins no control token, unless it is a word."""
     shield = Shield(control)
-    covered = shield.cover(text)
+    covered = shield.escape(text)
     assert shield.restore(covered) == text
     for size in range(1, len(covered) + 1):
         tail = covered[-size:]
