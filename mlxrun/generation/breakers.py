@@ -1,8 +1,7 @@
-"""Which token sequences carry the strings that break a sequence for DRY.
+"""Token sequences for the strings that break a repetition for DRY.
 
-A breaker is a string, but the sampler sees tokens, and a tokenizer may bury a string inside a
-longer token or spread it over several. This module looks through the vocabulary once, however many
-breakers there are; it knows tokens as bytes and nothing about sampling. Standard library only.
+A tokenizer may have such a string inside a longer token or spread over several. One pass over the
+vocabulary finds them all.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ def breaker_tokens(
 ) -> frozenset[tuple[int, ...]]:
     """The token sequences that end with or contain one of the strings.
 
-    A token that contains the string is a sequence of its own. One that ends with the string's
-    beginning is the start of a sequence that goes on with the tokens of the rest.
+    A token that contains the string is a sequence by itself; one that ends with a head of the
+    string starts a sequence that continues with the tokens of the rest.
 
     Args:
-        strings: the breakers, none of them empty.
-        pieces: what each token id stands for, empty for control tokens.
+        strings: the breakers, none empty.
+        pieces: bytes of each token, empty for control tokens.
         encode: the tokenizer without special tokens.
     """
     targets = {string.encode("utf-8", "replace") for string in strings}
-    beginnings = _beginnings(targets, max(map(len, pieces), default=0))
-    longest = max(map(len, beginnings), default=0)
+    heads = _heads(targets, max(map(len, pieces), default=0))
+    longest = max(map(len, heads), default=0)
     lengths = sorted({len(target) for target in targets})
     tails: dict[bytes, tuple[int, ...]] = {}
     found: set[tuple[int, ...]] = set()
@@ -39,7 +38,7 @@ def breaker_tokens(
         if contained:
             found.add((token,))
         for length in range(1, min(longest, len(piece)) + 1):
-            for target in beginnings.get(piece[-length:], ()):
+            for target in heads.get(piece[-length:], ()):
                 rest = target[length:]
                 if rest not in tails:
                     tails[rest] = _tokens(rest, encode)
@@ -48,8 +47,8 @@ def breaker_tokens(
     return frozenset(found)
 
 
-def _beginnings(targets: Iterable[bytes], longest: int) -> dict[bytes, list[bytes]]:
-    """The targets by each proper beginning of theirs that a piece is long enough to end with."""
+def _heads(targets: Iterable[bytes], longest: int) -> dict[bytes, list[bytes]]:
+    """The targets by each proper head of at most ``longest`` bytes."""
     found: dict[bytes, list[bytes]] = defaultdict(list)
     for target in targets:
         for length in range(1, min(len(target) - 1, longest) + 1):
@@ -65,7 +64,7 @@ def _windows(piece: bytes, lengths: Iterable[int]) -> Iterator[bytes]:
 
 
 def _tokens(rest: bytes, encode: Callable[[str], list[int]]) -> tuple[int, ...]:
-    """The tokens of the rest; none where it starts in the middle of a character."""
+    """The tokens of the rest; none if it starts within a character."""
     try:
         return tuple(encode(rest.decode()))
     except UnicodeDecodeError:

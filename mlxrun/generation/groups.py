@@ -1,7 +1,7 @@
-"""Sampling for many requests at once: rows whose plans are alike share one graph.
+"""Batched sampling: rows with equal plans share one graph.
 
-A row's tokens do not depend on the rows beside it: its noise comes from its own seed, and every
-stage works row by row.
+A row's tokens do not depend on the other rows: its noise comes from its own seed, and every stage
+works row by row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlxrun.generation.sampling import Sampler
 
 
 class _Alike:
-    """Samplers whose plans and shapes are alike, as one; it holds their states meanwhile."""
+    """Samplers of equal plan and shapes, stacked; it holds their states meanwhile."""
 
     def __init__(self, samplers: Sequence[Sampler], index: mx.array | None) -> None:
         self._samplers = list(samplers)
@@ -40,11 +40,11 @@ def _joined(rows: Sequence[tuple[mx.array, ...]]) -> list[mx.array]:
 
 
 class SamplerGroups:
-    """The samplers of a batch's rows, grouped anew only when rows come or go.
+    """The samplers of a batch's rows, regrouped only when rows come or go.
 
     Attributes:
-        rows: for each group, which of the rows it draws for.
-        order: where each row's token is among those of the groups; None for in order.
+        rows: the rows of each group.
+        order: index of each row's token in the concatenated groups; None if in order.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class SamplerGroups:
         self.order: mx.array | None = None
 
     def of(self, samplers: Sequence[Sampler]) -> Self:
-        """These groups, made to draw for some samplers, one for each row."""
+        """These groups, arranged for the samplers, one per row."""
         members = list(samplers)
         if members != self._members or any(sampler.full for sampler in members):
             self._regroup(members)

@@ -1,11 +1,10 @@
-"""Chance that belongs to a request: a pure function of (seed, step, what it is for).
+"""Per-request random numbers: a pure function of (seed, step, token id).
 
-The noise of a token depends on the request's seed, the number of the step and the token's id, and
-on nothing else: not on the rest of the batch, nor on which other candidates are left or how they
-are ordered. So a request draws the same tokens alone and in company, a step can be replayed after a
-rewind, and two candidates whose logits differ by rounding noise may swap places without a
-consequence. Built on MLX's Threefry generator (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"); ``mx.random``'s global state is neither read nor changed.
+The noise of a token does not depend on the rest of the batch, nor on the other candidates and their
+order. So a request samples the same tokens alone and in a batch, a step can be replayed after a
+rollback, and candidates whose logits differ by rounding may swap places without effect. Built on
+MLX's Threefry generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3");
+``mx.random``'s global state is neither read nor changed.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from typing import Final
 
 import mlx.core as mx
 
-# Token ids are far below this value, so it can name the chance of the step itself.
+# Stands for the step itself; token ids are far below.
 _STEP_ITSELF: Final = 0xFFFFFFFF
 
 _hash_keys = mx.vmap(lambda key: mx.random.split(key, 1)[0])  # (N, 2) -> (N, 2)
 
 
 def request_key(seed: int) -> mx.array:
-    """The key (1, 2) uint32 of a request; neighbouring seeds give unrelated keys."""
+    """The key (1, 2) uint32 of a request; adjacent seeds give unrelated keys."""
     return mx.random.split(mx.random.key(seed), 1)
 
 

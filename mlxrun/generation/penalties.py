@@ -1,8 +1,7 @@
-"""Stages that move logits (B, V) by what was said before, and the small state they need.
+"""Stages that change logits (B, V) by the recent tokens, and their state.
 
-A row's past is a window of token ids (B, W) int32, the latest last, -1 where there is none yet.
-Parameters are floats, or arrays (B, 1) with a value for each row. Nothing here knows which stages
-are on or in which order they run.
+Recent tokens are a window (B, W) int32, the latest last, padded with -1. Parameters are floats, or
+arrays (B, 1) with a value for each row.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def add_bias(logits: mx.array, ids: mx.array, values: mx.array) -> mx.array:
 def penalise(
     logits: mx.array, window: mx.array, repetition: Value, presence: Value, frequency: Value
 ) -> mx.array:
-    """Make the tokens of the window (B, W) less likely, or more so with values that say so.
+    """Make the tokens of the window (B, W) less likely (or more, depending on the values).
 
     ``repetition`` divides positive logits and multiplies others (Keskar et al. 2019, "CTRL", in
     the form that spares negative logits a reward); then ``presence`` is subtracted once and
@@ -46,7 +45,7 @@ def dry(
     allowed_length: Value,
     exempt: mx.array | None = None,
 ) -> mx.array:
-    """Subtract ``multiplier * base ** (n - allowed_length)`` from what continues a repetition.
+    """Subtract ``multiplier * base ** (n - allowed_length)`` from tokens that repeat.
 
     n is the length of the longest earlier stretch of the window (B, W) that equals its end and is
     followed by the token; ``repeats`` (B, W) comes from ``extend_repeats``. ``exempt`` (B, V) bool
@@ -68,18 +67,18 @@ def dry(
 
 
 def _scatter(target: mx.array, ids: mx.array) -> mx.ArrayAt:
-    """The places of ids (B, W) in target (B, V). Give absent ids a neutral value: they go to 0."""
+    """The places of ids (B, W) in target (B, V); absent ids, at 0, need neutral values."""
     rows = mx.arange(target.shape[0])[:, None]
     return target.at[rows, mx.maximum(ids, 0)]
 
 
 def append(window: mx.array, token: mx.array) -> mx.array:
-    """The window (B, W) moved on by the tokens (B,)."""
+    """The window (B, W) shifted by the tokens (B,)."""
     return mx.concatenate([window[:, 1:], token[:, None].astype(window.dtype)], axis=-1)
 
 
 def extend_repeats(repeats: mx.array, window: mx.array) -> mx.array:
-    """For each place of the window, how long a stretch ending there equals the window's end.
+    """For each place of the window, the length of the stretch ending there that equals its end.
 
     The recurrence of the longest common suffix: a stretch grows by one where its next token equals
     the newest, and is gone elsewhere. It needs no shift, because the window itself moved by one.
@@ -94,14 +93,14 @@ def extend_repeats(repeats: mx.array, window: mx.array) -> mx.array:
 def ends_with_any(window: mx.array, patterns: mx.array) -> mx.array:
     """Which rows (B, 1) of the window (B, W) end with one of the patterns (B, P, L <= W).
 
-    Patterns end at the right; -1 fills those shorter than L and equals everything.
+    Patterns are right-aligned; the padding, -1, equals everything.
     """
     end = window[:, None, -patterns.shape[-1] :]
     return mx.any(mx.all((patterns < 0) | (patterns == end), axis=-1), axis=-1, keepdims=True)
 
 
 def initial_repeats(tokens: Sequence[int], breakers: Sequence[Sequence[int]]) -> list[int]:
-    """What ``extend_repeats`` would have found after all of ``tokens``, in linear time.
+    """The result of ``extend_repeats`` after all of ``tokens``, in linear time.
 
     The Z algorithm (Gusfield 1997, "Algorithms on strings, trees and sequences") on the reversed
     tokens, and no stretch longer than the tokens since the last of the breakers.

@@ -1,8 +1,4 @@
-"""What a step of sampling is told: its plan, its settings and its state.
-
-The plan is static and says what the graph looks like; settings and state are arrays with a row for
-each request. This module turns parameters into them; what the stages do is written elsewhere.
-"""
+"""Sampling parameters: a static plan that shapes the graph, and arrays with a row per request."""
 
 from __future__ import annotations
 
@@ -20,13 +16,13 @@ __all__ = ["Plan", "Settings", "State"]
 
 Breakers = Sequence[tuple[int, ...]]
 
-GROWTH: Final = 256  # places by which a window grows: shapes change seldom, small ones stay small
+GROWTH: Final = 256  # tokens by which a window grows: its shape changes seldom
 _COLDEST: Final = 1e-30  # keeps a positive temperature positive in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which stages are in the graph, and their shapes. Rows of one step share it."""
+    """The stages of the graph and their shapes, the same for all rows of a group."""
 
     greedy: bool
     mirostat: bool
@@ -41,7 +37,6 @@ class Plan:
 
     @classmethod
     def of(cls, params: SamplingParams, vocab_size: int) -> Plan:
-        """The plan of a request's parameters."""
         truncates = not params.greedy and not params.mirostat
         penalises = bool(
             params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty
@@ -61,19 +56,19 @@ class Plan:
 
     @property
     def reach(self) -> int:
-        """How far back some stage looks, in tokens."""
+        """The longest look-back of a stage, in tokens."""
         if self.penalty_window < 0 or self.dry_window < 0:
             return sys.maxsize
         return max(self.penalty_window, self.dry_window)
 
     @property
     def ranks(self) -> bool:
-        """Whether some stage needs the candidates in order of likelihood."""
+        """Whether a stage needs the candidates sorted."""
         return bool(self.top_k or self.typical_p or self.top_p or self.xtc)
 
 
 class Settings(NamedTuple):
-    """A request's values, (B, 1) float32 where nothing else is said; constant over its life."""
+    """Constant values of a request, (B, 1) float32 unless noted."""
 
     key: mx.array  # (B, 2) uint32
     temperature: mx.array
@@ -97,7 +92,6 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, params: SamplingParams, vocab_size: int, seed: int, breakers: Breakers) -> Settings:
-        """The settings (one row) of a request."""
         return cls(
             key=noise.request_key(seed),
             temperature=_column(max(params.temperature, _COLDEST)),
@@ -128,7 +122,7 @@ def _column(value: float) -> mx.array:
 
 
 def _mask(tokens: Sequence[int], vocab_size: int) -> mx.array:
-    """Where in the vocabulary the tokens are: (V,) bool, or (0,) for no tokens at all."""
+    """The tokens as a mask (V,) bool, or (0,) if there are none."""
     if not tokens:
         return mx.zeros(0, dtype=mx.bool_)
     ids = mx.array(list(tokens), dtype=mx.uint32)
@@ -136,17 +130,17 @@ def _mask(tokens: Sequence[int], vocab_size: int) -> mx.array:
 
 
 def _patterns(breakers: Breakers) -> mx.array:
-    """The breakers as rows (P, L) int32, each at the right of its row after -1 as filling."""
+    """The breakers as rows (P, L) int32, right-aligned and padded with -1."""
     length = max(map(len, breakers), default=0)
     rows = [[-1] * (length - len(each)) + list(each) for each in breakers]
     return mx.array(rows, dtype=mx.int32).reshape(len(rows), length)
 
 
 class State(NamedTuple):
-    """What a request carries from step to step."""
+    """The state of a request between steps."""
 
     step: mx.array  # (B,) uint32
-    window: mx.array  # (B, W) int32: recent tokens, the latest last, -1 where there is none
+    window: mx.array  # (B, W) int32: recent tokens, the latest last, padded with -1
     repeats: mx.array  # (B, W) int32, see penalties.extend_repeats; (B, 0) without DRY
     mu: mx.array  # (B, 1) float32: mirostat's limit on the surprise, in bits
 
@@ -154,7 +148,7 @@ class State(NamedTuple):
     def of(
         cls, plan: Plan, params: SamplingParams, past: Sequence[int], breakers: Breakers
     ) -> State:
-        """The state (one row) of a request whose tokens so far are ``past``."""
+        """The state (one row) after the tokens ``past``."""
         longest_breaker = max(map(len, breakers), default=0)
         width = max(longest_breaker, min(plan.reach, len(past) + GROWTH))
         repeats = penalties.initial_repeats(past, breakers) if plan.dry_window else []
@@ -166,7 +160,7 @@ class State(NamedTuple):
         )
 
     def widened(self) -> State:
-        """The same state with room for more tokens."""
+        """The state with room for more tokens."""
         left = [(0, 0), (GROWTH, 0)]
         repeats = mx.pad(self.repeats, left) if self.repeats.size else self.repeats
         window = mx.pad(self.window, left, constant_values=mx.array(-1))
@@ -174,13 +168,7 @@ class State(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Rows that are sampled alike.
-
-    Attributes:
-        plan: the stages.
-        settings, state: of the rows.
-        which: rows of the logits; None for all.
-    """
+    """Rows of one plan; ``which`` are their rows of the logits, None for all."""
 
     plan: Plan
     settings: Settings
@@ -189,6 +177,6 @@ class Group(NamedTuple):
 
 
 def _right(values: Sequence[int], width: int, fill: int) -> mx.array:
-    """The last ``width`` of the values as a row (1, width) int32, filled up on the left."""
+    """The last ``width`` values as a row (1, width) int32, padded on the left."""
     last = list(values)[max(0, len(values) - width) :]
     return mx.array([fill] * (width - len(last)) + last, dtype=mx.int32)[None]

@@ -1,6 +1,6 @@
-"""From logits to a token, on the device and without waiting for it.
+"""Logits to sampled tokens, lazily on the device.
 
-The stages of a step, in order; each is absent from the graph unless its parameter turns it on:
+The stages, in order; each is absent from the graph unless its parameter turns it on:
 
  1. logit bias
  2. repetition, presence and frequency penalties, over the last ``penalty_last_n`` tokens
@@ -12,15 +12,14 @@ The stages of a step, in order; each is absent from the graph unless its paramet
  7. min-p       (0.05)
  8. XTC         (off)
  9. temperature (0.8)
-10. the draw, with noise from the request's own seed
+10. sampling, with noise from the request's own seed
 
-Order and defaults are llama.cpp's. Mirostat takes the place of stages 4 to 8 and acts after the
-temperature. Prompt and reply both count as recent tokens. The log-probabilities that a step reports
-are the model's own, before stage 1.
+Order and defaults are llama.cpp's. Mirostat replaces stages 4 to 8 and acts after the temperature.
+Prompt and completion both count as recent tokens. Reported log-probabilities are the model's own,
+before stage 1.
 
 ``next_token`` is a pure function of arrays for any number of rows with the same ``Plan``, and a
-row's token never depends on the other rows; ``Sampler`` drives it for one request. Not known here:
-what a token means, when a reply ends, who else is in the batch.
+row's token never depends on the other rows; ``Sampler`` drives it for one request.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "distribution", "n
 
 
 class Sampled(NamedTuple):
-    """What one step drew, unevaluated. The log-probabilities are None unless asked for."""
+    """Sampled tokens of a step, unevaluated; log-probabilities are None unless requested."""
 
     token: mx.array  # (B,) uint32
     logprob: mx.array | None = None  # (B,) of the token
@@ -53,7 +52,7 @@ class Sampled(NamedTuple):
 def next_token(
     plan: Plan, settings: Settings, state: State, logits: mx.array
 ) -> tuple[Sampled, State]:
-    """One step: the tokens of logits (B, V) and the state after them, all unevaluated."""
+    """Sample the tokens of logits (B, V); returns them and the next state, unevaluated."""
     logits = logits.astype(mx.float32)
     candidates, ids = distribution(plan, settings, state, logits)
     token = ids[:, 0] if plan.greedy else _draw(settings, state, candidates, ids)
@@ -65,10 +64,10 @@ def next_token(
 def distribution(
     plan: Plan, settings: Settings, state: State, logits: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """What the draw chooses from: stages 1 to 9 on logits (B, V) float32.
+    """Stages 1 to 9 on logits (B, V) float32.
 
-    Returns log-probabilities (B, K), not normalised and -inf where dropped, and the candidates'
-    token ids, (B, K) or (1, K). Without chance there is one candidate.
+    Returns unnormalized log-probabilities (B, K), -inf where dropped, and the candidates' token ids
+    (B, K) or (1, K). Greedy sampling has one candidate.
     """
     logits = _adjust(plan, settings, state, logits)
     every_id = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
@@ -133,14 +132,14 @@ def _cool(logits: mx.array, temperature: mx.array) -> mx.array:
 
 
 def _draw(settings: Settings, state: State, logits: mx.array, ids: mx.array) -> mx.array:
-    """Tokens (B,) drawn from logits (B, K) by the Gumbel-max trick."""
+    """Tokens (B,) sampled from logits (B, K) by the Gumbel-max trick."""
     scores = logits + noise.gumbel(settings.key, state.step, ids)
     chosen = mx.argmax(scores, axis=-1, keepdims=True)
     return mx.take_along_axis(mx.broadcast_to(ids, scores.shape), chosen, axis=-1)[:, 0]
 
 
 def _steer(settings: Settings, mu: mx.array, kept: mx.array, token: mx.array) -> mx.array:
-    """Mirostat's mu (B, 1) after the tokens (B,) drawn from the logits ``kept`` (B, V)."""
+    """Mirostat's mu (B, 1) after the tokens (B,) sampled from the logits ``kept`` (B, V)."""
     surprise = -mx.take_along_axis(log_softmax(kept), token[:, None], axis=-1) / math.log(2)
     return mu - settings.mirostat_eta * (surprise - settings.mirostat_tau)
 
@@ -166,32 +165,30 @@ def _advance(plan: Plan, settings: Settings, state: State, token: mx.array) -> S
         if settings.breaker_patterns.size:
             broken = penalties.ends_with_any(window, settings.breaker_patterns)
             repeats = mx.where(broken, 0, repeats)
-    # Nothing reads a greedy request's step: counting would pile up a graph that nobody evaluates.
+    # A greedy request's step is never read: counting it would grow an unevaluated graph.
     step = state.step if plan.greedy else state.step + 1
     return State(step, window, repeats, state.mu)
 
 
 class Sampler:
-    """Draws the tokens of one request, step after step, without waiting for any of them.
+    """Samples the tokens of one request, step by step, lazily.
 
     Args:
-        params: how tokens are chosen.
         vocab_size: V, the number of logits.
         context_tokens: the prompt, for the stages that look back.
-        dry_breakers: token sequences across which DRY sees no repetition, as
-            ``mlxrun.generation.breakers`` finds them for ``params.dry_sequence_breakers``.
+        dry_breakers: token sequences that break a repetition for DRY, as ``breaker_tokens`` finds
+            them for ``params.dry_sequence_breakers``.
 
     Attributes:
-        seed: the seed in use, also where ``params`` leaves it to chance.
-        plan, settings: what ``next_token`` takes; constant.
-        state: what the next step starts from.
-        tokens: how many it knows of, the prompt's included.
+        seed: the seed in use, also if ``params`` has none.
+        plan, settings: constant arguments of ``next_token``.
+        state: before the next step.
+        tokens: tokens so far, the prompt's included.
 
-    ``copy.copy(sampler)`` is a snapshot: both go on from here on their own, at no cost.
+    ``copy.copy(sampler)`` is a snapshot: both continue independently, at no cost.
 
     Raises:
-        ParameterError: a token id in ``params.logit_bias``, the prompt or the breakers that the
-            vocabulary does not have.
+        ParameterError: a token id outside the vocabulary.
     """
 
     def __init__(
@@ -213,7 +210,7 @@ class Sampler:
         self.tokens = len(context_tokens)
 
     def sample(self, logits: mx.array) -> Sampled:
-        """The next token of logits (1, V); may be called again before anything is evaluated."""
+        """The next token of logits (1, V), unevaluated."""
         ((plan, settings, state, _),) = self.groups
         sampled, state = next_token(plan, settings, state, logits)
         self.advance([state])
@@ -221,7 +218,7 @@ class Sampler:
 
     @property
     def groups(self) -> Sequence[Group]:
-        """Its own row, as a step takes it; see :class:`mlxrun.generation.stepping.Samplers`."""
+        """Its own row, as a step takes it."""
         if self.full:
             self.widen()
         return [Group(self.plan, self.settings, self.state)]
@@ -237,11 +234,10 @@ class Sampler:
 
     @property
     def full(self) -> bool:
-        """Whether the state needs more room before the next step."""
+        """Whether the state must be widened before the next step."""
         return self.tokens == self.state.window.shape[-1] < self.plan.reach
 
     def widen(self) -> None:
-        """Give the state more room."""
         self.state = self.state.widened()
 
     @property

@@ -1,9 +1,8 @@
 """Stages that drop candidates: each maps logits (B, K) to logits with -inf where it dropped one.
 
-Candidates stand in the order of ``ranked``: likeliest first, equal ones by ascending id. Parameters
-are floats, or arrays (B, 1) with a value for each row. Each stage takes probabilities over what the
-stages before it left. At least one candidate of a row always survives. Nothing here knows which
-stages are on or in which order they run.
+Candidates are sorted as by ``ranked``: likeliest first, equal ones by ascending id. Parameters are
+floats, or arrays (B, 1) with a value for each row. Each stage takes probabilities over the
+candidates left by the stages before it. At least one candidate of a row always survives.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from mlxrun.on_cpu import log_softmax
 
 Value = float | mx.array
 
-_BLOCK = 64  # tokens of which one is compared first
+_BLOCK = 64  # tokens per block of the first pass
 _NARROW = 1024  # candidates
 
 
 def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k likeliest of logits (B, V) float32 and their ids, both (B, k), in order.
 
-    Of equal logits the lower id goes first, whatever a device's partition does with ties.
+    Of equal logits the lower id comes first, on every device.
     """
     ids = mx.arange(logits.shape[-1], dtype=mx.int64)[None]
     if k * _BLOCK < logits.shape[-1]:
@@ -35,10 +34,10 @@ def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def _best_blocks(logits: mx.array, k: int) -> mx.array:
-    """Ids (B, K) of the k blocks of the vocabulary with the likeliest tokens, and of its last few.
+    """Ids (B, K) of the k blocks with the likeliest tokens, and of the last, partial block.
 
-    The k likeliest are among them: before a token of another block stand the peaks of all k, since
-    an equal one of an earlier block has a lower id.
+    The k likeliest tokens are among them: the peaks of all k blocks precede the tokens of any other
+    block, since an equal one of an earlier block has a lower id.
     """
     rows, size = logits.shape
     whole = size - size % _BLOCK
@@ -68,7 +67,7 @@ def top_p(logits: mx.array, p: Value) -> mx.array:
     Holtzman et al. 2020, "The curious case of neural text degeneration" (nucleus sampling).
     """
     before = mx.cumsum(_probabilities(logits), axis=-1, inclusive=False)
-    # Nothing but dropped candidates precedes the first survivor: it has 0 before it and stays.
+    # Only dropped candidates precede the first survivor: it has 0 before it and stays.
     return _keep(logits, (before < p) | (before == 0))
 
 
@@ -100,7 +99,7 @@ def typical_p(logits: mx.array, p: Value) -> mx.array:
 def xtc(logits: mx.array, threshold: Value, active: mx.array) -> mx.array:
     """Drop all but the least likely of the tokens with a probability of at least ``threshold``.
 
-    ``active`` (B, 1) bool says for which rows the dice fell so. "Exclude top choices", by
+    ``active`` (B, 1) bool are the rows it applies to. "Exclude top choices", by
     p-e-w 2024: https://github.com/oobabooga/text-generation-webui/pull/6335
     """
     top = _probabilities(logits) >= threshold

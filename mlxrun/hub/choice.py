@@ -1,8 +1,4 @@
-"""Which files of a repository make up the model that a name asks for.
-
-Knows file names and sizes only: not where the list came from (the hub or the cache on disk), nor
-what is in the files.
-"""
+"""Select the files of the requested model from a repository's list."""
 
 from __future__ import annotations
 
@@ -14,15 +10,15 @@ from pathlib import PurePosixPath
 from mlxrun.errors import HubError
 from mlxrun.hub.names import HubName
 
-DEFAULT_QUANT = "Q4_K_M"  # what llama.cpp and Ollama take when nothing is said
+DEFAULT_QUANT = "Q4_K_M"  # the default of llama.cpp and Ollama
 
-_MOST_SHARDS = 1000  # more is no split file: keeps a hostile list from costing memory
+_MOST_SHARDS = 1000  # keeps a hostile list from costing memory
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.(?:gguf|safetensors)")
 _NOT_A_MODEL = re.compile(
     r"(?<![a-z0-9])(?:mmproj|imatrix|ggml-vocab|vocab-?only)(?![a-z0-9])", re.IGNORECASE
 )
-# What goes with a model, unless it is all there is: then the word is part of the model's name.
+# Companions of a model, unless there is nothing else: then the word is part of its name.
 _BESIDE_A_MODEL = re.compile(r"(?<![a-z0-9])(?:lora|adapter|vocab)(?![a-z0-9])", re.IGNORECASE)
 _WHOLE = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
 _LABEL = re.compile(
@@ -39,7 +35,7 @@ _TEXT_FILES = re.compile(
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a repository: its path there, bytes, and its hash where the hub has one."""
+    """A file of a repository: path, bytes, and hash if the hub has one."""
 
     path: str
     size: int
@@ -48,10 +44,9 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Choice:
-    """The files of one model, in the order to fetch them.
+    """The files of one model, in download order.
 
     Attributes:
-        files: every file.
         first: the path to open: a GGUF, the first of its shards, or ``""`` for the directory.
     """
 
@@ -60,12 +55,11 @@ class Choice:
 
     @property
     def size(self) -> int:
-        """Of all files together, in bytes."""
         return sum(file.size for file in self.files)
 
     @property
     def label(self) -> str:
-        """What to type after the colon; the whole path where the name tells no quantisation."""
+        """The quantization's name, or the whole path if it has none."""
         labels = _LABEL.findall(PurePosixPath(self.first).name) or _LABEL.findall(self.first)
         return labels[-1] if labels else self.first
 
@@ -74,15 +68,13 @@ Fits = Callable[[Choice], bool]
 
 
 def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) -> Choice:
-    """The files that a name asks for, out of all files of its repository.
+    """The files of the requested model among those of its repository.
 
     Args:
-        name: what is asked for.
-        files: what the repository has.
-        fits: whether this machine can run a model; lists of choices mark those that it cannot.
+        fits: whether this machine can run a model, to mark the choices in error messages.
 
     Raises:
-        HubError: nothing there is a model, or the name fits none or several; lists the choices.
+        HubError: no model there, or none or several match; lists the choices.
     """
     if name.file:
         return _file(name, files, fits)
@@ -111,26 +103,26 @@ def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) ->
 
 
 def gguf_models(files: Iterable[HubFile]) -> list[Choice]:
-    """The models among a repository's GGUF files, shards of one together, smallest first."""
+    """The GGUF models of a repository, smallest first; shards count as one."""
     models = [file for file in files if not _NOT_A_MODEL.search(file.path)]
     plain = [file for file in models if not _BESIDE_A_MODEL.search(PurePosixPath(file.path).name)]
     return _grouped(plain) or _grouped(models)
 
 
 def missing_shards(files: Iterable[HubFile]) -> list[str]:
-    """Paths of shards that the numbering of the given ones promises."""
+    """Paths of shards that the numbering implies and the list lacks."""
     here = {file.path for file in files}
     promised = {path for each in here for path in _siblings(each)}
     return sorted(promised - here)
 
 
 def size_text(size: int) -> str:
-    """``4.7 GB``: decimal units, as disks and the hub have them."""
+    """``4.7 GB``: decimal units, as the hub's."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _file(name: HubName, files: Sequence[HubFile], fits: Fits | None) -> Choice:
-    """The named file, with its siblings when it is a shard."""
+    """The named file, with the other shards if it is one."""
     wanted = set(_siblings(name.file or ""))
     found = sorted((file for file in files if file.path in wanted), key=lambda file: file.path)
     if name.file not in {file.path for file in found}:
@@ -149,7 +141,7 @@ def _grouped(files: Iterable[HubFile]) -> list[Choice]:
 
 
 def _fitting(quant: str, choices: Sequence[Choice]) -> list[Choice]:
-    """Choices whose path has the quantisation as a whole word, or the one that is just that."""
+    """Choices whose path has the quantization as a word, or the one whose label equals it."""
     word = re.compile(rf"(?<![a-z0-9]){re.escape(quant)}(?![a-z0-9_])", re.IGNORECASE)
     found = [choice for choice in choices if word.search(choice.first)]
     exact = [choice for choice in found if choice.label.lower() == quant.lower()]
@@ -157,7 +149,7 @@ def _fitting(quant: str, choices: Sequence[Choice]) -> list[Choice]:
 
 
 def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
-    """Config, tokenizer and safetensors of a repository without GGUF; small files come first."""
+    """Config, tokenizer and safetensors of a repository without GGUF, small files first."""
     top = [file for file in files if "/" not in file.path]
     weights = [file for file in top if file.path.endswith(".safetensors")]
     ours = [file for file in weights if _WHOLE.fullmatch(file.path)] or weights
@@ -174,7 +166,7 @@ def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
 
 
 def _complete(name: HubName, choice: Choice) -> Choice:
-    """The choice itself, when none of its shards is missing."""
+    """The choice, or HubError if a shard is missing."""
     if missing := missing_shards(choice.files):
         total = len(missing) + sum(bool(_SHARD.fullmatch(file.path)) for file in choice.files)
         raise HubError(
@@ -185,7 +177,7 @@ def _complete(name: HubName, choice: Choice) -> Choice:
 
 
 def _siblings(path: str) -> list[str]:
-    """All shards of the split file that a path belongs to, or the path alone."""
+    """All shards of a path's split file, or the path alone."""
     found = _SHARD.fullmatch(path)
     if not found or not 0 < int(found["index"]) <= int(found["count"]) <= _MOST_SHARDS:
         return [path]
@@ -194,7 +186,7 @@ def _siblings(path: str) -> list[str]:
 
 
 def _listed(choices: Sequence[Choice], fits: Fits | None, *, by_path: bool = False) -> str:
-    """Names and sizes; a label that several have is no name."""
+    """Labels and sizes; the path where labels repeat."""
     labels = [choice.label for choice in choices]
     shown = []
     for choice in choices:

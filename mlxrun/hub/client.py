@@ -1,4 +1,4 @@
-"""huggingface_hub as mlxrun wants it: silent, asking for models only, patient with a busy hub."""
+"""huggingface_hub without progress bars and telemetry, with retries for a busy hub."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ T = TypeVar("T")
 _BARS = "huggingface_hub"
 _NO_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY  # as the user has it
 _BUSY = (429, 502, 503, 504)
-_PAUSES = (1.0, 2.0, 4.0)  # seconds before another try, where the hub does not say
-_LONGEST_PAUSE = 30.0  # a hub that asks for more is better tried another time
+_PAUSES = (1.0, 2.0, 4.0)  # seconds before a retry without Retry-After
+_LONGEST_PAUSE = 30.0
 
 
 @contextmanager
 def unobtrusive() -> Iterator[None]:
-    """huggingface_hub without bars of its own, and asked for nothing but the model.
+    """Disable huggingface_hub's progress bars and telemetry.
 
-    The caller has ``progress``, and pipes have none. To say in its user agent who calls,
-    huggingface_hub fetches a list of known callers from the endpoint, believes whatever JSON comes
-    and keeps it: a mirror or portal that answers ``[]`` breaks every later request of the process.
+    For the user agent of its telemetry huggingface_hub fetches a list of known callers from the
+    endpoint and keeps whatever JSON comes: a mirror or portal that answers ``[]`` breaks every
+    later request of the process.
     """
     allowed = constants.HF_HUB_DISABLE_PROGRESS_BARS is None
     visible = allowed and not are_progress_bars_disabled(_BARS)
@@ -46,11 +46,7 @@ def unobtrusive() -> Iterator[None]:
 
 
 def patiently(ask: Callable[[], T]) -> T:
-    """The answer to a request; a hub that is busy is asked again, when it says or a little later.
-
-    Raises:
-        HfHubHTTPError: refused, or busy for too long.
-    """
+    """The answer to a request, with retries while the hub is busy."""
     for pause in _PAUSES:
         try:
             return ask()
@@ -63,6 +59,6 @@ def patiently(ask: Callable[[], T]) -> T:
 
 
 def _asked_pause(error: HfHubHTTPError) -> float:
-    """Seconds that ``Retry-After`` asks for; 0 where it does not, or names a date."""
+    """Seconds of ``Retry-After``; 0 if there is none or it is a date."""
     text = str(error.response.headers.get("Retry-After", ""))
     return float(text) if text.isascii() and text.isdigit() else 0.0

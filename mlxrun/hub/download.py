@@ -1,12 +1,10 @@
 """Brings files of repositories into huggingface_hub's own cache.
 
 Settings are huggingface_hub's: ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE``.
-Large files are fetched here, into the place where huggingface_hub looks for them, because its own
-download drops the part it has when it is interrupted and does not compare hashes. They come over
-plain HTTP, so that a part is a prefix of the file: ``blobs/SHA256.incomplete``, renamed once the
-hash is right. A branch or tag is recorded last: offline, it leads to complete models only.
-
-Knows nothing of which files make a model.
+Large files are downloaded here, to where huggingface_hub looks for them, because its own download
+discards an interrupted part and does not verify hashes. Over plain HTTP a part is a prefix of the
+file: ``blobs/SHA256.incomplete``, renamed once the hash is right. A branch or tag is recorded last,
+so that offline it leads to complete models only.
 """
 
 from __future__ import annotations
@@ -35,25 +33,22 @@ _LARGEST = 50_000_000_000  # bytes that the hub serves over plain HTTP
 
 
 def bytes_to_fetch(name: HubName, listing: Listing, choice: Choice) -> int:
-    """What :func:`fetch` would have to bring; parts that are here count as here."""
+    """Bytes that :func:`fetch` would download; partial files count as present."""
     return sum(file.size - _here(name, file) for file in _missing(name, listing, choice))
 
 
 def fetch(name: HubName, listing: Listing, choice: Choice, progress: Progress | None) -> Path:
-    """Bring the chosen files into the cache; what is there already is not fetched again.
+    """Download the chosen files that are not in the cache.
 
     Args:
-        name: whose files.
-        listing: the commit to take them from.
-        choice: the files.
-        progress: called with (bytes here, bytes in all) while something is fetched.
+        progress: called with (bytes present, total bytes) during a download.
 
     Returns:
         The file to open, or the directory.
 
     Raises:
-        OutOfSpaceError: the disk has no room for them.
-        HubError: a file cannot be had, or is not what the hub says it is.
+        OutOfSpaceError: not enough disk space.
+        HubError: a file cannot be downloaded, or does not match the hub's hash.
     """
     missing = _missing(name, listing, choice)
     _check_space(name, bytes_to_fetch(name, listing, choice))
@@ -81,12 +76,12 @@ def _missing(name: HubName, listing: Listing, choice: Choice) -> list[HubFile]:
 
 
 def _whole(path: Path, file: HubFile) -> bool:
-    """Whether a file is there, and not cut short as by a crash."""
+    """Whether a file is there and complete."""
     return path.exists() and (not file.sha256 or path.stat().st_size == file.size)
 
 
 def _here(name: HubName, file: HubFile) -> int:
-    """Bytes of a missing file that are in the cache all the same, under its hash or as a part."""
+    """Bytes of a missing file that are in the cache under its hash or as a part."""
     if not file.sha256:
         return 0
     blob = folder(name.repo) / "blobs" / file.sha256
@@ -94,7 +89,7 @@ def _here(name: HubName, file: HubFile) -> int:
 
 
 def _fetch_file(name: HubName, commit: str, file: HubFile, meter: Callable[[int], None]) -> None:
-    """One file into the cache, verified when the hub knows its SHA-256."""
+    """Download one file, verified if the hub knows its SHA-256."""
     meter(0)
     verified = None
     if file.sha256 and file.size <= _LARGEST:
@@ -121,7 +116,7 @@ def _fetch_blob(
     with WeakFileLock(lock):
         if _whole(blob, file):
             return blob.resolve()
-        if blob.exists():  # maybe a part of it
+        if blob.exists():  # cut short by a crash
             blob.replace(partial)
         if _size(partial) > file.size:  # not a prefix of this file
             partial.unlink()
@@ -131,7 +126,7 @@ def _fetch_blob(
             partial.unlink()
             if not resumed:
                 raise _damaged(name, file)
-            resumed = False  # the part from before may be to blame: once more, from the start
+            resumed = False  # the earlier part may be damaged: once more, from the start
             _stream(name, commit, file, partial, meter)
         return partial.rename(blob).resolve()
 
@@ -139,7 +134,7 @@ def _fetch_blob(
 def _stream(
     name: HubName, commit: str, file: HubFile, partial: Path, meter: Callable[[int], None]
 ) -> None:
-    """Append what is missing of a file, for as long as every attempt brings some bytes."""
+    """Append the rest of a file, as long as every attempt brings some bytes."""
     url = hf_hub_url(name.repo, file.path, revision=commit, endpoint=constants.ENDPOINT)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     partial.touch()
@@ -157,7 +152,7 @@ def _stream(
 
 
 class _Partial(io.BufferedWriter):
-    """A file that is appended to, and says how long it is."""
+    """A file that is appended to and reports its length."""
 
     def __init__(self, path: Path, meter: Callable[[int], None]) -> None:
         super().__init__(io.FileIO(path, "ab"))
@@ -170,7 +165,7 @@ class _Partial(io.BufferedWriter):
 
 
 def _check_space(name: HubName, needed: int) -> None:
-    """Refuse a download that cannot fit, before it starts."""
+    """Refuse a download that does not fit on the disk."""
     cache = Path(constants.HF_HUB_CACHE)
     try:
         existing = next(path for path in (cache, *cache.parents) if path.exists())
@@ -185,7 +180,7 @@ def _check_space(name: HubName, needed: int) -> None:
 
 
 def _record(name: HubName, commit: str) -> None:
-    """Remember which commit a branch or tag was, as huggingface_hub does."""
+    """Record the commit of a branch or tag, as huggingface_hub does."""
     ref = folder(name.repo) / "refs" / name.revision
     if name.revision != commit and not (ref.is_file() and ref.read_text() == commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +188,7 @@ def _record(name: HubName, commit: str) -> None:
 
 
 def _meter(progress: Progress | None, done: int, total: int) -> Callable[[int], None]:
-    """Turn bytes of one file into bytes of all."""
+    """Progress of one file as progress of all."""
 
     def report(position: int) -> None:
         if progress:

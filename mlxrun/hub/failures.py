@@ -1,4 +1,4 @@
-"""What ``huggingface_hub`` and its HTTP client raise, said in mlxrun's errors."""
+"""Exceptions of ``huggingface_hub`` and its HTTP client as mlxrun's errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mlxrun.hub.names import HubName
 # its bases catch every failure of a connection without naming the client.
 TRANSPORT: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 
-# What reading an answer raises when it is not the hub's JSON, a captive portal's page for example.
+# Raised by an answer that is not the hub's JSON, such as a captive portal's page.
 GARBLED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 FAILURES: tuple[type[Exception], ...] = (*TRANSPORT, *GARBLED)
 
@@ -32,7 +32,7 @@ _LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the hub is out of reach or overloaded, rather than refusing or the disk failing."""
+    """Whether the hub is unreachable or overloaded, rather than refusing or the disk failing."""
     if isinstance(error, HfHubHTTPError):
         return _status(error) >= 500 or _status(error) in (408, 429)
     return not is_local(error)
@@ -45,7 +45,7 @@ def is_local(error: BaseException) -> bool:
 
 
 def translate(error: BaseException, name: HubName, file: str = "") -> MlxrunError:
-    """The error to show for a failure while a name, or one file of it, was fetched."""
+    """The error to report for a failed download of a name or one of its files."""
     page = f"{constants.ENDPOINT}/{name.repo}"
     if isinstance(error, GatedRepoError):
         return HubError(

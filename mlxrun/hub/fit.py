@@ -1,11 +1,8 @@
-"""How much memory a model will take here, from its files' names and sizes: before a download.
+"""Estimate a model's memory before a download, from file names and sizes.
 
-What the tensors are is known only once the file is here; ``mlxrun inspect`` tells that. A
-quantisation's name says which type most of them have, and the converter which form that type gets.
-
-The memory plan of :mod:`mlxrun.planning` is of no use yet: keys, values and scratch follow from
-layers, heads and widths, which stand in the header of a file that has not been downloaded. So they
-are taken for a share of the weights, and loading asks the plan as soon as there is a header.
+The quantization's name gives the type of most tensors, and the converter the layout of that type.
+K/V and scratch follow from the header, which is not downloaded yet, so they are taken as a share of
+the weights; the memory plan checks again at loading.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from mlxrun.hub.choice import Choice, size_text
 from mlxrun.hub.names import HubName
 from mlxrun.memory import machine_memory, on_cpu
 
-# Caches of a few thousand tokens, and what a step needs besides: a tenth of the weights.
+# KV cache of a few thousand tokens and scratch: a tenth of the weights.
 _RUNNING = 1.1
 # llama-quantize gives about this part of a file with K-quants or I-quants to the more sensitive
 # tensors, at 6 bits: a Q4_K_M file of 4.85 bits a weight is a mixture of 4.5 and 6.56.
@@ -35,22 +32,19 @@ _TYPES = {
 
 
 def needed(choice: Choice) -> int:
-    """About how many bytes a model takes while it runs on this machine.
-
-    On the CPU it stays as it is in its file, but for families of which only the file tells.
-    """
+    """About how many bytes a model takes while it runs on this machine; on a CPU, the file's."""
     before, after = (1.0, 1.0) if on_cpu() else _bits(choice.label.upper().removeprefix("UD-"))
     return int(choice.size * after / before * _RUNNING)
 
 
 def fits(choice: Choice) -> bool:
-    """Whether this machine has the memory to run a model; yes where the system does not say."""
+    """Whether this machine has the memory to run a model; True if the memory is unknown."""
     room = machine_memory()
     return not room or needed(choice) <= room
 
 
 def announcement(name: HubName, choice: Choice, missing: int) -> str:
-    """What to tell before a download: its size, and what it will take of this machine's memory."""
+    """Line to print before a download: its size, and the memory the model will take."""
     here = choice.size - missing
     kept = f", {size_text(here)} of it here already" if here else ""
     room = machine_memory()
@@ -63,12 +57,7 @@ def announcement(name: HubName, choice: Choice, missing: int) -> str:
 
 
 def warning(choice: Choice, others: Sequence[Choice]) -> str | None:
-    """What to tell of a model that is too large; None of one that fits.
-
-    Args:
-        choice: what will be downloaded.
-        others: the models of the same repository.
-    """
+    """Warning for a model that is too large, with the largest of ``others`` that fits; or None."""
     if fits(choice):
         return None
     smaller = max(filter(fits, others), key=lambda other: other.size, default=None)
@@ -82,7 +71,7 @@ def warning(choice: Choice, others: Sequence[Choice]) -> str | None:
 
 @cache
 def _bits(label: str) -> tuple[float, float]:
-    """Bits a weight in the file, and on a GPU; the same of both for what has no known type."""
+    """Bits per weight in the file and on a GPU; equal for an unknown type."""
     names = [name for name in _TYPES if label.startswith(name)]
     if not names:
         return 16.0, 16.0

@@ -1,7 +1,4 @@
-"""What files a repository has: from the hub or, where it is out of reach, from the cache.
-
-Knows nothing of which files make a model.
-"""
+"""The files of a repository, from the hub or, if it is unreachable, from the cache."""
 
 from __future__ import annotations
 
@@ -32,8 +29,8 @@ class Listing:
 
     Attributes:
         commit: 40 hexadecimal digits.
-        files: what the hub says is there; what the cache has when the hub is out of reach.
-        problem: why the hub could not be asked; None when it was.
+        files: as the hub lists them, or those in the cache if it is unreachable.
+        problem: why the hub was unreachable, or None.
     """
 
     commit: str
@@ -42,10 +39,10 @@ class Listing:
 
 
 def list_files(name: HubName) -> Listing:
-    """The files of a repository, from the hub or, when it is out of reach, from the cache.
+    """The files of a repository, from the hub or, if it is unreachable, from the cache.
 
     Raises:
-        HubError: no such repository or revision, no access, or neither hub nor cache has it.
+        HubError: no such repository or revision, no access, or unreachable and not cached.
     """
     try:
         with unobtrusive():
@@ -74,7 +71,7 @@ def _model_info(name: HubName) -> ModelInfo:
 
 
 def _list_cached(name: HubName) -> tuple[str, tuple[HubFile, ...]] | None:
-    """The commit that a revision had when it was last fetched, and the files of it on disk."""
+    """The last known commit of a revision, and its files on disk."""
     kept = folder(name.repo)
     commit = name.revision
     with suppress(OSError, UnicodeDecodeError):
@@ -89,11 +86,7 @@ def _list_cached(name: HubName) -> tuple[str, tuple[HubFile, ...]] | None:
 
 
 def _file(stated: RepoSibling) -> HubFile:
-    """A file as the hub tells it.
-
-    Raises:
-        ValueError: of a size that no file has.
-    """
+    """A file of the hub's answer; raises ValueError for an impossible size."""
     size, sha256 = stated.size or 0, stated.lfs.sha256 if stated.lfs else ""
     if type(size) is not int or not 0 <= size < _LARGEST:
         raise ValueError(f"{str(size)[:40]} is no size of a file")

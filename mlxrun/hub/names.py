@@ -1,13 +1,11 @@
-"""Names of models on the hub, as users type and paste them.
+"""Names of models on the hub.
 
 ::
 
     org/repo                        org/repo:Q4_K_M
     org/repo/file.gguf              org/repo/folder/file.gguf
-    any of them followed by @revision (a branch, a tag or a commit)
-    hf.co/... and https://huggingface.co/... before any of them, browser addresses included
-
-Knows the grammar only: not whether a repository exists, nor whether a local file has that name.
+    any of these followed by @revision (a branch, a tag or a commit)
+    hf.co/... and https://huggingface.co/... before any of these, browser addresses included
 """
 
 from __future__ import annotations
@@ -36,8 +34,8 @@ class HubName:
 
     Attributes:
         repo: ``org/name``.
-        quant: what the file's name must contain as a whole word, e.g. ``Q4_K_M``.
-        file: the file's path within the repository; never together with ``quant``.
+        quant: a word of the file's name, e.g. ``Q4_K_M``.
+        file: path within the repository; never together with ``quant``.
         revision: branch, tag or commit.
     """
 
@@ -48,11 +46,7 @@ class HubName:
 
     @classmethod
     def parse(cls, text: str) -> HubName:
-        """Read a name.
-
-        Raises:
-            SourceError: this is not the name of a model on the hub; the error says what one is.
-        """
+        """Parse a name; raises SourceError with the grammar."""
         found = _NAME.fullmatch(_without_address(text))
         if not found:
             raise _malformed(text, "it has no org/repo")
@@ -80,12 +74,12 @@ class HubName:
 
 
 def has_address(text: str) -> bool:
-    """Whether a source names the hub outright, so that it can be no local path."""
+    """Whether a source has a hub address, so that it cannot be a local path."""
     return _PREFIX.match(text) is not None
 
 
 def is_safe(path: str) -> bool:
-    """Whether a path within a repository stays there when it becomes a local one."""
+    """Whether a repository path stays inside the directory as a local path."""
     parts = path.split("/")
     return path.isprintable() and "\\" not in path and not {"", ".", ".."}.intersection(parts)
 
@@ -104,7 +98,7 @@ def _without_address(text: str) -> str:
 
 
 def _is_repo(repo: str) -> bool:
-    """The hub's rules for names: letters, digits, dots, dashes, none of them doubled or outside."""
+    """The hub's rules: letters, digits, dots and dashes, the latter not doubled or at the ends."""
     owner, name = repo.split("/")
     good = _OWNER.fullmatch(owner) and _OWNER.fullmatch(name) and len(repo) <= _LONGEST
     return bool(good) and "--" not in repo and ".." not in repo and not repo.endswith(".git")

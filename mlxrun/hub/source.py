@@ -1,4 +1,4 @@
-"""Where a model is: a file, a directory, or a repository on the hub that is fetched first."""
+"""Resolve a model's name to a local file or directory, downloading it if need be."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Tell = Callable[[str], None]
 def resolve(
     source: str | Path, *, progress: Progress | None = None, tell: Tell | None = None
 ) -> Path:
-    """The local file or directory that a source names, downloaded if need be.
+    """The local file or directory of a source, downloaded if need be.
 
-    An existing path wins. What looks like a path (a ``Path`` object, ``./`` ``../`` ``/`` ``~`` in
-    front, no or many slashes, a ``.gguf`` next to existing files) is never looked up on the hub.
+    An existing path wins. What looks like a path (a ``Path`` object, a leading ``./`` ``../`` ``/``
+    ``~``, no or many slashes, a ``.gguf`` next to existing files) is never looked up on the hub.
 
     Args:
-        source: a path, or a name on the hub as :class:`mlxrun.hub.names.HubName` reads it.
-        progress: called with (bytes here, bytes in all) while something is downloaded.
-        tell: called with lines of text before something is downloaded; see :func:`pull`.
+        source: a path, or a name as :class:`HubName` parses it.
+        progress: called with (bytes present, total bytes) during a download.
+        tell: called with lines of text before a download; see :func:`pull`.
 
     Raises:
-        SourceError: there is nothing there; the error suggests the nearest name.
-        HubError: the hub has no such model, refuses it, or cannot be reached and it is not cached.
-        OutOfSpaceError: the disk has no room for the download.
+        SourceError: nothing there; suggests the nearest name.
+        HubError: no such model on the hub, no access, or unreachable and not cached.
+        OutOfSpaceError: not enough disk space.
     """
     if not isinstance(source, str | os.PathLike):
         raise SourceError(f"{source!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
@@ -60,27 +60,27 @@ def resolve(
 
 
 def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = None) -> Path:
-    """Bring a model of the hub into the local cache and say where it is.
+    """Download a model of the hub into the local cache.
 
-    Out of reach of the hub, or with ``HF_HUB_OFFLINE=1``, what is in the cache serves.
+    Offline, or with ``HF_HUB_OFFLINE=1``, the cache is used.
 
     Args:
         source: a name on the hub.
-        progress: called with (bytes here, bytes in all) while something is downloaded.
-        tell: called before that with the size and what the model will take of this machine's
-            memory, and with a warning if that is too much; not called for what is here already.
+        progress: called with (bytes present, total bytes) during a download.
+        tell: called before a download with its size and the memory the model will take, and with a
+            warning if that is too much.
 
     Returns:
-        The GGUF file (the first shard of a split one), or the directory of a model without GGUF.
+        The GGUF file (first shard of a split one), or the directory of a model without GGUF.
 
     Raises:
-        SourceError: this is not a name.
-        HubError: the hub has no such model, refuses it, or cannot be reached and it is not cached;
-            several files fit; a file arrived damaged.
-        OutOfSpaceError: the disk has no room for the download.
+        SourceError: not a name.
+        HubError: no such model, no access, or unreachable and not cached; an ambiguous name; a
+            damaged download.
+        OutOfSpaceError: not enough disk space.
     """
     name = HubName.parse(source)
-    # huggingface_hub comes along: only where a hub name is used.
+    # Imports huggingface_hub: only where a hub name is used.
     from mlxrun.hub import download, fit
     from mlxrun.hub.listing import list_files
 
@@ -104,7 +104,7 @@ def _expand(text: str) -> Path:
     if not text or "\0" in text:
         raise SourceError(f"{text!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
     try:
-        # pathlib drops "./", which says that a tilde is just a letter
+        # Path drops "./", after which a tilde is just a letter
         return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError as error:  # "~nobody"
         raise SourceError(
