@@ -15,7 +15,7 @@ import numpy as np
 from converters.gguf.types import show
 
 if TYPE_CHECKING:
-    from converters.gguf.reader import GGUFFile
+    from converters.gguf.file import GGUFFile
 
 __all__ = ["check"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Final
 
 from converters.errors import GGUFError
 from converters.gguf.cursor import PARTIAL, Cursor
+from converters.gguf.file import Shard
 from converters.gguf.sniff import describe
 from converters.gguf.tensor import GGUFTensor, OpenFile
 from converters.gguf.types import BLOCKS, MAX_DIMS, REMOVED, GGMLType, Value, ValueType, show
 
-__all__ = ["Shard", "read_shard"]
+__all__ = ["read_shard"]
 
 MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 16
@@ -30,24 +30,6 @@ MAX_ELEMENTS: Final = 2**63 - 1
 
 MAGIC: Final = b"GGUF"
 ALIGNMENT: Final = "general.alignment"
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What one file says: a whole model, or one part of a split one.
-
-    Attributes:
-        offsets: where the value of each key is stored.
-        metadata_end: where the metadata ends and the tensor directory begins.
-    """
-
-    path: Path
-    version: int
-    alignment: int
-    metadata: dict[str, Value]
-    offsets: dict[str, int]
-    metadata_end: int
-    tensors: tuple[GGUFTensor, ...]
 
 
 def read_shard(path: Path) -> Shard:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from converters.errors import GGUFError
-from converters.gguf.header import Shard, read_shard
+from converters.gguf.file import Shard
+from converters.gguf.header import read_shard
 from converters.gguf.types import show
 
 __all__ = ["read_shards"]
