@@ -1,4 +1,4 @@
-"""The README's picture is what the recording that is kept with it shows."""
+"""Tools: the README's picture is the recording that is kept with it; lines are counted right."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from tools.lines import Count, circles, count, import_graph, main
 from tools.picture import PICTURES, THEMES, Screen, read_cast, shown, svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -49,3 +50,43 @@ def test_a_line_is_shown_from_when_it_appears_to_when_it_changes() -> None:
     ]
     picture = ElementTree.fromstring(svg(lines, seconds, THEMES["dark"]))
     assert lines_at_the_end(picture) == ["one", "three", "<&>"]
+
+
+FILE = '''"""A module
+of two lines."""
+
+# A comment.
+import os  # and another
+
+
+class Thing:
+    """A class."""
+
+    async def run(self):
+        """A function."""
+        text = """no
+        docstring"""
+        return lambda: text
+'''
+
+
+def test_lines_of_code_are_those_without_docstrings_comments_and_blanks() -> None:
+    assert count(FILE) == Count(1, 15, code=6, docstrings=4, functions=1, classes=1)
+
+
+def test_circles_count_lazy_imports_and_those_for_types() -> None:
+    sources = {
+        "mlxrun/__init__.py": "from mlxrun.a import A",
+        "mlxrun/a.py": "from mlxrun import b",
+        "mlxrun/b.py": "def f():\n    import mlxrun.c",
+        "mlxrun/c.py": "if TYPE_CHECKING:\n    from mlxrun.a import A\nfrom mlxrun.d import D",
+        "mlxrun/d.py": "import mlxrun, os",
+    }
+    assert circles(import_graph(sources)) == [{"mlxrun.a", "mlxrun.b", "mlxrun.c"}]
+
+
+def test_the_table_has_both_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    rows = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert {"converters", "mlxrun/kernels", "both packages", "the core"} <= rows.keys()
+    assert rows["import circles"]
