@@ -15,7 +15,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlxrun import blas as _blas
+from mlxrun.kernels import blas as _blas
 
 # Before anything imports MLX: a BLAS that is loaded later is ignored.
 _blas.preload()

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-import mlx.core as mx
-
-from mlxrun import blas, kernels
 from mlxrun.display import table_of
 from mlxrun.generation.engine import PREFILL_CHUNK
-from mlxrun.memory import cores, on_cpu
+from mlxrun.kernels import blas, dispatch
+from mlxrun.kernels.device import device, device_name
+from mlxrun.memory import cores
 from mlxrun.products import described
 
 if TYPE_CHECKING:
@@ -68,12 +67,12 @@ class Choices:
 
 def choices(llm: LLM) -> Choices:
     """The choices that a loaded model runs by."""
-    cpu, model = on_cpu(), llm.model
+    name, model = device_name(), llm.model
     dtype = str(model.dtype).removeprefix("mlx.core.")
-    joins = not cpu and not model.summary.through
+    joins = device().joins_projections and not model.summary.through
     return Choices(
-        device=f"CPU, {cores()} cores" if cpu else str(mx.device_info()["device_name"]),
-        blas=_blas() if cpu else "not used on a GPU",
+        device=f"CPU, {cores()} cores" if name == "CPU" else name,
+        blas=blas.described(),
         dtype=f"{dtype} (dtype=, --dtype)",
         weights=llm.held,
         products=_products(llm),
@@ -88,7 +87,7 @@ def choices(llm: LLM) -> Choices:
 
 def _products(llm: LLM) -> str:
     if llm.native:
-        found = kernels.status()
+        found = dispatch.status()
         where = f"{found.isa} kernels on {found.threads} threads"
         if llm.products is None:
             return f"activations in float32, {where}"
@@ -106,11 +105,3 @@ def _decode(llm: LLM) -> str:
     if llm.stepper.refusal:
         return f"built step by step: MLX cannot record here ({llm.stepper.refusal})"
     return f"recorded from step {llm.stepper.patience + 1} on where caches allow, built before"
-
-
-def _blas() -> str:
-    if blas.ACCELERATE:
-        return "Accelerate"
-    if not blas.loaded and (preloaded := blas.preloaded()):
-        return f"{preloaded} (LD_PRELOAD)"
-    return f"{blas.loaded or 'what MLX brings, which is slow'} ({blas.VARIABLE})"

@@ -17,6 +17,7 @@ from typing import ClassVar, TypeVar
 import mlx.core as mx
 
 from mlxrun.errors import ProcessError
+from mlxrun.kernels.device import stream_devices
 
 T = TypeVar("T")
 
@@ -54,8 +55,7 @@ def _new_streams() -> list[mx.Stream]:
 
     MLX adds them to a table that it reads without a lock whenever it evaluates.
     """
-    devices = [mx.cpu, mx.gpu] if mx.is_available(mx.gpu) else [mx.cpu]
-    return [mx.new_thread_unsafe_stream(device) for device in devices]
+    return [mx.new_thread_unsafe_stream(device) for device in stream_devices()]
 
 
 class ComputeLock:

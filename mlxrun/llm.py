@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mlxrun import blas
+from mlxrun.kernels import blas
 
 blas.preload()
 
@@ -43,7 +43,7 @@ from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.loading.directory import load_directory  # noqa: E402
 from mlxrun.loading.gguf import load_gguf  # noqa: E402
 from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.memory import give_back, on_cpu, wire  # noqa: E402
+from mlxrun.memory import give_back, wire  # noqa: E402
 from mlxrun.planning.guard import before_loading  # noqa: E402
 from mlxrun.products import products_named  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
@@ -147,7 +147,7 @@ def _advised(llm: LLM) -> LLM:
     """Warn of sampling defaults that cannot be used, and once of a BLAS that a model will miss."""
     for problem in llm.defaults.problems:
         warnings.warn(problem, stacklevel=3)
-    slow = llm.model.nbytes > LARGE and on_cpu() and not llm.native
+    slow = llm.model.nbytes > LARGE and not llm.native
     if slow and (told := blas.advice()):
         warnings.warn(told, RuntimeWarning, stacklevel=3)
     return llm

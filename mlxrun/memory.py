@@ -12,8 +12,8 @@ import os
 import re
 from pathlib import Path
 
-from mlxrun import blas
 from mlxrun.errors import ParameterError
+from mlxrun.kernels.device import can_wire, device, working_set
 
 LIMIT = "MLXRUN_MEMORY_LIMIT"
 SHARE = "MLXRUN_PLAIN_SHARE"
@@ -26,14 +26,6 @@ _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_i
 PLAIN_SHARE = 0.5
 _CACHED_SHARE, _MOST_CACHED = 0.25, 2 << 30
 _bound: int | None = None  # what bound_cache has set
-
-
-def on_cpu() -> bool:
-    """Whether MLX computes on the CPU by default."""
-    blas.preload()  # whoever imports MLX first decides which BLAS it finds
-    import mlx.core as mx
-
-    return bool(mx.default_device() == mx.cpu)
 
 
 def cores() -> int:
@@ -55,11 +47,8 @@ def machine_memory() -> int:
     told = _told()
     if told is not None:
         return told
-    if not on_cpu():
-        import mlx.core as mx
-
-        if limit := mx.device_info().get("max_recommended_working_set_size"):
-            return int(limit)
+    if limit := working_set():
+        return limit
     return min(filter(None, (_physical_memory(), _container_memory())), default=0)
 
 
@@ -72,7 +61,7 @@ def room() -> int:
     Raises:
         ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
-    if _told() is not None or not on_cpu():
+    if _told() is not None or device().own_memory:
         return machine_memory()
     import mlx.core as mx
 
@@ -156,7 +145,7 @@ def wire(nbytes: int | None = None) -> int:
     """
     import mlx.core as mx
 
-    if not mx.metal.is_available():
+    if not can_wire():
         raise ParameterError("wired", True if nbytes is None else nbytes, "left out without Metal")
     most = int(mx.device_info()["max_recommended_working_set_size"])
     wanted = most if nbytes is None else nbytes

@@ -10,9 +10,11 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import blas, kernels, memory
+from mlxrun import memory
 from mlxrun.cli.main import run
 from mlxrun.errors import ParameterError
+from mlxrun.kernels import blas
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.loading.run import form
 
 NAMES = [
@@ -134,7 +136,9 @@ def test_types_of_cache_are_told(file: Path, capsys: pytest.CaptureFixture[str])
 def test_a_slow_blas_is_explained_once(
     first: str, environment: dict[str, str], expected: str
 ) -> None:
-    script = f"import {first}; from mlxrun import blas; print(blas.advice()); print(blas.advice())"
+    script = (
+        f"import {first}; from mlxrun.kernels.blas import advice; print(advice()); print(advice())"
+    )
     inherited = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(mlxrun.__file__).parents[1])}
     asked = subprocess.run(
         [sys.executable, "-c", script],

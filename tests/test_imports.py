@@ -11,19 +11,23 @@ from pathlib import Path
 import pytest
 from tiny_models import Tiny
 
+from tools.lines import (
+    DEVICE,
+    PACKAGES,
+    circles,
+    import_graph,
+    module_name,
+    outside_kernels,
+    read_tree,
+)
+
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("converters", "mlxrun")
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def imports_of(path: Path) -> set[str]:
+def imports_of(source: str, path: str) -> set[str]:
     """Every module that a file imports anywhere, also inside functions and for types only."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -34,11 +38,8 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-MODULES = {
-    module_name(path): imports_of(path)
-    for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+SOURCES = read_tree()
+MODULES = {module_name(path): imports_of(source, path) for path, source in SOURCES.items()}
 
 
 def within(name: str, *packages: str) -> bool:
@@ -49,18 +50,14 @@ def within(name: str, *packages: str) -> bool:
 ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
-    "mlxrun.blas": (),
     "mlxrun.files": ("converters.staging",),
-    "mlxrun.memory": ("mlxrun.blas", "mlxrun.errors"),
+    "mlxrun.memory": ("mlxrun.kernels", "mlxrun.errors"),
     "mlxrun.footprint": (),
     "mlxrun.text": ("converters", "mlxrun.errors"),
-    "mlxrun.on_cpu": (),
-    "mlxrun.fusion": (),
-    "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels", "mlxrun.on_cpu"),
+    "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels"),
     "mlxrun.model": ("mlxrun.cache",),
     "mlxrun.kernels": (
         "converters",
-        "mlxrun.blas",
         "mlxrun.errors",
         "mlxrun.files",
         "mlxrun.__version__",
@@ -80,7 +77,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.weights",
         "mlxrun.cache",
         "mlxrun.errors",
-        "mlxrun.on_cpu",
     ),
     "mlxrun.loading": (
         "converters",
@@ -92,7 +88,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.cache",
         "mlxrun.memory",
         "mlxrun.footprint",
-        "mlxrun.fusion",
         "mlxrun.errors",
     ),
     "mlxrun.planning": (
@@ -107,15 +102,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.footprint",
         "mlxrun.errors",
     ),
-    "mlxrun.computing": ("mlxrun.errors",),
+    "mlxrun.computing": ("mlxrun.errors", "mlxrun.kernels"),
     "mlxrun.display": (),
     "mlxrun.generation": (
         "mlxrun.model",
         "mlxrun.cache",
         "mlxrun.text",
         "mlxrun.computing",
-        "mlxrun.fusion",
-        "mlxrun.on_cpu",
+        "mlxrun.kernels",
         "mlxrun.display",
         "mlxrun.errors",
     ),
@@ -127,11 +121,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.computing",
         "mlxrun.display",
         "mlxrun.planning",
+        "mlxrun.kernels",
         "mlxrun.llm",
-        "mlxrun.on_cpu",
         "mlxrun.errors",
     ),
-    "mlxrun.hub": ("mlxrun.memory", "mlxrun.errors", "converters"),
+    "mlxrun.hub": ("mlxrun.kernels", "mlxrun.memory", "mlxrun.errors", "converters"),
 }
 WITHOUT_MLX = (
     "mlxrun.products",
@@ -168,6 +162,26 @@ def test_rooms_import_only_what_lies_below_them(package: str) -> None:
         ours = {m for m in MODULES[name] if within(m, *PACKAGES) and m != "mlxrun"}
         above = {m for m in ours if not within(m, package, *ALLOWED[package])}
         assert not above, f"{name} imports {above}"
+
+
+# Circles that are still there, to be emptied: they go with the engine's own classes, and with the
+# merge of these files.
+CIRCLES = {
+    *("mlxrun.llm", "mlxrun.admission", "mlxrun.batch", "mlxrun.engine", "mlxrun.choices"),
+    *("mlxrun.quality.measure", "mlxrun.quality.vocabularies"),
+    *("mlxrun.text.tokenizer", "mlxrun.text.from_gguf", "mlxrun.text.from_directory"),
+    *("mlxrun.cli.slash", "mlxrun.cli.terminal"),
+}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    found = [sorted(circle) for circle in circles(import_graph(SOURCES)) if circle - CIRCLES]
+    assert not found
+
+
+def test_only_kernels_ask_for_the_device() -> None:
+    asking = [path for path, text in outside_kernels(SOURCES).items() if DEVICE.search(text)]
+    assert asking in ([], ["mlxrun/bench/device.py"])  # which measures it
 
 
 def test_nothing_below_imports_the_front() -> None:

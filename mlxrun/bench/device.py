@@ -18,7 +18,8 @@ import mlx.core as mx
 import numpy as np
 
 from mlxrun.computing import COMPUTING
-from mlxrun.memory import cores, on_cpu, room
+from mlxrun.kernels.device import GPU, device
+from mlxrun.memory import cores, room
 from mlxrun.planning.roof import Roof
 
 # Bytes of the arrays that are moved, unless caches are larger or memory is short.
@@ -78,7 +79,7 @@ def measure_device(*, nbytes: int | None = None, side: int | None = None) -> Dev
         nbytes: of the array that is moved; by default well beyond the caches.
         side: of the matrices that are multiplied.
     """
-    gpu = not on_cpu()
+    gpu = device() is GPU
     cached = 0 if gpu else last_cache()
     moved = nbytes or _bytes_to_move(gpu=gpu, cached=cached)
     with COMPUTING:

@@ -17,8 +17,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlxrun import blas
 from mlxrun.bench.neighbours import Neighbours
+from mlxrun.kernels import blas
+from mlxrun.kernels.device import device_name
 from mlxrun.memory import cores
 
 # Load before, or what others take meanwhile, as a share of the cores: from here on it is felt.
@@ -31,14 +32,10 @@ def machine(packages: Iterable[str] = ("mlxrun", "mlx")) -> dict[str, Any]:
     Args:
         packages: whose versions matter.
     """
-    import mlx.core as mx
-
-    device = mx.default_device()
-    accelerated = device != mx.cpu
     brought = "Accelerate" if sys.platform == "darwin" else "what MLX brings"
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "device": str(mx.device_info()["device_name"]) if accelerated else "CPU",
+        "device": device_name(),
         "processor": _processor(),
         "cores": cores(),
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",

@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from mlxrun.cache.types import CacheType
 from mlxrun.errors import ParameterError
+from mlxrun.kernels.device import device
 
 Arrays = tuple[mx.array, ...]
 
@@ -231,7 +232,7 @@ def seen(x: mx.array) -> Seen:
     return Seen(PLAIN, (x,), x.shape[1], x.dtype)
 
 
-def few_queries(keys: Format, values: Format, dtype: mx.Dtype, *, gpu: bool) -> int:
+def few_queries(keys: Format, values: Format, dtype: mx.Dtype) -> int:
     """Queries of a head of keys up to which packed products are faster than unpacking.
 
     They read fewer bytes but do more work for each query. On the CPU that is scalar code on one
@@ -239,7 +240,7 @@ def few_queries(keys: Format, values: Format, dtype: mx.Dtype, *, gpu: bool) -> 
     against 28; over 500 tokens 0.37 against 0.74 and 0.96 against 0.94. Halves are far slower.
     """
     few = min(filter(None, (keys.few, values.few)), default=0)
-    if gpu:
+    if device().fast_packed_matmul:
         return FEW_QUERIES if few else 0
     return few if dtype == mx.float32 else 0
 
@@ -252,6 +253,5 @@ def reads_packed(keys: Shown, values: Shown, queries: mx.array) -> bool:
     """
     if not keys.format.few and not values.format.few:
         return False
-    gpu = mx.default_device() != mx.cpu
-    few = few_queries(keys.format, values.format, queries.dtype, gpu=gpu)
+    few = few_queries(keys.format, values.format, queries.dtype)
     return queries.shape[1] * queries.shape[2] <= few * keys.heads

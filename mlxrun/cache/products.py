@@ -14,10 +14,10 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Mask, Product
 from mlxrun.cache.formats import Mixed, Shown, seen
-from mlxrun.on_cpu import FEW, softmax
+from mlxrun.kernels.cpu_ops import plain_attention_is_faster, softmax
 
 if TYPE_CHECKING:
-    from mlxrun.kernels import Kernels
+    from mlxrun.kernels.native import Kernels
 
 
 def product(
@@ -62,7 +62,7 @@ class Scaled(Product):
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         if self.kernel is not None and q.dtype == k.dtype == v.dtype == mx.float32:
             return self.kernel(q, k, v, mask)
-        if self.softcap is not None or _plainly_faster(q, k.shape[2]):
+        if self.softcap is not None or plain_attention_is_faster(q, k.shape[2]):
             return self.stored(q, seen(k), seen(v), mask)
         if self.slopes is not None:
             biases = self._fall(k.shape[2])
@@ -129,16 +129,6 @@ class Latent(Product):
     def ranking(self, q: mx.array) -> mx.array:
         turned, still = mx.split(q, [self.turning], axis=-1)
         return mx.concatenate([turned, still * self.scale], axis=-1)
-
-
-def _plainly_faster(q: mx.array, keys: int) -> bool:
-    """Whether queries meet their keys faster in products of their own.
-
-    On the CPU MLX's fused attention is made of the same products, one for each head rather than
-    one for those that share keys, and of a slower softmax.
-    """
-    few = q.shape[0] * q.shape[1] * q.shape[2] * keys <= FEW
-    return bool(few and q.dtype == mx.float32 and mx.default_device() == mx.cpu)
 
 
 def _masked(scores: mx.array, mask: Mask) -> mx.array:

@@ -105,7 +105,8 @@ def _facts() -> dict[str, Any]:
 
 
 def _cpu_facts() -> dict[str, Any]:
-    from mlxrun.kernels import gpu, status
+    from mlxrun.kernels import gpu
+    from mlxrun.kernels.dispatch import status
     from mlxrun.kernels.machine import SWITCH
 
     there = status(gpu.TYPES.keys() | gpu.FLOATS.keys())
@@ -153,7 +154,8 @@ def _subject(kinds: Sequence[Any]) -> Subject:
     """
     from converters.policy import Policy
     from mlxrun.errors import KernelsError
-    from mlxrun.kernels import Missing, available, gpu
+    from mlxrun.kernels import gpu
+    from mlxrun.kernels.dispatch import Missing, available
     from mlxrun.kernels.selftest import CPU_WAYS, GPU_WAYS, Subject
 
     device = gpu.language()

@@ -120,8 +120,8 @@ def load_model(
     path = located(source)
     refuse_policy(path, policy)
     with Bar(f"Loading {path.name}", delay=0) as bar:
-        from mlxrun import blas
         from mlxrun import llm as models
+        from mlxrun.kernels import blas
 
         advice = blas.advice()
         model = models.load(
@@ -183,15 +183,14 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
     Args:
         advice: about the BLAS, which kernels do without.
     """
-    from mlxrun import blas
-    from mlxrun.memory import on_cpu
+    from mlxrun.kernels import blas
 
     weights = llm.report.elements if llm.report else llm.model.nbytes // 2
     large = weights > LARGE and sys.stderr.isatty()
     if llm.missed and (always or large):
         note(f"hint: {MISSED}: {llm.missed}")
     slow = not llm.native and (always or large)
-    if advice and on_cpu() and (slow or blas.problem):
+    if advice and (slow or blas.problem):
         note(f"hint: {advice}")
 
 

@@ -35,7 +35,7 @@ from mlxrun.errors import ParameterError
 from mlxrun.generation import noise, penalties, truncation
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.plan import Group, Plan, Settings, State
-from mlxrun.on_cpu import log_softmax
+from mlxrun.kernels.cpu_ops import log_softmax
 
 __all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "distribution", "next_token"]
 

@@ -26,15 +26,13 @@ from mlxrun.generation.request import Chunk, FinishReason, Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.scheduler import Plan, Scheduler
 from mlxrun.generation.sharing import Sharing
+from mlxrun.kernels.device import device
 from mlxrun.model import Model
 
 Listener = Callable[[Chunk | MlxrunError], None]
 
-# Tokens of prompts beside decoding in one step, where there is no context yet: enough for products
-# to be efficient, few enough that a short prompt behind a long one starts about as soon as on an
-# idle machine.
-BUDGET_CPU, BUDGET_GPU = 64, 256
-# The same where nobody waits for a first token: a step's own cost is spread over more of them.
+# Times the device's prefill budget where nobody waits for a first token: a step's own cost is
+# spread over more of them.
 OFFLINE = 4
 # Seconds that a step may take longer because prompts are read beside decoding.
 STALL = 0.1
@@ -283,5 +281,5 @@ def most_beside(*, offline: bool = False) -> int:
     Args:
         offline: nobody waits for a first token; only the whole counts.
     """
-    most = BUDGET_CPU if mx.default_device() == mx.cpu else BUDGET_GPU
+    most = device().prefill_budget
     return OFFLINE * most if offline else most

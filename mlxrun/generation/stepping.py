@@ -18,9 +18,9 @@ from mlxrun.cache.base import Cache, Memory
 from mlxrun.cache.functional import Arrays, Rows, Slots
 from mlxrun.cache.ragged import Part, Ragged
 from mlxrun.cache.rows import RowCache
-from mlxrun.fusion import avoid_fusion
 from mlxrun.generation.plan import Group, Plan, Settings, State
 from mlxrun.generation.sampling import Sampled, Sampler, next_token
+from mlxrun.kernels.compilation import avoid_fusion
 from mlxrun.model import JointModel, Model
 
 Made = tuple[Any, Any, Any, mx.array]

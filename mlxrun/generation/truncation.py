@@ -11,7 +11,7 @@ import math
 
 import mlx.core as mx
 
-from mlxrun.on_cpu import log_softmax
+from mlxrun.kernels.cpu_ops import log_softmax
 
 Value = float | mx.array
 

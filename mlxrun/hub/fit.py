@@ -15,7 +15,8 @@ from converters.gguf.types import GGMLType
 from converters.policy import Policy, source_bits
 from mlxrun.hub.choice import Choice, size_text
 from mlxrun.hub.names import HubName
-from mlxrun.memory import machine_memory, on_cpu
+from mlxrun.kernels.device import device
+from mlxrun.memory import machine_memory
 
 # KV cache of a few thousand tokens and scratch: a tenth of the weights.
 _RUNNING = 1.1
@@ -33,7 +34,9 @@ _TYPES = {
 
 def needed(choice: Choice) -> int:
     """About how many bytes a model takes while it runs on this machine; on a CPU, the file's."""
-    before, after = (1.0, 1.0) if on_cpu() else _bits(choice.label.upper().removeprefix("UD-"))
+    before, after = (1.0, 1.0)
+    if not device().keeps_blocks:
+        before, after = _bits(choice.label.upper().removeprefix("UD-"))
     return int(choice.size * after / before * _RUNNING)
 
 

@@ -20,7 +20,7 @@ from converters.encode import plain_floats
 from converters.errors import GGUFError
 from converters.gguf.tensor import GGUFTensor, OpenFile
 from converters.gguf.types import BLOCKS, GGMLType
-from mlxrun.kernels.matrix import HeadsSpec, Matrix
+from mlxrun.kernels.interface import HeadsSpec, Matrix
 from mlxrun.kernels.native import Kernels, Native
 
 ROWS, COLUMNS = 24, 512

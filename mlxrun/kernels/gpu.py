@@ -19,12 +19,22 @@ import mlx.core as mx
 
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
-from mlxrun.kernels import Missing
+from mlxrun.kernels.device import CPU, device, device_name
+from mlxrun.kernels.interface import Matrix, Missing
 from mlxrun.kernels.machine import SWITCH
-from mlxrun.kernels.matrix import Matrix
 from mlxrun.kernels.selftest import kept
 
-__all__ = ["CUDA", "METAL", "TYPES", "Device", "Kernels", "Row", "available", "language"]
+__all__ = [
+    "CUDA",
+    "METAL",
+    "TYPES",
+    "Device",
+    "Kernels",
+    "Row",
+    "available",
+    "device_name",
+    "language",
+]
 
 FEW = 8  # rows of x that the kernel for few takes at once
 PAIRS = 64  # rows with an expert each, up to which none is sorted
@@ -421,14 +431,9 @@ _GATES: Final[dict[str, Callable[[mx.array, mx.array], mx.array]]] = {
 
 def language() -> Device | None:
     """The language of this machine's GPU; None where MLX computes on the CPU."""
-    if mx.default_device() == mx.cpu:
+    if device() is CPU:
         return None
     return METAL if mx.metal.is_available() else CUDA
-
-
-def device_name() -> str:
-    """Of the GPU."""
-    return str(mx.device_info()["device_name"])
 
 
 def available(types: Iterable[GGMLType]) -> Kernels | Missing:
@@ -436,8 +441,8 @@ def available(types: Iterable[GGMLType]) -> Kernels | Missing:
 
     Those are known once ``mlxrun kernels --selftest`` has passed on it.
     """
-    device = language()
-    if device is None:
+    found = language()
+    if found is None:
         return Missing("no GPU")
     if os.environ.get(SWITCH) == "0":
         return Missing(f"switched off by {SWITCH}=0")
@@ -447,4 +452,4 @@ def available(types: Iterable[GGMLType]) -> Kernels | Missing:
     served = passed.served() & frozenset(types)
     if not served:
         return Missing("this GPU is faster with MLX's own forms")
-    return Kernels(device, passed.fused(), served)
+    return Kernels(found, passed.fused(), served)

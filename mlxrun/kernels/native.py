@@ -15,7 +15,7 @@ import mlx.core as mx
 from converters.errors import GGUFError
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
-from mlxrun.kernels.matrix import HeadsSpec, Matrix
+from mlxrun.kernels.interface import HeadsSpec, Matrix
 
 __all__ = ["Kernels", "Native"]
 

@@ -28,7 +28,7 @@ from converters.policy import FIXED, Policy
 from mlxrun import __version__
 from mlxrun.files import remove, replacing
 from mlxrun.kernels.cache import ObjectCache, place
-from mlxrun.kernels.matrix import Matrix
+from mlxrun.kernels.interface import Matrix
 
 __all__ = ["WORKS", "Passed", "Result", "Subject", "Way", "Work", "forget", "keep", "kept", "run"]
 

@@ -14,10 +14,10 @@ import mlx.core as mx
 from converters.directory.files import read_config, weight_files
 from converters.directory.names import normalise, text_config
 from converters.directory.weights import read_weights, reading
-from mlxrun.kernels import Kernels
+from mlxrun.kernels.dispatch import Kernels, cpu_kernels
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build, foreign_classes
-from mlxrun.loading.run import DTYPES, cpu_kernels, form, resolve_dtype
+from mlxrun.loading.run import DTYPES, form, resolve_dtype
 from mlxrun.models.families import model_config
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import Weight

@@ -17,10 +17,10 @@ from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
 from converters.layout import Layout
 from converters.policy import FIXED, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
-from mlxrun.kernels import Kernels, Matrix, Missing
+from mlxrun.kernels.dispatch import Kernels, Matrix, Missing, cpu_kernels, gpu_kernels
 from mlxrun.loading.adapters import AdapterChoice, read_adapters
 from mlxrun.loading.model import Loaded, build
-from mlxrun.loading.run import DTYPES, cpu_kernels, form, gpu_kernels, resolve_dtype
+from mlxrun.loading.run import DTYPES, form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 from mlxrun.products import PLANES, products_named
 from mlxrun.weights.blocks import Blocks

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from converters.gguf.types import GGMLType
-from mlxrun import kernels
 from mlxrun.errors import ParameterError
-from mlxrun.memory import SHARE, on_cpu, plain_room, plain_share
-
-if TYPE_CHECKING:
-    from mlxrun.kernels.gpu import Kernels as GPUKernels
+from mlxrun.kernels.device import device
+from mlxrun.memory import SHARE, plain_room, plain_share
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
@@ -23,35 +16,10 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 def resolve_dtype(dtype: str | None, preferred: str) -> str:
     """The dtype of activations: float32 on the CPU, else half precision as the weights prefer."""
     if dtype is None:
-        return "float32" if on_cpu() else preferred
+        return preferred if device().half_precision else "float32"
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ParameterError("dtype", dtype, f"one of {', '.join(DTYPES)}")
     return dtype
-
-
-def cpu_kernels(types: Iterable[GGMLType], dtype: str) -> kernels.Kernels | kernels.Missing | None:
-    """Kernels for blocks of some types and for plain float32; None where they are not for a run.
-
-    Args:
-        dtype: of activations.
-    """
-    if dtype != "float32" or not on_cpu():
-        return None
-    return kernels.available({*types, GGMLType.F32}, _say)
-
-
-def gpu_kernels(types: Iterable[GGMLType]) -> GPUKernels | kernels.Missing | None:
-    """Kernels for those of some types of blocks that a GPU multiplies faster; None on a CPU."""
-    if on_cpu():
-        return None
-    from mlxrun.kernels import gpu
-
-    return gpu.available(types)
-
-
-def _say(line: str) -> None:
-    if sys.stderr.isatty():
-        print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -80,7 +48,7 @@ def form(elements: int, dtype: str, *, kept: bool) -> Form:
     Raises:
         ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
     """
-    if not on_cpu():
+    if device().fast_packed_matmul:
         return Form(False, "a GPU multiplies packed codes")
     if dtype != "float32":
         return Form(False, f"activations are {dtype}")

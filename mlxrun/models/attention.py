@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Position, following
 from mlxrun.cache.products import falling, latent, product
-from mlxrun.kernels import HeadsSpec
+from mlxrun.kernels.interface import HeadsSpec
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
 from mlxrun.models.functions import Function, clipped, norm
 from mlxrun.models.rope import Rotation, frequencies, rotation

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from mlxrun.kernels.cpu_ops import gelu_tanh, sigmoid, silu
 from mlxrun.models.config import Norm
-from mlxrun.on_cpu import gelu_tanh, sigmoid, silu
 from mlxrun.weights.fused import Added, Gate, RMSNorm
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import settled

@@ -9,8 +9,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlxrun.kernels.cpu_ops import rotation_of_single_tokens
+from mlxrun.kernels.device import device
 from mlxrun.models.config import Rope
-from mlxrun.on_cpu import rotation_of_single_tokens
 from mlxrun.weights.weight import settled
 
 Rotation = Callable[[mx.array, int | mx.array], mx.array]
@@ -49,7 +50,7 @@ def rotation(rope: Rope | None) -> Rotation:
             base=base, scale=rope.scale, offset=offset, freqs=periods,
         )  # fmt: skip
 
-    if mx.default_device() != mx.cpu:
+    if device().fused_rope:
         return rotate
     known = None if values is None else tuple(map(float, values))
     single = rotation_of_single_tokens(rope.dims, rope.base, rope.scale, rope.traditional, known)

@@ -15,9 +15,9 @@ import mlx.core as mx
 from mlxrun.cache.choice import Wanted, block_bytes
 from mlxrun.cache.sparsity import Window
 from mlxrun.footprint import Layer
+from mlxrun.kernels.device import device
 from mlxrun.loading.model import foreign_classes
 from mlxrun.loading.run import DTYPES
-from mlxrun.memory import on_cpu
 from mlxrun.models.config import Attention, Experts, LatentAttention, ModelConfig
 from mlxrun.models.families import model_config
 from mlxrun.planning import matrices
@@ -153,7 +153,7 @@ def count_foreign(classes: tuple[Any, Any], config: Mapping[str, Any], held: Hel
 
     dtype = DTYPES[held.dtype]
     made = sketch(classes, config, dtype)
-    taken = foreign_footprint(made, config, gpu=not on_cpu())
+    taken = foreign_footprint(made, config, device())
     layers = tuple(
         Attending(layer.token, layer.fixed, state=not layer.token, window=layer.window)
         for layer in taken.layers

@@ -14,7 +14,8 @@ from mlxrun.cache.choice import Wanted, formats
 from mlxrun.cache.formats import Format, Plain, Seen, reads_packed
 from mlxrun.cache.rotating import RotatingCache
 from mlxrun.footprint import DRAW, Footprint, Layer
-from mlxrun.kernels import GATES
+from mlxrun.kernels.device import CPU, Device
+from mlxrun.kernels.native import GATES
 from mlxrun.models.config import Attention, Experts, FeedForward, LatentAttention, ModelConfig
 from mlxrun.models.config import Layer as Block
 from mlxrun.planning import matrices
@@ -39,14 +40,14 @@ class Run:
 
     Attributes:
         dtype: of activations.
-        gpu: on a GPU, whose kernels keep attention scores to themselves.
+        device: that it runs on.
         packed: weights are packed in MLX's forms.
         fused: the kernels of this package compute, on a CPU in float32.
         cache: what is asked of caches.
     """
 
     dtype: mx.Dtype = mx.float32
-    gpu: bool = False
+    device: Device = CPU
     packed: bool = False
     fused: bool = False
     cache: Wanted = AS_IT_COMES
@@ -59,7 +60,7 @@ def footprint(config: ModelConfig, run: Run) -> Footprint:
         ParameterError: no such type of cache, or none for the model's heads.
     """
     layers = tuple(_layer(config, block, run) for block in config.layers)
-    unpacks = run.packed and not run.gpu
+    unpacks = run.packed and not run.device.fast_packed_matmul
     head = config.vocab_size * config.hidden_size * run.dtype.size if unpacks else 0
     return Footprint(layers, DRAW * config.vocab_size, head)
 
@@ -87,7 +88,7 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         seen=0 if plain else size * widths,
         read=0 if plain or _reads_packed(attention, keys, values, run) else size * widths,
         matrices=size * matrices.of_block(block, config.hidden_size)
-        if run.packed and not run.gpu
+        if run.packed and not run.device.fast_packed_matmul
         else 0,
     )
 
@@ -166,11 +167,11 @@ def _scores(attention: Attention | LatentAttention, keys: Format, run: Run) -> i
     if isinstance(keys, ByChannel):  # no fused kernel; those of plain and of packed keys are joined
         return _SCORES_BY_CHANNEL
     if isinstance(attention, LatentAttention):
-        return 1 if run.gpu else 2
+        return 1 if run.device.fused_attention else 2
     if attention.alibi is not None:
-        return 1 if run.gpu else 2
-    fused = run.gpu and attention.softcap is None and attention.head_dim in FUSED_WIDTHS
-    return 0 if fused else 3 if attention.sinks else 1
+        return 1 if run.device.fused_attention else 2
+    plain = attention.softcap is None and attention.head_dim in FUSED_WIDTHS
+    return 0 if plain and run.device.fused_attention else 3 if attention.sinks else 1
 
 
 def weights(config: ModelConfig) -> int:

@@ -14,9 +14,10 @@ from converters.gguf.config import model_config as gguf_config
 from converters.gguf.reader import GGUFFile, read_gguf
 from mlxrun.cache.choice import Wanted
 from mlxrun.footprint import Footprint
+from mlxrun.kernels.device import device
 from mlxrun.loading.model import foreign_classes
 from mlxrun.loading.run import DTYPES
-from mlxrun.memory import on_cpu, room
+from mlxrun.memory import room
 from mlxrun.model import Model
 from mlxrun.models.families import model_config
 from mlxrun.planning.native import AS_IT_COMES, Run, weights
@@ -115,12 +116,12 @@ def footprint(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES
         held: how its weights are held.
         cache: what is asked of caches.
     """
-    dtype, gpu = DTYPES[held.dtype], not on_cpu()
+    dtype, here = DTYPES[held.dtype], device()
     foreign = foreign_classes(config)
     if foreign is None:
-        run = Run(dtype, gpu, held.packed, held.fused, cache)
+        run = Run(dtype, here, held.packed, held.fused, cache)
         return native_footprint(model_config(dict(config)), run)
     from mlxrun.loading.fallback.footprint import footprint as foreign_footprint
     from mlxrun.loading.fallback.sizes import sketch
 
-    return foreign_footprint(sketch(foreign, config, dtype), config, gpu=gpu)
+    return foreign_footprint(sketch(foreign, config, dtype), config, here)

@@ -17,9 +17,9 @@ from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGUFFile
 from converters.layout import dense
-from mlxrun.kernels import Kernels
+from mlxrun.kernels.dispatch import Kernels, cpu_kernels
 from mlxrun.loading.gguf import BLOCKS, block_bytes, forms, lies, run_dtype
-from mlxrun.loading.run import cpu_kernels, form, resolve_dtype
+from mlxrun.loading.run import form, resolve_dtype
 from mlxrun.models.families import FAMILIES
 
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")

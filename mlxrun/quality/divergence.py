@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrun.display import table_of
-from mlxrun.on_cpu import total
+from mlxrun.kernels.cpu_ops import total
 from mlxrun.quality.estimates import Estimate, Floats, mean, root_mean_square, share
 from mlxrun.quality.perplexity import Predicted, perplexity_of, predicted
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxrun.display import table_of
-from mlxrun.on_cpu import exp, total
+from mlxrun.kernels.cpu_ops import exp, total
 from mlxrun.quality.estimates import Estimate, Floats, exponential, mean
 
 

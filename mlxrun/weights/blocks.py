@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from converters.gguf.types import GGMLType
-from mlxrun.kernels import Matrix
+from mlxrun.kernels.interface import Matrix
 from mlxrun.weights.weight import (
     Form,
     GatheredProduct,
@@ -24,8 +24,8 @@ from mlxrun.weights.weight import (
 )
 
 if TYPE_CHECKING:
-    from mlxrun.kernels import Kernels
     from mlxrun.kernels.gpu import Kernels as GPUKernels
+    from mlxrun.kernels.native import Kernels
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import mlx.core as mx
 
-from mlxrun.kernels import GATES
+from mlxrun.kernels.native import GATES
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.joined import Projection, Split
 from mlxrun.weights.weight import GatheredProduct, Product

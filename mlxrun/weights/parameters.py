@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
+from mlxrun.kernels.device import device
 from mlxrun.weights.blocks import Blocks, plain_blocks
 from mlxrun.weights.fused import Added, Gate, gated, gated_experts, linear, split
 from mlxrun.weights.joined import Projection, Split, apart, together
@@ -17,7 +18,7 @@ from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
 from mlxrun.weights.weight import Form, GatheredProduct, Product, Weight
 
 if TYPE_CHECKING:
-    from mlxrun.kernels import Kernels
+    from mlxrun.kernels.native import Kernels
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Parameters:
     kernels: Kernels | None = None
     planes: int = 3
     prefix: str = ""
-    join: bool = field(default_factory=lambda: mx.default_device() != mx.cpu)
+    join: bool = field(default_factory=lambda: device().joins_projections)
     used: set[str] = field(default_factory=set)
     handed: dict[str, list[mx.array | Form]] = field(default_factory=dict)
 

@@ -14,6 +14,7 @@ from math import prod
 import mlx.core as mx
 
 from converters.layout import Layout
+from mlxrun.kernels.device import device
 
 # From this many rows on, the CPU dequantises a packed matrix once rather than per row: its packed
 # product runs on one core, row by row (measured, docs/architecture.md).
@@ -119,7 +120,7 @@ class Weight(Form):
     def _product(self) -> Product:
         if not self.layout.quantized:
             return _plain_product(self.weight)
-        if mx.default_device() == mx.cpu:
+        if not device().fast_packed_matmul:
             return lambda x: (
                 self._packed_product(x)
                 if prod(x.shape[:-1]) < CPU_DENSE_ROWS
@@ -147,8 +148,7 @@ class Weight(Form):
     def _gathered_product(self) -> GatheredProduct:
         if self.scales is None:
             transposed = settled(self.weight.swapaxes(-1, -2))
-            if mx.default_device() == mx.cpu and transposed.dtype != mx.float32:
-                # MLX gathers halves on a GPU only.
+            if transposed.dtype != mx.float32 and not device().gathers_halves:
                 return lambda x, chosen: mx.gather_mm(
                     x.astype(mx.float32), transposed.astype(mx.float32), rhs_indices=chosen
                 ).astype(x.dtype)

@@ -9,9 +9,10 @@ import pytest
 
 from converters.gguf.types import GGMLType
 from converters.policy import Policy
-from mlxrun import kernels
 from mlxrun.cli import kernels as command
-from mlxrun.kernels import Missing, gpu, selftest
+from mlxrun.kernels import dispatch as kernels
+from mlxrun.kernels import gpu, selftest
+from mlxrun.kernels.interface import Missing
 from mlxrun.kernels.selftest import GPU_WAYS, WORKS, Result, Subject
 
 

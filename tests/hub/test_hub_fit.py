@@ -15,6 +15,8 @@ from mlxrun.errors import HubError
 from mlxrun.hub import fit, pull
 from mlxrun.hub.choice import Choice, HubFile, choose, gguf_models
 from mlxrun.hub.names import HubName
+from mlxrun.kernels import device
+from mlxrun.kernels.device import CPU, GPU
 
 GB = 10**9
 BODY = bytes(range(256)) * 200
@@ -31,7 +33,7 @@ def model(label: str, size: float) -> Choice:
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and 16 GB for models."""
     monkeypatch.setattr(fit, "machine_memory", lambda: 16 * GB)
-    monkeypatch.setattr(fit, "on_cpu", lambda: False)
+    monkeypatch.setattr(fit, "device", lambda: GPU)
 
 
 @pytest.mark.parametrize("label", QUANTS)
@@ -39,7 +41,7 @@ def test_the_name_tells_about_what_the_tensors_would(
     oracle: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     """Held to each tensor's own type, in files that llama-quantize made."""
-    monkeypatch.setattr(fit, "on_cpu", lambda: False)
+    monkeypatch.setattr(fit, "device", lambda: GPU)
     tensors = read_gguf(oracle / "quants" / f"{label}.gguf").tensors
     policy = Policy("near", "float16")
     held = 0.0
@@ -52,7 +54,7 @@ def test_the_name_tells_about_what_the_tensors_would(
 
 
 def test_models_stay_as_they_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "on_cpu", lambda: True)
+    monkeypatch.setattr(fit, "device", lambda: CPU)
     assert fit.needed(model("Q6_K", 0.1)) == pytest.approx(1.1 * 0.1 * GB, rel=0.01)
 
 
@@ -107,7 +109,7 @@ def test_it_is_told_once_before_the_first_byte_and_not_for_what_is_here(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "machine_memory", lambda: 50_000)
-    monkeypatch.setattr(fit, "on_cpu", lambda: True)
+    monkeypatch.setattr(fit, "device", lambda: CPU)
     hub.add("org/repo", {"m-Q4_K_M.gguf": BODY, "m-Q2_K.gguf": BODY[:9000]})
     events: list[str] = []
     pull("org/repo", tell=events.append, progress=lambda done, total: events.append("bytes"))
@@ -124,7 +126,7 @@ def test_a_container_may_have_less_than_the_machine(
 ) -> None:
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_CONTAINER", (str(tmp_path / "none"), str(limit)))
-    monkeypatch.setattr(memory, "on_cpu", lambda: True)
+    monkeypatch.setattr(memory, "working_set", lambda: 0)
     limit.write_text("max\n")
     physical = memory.machine_memory()
     assert physical > 0
@@ -135,7 +137,7 @@ def test_a_container_may_have_less_than_the_machine(
 def test_metal_says_itself_what_models_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlx.core as mx
 
-    monkeypatch.setattr(memory, "on_cpu", lambda: False)
+    monkeypatch.setattr(device, "device", lambda: GPU)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 12345})
     assert memory.machine_memory() == 12345
     monkeypatch.setattr(mx, "device_info", dict)

@@ -19,7 +19,7 @@ from tiny_models import random_blocks
 
 from converters.gguf.types import BLOCKS, GGMLType
 from mlxrun.kernels.gpu import TYPES, Kernels
-from mlxrun.kernels.matrix import Matrix
+from mlxrun.kernels.interface import Matrix
 
 #: Of the norm of a result, which is computed in float64.
 TOLERANCES = {mx.float32: 1e-6, mx.float16: 2e-3, mx.bfloat16: 4e-3}

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from converters.gguf.types import BLOCKS, GGMLType
-from mlxrun import kernels
 from mlxrun.errors import KernelsError, ParameterError
 from mlxrun.kernels import build, machine
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.kernels.build import BuildError, Compiler, Object
 from mlxrun.kernels.cache import ObjectCache, digest, place
 
@@ -367,7 +367,7 @@ def test_where_the_directory_is(monkeypatch: pytest.MonkeyPatch) -> None:
 ASK = """
 import json, sys
 from converters.gguf.types import GGMLType
-from mlxrun import kernels
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.errors import MlxrunError
 said = []
 try:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pytest
 
 from converters.gguf.types import GGMLType
-from mlxrun import kernels
-from mlxrun.kernels import HeadsSpec, Kernels, Matrix
+from mlxrun.kernels import dispatch as kernels
+from mlxrun.kernels.dispatch import HeadsSpec, Kernels, Matrix
 
 Floats = npt.NDArray[np.float64]
 

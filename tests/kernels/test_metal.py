@@ -20,7 +20,7 @@ from tiny_models import Tiny
 from converters.gguf.reader import read_gguf
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.gpu import FLOATS, METAL, TYPES, Kernels
-from mlxrun.kernels.matrix import Matrix
+from mlxrun.kernels.interface import Matrix
 from mlxrun.weights.blocks import Blocks
 
 

@@ -14,8 +14,8 @@ import pytest
 from converters.errors import GGUFError
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.types import GGMLType
-from mlxrun import kernels
-from mlxrun.kernels import Kernels
+from mlxrun.kernels import dispatch as kernels
+from mlxrun.kernels.dispatch import Kernels
 
 DEMO = Path(kernels.__file__).parents[1] / "assets" / "demo.gguf"
 ROOT = Path(kernels.__file__).parents[2]
@@ -113,7 +113,7 @@ import numpy as np
 from converters.errors import GGUFError
 from converters.gguf.tensor import GGUFTensor, OpenFile
 from converters.gguf.types import GGMLType
-from mlxrun import kernels
+from mlxrun.kernels import dispatch as kernels
 
 ROWS, COLUMNS = 4096, 1024
 path = Path(sys.argv[1])

@@ -23,7 +23,7 @@ import numpy as np
 from converters.encode import plain_floats
 from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
-from mlxrun import kernels
+from mlxrun.kernels import dispatch as kernels
 
 path = Path(sys.argv[1])
 path.write_bytes(Path("mlxrun/assets/demo.gguf").read_bytes())

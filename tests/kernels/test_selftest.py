@@ -15,8 +15,8 @@ from emulated import Emulator
 from converters.gguf.types import GGMLType
 from converters.policy import Policy
 from mlxrun.errors import KernelsError
-from mlxrun.kernels import Missing, gpu, selftest
-from mlxrun.kernels.matrix import Matrix
+from mlxrun.kernels import gpu, selftest
+from mlxrun.kernels.interface import Matrix, Missing
 from mlxrun.kernels.selftest import GPU_WAYS, TYPES, WORKS, Result, Subject, Way
 
 KIND = GGMLType.Q5_K

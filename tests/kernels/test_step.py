@@ -17,8 +17,8 @@ import pytest
 from native_kernels import Array, address
 
 from converters.gguf.types import GGMLType
+from mlxrun.kernels.cpu_ops import gelu_tanh
 from mlxrun.models.functions import GATES
-from mlxrun.on_cpu import gelu_tanh
 
 Floats = npt.NDArray[np.float32]
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float

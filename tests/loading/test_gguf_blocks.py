@@ -18,9 +18,10 @@ from tiny_models import Tiny, nmse
 import mlxrun
 from converters.gguf.names import map_names
 from converters.gguf.reader import GGMLType, read_gguf
-from mlxrun import kernels, products
+from mlxrun import products
 from mlxrun.cli.main import run
 from mlxrun.errors import NumericError, ParameterError
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.loading.gguf import load_gguf, why_not_blocks
 from mlxrun.loading.model import Loaded
 

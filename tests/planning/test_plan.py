@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import kernels
 from mlxrun.cache.choice import Wanted
 from mlxrun.errors import MemoryLimitError
 from mlxrun.footprint import Footprint, Layer
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.scheduler import Scheduler
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.memory import SHARE
 from mlxrun.planning.plan import ALONE, MemoryPlan
 from mlxrun.planning.source import plan_loaded, plan_source

@@ -9,7 +9,7 @@ import pytest
 from tiny_models import random_blocks
 
 from converters.gguf.types import GGMLType
-from mlxrun import kernels
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.fused import split
 from mlxrun.weights.joined import Projection

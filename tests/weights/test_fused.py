@@ -11,7 +11,7 @@ import pytest
 
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.layout import dense
-from mlxrun import kernels
+from mlxrun.kernels import dispatch as kernels
 from mlxrun.models.functions import GATES
 from mlxrun.weights import fused
 from mlxrun.weights.blocks import Blocks

@@ -12,6 +12,7 @@ from typing import Any
 from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 from mlxrun.footprint import DRAW, Footprint, Layer
+from mlxrun.kernels.device import Device
 from mlxrun.loading.fallback.memory import arrays_in
 from mlxrun.loading.fallback.sizes import Sketch
 
@@ -21,7 +22,7 @@ _STEP = 256
 _STREAMS, _FED = 22, 4
 
 
-def footprint(sketch: Sketch, config: Mapping[str, Any], *, gpu: bool) -> Footprint:
+def footprint(sketch: Sketch, config: Mapping[str, Any], device: Device) -> Footprint:
     """What a model takes besides its weights.
 
     Args:
@@ -34,7 +35,7 @@ def footprint(sketch: Sketch, config: Mapping[str, Any], *, gpu: bool) -> Footpr
     hidden = summary.hidden_size
     fed = max(_numbers(section, "intermediate_size", "ffn_hidden_size", "d_inner"), default=0)
     stream = size * (_STREAMS * hidden + _FED * (fed or 4 * hidden))
-    pair = 0 if gpu else size * summary.heads
+    pair = 0 if device.fused_attention else size * summary.heads
     layers = tuple(_layer(part, stream, pair) for entry in sketch.entries for part in _parts(entry))
     return Footprint(layers, DRAW * sketch.model.vocab_size, joint=sketch.model.joint)
 

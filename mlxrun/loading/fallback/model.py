@@ -11,12 +11,12 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 from mlxrun.cache.sparsity import Sparse
 from mlxrun.errors import CacheError, CheckpointError, ParameterError
+from mlxrun.kernels.device import device
 from mlxrun.loading.fallback import kept
 from mlxrun.loading.fallback.memory import ForeignMemory
 from mlxrun.loading.fallback.registry import arguments
 from mlxrun.loading.fallback.weights import fill, named_arrays
 from mlxrun.loading.fallback.window import WindowCache, windowed
-from mlxrun.memory import on_cpu
 from mlxrun.model import Summary
 from mlxrun.weights.parameters import Parameters
 
@@ -219,7 +219,7 @@ def _filled(
 
         adapt(module, params.updates, params.dtype)
     plain = any(isinstance(part, SwitchLinear) for part in module.modules())
-    if plain and on_cpu() and params.dtype != mx.float32:
+    if plain and not device().gathers_halves and params.dtype != mx.float32:
         name = str(params.dtype).removeprefix("mlx.core.")
         raise ParameterError("dtype", name, "float32: MLX's CPU computes plain experts in no other")
     return ForeignModel(module, config, params.dtype), unused

@@ -15,7 +15,7 @@ from typing import Any
 
 from converters.gguf.checks import MAX_BLOCKS
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
-from mlxrun.fusion import avoid_fusion
+from mlxrun.kernels.compilation import avoid_fusion
 
 # Files beside the models that define none.
 _TOOLS = {

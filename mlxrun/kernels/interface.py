@@ -9,7 +9,14 @@ import mlx.core as mx
 
 from converters.gguf.types import BLOCKS, GGMLType
 
-__all__ = ["HeadsSpec", "Matrix"]
+__all__ = ["HeadsSpec", "Matrix", "Missing"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """There are no kernels, for a reason of one line."""
+
+    reason: str
 
 
 @dataclass(frozen=True)

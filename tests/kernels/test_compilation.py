@@ -15,10 +15,10 @@ from foreign_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import fusion
-from mlxrun.memory import on_cpu
+from mlxrun.kernels import compilation
+from mlxrun.kernels.device import CPU, device
 
-pytestmark = pytest.mark.skipif(not on_cpu(), reason="on a GPU MLX compiles with Metal")
+pytestmark = pytest.mark.skipif(device() is not CPU, reason="on a GPU MLX compiles with Metal")
 
 SETTINGS = (
     "{}, {'temperature': 0}, {'repetition_penalty': 1.1}, {'mirostat': 2}, {'dry_multiplier': 0.8},"
@@ -29,13 +29,13 @@ SETTINGS = (
 @pytest.fixture
 def again() -> Iterator[None]:
     """What is known of MLX's compiler is found out anew, in the test and after it."""
-    fusion._recorded_unfused.cache_clear()
-    fusion._switched = False
+    compilation._recorded_unfused.cache_clear()
+    compilation._switched = False
     yield
-    fusion._recorded_unfused.cache_clear()
-    fusion._switched = False
+    compilation._recorded_unfused.cache_clear()
+    compilation._switched = False
     mx.enable_compile()
-    assert fusion.avoid_fusion() is None
+    assert compilation.avoid_fusion() is None
 
 
 def written(folder: Path, code: str) -> list[str]:
@@ -76,56 +76,56 @@ def test_an_mlx_without_the_switch_records_nothing(
     file = Tiny().write(tmp_path / "tiny.gguf")
     asked = {"max_tokens": 20, "ignore_eos": True, "seed": 1}
     recorded = mlxrun.load(file).generate("a", **asked)
-    fusion._recorded_unfused.cache_clear()
+    compilation._recorded_unfused.cache_clear()
     mx.enable_compile()
-    monkeypatch.setattr(fusion, "_SYMBOL", "_ZN3mlx4core5unfuseEv")
+    monkeypatch.setattr(compilation, "_SYMBOL", "_ZN3mlx4core5unfuseEv")
     llm = mlxrun.load(file)
     assert llm.generate("a", **asked).tokens == recorded.tokens
     assert not llm.stepper.recorded
     assert "would fuse" in llm.choices.decode
-    assert fusion._recording() == "", "nothing else in this process is fused either"
+    assert compilation._recording() == "", "nothing else in this process is fused either"
 
 
 def test_compilation_that_is_switched_off_stays_so(again: None) -> None:
     mx.disable_compile()
-    assert "switched off" in str(fusion.avoid_fusion())
-    assert fusion._recording() == ""
+    assert "switched off" in str(compilation.avoid_fusion())
+    assert compilation._recording() == ""
 
 
 def test_recordings_are_reused_unfused(again: None) -> None:
     mx.enable_compile()
-    assert fusion._recording() == "fused"
-    assert fusion.avoid_fusion() is None
-    assert fusion._recording() == "unfused"
+    assert compilation._recording() == "fused"
+    assert compilation.avoid_fusion() is None
+    assert compilation._recording() == "unfused"
 
 
 def on_gpu() -> mx.Device:
     return mx.Device(mx.gpu)
 
 
-@pytest.mark.parametrize("symbol", [fusion._SYMBOL, "_ZN3mlx4core5unfuseEv"])
+@pytest.mark.parametrize("symbol", [compilation._SYMBOL, "_ZN3mlx4core5unfuseEv"])
 def test_a_gpu_fuses_again_after_a_cpu_did_not(
     again: None, monkeypatch: pytest.MonkeyPatch, symbol: str
 ) -> None:
     mx.enable_compile()
-    monkeypatch.setattr(fusion, "_SYMBOL", symbol)
-    fusion.avoid_fusion()
-    unfused = fusion._recording()
+    monkeypatch.setattr(compilation, "_SYMBOL", symbol)
+    compilation.avoid_fusion()
+    unfused = compilation._recording()
     assert unfused != "fused"
     with monkeypatch.context() as patched:
         patched.setattr(mx, "default_device", on_gpu)
-        assert fusion.avoid_fusion() is None
-    assert fusion._recording() == "fused"
-    fusion.avoid_fusion()
-    assert fusion._recording() == unfused, "on the CPU again"
+        assert compilation.avoid_fusion() is None
+    assert compilation._recording() == "fused"
+    compilation.avoid_fusion()
+    assert compilation._recording() == unfused, "on the CPU again"
 
 
 def test_a_gpu_leaves_compilation_off_that_was_off(
     again: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mx.disable_compile()
-    fusion.avoid_fusion()
+    compilation.avoid_fusion()
     with monkeypatch.context() as patched:
         patched.setattr(mx, "default_device", on_gpu)
-        assert fusion.avoid_fusion() is None
-    assert fusion._recording() == ""
+        assert compilation.avoid_fusion() is None
+    assert compilation._recording() == ""

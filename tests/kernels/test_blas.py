@@ -6,7 +6,7 @@ import ctypes
 
 import pytest
 
-from mlxrun import blas
+from mlxrun.kernels import blas
 
 
 def test_a_blas_multiplies_on_one_thread_when_told_so() -> None:

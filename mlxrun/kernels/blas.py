@@ -76,7 +76,7 @@ def preloaded() -> str | None:
 
 def hint() -> str | None:
     """What to tell a user whose matrix products will be slow; None if there is nothing to say."""
-    if sys.platform != "linux" or loaded or preloaded():
+    if sys.platform != "linux" or loaded or preloaded() or not _used():
         return None
     if late:
         return "matrix products are slow: MLX was imported before a BLAS; import mlxrun first"
@@ -88,6 +88,23 @@ def hint() -> str | None:
     return (
         "matrix products are slow without a BLAS: apt-get install libopenblas0 (or pip install mkl)"
     )
+
+
+def described() -> str:
+    """The library in words, and in brackets what chooses another."""
+    if not _used():
+        return "not used on a GPU"
+    if ACCELERATE:
+        return "Accelerate"
+    if not loaded and (named := preloaded()):
+        return f"{named} (LD_PRELOAD)"
+    return f"{loaded or 'what MLX brings, which is slow'} ({VARIABLE})"
+
+
+def _used() -> bool:
+    import mlx.core as mx
+
+    return bool(mx.default_device() == mx.cpu)
 
 
 def advice() -> str | None:

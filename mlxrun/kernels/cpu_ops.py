@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import mlx.core as mx
 
-FEW = 1 << 18
+FEW = 1 << 18  # numbers up to which three arrays of them cost nothing
 ADDED = 64  # numbers that are added one after the other
 _PER_E = math.log2(math.e)
 
@@ -63,6 +63,15 @@ def softmax(x: mx.array) -> mx.array:
         return mx.softmax(x, axis=-1, precise=True)
     powers = mx.power(2.0, (x - x.max(axis=-1, keepdims=True)) * _PER_E)
     return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def plain_attention_is_faster(q: mx.array, keys: int) -> bool:
+    """Whether queries (B, H, T, D) attend faster by products and a softmax of their own.
+
+    MLX's fused attention on the CPU is made of the same products, one for each head rather than
+    one for those that share keys, and of a slower softmax.
+    """
+    return q.shape[0] * q.shape[1] * q.shape[2] * keys <= FEW and _by_twos(q)
 
 
 def exp(x: mx.array) -> mx.array:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrun.on_cpu import log_softmax, total
+from mlxrun.kernels.cpu_ops import log_softmax, total
 
 Doubles = npt.NDArray[np.float64]
 
