@@ -24,9 +24,9 @@ from converters.chunks import workers
 from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import AdapterError, ConversionError, InexactError
 from converters.estimate import least_bits
-from converters.gguf.config import model_config
-from converters.gguf.names import Mapped, NameMap, map_names
-from converters.gguf.reader import GGUFFile, read_gguf
+from converters.gguf.names import Mapped, NameMap
+from converters.gguf.reader import GGUFFile
+from converters.gguf.source import open_gguf
 from converters.gguf.types import GGMLType
 from converters.layout import dense
 from converters.merge import Merge, Patch, PrepareMerge, in_order
@@ -230,8 +230,8 @@ def convert(
     """
     started = time.perf_counter()
     policy = check_policy(policy)
-    gguf = read_gguf(src)
-    names, config = map_names(gguf), model_config(gguf)
+    model = open_gguf(src)
+    gguf, names, config = model.file, model.names, model.config
     merged = merge(config) if merge else None
     target = target_path(dst, gguf.path, gguf.paths)
     bound = Policy(policy, half_dtype(gguf))

@@ -32,7 +32,11 @@ def model_config(gguf: GGUFFile) -> Config:
             architecture does not have.
     """
     architecture = architecture_of(gguf)
-    gguf = regroup(gguf, architecture)
+    return hyperparameters(regroup(gguf, architecture), architecture)
+
+
+def hyperparameters(gguf: GGUFFile, architecture: Architecture) -> Config:
+    """As :func:`model_config`, of a file whose tensors are regrouped already."""
     only(gguf, "attention.causal", True)
     with_experts = bool(gguf.key("expert_count", 0))
     if with_experts and "ffn_down_exps" not in architecture.layer:

@@ -100,7 +100,11 @@ def map_names(gguf: GGUFFile) -> NameMap:
         GGUFError: a tensor that every model of this architecture needs is missing.
     """
     architecture = architecture_of(gguf)
-    gguf = regroup(gguf, architecture)
+    return map_tensors(regroup(gguf, architecture), architecture)
+
+
+def map_tensors(gguf: GGUFFile, architecture: Architecture) -> NameMap:
+    """As :func:`map_names`, of a file whose tensors are regrouped already."""
     layers = layer_count(gguf)
     mapped: list[Mapped] = []
     skipped: list[tuple[GGUFTensor, str]] = []
