@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @with_attention
 @with_cache_types
 @with_loading
-def command(model: str, **options: Any) -> None:
+def bench_command(model: str, **options: Any) -> None:
     """Measure how fast a model runs on this machine.
 
     Tests are named as llama-bench names them: pp128 reads a prompt of 128 tokens, tg128 draws 128

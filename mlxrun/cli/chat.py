@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 @with_cache_types
 @with_attention
 @with_loading
-def command(
+def chat_command(
     model: str | None,
     system: str | None,
     saved: str | None,

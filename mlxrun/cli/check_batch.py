@@ -38,7 +38,7 @@ from mlxrun.cli.sections import Command
 @click.option("--seed", type=int, default=0, show_default=True, help="Of prompts and lengths.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @with_loading
-def command(
+def check_batch_command(
     model: str,
     requests: int,
     tokens: int,

@@ -86,7 +86,7 @@ class Side:
 @with_sides
 @click.option("--wired", is_flag=True, help="Keep the models' memory from being swapped out.")
 @click.option("-v", "--verbose", is_flag=True, help="Tell what was chosen and what it cost.")
-def command(
+def compare_command(
     a: str, b: str, file: str, as_json: bool, wired: bool, verbose: bool, **options: Any
 ) -> None:
     """Measure how far model B is from model A.

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     help="Replace a directory that holds nothing but an earlier conversion.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def command(
+def convert_command(
     source: str,
     output: str | None,
     adapter: Adapters,

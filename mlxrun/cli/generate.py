@@ -60,7 +60,7 @@ LONGEST_PROMPT = 100_000_000
 @with_cache_types
 @with_attention
 @with_loading
-def command(
+def generate_command(
     model: str,
     prompts: tuple[str, ...],
     files: tuple[str, ...],

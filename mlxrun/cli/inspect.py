@@ -46,7 +46,7 @@ WIDEST = 100
 @click.option("-v", "--verbose", is_flag=True, help="Show everything that is known.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-def command(
+def inspect_command(
     model: str,
     context: int | None,
     parallel: int,

@@ -45,7 +45,7 @@ NO_COMPILER = (
     help="With --selftest: rows and columns of the matrices, rounded down to a multiple of 256.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(selftest: bool, names: tuple[str, ...], size: int, as_json: bool) -> None:
+def kernels_command(selftest: bool, names: tuple[str, ...], size: int, as_json: bool) -> None:
     """Show what multiplies GGUF blocks on this machine, and test it.
 
     A model's matrices stay the blocks that they are in their GGUF file where there are kernels that

@@ -25,7 +25,7 @@ import click
 from mlxrun import __version__
 from mlxrun.errors import MlxrunError
 
-# Each is a module of this package with a ``command``; the line is that command's short help.
+# Each is a module of this package, or in one of HOMES; the line is the command's short help.
 COMMANDS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text.",
@@ -38,6 +38,8 @@ COMMANDS = {
     "bench": "Measure how fast a model runs on this machine.",
     "kernels": "Show what multiplies GGUF blocks on this machine, and test it.",
 }
+
+HOMES: dict[str, str] = {"check-batch": "check_batch"}
 
 HELP_OPTIONS = ["-h", "--help"]
 
@@ -53,8 +55,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = cmd_name.replace("-", "_")
-        command = import_module(f"mlxrun.cli.{module}").command
+        module = import_module(f"mlxrun.cli.{HOMES.get(cmd_name, cmd_name)}")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

@@ -22,7 +22,7 @@ from mlxrun.cli.sections import Command
 @with_windows
 @with_cache_types
 @with_loading
-def command(
+def perplexity_command(
     model: str,
     file: str,
     as_json: bool,

@@ -9,7 +9,7 @@ from mlxrun.cli.console import Bar, note, visible
 
 @click.command("pull")
 @click.argument("source", metavar="ORG/REPO[:QUANT]")
-def command(source: str) -> None:
+def pull_command(source: str) -> None:
     """Download a model from the hub.
 
     Tells its size and what it will take of this machine's memory, then prints where it is. Any

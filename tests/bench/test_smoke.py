@@ -12,7 +12,7 @@ import pytest
 
 from mlxrun.bench import device
 from mlxrun.bench.subjects.ours import Ours
-from mlxrun.cli.bench import command
+from mlxrun.cli.bench import bench_command
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "1")
 # Options that other commands have too are tested there; a model of random weights has no adapter.
@@ -74,7 +74,9 @@ def test_it_runs(bench, folder, options):
 
 def test_every_option_is_run_here_or_elsewhere():
     there = {
-        next(o for o in p.opts if o.startswith("--")) for p in command.params if p.opts[0][0] == "-"
+        next(o for o in p.opts if o.startswith("--"))
+        for p in bench_command.params
+        if p.opts[0][0] == "-"
     }
     assert there == {option for run in RUNS for option in run if option.startswith("--")} | (
         there & ELSEWHERE

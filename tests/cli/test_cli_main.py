@@ -112,7 +112,7 @@ def broken(monkeypatch):
         def fail(source: str) -> None:
             raise error
 
-        monkeypatch.setattr(pull.command, "callback", fail)
+        monkeypatch.setattr(pull.pull_command, "callback", fail)
 
     return make
 
@@ -159,7 +159,7 @@ def test_closed_pipe_is_silent(model):
     code = (
         "import sys; from mlxrun.cli import main, pull\n"
         "def talk(source):\n  while True: print('x' * 1000, flush=True)\n"
-        "pull.command.callback = talk; main.main(['pull', 'a/b'])"
+        "pull.pull_command.callback = talk; main.main(['pull', 'a/b'])"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
