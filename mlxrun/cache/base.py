@@ -89,11 +89,20 @@ class Memory(ABC):
 
     @abstractmethod
     def trim(self, n: int) -> int:
-        """Forget the last ``n`` tokens; returns n.
+        """Forget the last ``n`` tokens of every row; returns n.
 
         Raises:
             CacheError: what going back would need is no longer there.
         """
+
+    def truncate(self, row: int, n: int) -> None:
+        """Forget the last ``n`` tokens of one row.
+
+        Raises:
+            CacheError: what going back would need is no longer there.
+        """
+        assert row == 0, "a cache of a single sequence"
+        self.trim(n)
 
     @abstractmethod
     def fork(self) -> Self:
@@ -184,5 +193,5 @@ class Cache(Memory):
         Returns:
             Keys and values (B, H, S, D) and the mask for ``scaled_dot_product_attention``: None
             (every query sees every key), ``"causal"`` (aligned at the lower right), or booleans
-            (T, S) or, where rows have offsets of their own, (B, 1, 1, S).
+            (T, S) or, where rows have offsets of their own, (B, 1, T, S).
         """

@@ -9,7 +9,7 @@ nothing needs to be merged afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 import mlx.core as mx
@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlxrun.cache.base import Mask, Named, Product, State
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import PLAIN, Format, Seen, reads_packed, seen
+from mlxrun.cache.slots import Line
 from mlxrun.cache.store import copied
 from mlxrun.errors import CacheError
 
@@ -58,25 +59,9 @@ class BranchCache(DenseCache):
     def __init__(
         self, beginning: Beginning, layer: int, keys: Format = PLAIN, values: Format = PLAIN
     ) -> None:
-        super().__init__(keys, values)
+        super().__init__(keys, values, Line(beginning.length))
         self.beginning, self._layer = beginning, layer
-        self.offsets = [beginning.length]
-
-    def _slot(self, position: int) -> int:
-        return position - self.beginning.length
-
-    def _held(self, offset: int) -> int:
-        return max(0, offset - self.beginning.length)
-
-    def slot_at(self, positions: mx.array) -> mx.array:
-        return positions - self.beginning.length
-
-    def held_at(self, offsets: mx.array) -> mx.array:
-        return offsets - self.beginning.length
-
-    @property
-    def layout(self) -> Hashable:
-        return self.beginning.length
+        self.offsets, self.written = [beginning.length], [beginning.length]
 
     @property
     def fixed(self) -> list[mx.array]:
@@ -111,12 +96,12 @@ class BranchCache(DenseCache):
             extended(mask, self.beginning.length),
         )
 
-    def trim(self, n: int) -> int:
-        if n > min(self.offsets) - self.beginning.length:
+    def _check_truncation(self, row: int, length: int) -> None:
+        if length < self.beginning.length:
             raise CacheError(
-                f"cannot go back {n} tokens: others share the first {self.beginning.length}"
+                f"cannot go back {self.offsets[row] - length} tokens: others share the first "
+                f"{self.beginning.length}"
             )
-        return super().trim(n)
 
     @property
     def kind(self) -> str:
@@ -140,7 +125,7 @@ class BranchCache(DenseCache):
         if state is not None:
             raise CacheError("some of its tokens saw only a part of those before them")
         start = self.beginning.length
-        self.offsets = [length]
+        self.offsets, self.written = [length], [length]
         if length > start:
             self._fill(list(_after(tokens, start)), length - start)
 
@@ -151,7 +136,7 @@ class BranchCache(DenseCache):
         self.prompt = whole.prompt
 
     def clear(self, row: int) -> None:
-        self.offsets[row] = self.beginning.length
+        self.offsets[row] = self.written[row] = self.beginning.length
 
     def empty(self) -> Self:
         return type(self)(self.beginning, self._layer, self.keys, self.values)

@@ -35,12 +35,15 @@ class ChannelCache(DenseCache):
     def __init__(self, keys: ByChannel, values: Format = PLAIN) -> None:
         super().__init__(keys, values)
         self._groups, self._recent = Store(), Store()
-        self._oldest = [0]  # the first position of each row that is still in the ring
+
+    @property
+    def tokens_at_once(self) -> int:
+        return 1
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
         raise CacheError("keys by channel differ from query to query: use attend")
 
-    def attend(
+    def _attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
     ) -> mx.array:
         before = list(self.offsets)
@@ -50,11 +53,6 @@ class ChannelCache(DenseCache):
             self._recent.reserve([keys], 0, self.keys.ring)
             self._groups.reserve(self.keys.pack_groups(group), 0, self._room(1))
         k = self._one(keys, before) if keys.shape[2] == 1 else self._many(keys, before[0])
-        ring = self.keys.ring
-        self._oldest = [
-            max(oldest, offset - ring)
-            for oldest, offset in zip(self._oldest, self.offsets, strict=True)
-        ]
         if not reads_packed(k, v, queries):
             k, v = replace(k, packed=False), seen(v.plain())
         return product.stored(queries, k, v, mask)
@@ -112,26 +110,18 @@ class ChannelCache(DenseCache):
         """How many groups to allocate where some are needed."""
         return bucket(groups * self.keys.group_size) // self.keys.group_size
 
-    def trim(self, n: int) -> int:
-        lengths = [offset - n for offset in self.offsets]
-        if n > 0 and min(lengths) >= 0:
-            for length, oldest in zip(lengths, self._oldest, strict=True):
-                if length and self.keys.retired(length) * self.keys.group_size < oldest:
-                    raise CacheError(
-                        f"cannot go back {n} tokens: keys before them are packed in groups of "
-                        f"{self.keys.group_size} by now"
-                    )
-        super().trim(n)
-        self._oldest = [
-            oldest if offset else 0
-            for oldest, offset in zip(self._oldest, self.offsets, strict=True)
-        ]
-        return n
+    def _check_truncation(self, row: int, length: int) -> None:
+        # What was packed and is to be plain again must still be in the ring.
+        oldest = self.written[row] - self.keys.ring
+        if length and self.keys.retired(length) * self.keys.group_size < oldest:
+            raise CacheError(
+                f"cannot go back {self.offsets[row] - length} tokens: keys before them are packed "
+                f"in groups of {self.keys.group_size} by now"
+            )
 
     def fork(self) -> Self:
         other = super().fork()
         other._groups, other._recent = self._groups.fork(), self._recent.fork()
-        other._oldest = list(self._oldest)
         return other
 
     @property
@@ -146,7 +136,7 @@ class ChannelCache(DenseCache):
         stores = (self._store, offset), (self._groups, self.keys.retired(offset))
         arrays = [copied(x, 0, used) for store, used in stores for x in store.arrays]
         arrays.extend(copied(x, 0, self.keys.ring) for x in self._recent.arrays)
-        about = {"offset": offset, "oldest": self._oldest[0]}
+        about = {"offset": offset, "oldest": max(0, self.written[0] - self.keys.ring)}
         return State({str(i): x for i, x in enumerate(arrays)}, about)
 
     def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
@@ -161,7 +151,11 @@ class ChannelCache(DenseCache):
             [joined([arrays], x, groups, self._room(groups)) for x in (first, second, third)]
         )
         self._recent = Store([joined([arrays], ring, self.keys.ring, self.keys.ring)])
-        self.offsets, self._oldest = [offset], [int(state.about["oldest"])]
+        oldest = int(state.about["oldest"])
+        self.offsets, self.written = (
+            [offset],
+            [max(offset, oldest + self.keys.ring if oldest else 0)],
+        )
         self.trim(offset - length)
 
     def only(self, row: int) -> Self:
@@ -170,7 +164,6 @@ class ChannelCache(DenseCache):
             Store([x[row : row + 1] for x in store.arrays])
             for store in (self._groups, self._recent)
         )
-        other._oldest = [self._oldest[row]]
         return other
 
     @property
@@ -179,7 +172,6 @@ class ChannelCache(DenseCache):
 
     def place(self, row: int, other: Self) -> None:
         if not self._store.arrays:
-            self._oldest = []
             self._groups = Store([array[:0] for array in other._groups.arrays])
             self._recent = Store([array[:0] for array in other._recent.arrays])
         super().place(row, other)
@@ -187,20 +179,13 @@ class ChannelCache(DenseCache):
         self._groups.reserve(self._groups.arrays, self._groups.slots, self._room(used))
         self._groups.put_row(row, other._groups, used)
         self._recent.put_row(row, other._recent, self.keys.ring)
-        self._oldest[row] = other._oldest[0]
 
     def add_rows(self, count: int) -> None:
         super().add_rows(count)
         self._groups.add_rows(count)
         self._recent.add_rows(count)
-        self._oldest.extend([0] * count)
-
-    def clear(self, row: int) -> None:
-        super().clear(row)
-        self._oldest[row] = 0
 
     def take_rows(self, rows: Sequence[int]) -> None:
         super().take_rows(rows)
         self._groups.take_rows(rows)
         self._recent.take_rows(rows)
-        self._oldest = [self._oldest[row] for row in rows]

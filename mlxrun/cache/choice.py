@@ -12,7 +12,7 @@ from mlxrun.cache.by_channel import ByChannel
 from mlxrun.cache.channels import ChannelCache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import Format, format_of
-from mlxrun.cache.rotating import RotatingCache
+from mlxrun.cache.rotating import SLACK, RotatingCache
 from mlxrun.cache.sparse import BlockCache, StridedCache
 from mlxrun.cache.sparsity import Blocks, Pattern, Sparse, Strided, Window
 from mlxrun.cache.types import Shape, cache_type
@@ -118,7 +118,8 @@ class Wanted(NamedTuple):
         if pattern is None:
             return each * length
         bounds = block_bytes(shape, dtype) * pattern.bounds(length)
-        return each * pattern.tokens(length) + bounds
+        slack = SLACK if isinstance(pattern, Window) else 0  # read as well, and masked
+        return each * min(length, pattern.tokens(length) + slack) + bounds
 
     def bound_bytes(self, shape: Shape, own: int | None, dtype: mx.Dtype) -> int:
         """Bytes that the bounds of a layer's keys take for each token."""

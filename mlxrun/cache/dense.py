@@ -1,36 +1,35 @@
-"""A cache that remembers everything."""
+"""A cache that keeps every token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import mlx.core as mx
 
 from mlxrun.cache.base import Mask, Named, State
+from mlxrun.cache.formats import PLAIN, Format
 from mlxrun.cache.rows import RowCache
+from mlxrun.cache.slots import Layout, Line
 from mlxrun.cache.store import bucket, copied
 from mlxrun.errors import CacheError
 
 
 class DenseCache(RowCache):
-    """Every token since the beginning; the token at position p lives in slot p."""
+    """Every token since the start; the token at position p lies in slot p."""
 
     functional = True
 
-    def _slot(self, position: int) -> int:
-        return position
-
-    def _held(self, offset: int) -> int:
-        return offset
+    def __init__(
+        self,
+        keys: Format = PLAIN,
+        values: Format = PLAIN,
+        layout: Layout = Line(),  # noqa: B008
+    ) -> None:
+        super().__init__(layout, keys, values)
 
     def _capacity(self, slots: int) -> int:
         return bucket(slots)
-
-    def slot_at(self, positions: mx.array) -> mx.array:
-        return positions
-
-    def held_at(self, offsets: mx.array) -> mx.array:
-        return offsets
 
     @property
     def by_token(self) -> bool:
@@ -45,11 +44,14 @@ class DenseCache(RowCache):
     def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
         if state is not None:
             raise CacheError("some of its tokens saw only a part of those before them")
-        self.offsets = [length]
+        self.offsets, self.written = [length], [length]
         self._fill(tokens, length)
 
+    def empty(self) -> Self:
+        return type(self)(self.keys, self.values)
+
     def _append(self, tokens: Sequence[mx.array]) -> tuple[list[mx.array], Mask]:
-        start = self._slot(self.offsets[0])
+        start = self.layout.used(self.offsets[0])
         end = start + tokens[0].shape[2]
         self._store.reserve(tokens, start, self._capacity(end))
         self._store.write(start, tokens)

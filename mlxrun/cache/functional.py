@@ -1,4 +1,4 @@
-"""Caches as values: one more token for each row, arrays in and arrays out.
+"""Caches as values: T more tokens for each row, arrays in and arrays out.
 
 Nothing here depends on how many tokens a row holds. Offsets are arrays, and what is attended over
 is a view whose length changes only at a bucket's edge: a step made of this can be compiled once and
@@ -59,12 +59,12 @@ class Rows:
         """Tokens seen by each row, (rows,)."""
         return positions(tuple(self.caches[0].offsets))
 
-    def prepare(self) -> None:
-        """Make room for one more token of each row."""
-        slots = {layout: cache.slots_after(1) for layout, cache in self._alike.items()}
+    def prepare(self, tokens: int = 1) -> None:
+        """Make room for more tokens of each row."""
+        slots = {layout: cache.slots_after(tokens) for layout, cache in self._alike.items()}
         if any(count > self._alike[layout].capacity for layout, count in slots.items()):
             for cache in self.caches:
-                cache.make_room()
+                cache.make_room(tokens)
         self.views = {layout: -(-count // VIEW) * VIEW for layout, count in slots.items()}
 
     @property
@@ -77,23 +77,23 @@ class Rows:
         """What each layer's rows share, which no step changes."""
         return [cache.fixed for cache in self.caches]
 
-    def advance(self, arrays: Sequence[Arrays]) -> None:
-        """Take over what a step returned."""
+    def advance(self, arrays: Sequence[Arrays], tokens: int = 1) -> None:
+        """Take over what a step of some tokens of each row returned."""
         for cache, own in zip(self.caches, arrays, strict=True):
-            cache.advance(own)
+            cache.advance(own, tokens)
 
 
 class Slots(Passing):
-    """One layer's rows within a step; afterwards :attr:`arrays` holds the step's token as well.
+    """One layer's rows within a step; afterwards :attr:`arrays` holds the step's tokens as well.
 
     Args:
         like: the cache whose rows they are: where tokens live, and how they are stored.
         arrays: what it holds.
         fixed: what its rows share.
-        position: of each row's token, (rows,).
+        position: of each row's first token, (rows,).
         view: slots to attend over, or the capacity if that is less.
         places: of this step's tokens, for layers that place them alike.
-        spreads: the same places for each number of a token, by its shape.
+        spreads: the same places for each number of the tokens, by their shape.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Slots(Passing):
     ) -> mx.array:
         like = self._like
         packed = like.keys.pack(keys)
-        slots, mask = self._place()
+        slots, mask = self._place(keys.shape[2])
         tokens = [*packed, *like.values.pack(values)]
         self.arrays = [
             written(array, self._spread(slots, token.shape), token)
@@ -140,17 +140,20 @@ class Slots(Passing):
     def state(self) -> Arrays:
         return self.arrays
 
-    def _place(self) -> tuple[mx.array, mx.array]:
-        """Each row's slot, (rows, 1, 1, 1), and what it sees, booleans (rows, 1, 1, view)."""
-        key = (self._like.layout, self._view)
+    def _place(self, tokens: int) -> tuple[mx.array, mx.array]:
+        """Slots of each row's T tokens, (rows, 1, T, 1), and the mask, (rows, 1, T, view)."""
+        layout = self._like.layout
+        key = (layout, self._view)
         if key not in self._places:
-            column = self._position[:, None, None, None]
-            held = self._like.held_at(column + 1)
-            self._places[key] = self._like.slot_at(column), mx.arange(self._view) < held
+            queries = self._position[:, None, None, None]
+            if tokens > 1:
+                queries = queries + mx.arange(tokens)[:, None]
+            mask = layout.visible(mx.arange(self._view), queries[:, :, -1:], queries)
+            self._places[key] = layout.slot(queries), mask
         return self._places[key]
 
     def _spread(self, slots: mx.array, shape: tuple[int, ...]) -> mx.array:
-        """Each row's slot for each number of a token, made once for all layers alike."""
+        """The slots for each number of the tokens, made once for all layers alike."""
         key = (self._like.layout, self._view, shape)
         if key not in self._spreads:
             self._spreads[key] = mx.broadcast_to(slots, shape)

@@ -50,7 +50,11 @@ class SparseCache(DenseCache):
     def _stored(self, before: Sequence[int], dtype: mx.Dtype, product: Product) -> None:
         """Told when tokens of a dtype were stored, with each row's offset before."""
 
-    def attend(
+    @property
+    def tokens_at_once(self) -> int:
+        return 1
+
+    def _attend(
         self, queries: mx.array, keys: mx.array, values: mx.array, product: Product
     ) -> mx.array:
         tokens = keys.shape[2]

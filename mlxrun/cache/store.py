@@ -11,6 +11,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
+from mlxrun.cache.slots import Layout
+
 # Smallest capacity; every further bucket doubles, so that growing costs O(1) copies per token.
 BUCKET = 256
 
@@ -58,7 +60,7 @@ class Store:
             held[:, :, start:end] = new
 
     def write_each(self, slots: mx.array, tokens: Sequence[mx.array]) -> None:
-        """Put one token of each row into a slot of its own; ``slots``: (rows, 1, 1, 1)."""
+        """Put T tokens of each row into slots of its own; ``slots``: (rows, 1, T, 1)."""
         self.arrays = [written(a, slots, x) for a, x in zip(self.arrays, tokens, strict=True)]
 
     def view(self, stop: int) -> list[mx.array]:
@@ -86,9 +88,9 @@ class Store:
             mine[row : row + 1, :, :used] = its[:, :, :used]
 
 
-def written(array: mx.array, slots: mx.array, token: mx.array) -> mx.array:
-    """An array with a token (rows, H, 1, D) in each row's slot, (rows, 1, 1, 1)."""
-    return mx.put_along_axis(array, mx.broadcast_to(slots, token.shape), token, axis=2)
+def written(array: mx.array, slots: mx.array, tokens: mx.array) -> mx.array:
+    """An array with tokens (rows, H, T, D) in each row's slots, (rows, 1, T, 1)."""
+    return mx.put_along_axis(array, mx.broadcast_to(slots, tokens.shape), tokens, axis=2)
 
 
 def copied(array: mx.array, start: int, stop: int) -> mx.array:
@@ -124,13 +126,14 @@ def positions(offsets: tuple[int, ...]) -> mx.array:
 
 
 @lru_cache(maxsize=16)
-def places(slots: tuple[int, ...], held: tuple[int, ...]) -> tuple[mx.array, mx.array | None]:
-    """Where each row's next token goes, (rows, 1, 1, 1), and which slots each row then sees.
+def places(
+    layout: Layout, offsets: tuple[int, ...], tokens: int, used: int
+) -> tuple[mx.array, mx.array | None]:
+    """The slots of T tokens of each row, (rows, 1, T, 1), and the mask over the first ``used``.
 
-    The mask, booleans (rows, 1, 1, max(held)), is None where all rows see all of those slots.
+    The mask, booleans (rows, 1, T, used), is None where all queries see all of those slots.
     """
     # Made whole by numpy: what MLX has not evaluated yet belongs to one thread.
-    where, stop = mx.array(np.array(slots).reshape(-1, 1, 1, 1)), max(held)
-    if min(held) == stop:
-        return where, None
-    return where, mx.array(np.arange(stop) < np.array(held).reshape(-1, 1, 1, 1))
+    queries = np.array(offsets)[:, None, None, None] + np.arange(tokens)[:, None]
+    shown = layout.visible(np.arange(used), queries[:, :, -1:], queries)
+    return mx.array(layout.slot(queries)), None if shown.all() else mx.array(shown)

@@ -75,7 +75,7 @@ def _layer(config: ModelConfig, block: Block, run: Run) -> Layer:
         for each in (keys, values)
     )
     cache = run.cache.cache(shape, attention.window)
-    window = cache.keep + cache.window if isinstance(cache, RotatingCache) else None
+    window = cache.layout.size if isinstance(cache, RotatingCache) else None
     return Layer(
         token=keys.token_bytes(shape.heads, shape.key, run.dtype)
         + values.token_bytes(shape.heads, shape.value, run.dtype)

@@ -28,6 +28,7 @@ class NaiveCache:
         values: Stored = as_given,
     ) -> None:
         self.window, self.keep = window, keep
+        self.slack, self.longest = 16, 0  # tokens to go back at least, from the longest it has been
         self._stored = keys, values
         self.keys = self.values = np.zeros((0, 0, 0, 0), np.float32)
         self.offset = 0
@@ -41,6 +42,7 @@ class NaiveCache:
             keys = np.concatenate([self.keys[:, :, : self.offset], keys], axis=2)
             values = np.concatenate([self.values[:, :, : self.offset], values], axis=2)
         self.keys, self.values, self.offset = keys, values, keys.shape[2]
+        self.longest = max(self.longest, self.offset)
 
     def attend(self, queries: np.ndarray) -> np.ndarray:
         """Attention of the last T tokens' queries (B, Hq, T, D), float64."""
@@ -63,13 +65,17 @@ class NaiveCache:
 
     def may_refuse(self, n: int) -> bool:
         """Whether a cache with this much room may be unable to go back n tokens."""
-        window, keep = self.window, self.keep
-        return n > 0 and window is not None and self.offset > window + keep
+        if self.window is None or n <= 0:
+            return False
+        return (
+            self.offset > self.window + self.keep and self.longest - (self.offset - n) > self.slack
+        )
 
     def trim(self, n: int) -> None:
         self.offset -= n
 
     def fork(self) -> NaiveCache:
         other = NaiveCache(self.window, self.keep, *self._stored)
+        other.longest = self.longest
         other.keys, other.values, other.offset = self.keys.copy(), self.values.copy(), self.offset
         return other

@@ -5,14 +5,16 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from mlxrun.cache.base import Memory
+from mlxrun.cache.base import Cache
 from mlxrun.cache.prefix import PrefixCache
+from mlxrun.cache.products import product
 from mlxrun.cache.rotating import RotatingCache
 
-TOKENS = list(range(30))
+TOKENS = list(range(60))
+PRODUCT = product(1.0, None, None)
 
 
-def window(tokens: int) -> list[Memory]:
+def window(tokens: int) -> list[Cache]:
     """A window that has seen so many of the tokens: what it holds is kept as a snapshot."""
     cache = RotatingCache(8, keep=2)
     if tokens:
@@ -28,27 +30,28 @@ def found(prefixes: PrefixCache, tokens: list[int]) -> int:
     if lease is None:
         return 0
     lease.release()
-    for one, other in zip(memories[0].state, window(lease.length)[0].state, strict=True):
-        np.testing.assert_array_equal(np.array(one), np.array(other))
+    q, x = mx.ones((1, 2, 1, 4)), mx.zeros((1, 2, 1, 4))
+    got, cold = (cache[0].attend(q, x, x, PRODUCT) for cache in (memories, window(lease.length)))
+    np.testing.assert_array_equal(np.array(got), np.array(cold))
     return lease.length
 
 
 def test_a_snapshot_that_is_too_much_is_not_kept_where_all_else_is_in_use() -> None:
     """Its place lies before what somebody uses, and cannot go either."""
     prefixes = PrefixCache(1 << 20)
-    prefixes.insert(TOKENS, window(30))
+    prefixes.insert(TOKENS, window(60))
     lease = prefixes.restore(TOKENS, window(0))
-    assert lease is not None and lease.length == 30
+    assert lease is not None and lease.length == 60
     prefixes.budget = prefixes.nbytes
     prefixes.insert(TOKENS[:20], window(20))
     assert prefixes.nbytes <= prefixes.budget
-    assert found(prefixes, TOKENS[:25]) == 0
-    assert found(prefixes, TOKENS) == 30
+    assert found(prefixes, TOKENS[:40]) == 0
+    assert found(prefixes, TOKENS) == 60
 
 
 def test_a_snapshot_for_which_there_is_room_is_kept() -> None:
     prefixes = PrefixCache(1 << 20)
-    prefixes.insert(TOKENS, window(30))
+    prefixes.insert(TOKENS, window(60))
     prefixes.insert(TOKENS[:20], window(20))
-    assert found(prefixes, TOKENS[:25]) == 20
-    assert found(prefixes, TOKENS) == 30
+    assert found(prefixes, TOKENS[:40]) == 20
+    assert found(prefixes, TOKENS) == 60
