@@ -30,7 +30,8 @@ import mlx.core as mx  # isort: skip
 from mlxrun.cache.choice import Wanted
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.serving import Job, Service, most_beside
-from mlxrun.planning.source import plan_source
+from mlxrun.loader import open_model
+from mlxrun.memory.plan import plan_source
 
 from .make_random_gguf import SHAPES, write
 
@@ -141,7 +142,8 @@ def predict(path: Path, cell: Cell, prompt: int) -> int:
     """The plan's peak in bytes, from the headers of a model's files."""
     budget = most_beside(offline=True)
     wanted = Wanted(None, 0, cell.keys, cell.values)
-    plan, _ = plan_source(path, cache=wanted, beside=budget)
+    source = open_model(path)
+    plan = plan_source(source, source.storage(), cache=wanted, beside=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak
 
 

@@ -22,8 +22,7 @@ from mlxrun.generation.parameters import Range, known
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.request import Request
 from mlxrun.generation.serving import STALL, Job, Listener, Service, most_beside
-from mlxrun.planning.plan import MemoryPlan, Room
-from mlxrun.planning.source import plan_loaded
+from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM

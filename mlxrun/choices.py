@@ -12,7 +12,7 @@ from mlxrun.display import table_of
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.kernels import blas, dispatch
 from mlxrun.kernels.device import device, device_name
-from mlxrun.memory import cores
+from mlxrun.memory.device import cores
 from mlxrun.products import described
 
 if TYPE_CHECKING:

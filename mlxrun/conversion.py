@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
 
 from converters.convert import check_policy
 from converters.convert import convert as convert_file
-from converters.directory.convert import convert_directory
+from converters.directory.convert import Plan, convert_directory
+from converters.directory.names import form_of, normalise, stays, text_config
 from converters.directory.recipe import Recipe, recipe
+from converters.directory.weights import Weights
 from converters.report import ConversionReport
 from converters.sink import Progress
 from mlxrun.errors import ConversionError, TokenizerError
 from mlxrun.hub import resolve
+from mlxrun.loader import definition
 from mlxrun.loading.adapters import AdapterChoice, merging
-from mlxrun.loading.preparation import prepare
+from mlxrun.models.config import ModelConfig
+from mlxrun.models.transformer import Transformer
 from mlxrun.text.tokenizer import Tokenizer
 from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
+from mlxrun.weights.parameters import Parameters
 
 
 def convert(
@@ -121,3 +129,45 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         MlxrunError: one of its subclasses says what is wrong.
     """
     return read_tokenizer(resolve(source))
+
+
+NO_PLACE = "the model has no such parameter"
+# Keys that say how the source was stored, or that name code which is not copied.
+_SOURCE_ONLY = ("quantization", "quantization_config", "auto_map")
+
+
+def prepare(config: dict[str, Any], weights: Weights) -> Plan:
+    """How a directory's weights are converted: checked against the model itself, none is read.
+
+    Raises:
+        UnsupportedArchitectureError: neither has the ``model_type``.
+        CheckpointError: config and weights do not make such a model.
+    """
+    config = text_config(config)
+    kept = {key: value for key, value in config.items() if key not in _SOURCE_ONLY}
+    defined = definition(config)
+    if not isinstance(defined, ModelConfig):
+        from mlxrun.models.mlx_lm import conversion_plan
+
+        return conversion_plan(defined, kept, weights)
+    normalise(config, weights, stock=True)
+    # A model of zeros checks names and shapes.
+    whole = Weights(dict(weights.arrays), dict(weights.layouts))
+    normalise(config, whole)
+    sketch = {name: _placeholder(array) for name, array in whole.arrays.items()}
+    params = Parameters(sketch, whole.layouts, mx.float32, join=False)
+    Transformer(defined, params)
+    for name in params.unused():
+        weights.skip(name, NO_PLACE)
+    return Plan(
+        kept | {"tie_word_embeddings": defined.tied},
+        weights,
+        form_of(config),
+        lambda name: stays(config, name),
+    )
+
+
+def _placeholder(array: mx.array) -> mx.array:
+    """Zeros of the same shape that take no memory, floats as they will be cast."""
+    floating = mx.issubdtype(array.dtype, mx.floating)
+    return mx.broadcast_to(mx.zeros((), mx.float32 if floating else array.dtype), array.shape)

@@ -19,7 +19,6 @@ blas.preload()
 
 import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
-from converters.gguf.reader import read_gguf  # noqa: E402
 from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt, conversation  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
@@ -39,12 +38,10 @@ from mlxrun.generation.request import Chunk, Completion, Request, completed  # n
 from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import Identity  # noqa: E402
+from mlxrun.loader import Loaded, open_model  # noqa: E402
 from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
-from mlxrun.loading.directory import load_directory  # noqa: E402
-from mlxrun.loading.gguf import load_gguf  # noqa: E402
-from mlxrun.loading.model import Loaded  # noqa: E402
-from mlxrun.memory import give_back, wire  # noqa: E402
-from mlxrun.planning.guard import before_loading  # noqa: E402
+from mlxrun.memory.device import give_back, wire  # noqa: E402
+from mlxrun.memory.plan import preflight  # noqa: E402
 from mlxrun.products import products_named  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
@@ -53,7 +50,7 @@ from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 if TYPE_CHECKING:
     from mlxrun.choices import Choices
     from mlxrun.engine import Engine
-    from mlxrun.planning.plan import Room
+    from mlxrun.memory.plan import Room
     from mlxrun.quality.perplexity import Perplexity
 
 # Bytes of weights from which a slow BLAS is felt.
@@ -121,26 +118,22 @@ def _loaded(
     progress: Progress | None,
 ) -> LLM:
     """The model of a local file or directory."""
-    products = products_named(products)
-    if path.is_dir():
-        before_loading(path, dtype=dtype)
-        loaded = load_directory(path, dtype=dtype, adapter=adapter)
-        identity = Identity([path], adapter, loaded.model)
-        tokenizer, defaults = Tokenizer.from_directory(path), read_sampling_defaults(path)
-        return LLM(loaded, tokenizer, source, identity, defaults)
-    gguf = read_gguf(path)
-    before_loading(gguf, dtype=dtype, policy=policy)
 
     def report(done: int, total: int, _: str) -> None:
         if progress:
             progress(done, total)
 
-    loaded = load_gguf(
-        gguf, dtype=dtype, policy=policy, products=products, adapter=adapter, progress=report
+    products = products_named(products)
+    opened = open_model(path)
+    storage = opened.storage(dtype=dtype, policy=policy)
+    preflight(opened, storage)
+    loaded = opened.load(storage, products=products, adapter=adapter, progress=report)
+    file = opened.file
+    tokenizer = (
+        Tokenizer.from_directory(file) if isinstance(file, Path) else Tokenizer.from_gguf(file)
     )
-    identity = Identity(gguf.paths, adapter, loaded.model, loaded.products)
-    tokenizer, defaults = Tokenizer.from_gguf(gguf), read_sampling_defaults(gguf)
-    return LLM(loaded, tokenizer, source, identity, defaults)
+    identity = Identity(opened.paths, adapter, loaded.model, loaded.products)
+    return LLM(loaded, tokenizer, source, identity, read_sampling_defaults(file))
 
 
 def _advised(llm: LLM) -> LLM:
@@ -189,8 +182,8 @@ class LLM:
         self.config = loaded.config
         self.report: ConversionReport | None = loaded.report
         self.unused = loaded.unused
-        self.held, self.products = loaded.held, loaded.products
-        self.native, self.missed = loaded.native, loaded.missed
+        self.held, self.products = loaded.storage.reason, loaded.products
+        self.native, self.missed = loaded.storage.native, loaded.storage.missed
         self.tokenizer = tokenizer
         self.source = source
         self.asker = Asker(loaded.model, tokenizer, defaults)

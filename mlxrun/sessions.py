@@ -19,7 +19,7 @@ from mlxrun.computing import COMPUTING
 from mlxrun.errors import CacheError, ParameterError
 from mlxrun.generation.engine import PREFILL_CHUNK, Session
 from mlxrun.generation.parameters import Range, known
-from mlxrun.memory import room
+from mlxrun.memory.device import room
 from mlxrun.model import Model
 
 _LONGEST = 2**31 - 1

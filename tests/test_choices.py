@@ -10,12 +10,12 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import memory
 from mlxrun.cli.main import run
 from mlxrun.errors import ParameterError
 from mlxrun.kernels import blas
 from mlxrun.kernels import dispatch as kernels
-from mlxrun.loading.run import form
+from mlxrun.loader import expands
+from mlxrun.memory import device as memory
 
 NAMES = [
     "device",
@@ -82,13 +82,13 @@ def test_without_one_weights_stay_as_they_are(file: Path) -> None:
 
 def test_weights_beyond_the_share_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
-    assert not form(125, "float32", kept=False).plain
-    assert form(124, "float32", kept=False).plain
+    assert not expands(125, "float32", kept=False)[0]
+    assert expands(124, "float32", kept=False)[0]
     monkeypatch.setenv(memory.LIMIT, "500")
-    assert not form(63, "float32", kept=False).plain
-    assert form(62, "float32", kept=False).plain
-    assert not form(1, "float32", kept=True).plain
-    assert not form(1, "float16", kept=False).plain
+    assert not expands(63, "float32", kept=False)[0]
+    assert expands(62, "float32", kept=False)[0]
+    assert not expands(1, "float32", kept=True)[0]
+    assert not expands(1, "float16", kept=False)[0]
 
 
 @pytest.mark.parametrize("wrong", ["half", "-0.1", "1.5", "1e9", "nan", "50%"])

@@ -51,8 +51,28 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
     "mlxrun.files": ("converters.staging",),
-    "mlxrun.memory": ("mlxrun.kernels", "mlxrun.errors"),
-    "mlxrun.footprint": (),
+    "mlxrun.memory.device": ("mlxrun.kernels", "mlxrun.errors"),
+    "mlxrun.memory.footprint": ("mlxrun.kernels", "mlxrun.cache", "mlxrun.models.config"),
+    "mlxrun.memory.plan": (
+        "mlxrun.loader",
+        "mlxrun.memory",
+        "mlxrun.model",
+        "mlxrun.models",
+        "mlxrun.kernels",
+        "mlxrun.cache",
+        "mlxrun.errors",
+    ),
+    "mlxrun.loader": (
+        "converters",
+        "mlxrun.kernels",
+        "mlxrun.products",
+        "mlxrun.model",
+        "mlxrun.models",
+        "mlxrun.weights",
+        "mlxrun.loading",
+        "mlxrun.memory.device",
+        "mlxrun.errors",
+    ),
     "mlxrun.text": ("converters", "mlxrun.errors"),
     "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels"),
     "mlxrun.model": ("mlxrun.cache",),
@@ -70,9 +90,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.kernels",
     ),
     "mlxrun.models": (
+        "converters",
         "mlxrun.model",
-        "converters.rope",
-        "converters.gguf.checks",
+        "mlxrun.memory.footprint",
         "mlxrun.kernels",
         "mlxrun.weights",
         "mlxrun.cache",
@@ -87,19 +107,17 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.weights",
         "mlxrun.cache",
         "mlxrun.memory",
-        "mlxrun.footprint",
         "mlxrun.errors",
     ),
     "mlxrun.planning": (
         "converters",
         "mlxrun.kernels",
         "mlxrun.model",
-        "mlxrun.loading",
+        "mlxrun.loader",
         "mlxrun.weights",
         "mlxrun.models",
         "mlxrun.cache",
         "mlxrun.memory",
-        "mlxrun.footprint",
         "mlxrun.errors",
     ),
     "mlxrun.computing": ("mlxrun.errors", "mlxrun.kernels"),
@@ -120,7 +138,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.generation",
         "mlxrun.computing",
         "mlxrun.display",
-        "mlxrun.planning",
+        "mlxrun.memory.plan",
         "mlxrun.kernels",
         "mlxrun.llm",
         "mlxrun.errors",
@@ -204,12 +222,15 @@ def test_rooms_that_never_name_mlx(room: str) -> None:
             assert not {m for m in imported if within(m, "mlx", "mlx_lm")}, name
 
 
+MLX_LM = ("mlxrun.models.mlx_lm", "mlxrun.planning.traffic", "mlxrun.bench.subjects.mlx_lm")
+
+
 def test_transformers_is_never_imported_and_mlx_lm_only_as_a_fallback_or_to_measure_against() -> (
     None
 ):
     for name, imported in MODULES.items():
         assert not {m for m in imported if within(m, "transformers", "torch")}, name
-        if not within(name, "mlxrun.loading.fallback", "mlxrun.bench.subjects.mlx_lm"):
+        if not within(name, *MLX_LM):
             assert not {m for m in imported if within(m, "mlx_lm")}, name
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mlxrun.computing import COMPUTING
 from mlxrun.kernels.device import GPU, device
-from mlxrun.memory import cores, room
+from mlxrun.memory.device import cores, room
 from mlxrun.planning.roof import Roof
 
 # Bytes of the arrays that are moved, unless caches are larger or memory is short.

@@ -20,7 +20,7 @@ from typing import Any
 from mlxrun.bench.neighbours import Neighbours
 from mlxrun.kernels import blas
 from mlxrun.kernels.device import device_name
-from mlxrun.memory import cores
+from mlxrun.memory.device import cores
 
 # Load before, or what others take meanwhile, as a share of the cores: from here on it is felt.
 BUSY = 0.25

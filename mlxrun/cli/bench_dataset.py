@@ -16,7 +16,7 @@ from mlxrun.cli.console import Bar, Output, Table, table
 if TYPE_CHECKING:
     from mlxrun.cli.bench_measure import Measuring
     from mlxrun.llm import LLM
-    from mlxrun.planning.plan import MemoryPlan
+    from mlxrun.memory.plan import MemoryPlan
 
 # Exchanges whose tokens are counted; percentiles of so many are as good as those of all.
 MOST = 10_000

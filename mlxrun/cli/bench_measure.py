@@ -14,7 +14,7 @@ from mlxrun.errors import MlxrunError
 if TYPE_CHECKING:
     from mlxrun.bench.runner import Subject
     from mlxrun.llm import LLM
-    from mlxrun.planning.plan import MemoryPlan
+    from mlxrun.memory.plan import MemoryPlan
 
 Facts = dict[str, Any]
 Cache = dict[str, Any]
@@ -33,7 +33,7 @@ def subjects(llm: LLM, loaded: float, cache: Cache, *, mixed: bool) -> list[Subj
 def memory_plan(llm: LLM, cache: Cache) -> MemoryPlan:
     """What sequences with such caches take."""
     from mlxrun.admission import Options
-    from mlxrun.planning.source import plan_loaded
+    from mlxrun.memory.plan import plan_loaded
 
     return plan_loaded(llm.model, llm.config, cache=Options(**cache).wanted())
 

@@ -139,22 +139,25 @@ def compare_command(
 
 def _check_memory(a: Side, b: Side) -> None:
     """Refuse models that memory cannot hold at once before they are loaded."""
-    from mlxrun.planning.source import plan_source
+    from mlxrun.loader import open_model
+    from mlxrun.memory.plan import plan_source
     from mlxrun.quality.memory import check_memory
     from mlxrun.quality.windows import SMALLEST
 
     if a.loads_as(b):
         return  # loading refuses what is too large alone
     try:
-        (first, _), (second, held) = (
-            plan_source(located(side.source), dtype=side.dtype, policy=side.policy)
-            for side in (a, b)
-        )
+        sources = [open_model(located(side.source)) for side in (a, b)]
+        held = [
+            source.storage(dtype=side.dtype, policy=side.policy)
+            for source, side in zip(sources, (a, b), strict=True)
+        ]
+        first, second = map(plan_source, sources, held)
     except ConversionError:  # loading will tell what is wrong with the model
         return
     alike = ("source", "policy", "dtype")
     if all(getattr(a, name) == getattr(b, name) for name in alike):  # what is mapped serves both
-        second = replace(second, weights=second.weights - held.mapped)
+        second = replace(second, weights=second.weights - held[1].mapped)
     check_memory([first, second], SMALLEST)
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converters.directory.names import text_config
 from mlxrun.cache.types import Shape
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
-from mlxrun.models.families import model_config
+
+if TYPE_CHECKING:
+    from mlxrun.models.mlx_lm import MLXLMClasses
 
 Facts = dict[str, Any]
 
@@ -40,21 +42,24 @@ def describe(config: Mapping[str, Any]) -> Described:
         UnsupportedArchitectureError: neither defines its ``model_type``.
         CheckpointError: a key is missing or a value is an impossible one.
     """
-    from mlxrun.loading.model import foreign_classes
+    from mlxrun.loader import definition
 
     config = text_config(dict(config))
-    foreign = foreign_classes(config)
-    if foreign:
-        from mlxrun.loading.fallback.sizes import sketch
+    return described(definition(config), config)
 
-        made = sketch(foreign, config)
-        return Described(_foreign_facts(made.model), made.cache_values)
-    model = model_config(config)
+
+def described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> Described:
+    """The model of a definition; see :func:`mlxrun.loader.definition`."""
+    if not isinstance(model, ModelConfig):
+        from mlxrun.models.mlx_lm import sketch
+
+        made = sketch(model, config)
+        return Described(_mlx_lm_facts(made), made.cache_values)
     layers = tuple((x.attention.cache_shape, x.attention.window) for x in model.layers)
     return Described(_hyperparameters(model), lambda context: cache_values(model, context), layers)
 
 
-def _foreign_facts(model: Model[Any]) -> Facts:
+def _mlx_lm_facts(model: Model[Any]) -> Facts:
     summary = model.summary
     return {
         "family": summary.family,

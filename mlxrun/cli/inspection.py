@@ -11,25 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.convert import half_dtype
+from converters.convert import half_dtype, skipped
 from converters.directory.files import read_config, read_object
 from converters.directory.names import text_config
 from converters.errors import MlxrunError
 from converters.estimate import expected_layout
-from converters.gguf.config import model_config as gguf_config
-from converters.gguf.names import map_names
+from converters.gguf.names import NameMap
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from converters.policy import POLICIES, Policy
 from mlxrun.cache.choice import Wanted
 from mlxrun.cli.cache_table import cache_facts
-from mlxrun.cli.described import Described, describe
+from mlxrun.cli.described import Described, described
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
 from mlxrun.cli.worked import work_of_source
 from mlxrun.generation.serving import most_beside
-from mlxrun.loading.run import DTYPES, resolve_dtype
-from mlxrun.planning.source import plan_source
-from mlxrun.planning.weights import of_gguf
+from mlxrun.loader import DTYPES, GGUFSource, Source, WeightStorage, open_model, run_dtype
+from mlxrun.memory.plan import plan_source
 from mlxrun.sampling_defaults import read_sampling_defaults
 from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.text.from_directory import has_chat_template
@@ -66,29 +64,45 @@ def inspect_model(
         GGUFError, CheckpointError: the header is damaged or missing.
         ParameterError: no such type of cache, or none for the model's heads; no such chip.
     """
-    source: Path | GGUFFile = path
-    if path.is_dir():
-        facts = _directory(path, context)
+    file = path if path.is_dir() else read_gguf(path)
+    source, model, problem = _opened(file)
+    runs = source if model else None
+    if isinstance(file, Path):
+        facts = _directory(file, model, context)
+        storage = runs.storage() if runs and facts["tensors"] else None
     else:
-        source = read_gguf(path)
-        facts = _gguf(source, context, policy)
-    facts["sampling"] = _sampling(source)
-    facts["chat_template"] = _has_chat_template(source)
+        storage = runs.storage(policy=policy) if runs else None
+        mapped = source.gguf.names if isinstance(source, GGUFSource) and model else None
+        facts = _gguf(file, mapped, model, storage, context, policy)
+    facts["problem"] = problem
+    facts["sampling"] = _sampling(file)
+    facts["chat_template"] = _has_chat_template(file)
     facts["tokenizer_problem"] = _tokenizer_problem(path) if path.is_dir() else None
     facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
-    if facts["model"] and facts["tensors"]:
+    if source and storage:
         wanted = Wanted(None, 0, *cache)
         beside = most_beside(offline=True)
-        plan, held = plan_source(source, policy=policy, cache=wanted, beside=beside)
+        plan = plan_source(source, storage, cache=wanted, beside=beside)
         plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         longest = facts["model"]["context_length"]
         tokens = context or longest
-        facts["plan"] = plan_facts(plan, held, tokens, parallel, longest=longest)
+        facts["plan"] = plan_facts(plan, storage, tokens, parallel, longest=longest)
         facts["work"] = work_of_source(
             source, policy=policy, context=tokens, parallel=parallel, cache=cache, chips=chips
         )
     return facts
+
+
+def _opened(file: Path | GGUFFile) -> tuple[Source | None, Described | None, str | None]:
+    """The model if it can be run, else why not."""
+    if isinstance(file, GGUFFile) and not file.tensors:
+        return None, None, "a vocabulary without weights: it can tokenize, not generate"
+    try:
+        source = open_model(file)
+        return source, described(source.definition, source.config), None
+    except MlxrunError as error:
+        return None, None, str(error)
 
 
 def _sampling(source: Path | GGUFFile) -> Facts:
@@ -117,7 +131,14 @@ def _tokenizer_problem(path: Path) -> str | None:
     return None
 
 
-def _gguf(gguf: GGUFFile, context: int | None, policy: str | None) -> Facts:
+def _gguf(
+    gguf: GGUFFile,
+    names: NameMap | None,
+    model: Described | None,
+    storage: WeightStorage | None,
+    context: int | None,
+    policy: str | None,
+) -> Facts:
     facts: Facts = {
         "format": f"GGUF v{gguf.version}",
         "files": [{"name": p.name, "bytes": p.stat().st_size} for p in gguf.paths],
@@ -129,37 +150,19 @@ def _gguf(gguf: GGUFFile, context: int | None, policy: str | None) -> Facts:
             for t in gguf.tensors
         ],
     }
-    model, problem, tensors = _model_of(gguf)
-    facts |= {"problem": problem, "model": model.facts if model else None}
-    facts["skipped"] = _skipped(gguf) if model else []
+    facts["model"] = model.facts if model else None
+    facts["skipped"] = skipped(names) if names else []
+    tensors = [mapped.source for mapped in names.mapped] if names else list(gguf.tensors)
     policies = [policy] if policy else POLICIES
     facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
-    if model:
-        held = of_gguf(gguf, policy=policy)
-        loaded = {"policy": f"run here ({held.how})", "bytes": held.nbytes}
+    if model and storage:
+        loaded = {"policy": f"run here ({storage.how})", "bytes": storage.nbytes}
         facts["loaded"] = loaded
         facts["memory"] = _memory(model, context, [*facts["policies"], loaded])
         facts["cache_types"] = _cache_types(model, context)
     else:
         facts["loaded"] = facts["memory"] = None
     return facts
-
-
-def _model_of(gguf: GGUFFile) -> tuple[Described | None, str | None, list[GGUFTensor]]:
-    """The model if it can be run, else why not; and the tensors that a conversion would take."""
-    if not gguf.tensors:
-        return None, "a vocabulary without weights: it can tokenize, not generate", []
-    try:
-        names = map_names(gguf)
-        model = describe(gguf_config(gguf))
-    except MlxrunError as error:
-        return None, str(error), list(gguf.tensors)
-    return model, None, [mapped.source for mapped in names.mapped]
-
-
-def _skipped(gguf: GGUFFile) -> list[Facts]:
-    skipped = map_names(gguf).skipped
-    return [{"name": t.name, "type": t.type.name, "reason": why} for t, why in skipped]
 
 
 def _short(value: Any) -> Any:
@@ -235,19 +238,14 @@ def _memory(model: Described, context: int | None, policies: list[Facts]) -> Fac
 
 def _cache_types(model: Described, context: int | None) -> list[Facts]:
     """Bytes of each type of cache, with activations as they are here by default."""
-    dtype = DTYPES[resolve_dtype(None, "float16")]
+    dtype = DTYPES[run_dtype(None, "float16")]
     return cache_facts(model.layers, dtype, context or model.facts["context_length"])
 
 
-def _directory(path: Path, context: int | None) -> Facts:
+def _directory(path: Path, model: Described | None, context: int | None) -> Facts:
     config = read_config(path)
     files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     tensors = stored_tensors(files, text_config(config))
-    model, problem = None, None
-    try:
-        model = describe(config)
-    except MlxrunError as error:
-        problem = str(error)
     facts: Facts = {
         "format": "model directory",
         "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
@@ -255,7 +253,6 @@ def _directory(path: Path, context: int | None) -> Facts:
         "metadata": {k: _short(v) for k, v in config.items() if not k.startswith("quantization")},
         "types": _by_type((t.form, t.weights, t.nbytes) for t in tensors),
         "tensors": [_entry(tensor) for tensor in tensors],
-        "problem": problem,
         "model": model.facts if model else None,
         "skipped": [],
         "policies": [],

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxrun.cli.console import Output, size, table
-from mlxrun.planning.plan import LONGEST, MemoryPlan
-from mlxrun.planning.weights import Held
+from mlxrun.loader import WeightStorage
+from mlxrun.memory.plan import LONGEST, MemoryPlan
 
 Facts = dict[str, Any]
 
 
-def plan_facts(plan: MemoryPlan, held: Held, context: int, parallel: int, *, longest: int) -> Facts:
+def plan_facts(
+    plan: MemoryPlan, held: WeightStorage, context: int, parallel: int, *, longest: int
+) -> Facts:
     """A plan as JSON types; all sizes in bytes.
 
     Args:

@@ -48,10 +48,10 @@ def roofline_facts(
     from mlxrun.bench.results import OURS
     from mlxrun.bench.roofline import SAME_WEIGHTS, roofline, works
     from mlxrun.generation.engine import PREFILL_CHUNK
+    from mlxrun.loader import open_model
     from mlxrun.planning.chips import CHIPS
     from mlxrun.planning.counting import count_held
     from mlxrun.planning.limits import chip_limits
-    from mlxrun.planning.source import promised
 
     with Bar("Measuring this device", count=""):
         device = measure_device()
@@ -60,22 +60,24 @@ def roofline_facts(
     runtimes = (OURS,) if cache else SAME_WEIGHTS  # others have caches as they come
     counts = _counts(llm, dtype, wanted)
     facts = roofline(results, counts, device, dtype, PREFILL_CHUNK, runtimes)
-    config, held = promised(path, dtype=ELSEWHERE, policy=policy)
+    source = open_model(path)
+    held = source.storage(dtype=ELSEWHERE, policy=policy)
     workloads = [result.workload for result in results.items]
-    there = works(workloads, count_held(config, held, wanted), PREFILL_CHUNK)
+    there = works(workloads, count_held(source.config, held, wanted), PREFILL_CHUNK)
     chips = chip_limits(there, held.nbytes, CHIPS)
     return {**facts, "elsewhere": {"held": held.how, "weights": held.nbytes, "chips": chips}}
 
 
 def _counts(llm: LLM, dtype: str, cache: Wanted) -> Counts:
     """Of the model as it is held in memory."""
+    from mlxrun.loader import WeightStorage
     from mlxrun.models.transformer import Transformer
     from mlxrun.planning.counting import count_held
-    from mlxrun.planning.weights import Held
 
     model = llm.model
     modules = model.held if isinstance(model, Transformer) else {}
-    return count_held(llm.config, Held(model.nbytes, dtype, False, "as loaded", modules), cache)
+    storage = WeightStorage(model.nbytes, dtype, False, "as loaded", modules)
+    return count_held(llm.config, storage, cache)
 
 
 def print_roofline(facts: Facts) -> None:

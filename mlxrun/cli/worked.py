@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converters.gguf.reader import GGUFFile
 from mlxrun.cli.console import Bar, Output, in_thousands, size, table
 from mlxrun.cli.roofline import ELSEWHERE, chip_notes, chip_table, number
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
-    from mlxrun.planning.weights import Held
+    from mlxrun.loader import Source, WeightStorage
     from mlxrun.planning.work import Counts, Work
 
 Facts = dict[str, Any]
@@ -50,7 +48,7 @@ def _known(
 
 
 def work_of_source(
-    source: Path | GGUFFile,
+    source: Source,
     *,
     context: int,
     parallel: int,
@@ -61,7 +59,7 @@ def work_of_source(
     """What drawing a token in each sequence and reading a prompt must do at least.
 
     Args:
-        source: a GGUF, or a model directory.
+        source: as :func:`mlxrun.loader.open_model` gives it.
         context: tokens of each sequence.
         parallel: sequences at once.
         cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
@@ -95,17 +93,16 @@ def work_of_source(
 
 
 def _counted(
-    source: Path | GGUFFile,
+    source: Source,
     dtype: str | None,
     cache: tuple[str | None, str | None],
     policy: str | None,
-) -> tuple[Counts, Held]:
+) -> tuple[Counts, WeightStorage]:
     from mlxrun.cache.choice import Wanted
     from mlxrun.planning.counting import count_held
-    from mlxrun.planning.source import promised
 
-    config, held = promised(source, dtype=dtype, policy=policy)
-    return count_held(config, held, Wanted(None, 0, *cache)), held
+    held = source.storage(dtype=dtype, policy=policy)
+    return count_held(source.config, held, Wanted(None, 0, *cache)), held
 
 
 def _works(counts: Counts, context: int, parallel: int) -> dict[str, Work]:

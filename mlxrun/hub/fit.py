@@ -16,7 +16,7 @@ from converters.policy import Policy, source_bits
 from mlxrun.hub.choice import Choice, size_text
 from mlxrun.hub.names import HubName
 from mlxrun.kernels.device import device
-from mlxrun.memory import machine_memory
+from mlxrun.memory.device import machine_memory
 
 # KV cache of a few thousand tokens and scratch: a tenth of the weights.
 _RUNNING = 1.1

@@ -1,29 +1,34 @@
 """From a model's config and the bytes of its modules to what decides on its work.
 
 The bytes are those of a loaded model (:attr:`Transformer.held`) or those that headers promise
-(:class:`mlxrun.planning.weights.Held`); operations come from the config. Reads no weights.
+(:class:`mlxrun.loader.WeightStorage`); operations come from the config. Reads no weights.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from mlxrun.cache.choice import Wanted, block_bytes
 from mlxrun.cache.sparsity import Window
-from mlxrun.footprint import Layer
 from mlxrun.kernels.device import device
-from mlxrun.loading.model import foreign_classes
-from mlxrun.loading.run import DTYPES
+from mlxrun.loader import DTYPES, WeightStorage, definition
+from mlxrun.memory.footprint import (
+    DEFAULT_CACHE,
+    Execution,
+    LayerFootprint,
+    block_weights,
+    expert_weights,
+    footprint,
+)
 from mlxrun.models.config import Attention, Experts, LatentAttention, ModelConfig
-from mlxrun.models.families import model_config
-from mlxrun.planning import matrices
-from mlxrun.planning.native import AS_IT_COMES, Run, footprint
-from mlxrun.planning.weights import Held
 from mlxrun.planning.work import Attending, Counts, Routed, Weights
+
+if TYPE_CHECKING:
+    from mlxrun.models.mlx_lm import MLXLMClasses
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"\b(switch_mlp|experts|input_linear|output_linear)\b")
@@ -33,7 +38,9 @@ _HEAD = re.compile(r"\blm_head(\.bias)?$")
 _PLAIN = 0.97
 
 
-def count_held(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COMES) -> Counts:
+def count_held(
+    config: Mapping[str, Any], held: WeightStorage, cache: Wanted = DEFAULT_CACHE
+) -> Counts:
     """The counts of any model that can be run, by its config and how its weights are held.
 
     Args:
@@ -44,17 +51,17 @@ def count_held(config: Mapping[str, Any], held: Held, cache: Wanted = AS_IT_COME
     Raises:
         MlxrunError: the config does not make a model.
     """
-    foreign = foreign_classes(config)
-    if foreign is not None:
-        return count_foreign(foreign, config, held)
-    return count(model_config(dict(config)), held.modules, DTYPES[held.dtype], cache)
+    defined = definition(config)
+    if not isinstance(defined, ModelConfig):
+        return count_mlx_lm(defined, config, held)
+    return count(defined, held.modules, DTYPES[held.dtype], cache)
 
 
 def count(
     config: ModelConfig,
     modules: Mapping[str, float],
     dtype: mx.Dtype,
-    cache: Wanted = AS_IT_COMES,
+    cache: Wanted = DEFAULT_CACHE,
 ) -> Counts:
     """The counts of a model of ours.
 
@@ -67,14 +74,14 @@ def count(
     Raises:
         ParameterError: no such type of cache, or none for the model's heads.
     """
-    layers = footprint(config, Run(dtype, cache=cache)).layers
+    layers = footprint(config, Execution(dtype, cache=cache)).layers
     attending = tuple(
         _attending(layer, block.attention, dtype, cache)
         for layer, block in zip(layers, config.layers, strict=True)
     )
     multiplied = sum(
-        matrices.of_block(block, config.hidden_size)
-        + matrices.of_experts(block.feed_forward, config.hidden_size, used=True)
+        block_weights(block, config.hidden_size)
+        + expert_weights(block.feed_forward, config.hidden_size, used=True)
         for block in config.layers
     )
     head = config.vocab_size * config.hidden_size
@@ -109,7 +116,7 @@ def split(config: ModelConfig, modules: Mapping[str, float]) -> Weights:
 
 
 def _attending(
-    layer: Layer, attention: Attention | LatentAttention, dtype: mx.Dtype, cache: Wanted
+    layer: LayerFootprint, attention: Attention | LatentAttention, dtype: mx.Dtype, cache: Wanted
 ) -> Attending:
     """One layer, of which the footprint knows what its cache stores."""
     shape, pair = attention.cache_shape, _pair(attention)
@@ -137,7 +144,7 @@ def _pair(attention: Attention | LatentAttention) -> int:
     return attention.heads * 2 * attention.head_dim
 
 
-def count_foreign(classes: tuple[Any, Any], config: Mapping[str, Any], held: Held) -> Counts:
+def count_mlx_lm(classes: MLXLMClasses, config: Mapping[str, Any], held: WeightStorage) -> Counts:
     """The counts of a model of mlx-lm's classes, which do not say what they multiply.
 
     Its bytes are shared out by numbers of weights, which is exact where all are plain.
@@ -147,27 +154,26 @@ def count_foreign(classes: tuple[Any, Any], config: Mapping[str, Any], held: Hel
         config: ``config.json``.
         held: with the bytes of all weights.
     """
-    from mlxrun.loading.fallback.footprint import footprint as foreign_footprint
-    from mlxrun.loading.fallback.reading import reading
-    from mlxrun.loading.fallback.sizes import sketch
+    from mlxrun.models.mlx_lm import sketch
+    from mlxrun.planning.traffic import weight_traffic
 
     dtype = DTYPES[held.dtype]
     made = sketch(classes, config, dtype)
-    taken = foreign_footprint(made, config, device())
+    taken = made.footprint(device())
     layers = tuple(
         Attending(layer.token, layer.fixed, state=not layer.token, window=layer.window)
         for layer in taken.layers
     )
-    read = reading(made.model)
+    read = weight_traffic(made)
     each = held.nbytes / read.total
     routed = tuple(
         Routed(count, used, each * weights) for (count, used), weights in read.routed.items()
     )
-    unread = each * (read.table + read.untold)
+    unread = each * (read.table + read.unrouted)
     weights = Weights(each * read.always, each * read.head, each * read.row, unread, routed)
     unknown = ["operations, and so whether compute binds"]
     if (routed or read.table) and each < _PLAIN * dtype.size:
         unknown.append("which of its parts are packed in more bits than others: all count alike")
-    if read.untold:
+    if read.unrouted:
         unknown.append("how many of its experts a pass reads: none is counted")
     return Counts(weights, layers, None, 0, tuple(unknown), taken.joint)

@@ -19,8 +19,7 @@ from mlxrun.computing import COMPUTING
 from mlxrun.errors import ParameterError
 from mlxrun.generation.engine import no_numbers
 from mlxrun.generation.parameters import check_callback
-from mlxrun.planning.plan import MemoryPlan
-from mlxrun.planning.source import plan_loaded
+from mlxrun.memory.plan import MemoryPlan, plan_loaded
 from mlxrun.quality.divergence import Comparison, Differences, Kept, comparison, differences
 from mlxrun.quality.estimates import Estimate, Floats, mean
 from mlxrun.quality.memory import check_memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxrun.errors import MemoryLimitError
-from mlxrun.planning.plan import MemoryPlan
+from mlxrun.memory.plan import MemoryPlan
 from mlxrun.quality.reading import rows_at_once
 
 # Arrays as large as some rows of float32 logits that are there at once while tokens are scored, and

@@ -23,7 +23,7 @@ from converters.gguf.reader import read_gguf
 from mlxrun.cache import saved
 from mlxrun.errors import CacheError
 from mlxrun.generation.engine import Session, prefill
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -88,7 +88,7 @@ def test_a_saved_session_goes_on(path: Path, tmp_path: Path, options: dict[str, 
 @pytest.mark.parametrize("name", ["deepseek2-lite", "gemma3-windows", "falcon-h1-500m"])
 def test_every_kind_of_memory_can_be_saved(tmp_path: Path, name: str) -> None:
     source = conformance.read(name).write(tmp_path / "x.gguf")
-    model: Any = load_gguf(read_gguf(source), dtype="float32").model
+    model: Any = load_model(read_gguf(source), dtype="float32").model
     session = Session(model.make_cache, owner=model, identity=lambda: "this one")
     prefill(model, session, PROMPT)
     session.save(tmp_path / "talk.cache")

@@ -81,7 +81,7 @@ def test_what_memory_does_not_hold_is_left_out_and_told(mlxrun_cli, model, monke
 
 
 def test_nothing_that_memory_holds(mlxrun_cli, model, monkeypatch):
-    monkeypatch.setattr("mlxrun.planning.source.room", lambda: 1 << 20)
+    monkeypatch.setattr("mlxrun.memory.plan.room", lambda: 1 << 20)
     result = mlxrun_cli("bench", model, *SMALL)
     assert (result.code, result.out) == (1, "")
     assert result.err.splitlines()[-1].startswith("error: this needs ")

@@ -11,8 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from converters.gguf.reader import read_gguf
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.loading.model import Loaded
+from mlxrun.loader import Loaded, load_model
 
 #: Between two float32 implementations of the same model.
 SAME = 1e-8
@@ -43,7 +42,7 @@ def nmse(got: np.ndarray, wanted: np.ndarray) -> float:
 
 def load(path: Path, dtype: str = "float32") -> Loaded:
     """The model of a file."""
-    return load_gguf(read_gguf(path), dtype=dtype)
+    return load_model(read_gguf(path), dtype=dtype)
 
 
 def logits(model: Any, tokens: list[int], lengths: Sequence[int] = ()) -> np.ndarray:

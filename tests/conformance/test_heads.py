@@ -11,7 +11,7 @@ import pytest
 import conformance.skeleton as conformance
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import GGUFError
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ def test_refused(tmp_path: Path, name: str, keys: dict[str, Any]) -> None:
     skeleton = conformance.read(name)
     changed = dataclasses.replace(skeleton, keys={**skeleton.keys, **keys})
     with pytest.raises(GGUFError, match=r"head_count|attn_"):
-        load_gguf(read_gguf(changed.write(tmp_path / "x.gguf")), dtype="float32")
+        load_model(read_gguf(changed.write(tmp_path / "x.gguf")), dtype="float32")

@@ -34,7 +34,7 @@ from converters.errors import (
 )
 from converters.policy import POLICIES
 from converters.sink import target_path
-from mlxrun.loading.directory import load_directory
+from mlxrun.loader import load_model
 
 TOKENS = [1, *range(5, 285, 7), *range(6, 280, 11)]
 BIASED = ("attn_q", "attn_k", "attn_v")
@@ -42,9 +42,9 @@ BIASED = ("attn_q", "attn_k", "attn_v")
 
 def mlx_lm_logits(path: Path, tokens: list[int], dtype: mx.Dtype | None = None) -> np.ndarray:
     """What stock mlx-lm computes from a directory, strictly loaded; (T, V)."""
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load_stock
 
-    model, _ = load_model(path, lazy=False, strict=True)
+    model, _ = load_stock(path, lazy=False, strict=True)
     if dtype is not None:
         model.update(
             tree_map(
@@ -105,7 +105,7 @@ def test_mlx_lm_agrees_on_long_rope_whose_factor_is_the_usual_one(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_scaling"].pop("attention_factor") == pytest.approx(1.19)
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
-    ours = load_directory(tmp_path / "out", dtype="float32").model
+    ours = load_model(tmp_path / "out", dtype="float32").model
     got = np.array(ours(mx.array([TOKENS]), ours.make_cache())[0])
     assert nmse(mlx_lm_logits(tmp_path / "out", TOKENS, mx.float32), got) < 1e-9
 
@@ -163,7 +163,7 @@ def test_mlx_lm_agrees_with_a_naive_decoder_on_exact_conversions(tmp_path: Path,
 @pytest.mark.parametrize("name", MODELS)
 def test_what_mlx_lm_loads_is_what_mlxrun_loads(tmp_path: Path, name: str, policy: str) -> None:
     convert(MODELS[name].write(tmp_path / "x.gguf"), tmp_path / "out", policy=policy)
-    model = load_directory(tmp_path / "out", dtype="float32").model
+    model = load_model(tmp_path / "out", dtype="float32").model
     ours = np.array(model(mx.array([TOKENS]), model.make_cache())[0])
     theirs = mlx_lm_logits(tmp_path / "out", TOKENS, mx.float32)
     assert nmse(ours, theirs) < 1e-9

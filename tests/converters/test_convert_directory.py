@@ -26,7 +26,7 @@ from converters.errors import (
     UnsupportedArchitectureError,
 )
 from converters.layout import Layout, affine, fixed
-from mlxrun.loading.directory import load_directory
+from mlxrun.loader import load_model
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 CONFIG: dict[str, Any] = {
@@ -60,15 +60,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ours(path: Path) -> np.ndarray:
-    loaded = load_directory(path, dtype="float32")
+    loaded = load_model(path, dtype="float32")
     assert loaded.unused == []
     return np.array(loaded.model(TOKENS, loaded.model.make_cache())[0])
 
 
 def theirs(path: Path) -> np.ndarray:
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load_stock
 
-    model, _ = load_model(path)
+    model, _ = load_stock(path)
     model.apply(lambda a: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a)
     return np.array(model(TOKENS)[0])
 

@@ -14,7 +14,7 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.errors import ContextLengthError, MemoryLimitError
 from mlxrun.generation.serving import most_beside
-from mlxrun.planning import source
+from mlxrun.memory import plan as source
 
 PLAIN = Wanted(None, 0, None, None)
 NONE = PrefixCache(0)

@@ -22,7 +22,7 @@ from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill, sc
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.stepping import Stepper
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
 
 MODEL = Tiny(hidden=32, heads=4, kv_heads=2, ffn=64, layers=2)
@@ -32,7 +32,7 @@ WINDOWS: list[tuple[int | None, int]] = [(None, 0), (6, 0), (5, 2)]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
     path = MODEL.write(tmp_path_factory.mktemp("engine") / "x.gguf")
-    return load_gguf(read_gguf(path), dtype="float32").model
+    return load_model(read_gguf(path), dtype="float32").model
 
 
 def session_of(model: Transformer, window: int | None = None, keep: int = 0) -> Session:
@@ -245,7 +245,7 @@ def test_a_session_knows_its_size(model: Transformer) -> None:
 def test_a_model_that_computes_no_numbers_says_so(tmp_path: Path, value: float) -> None:
     weights = {"output_norm.weight": np.full(32, value)}
     path = replace(MODEL, weights=weights).write(tmp_path / "x.gguf")
-    broken = load_gguf(read_gguf(path), dtype="float32").model
+    broken = load_model(read_gguf(path), dtype="float32").model
     session = session_of(broken)
     with pytest.raises(NumericError, match=r"finite.*float32"):
         tokens_of(broken, session, [1, 2, 3], 4)

@@ -14,14 +14,14 @@ from tiny_models import Tiny
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.generation.serving import Service
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path: Path = tmp_path_factory.mktemp("tiny") / "x.gguf"
     Tiny(hidden=32, ffn=48, vocab=VOCABULARY + 160).write(path)
-    return load_gguf(read_gguf(path), dtype="float32").model
+    return load_model(read_gguf(path), dtype="float32").model
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from mlxrun.generation.request import Chunk, FinishReason, Request, SamplingPara
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
 from mlxrun.generation.stepping import Stepper
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 #: How many random schedules to play.
 SCHEDULES = int(os.environ.get("MLXRUN_SCHEDULES", "60"))
@@ -127,12 +127,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = Tiny(hidden=32, ffn=48, vocab=VOCABULARY + 160).write(
         tmp_path_factory.mktemp("tiny") / "x.gguf"
     )
-    return load_gguf(read_gguf(path), dtype="float32").model
+    return load_model(read_gguf(path), dtype="float32").model
 
 
 def model_of(name: str, folder: Path) -> Any:
     path = conformance.read(name).write(folder / f"{name}.gguf")
-    return load_gguf(read_gguf(path), dtype="float32").model
+    return load_model(read_gguf(path), dtype="float32").model
 
 
 PARAMS: dict[str, Callable[[int], SamplingParams]] = {
@@ -251,7 +251,7 @@ def test_one_bad_sequence_fails_alone(tmp_path: Path) -> None:
     bad = np.ones((VOCABULARY + 160, 32), np.float32) * 0.1
     bad[9] = np.inf
     model = Tiny(hidden=32, ffn=48, vocab=VOCABULARY + 160, weights={"token_embd.weight": bad})
-    loaded = load_gguf(read_gguf(model.write(tmp_path / "x.gguf")), dtype="float32").model
+    loaded = load_model(read_gguf(model.write(tmp_path / "x.gguf")), dtype="float32").model
     fine = Ask([3, 4, 5], 5, PARAMS["greedy"](0), end=None)
     poor = Ask([3, 9, 5], 5, PARAMS["greedy"](0))
     service = Service(loaded, rows=2)

@@ -26,7 +26,7 @@ from mlxrun.generation.batch import Batch
 from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 #: Grouped queries, bounded scores, sinks beside windows, latents, falling scores, windows, a state.
 FAMILIES = (
@@ -57,7 +57,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = Tiny(hidden=64, heads=2, kv_heads=1, ffn=48, vocab=VOCABULARY + 160).write(
         tmp_path_factory.mktemp("tiny") / "x.gguf"
     )
-    return load_gguf(read_gguf(path), dtype="float32").model
+    return load_model(read_gguf(path), dtype="float32").model
 
 
 def asks(count: int, common: int, seed: int = 0) -> list[Ask]:

@@ -19,7 +19,7 @@ from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler, next_token
 from mlxrun.generation.serving import Job, Service
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 FORMATS: list[dict[str, Any]] = [
     {},
@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = Tiny(hidden=64, heads=2, kv_heads=1, ffn=48, vocab=VOCABULARY + 160).write(
         tmp_path_factory.mktemp("tiny") / "x.gguf"
     )
-    return load_gguf(read_gguf(path), dtype="float32").model
+    return load_model(read_gguf(path), dtype="float32").model
 
 
 def family(rng: np.random.Generator, count: int, longest: int) -> list[list[int]]:

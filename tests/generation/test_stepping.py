@@ -22,7 +22,7 @@ from mlxrun.generation.request import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Service
 from mlxrun.generation.stepping import KINDS, Stepper
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
 
 NEVER = 1 << 30
@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
     path = Tiny(hidden=64, heads=2, kv_heads=1, ffn=48, layers=2, vocab=VOCABULARY + 160).write(
         tmp_path_factory.mktemp("tiny") / "x.gguf"
     )
-    model = load_gguf(read_gguf(path), dtype="float32").model
+    model = load_model(read_gguf(path), dtype="float32").model
     assert isinstance(model, Transformer)
     return model
 
@@ -171,7 +171,7 @@ def test_a_step_copies_no_capacity(tmp_path: Path) -> None:
     the step before still wait to read a cache, it is not written in place.
     """
     shape = Tiny(hidden=64, heads=2, kv_heads=1, ffn=48, layers=24, vocab=VOCABULARY + 160)
-    tiny = load_gguf(read_gguf(shape.write(tmp_path / "x.gguf")), dtype="float32").model
+    tiny = load_model(read_gguf(shape.write(tmp_path / "x.gguf")), dtype="float32").model
     assert isinstance(tiny, Transformer)
     peaks = []
     for length in (300, 2000):

@@ -10,13 +10,13 @@ from fake_hub import FakeHub
 from converters.estimate import expected_layout
 from converters.gguf.reader import read_gguf
 from converters.policy import Policy
-from mlxrun import memory
 from mlxrun.errors import HubError
 from mlxrun.hub import fit, pull
 from mlxrun.hub.choice import Choice, HubFile, choose, gguf_models
 from mlxrun.hub.names import HubName
 from mlxrun.kernels import device
 from mlxrun.kernels.device import CPU, GPU
+from mlxrun.memory import device as memory
 
 GB = 10**9
 BODY = bytes(range(256)) * 200

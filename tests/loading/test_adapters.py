@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from adapter_files import write_mlx_lm
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model as load_stock
 from tiny_models import Tiny, nmse
 
 from converters.convert import convert
 from mlxrun.errors import AdapterError, MlxrunError, ParameterError
+from mlxrun.loader import load_model
 from mlxrun.loading.adapters import AdapterChoice
-from mlxrun.loading.directory import load_directory
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 288, 40).tolist()
@@ -39,12 +39,12 @@ def ends(base: Path) -> list[str]:
 
 
 def logits(base: Path, adapter: AdapterChoice = ()) -> np.ndarray:
-    model = load_directory(base, dtype="float32", adapter=adapter).model
+    model = load_model(base, dtype="float32", adapter=adapter).model
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0])
 
 
 def mlx_lm_logits(base: Path, adapter: Path) -> np.ndarray:
-    model, _ = load_model(base)
+    model, _ = load_stock(base)
     load_adapters(model, str(adapter)).eval()
     return np.array(model(mx.array([TOKENS]))[0])
 
@@ -59,7 +59,7 @@ def test_mlx_lms_adapters_do_what_mlx_lm_does(base: Path, tmp_path: Path, kind: 
 
 def test_a_full_fine_tune_replaces_weights(base: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    model, _ = load_model(base)
+    model, _ = load_stock(base)
     layer = model.layers[1]
     new = {
         "model.layers.1.mlp.up_proj.weight": layer.mlp.up_proj.weight * 1.5,

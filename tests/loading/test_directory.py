@@ -20,11 +20,9 @@ from converters.convert import convert
 from converters.gguf.reader import read_gguf
 from mlxrun.cli.inspection import inspect_model
 from mlxrun.errors import CheckpointError, MlxrunError, ParameterError, UnsupportedArchitectureError
+from mlxrun.loader import load_model, open_model
 from mlxrun.loading.adapters import read_adapters
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.memory import SHARE
-from mlxrun.planning.source import plan_source
+from mlxrun.memory.device import SHARE
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 BASE: dict[str, Any] = {
@@ -92,7 +90,7 @@ def save(path: Path, config: dict[str, Any], model: nn.Module, shards: int = 1) 
 
 
 def logits(path: Path, dtype: str = "float32") -> np.ndarray:
-    model = load_directory(path, dtype=dtype).model
+    model = load_model(path, dtype=dtype).model
     return np.array(model(TOKENS, model.make_cache())[0].astype(mx.float32))
 
 
@@ -176,7 +174,7 @@ def test_what_a_modules_own_entry_leaves_out(
     tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """mlx-lm takes its mode's defaults; so do loader, memory plan and report."""
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load_stock
 
     if packed:
         monkeypatch.setenv(SHARE, "0")
@@ -189,9 +187,8 @@ def test_what_a_modules_own_entry_leaves_out(
 
     nn.quantize(model, **common, class_predicate=form)
     path = save(tmp_path / "m", BASE | {"quantization": common | {OWN: own}}, model)
-    assert nmse(logits(path), wanted(load_model(path)[0])) < 1e-9
-    _, held = plan_source(path)
-    assert held.nbytes == load_directory(path).model.nbytes
+    assert nmse(logits(path), wanted(load_stock(path)[0])) < 1e-9
+    assert open_model(path).storage().nbytes == load_model(path).model.nbytes
     facts = inspect_model(path, context=None)
     assert {t["name"]: tuple(t["shape"]) for t in facts["tensors"]} == shapes
 
@@ -203,7 +200,7 @@ def test_mlx_lms_own_conversion_of_ours(tmp_path: Path) -> None:
     convert(Tiny().write(tmp_path / "x.gguf"), tmp_path / "ours", policy="exact")
     mlx_lm.convert(str(tmp_path / "ours"), str(tmp_path / "theirs"), quantize=True, q_group_size=32)
     model, _ = mlx_lm.load(str(tmp_path / "theirs"))
-    assert load_directory(tmp_path / "theirs").unused == []
+    assert load_model(tmp_path / "theirs").unused == []
     assert nmse(logits(tmp_path / "theirs"), wanted(model)) < 1e-9
 
 
@@ -212,7 +209,7 @@ def test_what_a_model_has_no_place_for_is_named(tmp_path: Path) -> None:
     path = save(tmp_path / "m", BASE, model)
     extra = {"model.layers.0.self_attn.rotary_emb.extra": mx.zeros(8)}
     mx.save_safetensors(str(path / "model-extra.safetensors"), extra)
-    loaded = load_directory(path)
+    loaded = load_model(path)
     assert loaded.unused == list(extra)
 
 
@@ -368,7 +365,7 @@ def test_damaged_directories_say_what_is_wrong(tmp_path: Path, plain: Path, name
     path = shutil.copytree(plain, tmp_path / "m")
     damage(path)
     with pytest.raises(CheckpointError, match=match):
-        load_directory(path)
+        load_model(path)
 
 
 def test_a_directory_that_is_cut_while_it_is_loaded(
@@ -380,9 +377,9 @@ def test_a_directory_that_is_cut_while_it_is_loaded(
         os.truncate(path / "model.safetensors", 100_000)
         return read_adapters(*arguments)
 
-    monkeypatch.setattr("mlxrun.loading.directory.read_adapters", cut)
+    monkeypatch.setattr("mlxrun.loader.read_adapters", cut)
     with pytest.raises(CheckpointError, match=r"model\.safetensors: .* cut short"):
-        load_directory(path)
+        load_model(path)
 
 
 QUANTIZATION_DAMAGE: dict[str, tuple[Damage, str]] = {
@@ -414,21 +411,21 @@ def test_damaged_quantisation_says_what_is_wrong(
     path = save(tmp_path / "m", BASE | {"quantization": MODES["4 bits"]}, model)
     damage(path)
     with pytest.raises(CheckpointError, match=match):
-        load_directory(path)
+        load_model(path)
 
 
 def test_unknown_families_are_refused(tmp_path: Path, plain: Path) -> None:
     path = shutil.copytree(plain, tmp_path / "m")
     config_with(model_type="mamba7")(path)
     with pytest.raises(UnsupportedArchitectureError, match=r"mamba7.*nearest known one is mamba"):
-        load_directory(path)
+        load_model(path)
 
 
 def test_unknown_dtypes_are_refused(tmp_path: Path, plain: Path) -> None:
     source = Tiny().write(tmp_path / "x.gguf")
     for load in (
-        lambda: load_directory(plain, dtype="int8"),
-        lambda: load_gguf(read_gguf(source), dtype="int8"),
+        lambda: load_model(plain, dtype="int8"),
+        lambda: load_model(read_gguf(source), dtype="int8"),
     ):
         with pytest.raises(ParameterError, match="dtype must be one of float32"):
             load()
@@ -444,12 +441,12 @@ def test_weights_that_overflow_half_precision_are_not_silently_infinite(
     source = model.write(tmp_path / "x.gguf")
     convert(source, tmp_path / "out", policy="exact")
     for load in (
-        lambda: load_gguf(read_gguf(source), dtype="float16", policy="near"),
-        lambda: load_directory(tmp_path / "out", dtype="float16"),
+        lambda: load_model(read_gguf(source), dtype="float16", policy="near"),
+        lambda: load_model(tmp_path / "out", dtype="float16"),
     ):
         with pytest.raises(MlxrunError, match=r"up_proj.*float16"):
             load()
-    loaded = load_gguf(read_gguf(source), dtype="bfloat16", policy="near").model
+    loaded = load_model(read_gguf(source), dtype="bfloat16", policy="near").model
     assert mx.isfinite(loaded(TOKENS % 288, loaded.make_cache())).all()
 
 
@@ -459,9 +456,9 @@ def test_scales_that_vanish_in_half_precision_are_not_silently_zero(tmp_path: Pa
     model = Tiny(**wide, raw={"blk.0.ffn_up.weight": ("IQ2_XXS", blocks)})
     source = model.write(tmp_path / "x.gguf")
     with pytest.raises(MlxrunError, match=r"up_proj.*float16"):
-        load_gguf(read_gguf(source), dtype="float16", policy="near")
+        load_model(read_gguf(source), dtype="float16", policy="near")
     for dtype in ("float32", "bfloat16"):
-        loaded = load_gguf(read_gguf(source), dtype=dtype, policy="near")
+        loaded = load_model(read_gguf(source), dtype=dtype, policy="near")
         assert loaded.report is not None
         record = next(t for t in loaded.report.tensors if "0.ffn_up" in t.name)
         assert record.rmse is not None
@@ -471,5 +468,5 @@ def test_scales_that_vanish_in_half_precision_are_not_silently_zero(tmp_path: Pa
 def test_a_bias_that_vanishes_in_half_precision_does_no_harm(tmp_path: Path) -> None:
     tiny = {"blk.0.attn_q.bias": np.full(64, 1e-9, np.float32)}
     source = Tiny(biases=("attn_q",), weights=tiny).write(tmp_path / "x.gguf")
-    loaded = load_gguf(read_gguf(source), dtype="float16", policy="near").model
+    loaded = load_model(read_gguf(source), dtype="float16", policy="near").model
     assert mx.isfinite(loaded(TOKENS % 288, loaded.make_cache())).all()

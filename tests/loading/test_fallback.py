@@ -13,12 +13,11 @@ from tiny_models import nmse
 
 import mlxrun
 from mlxrun.errors import CacheError
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.fallback.model import ForeignModel
-from mlxrun.loading.fallback.weights import named_arrays
+from mlxrun.loader import load_model, open_model
+from mlxrun.memory.plan import plan_source
 from mlxrun.models.families import model_config
+from mlxrun.models.mlx_lm import MLXLMModel, named_arrays
 from mlxrun.models.transformer import Transformer
-from mlxrun.planning.source import plan_source
 from mlxrun.weights.parameters import Parameters
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 288, 40)]
@@ -48,7 +47,7 @@ def test_logits_are_mlx_lms_in_one_pass_in_chunks_and_token_by_token(
     tmp_path: Path, name: str
 ) -> None:
     stock_model = stock(CONFIGS[name])
-    model = load_directory(save(tmp_path, CONFIGS[name], stock_model, tokenizer=False)).model
+    model = load_model(save(tmp_path, CONFIGS[name], stock_model, tokenizer=False)).model
     wanted = stock_logits(stock_model, [TOKENS])
     assert np.array_equal(passes(model, model.make_cache(), [40]), wanted)
     for sizes in ([7] * 5 + [5], [1] * 40):
@@ -125,7 +124,7 @@ def test_an_interrupt_in_a_pass_does_no_harm(
     stream = llm.stream(prompt, session=session, max_tokens=50, **GREEDY)
     for _ in range(3):
         next(stream)
-    layer = type(llm.model._module.layers[-1])
+    layer = type(llm.model.module.layers[-1])
     with monkeypatch.context() as patch:
         patch.setattr(layer, "__call__", _interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -174,7 +173,7 @@ def test_a_prompt_takes_the_memory_of_a_few_layers(tmp_path: Path, name: str) ->
     def peak(layers: int) -> int:
         config = CONFIGS[name] | {"num_hidden_layers": layers}
         path = save(tmp_path / str(layers), config, stock(config), tokenizer=False)
-        model = load_directory(path, dtype="float32").model
+        model = load_model(path, dtype="float32").model
         gc.collect()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
@@ -189,12 +188,12 @@ def test_a_prompt_takes_the_memory_of_a_few_layers(tmp_path: Path, name: str) ->
 def test_windows_forget_as_our_transformers_do(window: int, keep: int) -> None:
     config = CONFIGS["helium"] | {"model_type": "llama"}
     module = stock(config)
-    foreign = ForeignModel(module, config, mx.float32)
+    theirs = MLXLMModel(module, config, mx.float32)
     arrays = named_arrays(module)
     ours = Transformer(model_config(config), Parameters(arrays, {}, mx.float32))
     wanted = passes(ours, ours.make_cache(window=window, keep=keep), [1] * 40)
     for sizes in ([40], [7] * 5 + [5], [20, 1, 1, 9, 1, 1, 7], [1] * 30 + [3, 1, 6]):
-        found = passes(foreign, foreign.make_cache(window=window, keep=keep), sizes)
+        found = passes(theirs, theirs.make_cache(window=window, keep=keep), sizes)
         assert nmse(found, wanted) < 1e-8
 
 
@@ -212,7 +211,7 @@ def test_a_window_bounds_what_is_remembered(llm: mlxrun.LLM) -> None:
 
 def test_models_that_cannot_forget_say_so(tmp_path: Path) -> None:
     config = CONFIGS["llama4"]
-    model = load_directory(save(tmp_path, config, stock(config), tokenizer=False)).model
+    model = load_model(save(tmp_path, config, stock(config), tokenizer=False)).model
     with pytest.raises(CacheError, match="ChunkedKVCache, which cannot forget all but 8 tokens"):
         model.make_cache(window=8)
     memory = model.make_cache(window=20)
@@ -233,9 +232,10 @@ def test_what_is_planned_for_a_sequence_is_what_it_takes(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
     path = save(tmp_path, CONFIGS[name], stock(CONFIGS[name]), tokenizer=False)
-    model = load_directory(path, dtype=dtype).model
+    model = load_model(path, dtype=dtype).model
     memory = model.make_cache()
     for tokens in ([TOKENS[:30]], [[5]], [[6]]):
         mx.eval(model(mx.array(tokens), memory))
-    plan, _ = plan_source(path, dtype=dtype)
+    source = open_model(path)
+    plan = plan_source(source, source.storage(dtype=dtype))
     assert plan.footprint.stored(32) == sum(part.nbytes for part in memory)

@@ -20,10 +20,9 @@ from mlxrun.errors import (
     ParameterError,
     UnsupportedArchitectureError,
 )
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.fallback.weights import fill, named_arrays
-from mlxrun.loading.model import foreign_classes
-from mlxrun.loading.run import Form
+from mlxrun.loader import definition, load_model
+from mlxrun.models.config import ModelConfig
+from mlxrun.models.mlx_lm import fill, named_arrays
 from mlxrun.models.transformer import Transformer
 from mlxrun.weights.parameters import Parameters
 
@@ -31,7 +30,7 @@ TOKENS = [int(t) for t in np.random.default_rng(4).integers(3, 288, 24)]
 
 
 def logits(path: Path, dtype: str | None = None) -> np.ndarray:
-    model = load_directory(path, dtype=dtype).model
+    model = load_model(path, dtype=dtype).model
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0].astype(mx.float32))
 
 
@@ -57,13 +56,12 @@ def quantised(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 def test_packed_modules_give_mlx_lms_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expand: bool
 ) -> None:
-    asked = Form(expand, "asked for")
-    monkeypatch.setattr("mlxrun.loading.directory.form", lambda *_, **__: asked)
+    monkeypatch.setattr("mlxrun.loader.expands", lambda *_, **__: (expand, "asked for"))
     model = stock(CONFIGS[name])
     config = quantised(CONFIGS[name], model)
     save(tmp_path, config, model, tokenizer=False)
-    loaded = load_directory(tmp_path)
-    arrays = named_arrays(loaded.model._module)
+    loaded = load_model(tmp_path)
+    arrays = named_arrays(loaded.model.module)
     assert any(key.endswith(".scales") for key in arrays) is not expand
     assert nmse(logits(tmp_path), stock_logits(model, [TOKENS])) < (1e-8 if expand else 1e-12)
     assert loaded.unused == []
@@ -82,9 +80,9 @@ def test_the_names_of_a_module_pass_its_renaming_unchanged(name: str) -> None:
 def test_rates_of_states_stay_precise_unless_that_makes_everything_float32(tmp_path: Path) -> None:
     for name, rates in (("mamba2", mx.float32), ("mamba", mx.bfloat16)):
         path = save(tmp_path / name, CONFIGS[name], stock(CONFIGS[name]), tokenizer=False)
-        model = load_directory(path, dtype="bfloat16").model
+        model = load_model(path, dtype="bfloat16").model
         memory = model.make_cache()
-        arrays = named_arrays(model._module)
+        arrays = named_arrays(model.module)
         assert {a.dtype for n, a in arrays.items() if n.endswith("A_log")} == {rates}
         assert {a.dtype for n, a in arrays.items() if not n.endswith("A_log")} == {mx.bfloat16}
         for tokens in (TOKENS, TOKENS[:1]):
@@ -96,7 +94,7 @@ def test_plain_experts_in_half_precision_on_the_cpu_are_refused(tmp_path: Path) 
         pytest.skip("a GPU computes them")
     save(tmp_path, CONFIGS["lfm2_moe"], stock(CONFIGS["lfm2_moe"]), tokenizer=False)
     with pytest.raises(ParameterError, match="float32"):
-        load_directory(tmp_path, dtype="float16")
+        load_model(tmp_path, dtype="float16")
 
 
 @pytest.fixture
@@ -123,18 +121,18 @@ def test_a_missing_parameter_is_named_with_what_is_there_instead(mamba2: Path) -
 
     rewrite(mamba2, change)
     with pytest.raises(CheckpointError, match=r"no backbone.norm_f.weight; they have other.weight"):
-        load_directory(mamba2)
+        load_model(mamba2)
 
 
 def test_a_shape_that_contradicts_the_config_is_named(mamba2: Path) -> None:
     rewrite(mamba2, lambda arrays: arrays.update({"backbone.norm_f.weight": mx.ones(65)}))
     with pytest.raises(CheckpointError, match=r"norm_f.weight has the shape \(65,\).*\(64,\)"):
-        load_directory(mamba2)
+        load_model(mamba2)
 
 
 def test_what_the_class_has_no_place_for_is_reported(mamba2: Path) -> None:
     rewrite(mamba2, lambda arrays: arrays.update({"stray.weight": mx.ones(3)}))
-    assert load_directory(mamba2).unused == ["stray.weight"]
+    assert load_model(mamba2).unused == ["stray.weight"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +146,7 @@ def test_what_the_class_has_no_place_for_is_reported(mamba2: Path) -> None:
 def test_impossible_configs_are_typed_errors(mamba2: Path, changes: dict[str, Any]) -> None:
     configure(mamba2, **changes)
     with pytest.raises(MlxrunError):
-        load_directory(mamba2)
+        load_model(mamba2)
 
 
 @pytest.mark.parametrize(
@@ -173,14 +171,14 @@ def test_a_missing_key_is_named(mamba2: Path) -> None:
     del config["state_size"]
     (mamba2 / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="state_size"):
-        load_directory(mamba2)
+        load_model(mamba2)
 
 
 def test_code_of_a_directory_is_never_run(mamba2: Path) -> None:
     (mamba2 / "evil.py").write_text("raise SystemExit('ran')")
     configure(mamba2, model_file="evil.py")
     with pytest.raises(UnsupportedArchitectureError, match=r"asks to run 'evil\.py'"):
-        load_directory(mamba2)
+        load_model(mamba2)
 
 
 @pytest.mark.parametrize(
@@ -190,19 +188,19 @@ def test_code_of_a_directory_is_never_run(mamba2: Path) -> None:
 )  # fmt: skip
 def test_a_model_type_imports_nothing_but_models(kind: Any) -> None:
     with pytest.raises(UnsupportedArchitectureError, match="is not supported"):
-        foreign_classes({"model_type": kind})
+        definition({"model_type": kind})
 
 
 def test_mlx_lms_other_names_are_known_and_ours_come_first() -> None:
-    found = foreign_classes({"model_type": "falcon_mamba"})
+    found = definition({"model_type": "falcon_mamba"})
     assert found
     assert found[0].__module__ == "mlx_lm.models.mamba"
-    assert foreign_classes({"model_type": "llama"}) is None
+    assert isinstance(definition(CONFIGS["helium"] | {"model_type": "llama"}), ModelConfig)
 
 
 def test_an_unknown_type_is_told_the_nearest() -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"'mamba9'.*mamba"):
-        foreign_classes({"model_type": "mamba9"})
+        definition({"model_type": "mamba9"})
 
 
 def test_conv_weights_as_torch_has_them_are_turned(mamba2: Path) -> None:
@@ -230,7 +228,7 @@ def test_text_of_a_model_with_a_vision_tower(tmp_path: Path) -> None:
         arrays["model.vision_tower.patch.weight"] = mx.ones((4, 4))
 
     rewrite(tmp_path, change)
-    loaded = load_directory(tmp_path)
+    loaded = load_model(tmp_path)
     assert np.array_equal(logits(tmp_path), stock_logits(model, [TOKENS]))
     assert loaded.unused == ["model.vision_tower.patch.weight"]
 
@@ -243,7 +241,7 @@ def test_wrappers_of_our_families_are_ours(tmp_path: Path) -> None:
     model = stock(config)
     save(tmp_path, config, model, tokenizer=False)
     rewrite(tmp_path, lambda arrays: arrays.update({"vision_tower.x.weight": mx.ones((4, 4))}))
-    assert isinstance(load_directory(tmp_path).model, Transformer)
+    assert isinstance(load_model(tmp_path).model, Transformer)
     assert nmse(logits(tmp_path), stock_logits(model, [TOKENS])) < 1e-8
 
 

@@ -11,25 +11,25 @@ import pytest
 from adapter_files import write_mlx_lm
 from foreign_models import CONFIGS, save, stock, stock_logits
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model as load_stock
 from tiny_models import nmse
 
 from mlxrun.errors import AdapterError
+from mlxrun.loader import load_model
 from mlxrun.loading.adapters import AdapterChoice
-from mlxrun.loading.directory import load_directory
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 288, 24).tolist()
 
 
 def logits(path: Path, adapter: AdapterChoice = ()) -> np.ndarray:
-    model = load_directory(path, dtype="float32", adapter=adapter).model
+    model = load_model(path, dtype="float32", adapter=adapter).model
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0])
 
 
 def suitable(path: Path) -> list[str]:
     """The modules that an adapter can change: every kind, the embedding included."""
-    model, _ = load_model(path)
+    model, _ = load_stock(path)
     found = [
         name
         for name, module in model.named_modules()
@@ -43,7 +43,7 @@ def suitable(path: Path) -> list[str]:
 def test_they_do_what_they_do_in_mlx_lm(tmp_path: Path, name: str) -> None:
     base = save(tmp_path / "base", CONFIGS[name], stock(CONFIGS[name]), tokenizer=False)
     adapter = write_mlx_lm(base, tmp_path / "a", suitable(base))
-    model, _ = load_model(base)
+    model, _ = load_stock(base)
     wanted = stock_logits(load_adapters(model, str(adapter)).eval(), [TOKENS])
     assert nmse(logits(base, adapter), wanted) < SAME
     other = write_mlx_lm(base, tmp_path / "b", suitable(base)[:2], seed=1, rank=2)

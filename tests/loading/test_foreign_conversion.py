@@ -14,7 +14,7 @@ from tiny_models import nmse
 
 import mlxrun
 from mlxrun.errors import CheckpointError
-from mlxrun.loading.directory import load_directory
+from mlxrun.loader import load_model
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 # State-space, hybrid, mixtures whose routers keep 8 bits, a text model of a larger one.
@@ -22,15 +22,15 @@ NAMES = ("mamba2", "jamba", "qwen3_next", "lfm2_moe", "gemma4")
 
 
 def ours(path: Path) -> np.ndarray:
-    loaded = load_directory(path, dtype="float32")
+    loaded = load_model(path, dtype="float32")
     assert loaded.unused == []
     return np.array(loaded.model(TOKENS, loaded.model.make_cache())[0])
 
 
 def theirs(path: Path) -> np.ndarray:
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load_stock
 
-    model, _ = load_model(path)
+    model, _ = load_stock(path)
     model.apply(lambda a: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a)
     return np.array(model(TOKENS)[0])
 

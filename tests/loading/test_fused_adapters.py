@@ -14,9 +14,8 @@ from tiny_models import Tiny, nmse
 import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import AdapterError
+from mlxrun.loader import load_model
 from mlxrun.loading.adapters import AdapterChoice
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 120, 30).tolist()
@@ -46,9 +45,9 @@ def write(path: Path, pairs: dict[str, Pair], lengths: dict[str, np.ndarray] | N
 
 def logits(path: Path, adapter: AdapterChoice = (), dtype: str = "float32") -> np.ndarray:
     if path.is_dir():
-        model = load_directory(path, dtype=dtype, adapter=adapter).model
+        model = load_model(path, dtype=dtype, adapter=adapter).model
     else:
-        model = load_gguf(read_gguf(path), dtype=dtype, adapter=adapter).model
+        model = load_model(read_gguf(path), dtype=dtype, adapter=adapter).model
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0].astype(mx.float32))
 
 

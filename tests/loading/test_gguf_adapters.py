@@ -15,9 +15,8 @@ from tiny_models import Tiny, nmse
 from converters.convert import convert
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import AdapterError, GGUFError
+from mlxrun.loader import load_model
 from mlxrun.loading.adapters import AdapterChoice
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
 from mlxrun.model import Model
 
 SAME = 1e-8
@@ -29,8 +28,8 @@ def logits(model: Model[Any], tokens: list[int]) -> np.ndarray:
 
 def load(path: Path, adapter: AdapterChoice = ()) -> Model[Any]:
     if path.is_dir():
-        return load_directory(path, dtype="float32", adapter=adapter).model
-    return load_gguf(read_gguf(path), dtype="float32", adapter=adapter).model
+        return load_model(path, dtype="float32", adapter=adapter).model
+    return load_model(read_gguf(path), dtype="float32", adapter=adapter).model
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -54,7 +53,7 @@ def test_a_packed_model_adds_the_same(tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "a.gguf", "llama", shapes)
     tokens = np.random.default_rng(0).integers(3, 288, 20).tolist()
     wanted = logits(load(plain, adapter), tokens)
-    packed = load_gguf(read_gguf(base), dtype="float32", policy="exact", adapter=adapter).model
+    packed = load_model(read_gguf(base), dtype="float32", policy="exact", adapter=adapter).model
     cache = packed.make_cache()
     parts = [np.array(packed(mx.array([part]), cache)[0]) for part in (tokens[:17], tokens[17:])]
     assert nmse(np.concatenate(parts), wanted) < SAME

@@ -22,8 +22,7 @@ from mlxrun import products
 from mlxrun.cli.main import run
 from mlxrun.errors import NumericError, ParameterError
 from mlxrun.kernels import dispatch as kernels
-from mlxrun.loading.gguf import load_gguf, why_not_blocks
-from mlxrun.loading.model import Loaded
+from mlxrun.loader import Loaded, load_model, why_not_blocks
 
 TOKENS = np.random.default_rng(3).integers(3, 288, 40).tolist()
 WIDE = Tiny(hidden=256, ffn=512)
@@ -40,7 +39,7 @@ def logits(loaded: Loaded) -> np.ndarray:
 
 
 def loaded(path: Path, **options: Any) -> Loaded:
-    return load_gguf(read_gguf(path), **options)
+    return load_model(read_gguf(path), **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -50,7 +49,7 @@ def test_every_type_stays_as_it_is(tmp_path: Path, kind: str) -> None:
     matrices = [t for t in read_gguf(path).tensors if len(t.shape) == 2]
     assert found.report is not None
     assert len(matrices) == 16
-    assert found.held == (
+    assert found.storage.reason == (
         f"GGUF blocks as they lie: 16 matrices, {sum(t.nbytes for t in matrices) / 1e6:.1f} MB"
     )
     records = {record.name: record for record in found.report.tensors}
@@ -120,11 +119,11 @@ def test_what_cannot_stay_is_converted_and_named(
         for m in names.mapped
     ]
     monkeypatch.setattr(
-        "mlxrun.loading.gguf.map_names", lambda _: replace(names, mapped=tuple(turned))
+        "converters.gguf.source.map_tensors", lambda *_: replace(names, mapped=tuple(turned))
     )
     found = loaded(path)
     assert found.report is not None
-    assert found.held.startswith("GGUF blocks as they lie: 15 matrices")
+    assert found.storage.reason.startswith("GGUF blocks as they lie: 15 matrices")
     assert found.report.notes() == [
         "blk.1.ffn_up.weight (Q4_K): float32: its columns are in another order in the model"
     ]
@@ -149,8 +148,8 @@ def test_only_plain_matrices_stay(tmp_path: Path) -> None:
 def test_who_asks_for_another_form_gets_it(tmp_path: Path, options: dict[str, str]) -> None:
     path = replace(WIDE, kinds={"*": "Q4_0"}).write(tmp_path / "m.gguf")
     found = loaded(path, **options)
-    assert "blocks" not in found.held
-    assert (found.products, found.missed, found.model.mapped) == (None, None, 0)
+    assert "blocks" not in found.storage.reason
+    assert (found.products, found.storage.missed, found.model.mapped) == (None, None, 0)
 
 
 def test_without_kernels_a_model_runs_as_before(
@@ -160,8 +159,8 @@ def test_without_kernels_a_model_runs_as_before(
     native = logits(loaded(path))
     monkeypatch.setattr(kernels, "available", lambda *_: kernels.Missing("no compiler"))
     found = loaded(path)
-    assert (found.missed, found.products) == ("no compiler", None)
-    assert found.held.startswith("plain float32")
+    assert (found.storage.missed, found.products) == ("no compiler", None)
+    assert found.storage.reason.startswith("plain float32")
     assert 0 < nmse(logits(found), native) < 1e-11
 
 
@@ -310,10 +309,10 @@ def test_a_gpu_keeps_the_types_that_it_multiplies_faster(
     expected = logits(loaded(path))
     types = {tensor.type for tensor in read_gguf(path).tensors}
     assert {GGMLType.Q4_K, GGMLType.Q6_K} <= types
-    monkeypatch.setattr("mlxrun.loading.gguf.cpu_kernels", lambda types, dtype: None)
-    monkeypatch.setattr("mlxrun.loading.gguf.gpu_kernels", lambda types: Faster({GGMLType.Q6_K}))
+    monkeypatch.setattr("mlxrun.loader.cpu_kernels", lambda types, dtype: None)
+    monkeypatch.setattr("mlxrun.loader.gpu_kernels", lambda types: Faster({GGMLType.Q6_K}))
     found = loaded(path, dtype="float32")
-    assert found.held.startswith("GGUF blocks as they lie: 1 matrices")
+    assert found.storage.reason.startswith("GGUF blocks as they lie: 1 matrices")
     assert found.report is not None
     forms = {record.name: record.form for record in found.report.tensors}
     assert forms["blk.0.ffn_down.weight"] == "Q6_K blocks"

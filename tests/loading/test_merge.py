@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from adapter_files import write_mlx_lm
 from gguf_adapters import CASES, write, write_adapter
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model as load_stock
 from tiny_models import Tiny, nmse
 
 import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import AdapterError
+from mlxrun.loader import load_model
 from mlxrun.loading.adapters import AdapterChoice
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 120, 40).tolist()
@@ -27,9 +26,9 @@ MODULES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.down
 
 def logits(path: Path, adapter: AdapterChoice = ()) -> np.ndarray:
     if path.is_dir():
-        model = load_directory(path, dtype="float32", adapter=adapter).model
+        model = load_model(path, dtype="float32", adapter=adapter).model
     else:
-        model = load_gguf(read_gguf(path), dtype="float32", adapter=adapter).model
+        model = load_model(read_gguf(path), dtype="float32", adapter=adapter).model
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0])
 
 
@@ -43,7 +42,7 @@ def test_exactly_merged_is_applied(tmp_path: Path, name: str) -> None:
     assert nmse(logits(tmp_path / "out"), logits(base, both)) < SAME
     assert report.fidelity()["merged"] == len(_merged(report)) > 2
     if name != "gemma3":  # whose activation we round as llama.cpp does
-        model, _ = load_model(tmp_path / "out")
+        model, _ = load_stock(tmp_path / "out")
         assert nmse(np.array(model(mx.array([TOKENS]))[0]), logits(tmp_path / "out")) < 1e-8
 
 
@@ -89,11 +88,11 @@ def test_the_reported_error_is_against_the_exact_sum(tmp_path: Path, policy: str
     mlxrun.convert(base, tmp_path / "exact", policy="exact", **options)
     report = mlxrun.convert(base, tmp_path / "out", policy=policy, **options)
     assert len(_merged(report)) == 2
-    whole, kept = load_directory(tmp_path / "exact"), load_directory(tmp_path / "out")
+    whole, kept = load_model(tmp_path / "exact"), load_model(tmp_path / "out")
     assert nmse(logits(tmp_path / "exact"), logits(base, [(adapter, 0.5)])) < SAME
     assert kept.config["quantization"]["bits"] == 4
-    wanted, _ = load_model(tmp_path / "exact")
-    found, _ = load_model(tmp_path / "out")
+    wanted, _ = load_stock(tmp_path / "exact")
+    found, _ = load_stock(tmp_path / "out")
     for name in ("q_proj", "o_proj"):
         (record,) = [r for r in report.tensors if r.target.endswith(f"{name}.weight")]
         ours = found.layers[0].self_attn[name]

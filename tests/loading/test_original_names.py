@@ -32,7 +32,7 @@ from converters.directory.files import read_config, weight_files
 from converters.directory.names import normalise, text_config
 from converters.directory.weights import read_weights
 from mlxrun.errors import CheckpointError
-from mlxrun.loading.directory import load_directory
+from mlxrun.loader import load_model
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 
@@ -100,15 +100,15 @@ SOURCES: dict[str, tuple[str, Undo, bool]] = {
 
 
 def logits(path: Path) -> np.ndarray:
-    loaded = load_directory(path, dtype="float32")
+    loaded = load_model(path, dtype="float32")
     assert loaded.unused == []
     return np.array(loaded.model(TOKENS, loaded.model.make_cache())[0])
 
 
 def theirs(path: Path) -> np.ndarray:
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_model as load_stock
 
-    model, _ = load_model(path)
+    model, _ = load_stock(path)
     return plain(model)
 
 
@@ -315,7 +315,7 @@ def test_damaged_repositories_say_what_is_wrong(tmp_path: Path, name: str) -> No
     kind, undo, match = DAMAGE[name]
     path = save_arrays(tmp_path / "m", CONFIGS[kind], undo(parameters(stock(CONFIGS[kind]))))
     with pytest.raises(CheckpointError, match=match):
-        load_directory(path)
+        load_model(path)
     with pytest.raises(CheckpointError, match=match):
         mlxrun.convert(path, tmp_path / "out", bits=4)
     assert not (tmp_path / "out").exists()

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from adapter_files import write_directory, write_mlx_lm
 from mlx_lm.tuner.utils import load_adapters
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model as load_stock
 from tiny_models import Tiny, nmse
 
 import mlxrun
 from converters.convert import convert
 from mlxrun.errors import AdapterError
+from mlxrun.loader import load_model
 from mlxrun.loading.adapters import AdapterChoice
-from mlxrun.loading.directory import load_directory
 
 SAME = 1e-10
 RANK, SCALE = 4, 2.5
@@ -37,12 +37,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logits(path: Path, adapter: AdapterChoice = ()) -> np.ndarray:
-    model = load_directory(path, dtype="float32", adapter=adapter).model
+    model = load_model(path, dtype="float32", adapter=adapter).model
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0])
 
 
 def mlx_lm_logits(path: Path, adapter: Path) -> np.ndarray:
-    model, _ = load_model(path)
+    model, _ = load_stock(path)
     load_adapters(model, str(adapter)).eval()
     return np.array(model(mx.array([TOKENS]))[0])
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 
 #: One of each kind of constant that a model may keep beside its weights.
 KINDS = (
@@ -27,7 +27,7 @@ KINDS = (
 @pytest.mark.parametrize("name", KINDS)
 def test_another_thread_computes_with_a_fresh_model(tmp_path: Path, name: str) -> None:
     path = conformance.read(name).write(tmp_path / "x.gguf")
-    model = load_gguf(read_gguf(path), dtype="float32").model
+    model = load_model(read_gguf(path), dtype="float32").model
 
     def compute(_: int) -> np.ndarray:
         return np.array(model(mx.array([[5, 6, 7]]), model.make_cache()))
@@ -46,8 +46,8 @@ def test_no_thread_outlives_a_load_that_fails(
     def full(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("mlxrun.loading.gguf._to_mlx", full)
+    monkeypatch.setattr("mlxrun.loader._to_mlx", full)
     before = set(threading.enumerate())
     with pytest.raises(MemoryError) as failure:
-        load_gguf(read_gguf(Tiny().write(tmp_path / "x.gguf")))
+        load_model(read_gguf(Tiny().write(tmp_path / "x.gguf")))
     assert set(threading.enumerate()) <= before, failure

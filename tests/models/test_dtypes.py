@@ -13,8 +13,7 @@ from tiny_models import Tiny, nmse
 
 from converters.convert import convert
 from converters.gguf.reader import read_gguf
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
 
 HALVES = {"float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -110,11 +109,11 @@ def test_a_half_precision_run_is_half_precision_throughout(
 ) -> None:
     source = MODELS[name].write(tmp_path / "x.gguf")
     for policy in ("near", "compact", "exact"):
-        model = load_gguf(read_gguf(source), dtype=half, policy=policy).model
+        model = load_model(read_gguf(source), dtype=half, policy=policy).model
         assert_all(model, HALVES[half], fused)
         fused.clear()
         convert(source, tmp_path / policy, policy=policy)
-        assert_all(load_directory(tmp_path / policy, dtype=half).model, HALVES[half], fused)
+        assert_all(load_model(tmp_path / policy, dtype=half).model, HALVES[half], fused)
         fused.clear()
 
 
@@ -123,7 +122,7 @@ def test_half_precision_logits_are_near_float32_ones(tmp_path: Path, half: str) 
     gguf = read_gguf(MODELS["mixed"].write(tmp_path / "x.gguf"))
     ids = mx.array([list(range(5, 45))])
     wide, narrow = (
-        load_gguf(gguf, dtype=dtype, policy="near").model for dtype in ("float32", half)
+        load_model(gguf, dtype=dtype, policy="near").model for dtype in ("float32", half)
     )
     got = narrow(ids, narrow.make_cache())
     assert got.dtype == HALVES[half]
@@ -134,5 +133,5 @@ def test_half_precision_logits_are_near_float32_ones(tmp_path: Path, half: str) 
 def test_float32_is_the_choice_on_a_cpu(tmp_path: Path) -> None:
     if mx.default_device() != mx.cpu:
         pytest.skip("this machine has a GPU")
-    loaded = load_gguf(read_gguf(MODELS["mixed"].write(tmp_path / "x.gguf")))
+    loaded = load_model(read_gguf(MODELS["mixed"].write(tmp_path / "x.gguf")))
     assert loaded.model.dtype == mx.float32

@@ -15,9 +15,7 @@ from converters.convert import convert, stream
 from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
 from converters.policy import Policy
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.loading.model import Loaded
+from mlxrun.loader import Loaded, load_model
 
 
 @pytest.fixture(scope="module")
@@ -56,26 +54,26 @@ def test_experts_are_exact_and_in_mlxs_mode(source: Path) -> None:
 @pytest.mark.parametrize("policy", [None, "exact", "near"])
 def test_logits_are_those_of_the_weights(oracle: Path, source: Path, policy: str | None) -> None:
     tokens, wanted = expected(oracle, "quants/gpt-oss-MXFP4")
-    loaded = load_gguf(read_gguf(source), dtype="float32", policy=policy)
+    loaded = load_model(read_gguf(source), dtype="float32", policy=policy)
     assert nmse(logits(loaded, tokens), wanted) <= 1e-8
 
 
 def test_an_exact_directory_has_the_same_logits(oracle: Path, source: Path, tmp_path: Path) -> None:
     tokens, wanted = expected(oracle, "quants/gpt-oss-MXFP4")
     convert(source, tmp_path / "out", policy="exact")
-    assert nmse(logits(load_directory(tmp_path / "out", dtype="float32"), tokens), wanted) <= 1e-8
+    assert nmse(logits(load_model(tmp_path / "out", dtype="float32"), tokens), wanted) <= 1e-8
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_loaded_model_is_as_large_as_its_file(source: Path, dtype: str) -> None:
-    loaded = load_gguf(read_gguf(source), dtype=dtype)
+    loaded = load_model(read_gguf(source), dtype=dtype)
     assert loaded.model.nbytes <= 1.05 * source.stat().st_size
 
 
 def test_in_float32_scales_stay_as_narrow_as_they_are(source: Path, tmp_path: Path) -> None:
     """Half of this file is Q8_0: its float16 scales stay, with biases that follow from them."""
-    loaded = load_gguf(read_gguf(source), dtype="float32", policy="near")
+    loaded = load_model(read_gguf(source), dtype="float32", policy="near")
     assert loaded.model.nbytes <= 1.05 * source.stat().st_size
     convert(source, tmp_path / "out")
-    directory = load_directory(tmp_path / "out", dtype="float32").model
+    directory = load_model(tmp_path / "out", dtype="float32").model
     assert directory.nbytes <= 1.05 * source.stat().st_size

@@ -21,15 +21,14 @@ from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.stepping import Stepper
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
+from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
 
 SAME = 1e-9
 
 
 def load(path: Path, policy: str | None = None) -> Transformer:
-    return load_gguf(read_gguf(path), dtype="float32", policy=policy).model
+    return load_model(read_gguf(path), dtype="float32", policy=policy).model
 
 
 @pytest.mark.parametrize("policy", [None, "exact"])
@@ -46,10 +45,10 @@ def test_quantised_files_have_the_logits_of_their_weights(oracle: Path, policy: 
 def test_stories_continue_as_in_llama_cpp(oracle: Path, tmp_path: Path, source: str) -> None:
     path = oracle / "stories" / "stories260K.gguf"
     if source == "gguf":
-        model = load_gguf(read_gguf(path)).model
+        model = load_model(read_gguf(path)).model
     else:
         convert(path, tmp_path / "out", policy=source)
-        model = load_directory(tmp_path / "out").model
+        model = load_model(tmp_path / "out").model
     for story in json.loads((oracle / "stories" / "greedy.json").read_text()):
         session = Session(model.make_cache)
         sampler = Sampler(SamplingParams(temperature=0), model.config.vocab_size)

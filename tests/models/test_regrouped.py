@@ -16,9 +16,7 @@ from tiny_models import Kind, nmse, random_blocks
 from converters.convert import convert
 from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
-from mlxrun.loading.directory import load_directory
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.loading.model import Loaded
+from mlxrun.loader import Loaded, load_model
 
 Tensors = Iterable[tuple[str, np.ndarray, Kind]]
 Rewrite = Callable[[str, np.ndarray], Tensors]
@@ -50,7 +48,7 @@ def logits(loaded: Loaded) -> np.ndarray:
 
 
 def load(path: Path) -> Loaded:
-    return load_gguf(read_gguf(path), dtype="float32", policy="exact")
+    return load_model(read_gguf(path), dtype="float32", policy="exact")
 
 
 def written(name: str, path: Path) -> Path:
@@ -237,7 +235,7 @@ def factored(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path
 def test_a_factor_on_a_whole_matrix_stays_beside_its_codes(
     factored: tuple[Path, Path], policy: str
 ) -> None:
-    loaded = load_gguf(read_gguf(factored[0]), dtype="float32", policy=policy)
+    loaded = load_model(read_gguf(factored[0]), dtype="float32", policy=policy)
     assert loaded.report is not None
     kept = [t for t in loaded.report.tensors if t.type == "NVFP4"]
     assert kept
@@ -252,7 +250,7 @@ def test_a_checkpoint_has_the_factor_in_its_weights(
     for policy, bound in (("exact", 1e-12), ("near", 1e-2)):
         report = convert(factored[0], tmp_path / policy, policy=policy)
         assert all(t.rmse <= (0 if policy == "exact" else 0.01) for t in report.tensors)
-        got = logits(load_directory(tmp_path / policy, dtype="float32"))
+        got = logits(load_model(tmp_path / policy, dtype="float32"))
         assert nmse(got, wanted) <= bound
 
 

@@ -18,8 +18,8 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.cache.formats import Seen, Shown
 from mlxrun.cache.sparsity import Blocks, Sparse, Strided, options
 from mlxrun.errors import CacheError
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.planning.native import Run, footprint
+from mlxrun.loader import load_model
+from mlxrun.memory.footprint import Execution, footprint
 
 #: One head of keys, bounded scores and windows, sinks and windows, latents.
 KINDS = ("llama-mqa", "gemma2-caps", "gpt-oss-small", "deepseek2-lite")
@@ -34,7 +34,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @once
     def load(name: str) -> Any:
         path = conformance.read(name).write(folder / f"{name}.gguf")
-        return load_gguf(read_gguf(path), dtype="float32").model
+        return load_model(read_gguf(path), dtype="float32").model
 
     return load
 
@@ -81,7 +81,7 @@ def test_enough_blocks_are_dense_to_the_bit(model_of: Any, name: str) -> None:
 def test_what_needs_everything_says_so(model_of: Any) -> None:
     with pytest.raises(CacheError, match="ALiBi"):
         model_of("mpt-7b").make_cache(sparse=SMALL[1])
-    with pytest.raises(CacheError, match="attends to all that it remembers"):
+    with pytest.raises(CacheError, match="attends to all cached tokens"):
         model_of("mamba2-130m").make_cache(sparse=SMALL[1])
     with pytest.raises(CacheError, match="by channel cannot be seen in part"):
         model_of("llama-mqa").make_cache(sparse=SMALL[1], keys="q4c/32")
@@ -156,14 +156,14 @@ def test_the_memory_plan_counts_bounds(model_of: Any, name: str) -> None:
     cache = model.make_cache(**wanted._asdict())
     model(mx.array([tokens(model)]), cache)
     taken = sum(layer.nbytes for layer in cache)
-    assert footprint(model.config, Run(cache=wanted)).stored(LENGTH) == taken
+    assert footprint(model.config, Execution(cache=wanted)).stored(LENGTH) == taken
 
 
 def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
     """Read once, then drawn from with every pattern: bytes as foretold, within reach as dense."""
     length = 32_768
     tiny = Tiny(hidden=32, heads=2, kv_heads=1, layers=1, keys={"context_length": 2 * length})
-    model = load_gguf(read_gguf(tiny.write(tmp_path / "tiny.gguf")), dtype="float32").model
+    model = load_model(read_gguf(tiny.write(tmp_path / "tiny.gguf")), dtype="float32").model
     ids = tokens(model, length)
     read = model.make_cache()
     for start in range(0, length, 512):

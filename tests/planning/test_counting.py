@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -19,14 +20,12 @@ import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.choice import Wanted
 from mlxrun.cache.sparsity import options
-from mlxrun.loading.fallback.weights import named_arrays
-from mlxrun.loading.gguf import load_gguf
-from mlxrun.loading.model import foreign_classes
+from mlxrun.loader import WeightStorage, definition, load_model, open_model
+from mlxrun.memory.footprint import weight_count
+from mlxrun.models.config import ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
-from mlxrun.planning.counting import count_foreign, count_held, split
-from mlxrun.planning.native import weights
-from mlxrun.planning.source import promised
-from mlxrun.planning.weights import Held
+from mlxrun.models.mlx_lm import MLXLMClasses, named_arrays
+from mlxrun.planning.counting import count_held, count_mlx_lm, split
 from mlxrun.planning.work import decode
 
 # A table that is only looked up, the output matrix, and what is not multiplied as a matrix.
@@ -35,6 +34,11 @@ APART = re.compile(r"token_embd|position_embd|^output\.weight|norm|\.bias$")
 SWITCHED = re.compile(r"\bswitch_mlp\.|\bfeed_forward\.experts\.")
 TABLE = re.compile(r"\b(embed_tokens|embeddings)\.weight$")
 LAYER = re.compile(r"blk\.(\d+)\.")
+
+
+def promised(source: Path, **options: Any) -> tuple[dict[str, Any], WeightStorage]:
+    opened = open_model(source)
+    return opened.config, opened.storage(**options)
 
 
 def multiplied(skeleton: Skeleton, layers: int, *, every_expert: bool = False) -> int:
@@ -65,7 +69,7 @@ def test_operations_are_those_of_the_tensors_of_every_family(tmp_path: Path) -> 
         assert counts.multiplied == multiplied(skeleton, depth), name
         assert counts.head == model.vocab_size * model.hidden_size
         tables = counts.head * (1 if model.tied else 2)
-        assert weights(model) == tables + multiplied(skeleton, depth, every_expert=True)
+        assert weight_count(model) == tables + multiplied(skeleton, depth, every_expert=True)
     assert len(seen) > 25
 
 
@@ -78,7 +82,7 @@ def test_operations_are_those_of_the_tensors_of_every_family(tmp_path: Path) -> 
 )  # fmt: skip
 def test_bytes_are_those_of_the_arrays_that_are_held(name: str, tmp_path: Path) -> None:
     gguf = read_gguf(read(name).write(tmp_path / "x.gguf"))
-    loaded = load_gguf(gguf)
+    loaded = load_model(gguf)
     config, held = promised(gguf)
     before, after = (
         count_held(config, held).weights,
@@ -156,7 +160,7 @@ def test_keys_and_values_are_what_caches_store(
 ) -> None:
     llm = mlxrun.load(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
     wanted = Wanted(window, 0, *types)
-    held = Held(llm.model.nbytes, "float32", False, "", llm.model.held)
+    held = WeightStorage(llm.model.nbytes, "float32", False, "", llm.model.held)
     counts = count_held(llm.config, held, wanted)
     caches = llm.model.make_cache(window=window, keys=types[0], values=types[1])
     llm.model(mx.zeros((1, 256), mx.int32), caches, last_only=True)  # a capacity: all slots used
@@ -261,8 +265,8 @@ def test_experts_that_a_class_calls_as_it_likes_are_not_counted() -> None:
             return self.embed_tokens.as_linear(x)
 
     arguments = SimpleNamespace(from_dict=lambda config: config)
-    held = Held(4 * (8 + 3 * 4) * 4, "float32", False, "")
-    counts = count_foreign((Apart, arguments), {"model_type": "apart"}, held)
+    held = WeightStorage(4 * (8 + 3 * 4) * 4, "float32", False, "")
+    counts = count_mlx_lm(MLXLMClasses(Apart, arguments), {"model_type": "apart"}, held)
     assert counts.weights.total == held.nbytes
     assert counts.weights.read(1) == 4 * (8 + 1) * 4
     assert any("experts" in what for what in counts.unknown)
@@ -284,11 +288,13 @@ def test_an_embedding_that_a_class_multiplies_by_itself_is_the_head() -> None:
         "rms_norm_eps": 1e-5, "vocab_size": 128, "scale_depth": 1.4, "scale_emb": 12,
         "max_position_embeddings": 64, "tie_word_embeddings": True,
     }  # fmt: skip
-    classes = foreign_classes(config)
-    assert classes is not None
-    model = classes[0](classes[1].from_dict(config))
-    held = Held(sum(array.nbytes for array in named_arrays(model).values()), "float32", False, "")
-    weights = count_foreign(classes, config, held).weights
+    classes = definition(config)
+    assert not isinstance(classes, ModelConfig)
+    model = classes.module(config)
+    held = WeightStorage(
+        sum(array.nbytes for array in named_arrays(model).values()), "float32", False, ""
+    )
+    weights = count_mlx_lm(classes, config, held).weights
     assert weights.head == pytest.approx(4 * 128 * 64)
     assert weights.table == 0
     assert weights.read(1) == pytest.approx(held.nbytes + 4 * 64)

@@ -10,8 +10,8 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun import memory
 from mlxrun.errors import MemoryLimitError, ParameterError
+from mlxrun.memory import device as memory
 
 
 @pytest.fixture(scope="module")

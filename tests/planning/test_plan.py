@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -13,19 +15,25 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.cache.choice import Wanted
 from mlxrun.errors import MemoryLimitError
-from mlxrun.footprint import Footprint, Layer
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.scheduler import Scheduler
 from mlxrun.kernels import dispatch as kernels
-from mlxrun.memory import SHARE
-from mlxrun.planning.plan import ALONE, MemoryPlan
-from mlxrun.planning.source import plan_loaded, plan_source
+from mlxrun.loader import open_model
+from mlxrun.memory.device import SHARE
+from mlxrun.memory.footprint import DEFAULT_CACHE, Footprint, LayerFootprint
+from mlxrun.memory.plan import ALONE, MemoryPlan, plan_loaded, plan_source
 
 MB = 10**6
 
+
+def planned(path: Path, cache: Wanted = DEFAULT_CACHE, **options: Any) -> MemoryPlan:
+    source = open_model(path)
+    return plan_source(source, source.storage(**options), cache=cache)
+
+
 sizes = st.integers(0, 5000)
 layers = st.builds(
-    Layer,
+    LayerFootprint,
     token=st.integers(1, 5000),
     window=st.none() | st.integers(1, 2000),
     stream=sizes,
@@ -60,7 +68,7 @@ def test_stored_is_what_caches_allocate(
     wanted = Wanted(window, 4 if window else 0, *types)
     caches = llm.model.make_cache(window=window, keep=wanted.keep, keys=types[0], values=types[1])
     llm.model(mx.zeros((1, tokens), mx.int32), caches, last_only=True)
-    plan, _ = plan_source(path, cache=wanted)
+    plan = planned(path, wanted)
     assert plan.footprint.stored(tokens) == sum(cache.nbytes for cache in caches)
     loaded = plan_loaded(llm.model, llm.config, cache=wanted)
     assert (loaded.footprint, loaded.weights) == (plan.footprint, plan.weights)
@@ -70,11 +78,11 @@ def test_stored_is_what_caches_allocate(
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_weights_before_loading_are_those_after(tmp_path: Path, kind: str, dtype: str) -> None:
     gguf = Tiny(kinds={"*": kind}).write(tmp_path / "m.gguf")
-    assert plan_source(gguf, dtype=dtype)[0].weights == mlxrun.load(gguf, dtype=dtype).model.nbytes
+    assert planned(gguf, dtype=dtype).weights == mlxrun.load(gguf, dtype=dtype).model.nbytes
     mlxrun.convert(gguf, tmp_path / "converted")
     directory = tmp_path / "converted"
     loaded = mlxrun.load(directory, dtype=dtype)
-    assert plan_source(directory, dtype=dtype)[0].weights == loaded.model.nbytes
+    assert planned(directory, dtype=dtype).weights == loaded.model.nbytes
 
 
 @given(footprints, st.integers(1, 5000), st.integers(1, 64), st.integers(1, 10**9))
@@ -100,13 +108,13 @@ def test_more_takes_more(footprint: Footprint, context: int, parallel: int) -> N
 
 
 def test_windows_bound_what_is_remembered() -> None:
-    layer = Layer(token=10, window=300)
+    layer = LayerFootprint(token=10, window=300)
     assert [layer.stored(n) for n in (0, 1, 256, 257, 10**6)] == [0, 2560, 2560, 3000, 3000]
-    assert [Layer(token=1, step=256).stored(n) for n in (1, 513)] == [256, 768]
+    assert [LayerFootprint(token=1, step=256).stored(n) for n in (1, 513)] == [256, 768]
 
 
 def test_what_can_never_run_is_refused_at_once() -> None:
-    plan = MemoryPlan(Footprint((Layer(token=1000),), 0), 20 * MB, 220 * MB)
+    plan = MemoryPlan(Footprint((LayerFootprint(token=1000),), 0), 20 * MB, 220 * MB)
     memory = plan.available(context=4096, parallel=4)
     scheduler = Scheduler(rows=4, memory=memory)
     scheduler.submit(1, 100, cost=plan.cost(100, 100))
@@ -119,7 +127,7 @@ def test_what_can_never_run_is_refused_at_once() -> None:
 
 
 def test_what_a_request_costs_is_what_its_own_tokens_take() -> None:
-    plan = MemoryPlan(Footprint((Layer(token=1),), 0), 0, 0)
+    plan = MemoryPlan(Footprint((LayerFootprint(token=1),), 0), 0, 0)
     assert (plan.cost(10, 10), plan.cost(900, 100)) == (256, 1024)
 
 
@@ -136,7 +144,8 @@ def test_near_is_the_same_whether_asked_for_or_chosen(
     monkeypatch.setenv(SHARE, "0")
     kinds = {"*": "Q8_0", "output.weight": "Q4_1", "blk.0.attn_v.weight": "Q5_1"}
     file = Tiny(kinds=kinds).write(tmp_path / "m.gguf")
-    (_, asked), (_, chosen) = (plan_source(file, dtype=dtype, policy=p) for p in ("near", None))
-    assert asked == chosen
+    source = open_model(file)
+    asked, chosen = (source.storage(dtype=dtype, policy=policy) for policy in ("near", None))
+    assert asked == replace(chosen, reason=asked.reason, missed=None)
     for policy in ("near", None):
         assert mlxrun.load(file, dtype=dtype, policy=policy).model.nbytes == asked.nbytes

@@ -29,7 +29,7 @@ from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged, Workload,
 from mlxrun.computing import COMPUTING
 from mlxrun.conversion import convert
 from mlxrun.errors import MemoryLimitError, RivalError, UnsupportedArchitectureError
-from mlxrun.memory import room
+from mlxrun.memory.device import room
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM

@@ -21,7 +21,7 @@ from mlxrun.loading.adapters.fuse import spread
 from mlxrun.loading.adapters.gguf import read_gguf_adapter
 from mlxrun.loading.adapters.mlx_lm import read_mlx_lm
 from mlxrun.loading.adapters.peft import read_peft
-from mlxrun.models.families import FAMILIES, model_config
+from mlxrun.models.config import ModelConfig
 from mlxrun.weights.low_rank import Update
 from mlxrun.weights.parameters import Parameters
 
@@ -111,12 +111,15 @@ def _belongs(name: str, modules: Iterable[str]) -> bool:
     return kind in ("scales", "biases") and module in modules
 
 
-def read_adapters(choice: AdapterChoice, config: Mapping[str, Any]) -> Adapters:
+def read_adapters(
+    choice: AdapterChoice, config: Mapping[str, Any], model: ModelConfig | None
+) -> Adapters:
     """Read adapters for a model.
 
     Args:
         choice: as :func:`mlxrun.load` takes it.
         config: the model's ``config.json``.
+        model: the same for our transformer; None for a class of mlx-lm.
 
     Raises:
         AdapterError: one is missing, damaged, or made for another model.
@@ -134,15 +137,14 @@ def read_adapters(choice: AdapterChoice, config: Mapping[str, Any]) -> Adapters:
                 hint="Use it with strength 1",
             )
         replaced |= adapter.replaced
-        for module, changes in _fitted(adapter, config).items():
+        fitted = (
+            {module: [update] for module, update in adapter.updates.items()}
+            if model is None
+            else spread(adapter.updates, model)
+        )
+        for module, changes in fitted.items():
             updates[module] += [replace(change, strength=strength) for change in changes]
     return Adapters(dict(updates), replaced)
-
-
-def _fitted(adapter: Adapter, config: Mapping[str, Any]) -> dict[str, list[Update]]:
-    if config.get("model_type") in FAMILIES:
-        return spread(adapter.updates, model_config(config))
-    return {module: [update] for module, update in adapter.updates.items()}
 
 
 def listed(choice: AdapterChoice) -> list[tuple[Path, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from converters.merge import Patch, PrepareMerge, Rows
 from converters.rounding import Floats
 from mlxrun.loading.adapters.adapters import AdapterChoice, Adapters, read_adapters
+from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.weights.low_rank import TINY, Update
 
 
@@ -21,7 +23,12 @@ def merging(choice: AdapterChoice) -> PrepareMerge | None:
     """
     if isinstance(choice, list | tuple) and not choice:
         return None
-    return lambda config: Merger(read_adapters(choice, config))
+
+    def merger(config: Mapping[str, Any]) -> Merger:
+        model = model_config(dict(config)) if config.get("model_type") in FAMILIES else None
+        return Merger(read_adapters(choice, config, model))
+
+    return merger
 
 
 class Merger:

@@ -1,6 +1,7 @@
-"""How much of a model of mlx-lm's a pass reads, by its parts.
+"""How many weights of a model of mlx-lm's a pass reads, by its parts.
 
-Its modules are watched while the graph of a pass over one token is made; nothing is computed.
+Its modules record their calls while the graph of a pass over one token is built, which is not
+computed.
 """
 
 from __future__ import annotations
@@ -16,16 +17,15 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 from mlx_lm.models.switch_layers import SwitchLinear
 
-from mlxrun.loading.fallback.model import ForeignModel
-from mlxrun.loading.fallback.weights import named_arrays
+from mlxrun.models.mlx_lm import MLXLMModel, named_arrays
 
 # Experts that are modules of their own, which a class calls as it likes.
 _APART = re.compile(r"\bexperts\.\d+\.")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Numbers of weights by how much of them a pass reads.
+class WeightTraffic:
+    """Numbers of weights, by how many of them a pass reads.
 
     Attributes:
         total: all of them; those that are not named below are read by every pass.
@@ -33,7 +33,7 @@ class Reading:
         row: looked up for every token.
         table: rows of embeddings that are only looked up.
         routed: of experts, by how many there are and how many of them a token goes through.
-        untold: of experts that a token goes through nobody knows how many of.
+        unrouted: of experts whose routing (top-k) could not be determined.
     """
 
     total: int
@@ -41,20 +41,16 @@ class Reading:
     row: int
     table: int
     routed: dict[tuple[int, int], int]
-    untold: int
+    unrouted: int
 
     @property
     def always(self) -> int:
         """Read by every pass."""
-        return self.total - self.head - self.table - self.untold - sum(self.routed.values())
+        return self.total - self.head - self.table - self.unrouted - sum(self.routed.values())
 
 
-def reading(model: ForeignModel) -> Reading:
-    """What passes of a model read; its modules stay watched, so it is of no further use.
-
-    Args:
-        model: whose weights are neither read nor quantised.
-    """
+def weight_traffic(model: MLXLMModel) -> WeightTraffic:
+    """The weights that a pass of an unquantized sketch reads; its modules keep recording."""
     modules = dict(model.module.named_modules())
     sizes: Counter[str] = Counter()
     for name, array in named_arrays(model.module).items():
@@ -83,8 +79,8 @@ def reading(model: ForeignModel) -> Reading:
         tied = (sizes[p] for p, m in modules.items() if _is_vocabulary(m, model.vocab_size))
         head = next(tied, 0)
         table -= head
-    untold = sum(size for path, size in sizes.items() if _APART.search(f"{path}."))
-    return Reading(sum(sizes.values()), head, row, table, dict(routed), untold)
+    unrouted = sum(size for path, size in sizes.items() if _APART.search(f"{path}."))
+    return WeightTraffic(sum(sizes.values()), head, row, table, dict(routed), unrouted)
 
 
 def _is_vocabulary(module: Any, size: int) -> bool:
@@ -92,7 +88,7 @@ def _is_vocabulary(module: Any, size: int) -> bool:
 
 
 def _watch(module: Any, note: Callable[[mx.array | None], None]) -> None:
-    """Have a module tell what it is called with."""
+    """Have a module record its calls."""
     kind: Any = type(module)
 
     def called(self: Any, x: mx.array, *rest: Any, **options: Any) -> Any:

@@ -1,0 +1,617 @@
+"""A GGUF file or a model directory to a model in memory.
+
+::
+
+    source = open_model(path)              # header, names, config: worked out once
+    storage = source.storage(dtype=dtype)  # how this machine stores each matrix, and its bytes
+    model = source.load(storage).model     # weights are read (or mapped) and the model is built
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+from converters.convert import Converted, check_policy, half_dtype, skipped, stream
+from converters.directory.files import WeightFiles, read_config, weight_files
+from converters.directory.names import normalise, text_config
+from converters.directory.quantization import stored_form
+from converters.directory.weights import read_weights, reading
+from converters.encode import plain_floats, supported
+from converters.estimate import expected_layout
+from converters.gguf.names import Mapped, NameMap
+from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
+from converters.gguf.source import GGUFModel, open_gguf
+from converters.layout import Layout, dense
+from converters.policy import FIXED, Policy, source_bits
+from converters.report import ConversionReport, TensorRecord
+from mlxrun.errors import ParameterError
+from mlxrun.kernels.device import device
+from mlxrun.kernels.dispatch import Kernels, Matrix, Missing, cpu_kernels, gpu_kernels
+from mlxrun.loading.adapters import AdapterChoice, Adapters, read_adapters
+from mlxrun.memory.device import SHARE, plain_room, plain_share
+from mlxrun.model import Model
+from mlxrun.models.config import ModelConfig
+from mlxrun.models.families import FAMILIES, model_config
+from mlxrun.models.transformer import Transformer
+from mlxrun.products import PLANES, products_named
+from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.parameters import Parameters
+
+if TYPE_CHECKING:
+    from mlxrun.kernels.gpu import Kernels as GPUKernels
+    from mlxrun.models.mlx_lm import MLXLMClasses
+
+Progress = Callable[[int, int, str], None]
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+BLOCKS = "GGUF blocks as they lie"
+_FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class WeightStorage:
+    """How this machine stores the weights of a model, as headers tell.
+
+    Attributes:
+        nbytes: of all weights.
+        dtype: of activations, such as ``float32``.
+        packed: some matrices are in MLX's quantized layouts.
+        how: in a few words.
+        modules: bytes by module, as the source names it.
+        mapped: bytes that are pages of the file, shared by all processes that map it.
+        fused: the CPU kernels of this package compute the layers.
+        reason: how, with why and what overrides it.
+        native: these kernels multiply with the matrices as they are stored.
+        missed: why GGUF blocks are not used although the model could; None elsewhere.
+    """
+
+    nbytes: int
+    dtype: str
+    packed: bool
+    how: str
+    modules: Mapping[str, float] = field(default_factory=dict)
+    mapped: int = 0
+    fused: bool = False
+    reason: str = ""
+    native: bool = False
+    missed: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory and what is known of its source.
+
+    Attributes:
+        model: ready to run.
+        config: ``config.json`` in Hugging Face terms.
+        storage: of its weights.
+        report: of the conversion of a GGUF; None for a directory.
+        unused: parameters of the source that the model has no place for.
+        products: the option of that name, where matrices are GGUF blocks; else None.
+    """
+
+    model: Model[Any]
+    config: dict[str, Any]
+    storage: WeightStorage
+    report: ConversionReport | None
+    unused: list[str]
+    products: str | None = None
+
+
+def load_model(
+    source: Path | GGUFFile,
+    *,
+    dtype: str | None = None,
+    policy: str | None = None,
+    products: str | None = None,
+    adapter: AdapterChoice = (),
+    progress: Progress | None = None,
+) -> Loaded:
+    """Open and load a model, without a look at memory; see :func:`mlxrun.load` for the options."""
+    opened = open_model(source)
+    storage = opened.storage(dtype=dtype, policy=policy)
+    return opened.load(storage, products=products, adapter=adapter, progress=progress)
+
+
+def open_model(source: Path | GGUFFile) -> Source:
+    """A GGUF or a model directory, its header read and its model defined; no weight is read.
+
+    Raises:
+        GGUFError, CheckpointError: the header or ``config.json`` is damaged or contradictory.
+        UnsupportedArchitectureError: neither mlxrun nor mlx-lm defines the model.
+    """
+    if isinstance(source, Path) and source.is_dir():
+        config = text_config(read_config(source))
+        return DirectorySource(source, config, definition(config))
+    gguf = open_gguf(source)
+    return GGUFSource(gguf, definition(gguf.config))
+
+
+def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
+    """The model that a ``config.json`` means: for our transformer, or mlx-lm's classes for it.
+
+    Raises:
+        CheckpointError: a key is missing or has an impossible value.
+        UnsupportedArchitectureError: neither defines the ``model_type``, or the directory wants
+            code of its own to be run.
+    """
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in FAMILIES:
+        return model_config(dict(config))
+    from mlxrun.models.mlx_lm import classes, unsupported
+
+    found = classes(config)
+    if found is None:
+        raise unsupported(kind, FAMILIES)
+    return found
+
+
+@dataclass(frozen=True)
+class GGUFSource:
+    """A GGUF whose header has been read.
+
+    Attributes:
+        gguf: the file, its names and its config.
+        definition: of the model.
+    """
+
+    gguf: GGUFModel
+    definition: ModelConfig | MLXLMClasses
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.gguf.config
+
+    @property
+    def file(self) -> GGUFFile:
+        return self.gguf.file
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        return self.gguf.file.paths
+
+    def storage(self, *, dtype: str | None = None, policy: str | None = None) -> GGUFStorage:
+        """How the matrices are stored here; see :func:`mlxrun.load` for the options.
+
+        On the CPU a native model keeps the GGUF's blocks, unless a policy or half precision is
+        asked for or its blocks cannot be multiplied here. A GPU keeps those block types that it
+        multiplies faster than MLX's quantized layouts.
+        """
+        file, names = self.file, self.gguf.names
+        run = run_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(file))
+        ours = isinstance(self.definition, ModelConfig)
+        usable = [m for m in names.mapped if ours and policy is None and not why_not_blocks(m)]
+        types = {mapped.source.type for mapped in usable}
+        found = cpu_kernels(types, run) if usable else None
+        if isinstance(found, Kernels):
+            return self._stored(usable, Policy("exact", run, packed=False), run, kernels=found)
+        chosen, reason = _policy(file, policy, run)
+        chosen = replace(chosen, factors=ours)
+        faster = gpu_kernels(types) if usable else None
+        if faster is not None and not isinstance(faster, Missing):
+            kept = [mapped for mapped in usable if mapped.source.type in faster.types]
+            return self._stored(kept, chosen, run, kernels=faster)
+        plain = cpu_kernels((), run) if ours else None
+        return self._stored(
+            (),
+            chosen,
+            run,
+            step=plain if isinstance(plain, Kernels) else None,
+            reason=reason,
+            missed=found.reason if isinstance(found, Missing) else None,
+        )
+
+    def _stored(
+        self,
+        blocks: Sequence[Mapped],
+        policy: Policy,
+        run: str,
+        *,
+        kernels: Kernels | GPUKernels | None = None,
+        step: Kernels | None = None,
+        reason: str = "",
+        missed: str | None = None,
+    ) -> GGUFStorage:
+        """The storage with some matrices as blocks and all other tensors under a policy."""
+        names, targets = self.gguf.names, {mapped.target for mapped in blocks}
+        others = tuple(mapped for mapped in names.mapped if mapped.target not in targets)
+        if isinstance(kernels, Kernels):
+            step = kernels
+        modules: dict[str, float] = defaultdict(float)
+        shared, packed = 0, False
+        for mapped in blocks:
+            nbytes = _block_bytes(mapped)
+            modules[_module(mapped.target)] += nbytes
+            shared += nbytes if step and in_place(mapped) else 0
+        for mapped in others:
+            tensor = mapped.source
+            expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
+            if expected:
+                quantized = expected.layout.quantized
+                layout = expected.layout if quantized else dense(run)  # plain: as activations
+                packed = packed or quantized
+                modules[_module(mapped.target)] += tensor.elements * layout.bits_per_weight / 8
+        for target, length in names.zeros:
+            modules[_module(target)] += length * dense(run).bits_per_weight / 8
+        size = sum(mapped.source.nbytes for mapped in blocks)
+        return GGUFStorage(
+            round(sum(modules.values())),
+            run,
+            packed,
+            f"{BLOCKS if blocks else policy.name}, {run}",
+            modules,
+            shared,
+            step is not None,
+            reason or f"{BLOCKS}: {len(blocks)} matrices, {size / 1e6:.1f} MB",
+            bool(blocks and step),
+            missed,
+            blocks=tuple(blocks),
+            others=replace(names, mapped=others),
+            policy=policy,
+            block_kernels=kernels,
+            step=step,
+        )
+
+    def load(
+        self,
+        storage: WeightStorage,
+        *,
+        products: str | None = None,
+        adapter: AdapterChoice = (),
+        progress: Progress | None = None,
+    ) -> Loaded:
+        """Map or convert the weights into memory and build the model.
+
+        Args:
+            products: bits of activations in products with GGUF blocks.
+            adapter: LoRA adapters to apply.
+            progress: called with (bytes read, bytes in all, tensor name).
+
+        Raises:
+            GGUFError, InexactError: a tensor cannot be stored so.
+            AdapterError: an adapter is damaged or was made for another model.
+        """
+        assert isinstance(storage, GGUFStorage)
+        products = products_named(products)
+        native = self.definition if isinstance(self.definition, ModelConfig) else None
+        adapters = read_adapters(adapter, self.config, native)
+        names, policy = self.gguf.names, storage.policy
+        records: list[TensorRecord] = []
+        blocks: dict[str, Blocks] = {}
+        for mapped in storage.blocks:
+            assert storage.block_kernels is not None
+            blocks[mapped.target] = _blocks(mapped, storage.block_kernels, PLANES[products])
+            records.append(_record(mapped, blocks[mapped.target]))
+        arrays: dict[str, mx.array] = {}
+        layouts: dict[str, Layout] = {}
+        for converted in stream(storage.others, policy, progress=progress):
+            arrays |= _to_mlx(converted)
+            if converted.layout.quantized:
+                layouts[converted.target.removesuffix(".weight")] = converted.layout
+            if converted.record:
+                records.append(converted.record)
+        report = ConversionReport(
+            {"name": self.file.path.name}, policy.name, skipped=skipped(names)
+        )
+        report.tensors = _with_reasons(records, names, storage) if blocks else records
+        params = Parameters(
+            arrays,
+            layouts,
+            DTYPES[storage.dtype],
+            blocks=blocks,
+            kernels=storage.step,
+            planes=PLANES[products],
+        )
+        model, unused = _build(self.definition, self.config, params, adapters)
+        used = products if storage.native else None
+        return Loaded(model, self.config, storage, report, unused, used)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GGUFStorage(WeightStorage):
+    """How a GGUF is stored.
+
+    Attributes:
+        blocks: matrices that stay the file's blocks.
+        others: the other tensors, which ``policy`` converts.
+        block_kernels: multiply the blocks; None without blocks.
+        step: the CPU's kernels for plain float32 and the operations of a step, or None.
+    """
+
+    blocks: tuple[Mapped, ...]
+    others: NameMap
+    policy: Policy
+    block_kernels: Kernels | GPUKernels | None
+    step: Kernels | None
+
+
+@dataclass(frozen=True)
+class DirectorySource:
+    """A model directory whose ``config.json`` has been read.
+
+    Attributes:
+        file: the directory.
+        config: of its text model.
+        definition: of the model.
+    """
+
+    file: Path
+    config: dict[str, Any]
+    definition: ModelConfig | MLXLMClasses
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        return [self.file]
+
+    @cached_property
+    def _files(self) -> WeightFiles:
+        return weight_files(self.file)
+
+    def storage(self, *, dtype: str | None = None, policy: str | None = None) -> WeightStorage:
+        """How the weights are stored here: as in the files, or as plain float32.
+
+        Raises:
+            CheckpointError: files are missing or damaged, or ``config.json`` does not say how they
+                are quantized.
+        """
+        del policy  # for GGUF files
+        entries = self._files.entries
+        codes = {name for name in entries if _is_code(name, entries)}
+        experts = [name for name in entries if name.endswith("_blocks")]  # MXFP4 as gpt-oss has it
+        kinds = {e.dtype for e in entries.values() if e.dtype in _FLOATS}
+        half = "bfloat16" if kinds <= {"F8_E4M3", "BF16", "F32"} else "float16"
+        run = run_dtype(dtype, half)
+        forms = {name: stored_form(self.config, _module(name)) for name in codes}
+        elements = {n: prod(entries[n].shape) * 32 // form.bits for n, form in forms.items()}
+        kept = bool(experts) or any(
+            len(entries[n].shape) == 3 and form.mode != "affine" for n, form in forms.items()
+        )
+        expand, reason = False, f"plain {run}, as they are stored"
+        if codes or experts:
+            expand, reason = expands(sum(elements.values()), run, kept=kept)
+        ours = isinstance(self.definition, ModelConfig)
+        size = DTYPES[run].size
+        modules: dict[str, float] = defaultdict(float)
+        for name, entry in entries.items():
+            scales = f"{_module(name)}.weight" in codes and not name.endswith(".bias")
+            if name in codes:
+                nbytes = elements[name] * size if expand else entry.nbytes
+            elif scales and expand:
+                continue
+            elif scales and ours and run == "float32" and entry.dtype == "F16":
+                nbytes = entry.nbytes  # stay narrow
+            else:
+                nbytes = prod(entry.shape) * size if entry.dtype in _FLOATS else entry.nbytes
+            modules[_module(name)] += nbytes
+        packed = bool(codes or experts) and not expand
+        fused = ours and isinstance(cpu_kernels((), run), Kernels)
+        return WeightStorage(
+            round(sum(modules.values())),
+            run,
+            packed,
+            f"{'as stored' if packed else 'plain'}, {run}",
+            modules,
+            0,
+            fused,
+            reason,
+            fused and not packed,
+        )
+
+    def load(
+        self,
+        storage: WeightStorage,
+        *,
+        products: str | None = None,
+        adapter: AdapterChoice = (),
+        progress: Progress | None = None,
+    ) -> Loaded:
+        """Read the weights and build the model; ``products`` and ``progress`` are for GGUF files.
+
+        Raises:
+            CheckpointError: files are unreadable or contradict the config.
+            AdapterError: an adapter is damaged or was made for another model.
+        """
+        del products, progress
+        with reading(self.file):
+            weights = read_weights(self._files, self.config)
+            native = self.definition if isinstance(self.definition, ModelConfig) else None
+            if native:
+                normalise(self.config, weights)
+            adapters = read_adapters(adapter, self.config, native)
+            kernels = cpu_kernels((), storage.dtype) if storage.fused else None
+            params = Parameters(
+                weights.arrays,
+                weights.layouts,
+                DTYPES[storage.dtype],
+                expand=not storage.packed,
+                kernels=kernels if isinstance(kernels, Kernels) else None,
+            )
+            model, unused = _build(self.definition, self.config, params, adapters)
+        return Loaded(model, self.config, storage, None, unused)
+
+
+Source = GGUFSource | DirectorySource
+
+
+def _build(
+    defined: ModelConfig | MLXLMClasses,
+    config: dict[str, Any],
+    params: Parameters,
+    adapters: Adapters,
+) -> tuple[Model[Any], list[str]]:
+    """The model over its parameters, which are read now, and the names it has no place for."""
+    params = adapters.applied(params)
+    if isinstance(defined, ModelConfig):
+        ours = Transformer(defined, params)
+        adapters.check_applied(params.used)
+        params.settle()
+        return ours, params.unused()
+    from mlxrun.models.mlx_lm import build
+
+    made, unused = build(defined, config, params)
+    adapters.check_applied({*params.arrays} - {*unused}, modules=False)
+    return made, unused
+
+
+def run_dtype(dtype: str | None, half: str) -> str:
+    """The dtype of activations: float32 on the CPU, else half precision as the weights have it."""
+    if dtype is None:
+        return half if device().half_precision else "float32"
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ParameterError("dtype", dtype, f"one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def expands(elements: int, dtype: str, *, kept: bool) -> tuple[bool, str]:
+    """Whether quantized weights become plain float32, and why or why not.
+
+    On the CPU that is exact and, where memory allows, several times faster: MLX's product with
+    packed codes runs on one core there (docs/architecture.md has the figures).
+
+    Args:
+        elements: weights that would be expanded.
+        dtype: of activations.
+        kept: experts are in MXFP4 or its kin, which their makers chose for its size.
+
+    Raises:
+        ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
+    """
+    if device().fast_packed_matmul:
+        return False, "packed: a GPU multiplies packed codes"
+    if dtype != "float32":
+        return False, f"packed: activations are {dtype}"
+    if kept:
+        return False, (
+            "packed: experts in one of MLX's own 4-bit modes stay as small as their file"
+        )
+    needed, most = 4 * elements, plain_room()
+    plain = needed < most
+    return plain, (
+        f"{'plain float32' if plain else 'packed'}: {needed / 1e9:.3g} GB of {most / 1e9:.3g} GB, "
+        f"which is {100 * plain_share():.3g}% of the free memory (--policy, {SHARE})"
+    )
+
+
+def _policy(gguf: GGUFFile, name: str | None, dtype: str) -> tuple[Policy, str]:
+    """The policy that converts a file here, and how it stores weights and why."""
+    if name is None:
+        kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
+        expand, reason = expands(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
+        if expand:
+            return Policy("exact", dtype, packed=False), reason
+        return _bound(gguf, "near", dtype), reason
+    return _bound(gguf, check_policy(name), dtype), f"policy {name}"
+
+
+def _bound(gguf: GGUFFile, name: str, dtype: str) -> Policy:
+    if name == "compact":  # counts bits: float32 scales would leave none for the codes
+        return Policy(name, half_dtype(gguf))
+    return Policy(name, dtype, narrow=name == "near" and dtype == "float32")
+
+
+def why_not_blocks(mapped: Mapped) -> str | None:
+    """Why a tensor cannot stay as it is in the file; None where it can."""
+    tensor = mapped.source
+    if len(tensor.shape) not in (2, 3):
+        return "no matrix"
+    if mapped.change is not None:
+        return "its values are others in the model"
+    if mapped.columns is not None:
+        return "its columns are in another order in the model"
+    if mapped.shape != tensor.shape:
+        return "its shape is another in the model"
+    if not supported(tensor.type) or tensor.type is GGMLType.F64:
+        return "nothing multiplies its type"
+    return None
+
+
+def in_place(mapped: Mapped) -> bool:
+    """Whether the blocks can be used where they are in the file, by an index of rows or not."""
+    rows_only = mapped.order is None or len(mapped.source.shape) == 2
+    return type(mapped.source) is GGUFTensor and rows_only
+
+
+def _block_bytes(mapped: Mapped) -> int:
+    """Bytes of a matrix that stays blocks, with the index of its rows and its factors."""
+    order = 4 * mapped.source.shape[0] if mapped.order is not None and in_place(mapped) else 0
+    return mapped.source.nbytes + order + (mapped.factor.nbytes if mapped.factor else 0)
+
+
+def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> Blocks:
+    tensor, factor, order = mapped.source, mapped.factor, None
+    if in_place(mapped):
+        blocks = kernels.map(tensor)
+        if mapped.order is not None:
+            order = mx.array(mapped.order.astype(np.int32))
+    else:  # its rows are not together in the file
+        stored = tensor.raw().reshape(*tensor.shape[:-1], -1)
+        blocks = mx.array(stored if mapped.order is None else stored[mapped.order])
+    return Blocks(
+        tensor.name,
+        Matrix(blocks, tensor.type, tensor.shape[-1], order),
+        kernels,
+        planes,
+        None if factor is None else mx.array(plain_floats(factor).reshape(-1)),
+        in_place(mapped) and isinstance(kernels, Kernels),  # a GPU's are copies
+    )
+
+
+def _record(mapped: Mapped, blocks: Blocks) -> TensorRecord:
+    tensor = mapped.source
+    bits = source_bits(tensor.type)
+    return TensorRecord(
+        name=tensor.name,
+        target=mapped.target,
+        type=tensor.type.name,
+        form=f"{tensor.type.name} blocks",
+        fidelity="exact",
+        rmse=0.0,
+        max_error=0.0,
+        bits_before=bits,
+        bits_after=bits,
+        elements=tensor.elements,
+        note="" if blocks.mapped else "copied: its rows are not together in the file",
+    )
+
+
+def _with_reasons(
+    records: Sequence[TensorRecord], names: NameMap, storage: GGUFStorage
+) -> list[TensorRecord]:
+    """The records in file order, each matrix that is not blocks with the reason."""
+    matrices = [mapped for mapped in storage.others.mapped if len(mapped.source.shape) > 1]
+    reasons = {mapped.target: why_not_blocks(mapped) for mapped in matrices}
+    by_target = {record.target: record for record in records}
+    found = [by_target[mapped.target] for mapped in names.mapped]
+    return [
+        replace(record, note=f"{record.form}: {reasons[record.target]}")
+        if record.target in reasons
+        else record
+        for record in found
+    ]
+
+
+def _to_mlx(converted: Converted) -> dict[str, mx.array]:
+    arrays = {}
+    for name, array, dtype in converted.named_arrays():
+        made = mx.array(np.asarray(array, order="C"))
+        arrays[name] = made.view(mx.bfloat16) if dtype == "bfloat16" else made
+    return arrays
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _is_code(name: str, entries: Mapping[str, Any]) -> bool:
+    """Whether a stored array is the packed codes of a quantized module."""
+    module, _, kind = name.rpartition(".")
+    return kind == "weight" and entries[name].dtype == "U32" and f"{module}.scales" in entries
