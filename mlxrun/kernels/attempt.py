@@ -1,6 +1,6 @@
-"""Compiled objects, tried before they are kept: run as a process, which may crash.
+"""Test compiled objects before they are cached: ``python -m``, as they may crash the process.
 
-Reads the objects' paths as JSON by their names; ends with 0 where all compute as they should.
+Reads JSON, names to paths of objects; ends with 0 where all results are right.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PRODUCT, STEP = 1e-11, 1e-5
 
 
 class WrongError(Exception):
-    """Something computes as it should not."""
+    """A kernel computes wrong results."""
 
 
 def try_all(paths: Mapping[str, Path]) -> None:
@@ -39,9 +39,6 @@ def try_all(paths: Mapping[str, Path]) -> None:
 
     Args:
         paths: of "core", "glue" and each type.
-
-    Raises:
-        WrongError: one differs.
     """
     types = {GGMLType[name]: path for name, path in paths.items() if name.isupper()}
     kernels = Kernels(Native(paths["core"], paths["glue"], types))

@@ -22,17 +22,17 @@ _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 loaded: str | None = None
 late = False  # whether MLX was there before
-problem: str | None = None  # what is wrong with the library that MLXRUN_BLAS names
+problem: str | None = None  # of the library that MLXRUN_BLAS names
 _advised = False
 
 
 def preload() -> str | None:
     """Load a BLAS for MLX unless MLX is there already; returns its name, or None.
 
-    Intel's comes first where its wheel is installed: a product with one row, which each drawn token
-    is, takes it less than half the time of an OpenBLAS that copies the matrix first (measured on an
-    AMD EPYC, 5632 x 2048: 2.1 and 5.2 ms of the cores' time). ``MLXRUN_BLAS`` names another
-    library, or switches this off with ``0``.
+    Intel's comes first where its wheel is installed: a product with one row, as in decoding, takes
+    less than half the time of an OpenBLAS that copies the matrix first (measured on an AMD EPYC,
+    5632 x 2048: 2.1 and 5.2 ms of the cores' time). ``MLXRUN_BLAS`` names another library, or
+    switches this off with ``0``.
     """
     global loaded, late, problem
     wanted = os.environ.get(VARIABLE)
@@ -55,11 +55,7 @@ def preload() -> str | None:
 
 
 def use_one_thread() -> None:
-    """Have the BLAS multiply on the calling thread alone, from now on.
-
-    Where a pool of our own multiplies (``mlxrun.kernels``), a BLAS's threads wait for the next
-    product on the cores that the pool computes on. Nothing happens where there is no BLAS of ours.
-    """
+    """Restrict the BLAS to the calling thread: its idle threads spin on the cores of our pool."""
     if not (loaded or preloaded()):
         return
     program = ctypes.CDLL(None)  # it was loaded globally
@@ -69,13 +65,13 @@ def use_one_thread() -> None:
 
 
 def preloaded() -> str | None:
-    """The BLAS that LD_PRELOAD names; None if there is none among what it names."""
+    """The BLAS among the libraries of LD_PRELOAD, or None."""
     named = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     return next((name for name in named if "blas" in name or "mkl" in name), None)
 
 
 def hint() -> str | None:
-    """What to tell a user whose matrix products will be slow; None if there is nothing to say."""
+    """Why matrix products will be slow, and what to do; None if they will not."""
     if sys.platform != "linux" or loaded or preloaded() or not _used():
         return None
     if late:
@@ -91,7 +87,7 @@ def hint() -> str | None:
 
 
 def described() -> str:
-    """The library in words, and in brackets what chooses another."""
+    """The library in words, with the variable that chooses another."""
     if not _used():
         return "not used on a GPU"
     if ACCELERATE:
@@ -108,8 +104,8 @@ def _used() -> bool:
 
 
 def advice() -> str | None:
-    """As :func:`hint`, the first time that it is asked for; None from then on."""
+    """As :func:`hint` on the first call; None from then on."""
     global _advised
-    told = None if _advised else hint()
+    found = None if _advised else hint()
     _advised = True
-    return told
+    return found

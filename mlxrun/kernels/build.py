@@ -1,9 +1,9 @@
-"""Compiled objects of the kernels: shipped in a wheel, kept from an earlier run, or compiled now.
+"""Compiled kernels: shipped in a wheel, cached, or compiled now.
 
-There is one object for the core, one for each type of blocks and one for the glue to MLX. Each has
-a key: the hash of its sources, its compiler's flags and, of the glue, the MLX that it is for. An
-object that has been compiled here also goes by its compiler's version, and is tried in a process of
-its own before it is kept.
+There is one object for the core, one for each type of blocks and one for the glue to MLX. Its key
+is the hash of its sources, the compiler's flags and, for the glue, MLX's version. An object that is
+compiled here is also keyed by the compiler's version, and tested in a process of its own before it
+is cached.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mlxrun.kernels.machine import ISA
 __all__ = ["BuildError", "Compiler", "Object", "core", "format_of", "glue", "objects"]
 
 SOURCES: Final = Path(__file__).parent / "cpu"
-#: Types that there is no use for: F64 and integers are never matrices, Q8_1 and Q8_K no file has.
+#: Types without kernels: F64 and integers are never matrices, Q8_1 and Q8_K never in files.
 UNKNOWN: Final = frozenset(
     GGMLType[name] for name in ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
 )
@@ -57,14 +57,12 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Object:
-    """Something to compile.
+    """A shared object to compile.
 
     Attributes:
         name: with the instruction set or MLX's version.
-        sources: files to compile.
-        flags: of the compiler.
         libraries: flags with paths of this machine, which are not part of the key.
-        needs: what else the object depends on.
+        needs: further dependencies, part of the key.
     """
 
     name: str
@@ -75,14 +73,14 @@ class Object:
 
     @property
     def key(self) -> str:
-        """The hash of what it is made of, in hexadecimal."""
+        """The hash of sources, headers, flags and dependencies, in hexadecimal."""
         parts = [self.name, self.needs, *self.flags]
         for path in sorted(_with_headers(self.sources)):
             parts += [path.name, path.read_text(encoding="utf-8")]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def command(self, compiler: Sequence[str], out: Path) -> list[str]:
-        """What compiles it, as arguments."""
+        """The compiler's command line."""
         paths = [str(path) for path in self.sources]
         return [*compiler, *self.flags, *paths, *self.libraries, "-o", str(out)]
 
@@ -134,7 +132,7 @@ def objects(types: frozenset[GGMLType], isa: ISA) -> dict[str, Object]:
 
 
 def _with_headers(sources: Sequence[Path]) -> set[Path]:
-    """Files, and the headers beside them that they include, directly or not."""
+    """Files, and the headers next to them that they include, directly or not."""
     found: set[Path] = set()
     waiting = list(sources)
     while waiting:
@@ -152,7 +150,7 @@ def _with_headers(sources: Sequence[Path]) -> set[Path]:
 
 @cache
 def shipped() -> tuple[Path, Mapping[str, Mapping[str, str]]] | None:
-    """Where the wheel ``mlxrun-kernels`` keeps its objects, and their list; None without one."""
+    """The folder of the wheel ``mlxrun-kernels`` and its manifest; None without the wheel."""
     try:
         folder = Path(str(import_module("mlxrun_kernels").__file__)).parent
     except ImportError:
@@ -165,7 +163,7 @@ def shipped() -> tuple[Path, Mapping[str, Mapping[str, str]]] | None:
 
 
 def find_shipped(made: Object) -> Path | None:
-    """An object from the wheel, if it was made of these sources and is as it was made."""
+    """The wheel's object, if it is intact and of these sources."""
     found = shipped()
     if found is None:
         return None
@@ -184,12 +182,7 @@ def find_shipped(made: Object) -> Path | None:
 
 @dataclass(frozen=True)
 class Compiler:
-    """A C++ compiler.
-
-    Attributes:
-        command: as arguments.
-        version: the first line that it says of itself.
-    """
+    """A C++ compiler: its command, and the first line of ``--version``."""
 
     command: tuple[str, ...]
     version: str
@@ -215,22 +208,14 @@ class Compiler:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def compile(self, made: Object, out: Path) -> None:
-        """Compile an object into a file.
-
-        Raises:
-            BuildError: the compiler fails, or takes too long.
-        """
+        """Compile an object into a file; raises BuildError."""
         _run(made.command(self.command, out), COMPILING)
         if not out.is_file():
             raise BuildError(f"{self.command[0]} makes no object")
 
 
 def _run(command: Sequence[str], seconds: float, given: str = "", **environment: str) -> str:
-    """A program's output; it and what it started are ended where it takes too long.
-
-    Raises:
-        BuildError: it cannot be started, fails or takes too long.
-    """
+    """A program's output; raises BuildError. Its process group is killed after the timeout."""
     program = Path(command[0]).name
     try:
         process = subprocess.Popen(
@@ -268,7 +253,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def _first_error(problems: str, status: int) -> str:
-    """The line that says most about a failure."""
+    """The line of a compiler's output to report."""
     lines = [" ".join(line.split()) for line in problems.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()]
     chosen = (telling or lines[-1:] or [f"status {status}"])[0]
@@ -280,14 +265,14 @@ def _first_error(problems: str, status: int) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Where objects are, by the names of :func:`objects`, and those that are still to be made."""
+    """Paths of objects, and the objects still to be compiled, by the names of :func:`objects`."""
 
     paths: dict[str, Path]
     absent: dict[str, Object]
 
 
 def find(wanted: Mapping[str, Object], cache: ObjectCache | None) -> Found:
-    """Objects that need not be compiled."""
+    """Shipped and cached objects."""
     compiler = Compiler.find() if cache is not None else None
     paths, absent = {}, {}
     for name, made in wanted.items():
@@ -302,7 +287,7 @@ def find(wanted: Mapping[str, Object], cache: ObjectCache | None) -> Found:
 
 
 def _find_cached(made: Object, compiler: Compiler | None, cache: ObjectCache) -> Path | None:
-    if compiler is None:  # it may have been removed since
+    if compiler is None:  # removed since it compiled
         return cache.matching(f"{made.name}-{made.key}-*")
     return cache.find(_cached_name(made, compiler))
 
@@ -312,15 +297,15 @@ def _cached_name(made: Object, compiler: Compiler) -> str:
 
 
 def build(wanted: Mapping[str, Object], cache: ObjectCache) -> tuple[dict[str, Path], list[str]]:
-    """Find objects, and compile and try those that are absent.
+    """Find objects; compile and try those that are absent.
 
     Returns:
-        Where they are, and the names of those that were compiled.
+        Their paths, and the names of those that were compiled.
 
     Raises:
-        BuildError: one cannot be made, or fails when it is tried.
+        BuildError: one cannot be compiled, or fails its test.
     """
-    with cache.locked():  # whoever had the lock before may have made them
+    with cache.locked():  # another process may have compiled them meanwhile
         found = find(wanted, cache)
         if not found.absent:
             return found.paths, []
@@ -356,10 +341,10 @@ def _compiled(
 
 
 def attempt(paths: Mapping[str, Path]) -> None:
-    """Try objects in a process of their own: what crashes there does not crash here.
+    """Test objects in a process of their own, which may crash.
 
     Raises:
-        BuildError: they compute something else than they should, or crash.
+        BuildError: results are wrong, or it crashed.
     """
     root = str(Path(__file__).parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

@@ -1,7 +1,6 @@
-"""A private directory of compiled objects: what is in it is the user's own, whole and unaltered.
+"""A private directory of compiled objects, each verified by its hash before it is loaded.
 
-An object has its hash in a file of its own. Both are renamed into place, the hash last, and an
-object is compared with it whenever it is looked for.
+The hash is in a file of its own; both are renamed into place, the hash last.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ __all__ = ["ObjectCache", "digest", "place"]
 
 _PRIVATE = 0o700
 _LOCK = "lock"
-_OLD = 60 * 24 * 3600.0  # seconds; another environment may still use younger ones
+_OLD = 60 * 24 * 3600.0  # seconds; other environments may use younger ones
 # The owner of what belongs to root outside of a container.
 _ROOT, _UNMAPPED = 0, 65534
 
 
 def place() -> Path:
-    """Where objects are kept for this user.
+    """The user's directory for compiled objects.
 
     Raises:
-        KernelsError: the user has no home directory.
+        KernelsError: there is no home directory.
     """
     if sys.platform == "darwin":
         return _home() / "Library" / "Caches" / "mlxrun" / "kernels"
@@ -52,20 +51,13 @@ def _home() -> Path:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ObjectCache:
-    """A directory of objects that only its user can write to.
-
-    Args:
-        folder: made with its parents where it is missing.
+    """A directory that only its user can write to; made where it is missing.
 
     Raises:
         KernelsError: another user could write to it, or it cannot be made.
@@ -82,7 +74,7 @@ class ObjectCache:
             raise KernelsError(f"{folder}, for compiled kernels: {why}") from error
 
     def find(self, name: str) -> Path | None:
-        """The object of a name; None where there is none, or it is not as it was made."""
+        """The intact object of that name, or None."""
         path = self.folder / f"{name}.so"
         with suppress(OSError):
             if _record(path).read_text(encoding="ascii").strip() == digest(path):
@@ -90,18 +82,14 @@ class ObjectCache:
         return None
 
     def matching(self, pattern: str) -> Path | None:
-        """The newest object whose name matches a pattern, as :meth:`find` has it."""
+        """The newest intact object whose name matches a pattern, or None."""
         with suppress(OSError):
             paths = sorted(self.folder.glob(f"{pattern}.so"), key=lambda path: path.stat().st_mtime)
             return next(filter(None, (self.find(path.stem) for path in reversed(paths))), None)
         return None
 
     def add(self, name: str, made: Path) -> Path:
-        """Move an object into the cache.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Move an object into the cache; raises OSError."""
         path = self.folder / f"{name}.so"
         with replacing(_record(path)) as partial:
             partial.write_text(digest(made) + "\n", encoding="ascii")
@@ -111,7 +99,7 @@ class ObjectCache:
         return path
 
     def prune(self, pattern: str, keep: Path) -> None:
-        """Remove old objects whose names match a pattern: of sources and versions gone by."""
+        """Remove objects of former sources and versions after 60 days."""
         limit = time.time() - _OLD
         for path in self.folder.glob(f"{pattern}.so"):
             with suppress(OSError):
@@ -121,21 +109,17 @@ class ObjectCache:
 
     @contextmanager
     def workshop(self) -> Iterator[Path]:
-        """An empty directory for objects in the making, on the same file system; removed after.
-
-        Raises:
-            OSError: it cannot be made.
-        """
+        """A temporary directory on the same file system; raises OSError."""
         with staged(self.folder / "workshop", directory=True) as folder:
             folder.chmod(_PRIVATE)
             yield folder
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the cache's lock, so that two processes do not compile the same; wait for it."""
+        """Wait for the cache's lock, so that two processes do not compile the same objects."""
         descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            with suppress(OSError):  # no locks on this file system: the same is compiled twice
+            with suppress(OSError):  # no locks on this file system: both compile
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
@@ -147,7 +131,7 @@ def _record(path: Path) -> Path:
 
 
 def _check_private(folder: Path) -> None:
-    """Whether nobody else (but root) could put something into a directory or in its place."""
+    """Raise KernelsError if another user (but root) could write to a directory or replace it."""
     own = folder.lstat()
     if stat.S_ISLNK(own.st_mode) or not stat.S_ISDIR(own.st_mode):
         raise KernelsError(f"{folder}, for compiled kernels, is a link or no directory")
@@ -173,7 +157,7 @@ def _check_private(folder: Path) -> None:
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether a group is the user's alone, which many systems give each user."""
+    """Whether a group is the user's private one."""
     with suppress(KeyError):
         return grp.getgrgid(group).gr_name == pwd.getpwuid(os.geteuid()).pw_name
     return False

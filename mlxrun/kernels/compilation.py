@@ -1,12 +1,12 @@
 """MLX's compiler on a CPU: it records graphs, and fuses nothing.
 
-``mx.compile`` saves a step twice: its graph is not built anew, and chains of elementwise operations
-become one. On a CPU the latter runs the system's C++ compiler, some 0.5 s for each new chain, and
-loads whatever lies under its library's name in the temporary directory, which another user may have
-put there; and that compiler may round differently. Fused steps of small models take a few percent
-less time (SmolLM2 135M, gemma 3 270M), which is not worth it: fusion is switched off for models
-that run on a CPU, and on again for those that follow on a GPU. The switch, ``set_compile_mode``, is
-in MLX's C++ interface only.
+``mx.compile`` does two things: it records a graph, so that a step need not build it again, and it
+fuses chains of elementwise operations. On a CPU the latter runs the system's C++ compiler, some 0.5
+s for each new chain, and loads the library of that name from the temporary directory, where another
+user may have put one; and that compiler may round differently. Fused steps of small models take a
+few percent less time (SmolLM2 135M, gemma 3 270M), which is not worth it: fusion is switched off
+for models on a CPU, and on again for those on a GPU. The switch, ``set_compile_mode``, is in MLX's
+C++ interface only.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ _switched = False  # whether MLX's mode is one that this module set
 
 
 def avoid_fusion() -> str | None:
-    """Switch fusion off if models run on the CPU here; to be called before anything is recorded.
-
-    Where they run on a GPU, it is switched on again if this function had switched it off.
+    """Switch fusion off on a CPU, and on again on a GPU; call it before ``mx.compile`` records.
 
     Returns:
-        Why functions cannot be recorded, so that they are plain Python; None if they can.
+        Why functions cannot be recorded and run as plain Python; None if they can.
     """
     global _switched
     if mx.default_device() == mx.cpu:

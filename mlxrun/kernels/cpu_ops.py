@@ -1,4 +1,4 @@
-"""What MLX's CPU backend does slowly or inexactly, made of what it does well; elsewhere MLX's own.
+"""Operations that MLX's CPU backend does slowly or inexactly, made of others; elsewhere MLX's own.
 
 Its ``exp`` takes 16 ns a number, and so do sigmoid and softmax; its power of two takes 6 (x86-64,
 one core). Its rotation is spelled out of many small operations, sines and cosines for every layer.
@@ -57,7 +57,7 @@ def _gelu_table() -> mx.array:
 def softmax(x: mx.array) -> mx.array:
     """Along the last axis, summed in float32.
 
-    Where there are few numbers: meanwhile there are three of each, and MLX's own works in place.
+    For few numbers only: three copies are alive at once, and MLX's own works in place.
     """
     if not _by_twos(x) or x.size > FEW:
         return mx.softmax(x, axis=-1, precise=True)
@@ -116,15 +116,15 @@ def rotation_of_single_tokens(
         angles = where * scale * frequencies
         cos, sin = mx.cos(angles).astype(x.dtype), (mx.sin(angles) * signs).astype(x.dtype)
         whole = x.shape[-1] == dims
-        turning = x if whole else x[..., :dims]
-        turned = turning * cos + _partners(turning, traditional) * sin
-        return turned if whole else mx.concatenate([turned, x[..., dims:]], axis=-1)
+        head = x if whole else x[..., :dims]
+        rotated = head * cos + _partners(head, traditional) * sin
+        return rotated if whole else mx.concatenate([rotated, x[..., dims:]], axis=-1)
 
     return rotate
 
 
 def _partners(x: mx.array, traditional: bool) -> mx.array:
-    """What each number (..., D) turns with: its neighbour, or the one half of them away."""
+    """The other number of each rotated pair (..., D): its neighbor, or the one D / 2 away."""
     if traditional:
         return x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
     first, second = mx.split(x, 2, axis=-1)
@@ -135,7 +135,7 @@ def _partners(x: mx.array, traditional: bool) -> mx.array:
 def _frequencies(
     base: float, dims: int, traditional: bool, periods: tuple[float, ...] | None
 ) -> tuple[mx.array, mx.array]:
-    """Radians per position and the signs of sines, (dims,); the same for layers that turn alike."""
+    """Radians per position and the signs of sines, (dims,); shared by layers of equal RoPE."""
     if periods is not None:
         frequencies = mx.reciprocal(mx.array(periods))
     else:

@@ -41,15 +41,17 @@ SPIN: Final = 1e-4
 
 @dataclass(frozen=True)
 class Status:
-    """What there is on this machine.
+    """The kernels on this machine.
 
     Attributes:
-        isa: the instruction set in use, and all that the processor can run, best first.
-        threads: that compute, and whether each keeps to a core.
-        cache: the directory of compiled objects.
-        compiler: what it says of itself; None without one.
-        objects: where each object is: "shipped", "cached", or "to be compiled".
-        loaded: types whose kernels are loaded in this process.
+        isa: the instruction set in use.
+        runnable: instruction sets of the processor, best first.
+        threads: of the pool.
+        pinned: each thread keeps to a core.
+        cache: directory of compiled objects.
+        compiler: its version; None without one.
+        objects: "shipped", "cached" or "to be compiled".
+        loaded: types whose kernels this process has loaded.
     """
 
     isa: str
@@ -63,26 +65,25 @@ class Status:
 
 
 class _Process:
-    """What this process has loaded: one core, for one instruction set, grows by types."""
+    """The kernels of this process: one instruction set, a growing set of types."""
 
     lock = threading.Lock()
     native: Native | None = None
     isa: machine.ISA
-    # Reasons by the objects' keys: what has failed is not tried again, until the next process.
+    # Reasons by the objects' keys: a failure is not tried again in this process.
     failed: dict[frozenset[str], str] = {}  # noqa: RUF012
 
 
 def available(
     types: Iterable[GGMLType], say: Callable[[str], object] = lambda line: None
 ) -> Kernels | Missing:
-    """Kernels for types of blocks on the CPU: loaded, or compiled now; or why there are none.
+    """The CPU's kernels for types of blocks, loaded or compiled now; or the reason for none.
 
-    ``MLXRUN_KERNELS=0`` switches them off; the name of an instruction set chooses it, when the
-    first kernels of a process are loaded. ``MLXRUN_THREADS`` and ``MLXRUN_PIN_THREADS=1`` set the
-    pool. Compiled objects are kept in a directory of the user's.
+    ``MLXRUN_KERNELS=0`` switches them off; the name of an instruction set chooses it, for the first
+    kernels of a process. ``MLXRUN_THREADS`` and ``MLXRUN_PIN_THREADS=1`` configure the pool.
 
     Args:
-        say: is called with a line where something has been compiled.
+        say: called with a line after compiling.
 
     Raises:
         KernelsError: ``MLXRUN_KERNELS`` names instructions that this processor lacks.
@@ -104,18 +105,14 @@ def available(
 
 
 def cpu_kernels(types: Iterable[GGMLType], dtype: str) -> Kernels | Missing | None:
-    """Kernels for some types of blocks and for plain float32; None where they are not for a run.
-
-    Args:
-        dtype: of activations.
-    """
+    """Kernels for types of blocks and for F32; None unless activations are float32 on a CPU."""
     if dtype != "float32" or device() is not CPU:
         return None
     return available({*types, GGMLType.F32}, _say)
 
 
 def gpu_kernels(types: Iterable[GGMLType]) -> GPUKernels | Missing | None:
-    """Kernels for those of some types of blocks that a GPU multiplies faster; None on a CPU."""
+    """Kernels for the types that a GPU multiplies faster as blocks; None on a CPU."""
     if device() is CPU:
         return None
     from mlxrun.kernels import gpu
@@ -166,7 +163,7 @@ def _paths(wanted: dict[str, build.Object], say: Callable[[str], object]) -> dic
 
 
 def status(types: Iterable[GGMLType] = ()) -> Status:
-    """What :func:`available` would find for some types; compiles and loads nothing.
+    """What :func:`available` would use; compiles and loads nothing.
 
     Raises:
         KernelsError: ``MLXRUN_KERNELS`` names instructions that this processor lacks, or the cache

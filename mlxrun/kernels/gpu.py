@@ -1,4 +1,4 @@
-"""Products over GGUF blocks on a GPU: Metal and CUDA kernels whose decoders are those of blocks.h.
+"""Products over GGUF blocks on a GPU: Metal and CUDA kernels with the decoders of blocks.h.
 
 The text of a kernel is a preamble of its language (``device/metal.h`` or ``cuda.h``), blocks.h, the
 numbers of one type and a body (``device/matvec.h``, ``matmul.h`` or ``rows.h``); MLX adds the
@@ -20,7 +20,7 @@ import mlx.core as mx
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.device import CPU, device, device_name
-from mlxrun.kernels.interface import Matrix, Missing
+from mlxrun.kernels.interface import Matrix, Missing, Product
 from mlxrun.kernels.machine import SWITCH
 from mlxrun.kernels.selftest import kept
 
@@ -48,8 +48,6 @@ _HERE = Path(__file__).parent
 _SIMDGROUPS, _ROWS = 2, 2  # of a threadgroup of matvec.h; rows of W of each
 _NONE = mx.zeros((1,), mx.int32)  # for an input that a kernel does not read
 
-Product = Callable[..., list[mx.array]]
-
 
 @dataclass(frozen=True)
 class Row:
@@ -71,8 +69,8 @@ class Device:
     """A language for kernels.
 
     Attributes:
-        preamble: the file with what the others need of it.
-        positions: where a thread is: ``lane`` of a simdgroup, ``simd`` and ``index`` in its
+        preamble: file with the language's definitions.
+        positions: of a thread: ``lane`` of a simdgroup, ``simd`` and ``index`` in its
             threadgroup, ``group_x`` and ``group_y`` of the threadgroup.
         tile: in which type matrices of x's type are multiplied; None for x's own.
     """
@@ -84,7 +82,7 @@ class Device:
 
     @property
     def make(self) -> Callable[..., Any]:
-        """MLX's function that makes a kernel of text."""
+        """MLX's function that makes a kernel of its text."""
         kernel: Callable[..., Any] = getattr(mx.fast, f"{self.name}_kernel")
         return kernel
 
@@ -131,7 +129,7 @@ TYPES: Final = _types()
 
 @cache
 def header(device: Device, kind: GGMLType) -> str:
-    """What comes before a kernel's function: preamble, decoders, the type's numbers."""
+    """The text before a kernel's function: preamble, decoders, the type's numbers."""
     row = TYPES[kind]
     blocks = _text("blocks.h").replace('#include "grids.h"\n', _text("grids.h"))
     numbers = {
@@ -148,7 +146,7 @@ def header(device: Device, kind: GGMLType) -> str:
 
 @cache
 def body(device: Device, name: str) -> str:
-    """What a kernel's function does."""
+    """The text of a kernel's function."""
     return device.positions + _text(f"device/{name}.h")
 
 
@@ -160,14 +158,14 @@ INPUTS: Final = {
 
 
 class Kernels:
-    """Products over GGUF blocks on a GPU, as :class:`mlxrun.kernels.native.Kernels` has them.
+    """:class:`BlockKernels` of a GPU.
 
     Args:
         device: the language.
-        fused: types whose products of many rows are made by the kernel that decodes tiles; of
-            others the matrix is expanded for each such product, and multiplied by MLX.
-        types: that are offered; all if not given.
-        make: makes a kernel of text; MLX's own function if not given.
+        fused: types whose products of many rows decode tiles; for others the matrix is dequantized
+            for each such product, and multiplied by MLX.
+        types: default: all.
+        make: makes a kernel of its text; default: MLX's function.
     """
 
     def __init__(
@@ -184,16 +182,15 @@ class Kernels:
 
     @property
     def types(self) -> frozenset[GGMLType]:
-        """The types of blocks that these kernels are for."""
         return self._types
 
     def map(self, tensor: GGUFTensor) -> mx.array:
-        """A tensor's bytes, copied: uint8 (..., bytes per row)."""
+        """A tensor's bytes, copied."""
         rows = tensor.elements // tensor.shape[-1]
         return mx.array(tensor.raw()).reshape(*tensor.shape[:-1], tensor.nbytes // rows)
 
     def check(self) -> None:
-        """Nothing can happen to a copy."""
+        """A copy stays whole."""
 
     def product(
         self,
@@ -205,15 +202,7 @@ class Kernels:
         gate: str | None = None,
         residual: bool = False,
     ) -> Product:
-        """Products of one input with matrices, ``[x @ W.T + bias, ...]``; see the CPU's kernels.
-
-        Args:
-            planes: ignored: a GPU multiplies floats.
-
-        Returns:
-            ``f(x)`` or ``f(x, residual)``: x (..., columns) to [(..., rows), ...] in x's dtype,
-            which is float32, float16 or bfloat16.
-        """
+        """Products of an input in float32, float16 or bfloat16."""
         products = [self._product(matrix) for matrix in matrices]
         added = biases or [None] * len(products)
         gated = _gate(gate)
@@ -239,11 +228,6 @@ class Kernels:
         biases: Sequence[mx.array | None] | None = None,
         gate: str | None = None,
     ) -> Product:
-        """Products with matrices of stacks, chosen by index.
-
-        Returns:
-            ``f(x (..., 1 or K, 1, columns), chosen (..., K)) -> [(..., K, 1, rows), ...]``.
-        """
         products = [self._gathered(matrix) for matrix in matrices]
         added = biases or [None] * len(products)
         gated = _gate(gate)
@@ -259,11 +243,9 @@ class Kernels:
         return run
 
     def take(self, matrix: Matrix) -> Callable[[mx.array], mx.array]:
-        """Rows by index: ``ids (...) -> (..., columns)`` float32."""
         return partial(self._rows, matrix, dtype=mx.float32)
 
     def dequantize(self, matrix: Matrix) -> mx.array:
-        """All weights, float32 (..., rows, columns), in the matrix's order."""
         return self._expand(matrix, mx.float32)
 
     def _rows(self, matrix: Matrix, ids: mx.array, dtype: mx.Dtype) -> mx.array:
@@ -437,9 +419,9 @@ def language() -> Device | None:
 
 
 def available(types: Iterable[GGMLType]) -> Kernels | Missing:
-    """Kernels for those of some types of blocks that this GPU multiplies faster as they are.
+    """Kernels for those of some types that this GPU multiplies faster as blocks.
 
-    Those are known once ``mlxrun kernels --selftest`` has passed on it.
+    Known once ``mlxrun kernels --selftest`` has passed on it.
     """
     found = language()
     if found is None:

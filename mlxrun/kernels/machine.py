@@ -1,4 +1,4 @@
-"""The processor: its instruction sets and cores. Knows nothing of compilers, nor of MLX."""
+"""The processor: its instruction sets and cores."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ class ISA:
     """An instruction set that kernels are compiled for.
 
     Attributes:
-        name: of it here.
-        machine: the processors that have it, as ``platform.machine()`` says; "" for all.
-        features: that the processor must have, as Linux or macOS name them.
+        machine: of processors that have it, as :func:`machine` says; "" for all.
+        features: required of the processor, as Linux or macOS name them.
         flags: of the compiler.
     """
 
@@ -60,7 +59,7 @@ ISAS: Final = (
     ISA("portable", "", frozenset(), ()),
 )
 
-# Features under the names that they have above.
+# Other names of features.
 _RENAMED: Final = {"asimddp": "dotprod", "avx512vnni": "avx512_vnni"}
 _MAC_ARM: Final = {"FEAT_DotProd": "dotprod", "FEAT_I8MM": "i8mm"}
 
@@ -72,14 +71,14 @@ def machine() -> str:
 
 
 def isas_of(kind: str, features: Iterable[str]) -> tuple[ISA, ...]:
-    """What a processor of a kind with some features can run, best first."""
+    """Instruction sets of a processor with some features, best first."""
     present = frozenset(features)
     return tuple(isa for isa in ISAS if isa.machine in ("", kind) and isa.features <= present)
 
 
 @cache
 def runnable_isas() -> tuple[ISA, ...]:
-    """What this processor can run, best first."""
+    """Instruction sets of this processor, best first."""
     return isas_of(machine(), _features())
 
 
@@ -132,7 +131,7 @@ def _mac_features() -> set[str]:
 
 
 def _sysctl(name: str) -> int:
-    """A number of macOS's; 0 where there is none of that name."""
+    """A number of macOS's; 0 if there is none of that name."""
     value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
     call = ctypes.CDLL(None).sysctlbyname
     failed = call(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
@@ -140,17 +139,17 @@ def _sysctl(name: str) -> int:
 
 
 def thread_count() -> int:
-    """How many threads compute: ``MLXRUN_THREADS``, else one for each physical core we may use.
+    """Threads of the pool: ``MLXRUN_THREADS``, else one for each physical core we may use.
 
     Raises:
-        ParameterError: the variable has something else than a number of threads.
+        ParameterError: the variable is no number of threads.
     """
     text = os.environ.get(THREADS, "")
     if text:
         if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST_THREADS:
             raise ParameterError(THREADS, text, f"a number from 1 to {_MOST_THREADS}")
         return int(text)
-    if sys.platform == "darwin":  # the others are slower, and all would wait for them
+    if sys.platform == "darwin":  # efficiency cores would hold up the others
         return max(_sysctl("hw.perflevel0.physicalcpu") or _sysctl("hw.physicalcpu"), 1)
     allowed = sorted(os.sched_getaffinity(0))
     return max(min(len({_core(cpu) for cpu in allowed}), _quota(len(allowed))), 1)
@@ -162,7 +161,7 @@ def pinned() -> bool:
 
 
 def _core(cpu: int) -> tuple[str, ...]:
-    """The physical core of a logical one; logical ones count each where Linux does not say."""
+    """The physical core of a logical one; itself where Linux does not say."""
     topology = _CPUS / f"cpu{cpu}" / "topology"
     try:
         names = ("physical_package_id", "core_id")
@@ -172,7 +171,7 @@ def _core(cpu: int) -> tuple[str, ...]:
 
 
 def _quota(otherwise: int) -> int:
-    """The processors' time that a container may use, in processors, rounded up."""
+    """Processors that a container may use, rounded up."""
     try:
         allowed, period = _QUOTA.read_text(encoding="ascii").split()
         return otherwise if allowed == "max" else -(-int(allowed) // int(period))

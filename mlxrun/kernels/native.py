@@ -15,7 +15,7 @@ import mlx.core as mx
 from converters.errors import GGUFError
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
-from mlxrun.kernels.interface import HeadsSpec, Matrix
+from mlxrun.kernels.interface import HeadsSpec, Matrix, Product
 
 __all__ = ["Kernels", "Native"]
 
@@ -32,11 +32,7 @@ class LayoutError(Exception):
 
 
 class Native:
-    """The loaded objects: the core, the types that it knows, and the glue to MLX.
-
-    Args:
-        core, glue: the libraries.
-        formats: the library of each type.
+    """The loaded libraries: the core, one of each type, and the glue to MLX.
 
     Raises:
         LayoutError: they do not fit.
@@ -70,7 +66,7 @@ class Native:
             self.types.add(type)
 
     def set_threads(self, count: int, spin: float, pinned: bool) -> None:
-        """How many threads compute, and the seconds that they wait busily; nothing may run."""
+        """Set the pool while it is idle; ``spin`` is in seconds of busy waiting."""
         self.glue.glue_threads(count, spin, pinned)
 
     def operation(self, name: str, *arguments: Any) -> Any:
@@ -121,35 +117,19 @@ class Native:
 
 
 class Kernels:
-    """Operations over GGUF blocks, and those of a transformer's step, on the CPU.
-
-    Functions that these methods return build lazy MLX arrays, as MLX's own operations do: they can
-    be compiled, evaluated asynchronously and on any stream of a CPU. They raise ValueError or
-    TypeError at once where shapes or types do not fit.
-    """
+    """:class:`BlockKernels` of the CPU, and the other operations of a transformer's step."""
 
     def __init__(self, native: Native) -> None:
         self._native = native
         self._apply = native.glue.glue_apply
         self._mapped: dict[int, GGUFTensor] = {}  # by the mapping's id, one tensor of each file
-        self._seen = 0
 
     @property
     def types(self) -> frozenset[GGMLType]:
-        """The types of blocks that these kernels know."""
         return frozenset(self._native.types)
 
     def map(self, tensor: GGUFTensor) -> mx.array:
-        """A tensor's bytes as they lie in the file, without a copy.
-
-        The file is mapped once for all of its tensors, until no array refers to it.
-
-        Returns:
-            uint8 (..., bytes per row): the tensor's shape but for the last axis.
-
-        Raises:
-            GGUFError: the file has been cut short, or cannot be mapped.
-        """
+        """A tensor's bytes; the file is mapped once, for as long as an array refers to it."""
         rows = tensor.elements // tensor.shape[-1]
         shape = (*tensor.shape[:-1], tensor.nbytes // rows)
         sizes, mapping = (_INT * len(shape))(*shape), ctypes.c_int64()
@@ -163,11 +143,6 @@ class Kernels:
         return array
 
     def check(self) -> None:
-        """Whether all mapped files are still whole; to be called where results are read.
-
-        Raises:
-            GGUFError: one has been cut short, and what was computed since then is wrong.
-        """
         if self._native._cuts.value == 0:
             return
         for mapping, tensor in self._mapped.items():
@@ -191,20 +166,7 @@ class Kernels:
         biases: Sequence[mx.array | None] | None = None,
         gate: str | None = None,
         residual: bool = False,
-    ) -> Callable[..., list[mx.array]]:
-        """Products of one input with matrices, ``[x @ W.T + bias, ...]``.
-
-        Args:
-            matrices: with the same columns.
-            planes: activations have 8 bits times this, 1 to 3.
-            norm: weight (columns,) or None, and epsilon, of an RMS norm of ``x`` before.
-            biases: one per matrix, (rows,) or None.
-            gate: of GATES, makes one output of two matrices: ``gate(first) * second``.
-            residual: whether the function takes another array that is added to its one output.
-
-        Returns:
-            ``f(x)`` or ``f(x, residual)``: x (..., columns) to [(..., rows), ...] in x's dtype.
-        """
+    ) -> Product:
         weights, types = self._weights(matrices, planes, biases, gate, 2)
         weight, eps = norm or (None, 0.0)
         _require(
@@ -228,15 +190,7 @@ class Kernels:
         *,
         biases: Sequence[mx.array | None] | None = None,
         gate: str | None = None,
-    ) -> Callable[[mx.array, mx.array], list[mx.array]]:
-        """As :meth:`product`, of stacks of matrices of which an index chooses.
-
-        Args:
-            biases: one per stack, (experts, rows) or None.
-
-        Returns:
-            ``f(x (..., 1 or K, 1, columns), chosen (..., K)) -> [(..., K, 1, rows), ...]``.
-        """
+    ) -> Product:
         weights, types = self._weights(matrices, planes, biases, gate, 3)
         operation = self._native.operation(
             "glue_experts", len(matrices), types, matrices[0].columns, planes,
@@ -245,13 +199,11 @@ class Kernels:
         return self._function(operation)
 
     def take(self, matrix: Matrix) -> Callable[[mx.array], mx.array]:
-        """Rows by index: ``ids (...) -> (..., columns)`` float32."""
         weights, types = self._weights([matrix], 1, None, None, 2)
         operation = self._native.operation("glue_take", types[0], matrix.columns, tuple(weights))
         return self._single(operation)
 
     def dequantize(self, matrix: Matrix) -> mx.array:
-        """All numbers: (rows, columns) or (experts, rows, columns) float32."""
         *stack, rows, size = matrix.blocks.shape
         order = mx.arange(rows) if matrix.order is None else matrix.order
         ids = (mx.arange(prod(stack))[:, None] * rows + order).reshape(*stack, rows)
@@ -339,7 +291,7 @@ class Kernels:
         """Along the last axis."""
         return self._single(self._native.operation("glue_softmax"))
 
-    def _function(self, operation: Any) -> Callable[..., list[mx.array]]:
+    def _function(self, operation: Any) -> Product:
         apply = self._apply
         return lambda *inputs: apply(operation, inputs)
 

@@ -1,7 +1,7 @@
-"""Kernels against dequantize-and-multiply, and their times against the form that is used otherwise.
+"""Block kernels against dequantize-and-multiply, and their times against the repacked form.
 
-The results on a GPU are kept: its kernels serve, for the types whose products they make faster,
-once every one of them has passed there with this version.
+Results on a GPU are stored: its kernels are used, for the types whose products they speed up, once
+all have passed there with these versions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import mlx.core as mx
 import numpy as np
@@ -28,13 +28,12 @@ from converters.policy import FIXED, Policy
 from mlxrun import __version__
 from mlxrun.files import remove, replacing
 from mlxrun.kernels.cache import ObjectCache, place
-from mlxrun.kernels.interface import Matrix
+from mlxrun.kernels.interface import BlockKernels, Matrix
 
 __all__ = ["WORKS", "Passed", "Result", "Subject", "Way", "Work", "forget", "keep", "kept", "run"]
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-Product = Callable[..., list[mx.array]]
 
 TYPES: Final = tuple(sorted(set(CODECS) | set(FIXED)))
 _BLOCKS = 64  # different ones, of which matrices are made
@@ -42,22 +41,9 @@ _SIZES = (2**-7, 2**3)  # of their weights, root mean square
 _RUNS, _CALLS, _SECONDS = 3, 64, 0.03  # of a measurement: calls of a run, about so long
 
 
-class Kernels(Protocol):
-    """What is tested, of a CPU or a GPU."""
-
-    def product(self, matrices: list[Matrix], planes: int = 2) -> Product:
-        """See :class:`mlxrun.kernels.native.Kernels`."""
-
-    def experts(self, matrices: list[Matrix], planes: int = 2) -> Product:
-        """See :class:`mlxrun.kernels.native.Kernels`."""
-
-    def dequantize(self, matrix: Matrix) -> mx.array:
-        """See :class:`mlxrun.kernels.native.Kernels`."""
-
-
 @dataclass(frozen=True)
 class Work:
-    """A product: of so many rows of x, or of tokens each with so many of a stack's experts."""
+    """A product with ``rows`` rows of x, or of as many tokens with ``used`` experts each."""
 
     name: str
     rows: int
@@ -76,12 +62,11 @@ WORKS: Final = (
 
 @dataclass(frozen=True)
 class Way:
-    """How activations are multiplied, and the error that it may have.
+    """A precision of activations.
 
     Attributes:
-        dtype: of activations.
         planes: of kernels that quantize activations.
-        allowed: the error's norm by that of the result.
+        allowed: norm of the error, relative to that of the result.
     """
 
     name: str
@@ -95,14 +80,13 @@ class Subject:
     """Kernels on a device.
 
     Attributes:
-        device: its name.
-        kernels: by name; the first is ``blocks``, others make some products in another way.
-        ways: of which the first is timed.
-        policy: chooses the form that is used without block kernels.
+        kernels: by name; ``blocks``, and variants of them.
+        ways: the first is timed.
+        policy: of the repacked form.
     """
 
     device: str
-    kernels: Mapping[str, Kernels]
+    kernels: Mapping[str, BlockKernels]
     ways: tuple[Way, ...]
     policy: Policy
 
@@ -121,14 +105,14 @@ GPU_WAYS: Final = (
 
 @dataclass(frozen=True)
 class Result:
-    """A type's kernels.
+    """Of one type.
 
     Attributes:
-        equal: whether rows are bit-equal to the converter's.
+        equal: rows are bit-equal to the converter's.
         errors: the worst of all works, by way.
-        wrong: ways whose error is larger than it may be, or no number.
+        wrong: ways whose error is too large, or NaN.
         seconds: by work, then by the kernels' names and ``repacked``.
-        problem: why nothing was computed, such as a kernel that does not compile.
+        problem: an exception's message.
     """
 
     kind: GGMLType
@@ -143,7 +127,7 @@ class Result:
         return self.equal and not self.wrong and self.problem is None
 
     def fastest(self, work: str) -> str:
-        """What makes a product fastest: one of the kernels, or ``repacked``."""
+        """The name of the fastest kernels, or ``repacked``."""
         return min(self.seconds[work], key=self.seconds[work].__getitem__)
 
 
@@ -156,12 +140,7 @@ def run(
     columns: int = 4096,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[Result]:
-    """Test types one after the other.
-
-    Args:
-        rows, columns: of matrices; of a stack's, a quarter of the rows. Columns are a multiple of
-            256.
-    """
+    """Test types one after the other, with matrices of (rows, columns); columns % 256 == 0."""
     kinds, results = list(kinds), []
     for done, kind in enumerate(kinds):
         progress(done, len(kinds))
@@ -207,7 +186,7 @@ def _tested(
 
 
 def random_matrix(kind: GGMLType, shape: tuple[int, ...]) -> tuple[Matrix, Floats]:
-    """Random blocks of ordinary size as a matrix or a stack, and its weights by the converter."""
+    """A matrix or stack of random blocks of ordinary size, and its weights by the converter."""
     random = np.random.default_rng(int(kind))
     elements, size = BLOCKS[kind]
     found: list[Bytes] = []
@@ -225,14 +204,14 @@ def random_matrix(kind: GGMLType, shape: tuple[int, ...]) -> tuple[Matrix, Float
 
 
 def _values(kind: GGMLType, blocks: Bytes) -> Floats:
-    """Weights of blocks (n, elements), as the converter decodes them."""
+    """Weights of blocks, (n, elements), by the converter."""
     if kind in FIXED:
         return repack(blocks, kind, dense("float32")).arrays["weight"].astype(np.float32)
     return CODECS[kind].decode(blocks).values()
 
 
 def _inputs(work: Work, dtype: mx.Dtype, values: Floats) -> tuple[list[mx.array], npt.NDArray[Any]]:
-    """A product's inputs, and its result in float64 (rows, ...) of some rows."""
+    """A product's inputs, and its result for some rows in float64."""
     random = np.random.default_rng(work.rows)
     x = mx.array(random.standard_normal((work.rows, values.shape[-1])).astype(np.float32))
     x = x.astype(dtype)
@@ -248,7 +227,9 @@ def _inputs(work: Work, dtype: mx.Dtype, values: Floats) -> tuple[list[mx.array]
     return [x[:, None, None, :], mx.array(chosen.astype(np.uint32))], np.array(wanted)
 
 
-def _product(kernels: Kernels, matrix: Matrix, work: Work, way: Way) -> Callable[..., mx.array]:
+def _product(
+    kernels: BlockKernels, matrix: Matrix, work: Work, way: Way
+) -> Callable[..., mx.array]:
     make = kernels.experts if work.used else kernels.product
     product = make([matrix], way.planes)
     return lambda *inputs: product(*inputs)[0]
@@ -264,7 +245,7 @@ def _error(out: mx.array, wanted: npt.NDArray[Any]) -> float:
 def _repacked(
     policy: Policy, kind: GGMLType, values: Floats, dtype: mx.Dtype
 ) -> Callable[..., mx.array]:
-    """A product in the form that a policy tries first for a type; its values do not matter."""
+    """A product in the form that a policy tries first for a type."""
     layout: Layout = next(policy.candidates(kind, module=True))
     plain = mx.array(values).astype(dtype)
     if not layout.quantized:
@@ -283,7 +264,7 @@ def _repacked(
 
 
 def _time(product: Callable[..., mx.array], inputs: list[mx.array]) -> float:
-    """Seconds of a call, of the fastest of some runs; a run computes many at once."""
+    """Seconds of a call, in the fastest of some runs of many calls."""
     mx.eval(product(*inputs))
     started = time.perf_counter()
     mx.eval(product(*inputs))
@@ -298,7 +279,7 @@ def _time(product: Callable[..., mx.array], inputs: list[mx.array]) -> float:
 
 @dataclass(frozen=True)
 class Passed:
-    """What is known of a device on which all kernels have passed.
+    """Stored results of a device on which all kernels have passed.
 
     Attributes:
         fastest: by type's name, then by work's: one of the kernels, or ``repacked``.
@@ -335,10 +316,10 @@ def _versions(device: str) -> dict[str, str]:
 
 
 def keep(device: str, results: Collection[Result], folder: Path | None = None) -> Passed:
-    """Keep what was measured on a device where all kernels have passed, for this user.
+    """Store the results of a device for this user.
 
     Args:
-        folder: the kernels' cache if not given.
+        folder: default: the kernels' cache.
 
     Raises:
         KernelsError: other users could write to the folder.
@@ -359,13 +340,13 @@ def keep(device: str, results: Collection[Result], folder: Path | None = None) -
 
 
 def forget(folder: Path | None = None) -> None:
-    """Forget what was kept, since a kernel has failed."""
+    """Remove stored results."""
     with suppress(OSError):
         remove(_path(folder))
 
 
 def kept(device: str, folder: Path | None = None) -> Passed | None:
-    """What was kept of a device with these versions; None where nothing was, or it is not ours."""
+    """Stored results of a device with these versions, if they are the user's own; else None."""
     path = _path(folder)
     try:
         if path.stat().st_uid != os.geteuid() or path.stat().st_mode & 0o022:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from converters.gguf.types import GGMLType
-from mlxrun.kernels.interface import Matrix
+from mlxrun.kernels.interface import BlockKernels, Matrix
 from mlxrun.weights.weight import (
     Form,
     GatheredProduct,
@@ -24,7 +24,6 @@ from mlxrun.weights.weight import (
 )
 
 if TYPE_CHECKING:
-    from mlxrun.kernels.gpu import Kernels as GPUKernels
     from mlxrun.kernels.native import Kernels
 
 
@@ -43,7 +42,7 @@ class Blocks(Form):
 
     name: str
     matrix: Matrix
-    kernels: Kernels | GPUKernels = field(repr=False, compare=False)
+    kernels: BlockKernels = field(repr=False, compare=False)
     planes: int
     factor: mx.array | None = None
     mapped: bool = True
