@@ -18,11 +18,11 @@ from converters.sink import Progress
 from mlxrun.errors import ConversionError, TokenizerError
 from mlxrun.hub import resolve
 from mlxrun.loader import definition
-from mlxrun.loading.adapters import AdapterChoice, merging
 from mlxrun.models.config import ModelConfig
 from mlxrun.models.transformer import Transformer
 from mlxrun.text.tokenizer import Tokenizer
 from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
+from mlxrun.weights.adapters import AdapterChoice, merging
 from mlxrun.weights.parameters import Parameters
 
 

@@ -39,13 +39,13 @@ from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import Identity  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
-from mlxrun.loading.adapters import AdapterChoice  # noqa: E402
 from mlxrun.memory.device import give_back, wire  # noqa: E402
 from mlxrun.memory.plan import preflight  # noqa: E402
 from mlxrun.products import products_named  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
+from mlxrun.weights.adapters import AdapterChoice  # noqa: E402
 
 if TYPE_CHECKING:
     from mlxrun.choices import Choices

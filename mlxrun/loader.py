@@ -36,13 +36,13 @@ from converters.report import ConversionReport, TensorRecord
 from mlxrun.errors import ParameterError
 from mlxrun.kernels.device import device
 from mlxrun.kernels.dispatch import Kernels, Matrix, Missing, cpu_kernels, gpu_kernels
-from mlxrun.loading.adapters import AdapterChoice, Adapters, read_adapters
 from mlxrun.memory.device import SHARE, plain_room, plain_share
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.products import PLANES, products_named
+from mlxrun.weights.adapters import AdapterChoice, Adapters, read_adapters
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.parameters import Parameters
 

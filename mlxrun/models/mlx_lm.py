@@ -55,7 +55,7 @@ from mlxrun.kernels.compilation import avoid_fusion
 from mlxrun.kernels.device import Device, device
 from mlxrun.memory.footprint import SAMPLING, Footprint, LayerFootprint
 from mlxrun.model import Summary
-from mlxrun.weights.low_rank import OTHER_MODEL, Update, combined
+from mlxrun.weights.lora import OTHER_MODEL, LoRA, combined
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import Weight
 
@@ -839,7 +839,7 @@ def _windowed(entry: Any, window: int, make: Callable[[], WindowCache]) -> Any:
 _PREFIXES = ("", "language_model.")
 
 
-def adapt(model: Any, updates: Mapping[str, Sequence[Update]], dtype: mx.Dtype) -> None:
+def adapt(model: Any, updates: Mapping[str, Sequence[LoRA]], dtype: mx.Dtype) -> None:
     """Wrap the modules that adapters change in mlx-lm's own layers for them.
 
     Args:
@@ -863,10 +863,10 @@ def adapt(model: Any, updates: Mapping[str, Sequence[Update]], dtype: mx.Dtype) 
     model.eval()
 
 
-def _adapted(path: str, module: Any, updates: Sequence[Update], dtype: mx.Dtype) -> Any:
+def _adapted(path: str, module: Any, updates: Sequence[LoRA], dtype: mx.Dtype) -> Any:
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 
-    if any(update.lengths is not None for update in updates):
+    if any(update.magnitude is not None for update in updates):
         raise AdapterError(
             f"{updates[0].origin}: DoRA is not applied to models that run through mlx-lm",
             hint="Merge it: mlxrun convert MODEL --adapter PATH, or mlxrun.convert(adapter=PATH)",

@@ -14,7 +14,7 @@ from mlxrun.kernels.device import device
 from mlxrun.weights.blocks import Blocks, plain_blocks
 from mlxrun.weights.fused import Added, Gate, gated, gated_experts, linear, split
 from mlxrun.weights.joined import Projection, Split, apart, together
-from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
+from mlxrun.weights.lora import LoRA, LoRAWeight, combined
 from mlxrun.weights.weight import Form, GatheredProduct, Product, Weight
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Parameters:
     layouts: Mapping[str, Layout]
     dtype: mx.Dtype
     expand: bool = False
-    updates: Mapping[str, Sequence[Update]] = field(default_factory=dict)
+    updates: Mapping[str, Sequence[LoRA]] = field(default_factory=dict)
     blocks: MutableMapping[str, Blocks] = field(default_factory=dict)
     kernels: Kernels | None = None
     planes: int = 3
@@ -132,13 +132,13 @@ class Parameters:
         updates = self.updates.get(self.prefix + module)
         return self._adapted(module, stored, updates) if updates else stored
 
-    def _adapted(self, module: str, stored: Form, updates: Sequence[Update]) -> Form:
+    def _adapted(self, module: str, stored: Form, updates: Sequence[LoRA]) -> Form:
         """The weight with what adapters add to its products."""
         for update in updates:
             update.check(self.prefix + module, stored.shape)
-        low_rank = combined(updates, stored.rows, lambda: stored.dequantize(mx.float32), self.dtype)
-        self._hand(module, *low_rank.arrays)
-        return AdaptedWeight(stored, low_rank)
+        lora = combined(updates, stored.rows, lambda: stored.dequantize(mx.float32), self.dtype)
+        self._hand(module, *lora.arrays)
+        return LoRAWeight(stored, lora)
 
     def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Form:
         layout, full = self.layouts.get(self.prefix + module), f"{self.prefix}{module}.weight"

@@ -18,7 +18,7 @@ from tiny_models import Tiny, nmse
 from converters.convert import convert
 from mlxrun.errors import AdapterError, MlxrunError, ParameterError
 from mlxrun.loader import load_model
-from mlxrun.loading.adapters import AdapterChoice
+from mlxrun.weights.adapters import AdapterChoice
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 288, 40).tolist()
@@ -125,7 +125,7 @@ def elsewhere(tensors: dict[str, mx.array], name: str) -> None:
         (lambda t, c: c["lora_parameters"].pop("scale"), "scale must be a number"),
         (lambda t, c: c.pop("lora_parameters"), "lora_parameters"),
         (lambda t, c: c.update(fine_tune_type="ia3"), "ia3"),
-        (lambda t, c: c.update(fine_tune_type="dora"), "lengths"),
+        (lambda t, c: c.update(fine_tune_type="dora"), "magnitudes"),
         (lambda t, c: c.update(fine_tune_type="full"), "no model.layers.*lora_. to replace"),
     ],
 )

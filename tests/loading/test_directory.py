@@ -21,8 +21,8 @@ from converters.gguf.reader import read_gguf
 from mlxrun.cli.inspection import inspect_model
 from mlxrun.errors import CheckpointError, MlxrunError, ParameterError, UnsupportedArchitectureError
 from mlxrun.loader import load_model, open_model
-from mlxrun.loading.adapters import read_adapters
 from mlxrun.memory.device import SHARE
+from mlxrun.weights.adapters import read_adapters
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 BASE: dict[str, Any] = {

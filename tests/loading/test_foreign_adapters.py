@@ -16,7 +16,7 @@ from tiny_models import nmse
 
 from mlxrun.errors import AdapterError
 from mlxrun.loader import load_model
-from mlxrun.loading.adapters import AdapterChoice
+from mlxrun.weights.adapters import AdapterChoice
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 288, 24).tolist()

@@ -15,7 +15,7 @@ import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import AdapterError
 from mlxrun.loader import load_model
-from mlxrun.loading.adapters import AdapterChoice
+from mlxrun.weights.adapters import AdapterChoice
 
 SAME = 1e-10
 TOKENS = np.random.default_rng(5).integers(3, 120, 30).tolist()

@@ -16,8 +16,8 @@ from converters.convert import convert
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import AdapterError, GGUFError
 from mlxrun.loader import load_model
-from mlxrun.loading.adapters import AdapterChoice
 from mlxrun.model import Model
+from mlxrun.weights.adapters import AdapterChoice
 
 SAME = 1e-8
 

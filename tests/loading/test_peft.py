@@ -19,7 +19,7 @@ import mlxrun
 from converters.convert import convert
 from mlxrun.errors import AdapterError
 from mlxrun.loader import load_model
-from mlxrun.loading.adapters import AdapterChoice
+from mlxrun.weights.adapters import AdapterChoice
 
 SAME = 1e-10
 RANK, SCALE = 4, 2.5
@@ -195,7 +195,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t, c: c.update(r=0), "rank"),
         (lambda t, c: c.update(r="four"), "r must be a number"),
         (lambda t, c: c.pop("lora_alpha"), "lora_alpha must be a number"),
-        (lambda t, c: c.update(use_dora=True), "lengths"),
+        (lambda t, c: c.update(use_dora=True), "magnitudes"),
         (lambda t, c: c.update(alpha_pattern={"(": 1}), "alpha_pattern"),
         (lambda t, c: c.update(rank_pattern=[1]), "rank_pattern"),
         (lambda t, c: c.update(rank_pattern={"(.+)+x": 4}), "matched for ever"),

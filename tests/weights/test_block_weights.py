@@ -13,7 +13,7 @@ from mlxrun.kernels import dispatch as kernels
 from mlxrun.weights.blocks import Blocks
 from mlxrun.weights.fused import split
 from mlxrun.weights.joined import Projection
-from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
+from mlxrun.weights.lora import LoRA, LoRAWeight, combined
 
 ROWS, COLUMNS, COUNT = 24, 256, 3
 KINDS = ("Q4_0", "Q8_0", "Q4_K", "Q6_K", "F16", "BF16", "F32")
@@ -125,13 +125,13 @@ def test_adapters_add_to_blocks(native: kernels.Kernels, stretched: bool) -> Non
     rng = np.random.default_rng(2)
     a, b = rng.standard_normal((4, COLUMNS)) / 16, rng.standard_normal((ROWS, 4)) / 16
     adapted = plain + 0.5 * b @ a
-    lengths = rng.uniform(0.5, 2, ROWS) if stretched else None
-    if lengths is not None:
-        adapted *= (lengths / np.linalg.norm(adapted, axis=-1))[:, None]
-    arrays = [None if x is None else mx.array(x, mx.float32) for x in (a, b, lengths)]
-    update = Update("test", arrays[0], arrays[1], 0.5, lengths=arrays[2])  # type: ignore[arg-type]
+    magnitude = rng.uniform(0.5, 2, ROWS) if stretched else None
+    if magnitude is not None:
+        adapted *= (magnitude / np.linalg.norm(adapted, axis=-1))[:, None]
+    arrays = [None if x is None else mx.array(x, mx.float32) for x in (a, b, magnitude)]
+    update = LoRA("test", arrays[0], arrays[1], 0.5, magnitude=arrays[2])
     low_rank = combined([update], ROWS, lambda: form.dequantize(mx.float32), mx.float32)
-    both = AdaptedWeight(form, low_rank)
+    both = LoRAWeight(form, low_rank)
     x = rng.standard_normal((3, COLUMNS)).astype(np.float32)
     close(both.product()(mx.array(x)), x @ adapted.T)
     close(both.take(mx.array([5, 0]), mx.float32), adapted[[5, 0]])

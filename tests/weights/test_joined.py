@@ -20,7 +20,7 @@ from mlxrun.conversion import convert
 from mlxrun.models.families import model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.weights.joined import Projection, apart, together
-from mlxrun.weights.low_rank import Update
+from mlxrun.weights.lora import LoRA
 from mlxrun.weights.parameters import Parameters
 from mlxrun.weights.weight import Weight
 
@@ -124,7 +124,7 @@ def test_adapted_projections_stay_apart_and_count(tmp_path: Path) -> None:
     config = model_config(read_config(folder))
     rng = np.random.default_rng(0)
     a, b = (mx.array(rng.standard_normal(size), mx.float32) for size in ((2, 64), (64, 2)))
-    updates = {"model.layers.0.self_attn.q_proj": [Update("test", a, b, 1.0)]}
+    updates = {"model.layers.0.self_attn.q_proj": [LoRA("test", a, b, 1.0)]}
     alone = Transformer(config, _parameters(folder, join=False, updates=updates))
     joined = Transformer(config, _parameters(folder, join=True, updates=updates))
     plain = Transformer(config, _parameters(folder, join=True))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from converters.layout import Layout, affine, dense, fixed
 from mlxrun.errors import AdapterError
-from mlxrun.weights.low_rank import AdaptedWeight, Update, combined
+from mlxrun.weights.lora import LoRA, LoRAWeight, combined
 from mlxrun.weights.weight import Weight
 
 ROWS, COLUMNS, EXPERTS = 24, 64, 3
@@ -23,7 +23,7 @@ LAYOUTS = [dense("float32"), affine(4, 32, "float32"), affine(8, 64, "float32"),
 class Sum:
     """A weight with adapters, and the plain matrix that this amounts to."""
 
-    weight: AdaptedWeight
+    weight: LoRAWeight
     plain: np.ndarray
 
 
@@ -45,15 +45,17 @@ def sums(draw: st.DrawFn, stacked: bool = False) -> Sum:
         scale, strength = draw(st.floats(-3, 3)), draw(st.floats(-2, 2))
         here = slice(first or 0, (first or 0) + rows)
         adapted = base[..., here, :] + scale * b @ a
-        lengths = None
+        magnitude = None
         if draw(st.booleans()):
-            lengths = rng.uniform(0.5, 2, (*stack, rows))
-            adapted *= (lengths / np.linalg.norm(adapted, axis=-1))[..., None]
+            magnitude = rng.uniform(0.5, 2, (*stack, rows))
+            adapted *= (magnitude / np.linalg.norm(adapted, axis=-1))[..., None]
         plain[..., here, :] += strength * (adapted - base[..., here, :])
-        a, b, lengths = (None if x is None else mx.array(x, mx.float32) for x in (a, b, lengths))
-        updates.append(Update("test", a, b, scale, strength, lengths, first))
+        a, b, magnitude = (
+            None if x is None else mx.array(x, mx.float32) for x in (a, b, magnitude)
+        )
+        updates.append(LoRA("test", a, b, scale, strength, magnitude, first))
     both = combined(updates, ROWS, lambda: stored.dequantize(mx.float32), mx.float32)
-    return Sum(AdaptedWeight(stored, both), plain)
+    return Sum(LoRAWeight(stored, both), plain)
 
 
 def _stored(values: np.ndarray, layout: Layout) -> Weight:
@@ -101,6 +103,6 @@ def test_heads_are_multiplied_each_with_its_own(case: Sum) -> None:
     first=st.sampled_from([None, 0, 7, ROWS]),
 )
 def test_only_what_fits_passes(a: list[int], b: list[int], first: int | None) -> None:
-    update = Update("test", mx.zeros((1, *a)), mx.zeros((1, *b)), 1.0, first=first)
+    update = LoRA("test", mx.zeros((1, *a)), mx.zeros((1, *b)), 1.0, first=first)
     with pytest.raises(AdapterError, match="test: matrices"):
         update.check("module", (ROWS, COLUMNS))

@@ -1,1 +1,0 @@
-"""From files to models in memory: GGUF files and model directories."""
