@@ -67,10 +67,10 @@ class Thinking:
     def answer(self, reply: str) -> str:
         """A whole reply without its thinking."""
         opened = None
-        for opening, closing in self.markers.items():
-            before, found, _ = reply.partition(closing)
+        for opening, end in self.markers.items():
+            before, found, _ = reply.partition(end)
             if found and opening not in before:  # the prompt had opened it
-                opened = closing
+                opened = end
         splitter = Splitter(self.markers, opened)
         spans = [*splitter.add(reply), *splitter.finish()]
         return "".join(text for text, thought in spans if not thought)
