@@ -31,10 +31,10 @@ import mlxrun
 from converters import staging
 from converters.convert import convert
 from converters.directory.header import read_header
+from mlxrun import loader  # noqa: F401
 from mlxrun.cache import saved
 from mlxrun.cli import chat, conversation, remembered  # noqa: F401 - once, for all forks
 from mlxrun.cli.main import run
-from mlxrun.loading import gguf as loading  # noqa: F401
 from tests.tiny_models import Tiny
 
 HIDDEN = ".mlxrun-partial-"
