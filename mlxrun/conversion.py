@@ -155,7 +155,7 @@ def prepare(config: dict[str, Any], weights: Weights) -> Plan:
     whole = Weights(dict(weights.arrays), dict(weights.layouts))
     normalise(config, whole)
     sketch = {name: _placeholder(array) for name, array in whole.arrays.items()}
-    params = Parameters(sketch, whole.layouts, mx.float32, join=False)
+    params = Parameters(sketch, whole.layouts, mx.float32, fuse=False)
     Transformer(defined, params)
     for name in params.unused():
         weights.skip(name, NO_PLACE)

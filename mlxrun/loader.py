@@ -43,7 +43,7 @@ from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.products import PLANES, products_named
 from mlxrun.weights.adapters import AdapterChoice, Adapters, read_adapters
-from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.blocks import BlockWeight
 from mlxrun.weights.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class GGUFSource:
         adapters = read_adapters(adapter, self.config, native)
         names, policy = self.gguf.names, storage.policy
         records: list[TensorRecord] = []
-        blocks: dict[str, Blocks] = {}
+        blocks: dict[str, BlockWeight] = {}
         for mapped in storage.blocks:
             assert storage.block_kernels is not None
             blocks[mapped.target] = _blocks(mapped, storage.block_kernels, PLANES[products])
@@ -546,7 +546,7 @@ def _block_bytes(mapped: Mapped) -> int:
     return mapped.source.nbytes + order + (mapped.factor.nbytes if mapped.factor else 0)
 
 
-def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> Blocks:
+def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> BlockWeight:
     tensor, factor, order = mapped.source, mapped.factor, None
     if in_place(mapped):
         blocks = kernels.map(tensor)
@@ -555,7 +555,7 @@ def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> Block
     else:  # its rows are not together in the file
         stored = tensor.raw().reshape(*tensor.shape[:-1], -1)
         blocks = mx.array(stored if mapped.order is None else stored[mapped.order])
-    return Blocks(
+    return BlockWeight(
         tensor.name,
         Matrix(blocks, tensor.type, tensor.shape[-1], order),
         kernels,
@@ -565,7 +565,7 @@ def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> Block
     )
 
 
-def _record(mapped: Mapped, blocks: Blocks) -> TensorRecord:
+def _record(mapped: Mapped, blocks: BlockWeight) -> TensorRecord:
     tensor = mapped.source
     bits = source_bits(tensor.type)
     return TensorRecord(

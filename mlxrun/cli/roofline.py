@@ -75,7 +75,7 @@ def _counts(llm: LLM, dtype: str, cache: Wanted) -> Counts:
     from mlxrun.planning.counting import count_held
 
     model = llm.model
-    modules = model.held if isinstance(model, Transformer) else {}
+    modules = model.module_bytes if isinstance(model, Transformer) else {}
     storage = WeightStorage(model.nbytes, dtype, False, "as loaded", modules)
     return count_held(llm.config, storage, cache)
 

@@ -10,8 +10,8 @@ import mlx.core as mx
 from mlxrun.kernels.cpu_ops import gelu_tanh, sigmoid, silu
 from mlxrun.models.config import Norm
 from mlxrun.weights.fused import Added, Gate, RMSNorm
+from mlxrun.weights.linear import settled
 from mlxrun.weights.parameters import Parameters
-from mlxrun.weights.weight import settled
 
 Function = Callable[[mx.array], mx.array]
 

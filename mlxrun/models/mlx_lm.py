@@ -55,9 +55,9 @@ from mlxrun.kernels.compilation import avoid_fusion
 from mlxrun.kernels.device import Device, device
 from mlxrun.memory.footprint import SAMPLING, Footprint, LayerFootprint
 from mlxrun.model import Summary
+from mlxrun.weights.linear import MLXWeight
 from mlxrun.weights.lora import OTHER_MODEL, LoRA, combined
 from mlxrun.weights.parameters import Parameters
-from mlxrun.weights.weight import Weight
 
 Config = Mapping[str, Any]
 Arrays = dict[str, mx.array]
@@ -334,7 +334,7 @@ def _quantize(module: Any, arrays: Arrays, params: Parameters) -> None:
         layout = _layout(path, arrays, shapes[f"{path}.weight"][-1])
         if params.expand or not hasattr(modules.get(path), "to_quantized"):
             scales, biases = arrays.pop(f"{path}.scales"), arrays.pop(f"{path}.biases", None)
-            packed_weight = Weight(layout, arrays[f"{path}.weight"], scales, biases)
+            packed_weight = MLXWeight(layout, arrays[f"{path}.weight"], scales, biases)
             arrays[f"{path}.weight"] = packed_weight.dequantize(params.dtype)
         else:
             packed[path] = layout

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlxrun.kernels.cpu_ops import rotation_of_single_tokens
 from mlxrun.kernels.device import device
 from mlxrun.models.config import Rope
-from mlxrun.weights.weight import settled
+from mlxrun.weights.linear import settled
 
 Rotation = Callable[[mx.array, int | mx.array], mx.array]
 

@@ -22,7 +22,7 @@ from mlxrun.models.config import Layer, ModelConfig
 from mlxrun.models.feed_forward import feed_forward
 from mlxrun.models.functions import Function, added, compose, norm, scaled, softcapped
 from mlxrun.weights.fused import linear
-from mlxrun.weights.joined import Projection
+from mlxrun.weights.linear import Projection
 from mlxrun.weights.parameters import Parameters
 
 
@@ -114,9 +114,9 @@ class Transformer:
             scaled(config.logit_scale),
             softcapped(config.logit_softcap),
         )
-        self.held = params.held  # bytes by module
-        self.nbytes = sum(self.held.values())
-        self._kernels, self._blocks = params.kernels, params.kept
+        self.module_bytes = params.module_bytes
+        self.nbytes = sum(self.module_bytes.values())
+        self._kernels, self._blocks = params.kernels, params.block_weights
         self.fused = params.kernels is not None
         self.mapped = sum(blocks.nbytes for blocks in self._blocks if blocks.mapped)
 

@@ -1,6 +1,6 @@
 """From a model's config and the bytes of its modules to what decides on its work.
 
-The bytes are those of a loaded model (:attr:`Transformer.held`) or those that headers promise
+The bytes are those of a loaded model (:attr:`Transformer.module_bytes`) or those of headers
 (:class:`mlxrun.loader.WeightStorage`); operations come from the config. Reads no weights.
 """
 

@@ -1,4 +1,4 @@
-"""Matrices as the GGUF blocks that they are in their file: neither copied nor converted.
+"""Matrices as the GGUF blocks of their file, neither copied nor converted.
 
 The products are those of :mod:`mlxrun.kernels`, to which plain float32 is one more type of blocks.
 """
@@ -13,10 +13,10 @@ import mlx.core as mx
 
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.interface import BlockKernels, Matrix
-from mlxrun.weights.weight import (
-    Form,
+from mlxrun.weights.linear import (
     GatheredProduct,
     Product,
+    Weight,
     finished,
     finished_each,
     scaled,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Blocks(Form):
+class BlockWeight(Weight):
     """A matrix, or a stack of such, in GGUF blocks.
 
     Attributes:
@@ -36,7 +36,7 @@ class Blocks(Form):
         matrix: its blocks, their type, and the order of the rows.
         kernels: multiply them.
         planes: activations have 8 bits times this: 1, 2 or 3.
-        factor: what the whole matrix, (1,), or each of a stack, (experts,), is multiplied by.
+        factor: of the whole matrix, (1,), or of each of a stack, (experts,).
         mapped: whether the blocks are pages of the file; else a copy.
     """
 
@@ -66,7 +66,7 @@ class Blocks(Form):
         )
 
     def _product_of_each(self, bias: mx.array | None) -> Product:
-        """Of a stack: every one of them is chosen for each token."""
+        """Of a stack: all of it is chosen for each token."""
         product, every = self.gathered_product(), settled(mx.arange(self.shape[0]))
 
         def each(x: mx.array) -> mx.array:  # (B, count, T, columns)
@@ -102,8 +102,8 @@ class Blocks(Form):
         return bool(mx.isfinite(self.dequantize(mx.float32)).all().item())
 
 
-def plain_blocks(name: str, plain: mx.array, kernels: Kernels, planes: int) -> Blocks:
+def dense_block_weight(name: str, plain: mx.array, kernels: Kernels, planes: int) -> BlockWeight:
     """A plain float32 matrix (..., rows, columns) for the same products; it shares its memory."""
     stored = mx.contiguous(plain.view(mx.uint8))
     matrix = Matrix(stored, GGMLType.F32, plain.shape[-1])
-    return Blocks(name, matrix, kernels, planes, mapped=False)
+    return BlockWeight(name, matrix, kernels, planes, mapped=False)

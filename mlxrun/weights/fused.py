@@ -1,7 +1,6 @@
-"""Projections with what comes before and after them, as one operation where kernels can do that.
+"""Projections with the norm before and the gate or sum after them, as one operation.
 
-A norm before, a gate or a sum after: with the kernels of :mod:`mlxrun.kernels` each is part of the
-product, otherwise operations of their own.
+The kernels of :mod:`mlxrun.kernels` can do that; elsewhere each is an operation of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import Protocol
 import mlx.core as mx
 
 from mlxrun.kernels.native import GATES
-from mlxrun.weights.blocks import Blocks
-from mlxrun.weights.joined import Projection, Split
-from mlxrun.weights.weight import GatheredProduct, Product
+from mlxrun.weights.blocks import BlockWeight
+from mlxrun.weights.linear import GatheredProduct, Product, Projection, Split
 
 
 class Added(Protocol):
@@ -38,7 +36,7 @@ class RMSNorm:
     """Root mean square normalization over the last axis (arXiv:1910.07467).
 
     Attributes:
-        weight: what results are multiplied by, (columns,), or None.
+        weight: (columns,), or None.
         eps: added to the mean square.
         kernel: the norm of ``x``, plus a residual, as one operation; None where there is none.
     """
@@ -106,7 +104,7 @@ def gated_experts(projections: Sequence[Projection], gate: Gate) -> GatheredProd
 class _Parts:
     """Projections whose matrices are all GGUF blocks, and the norm that is fused with them."""
 
-    blocks: Sequence[Blocks]
+    blocks: Sequence[BlockWeight]
     biases: Sequence[mx.array | None]
     norm: RMSNorm | None
 
@@ -133,7 +131,7 @@ def _before(
     norm: Product | None, projections: Sequence[Projection]
 ) -> tuple[Product | None, _Parts | None]:
     """The norm that stays an operation of its own, and the projections if they can be one."""
-    blocks = [each.weight for each in projections if isinstance(each.weight, Blocks)]
+    blocks = [each.weight for each in projections if isinstance(each.weight, BlockWeight)]
     if len(blocks) < len(projections) or any(each.factor is not None for each in blocks):
         return norm, None
     biases = [each.bias for each in projections]

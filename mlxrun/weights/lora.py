@@ -10,9 +10,9 @@ import mlx.core as mx
 
 from converters.layout import dense
 from mlxrun.errors import AdapterError
-from mlxrun.weights.weight import (
-    Form,
+from mlxrun.weights.linear import (
     GatheredProduct,
+    MLXWeight,
     Product,
     Weight,
     finished,
@@ -164,13 +164,13 @@ def _spread(part: mx.array, place: slice, rows: int, axis: int) -> mx.array:
 
 
 @dataclass(frozen=True)
-class LoRAWeight(Form):
+class LoRAWeight(Weight):
     """A matrix whose products include the updates of adapters; the matrix itself is unchanged.
 
     ``dequantize`` gives the matrix without adapters.
     """
 
-    base: Form
+    base: Weight
     lora: CombinedLoRA
 
     @property
@@ -196,7 +196,7 @@ class LoRAWeight(Form):
     def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
         product, row_scale = self.base.gathered_product(), self.lora.row_scale
         a, b = (
-            Weight(dense(str(part.dtype).removeprefix("mlx.core.")), part).gathered_product()
+            MLXWeight(dense(str(part.dtype).removeprefix("mlx.core.")), part).gathered_product()
             for part in (self.lora.a, self.lora.b)
         )
 

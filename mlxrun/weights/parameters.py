@@ -1,4 +1,4 @@
-"""The weights of a model by name, handed out once each, so that a loader can say what is left."""
+"""The parameters of a model by name: the one door to weights for the layers that are built."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ import mlx.core as mx
 from converters.layout import Layout, dense
 from mlxrun.errors import CheckpointError
 from mlxrun.kernels.device import device
-from mlxrun.weights.blocks import Blocks, plain_blocks
+from mlxrun.weights.blocks import BlockWeight, dense_block_weight
 from mlxrun.weights.fused import Added, Gate, gated, gated_experts, linear, split
-from mlxrun.weights.joined import Projection, Split, apart, together
+from mlxrun.weights.linear import (
+    GatheredProduct,
+    MLXWeight,
+    Product,
+    Projection,
+    Split,
+    Weight,
+    fuse,
+    separate,
+)
 from mlxrun.weights.lora import LoRA, LoRAWeight, combined
-from mlxrun.weights.weight import Form, GatheredProduct, Product, Weight
 
 if TYPE_CHECKING:
     from mlxrun.kernels.native import Kernels
@@ -23,25 +31,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class Parameters:
-    """Arrays by Hugging Face name, with the layouts of the quantised ones.
+    """Arrays by Hugging Face name, each handed out once and checked against the config's shapes.
 
     Attributes:
-        arrays: full name to array, e.g. ``model.layers.0.mlp.up_proj.weight``. What is handed out
-            is taken out of it, so that nothing is held as it was stored and as it is used.
-        layouts: module name to layout, for quantised modules.
+        arrays: by full name, e.g. ``model.layers.0.mlp.up_proj.weight``. Those handed out are
+            removed, so that none is in memory both as stored and as used.
+        layouts: of quantized modules, by module.
         dtype: of activations; plain arrays and scales are cast to it as they are handed out.
-        expand: hand out quantised matrices as plain ones.
-        updates: module name to what adapters add to it.
-        blocks: full name to matrices that stay GGUF blocks; taken out like arrays.
-        kernels: of this CPU, for a run in float32, which multiply plain matrices as well; None
-            where there are none.
+        expand: hand out quantized matrices as plain ones.
+        updates: of adapters, by module.
+        blocks: matrices that stay GGUF blocks, by full name; removed like arrays.
+        kernels: of this CPU, for a run in float32, which multiply plain matrices as well, or None.
         planes: activations have 8 bits times this where they are multiplied with blocks.
-        prefix: what names are relative to.
-        join: make projections of one input one product, where their forms agree. By default on a
-            GPU, whose kernels are fewer then; on a CPU it costs as much as it saves.
+        prefix: of the module that names are relative to.
+        fuse: make projections of one input one product, where their layouts agree. By default on a
+            GPU, which launches fewer kernels then; on a CPU it costs as much as it saves.
         used: full names handed out so far; shared between views.
-        handed: full module name to the arrays and matrices handed out, as the model holds them;
-            shared between views.
+        handed: arrays and matrices handed out, by full module name; shared between views.
     """
 
     arrays: MutableMapping[str, mx.array]
@@ -49,13 +55,13 @@ class Parameters:
     dtype: mx.Dtype
     expand: bool = False
     updates: Mapping[str, Sequence[LoRA]] = field(default_factory=dict)
-    blocks: MutableMapping[str, Blocks] = field(default_factory=dict)
+    blocks: MutableMapping[str, BlockWeight] = field(default_factory=dict)
     kernels: Kernels | None = None
     planes: int = 3
     prefix: str = ""
-    join: bool = field(default_factory=lambda: device().joins_projections)
+    fuse: bool = field(default_factory=lambda: device().joins_projections)
     used: set[str] = field(default_factory=set)
-    handed: dict[str, list[mx.array | Form]] = field(default_factory=dict)
+    handed: dict[str, list[mx.array | Weight]] = field(default_factory=dict)
 
     def under(self, name: str) -> Parameters:
         """The same weights, with names relative to a module."""
@@ -74,7 +80,6 @@ class Parameters:
         return self.arrays.pop(full)
 
     def has(self, name: str) -> bool:
-        """Whether there is a parameter of that name."""
         return self.prefix + name in self.arrays or self.prefix + name in self.blocks
 
     def vector(self, name: str, size: int) -> mx.array:
@@ -88,7 +93,7 @@ class Parameters:
         """An array of any shape, for a caller that checks it; floats in the run's dtype.
 
         Args:
-            cast: whether floats are; codes and one-byte scales stay what they are.
+            cast: whether floats are; codes and one-byte scales never are.
         """
         array = self._get(name)
         if cast and mx.issubdtype(array.dtype, mx.floating):
@@ -97,7 +102,7 @@ class Parameters:
         return array
 
     def experts(self, module: str, count: int, rows: int, columns: int) -> GatheredProduct:
-        """Stacked projections chosen by index; see :meth:`Form.gathered_product`."""
+        """Stacked projections chosen by index; see :meth:`Weight.gathered_product`."""
         stack = self._stack(module, count, rows, columns)
         return stack.weight.gathered_product(stack.bias)
 
@@ -123,7 +128,7 @@ class Parameters:
         """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
         return self.weight(module, rows, columns, stacked=(count,)).product()
 
-    def weight(self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()) -> Form:
+    def weight(self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()) -> Weight:
         """A matrix in its own form, its floats in the run's dtype; or a stack of them.
 
         One dtype everywhere: MLX promotes a product of two half types to float32.
@@ -132,15 +137,14 @@ class Parameters:
         updates = self.updates.get(self.prefix + module)
         return self._adapted(module, stored, updates) if updates else stored
 
-    def _adapted(self, module: str, stored: Form, updates: Sequence[LoRA]) -> Form:
-        """The weight with what adapters add to its products."""
+    def _adapted(self, module: str, stored: Weight, updates: Sequence[LoRA]) -> Weight:
         for update in updates:
             update.check(self.prefix + module, stored.shape)
         lora = combined(updates, stored.rows, lambda: stored.dequantize(mx.float32), self.dtype)
         self._hand(module, *lora.arrays)
         return LoRAWeight(stored, lora)
 
-    def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Form:
+    def _stored(self, module: str, rows: int, columns: int, stacked: tuple[int, ...]) -> Weight:
         layout, full = self.layouts.get(self.prefix + module), f"{self.prefix}{module}.weight"
         if full in self.blocks:
             blocks = self.blocks.pop(full)
@@ -163,7 +167,7 @@ class Parameters:
         self._hand(module, packed)
         return packed
 
-    def _packed(self, module: str, layout: Layout, weight: mx.array) -> Weight:
+    def _packed(self, module: str, layout: Layout, weight: mx.array) -> MLXWeight:
         scales = self._get(f"{module}.scales")
         codes = (weight.dtype, scales.dtype if layout.mode != "affine" else mx.uint8)
         if codes != (mx.uint32, mx.uint8):
@@ -172,11 +176,11 @@ class Parameters:
                 f"is not how {layout.mode} is stored"
             )
         if layout.mode != "affine":
-            return Weight(layout, weight, scales, factor=self._factor(module, weight))
+            return MLXWeight(layout, weight, scales, factor=self._factor(module, weight))
         biases = self._get(f"{module}.biases")
         if self.dtype == mx.float32 and scales.dtype == biases.dtype == mx.float16:
-            return Weight(layout, weight, scales, biases)  # products widen them, at no loss
-        return Weight(
+            return MLXWeight(layout, weight, scales, biases)  # products widen them, at no loss
+        return MLXWeight(
             layout,
             weight,
             self._cast(f"{module}.scales", scales),
@@ -184,19 +188,19 @@ class Parameters:
         )
 
     def _factor(self, module: str, weight: mx.array) -> mx.array | None:
-        """What a GGUF multiplies a whole matrix by, or each of a stack of experts."""
+        """A GGUF's factor of a whole matrix, or of each of a stack of experts."""
         if not self.has(f"{module}.factor"):
             return None
         factor = self._get(f"{module}.factor")
         self._expect(f"{module}.factor", factor.shape, weight.shape[:-2] or (1,))
         return factor
 
-    def _plain(self, module: str, weight: mx.array) -> Form:
-        form: Form
+    def _plain(self, module: str, weight: mx.array) -> Weight:
+        form: Weight
         if self.kernels is None:
-            form = Weight(dense(str(weight.dtype).removeprefix("mlx.core.")), weight)
+            form = MLXWeight(dense(str(weight.dtype).removeprefix("mlx.core.")), weight)
         else:
-            form = plain_blocks(self.prefix + module, weight, self.kernels, self.planes)
+            form = dense_block_weight(self.prefix + module, weight, self.kernels, self.planes)
         self._hand(module, form)
         return form
 
@@ -212,17 +216,17 @@ class Parameters:
             )
         return cast
 
-    def _expect(self, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-        if found != wanted:
+    def _expect(self, name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
             raise CheckpointError(
-                f"{self.prefix}{name} has the shape {found}, config.json implies {wanted}"
+                f"{self.prefix}{name} has the shape {found}, config.json implies {expected}"
             )
 
     def linear(self, module: str, rows: int, columns: int, *, norm: Product | None = None) -> Added:
         """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one.
 
         Args:
-            norm: what its input goes through first.
+            norm: applied to its input first.
         """
         return linear(self._projection(module, rows, columns), norm)
 
@@ -234,7 +238,7 @@ class Parameters:
         Args:
             parts: module and rows of each.
             columns: of all.
-            norm: what the input goes through first.
+            norm: applied to the input first.
         """
         return self._split(parts, [self._projection(*part, columns) for part in parts], norm)
 
@@ -246,14 +250,14 @@ class Parameters:
     ) -> Split:
         if fused := split(projections, norm):
             return fused
-        if self.join:
-            product, projections = together(projections)
+        if self.fuse:
+            product, projections = fuse(projections)
             for (module, _), projection in zip(parts, projections, strict=True):
                 self.handed[self.prefix + module] = [projection.weight]
                 if projection.bias is not None:
                     self.handed[f"{self.prefix}{module}.bias"] = [projection.bias]
         else:
-            product = apart(projections)
+            product = separate(projections)
         return product if norm is None else lambda x: product(norm(x))
 
     def gated(
@@ -270,7 +274,7 @@ class Parameters:
         Args:
             modules: of both, or one module that has the rows of both below each other.
             rows: of each side.
-            norm: what the input goes through first.
+            norm: applied to the input first.
         """
         if len(modules) == 1:
             both = self.linear(modules[0], 2 * rows, columns, norm=norm)
@@ -287,38 +291,36 @@ class Parameters:
         biased = self.has(f"{module}.bias")
         return Projection(weight, self.vector(f"{module}.bias", rows) if biased else None)
 
-    def _hand(self, name: str, *parts: mx.array | Form) -> None:
+    def _hand(self, name: str, *parts: mx.array | Weight) -> None:
         self.handed.setdefault(self.prefix + name, []).extend(parts)
 
     def settle(self) -> None:
-        """Compute what was handed out.
+        """Evaluate all that was handed out, so that a damaged file fails here.
 
-        Files are read lazily: a damaged one must fail here, not at the first token. One module at
-        a time: what views are taken of is held as well until then.
+        One module at a time: until then the arrays that views are taken of stay in memory as well.
         """
         for parts in self.handed.values():
-            mx.eval([part.arrays if isinstance(part, Form) else part for part in parts])
+            mx.eval([part.arrays if isinstance(part, Weight) else part for part in parts])
 
     @property
-    def held(self) -> dict[str, int]:
-        """Full module name to the bytes of what was handed out."""
+    def module_bytes(self) -> dict[str, int]:
+        """Bytes handed out, by full module name."""
         return {
             name: sum(int(part.nbytes) for part in parts) for name, parts in self.handed.items()
         }
 
     @property
-    def kept(self) -> list[Blocks]:
-        """What was handed out as the blocks of its file."""
+    def block_weights(self) -> list[BlockWeight]:
+        """The GGUF blocks handed out."""
         parts = [part for parts in self.handed.values() for part in parts]
-        return [part for part in parts if isinstance(part, Blocks)]
+        return [part for part in parts if isinstance(part, BlockWeight)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays handed out."""
-        return sum(self.held.values())
+        return sum(self.module_bytes.values())
 
     def unused(self) -> list[str]:
-        """Names that the model did not ask for."""
+        """Names that were not handed out."""
         return sorted([*self.arrays, *self.blocks])
 
 

@@ -21,7 +21,7 @@ from converters.gguf.reader import read_gguf
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.gpu import FLOATS, METAL, TYPES, Kernels
 from mlxrun.kernels.interface import Matrix
-from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.blocks import BlockWeight
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_a_weight_of_blocks_with_these_kernels(emulator: Emulator, decoders: Dec
     weights = Weights(decoders, GGMLType.Q4_K, 20, 256, ordered=True)
     stack = Weights(decoders, GGMLType.Q4_K, 4, 20, 256)
     kernels: Any = Kernels(METAL, make=emulator.kernel)
-    one, many = (Blocks("w", each.matrix, kernels, 2) for each in (weights, stack))
+    one, many = (BlockWeight("w", each.matrix, kernels, 2) for each in (weights, stack))
     bias, factor = mx.arange(20).astype(mx.float16), 0.5
     scaled = replace(one, factor=mx.array([factor]))
     x, plain = inputs(np.random.default_rng(9), mx.float16, 1, 2, 256)

@@ -86,14 +86,14 @@ def test_bytes_are_those_of_the_arrays_that_are_held(name: str, tmp_path: Path) 
     config, held = promised(gguf)
     before, after = (
         count_held(config, held).weights,
-        split(model_config(loaded.config), loaded.model.held),
+        split(model_config(loaded.config), loaded.model.module_bytes),
     )
     assert before == after
-    assert after.total == loaded.model.nbytes == sum(loaded.model.held.values())
+    assert after.total == loaded.model.nbytes == sum(loaded.model.module_bytes.values())
     routed = sum(each.nbytes for each in after.routed)
     experts = {
         n: size
-        for n, size in loaded.model.held.items()
+        for n, size in loaded.model.module_bytes.items()
         if re.search(r"\b(switch_mlp|experts)\b", n)
     }
     assert routed == sum(experts.values())
@@ -119,7 +119,7 @@ def test_packed_weights_count_by_their_stored_bits(tmp_path: Path, kind: str, ti
     directory = count_held(*promised(tmp_path / "converted", dtype="float16"))
     assert directory.weights == counts.weights
     loaded = mlxrun.load(tmp_path / "converted", dtype="float16")
-    assert split(model_config(loaded.config), loaded.model.held) == counts.weights
+    assert split(model_config(loaded.config), loaded.model.module_bytes) == counts.weights
 
 
 def test_experts_of_a_converted_directory(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_keys_and_values_are_what_caches_store(
 ) -> None:
     llm = mlxrun.load(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
     wanted = Wanted(window, 0, *types)
-    held = WeightStorage(llm.model.nbytes, "float32", False, "", llm.model.held)
+    held = WeightStorage(llm.model.nbytes, "float32", False, "", llm.model.module_bytes)
     counts = count_held(llm.config, held, wanted)
     caches = llm.model.make_cache(window=window, keys=types[0], values=types[1])
     llm.model(mx.zeros((1, 256), mx.int32), caches, last_only=True)  # a capacity: all slots used

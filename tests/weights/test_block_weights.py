@@ -10,9 +10,9 @@ from tiny_models import random_blocks
 
 from converters.gguf.types import GGMLType
 from mlxrun.kernels import dispatch as kernels
-from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.blocks import BlockWeight
 from mlxrun.weights.fused import split
-from mlxrun.weights.joined import Projection
+from mlxrun.weights.linear import Projection
 from mlxrun.weights.lora import LoRA, LoRAWeight, combined
 
 ROWS, COLUMNS, COUNT = 24, 256, 3
@@ -29,7 +29,7 @@ def native() -> kernels.Kernels:
 def made(
     native: kernels.Kernels, kind: str, *, stacked: bool = False, order: bool = False,
     factor: bool = False,
-) -> tuple[Blocks, np.ndarray]:  # fmt: skip
+) -> tuple[BlockWeight, np.ndarray]:  # fmt: skip
     """A form, and the plain float64 matrix that it stands for."""
     rng = np.random.default_rng(7)
     shape = (COUNT, ROWS) if stacked else (ROWS,)
@@ -55,7 +55,7 @@ def made(
         COLUMNS,
         None if places is None else mx.array(places.astype(np.int32)),
     )
-    return Blocks("m", matrix, native, 3, None if by is None else mx.array(by)), plain
+    return BlockWeight("m", matrix, native, 3, None if by is None else mx.array(by)), plain
 
 
 def close(found: mx.array, wanted: np.ndarray) -> None:
@@ -144,7 +144,7 @@ def test_planes_say_how_exact_a_product_is(native: kernels.Kernels) -> None:
     wanted = x @ plain.T
     errors = []
     for planes in (1, 2, 3):
-        found = np.array(Blocks("m", form.matrix, native, planes).product()(mx.array(x)))
+        found = np.array(BlockWeight("m", form.matrix, native, planes).product()(mx.array(x)))
         errors.append(((found - wanted) ** 2).mean() / (wanted**2).mean())
     assert 1e-8 < errors[0] <= 1e-3
     assert 1e-12 < errors[1] <= 1e-8
@@ -157,4 +157,4 @@ def test_numbers_that_are_none_are_found(native: kernels.Kernels) -> None:
     stored = np.array(form.matrix.blocks)
     stored[5, 18:20] = np.array([np.nan], np.float16).view(np.uint8)
     matrix = kernels.Matrix(mx.array(stored), GGMLType.Q4_0, COLUMNS)
-    assert not Blocks("m", matrix, native, 3).finite
+    assert not BlockWeight("m", matrix, native, 3).finite

@@ -14,10 +14,9 @@ from converters.layout import dense
 from mlxrun.kernels import dispatch as kernels
 from mlxrun.models.functions import GATES
 from mlxrun.weights import fused
-from mlxrun.weights.blocks import Blocks
+from mlxrun.weights.blocks import BlockWeight
 from mlxrun.weights.fused import RMSNorm
-from mlxrun.weights.joined import Projection
-from mlxrun.weights.weight import Weight
+from mlxrun.weights.linear import MLXWeight, Projection
 
 COLUMNS, EXACT = 512, 3
 TYPES = (GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0)
@@ -31,7 +30,7 @@ def cpu() -> kernels.Kernels:
     return found
 
 
-def blocks(cpu: kernels.Kernels, type: GGMLType, *shape: int) -> Blocks:
+def blocks(cpu: kernels.Kernels, type: GGMLType, *shape: int) -> BlockWeight:
     """Random blocks with scales near 1/64 at their places."""
     rng = np.random.default_rng(int(type) + sum(shape))
     numbers, size = BLOCKS[type]
@@ -40,13 +39,13 @@ def blocks(cpu: kernels.Kernels, type: GGMLType, *shape: int) -> Blocks:
         scales = rng.uniform(0.01, 0.02, raw.shape[:-1]).astype(np.float16)
         raw[..., at : at + 2] = scales[..., None].view(np.uint8)
     stored = mx.array(raw.reshape(*shape, -1))
-    return Blocks("test", kernels.Matrix(stored, type, COLUMNS), cpu, EXACT)
+    return BlockWeight("test", kernels.Matrix(stored, type, COLUMNS), cpu, EXACT)
 
 
 def plain(projection: Projection) -> Projection:
     """The same numbers, as a plain matrix, which nothing is fused with."""
     return Projection(
-        Weight(dense("float32"), projection.weight.dequantize(mx.float32)), projection.bias
+        MLXWeight(dense("float32"), projection.weight.dequantize(mx.float32)), projection.bias
     )
 
 

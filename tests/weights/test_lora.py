@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from converters.layout import Layout, affine, dense, fixed
 from mlxrun.errors import AdapterError
+from mlxrun.weights.linear import MLXWeight
 from mlxrun.weights.lora import LoRA, LoRAWeight, combined
-from mlxrun.weights.weight import Weight
 
 ROWS, COLUMNS, EXPERTS = 24, 64, 3
 LAYOUTS = [dense("float32"), affine(4, 32, "float32"), affine(8, 64, "float32"), fixed("mxfp4")]
@@ -58,11 +58,11 @@ def sums(draw: st.DrawFn, stacked: bool = False) -> Sum:
     return Sum(LoRAWeight(stored, both), plain)
 
 
-def _stored(values: np.ndarray, layout: Layout) -> Weight:
+def _stored(values: np.ndarray, layout: Layout) -> MLXWeight:
     if not layout.quantized:
-        return Weight(layout, mx.array(values))
+        return MLXWeight(layout, mx.array(values))
     form = {"group_size": layout.group_size, "bits": layout.bits, "mode": layout.mode}
-    return Weight(layout, *mx.quantize(mx.array(values), **form))
+    return MLXWeight(layout, *mx.quantize(mx.array(values), **form))
 
 
 def close(found: mx.array, wanted: np.ndarray) -> None:

@@ -1,14 +1,11 @@
-"""Matrices in any form, and the products that a transformer takes with them.
-
-A :class:`Form` knows how to multiply, to look up rows and to say its size. It is immutable.
-:class:`Weight` is the one for MLX's own layouts.
-"""
+"""Weight matrices, the products with them, and projections of one input fused into one product."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 
 import mlx.core as mx
@@ -16,7 +13,7 @@ import mlx.core as mx
 from converters.layout import Layout
 from mlxrun.kernels.device import device
 
-# From this many rows on, the CPU dequantises a packed matrix once rather than per row: its packed
+# From this many rows on, the CPU dequantizes a packed matrix once rather than per row: its packed
 # product runs on one core, row by row (measured, docs/architecture.md).
 CPU_DENSE_ROWS = 8
 
@@ -25,16 +22,13 @@ GatheredProduct = Callable[[mx.array, mx.array], mx.array]
 
 
 def settled(constant: mx.array) -> mx.array:
-    """A constant that is computed now, so that any thread may compute with it.
-
-    What is not evaluated yet can be evaluated only by the thread that built it.
-    """
+    """A constant, computed now: a lazy one can be evaluated only by the thread that built it."""
     mx.eval(constant)
     return constant
 
 
-class Form(ABC):
-    """A matrix of shape (rows, columns), or a stack of such."""
+class Weight(ABC):
+    """An immutable matrix (rows, columns), or a stack of such, however it is stored."""
 
     @property
     @abstractmethod
@@ -44,11 +38,11 @@ class Form(ABC):
     @property
     @abstractmethod
     def arrays(self) -> list[mx.array]:
-        """All arrays that it is made of."""
+        """All of its arrays."""
 
     @abstractmethod
     def product(self, bias: mx.array | None = None) -> Product:
-        """A function ``x (..., columns) -> x @ W.T + bias (..., rows)``, chosen once.
+        """A function ``x (..., columns) -> x @ W.T + bias (..., rows)``.
 
         Of a stack: ``(B, count, T, columns) -> (B, count, T, rows)``, each its own.
         """
@@ -83,19 +77,18 @@ class Form(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays."""
         return sum(int(array.nbytes) for array in self.arrays)
 
 
 @dataclass(frozen=True)
-class Weight(Form):
+class MLXWeight(Weight):
     """A matrix of shape (rows, columns), or a stack of such, in one of MLX's layouts.
 
     Attributes:
         layout: mode, bits, group size and dtype.
         weight: the plain array, or the packed codes.
-        scales, biases: of a quantised layout; ``biases`` only of an affine one.
-        factor: what the whole matrix, (1,), or each of a stack, (experts,), is multiplied by.
+        scales, biases: of a quantized layout; ``biases`` only of an affine one.
+        factor: of the whole matrix, (1,), or of each of a stack, (experts,).
     """
 
     layout: Layout
@@ -200,7 +193,7 @@ class Weight(Form):
 
 
 def finished(product: Product, factor: mx.array | None, bias: mx.array | None) -> Product:
-    """``x -> factor * product(x) + bias``; what is None is not there at all."""
+    """``x -> factor * product(x) + bias``; None: none."""
     if factor is None:
         return product if bias is None else lambda x: product(x) + bias
     each = factor if factor.size == 1 else settled(factor[:, None, None])  # of a stack
@@ -236,6 +229,104 @@ def scaled(plain: mx.array, factor: mx.array | None) -> mx.array:
 
 
 def _plain_product(weight: mx.array) -> Product:
-    """As :meth:`Weight.product`, of a plain matrix (..., rows, columns)."""
+    """As :meth:`MLXWeight.product`, of a plain matrix (..., rows, columns)."""
     transposed = settled(weight.swapaxes(-1, -2))
     return lambda x: x @ transposed
+
+
+# Products of several projections with one input.
+Split = Callable[[mx.array], list[mx.array]]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A matrix (rows, columns) with its bias (rows,), or without one."""
+
+    weight: Weight
+    bias: mx.array | None = None
+
+    @property
+    def fusable(self) -> Hashable:
+        """Equal for projections whose rows can be one matrix; None for one that stays separate.
+
+        An adapter's update and a factor of a whole matrix belong to one projection.
+        """
+        weight = self.weight
+        if not isinstance(weight, MLXWeight) or weight.factor is not None:
+            return None
+        return weight.layout, *(str(part.dtype) for part in weight.arrays), self.bias is None
+
+    @property
+    def function(self) -> Product:
+        """``x (..., columns) -> (..., rows)``."""
+        return self.weight.product(self.bias)
+
+    def cut(self, start: int, stop: int) -> Projection:
+        """The projection to some of the rows, as views."""
+        whole, bias = self.weight, self.bias
+        assert isinstance(whole, MLXWeight)
+        parts = (whole.weight, whole.scales, whole.biases, bias)
+        weight, scales, biases, bias = (
+            None if part is None else part[start:stop] for part in parts
+        )
+        assert weight is not None
+        return Projection(replace(whole, weight=weight, scales=scales, biases=biases), bias)
+
+
+def separate(projections: Sequence[Projection]) -> Split:
+    """``x (..., columns) -> [(..., rows), ...]``, a product for each."""
+    functions = [each.function for each in projections]
+    return lambda x: [function(x) for function in functions]
+
+
+def fuse(projections: Sequence[Projection]) -> tuple[Split, list[Projection]]:
+    """As :func:`separate`, one product for all that can be fused; and the projections as its views.
+
+    The fused matrix is computed now: once the caller drops the projections, their memory is free.
+    """
+    made, results = list(projections), []
+    for places in _groups(projections):
+        whole = _concatenated([projections[place] for place in places])
+        edges = list(accumulate(projections[place].weight.rows for place in places))
+        for place, start, stop in zip(places, [0, *edges], edges, strict=False):
+            made[place] = whole.cut(start, stop) if len(places) > 1 else whole
+        results.append((places, whole.function, edges[:-1]))
+    if len(results) == len(made):
+        return separate(made), made
+
+    def split(x: mx.array) -> list[mx.array]:
+        parts: dict[int, mx.array] = {}
+        for places, function, edges in results:
+            parts |= zip(places, mx.split(function(x), edges, axis=-1), strict=True)
+        return [parts[place] for place in range(len(made))]
+
+    return split, made
+
+
+def _groups(projections: Sequence[Projection]) -> list[list[int]]:
+    """Places of the projections that become one."""
+    found: dict[Hashable, list[int]] = {}
+    for place, projection in enumerate(projections):
+        key = projection.fusable
+        found.setdefault(place if key is None else key, []).append(place)
+    return list(found.values())
+
+
+def _concatenated(projections: Sequence[Projection]) -> Projection:
+    if len(projections) == 1:
+        return projections[0]
+
+    def rows(parts: Sequence[mx.array | None]) -> mx.array | None:
+        present = [part for part in parts if part is not None]
+        return mx.concatenate(present) if present else None
+
+    weights = [each.weight for each in projections if isinstance(each.weight, MLXWeight)]
+    weight = rows([each.weight for each in weights])
+    scales, biases = (
+        rows([each.scales for each in weights]),
+        rows([each.biases for each in weights]),
+    )
+    bias = rows([each.bias for each in projections])
+    assert weight is not None
+    mx.eval([part for part in (weight, scales, biases, bias) if part is not None])
+    return Projection(replace(weights[0], weight=weight, scales=scales, biases=biases), bias)

@@ -1,4 +1,4 @@
-"""Projections joined into one product give what each gives alone, and take no memory twice."""
+"""Projections fused into one product give what each gives alone, and take no memory twice."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from converters.layout import Layout, affine, dense, fixed
 from mlxrun.conversion import convert
 from mlxrun.models.families import model_config
 from mlxrun.models.transformer import Transformer
-from mlxrun.weights.joined import Projection, apart, together
+from mlxrun.weights.linear import MLXWeight, Projection, fuse, separate
 from mlxrun.weights.lora import LoRA
 from mlxrun.weights.parameters import Parameters
-from mlxrun.weights.weight import Weight
 
 COLUMNS = 64
 LAYOUTS = [
@@ -40,14 +39,14 @@ def _projection(layout: Layout, rows: int, biased: bool, seed: int) -> Projectio
     plain = mx.array(rng.standard_normal((rows, COLUMNS)).astype(np.float32))
     bias = mx.array(rng.standard_normal(rows).astype(np.float32)) if biased else None
     if not layout.quantized:
-        return Projection(Weight(layout, plain.astype(getattr(mx, layout.dtype))), bias)
+        return Projection(MLXWeight(layout, plain.astype(getattr(mx, layout.dtype))), bias)
     codes, scales, *rest = mx.quantize(
         plain, group_size=layout.group_size, bits=layout.bits, mode=layout.mode
     )
     if not rest:
-        return Projection(Weight(layout, codes, scales), bias)
+        return Projection(MLXWeight(layout, codes, scales), bias)
     dtype = getattr(mx, layout.dtype)
-    return Projection(Weight(layout, codes, scales.astype(dtype), rest[0].astype(dtype)), bias)
+    return Projection(MLXWeight(layout, codes, scales.astype(dtype), rest[0].astype(dtype)), bias)
 
 
 @st.composite
@@ -62,10 +61,10 @@ def projections(draw: st.DrawFn) -> list[Projection]:
 
 
 @given(projections(), st.integers(1, 9))
-def test_joined_projections_give_what_each_gives_alone(made: list[Projection], tokens: int) -> None:
+def test_fused_projections_give_what_each_gives_alone(made: list[Projection], tokens: int) -> None:
     x = mx.array(np.random.default_rng(9).standard_normal((2, tokens, COLUMNS)), mx.float32)
-    split, views = together(made)
-    for ours, alone, view in zip(split(x), apart(made)(x), views, strict=True):
+    split, views = fuse(made)
+    for ours, alone, view in zip(split(x), separate(made)(x), views, strict=True):
         assert ours.shape == alone.shape
         tolerance = 1e-4 * float(mx.abs(alone).max())
         np.testing.assert_allclose(np.array(ours), np.array(alone), atol=tolerance)
@@ -78,15 +77,15 @@ def test_what_agrees_is_joined_and_what_differs_is_not(monkeypatch: pytest.Monke
     v = _projection(affine(6, 32, "float32"), 8, False, 2)
     factored = replace(q, weight=replace(q.weight, factor=mx.ones((1,))))
     built: list[int] = []
-    product = Weight.product
+    product = MLXWeight.product
 
-    def counted(self: Weight, bias: mx.array | None = None) -> Any:
+    def counted(self: MLXWeight, bias: mx.array | None = None) -> Any:
         built.append(self.rows)
         return product(self, bias)
 
-    monkeypatch.setattr(Weight, "product", counted)
-    together([q, v, k])
-    together([factored, q, k])
+    monkeypatch.setattr(MLXWeight, "product", counted)
+    fuse([q, v, k])
+    fuse([factored, q, k])
     assert built == [16, 8, 8, 16]
 
 
@@ -108,14 +107,14 @@ def _logits(model: Transformer) -> np.ndarray:
         Tiny(arch="qwen3", kinds={"blk.0.attn_q.weight": "Q8_0"}),
     ],
 )
-def test_a_model_with_joined_projections_is_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_model_with_fused_projections_is_the_same_model(tiny: Tiny, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     convert(tiny.write(tmp_path / "m.gguf"), folder, policy="near")
     config = model_config(read_config(folder))
-    alone = Transformer(config, _parameters(folder, join=False))
-    joined = Transformer(config, _parameters(folder, join=True))
-    assert joined.held == alone.held
-    np.testing.assert_allclose(_logits(joined), _logits(alone), rtol=1e-4, atol=1e-5)
+    alone = Transformer(config, _parameters(folder, fuse=False))
+    fused = Transformer(config, _parameters(folder, fuse=True))
+    assert fused.module_bytes == alone.module_bytes
+    np.testing.assert_allclose(_logits(fused), _logits(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_adapted_projections_stay_apart_and_count(tmp_path: Path) -> None:
@@ -125,11 +124,11 @@ def test_adapted_projections_stay_apart_and_count(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     a, b = (mx.array(rng.standard_normal(size), mx.float32) for size in ((2, 64), (64, 2)))
     updates = {"model.layers.0.self_attn.q_proj": [LoRA("test", a, b, 1.0)]}
-    alone = Transformer(config, _parameters(folder, join=False, updates=updates))
-    joined = Transformer(config, _parameters(folder, join=True, updates=updates))
-    plain = Transformer(config, _parameters(folder, join=True))
-    np.testing.assert_allclose(_logits(joined), _logits(alone), rtol=1e-4, atol=1e-5)
-    assert np.abs(_logits(joined) - _logits(plain)).max() > 1e-2
+    alone = Transformer(config, _parameters(folder, fuse=False, updates=updates))
+    fused = Transformer(config, _parameters(folder, fuse=True, updates=updates))
+    plain = Transformer(config, _parameters(folder, fuse=True))
+    np.testing.assert_allclose(_logits(fused), _logits(alone), rtol=1e-4, atol=1e-5)
+    assert np.abs(_logits(fused) - _logits(plain)).max() > 1e-2
 
 
 @pytest.mark.parametrize(("join", "expand"), [(True, False), (True, True), (False, True)])
@@ -138,7 +137,7 @@ def test_no_more_than_a_layer_is_held_twice(join: bool, expand: bool, tmp_path: 
     tiny = Tiny(hidden=128, ffn=512, layers=layers, kinds={"*": "Q8_0"})
     convert(tiny.write(tmp_path / "m.gguf"), folder, policy="near")
     config = model_config(read_config(folder))
-    params = _parameters(folder, join=join, expand=expand)
+    params = _parameters(folder, fuse=join, expand=expand)
     mx.synchronize()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
