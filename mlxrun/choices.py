@@ -1,7 +1,4 @@
-"""What was chosen for a model on this machine, and how to choose otherwise: what ``-v`` prints.
-
-Asks the rooms that choose; chooses nothing itself.
-"""
+"""How a model runs on this machine, and what overrides each choice: ``-v`` prints it."""
 
 from __future__ import annotations
 
@@ -20,19 +17,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Choices:
-    """Each choice in words, and in brackets what overrides it.
+class RuntimeInfo:
+    """How a model runs, each in words, with what overrides it in brackets.
 
     Attributes:
-        device: what computes.
+        device: that computes.
         blas: the library that multiplies matrices on the CPU.
         dtype: of activations.
-        weights: the form they are held in, and why.
+        weights: how they are stored, and why.
         products: how activations are multiplied with them.
-        projections: whether those of one input are one product.
+        projections: whether those of one input are fused.
         cache: how keys and values are stored.
-        decode: how a drawn token's step runs.
-        prefill: how a prompt is read.
+        decode: how a decode step runs.
+        prefill: the chunks of a prompt.
         sampling: the sampling parameters that the model's files recommend.
     """
 
@@ -47,15 +44,15 @@ class Choices:
     prefill: str
     sampling: str
 
-    def storing(self, keys: str | None, values: str | None) -> Choices:
-        """The choices of a session with other types of cache; None for the default."""
+    def storing(self, keys: str | None, values: str | None) -> RuntimeInfo:
+        """The same with other types of cache; None for the default."""
         if keys is None and values is None:
             return self
         plain = self.dtype.split()[0]
         return replace(self, cache=f"keys in {keys or plain}, values in {values or plain}")
 
     def lines(self) -> list[str]:
-        """A line for each, beginning with its name."""
+        """``name: value`` for each."""
         return [f"{field.name}: {getattr(self, field.name)}" for field in fields(self)]
 
     def __str__(self) -> str:
@@ -65,18 +62,18 @@ class Choices:
         return table_of(self)
 
 
-def choices(llm: LLM) -> Choices:
-    """The choices that a loaded model runs by."""
+def runtime_info(llm: LLM) -> RuntimeInfo:
+    """How a loaded model runs."""
     name, model = device_name(), llm.model
     dtype = str(model.dtype).removeprefix("mlx.core.")
-    joins = device().joins_projections and not model.summary.through
-    return Choices(
+    fuses = device().joins_projections and not model.summary.through
+    return RuntimeInfo(
         device=f"CPU, {cores()} cores" if name == "CPU" else name,
         blas=blas.described(),
         dtype=f"{dtype} (dtype=, --dtype)",
         weights=llm.held,
         products=_products(llm),
-        projections="one product where forms agree" if joins else _apart(llm),
+        projections="one product where layouts agree" if fuses else _separate(llm),
         cache=f"keys and values in {dtype}, as activations "
         "(cache_type_k=, cache_type_v=; --cache-type-k, --cache-type-v)",
         decode=_decode(llm),
@@ -95,13 +92,13 @@ def _products(llm: LLM) -> str:
     return f"MLX's own: {llm.missed}" if llm.missed else "MLX's own"
 
 
-def _apart(llm: LLM) -> str:
+def _separate(llm: LLM) -> str:
     return "one operation for those of one input" if llm.native else "a product each"
 
 
 def _decode(llm: LLM) -> str:
     if not llm.model.joint:
-        return "built step by step: the model is no function of its caches"
+        return "not compiled: the model is no function of its caches"
     if llm.stepper.refusal:
-        return f"built step by step: MLX cannot record here ({llm.stepper.refusal})"
-    return f"recorded from step {llm.stepper.patience + 1} on where caches allow, built before"
+        return f"not compiled: MLX cannot compile here ({llm.stepper.refusal})"
+    return f"compiled from step {llm.stepper.patience + 1} on where caches allow"

@@ -1,8 +1,7 @@
-"""Which model a file or a directory holds: a fingerprint that is cheap and that a change changes.
+"""A cheap fingerprint of a model's files, for session files.
 
-Everything that is small is read whole: metadata, configs, tokenizers, templates, headers. Of each
-tensor it reads its size, and bytes at its beginning, in its middle and at its end: a model of 10 GB
-takes some tens of milliseconds. Knows formats only as far as where their tensors lie.
+Metadata, configs, tokenizers, templates and headers are read whole, of each tensor only its size
+and bytes at its start, middle and end: a model of 10 GB takes some tens of milliseconds.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from converters.directory.header import read_header
 from converters.gguf.reader import read_gguf
@@ -21,18 +20,18 @@ from mlxrun.weights.adapters import AdapterChoice, listed
 
 # Bytes read of a tensor in each of three places, and of a file that is neither tensors nor text.
 _SAMPLE = 4096
-# What a directory says of a model besides its weights.
+# Files of a directory besides its weights.
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-class Identity:
-    """The fingerprint of a model, computed when it is asked for first.
+class ModelFingerprint:
+    """The fingerprint of a model, computed at the first call.
 
     Args:
         paths: the files of a GGUF, or a model directory.
-        adapter: what is applied to it.
-        model: what was made of it; its dtype and its size count as well.
-        products: in how many bits it multiplies, where that is a choice; see ``mlxrun.products``.
+        adapter: applied to it.
+        model: as loaded; its dtype and its size count as well.
+        products: the option of that name, where it matters; see ``mlxrun.products``.
     """
 
     def __init__(
@@ -42,9 +41,9 @@ class Identity:
         model: Model[Any],
         products: str | None = None,
     ) -> None:
-        beside = listed(adapter)
-        self._paths = [*paths, *(path for path, _ in beside)]
-        self._also = [str(model.dtype), model.nbytes, [strength for _, strength in beside]]
+        adapters = listed(adapter)
+        self._paths = [*paths, *(path for path, _ in adapters)]
+        self._also = [str(model.dtype), model.nbytes, [strength for _, strength in adapters]]
         self._also += [products] if products else []
         self._stamps = [_stamp(file) for file in self._files()]
         self._known: str | None = None
@@ -65,7 +64,7 @@ class Identity:
                     )
                 self._known = _digest(files, self._also)
             except (OSError, MlxrunError) as error:
-                raise CacheError(f"cannot tell which model this is: {error}") from error
+                raise CacheError(f"cannot compute the fingerprint of the model: {error}") from error
         return self._known
 
     def _files(self) -> list[Path]:
@@ -73,7 +72,7 @@ class Identity:
 
 
 def _files_of(path: Path) -> list[Path]:
-    """All files that a model or an adapter is made of, in an order that their place decides."""
+    """The files of a model or an adapter, in an order that does not depend on the system."""
     if not path.is_dir():
         return [path]
     patterns = ("*.safetensors", *_TEXTS)
@@ -93,17 +92,13 @@ def _digest(files: list[Path], also: list[Any]) -> str:
         whole.update(json.dumps([name, size]).encode())
         with file.open("rb") as data:
             for start, length in _places(file, size):
-                whole.update(_part(data, start, length))
+                data.seek(start)
+                whole.update(data.read(length))
     return whole.hexdigest()
 
 
-def _part(data: BinaryIO, start: int, length: int) -> bytes:
-    data.seek(start)
-    return data.read(length)
-
-
 def _places(file: Path, size: int) -> Iterator[tuple[int, int]]:
-    """Where to read a file: everything but the inside of its tensors."""
+    """Starts and lengths of the parts to read: everything but the inside of tensors."""
     tensors = sorted(_tensors(file))
     if not tensors:
         yield 0, size

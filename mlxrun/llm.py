@@ -37,7 +37,7 @@ from mlxrun.generation.reply import Reply  # noqa: E402
 from mlxrun.generation.request import Chunk, Completion, Request, completed  # noqa: E402
 from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
-from mlxrun.identity import Identity  # noqa: E402
+from mlxrun.identity import ModelFingerprint  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
 from mlxrun.memory.device import give_back, wire  # noqa: E402
 from mlxrun.memory.plan import preflight  # noqa: E402
@@ -48,7 +48,7 @@ from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 from mlxrun.weights.adapters import AdapterChoice  # noqa: E402
 
 if TYPE_CHECKING:
-    from mlxrun.choices import Choices
+    from mlxrun.choices import RuntimeInfo
     from mlxrun.engine import Engine
     from mlxrun.memory.plan import Room
     from mlxrun.quality.perplexity import Perplexity
@@ -132,8 +132,8 @@ def _loaded(
     tokenizer = (
         Tokenizer.from_directory(file) if isinstance(file, Path) else Tokenizer.from_gguf(file)
     )
-    identity = Identity(opened.paths, adapter, loaded.model, loaded.products)
-    return LLM(loaded, tokenizer, source, identity, read_sampling_defaults(file))
+    fingerprint = ModelFingerprint(opened.paths, adapter, loaded.model, loaded.products)
+    return LLM(loaded, tokenizer, source, fingerprint, read_sampling_defaults(file))
 
 
 def _advised(llm: LLM) -> LLM:
@@ -222,11 +222,11 @@ class LLM:
         return self.sessions.prefixes()
 
     @property
-    def choices(self) -> Choices:
-        """What was chosen for this model on this machine; ``print`` it to read."""
-        from mlxrun.choices import choices
+    def choices(self) -> RuntimeInfo:
+        """How this model runs on this machine, and what overrides it; ``print`` it to read."""
+        from mlxrun.choices import runtime_info
 
-        return choices(self)
+        return runtime_info(self)
 
     @property
     def context_length(self) -> int:

@@ -15,14 +15,14 @@ M = TypeVar("M", bound=Memory)
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a model is, for people to read.
+class ModelSummary:
+    """A model in a few words and numbers.
 
     Attributes:
         family: ``model_type`` of its config.
         layers, hidden_size: blocks, and the width of the stream between them; 0 if not known.
         heads, kv_heads: of the first layer that attends; 0 for none.
-        through: the library whose class runs it, or nothing for ours.
+        through: the library whose class runs it; empty for ours.
     """
 
     family: str
@@ -65,7 +65,7 @@ class Model(Protocol[M]):
     def context_length(self) -> int: ...
 
     @property
-    def summary(self) -> Summary: ...
+    def summary(self) -> ModelSummary: ...
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[M], *, last_only: bool = False

@@ -1,9 +1,8 @@
-"""How much memory this machine has for models, what is free of it, its cores, MLX's own limits.
+"""Memory of this machine: how much there is, how much is free, and MLX's own limits; its cores.
 
-Imports MLX only when it is asked about the device. Knows nothing of models. The environment
-variable ``MLXRUN_MEMORY_LIMIT`` takes the place of what the machine says: a number of bytes such
-as ``24GB``, or ``none`` for no limit at all; ``MLXRUN_PLAIN_SHARE`` that of :data:`PLAIN_SHARE`,
-from 0 (quantised weights stay packed) to 1.
+Imports MLX only when it is asked about the device. ``MLXRUN_MEMORY_LIMIT`` in the environment
+overrides the machine's memory: a number of bytes such as ``24GB``, or ``none`` for no limit;
+``MLXRUN_PLAIN_SHARE`` overrides :data:`PLAIN_SHARE`, from 0 (quantized weights stay packed) to 1.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ LIMIT = "MLXRUN_MEMORY_LIMIT"
 SHARE = "MLXRUN_PLAIN_SHARE"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
-# Where Linux says what a container may take: control groups of version 2 and 1.
+# A container's limit on Linux: control groups of version 2 and 1.
 _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 # The share of the free memory that plain float32 weights may take on the CPU. The other half is for
-# what caches and passes take, and for what else runs.
+# caches, passes and other programs.
 PLAIN_SHARE = 0.5
 _CACHED_SHARE, _MOST_CACHED = 0.25, 2 << 30
 _bound: int | None = None  # what bound_cache has set
@@ -39,29 +38,29 @@ def machine_memory() -> int:
     """Bytes that models may take on this machine; 0 where the system does not say.
 
     With Metal the device's recommended working set, which leaves the rest to the system; elsewhere
-    the physical memory, or what a container has of it.
+    the physical memory, or a container's limit.
 
     Raises:
         ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
-    told = _told()
-    if told is not None:
-        return told
-    if limit := working_set():
+    limit = _limit()
+    if limit is not None:
         return limit
+    if recommended := working_set():
+        return recommended
     return min(filter(None, (_physical_memory(), _container_memory())), default=0)
 
 
 def room() -> int:
     """Bytes that a model may take on this machine now; 0 where the system does not say.
 
-    On the CPU the free memory, what MLX holds of it among that; with Metal the recommended working
-    set, which other programs share.
+    On the CPU the free memory and all that MLX holds; with Metal the recommended working set,
+    which other programs share.
 
     Raises:
         ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
-    if _told() is not None or device().own_memory:
+    if _limit() is not None or device().own_memory:
         return machine_memory()
     import mlx.core as mx
 
@@ -103,27 +102,26 @@ def plain_room() -> float:
 def bound_cache(weights: int) -> None:
     """Bound the buffers that MLX keeps for reuse, unless the user has set a bound.
 
-    What one pass frees the next one needs again, but outgrown caches are never asked for: without
-    a bound they would stay. A quarter of what the weights leave, at most 2 GiB, holds the buffers
-    of a pass; the rest is for keys and values. MLX's CPU backend keeps none.
+    The next pass reuses the buffers of this one, but nothing reuses an outgrown KV cache. A quarter
+    of the memory besides the weights, at most 2 GiB, is enough for a pass; the rest is for KV
+    caches. MLX's CPU backend keeps none.
     """
     import mlx.core as mx
 
     global _bound
     left = machine_memory() - weights
-    wanted = (
-        int(min(_MOST_CACHED, max(0, left) * _CACHED_SHARE)) if left > -weights else _MOST_CACHED
-    )
-    before = mx.set_cache_limit(wanted)
+    known = left > -weights
+    bound = int(min(_MOST_CACHED, max(0, left) * _CACHED_SHARE)) if known else _MOST_CACHED
+    before = mx.set_cache_limit(bound)
     # MLX's own bound is its limit on all memory.
     if before not in (0, _bound, mx.get_memory_limit()):
         mx.set_cache_limit(before)
         return
-    _bound = wanted
+    _bound = bound
 
 
 def give_back() -> None:
-    """Return freed memory to the system: what MLX keeps for reuse, and what glibc does."""
+    """Return memory that MLX and glibc keep for reuse to the system."""
     import ctypes
 
     import mlx.core as mx
@@ -138,7 +136,7 @@ def wire(nbytes: int | None = None) -> int:
     """Let MLX keep that much memory from being swapped out; returns the bytes.
 
     Args:
-        nbytes: at most the device's recommended working set, which is what None means.
+        nbytes: at most the device's recommended working set; None for all of that.
 
     Raises:
         ParameterError: more than that, less than nothing, or a device without Metal.
@@ -148,15 +146,15 @@ def wire(nbytes: int | None = None) -> int:
     if not can_wire():
         raise ParameterError("wired", True if nbytes is None else nbytes, "left out without Metal")
     most = int(mx.device_info()["max_recommended_working_set_size"])
-    wanted = most if nbytes is None else nbytes
-    if not 0 <= wanted <= most:
-        raise ParameterError("wired", wanted, f"from 0 to {most} bytes on this device")
-    mx.set_wired_limit(wanted)
-    return wanted
+    wired = most if nbytes is None else nbytes
+    if not 0 <= wired <= most:
+        raise ParameterError("wired", wired, f"from 0 to {most} bytes on this device")
+    mx.set_wired_limit(wired)
+    return wired
 
 
-def _told() -> int | None:
-    """What the environment says of memory: bytes, 0 for no limit, None for nothing."""
+def _limit() -> int | None:
+    """``MLXRUN_MEMORY_LIMIT``: bytes, 0 for no limit, None where it is not set."""
     text = os.environ.get(LIMIT, "").strip()
     if not text:
         return None
@@ -176,7 +174,6 @@ def _physical_memory() -> int:
 
 
 def _container_memory() -> int:
-    """The limit of a container; 0 where there is none."""
     for file in _CONTAINER:
         try:
             return int(Path(file).read_text())

@@ -15,10 +15,10 @@ from mlxrun.models.rope import Rotation, frequencies, rotation
 from mlxrun.weights.fused import Added, RMSNorm
 from mlxrun.weights.parameters import Parameters
 
-# (x, cache, residual) -> residual + what attention makes of x
+# (x, cache, residual) -> residual + attention of x
 Attend = Callable[[mx.array, Cache, mx.array], mx.array]
 Adding = Callable[[Added], Added]
-Turn = Callable[[list[mx.array], Position], list[mx.array]]
+RotateHeads = Callable[[list[mx.array], Position], list[mx.array]]
 
 
 def attention(
@@ -31,16 +31,16 @@ def attention(
     """Attention of one layer over ``x`` (B, T, hidden), or (B, hidden) of single tokens.
 
     Args:
-        before: what ``x`` goes through first.
-        adding: how the output projection adds to the residual.
+        before: the norm of ``x``.
+        adding: makes the output projection add to the residual.
     """
     if isinstance(config, LatentAttention):
         return _latent(config, model, params, before, adding)
     heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
     project = _projections(config, model.hidden_size, params, before)
     out = adding(params.linear(config.out, model.hidden_size, heads * dim))
-    turn = _turning(config, model, params)
-    scale, sharpen = _sharpening(config)
+    rotate = _head_rotation(config, model, params)
+    scale, scale_queries = _query_scale(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
     if config.alibi is None:
         dot = product(scale, config.softcap, sinks, kernels=params.kernels)
@@ -50,9 +50,9 @@ def attention(
     def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
         q, k, v = project(x)
         position = cache.position
-        q, k = turn([q, k], position)
-        mixed = cache.attend(sharpen(q, position), k, _by_head(v, kv_heads), dot)
-        return out(_side_by_side(mixed), residual)
+        q, k = rotate([q, k], position)
+        mixed = cache.attend(scale_queries(q, position), k, _split_heads(v, kv_heads), dot)
+        return out(_merge_heads(mixed), residual)
 
     return attend
 
@@ -70,10 +70,10 @@ def _projections(
     return project if clip is None else lambda x: [clip(part) for part in project(x)]
 
 
-def _turning(config: Attention, model: ModelConfig, params: Parameters) -> Turn:
+def _head_rotation(config: Attention, model: ModelConfig, params: Parameters) -> RotateHeads:
     """``([queries (B, T, H D), keys (B, T, K D)], position) -> [(B, H, T, D), (B, K, T, D)]``.
 
-    Normalized by the layer's norms of queries and keys, and rotated.
+    With the layer's norms of queries and keys, and RoPE.
     """
     kind, rotate = config.qk_norm, rotation(config.rope)
     counts = (config.heads, config.kv_heads)
@@ -81,7 +81,7 @@ def _turning(config: Attention, model: ModelConfig, params: Parameters) -> Turn:
     for name, heads in zip(config.norms, counts, strict=True) if kind else ():
         width = heads * config.head_dim if kind == "whole" else config.head_dim
         norms.append(norm(model.norm, params, name, width, heads if kind == "each" else 0))
-    if fused := _fused_turning(config, params, norms):
+    if fused := _fused_rotation(config, params, norms):
         return fused
     of_queries, of_keys = (
         _heads(kind, rotate, normed, heads)
@@ -90,14 +90,16 @@ def _turning(config: Attention, model: ModelConfig, params: Parameters) -> Turn:
     return lambda parts, position: [of_queries(parts[0], position), of_keys(parts[1], position)]
 
 
-def _fused_turning(config: Attention, params: Parameters, norms: Sequence[Function]) -> Turn | None:
+def _fused_rotation(
+    config: Attention, params: Parameters, norms: Sequence[Function]
+) -> RotateHeads | None:
     """The same as one operation; None where it cannot be one."""
     kind, rope, kernels = config.qk_norm, config.rope, params.kernels
     if kernels is None or not all(isinstance(each, RMSNorm) for each in norms):
         return None
     by_head = [each for each in norms if isinstance(each, RMSNorm) and kind != "whole"]
     rotated = None if rope is None else frequencies(rope)
-    turn = kernels.heads(
+    rotate = kernels.heads(
         [
             HeadsSpec(
                 heads,
@@ -115,8 +117,8 @@ def _fused_turning(config: Attention, params: Parameters, norms: Sequence[Functi
         ]
     )
     if kind != "whole":
-        return turn
-    return lambda parts, position: turn(
+        return rotate
+    return lambda parts, position: rotate(
         [normed(part) for normed, part in zip(norms, parts, strict=True)], position
     )
 
@@ -126,31 +128,31 @@ def _heads(
 ) -> Callable[[mx.array, Position], mx.array]:
     """``(x (B, T, H D), position) -> (B, H, T, D)``."""
     if normed is None:
-        return lambda x, position: rotate(_by_head(x, heads), position)
+        return lambda x, position: rotate(_split_heads(x, heads), position)
     if kind == "whole":
-        return lambda x, position: rotate(_by_head(normed(x), heads), position)
+        return lambda x, position: rotate(_split_heads(normed(x), heads), position)
     if kind == "turned":
-        return lambda x, position: normed(rotate(_by_head(x, heads), position))
-    return lambda x, position: rotate(normed(_by_head(x, heads)), position)
+        return lambda x, position: normed(rotate(_split_heads(x, heads), position))
+    return lambda x, position: rotate(normed(_split_heads(x, heads)), position)
 
 
-def _by_head(x: mx.array, heads: int) -> mx.array:
+def _split_heads(x: mx.array, heads: int) -> mx.array:
     """(B, T, H D) -> (B, H, T, D), or (B, H D) -> (B, H, 1, D)."""
     if x.ndim == 2:
         return x.reshape(x.shape[0], heads, 1, -1)
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def _side_by_side(x: mx.array) -> mx.array:
+def _merge_heads(x: mx.array) -> mx.array:
     """(B, H, T, D) -> (B, T, H D), or (B, H, 1, D) -> (B, H D)."""
     b, _, t, _ = x.shape
     return x.reshape(b, -1) if t == 1 else x.swapaxes(1, 2).reshape(b, t, -1)
 
 
-def _sharpening(config: Attention) -> tuple[float, Callable[[mx.array, Position], mx.array]]:
-    """The scale of scores, and what queries (B, H, T, D) at a position go through before."""
+def _query_scale(config: Attention) -> tuple[float, Callable[[mx.array, Position], mx.array]]:
+    """The scale of scores, and a function that scales queries (B, H, T, D) at a position before."""
     rope, scale = config.rope, config.scale
-    # To multiply rotated queries and keys alike is to multiply their products twice.
+    # The factor multiplies rotated queries and keys, so scores twice.
     twice = rope.sharpening**2 if rope else 1.0
     if config.temperature is not None:
         assert rope is None or rope.dims == config.head_dim
@@ -164,12 +166,12 @@ def _sharpening(config: Attention) -> tuple[float, Callable[[mx.array, Position]
 def _by_position(config: Temperature) -> Callable[[mx.array, Position], mx.array]:
     scale, length = config.scale, config.length
 
-    def sharpen(q: mx.array, position: Position) -> mx.array:
+    def scale_queries(q: mx.array, position: Position) -> mx.array:
         positions = following(position, q.shape[2])  # (T,) or (B, T)
         factors = 1 + scale * mx.log(1 + (positions // length).astype(mx.float32))
         return q * mx.expand_dims(factors.astype(q.dtype), (-3, -1))
 
-    return sharpen
+    return scale_queries
 
 
 def _latent(
@@ -179,31 +181,34 @@ def _latent(
     before: Function | None,
     adding: Adding,
 ) -> Attend:
-    """Attention in the latent space: a head's key matrix is applied to its query instead of to
-    every key, its value matrix to the mixture instead of to every value."""
-    heads, width, turning = config.heads, config.head_dim, config.rope.dims
+    """Multi-head latent attention with its projections absorbed (DeepSeek-V2, arXiv:2405.04434).
+
+    A head's key matrix is applied to its query instead of to every key, its value matrix to the
+    mixture instead of to every value.
+    """
+    heads, width, rope_dim = config.heads, config.head_dim, config.rope.dims
     project = _latent_projections(config, model, params, before)
     latent_norm = norm(model.norm, params, "kv_a_layernorm", config.latent)
     into_latent = params.stacked("embed_q", heads, config.latent, width)
     out_of_latent = params.stacked("unembed_out", heads, config.value_dim, config.latent)
     out = adding(params.linear("o_proj", model.hidden_size, heads * config.value_dim))
     rotate, scale = rotation(config.rope), config.scale
-    turned_scale = scale * config.rope.sharpening**2
-    dot = latent(scale, turning)
+    rope_scale = scale * config.rope.sharpening**2
+    dot = latent(scale, rope_dim)
 
     def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
         query, compressed = project(x)
-        q, q_turned = mx.split(_by_head(query, heads), [width], axis=-1)  # (B, H, T, ...)
+        q, q_rope = mx.split(_split_heads(query, heads), [width], axis=-1)  # (B, H, T, ...)
         squeezed, key = mx.split(compressed, [config.latent], axis=-1)
         position = cache.position
-        turned = rotate(q_turned, position) * turned_scale
+        rotated = rotate(q_rope, position) * rope_scale
         mixed = cache.attend(
-            mx.concatenate([turned, into_latent(q)], axis=-1),
-            rotate(_by_head(key, 1), position),  # (B, 1, T, turning)
-            _by_head(latent_norm(squeezed), 1),  # (B, 1, T, latent)
+            mx.concatenate([rotated, into_latent(q)], axis=-1),
+            rotate(_split_heads(key, 1), position),  # (B, 1, T, rope_dim)
+            _split_heads(latent_norm(squeezed), 1),  # (B, 1, T, latent)
             dot,
         )
-        return out(_side_by_side(out_of_latent(mixed)), residual)
+        return out(_merge_heads(out_of_latent(mixed)), residual)
 
     return attend
 
@@ -211,7 +216,7 @@ def _latent(
 def _latent_projections(
     config: LatentAttention, model: ModelConfig, params: Parameters, before: Function | None
 ) -> Callable[[mx.array], list[mx.array]]:
-    """``x`` to queries (B, T, H D) and to what keys and values are made of (B, T, latent + D')."""
+    """``x`` to queries (B, T, H D) and to compressed keys and values (B, T, latent + D')."""
     hidden, rows = model.hidden_size, config.heads * (config.head_dim + config.rope.dims)
     small = config.query_latent
     first = ("q_proj", rows) if small is None else ("q_a_proj", small)

@@ -20,7 +20,7 @@ def feed_forward(
     """``x (B, T, hidden) or of single tokens (B, hidden) -> the same shape``, plus a residual.
 
     Args:
-        norm: what ``x`` goes through first.
+        norm: of ``x``, before all else.
     """
     if isinstance(config, Experts):
         return _experts(config, hidden, params, norm)
@@ -81,9 +81,9 @@ def _router(config: Experts, hidden: int, params: Parameters) -> Callable[[mx.ar
 
 
 def _best_groups(ranking: mx.array, groups: int, used: int) -> mx.array:
-    """Rankings (B, T, E) with the experts of all but the best groups out of reach.
+    """Rankings (B, T, E) with -inf for the experts of all but the best groups.
 
-    A group is as good as its two best experts (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
+    A group ranks as the sum of its two best experts (DeepSeek-V3, arXiv:2412.19437, section 2.1.2).
     """
     grouped = mx.unflatten(ranking, -1, (groups, -1))  # (B, T, G, E/G)
     quality = mx.topk(grouped, min(2, grouped.shape[-1]), axis=-1).sum(axis=-1)  # (B, T, G)
@@ -93,7 +93,7 @@ def _best_groups(ranking: mx.array, groups: int, used: int) -> mx.array:
 
 
 def _shared(config: Experts, hidden: int, params: Parameters) -> Added | None:
-    """The expert that every token goes through."""
+    """The shared expert."""
     if config.shared is None:
         return None
     run = feed_forward(config.shared, hidden, params.under(config.shared_name))

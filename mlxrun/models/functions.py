@@ -1,4 +1,4 @@
-"""Small functions that blocks are composed of, chosen once when a model is built."""
+"""Norms, activations and other small functions, chosen once when a model is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Function = Callable[[mx.array], mx.array]
 
 
 def compose(*functions: Function | None) -> Function:
-    """One function after the other; those that are None are not there at all."""
+    """One function after the other, without those that are None."""
     present = [function for function in functions if function is not None]
     if not present:
         return lambda x: x
@@ -101,7 +101,7 @@ ACTIVATIONS: dict[str, Function] = {
     "gelu": lambda x: 0.5 * x * (1 + mx.erf(x * 0.7071067811865476)),
     "relu2": lambda x: mx.square(mx.maximum(x, 0)),
 }
-#: How a gate and a linear side become one.
+#: Gated activations.
 GATES = {name: Gate(name, _gated(function)) for name, function in ACTIVATIONS.items()} | {
     "clamped_swiglu": Gate("clamped_swiglu", _clamped_swiglu)
 }

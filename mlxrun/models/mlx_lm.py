@@ -54,7 +54,7 @@ from mlxrun.errors import (
 from mlxrun.kernels.compilation import avoid_fusion
 from mlxrun.kernels.device import Device, device
 from mlxrun.memory.footprint import SAMPLING, Footprint, LayerFootprint
-from mlxrun.model import Summary
+from mlxrun.model import ModelSummary
 from mlxrun.weights.linear import MLXWeight
 from mlxrun.weights.lora import OTHER_MODEL, LoRA, combined
 from mlxrun.weights.parameters import Parameters
@@ -429,6 +429,19 @@ class MLXLMModel:
             tokens = tokens[:, -1:]
         return self._forward(tokens, own)
 
+    def forward(
+        self, tokens: mx.array, cache: Sequence[MLXLMCache], select: mx.array | None = None
+    ) -> mx.array:
+        """Logits (T, V) after tokens (1, T), or (1, V) after the last, if one is selected."""
+        return self(tokens, cache, last_only=select is not None)[0]
+
+    def hidden(self, tokens: mx.array, cache: Sequence[MLXLMCache]) -> mx.array:
+        """Logits: the classes give nothing else."""
+        return self(tokens, cache)
+
+    def head(self, x: mx.array) -> mx.array:
+        return x
+
     def _forward(self, tokens: mx.array, own: MLXLMCache) -> mx.array:
         with own.step(tokens.shape[1]) as entries:
             logits: mx.array = self.module(tokens, cache=entries)
@@ -484,9 +497,9 @@ class MLXLMModel:
         return self._number(*_CONTEXT) or _UNLIMITED
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> ModelSummary:
         heads = self._number("num_attention_heads")
-        return Summary(
+        return ModelSummary(
             str(self._config["model_type"]),
             len(self.module.layers),
             self._number("hidden_size", "d_model", "n_embd"),

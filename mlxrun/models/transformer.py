@@ -1,7 +1,7 @@
 """One decoder-only transformer for every family, as plain functions over immutable weights.
 
-Everything that families differ in is decided while the layers are built; the forward pass has no
-branches on it. Layers are not ``mlx.nn`` modules: attribute look-ups of modules cost more host time
+All that families differ in is decided while the layers are built, so the forward pass does not
+branch on it. Layers are not ``mlx.nn`` modules: attribute look-ups of modules cost more host time
 per token than the whole graph of a small model.
 """
 
@@ -16,7 +16,7 @@ from mlxrun.cache.base import Cache, Position, following
 from mlxrun.cache.choice import Wanted
 from mlxrun.cache.sparsity import Sparse
 from mlxrun.errors import CacheError
-from mlxrun.model import Summary
+from mlxrun.model import ModelSummary
 from mlxrun.models.attention import attention
 from mlxrun.models.config import Layer, ModelConfig
 from mlxrun.models.feed_forward import feed_forward
@@ -64,7 +64,7 @@ def _block(
 
 
 def _placed(config: ModelConfig, params: Parameters) -> Callable[[mx.array, Position], mx.array]:
-    """``(x (B, T, hidden), position) -> x`` with what is learnt of each position added."""
+    """``(x (B, T, hidden), position) -> x`` plus learned position embeddings."""
     if config.positions is None:
         return lambda x, position: x
     count = config.context_length
@@ -78,10 +78,10 @@ def _placed(config: ModelConfig, params: Parameters) -> Callable[[mx.array, Posi
 
 
 class Transformer:
-    """A decoder: immutable weights and a forward pass; what it remembers lives in caches.
+    """A decoder: immutable weights and a forward pass over KV caches.
 
     Args:
-        config: what to build.
+        config: of the model.
         params: the weights by Hugging Face name, already in the run's dtype.
 
     Raises:
@@ -128,7 +128,7 @@ class Transformer:
         Args:
             tokens: int32 ids, shape (B, T).
             cache: one per layer, advanced by T.
-            last_only: compute the logits of the last token only, as prefill needs them.
+            last_only: compute the logits of the last token only, for prefill.
 
         Returns:
             (B, T, V), or (B, 1, V) with ``last_only``, in the run's dtype.
@@ -143,17 +143,17 @@ class Transformer:
         single = x.shape[1] == 1
         if single:  # (B, hidden): products of three dimensions are two operations more, each
             x = x.squeeze(1)
-        for layer, memory in zip(self._layers, cache, strict=True):
-            x = layer(x, memory)
+        for layer, own in zip(self._layers, cache, strict=True):
+            x = layer(x, own)
         return x[:, None] if single else x
 
     def check(self) -> None:
-        """See to it that mapped files are whole; see :class:`mlxrun.model.Model`."""
+        """Check that mapped files are whole; see :class:`mlxrun.model.Model`."""
         if self._kernels is not None:
             self._kernels.check()
 
     def damaged(self) -> list[str]:
-        """Tensors that stay as in their file and have weights that are no finite numbers."""
+        """GGUF tensors with weights that are not finite."""
         return [blocks.name for blocks in self._blocks if not blocks.finite]
 
     @property
@@ -165,10 +165,10 @@ class Transformer:
         return self.config.context_length
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> ModelSummary:
         config, attention = self.config, self.config.layers[0].attention
         layers, heads, kv_heads = len(config.layers), attention.heads, attention.kv_heads
-        return Summary(config.family, layers, config.hidden_size, heads, kv_heads)
+        return ModelSummary(config.family, layers, config.hidden_size, heads, kv_heads)
 
     def make_cache(
         self,
@@ -182,17 +182,17 @@ class Transformer:
         """Empty caches, one per layer.
 
         Args:
-            window: remember only the last ``window`` tokens (and the first ``keep``) in layers
-                that would remember all; layers with a window of their own keep the smaller one.
-            keep: first tokens never forgotten under ``window``.
+            window: cache only the last ``window`` tokens (and the first ``keep``) in layers that
+                cache all; layers with a window of their own keep the smaller one.
+            keep: first tokens never evicted under ``window``.
             keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
-            sparse: what a drawn token sees in layers without a window of their own.
+            sparse: which tokens a sampled token attends to, in layers without a window.
         """
         partial = window is not None or sparse is not None
         if partial and any(layer.attention.alibi for layer in self.config.layers):
             raise CacheError("a model with ALiBi cannot forget: its scores go by every distance")
-        wanted = Wanted(window, keep, keys, values, sparse)
+        cache_config = Wanted(window, keep, keys, values, sparse)
         return [
-            wanted.cache(one.attention.cache_shape, one.attention.window)
+            cache_config.cache(one.attention.cache_shape, one.attention.window)
             for one in self.config.layers
         ]
