@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from converters.encode import plain_floats, supported
 from converters.estimate import expected_layout
 from converters.gguf.names import Mapped, NameMap
 from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
-from converters.gguf.source import GGUFModel, open_gguf
+from converters.gguf.source import open_gguf
 from converters.layout import Layout, dense
 from converters.policy import FIXED, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
@@ -133,7 +134,7 @@ def open_model(source: Path | GGUFFile) -> Source:
         config = text_config(read_config(source))
         return DirectorySource(source, config, definition(config))
     gguf = open_gguf(source)
-    return GGUFSource(gguf, definition(gguf.config))
+    return GGUFSource(gguf.file, gguf.config, definition(gguf.config), gguf.names)
 
 
 def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
@@ -156,76 +157,111 @@ def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
 
 
 @dataclass(frozen=True)
-class GGUFSource:
-    """A GGUF whose header has been read.
+class Source(ABC):
+    """A model whose header has been read.
 
     Attributes:
-        gguf: the file, its names and its config.
+        file: the GGUF, or the model directory.
+        config: ``config.json`` in Hugging Face terms, of the text model.
         definition: of the model.
     """
 
-    gguf: GGUFModel
+    file: Path | GGUFFile
+    config: dict[str, Any]
     definition: ModelConfig | MLXLMClasses
 
     @property
-    def config(self) -> dict[str, Any]:
-        return self.gguf.config
-
-    @property
-    def file(self) -> GGUFFile:
-        return self.gguf.file
+    def native(self) -> ModelConfig | None:
+        """The definition, where it is for our transformer."""
+        return self.definition if isinstance(self.definition, ModelConfig) else None
 
     @property
     def paths(self) -> Sequence[Path]:
-        return self.gguf.file.paths
+        return [self.file] if isinstance(self.file, Path) else self.file.paths
+
+    @abstractmethod
+    def storage(self, *, dtype: str | None = None, policy: str | None = None) -> WeightStorage:
+        """How the weights are stored here; see :func:`mlxrun.load` for the options.
+
+        Raises:
+            CheckpointError: files of a directory are missing or damaged.
+            ParameterError: an option has no such value.
+        """
+
+    @abstractmethod
+    def load(
+        self,
+        storage: WeightStorage,
+        *,
+        products: str | None = None,
+        adapter: AdapterChoice = (),
+        progress: Progress | None = None,
+    ) -> Loaded:
+        """Read, map or convert the weights and build the model.
+
+        Args:
+            storage: as :meth:`storage` gives it.
+            products: bits of activations in products with GGUF blocks.
+            adapter: LoRA adapters to apply.
+            progress: called with (bytes read, bytes in all, tensor name) while a GGUF is converted.
+
+        Raises:
+            GGUFError, InexactError, CheckpointError: the weights are damaged, contradict the
+                config, or cannot be stored so.
+            AdapterError: an adapter is damaged or was made for another model.
+        """
+
+    def _built(self, params: Parameters, adapters: Adapters) -> tuple[Model[Any], list[str]]:
+        """The model over its parameters, which are read now, and the names it has no place for."""
+        params = adapters.applied(params)
+        if isinstance(self.definition, ModelConfig):
+            model = Transformer(self.definition, params)
+            adapters.check_applied(params.used)
+            params.settle()
+            return model, params.unused()
+        from mlxrun.models.mlx_lm import build
+
+        made, unused = build(self.definition, self.config, params)
+        adapters.check_applied({*params.arrays} - {*unused}, modules=False)
+        return made, unused
+
+
+@dataclass(frozen=True)
+class GGUFSource(Source):
+    """A GGUF; ``names``: the parameter of each of its tensors."""
+
+    file: GGUFFile
+    names: NameMap
 
     def storage(self, *, dtype: str | None = None, policy: str | None = None) -> GGUFStorage:
-        """How the matrices are stored here; see :func:`mlxrun.load` for the options.
-
-        On the CPU a native model keeps the GGUF's blocks, unless a policy or half precision is
-        asked for or its blocks cannot be multiplied here. A GPU keeps those block types that it
-        multiplies faster than MLX's quantized layouts.
-        """
-        file, names = self.file, self.gguf.names
-        run = run_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(file))
-        ours = isinstance(self.definition, ModelConfig)
-        usable = [m for m in names.mapped if ours and policy is None and not why_not_blocks(m)]
-        types = {mapped.source.type for mapped in usable}
-        found = cpu_kernels(types, run) if usable else None
+        # On the CPU a native model keeps the GGUF's blocks, unless a policy or half precision is
+        # asked for or its blocks cannot be multiplied here. A GPU keeps those types of blocks that
+        # it multiplies faster than MLX's quantized layouts.
+        run = run_dtype(dtype or ("float32" if policy == "exact" else None), half_dtype(self.file))
+        ours = self.native is not None
+        blocks = [m for m in self.names.mapped if ours and policy is None and not why_not_blocks(m)]
+        types = {mapped.source.type for mapped in blocks}
+        found = cpu_kernels(types, run) if blocks else None
+        kernels: Kernels | GPUKernels | None = None
+        step: Kernels | None = None
         if isinstance(found, Kernels):
-            return self._stored(usable, Policy("exact", run, packed=False), run, kernels=found)
-        chosen, reason = _policy(file, policy, run)
-        chosen = replace(chosen, factors=ours)
-        faster = gpu_kernels(types) if usable else None
-        if faster is not None and not isinstance(faster, Missing):
-            kept = [mapped for mapped in usable if mapped.source.type in faster.types]
-            return self._stored(kept, chosen, run, kernels=faster)
-        plain = cpu_kernels((), run) if ours else None
-        return self._stored(
-            (),
-            chosen,
-            run,
-            step=plain if isinstance(plain, Kernels) else None,
-            reason=reason,
-            missed=found.reason if isinstance(found, Missing) else None,
-        )
+            kernels = step = found
+            chosen, reason = Policy("exact", run, packed=False), ""
+        else:
+            chosen, reason = _policy(self.file, policy, run)
+            chosen = replace(chosen, factors=ours)
+            faster = gpu_kernels(types) if blocks else None
+            if faster is None or isinstance(faster, Missing):
+                blocks, plain = [], cpu_kernels((), run) if ours else None
+                step = plain if isinstance(plain, Kernels) else None
+            else:
+                kernels, blocks = faster, [m for m in blocks if m.source.type in faster.types]
+        if blocks:
+            size = sum(mapped.source.nbytes for mapped in blocks)
+            reason = f"{BLOCKS}: {len(blocks)} matrices, {size / 1e6:.1f} MB"
+        targets = {mapped.target for mapped in blocks}
+        others = [mapped for mapped in self.names.mapped if mapped.target not in targets]
 
-    def _stored(
-        self,
-        blocks: Sequence[Mapped],
-        policy: Policy,
-        run: str,
-        *,
-        kernels: Kernels | GPUKernels | None = None,
-        step: Kernels | None = None,
-        reason: str = "",
-        missed: str | None = None,
-    ) -> GGUFStorage:
-        """The storage with some matrices as blocks and all other tensors under a policy."""
-        names, targets = self.gguf.names, {mapped.target for mapped in blocks}
-        others = tuple(mapped for mapped in names.mapped if mapped.target not in targets)
-        if isinstance(kernels, Kernels):
-            step = kernels
         modules: dict[str, float] = defaultdict(float)
         shared, packed = 0, False
         for mapped in blocks:
@@ -234,29 +270,28 @@ class GGUFSource:
             shared += nbytes if step and in_place(mapped) else 0
         for mapped in others:
             tensor = mapped.source
-            expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
+            expected = expected_layout(tensor.type, chosen, module=len(tensor.shape) > 1)
             if expected:
                 quantized = expected.layout.quantized
                 layout = expected.layout if quantized else dense(run)  # plain: as activations
                 packed = packed or quantized
                 modules[_module(mapped.target)] += tensor.elements * layout.bits_per_weight / 8
-        for target, length in names.zeros:
+        for target, length in self.names.zeros:
             modules[_module(target)] += length * dense(run).bits_per_weight / 8
-        size = sum(mapped.source.nbytes for mapped in blocks)
         return GGUFStorage(
-            round(sum(modules.values())),
-            run,
-            packed,
-            f"{BLOCKS if blocks else policy.name}, {run}",
-            modules,
-            shared,
-            step is not None,
-            reason or f"{BLOCKS}: {len(blocks)} matrices, {size / 1e6:.1f} MB",
-            bool(blocks and step),
-            missed,
+            nbytes=round(sum(modules.values())),
+            dtype=run,
+            packed=packed,
+            how=f"{BLOCKS if blocks else chosen.name}, {run}",
+            modules=modules,
+            mapped=shared,
+            fused=step is not None,
+            reason=reason,
+            native=bool(blocks and step),
+            missed=found.reason if isinstance(found, Missing) else None,
             blocks=tuple(blocks),
-            others=replace(names, mapped=others),
-            policy=policy,
+            others=replace(self.names, mapped=tuple(others)),
+            policy=chosen,
             block_kernels=kernels,
             step=step,
         )
@@ -269,22 +304,9 @@ class GGUFSource:
         adapter: AdapterChoice = (),
         progress: Progress | None = None,
     ) -> Loaded:
-        """Map or convert the weights into memory and build the model.
-
-        Args:
-            products: bits of activations in products with GGUF blocks.
-            adapter: LoRA adapters to apply.
-            progress: called with (bytes read, bytes in all, tensor name).
-
-        Raises:
-            GGUFError, InexactError: a tensor cannot be stored so.
-            AdapterError: an adapter is damaged or was made for another model.
-        """
         assert isinstance(storage, GGUFStorage)
         products = products_named(products)
-        native = self.definition if isinstance(self.definition, ModelConfig) else None
-        adapters = read_adapters(adapter, self.config, native)
-        names, policy = self.gguf.names, storage.policy
+        adapters = read_adapters(adapter, self.config, self.native)
         records: list[TensorRecord] = []
         blocks: dict[str, BlockWeight] = {}
         for mapped in storage.blocks:
@@ -293,16 +315,16 @@ class GGUFSource:
             records.append(_record(mapped, blocks[mapped.target]))
         arrays: dict[str, mx.array] = {}
         layouts: dict[str, Layout] = {}
-        for converted in stream(storage.others, policy, progress=progress):
+        for converted in stream(storage.others, storage.policy, progress=progress):
             arrays |= _to_mlx(converted)
             if converted.layout.quantized:
                 layouts[converted.target.removesuffix(".weight")] = converted.layout
             if converted.record:
                 records.append(converted.record)
         report = ConversionReport(
-            {"name": self.file.path.name}, policy.name, skipped=skipped(names)
+            {"name": self.file.path.name}, storage.policy.name, skipped=skipped(self.names)
         )
-        report.tensors = _with_reasons(records, names, storage) if blocks else records
+        report.tensors = _with_reasons(records, self.names, storage) if blocks else records
         params = Parameters(
             arrays,
             layouts,
@@ -311,7 +333,7 @@ class GGUFSource:
             kernels=storage.step,
             planes=PLANES[products],
         )
-        model, unused = _build(self.definition, self.config, params, adapters)
+        model, unused = self._built(params, adapters)
         used = products if storage.native else None
         return Loaded(model, self.config, storage, report, unused, used)
 
@@ -335,51 +357,31 @@ class GGUFStorage(WeightStorage):
 
 
 @dataclass(frozen=True)
-class DirectorySource:
-    """A model directory whose ``config.json`` has been read.
-
-    Attributes:
-        file: the directory.
-        config: of its text model.
-        definition: of the model.
-    """
+class DirectorySource(Source):
+    """A directory of safetensors, stored here as in the files or as plain float32."""
 
     file: Path
-    config: dict[str, Any]
-    definition: ModelConfig | MLXLMClasses
-
-    @property
-    def paths(self) -> Sequence[Path]:
-        return [self.file]
 
     @cached_property
     def _files(self) -> WeightFiles:
         return weight_files(self.file)
 
     def storage(self, *, dtype: str | None = None, policy: str | None = None) -> WeightStorage:
-        """How the weights are stored here: as in the files, or as plain float32.
-
-        Raises:
-            CheckpointError: files are missing or damaged, or ``config.json`` does not say how they
-                are quantized.
-        """
         del policy  # for GGUF files
         entries = self._files.entries
         codes = {name for name in entries if _is_code(name, entries)}
         experts = [name for name in entries if name.endswith("_blocks")]  # MXFP4 as gpt-oss has it
-        kinds = {e.dtype for e in entries.values() if e.dtype in _FLOATS}
-        half = "bfloat16" if kinds <= {"F8_E4M3", "BF16", "F32"} else "float16"
-        run = run_dtype(dtype, half)
+        kinds = {entry.dtype for entry in entries.values() if entry.dtype in _FLOATS}
+        run = run_dtype(dtype, "float16" if "F16" in kinds else "bfloat16")
         forms = {name: stored_form(self.config, _module(name)) for name in codes}
         elements = {n: prod(entries[n].shape) * 32 // form.bits for n, form in forms.items()}
-        kept = bool(experts) or any(
+        fixed_experts = bool(experts) or any(
             len(entries[n].shape) == 3 and form.mode != "affine" for n, form in forms.items()
         )
         expand, reason = False, f"plain {run}, as they are stored"
         if codes or experts:
-            expand, reason = expands(sum(elements.values()), run, kept=kept)
-        ours = isinstance(self.definition, ModelConfig)
-        size = DTYPES[run].size
+            expand, reason = expands(sum(elements.values()), run, fixed_experts=fixed_experts)
+        ours, size = self.native is not None, DTYPES[run].size
         modules: dict[str, float] = defaultdict(float)
         for name, entry in entries.items():
             scales = f"{_module(name)}.weight" in codes and not name.endswith(".bias")
@@ -395,15 +397,14 @@ class DirectorySource:
         packed = bool(codes or experts) and not expand
         fused = ours and isinstance(cpu_kernels((), run), Kernels)
         return WeightStorage(
-            round(sum(modules.values())),
-            run,
-            packed,
-            f"{'as stored' if packed else 'plain'}, {run}",
-            modules,
-            0,
-            fused,
-            reason,
-            fused and not packed,
+            nbytes=round(sum(modules.values())),
+            dtype=run,
+            packed=packed,
+            how=f"{'as stored' if packed else 'plain'}, {run}",
+            modules=modules,
+            fused=fused,
+            reason=reason,
+            native=fused and not packed,
         )
 
     def load(
@@ -414,19 +415,12 @@ class DirectorySource:
         adapter: AdapterChoice = (),
         progress: Progress | None = None,
     ) -> Loaded:
-        """Read the weights and build the model; ``products`` and ``progress`` are for GGUF files.
-
-        Raises:
-            CheckpointError: files are unreadable or contradict the config.
-            AdapterError: an adapter is damaged or was made for another model.
-        """
-        del products, progress
+        del products, progress  # for GGUF files
         with reading(self.file):
             weights = read_weights(self._files, self.config)
-            native = self.definition if isinstance(self.definition, ModelConfig) else None
-            if native:
+            if self.native:
                 normalise(self.config, weights)
-            adapters = read_adapters(adapter, self.config, native)
+            adapters = read_adapters(adapter, self.config, self.native)
             kernels = cpu_kernels((), storage.dtype) if storage.fused else None
             params = Parameters(
                 weights.arrays,
@@ -435,31 +429,8 @@ class DirectorySource:
                 expand=not storage.packed,
                 kernels=kernels if isinstance(kernels, Kernels) else None,
             )
-            model, unused = _build(self.definition, self.config, params, adapters)
+            model, unused = self._built(params, adapters)
         return Loaded(model, self.config, storage, None, unused)
-
-
-Source = GGUFSource | DirectorySource
-
-
-def _build(
-    defined: ModelConfig | MLXLMClasses,
-    config: dict[str, Any],
-    params: Parameters,
-    adapters: Adapters,
-) -> tuple[Model[Any], list[str]]:
-    """The model over its parameters, which are read now, and the names it has no place for."""
-    params = adapters.applied(params)
-    if isinstance(defined, ModelConfig):
-        ours = Transformer(defined, params)
-        adapters.check_applied(params.used)
-        params.settle()
-        return ours, params.unused()
-    from mlxrun.models.mlx_lm import build
-
-    made, unused = build(defined, config, params)
-    adapters.check_applied({*params.arrays} - {*unused}, modules=False)
-    return made, unused
 
 
 def run_dtype(dtype: str | None, half: str) -> str:
@@ -471,7 +442,7 @@ def run_dtype(dtype: str | None, half: str) -> str:
     return dtype
 
 
-def expands(elements: int, dtype: str, *, kept: bool) -> tuple[bool, str]:
+def expands(elements: int, dtype: str, *, fixed_experts: bool) -> tuple[bool, str]:
     """Whether quantized weights become plain float32, and why or why not.
 
     On the CPU that is exact and, where memory allows, several times faster: MLX's product with
@@ -480,7 +451,7 @@ def expands(elements: int, dtype: str, *, kept: bool) -> tuple[bool, str]:
     Args:
         elements: weights that would be expanded.
         dtype: of activations.
-        kept: experts are in MXFP4 or its kin, which their makers chose for its size.
+        fixed_experts: experts are in MXFP4 or its kin, which their makers chose for its size.
 
     Raises:
         ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
@@ -489,7 +460,7 @@ def expands(elements: int, dtype: str, *, kept: bool) -> tuple[bool, str]:
         return False, "packed: a GPU multiplies packed codes"
     if dtype != "float32":
         return False, f"packed: activations are {dtype}"
-    if kept:
+    if fixed_experts:
         return False, (
             "packed: experts in one of MLX's own 4-bit modes stay as small as their file"
         )
@@ -504,8 +475,8 @@ def expands(elements: int, dtype: str, *, kept: bool) -> tuple[bool, str]:
 def _policy(gguf: GGUFFile, name: str | None, dtype: str) -> tuple[Policy, str]:
     """The policy that converts a file here, and how it stores weights and why."""
     if name is None:
-        kept = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
-        expand, reason = expands(sum(t.elements for t in gguf.tensors), dtype, kept=kept)
+        fixed = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
+        expand, reason = expands(sum(t.elements for t in gguf.tensors), dtype, fixed_experts=fixed)
         if expand:
             return Policy("exact", dtype, packed=False), reason
         return _bound(gguf, "near", dtype), reason

@@ -82,13 +82,13 @@ def test_without_one_weights_stay_as_they_are(file: Path) -> None:
 
 def test_weights_beyond_the_share_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 1000)
-    assert not expands(125, "float32", kept=False)[0]
-    assert expands(124, "float32", kept=False)[0]
+    assert not expands(125, "float32", fixed_experts=False)[0]
+    assert expands(124, "float32", fixed_experts=False)[0]
     monkeypatch.setenv(memory.LIMIT, "500")
-    assert not expands(63, "float32", kept=False)[0]
-    assert expands(62, "float32", kept=False)[0]
-    assert not expands(1, "float32", kept=True)[0]
-    assert not expands(1, "float16", kept=False)[0]
+    assert not expands(63, "float32", fixed_experts=False)[0]
+    assert expands(62, "float32", fixed_experts=False)[0]
+    assert not expands(1, "float32", fixed_experts=True)[0]
+    assert not expands(1, "float16", fixed_experts=False)[0]
 
 
 @pytest.mark.parametrize("wrong", ["half", "-0.1", "1.5", "1e9", "nan", "50%"])

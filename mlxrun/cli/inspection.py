@@ -72,7 +72,7 @@ def inspect_model(
         storage = runs.storage() if runs and facts["tensors"] else None
     else:
         storage = runs.storage(policy=policy) if runs else None
-        mapped = source.gguf.names if isinstance(source, GGUFSource) and model else None
+        mapped = source.names if isinstance(source, GGUFSource) and model else None
         facts = _gguf(file, mapped, model, storage, context, policy)
     facts["problem"] = problem
     facts["sampling"] = _sampling(file)
