@@ -221,9 +221,9 @@ class Source(ABC):
             return model, params.unused()
         from mlxrun.models.mlx_lm import build
 
-        made, unused = build(self.definition, self.config, params)
-        adapters.check_applied({*params.arrays} - {*unused}, modules=False)
-        return made, unused
+        made = build(self.definition, self.config, params)
+        adapters.check_applied({*params.arrays} - {*made.unused}, modules=False)
+        return made, made.unused
 
 
 @dataclass(frozen=True)

@@ -181,18 +181,17 @@ _PRECISE = "A_log"
 _TOWERS = (*OTHER_TOWERS, "visual.", "audio_tower.", "embed_audio.", "embed_vision.", "mtp.")
 
 
-def build(found: MLXLMClasses, config: Config, params: Parameters) -> tuple[MLXLMModel, list[str]]:
-    """mlx-lm's class over a checkpoint's weights, and the names that it has no place for.
+def build(found: MLXLMClasses, config: Config, params: Parameters) -> MLXLMModel:
+    """mlx-lm's class over a checkpoint's weights.
 
     Raises:
         CheckpointError: config and weights do not make a model of that class.
         AdapterError: an adapter does not fit that model.
     """
-    unused: list[str] = []
 
     def filled(precise: bool) -> MLXLMModel:
         module = found.module(config)
-        unused[:] = fill(module, params, precise=precise)
+        unused = fill(module, params, precise=precise)
         if params.updates:
             adapt(module, params.updates, params.dtype)
         plain = any(isinstance(part, SwitchLinear) for part in module.modules())
@@ -201,11 +200,11 @@ def build(found: MLXLMClasses, config: Config, params: Parameters) -> tuple[MLXL
             raise ParameterError(
                 "dtype", name, "float32: MLX's CPU computes plain experts in no other"
             )
-        return MLXLMModel(module, config, params.dtype)
+        return MLXLMModel(module, config, params.dtype, unused)
 
     model = _unpromoted(filled)
     model.materialize()
-    return model, unused
+    return model
 
 
 def sketch(found: MLXLMClasses, config: Config, dtype: mx.Dtype = mx.float16) -> MLXLMModel:
@@ -379,6 +378,7 @@ class MLXLMModel:
         module: mlx-lm's ``Model``, filled.
         config: ``config.json``.
         dtype: of activations.
+        unused: names of the checkpoint that the module has no place for.
 
     Attributes:
         promotes: whether logits come in a wider type than that of activations.
@@ -388,8 +388,11 @@ class MLXLMModel:
     fused = False
     mapped = 0
 
-    def __init__(self, module: Any, config: Config, dtype: mx.Dtype) -> None:
+    def __init__(
+        self, module: Any, config: Config, dtype: mx.Dtype, unused: Sequence[str] = ()
+    ) -> None:
         self.module, self._config, self.dtype = module, config, dtype
+        self.unused = list(unused)
         self.nbytes = sum(int(array.nbytes) for array in named_arrays(module).values())
         # Two passes whose graph is built, not computed: logits' shape and dtype are known before.
         with _describing(config):
