@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from foreign_models import CONFIGS, save, stock
+from mlx_lm_models import CONFIGS, save, stock
 from patience import PATIENCE
 from tiny_models import Tiny
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from foreign_models import CONFIGS, save, stock
+from mlx_lm_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from foreign_models import CONFIGS, save, stock
+from mlx_lm_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun

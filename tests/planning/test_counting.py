@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from conformance.skeleton import Skeleton, names, read
-from foreign_models import CONFIGS, save, stock
 from mlx.nn import Embedding, Linear, Module
+from mlx_lm_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun

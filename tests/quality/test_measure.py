@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from foreign_models import CONFIGS, save, stock
+from mlx_lm_models import CONFIGS, save, stock
 from requantised import requantised
 from tiny_models import Tiny
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from foreign_models import CONFIGS, save, stock, stock_logits
+from mlx_lm_models import CONFIGS, save, stock, stock_logits
 from tiny_models import nmse
 
 import mlxrun

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from foreign_models import CONFIGS, save, stock, stock_logits
+from mlx_lm_models import CONFIGS, save, stock, stock_logits
 from tiny_models import nmse
 
 import mlxrun

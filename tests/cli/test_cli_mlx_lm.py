@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from foreign_models import CONFIGS, save, stock
+from mlx_lm_models import CONFIGS, save, stock
 
 import mlxrun
 from mlxrun.cli.inspection import inspect_model

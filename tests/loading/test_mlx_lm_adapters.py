@@ -9,9 +9,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from adapter_files import write_mlx_lm
-from foreign_models import CONFIGS, save, stock, stock_logits
 from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as load_stock
+from mlx_lm_models import CONFIGS, save, stock, stock_logits
 from tiny_models import nmse
 
 from mlxrun.errors import AdapterError
