@@ -303,9 +303,11 @@ def _attention(attention: Attention | LatentAttention, hidden: int) -> int:
     """Numbers for each token: norm, projections, rotation, output, the stream after it."""
     heads, stream = attention.heads, 3 * hidden
     if isinstance(attention, LatentAttention):
-        turning, latent = attention.rope.dims, attention.latent
-        query = 3 * heads * (attention.head_dim + turning) + (attention.query_latent or 0) * 2
-        mixed = 4 * heads * latent + 2 * heads * attention.value_dim
+        turning, latent = attention.rope.dims, attention.kv_lora_rank
+        query = (
+            3 * heads * (attention.qk_nope_head_dim + turning) + (attention.q_lora_rank or 0) * 2
+        )
+        mixed = 4 * heads * latent + 2 * heads * attention.v_head_dim
         return stream + query + mixed + 3 * (latent + turning)
     normed = attention.qk_norm is not None
     queries, keys = heads * attention.head_dim, attention.kv_heads * attention.head_dim
@@ -351,12 +353,12 @@ def block_weights(block: Layer, hidden: int) -> int:
 def _attention_weights(attention: Attention | LatentAttention, hidden: int) -> int:
     heads = attention.heads
     if isinstance(attention, LatentAttention):
-        turning, latent = attention.rope.dims, attention.latent
-        rows, wide = heads * (attention.head_dim + turning), attention.query_latent
+        turning, latent = attention.rope.dims, attention.kv_lora_rank
+        rows, wide = heads * (attention.qk_nope_head_dim + turning), attention.q_lora_rank
         queries = rows * hidden if wide is None else wide * (hidden + rows)
         compressed = (latent + turning) * hidden
-        inward, outward = attention.head_dim * latent, latent * attention.value_dim
-        return queries + compressed + heads * (inward + outward + attention.value_dim * hidden)
+        inward, outward = attention.qk_nope_head_dim * latent, latent * attention.v_head_dim
+        return queries + compressed + heads * (inward + outward + attention.v_head_dim * hidden)
     return 2 * hidden * attention.head_dim * (heads + attention.kv_heads)
 
 

@@ -104,7 +104,7 @@ def _fused_rotation(
             HeadsSpec(
                 heads,
                 config.head_dim,
-                norm_at=None if own is None else "after" if kind == "turned" else "before",
+                norm_at=None if own is None else "after" if kind == "after_rope" else "before",
                 norm=None if own is None else own.weight,
                 eps=0.0 if own is None else own.eps,
                 frequencies=rotated,
@@ -131,7 +131,7 @@ def _heads(
         return lambda x, position: rotate(_split_heads(x, heads), position)
     if kind == "whole":
         return lambda x, position: rotate(_split_heads(normed(x), heads), position)
-    if kind == "turned":
+    if kind == "after_rope":
         return lambda x, position: normed(rotate(_split_heads(x, heads), position))
     return lambda x, position: rotate(normed(_split_heads(x, heads)), position)
 
@@ -153,7 +153,7 @@ def _query_scale(config: Attention) -> tuple[float, Callable[[mx.array, Position
     """The scale of scores, and a function that scales queries (B, H, T, D) at a position before."""
     rope, scale = config.rope, config.scale
     # The factor multiplies rotated queries and keys, so scores twice.
-    twice = rope.sharpening**2 if rope else 1.0
+    twice = rope.attention_factor**2 if rope else 1.0
     if config.temperature is not None:
         assert rope is None or rope.dims == config.head_dim
         return scale * twice, _by_position(config.temperature)
@@ -186,20 +186,20 @@ def _latent(
     A head's key matrix is applied to its query instead of to every key, its value matrix to the
     mixture instead of to every value.
     """
-    heads, width, rope_dim = config.heads, config.head_dim, config.rope.dims
+    heads, width, rope_dim = config.heads, config.qk_nope_head_dim, config.rope.dims
     project = _latent_projections(config, model, params, before)
-    latent_norm = norm(model.norm, params, "kv_a_layernorm", config.latent)
-    into_latent = params.stacked("embed_q", heads, config.latent, width)
-    out_of_latent = params.stacked("unembed_out", heads, config.value_dim, config.latent)
-    out = adding(params.linear("o_proj", model.hidden_size, heads * config.value_dim))
+    latent_norm = norm(model.norm, params, "kv_a_layernorm", config.kv_lora_rank)
+    into_latent = params.stacked("embed_q", heads, config.kv_lora_rank, width)
+    out_of_latent = params.stacked("unembed_out", heads, config.v_head_dim, config.kv_lora_rank)
+    out = adding(params.linear("o_proj", model.hidden_size, heads * config.v_head_dim))
     rotate, scale = rotation(config.rope), config.scale
-    rope_scale = scale * config.rope.sharpening**2
+    rope_scale = scale * config.rope.attention_factor**2
     dot = latent(scale, rope_dim)
 
     def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
         query, compressed = project(x)
         q, q_rope = mx.split(_split_heads(query, heads), [width], axis=-1)  # (B, H, T, ...)
-        squeezed, key = mx.split(compressed, [config.latent], axis=-1)
+        squeezed, key = mx.split(compressed, [config.kv_lora_rank], axis=-1)
         position = cache.position
         rotated = rotate(q_rope, position) * rope_scale
         mixed = cache.attend(
@@ -217,10 +217,10 @@ def _latent_projections(
     config: LatentAttention, model: ModelConfig, params: Parameters, before: Function | None
 ) -> Callable[[mx.array], list[mx.array]]:
     """``x`` to queries (B, T, H D) and to compressed keys and values (B, T, latent + D')."""
-    hidden, rows = model.hidden_size, config.heads * (config.head_dim + config.rope.dims)
-    small = config.query_latent
+    hidden, rows = model.hidden_size, config.heads * (config.qk_nope_head_dim + config.rope.dims)
+    small = config.q_lora_rank
     first = ("q_proj", rows) if small is None else ("q_a_proj", small)
-    parts = [first, ("kv_a_proj_with_mqa", config.latent + config.rope.dims)]
+    parts = [first, ("kv_a_proj_with_mqa", config.kv_lora_rank + config.rope.dims)]
     project = params.linears(parts, hidden, norm=before)
     if small is None:
         return project

@@ -1,8 +1,8 @@
-"""What a transformer is made of, as frozen values.
+"""ModelConfig: a decoder as frozen data.
 
 A family (``families.py``) turns a Hugging Face ``config.json`` into a :class:`ModelConfig`; the
-transformer reads nothing else. Every difference between families is a value here, per layer where
-models differ per layer; names are those of the checkpoint's parameters.
+transformer reads nothing else. Families differ in these values alone, per layer where models
+differ per layer; names are those of the checkpoint's parameters.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Rope:
     """Rotary position embedding (Su et al., 2021, arXiv:2104.09864).
 
     Attributes:
-        dims: how many leading dimensions of a head are rotated.
-        base: base of the geometric progression of wavelengths.
-        scale: positions are multiplied by this (linear scaling: 1 / factor).
-        factors: what each inverse frequency is divided by, ``dims / 2`` numbers, or None.
-        traditional: rotate neighbours (2i, 2i+1) instead of halves (i, i + dims/2).
-        sharpening: what the rotated dimensions of queries and of keys are multiplied by.
+        dims: leading dimensions of a head that are rotated.
+        base: theta.
+        scale: multiplies positions (linear scaling: 1 / factor).
+        factors: divisors of the inverse frequencies, ``dims / 2`` numbers, or None.
+        traditional: rotate neighbors (2i, 2i+1) instead of halves (i, i + dims/2).
+        attention_factor: multiplies the rotated dimensions of queries and keys (YaRN's mscale).
     """
 
     dims: int
@@ -30,19 +30,19 @@ class Rope:
     scale: float = 1.0
     factors: tuple[float, ...] | None = None
     traditional: bool = False
-    sharpening: float = 1.0
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation over the last axis; a bias is added where the weights have one.
+    """Normalization over the last axis; a bias is added where the weights have one.
 
     Attributes:
         kind: ``rms`` (Zhang and Sennrich, 2019, arXiv:1910.07467) or ``layer`` (Ba et al., 2016,
             arXiv:1607.06450).
         eps: added to the variance.
         offset: added to the stored weight when it is loaded.
-        bare: there are no weights.
+        bare: without weights.
     """
 
     kind: str = "rms"
@@ -53,7 +53,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Temperature:
-    """Sharper queries at later positions p: ``1 + scale * log(1 + floor(p / length))``."""
+    """Scales the query at position p by ``1 + scale * log(1 + floor(p / length))`` (Llama 4)."""
 
     scale: float
     length: int
@@ -65,20 +65,18 @@ class Attention:
 
     Attributes:
         heads: query heads, a multiple of ``kv_heads``.
-        kv_heads: key and value heads.
-        head_dim: width of a head.
-        scale: of the products of queries and keys.
-        rope: positions, or None for a layer without.
+        scale: of the scores.
+        rope: None for a layer without positions.
         window: attend to the last ``window`` tokens only, or None for all.
-        qk_norm: normalise queries and keys: each ``head``, ``each`` by weights of its own or the
-            ``whole`` projection before the rotation, a head once ``turned``, or not at all (None).
+        qk_norm: normalize queries and keys: per ``head``, ``each`` head by weights of its own, the
+            ``whole`` projection, a head ``after_rope`` (the others: before), or not at all (None).
         norms: names of the norms of queries and of keys.
-        clip: bound queries, keys and values to this, or None.
-        alibi: lower scores by distance, each head by its own slope (Press et al., 2022,
-            arXiv:2108.12409); this is the exponent of the steepest one, 8 there, or None.
-        softcap: bound scores to this by tanh, or None.
+        clip: bound of queries, keys and values, or None.
+        alibi: linear biases by distance (ALiBi; Press et al., 2022, arXiv:2108.12409): the
+            exponent of the steepest slope, 8 in the paper, or None.
+        softcap: bound of the scores, by tanh, or None.
         temperature: scale of the queries by position, or None.
-        sinks: each head may also attend to nothing, at a learnt score (gpt-oss).
+        sinks: each head has a learned attention sink (gpt-oss).
         fused: queries, keys and values come from one projection, ``qkv_proj``.
         out: name of the output projection.
     """
@@ -101,34 +99,40 @@ class Attention:
 
     @property
     def cache_shape(self) -> Shape:
-        """What a token leaves in the cache."""
+        """Shape of a token's K/V in the cache."""
         return Shape(self.kv_heads, self.head_dim, self.head_dim)
 
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): the cache holds what keys and
-    values are made from, and one rotated key for all heads.
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434).
+
+    The cache has the compressed K/V, and one rotated key for all heads.
 
     Attributes:
         heads: query heads.
-        head_dim: width of a query head without the part that turns.
-        value_dim: width of a value head.
-        latent: width of what keys and values are made from.
-        query_latent: width of what queries are made from; None if directly from the stream.
-        scale: of the products of queries and keys.
-        rope: of the part that turns.
+        qk_nope_head_dim: width of a query head without its rotated part.
+        v_head_dim: width of a value head.
+        kv_lora_rank: width of the compressed keys and values.
+        q_lora_rank: width of the compressed queries; None for uncompressed ones.
+        scale: of the scores.
+        rope: of the rotated part; its ``dims`` are all of ``qk_rope_head_dim``.
     """
 
     heads: int
-    head_dim: int
-    value_dim: int
-    latent: int
-    query_latent: int | None
+    qk_nope_head_dim: int
+    v_head_dim: int
+    kv_lora_rank: int
+    q_lora_rank: int | None
     scale: float
     rope: Rope
     window: int | None = None
     alibi: float | None = None
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a query head."""
+        return self.qk_nope_head_dim + self.rope.dims
 
     @property
     def kv_heads(self) -> int:
@@ -136,8 +140,8 @@ class LatentAttention:
 
     @property
     def cache_shape(self) -> Shape:
-        """What a token leaves in the cache: a key that turns, and the latent as a value."""
-        return Shape(1, self.rope.dims, self.latent, latent=True)
+        """Shape of a token's rotated key and, as its value, compressed K/V."""
+        return Shape(1, self.rope.dims, self.kv_lora_rank, latent=True)
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,9 @@ class FeedForward:
 
     Attributes:
         size: width between the projections.
-        activation: name of the activation; see ``transformer.ACTIVATIONS``.
-        names: of the projections: gate, up and down; or up and down without a gate.
-        fused: gate and up are one projection, named first, and ``names`` has that and down.
+        activation: see ``functions.ACTIVATIONS``.
+        names: of the projections: gate, up and down, or up and down without a gate.
+        fused: gate and up are one projection; ``names`` has that and down.
     """
 
     size: int
@@ -159,29 +163,29 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture of experts: each token goes through a few of many gated feed-forwards.
+    """A mixture of experts (MoE): each token is routed to a few of many gated feed-forwards.
 
     Attributes:
-        count, used: experts in all, and for one token.
+        count, used: experts in all, and per token.
         size: width of an expert.
-        router, switch: names of the router and of the stacked experts.
-        gating: how router logits become weights: ``softmax`` over all experts, ``sigmoid`` of each,
-            or ``chosen`` (softmax over those chosen).
-        normalize: let the weights of the chosen sum to one.
-        scale: what the weights are multiplied by.
-        bias: name of what is added to the weights for choosing only, or None.
-        groups, used_groups: experts are in groups, of which the best are considered.
+        router, experts: names of the router and of the stacked experts.
+        gating: router logits to weights: ``softmax`` over all experts, ``softmax_topk`` over the
+            selected ones, or ``sigmoid`` of each.
+        normalize: make the weights of the selected experts sum to one.
+        scale: multiplies the weights.
+        bias: name of a bias on the weights that affects the selection only, or None.
+        groups, used_groups: groups of experts, and how many of the best groups are considered.
         activation: of the gate; see ``functions.GATES``.
-        shared: a feed-forward that every token goes through as well, or None.
-        shared_name: where its weights are.
-        shared_gate: name of a gate on it, or None.
+        shared: the shared experts, as one feed-forward for every token, or None.
+        shared_name: name of the shared experts.
+        shared_gate: name of the gate of the shared experts, or None.
     """
 
     count: int
     used: int
     size: int
     router: str = "gate"
-    switch: str = "switch_mlp"
+    experts: str = "switch_mlp"
     gating: str = "softmax"
     normalize: bool = True
     scale: float = 1.0
@@ -203,7 +207,7 @@ class Layer:
         before_attention, after_attention, before_feed_forward, after_feed_forward: names of the
             norms there, or None for none.
         parallel: both sublayers read the block's input, instead of one after the other.
-        residual: what each sublayer's output is multiplied by.
+        residual: multiplies each sublayer's output.
     """
 
     attention: Attention | LatentAttention
@@ -222,18 +226,17 @@ class ModelConfig:
     """A whole decoder.
 
     Attributes:
-        family: ``model_type`` it came from; for display, never for decisions.
+        family: its ``model_type``; for display, never for decisions.
         vocab_size: rows of the embedding.
         hidden_size: width of the residual stream.
-        layers: one entry per block.
         norm: every norm of the model.
         tied: the output head is the embedding.
         context_length: tokens the model was trained for.
         final_norm: name of the last norm.
-        positions: name of a learnt embedding of positions, or None.
+        positions: name of a learned embedding of positions, or None.
         embedding_norm: name of a norm on embeddings, or None.
-        embedding_scale, logit_scale: what embeddings and logits are multiplied by.
-        logit_softcap: bound logits to this by tanh, or None.
+        embedding_scale, logit_scale: multiply embeddings and logits.
+        logit_softcap: bound of the logits, by tanh, or None.
     """
 
     family: str

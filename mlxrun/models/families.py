@@ -1,7 +1,7 @@
-"""One short function per family: a Hugging Face ``config.json`` becomes a ``ModelConfig``.
+"""One short function per family: a Hugging Face ``config.json`` into a ``ModelConfig``.
 
-A family is data. To add one, write its function and its row in ``FAMILIES``; if it needs a knob
-that no family has yet, the knob goes into ``config.py`` and is read once, where the layer is built.
+To add a family, write its function and its row in ``FAMILIES``; an option that no family has yet
+goes into ``config.py`` and is read once, where the layer is built.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mlxrun.models.plan import (
     epsilon,
     head_width,
     layer_windows,
-    mixture,
+    moe,
     number,
     optional_float,
     rope_base,
@@ -47,22 +47,22 @@ def arcee(config: HFConfig) -> ModelConfig:
 
 
 def hunyuan(config: HFConfig, **layer: Any) -> ModelConfig:
-    """Hunyuan, dense: normalises heads once they have turned; a longer context, a larger base."""
+    """Hunyuan, dense: norms of queries and keys after RoPE, whose base grows with the context."""
     scaling = config.get("rope_scaling") or {}
     width, alpha = head_width(config), float(scaling.get("alpha") or 1.0)
     base = rope_base(config) * alpha ** (width / (width - 2))
-    norms = {"qk_norm": "turned", "norms": ("query_layernorm", "key_layernorm")}
+    norms = {"qk_norm": "after_rope", "norms": ("query_layernorm", "key_layernorm")}
     plain = {**config, "rope_theta": base, "rope_scaling": None}
     return decoder(plain, attention=norms, layer=layer)
 
 
 def hunyuan_moe(config: HFConfig) -> ModelConfig:
-    """Hunyuan A13B: Hunyuan with experts, some of them for every token."""
+    """Hunyuan A13B: Hunyuan with experts, some of them shared."""
     each = {k: v[0] if isinstance(v, list) else v for k, v in config.items()}
     shared = FeedForward(whole(each, "intermediate_size") * whole(each, "num_shared_expert"))
     options: Options = {"router": "gate.wg", "shared": shared, "shared_name": "shared_mlp"}
     each["num_experts_per_tok"] = each["moe_topk"]
-    return hunyuan(config, feed_forward=mixture(each, **options))
+    return hunyuan(config, feed_forward=moe(each, **options))
 
 
 def olmo(config: HFConfig) -> ModelConfig:
@@ -71,19 +71,19 @@ def olmo(config: HFConfig) -> ModelConfig:
 
 
 def qwen3(config: HFConfig) -> ModelConfig:
-    """Qwen 3, dense: normalises queries and keys per head."""
+    """Qwen 3, dense: queries and keys normalized per head."""
     return decoder(config, attention={"qk_norm": "head"})
 
 
 def smollm3(config: HFConfig) -> ModelConfig:
     """SmolLM 3: every fourth layer has no positions."""
     every = int(config.get("no_rope_layer_interval", 4))
-    turning = [int((i + 1) % every != 0) for i in range(int(config["num_hidden_layers"]))]
-    return decoder({**config, "no_rope_layers": config.get("no_rope_layers") or turning})
+    rotated = [int((i + 1) % every != 0) for i in range(int(config["num_hidden_layers"]))]
+    return decoder({**config, "no_rope_layers": config.get("no_rope_layers") or rotated})
 
 
 def granite(config: HFConfig, **layer: Any) -> ModelConfig:
-    """Granite 3 and 4, dense: a multiplier at every joint; some have windows and sinks."""
+    """Granite 3 and 4, dense: multipliers everywhere; some have windows and sinks."""
     return decoder(
         config,
         attention={
@@ -97,7 +97,7 @@ def granite(config: HFConfig, **layer: Any) -> ModelConfig:
 
 
 def gemma(config: HFConfig, **options: Any) -> ModelConfig:
-    """Gemma 1: norms store their distance from one, embeddings are scaled by sqrt(hidden)."""
+    """Gemma 1: norms stored as offsets from one, embeddings scaled by sqrt(hidden)."""
     return decoder(
         {"tie_word_embeddings": True, **config},
         norm=Norm(eps=epsilon(config, "rms_norm_eps", 1e-6), offset=1.0),
@@ -113,7 +113,7 @@ def gemma2(config: HFConfig) -> ModelConfig:
 
 
 def gemma3(config: HFConfig) -> ModelConfig:
-    """Gemma 3: five windowed layers with a base of their own to one that sees everything."""
+    """Gemma 3: five windowed layers, with a theta of their own, to one of full attention."""
     windows = layer_windows(config, every=int(config.get("sliding_window_pattern", 6)))
     local = Rope(int(config["head_dim"]), number(config, "rope_local_base_freq", 10000.0, above=0))
     return _gemma(
@@ -125,12 +125,12 @@ def gemma3(config: HFConfig) -> ModelConfig:
 
 
 def olmo2(config: HFConfig) -> ModelConfig:
-    """OLMo 2: norms after the sublayers, queries and keys normalised as a whole."""
+    """OLMo 2: norms after the sublayers, queries and keys normalized as a whole."""
     return decoder(config, attention={"qk_norm": "whole"}, layer=_AFTER)
 
 
 def olmo3(config: HFConfig) -> ModelConfig:
-    """OLMo 3: OLMo 2 with windows; only layers that see everything stretch their positions."""
+    """OLMo 3: OLMo 2 with windows; only layers of full attention have a scaled RoPE."""
     windows = layer_windows(config, every=4)
     plain = Rope(head_width(config), rope_base(config))
     return decoder(
@@ -143,7 +143,7 @@ def olmo3(config: HFConfig) -> ModelConfig:
 
 
 def exaone4(config: HFConfig) -> ModelConfig:
-    """EXAONE 4: norms after the sublayers; where there are windows, the rest has no positions."""
+    """EXAONE 4: norms after the sublayers; with windows, full attention has no positions."""
     pattern = config.get("sliding_window_pattern")
     every = len(pattern) if isinstance(pattern, str) else int(pattern or 4)
     windows = layer_windows(config, every=every) if config.get("sliding_window") else None
@@ -157,7 +157,7 @@ def exaone4(config: HFConfig) -> ModelConfig:
 
 
 def cohere(config: HFConfig, **options: Any) -> ModelConfig:
-    """Command R: parallel blocks under one norm, rotation of neighbours, scaled logits."""
+    """Command R: parallel blocks under one norm, RoPE of neighbors, scaled logits."""
     return decoder(
         {"tie_word_embeddings": True, "rope_traditional": True, **config},
         norm=Norm("layer", epsilon(config, "layer_norm_eps", 1e-5)),
@@ -169,7 +169,7 @@ def cohere(config: HFConfig, **options: Any) -> ModelConfig:
 
 
 def cohere2(config: HFConfig) -> ModelConfig:
-    """Command R7B: Command R with windows; layers that see everything have no positions."""
+    """Command R7B: Command R with windows; full attention has no positions."""
     windows = layer_windows(config, every=int(config.get("sliding_window_pattern", 4)))
     return cohere(
         config,
@@ -191,7 +191,7 @@ def phi(config: HFConfig) -> ModelConfig:
 
 
 def phi3(config: HFConfig) -> ModelConfig:
-    """Phi 3 and 4: queries, keys and values from one projection, gate and up from another."""
+    """Phi 3 and 4: fused projections of queries, keys and values, and of gate and up."""
     return decoder(
         config,
         attention={"fused": True},
@@ -200,7 +200,7 @@ def phi3(config: HFConfig) -> ModelConfig:
 
 
 def gpt(config: HFConfig) -> ModelConfig:
-    """GPT-2 and its line: layer norms, biases, mostly a plain GELU; positions in any way."""
+    """GPT-2 and its line: layer norms, biases, mostly a plain GELU; positions of any kind."""
     return decoder(
         config,
         norm=Norm("layer", epsilon(config, "layer_norm_epsilon")),
@@ -210,7 +210,7 @@ def gpt(config: HFConfig) -> ModelConfig:
             "parallel": bool(config.get("use_parallel_residual")),
             "before_attention": config["attention_norm"],
             "before_feed_forward": config["feed_forward_norm"],
-            **({"feed_forward": mixture(config)} if config.get("num_experts") else {}),
+            **({"feed_forward": moe(config)} if config.get("num_experts") else {}),
         },
         positions="embed_positions" if config["position_embedding_type"] == "learned" else None,
         embedding_norm="embed_norm" if config.get("embedding_norm") else None,
@@ -218,7 +218,7 @@ def gpt(config: HFConfig) -> ModelConfig:
 
 
 def stablelm(config: HFConfig) -> ModelConfig:
-    """StableLM 2: layer norms, a quarter of each head turns; heads may have norms of their own."""
+    """StableLM 2: layer norms, RoPE on a quarter of each head; heads may have their own norms."""
     together = bool(config.get("use_parallel_residual", False))
     own = "input_layernorm" if together else "post_attention_layernorm"
     each = "each" if config.get("qk_layernorm") else None
@@ -240,7 +240,7 @@ def starcoder2(config: HFConfig) -> ModelConfig:
 
 
 def nemotron(config: HFConfig) -> ModelConfig:
-    """Nemotron: layer norms that store their distance from one, squared ReLU, half heads turn."""
+    """Nemotron: layer norms stored as offsets from one, squared ReLU, RoPE on half of a head."""
     return decoder(
         config,
         norm=Norm("layer", epsilon(config, "norm_eps", 1e-5), offset=1.0),
@@ -249,7 +249,7 @@ def nemotron(config: HFConfig) -> ModelConfig:
 
 
 def glm(config: HFConfig, **layer: Any) -> ModelConfig:
-    """ChatGLM 3 and GLM 4 (9B): neighbours turn in half of each head, gate and up in one."""
+    """ChatGLM 3 and GLM 4 (9B): RoPE of neighbors in half of each head, gate and up fused."""
     fused = {"names": ("gate_up_proj", "down_proj"), "fused": True}
     return decoder({"rope_traditional": True, **config}, feed_forward=fused, layer=layer)
 
@@ -261,7 +261,7 @@ def glm4(config: HFConfig) -> ModelConfig:
 
 
 def ministral3(config: HFConfig) -> ModelConfig:
-    """Ministral 3: Llama whose queries sharpen beyond the original context."""
+    """Ministral 3: Llama whose queries are scaled by position beyond the original context."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     beta = scaling.get("llama_4_scaling_beta")
     temperature = None
@@ -272,39 +272,43 @@ def ministral3(config: HFConfig) -> ModelConfig:
 
 def mixtral(config: HFConfig) -> ModelConfig:
     """Mixtral: Llama with experts."""
-    return decoder(config, layer={"feed_forward": mixture(config), "mlp": "block_sparse_moe"})
+    return decoder(config, layer={"feed_forward": moe(config), "mlp": "block_sparse_moe"})
 
 
 def qwen2_moe(config: HFConfig) -> ModelConfig:
-    """Qwen 1.5 and 2 MoE: weights are not normalised; a gated expert that all tokens share."""
+    """Qwen 1.5 and 2 MoE: weights are not normalized; a gated shared expert."""
     shared = FeedForward(int(config["shared_expert_intermediate_size"]))
     normalize = bool(config.get("norm_topk_prob", False))
-    experts = mixture(config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate")
+    experts = moe(config, normalize=normalize, shared=shared, shared_gate="shared_expert_gate")
     return decoder(config, layer={"feed_forward": experts})
 
 
 def qwen3_moe(config: HFConfig) -> ModelConfig:
     """Qwen 3 MoE: Qwen 3 with experts."""
-    experts = mixture(config, normalize=bool(config.get("norm_topk_prob", True)))
+    experts = moe(config, normalize=bool(config.get("norm_topk_prob", True)))
     return decoder(config, attention={"qk_norm": "head"}, layer={"feed_forward": experts})
 
 
 def olmoe(config: HFConfig) -> ModelConfig:
-    """OLMoE: queries and keys normalised as a whole, weights of experts not normalised."""
-    experts = mixture(config, normalize=bool(config.get("norm_topk_prob", False)))
+    """OLMoE: queries and keys normalized as a whole, weights of experts not normalized."""
+    experts = moe(config, normalize=bool(config.get("norm_topk_prob", False)))
     return decoder(config, attention={"qk_norm": "whole"}, layer={"feed_forward": experts})
 
 
 def granitemoe(config: HFConfig) -> ModelConfig:
     """Granite 3 with experts."""
-    experts = mixture(config, router="router.layer")
+    experts = moe(config, router="router.layer")
     return granite(config, feed_forward=experts, mlp="block_sparse_moe")
 
 
 def gpt_oss(config: HFConfig) -> ModelConfig:
     """gpt-oss: attention sinks, every other layer windowed, clamped experts with biases."""
-    experts = mixture(
-        config, router="router", switch="experts", gating="chosen", activation="clamped_swiglu"
+    experts = moe(
+        config,
+        router="router",
+        experts="experts",
+        gating="softmax_topk",
+        activation="clamped_swiglu",
     )
     return decoder(
         config,
@@ -317,7 +321,7 @@ def gpt_oss(config: HFConfig) -> ModelConfig:
 def deepseek(config: HFConfig) -> ModelConfig:
     """DeepSeek V2 and V3: latent attention, many small experts behind a few dense layers."""
     heads, width = int(config["num_attention_heads"]), int(config["qk_nope_head_dim"])
-    turning = int(config["qk_rope_head_dim"])
+    rope_dim = int(config["qk_rope_head_dim"])
     all_dim = yarn_growth(config.get("rope_scaling") or {})
     attention = LatentAttention(
         heads,
@@ -325,21 +329,21 @@ def deepseek(config: HFConfig) -> ModelConfig:
         int(config["v_head_dim"]),
         int(config["kv_lora_rank"]),
         int(config["q_lora_rank"]) if config.get("q_lora_rank") else None,
-        (width + turning) ** -0.5 * all_dim**2,
-        rope_of({**config, "rope_traditional": True}, turning),
+        (width + rope_dim) ** -0.5 * all_dim**2,
+        rope_of({**config, "rope_traditional": True}, rope_dim),
     )
     dense = int(config.get("first_k_dense_replace", 0))
     return decoder(
         {**config, "rope_scaling": None},
         layer={"attention": attention},
-        layers=lambda i: {} if i < dense else {"feed_forward": _fine_grained(config)},
+        layers=lambda i: {} if i < dense else {"feed_forward": deepseek_moe(config)},
     )
 
 
 def glm4_moe(config: HFConfig) -> ModelConfig:
     """DeepSeek 1, GLM 4.5 and dots.llm1: many small experts behind a few dense layers."""
     dots = config["model_type"] == "dots1"
-    experts = _fine_grained(config, switch="experts" if dots else "switch_mlp")
+    experts = deepseek_moe(config, experts="experts" if dots else "switch_mlp")
     dense = int(config.get("first_k_dense_replace", 0))
     return decoder(
         config,
@@ -431,14 +435,14 @@ def _gemma(config: HFConfig, qk_norm: str | None = None, **options: Any) -> Mode
     )
 
 
-def _fine_grained(config: HFConfig, **more: Any) -> Experts:
-    """Many small experts, some of them for every token (DeepSeekMoE, arXiv:2401.06066)."""
+def deepseek_moe(config: HFConfig, **more: Any) -> Experts:
+    """Fine-grained and shared experts (DeepSeekMoE, arXiv:2401.06066)."""
     softmax = config["model_type"] in ("deepseek", "deepseek_v2")
     gating = str(config.get("scoring_func", "softmax" if softmax else "sigmoid"))
     if gating not in ("softmax", "sigmoid", "noaux_tc"):
         raise CheckpointError(f"config.json: scoring_func {gating!r} is not known")
     shared = int(config.get("n_shared_experts") or 0) * int(config["moe_intermediate_size"])
-    return mixture(
+    return moe(
         {**config, "num_experts": config["n_routed_experts"]},
         gating="softmax" if gating == "softmax" else "sigmoid",
         normalize=bool(config.get("norm_topk_prob", not softmax)),

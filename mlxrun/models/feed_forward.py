@@ -37,7 +37,7 @@ def feed_forward(
 def _experts(config: Experts, hidden: int, params: Parameters, norm: Function | None) -> Added:
     """Shazeer et al., 2017, arXiv:1701.06538; each token's experts are gathered, not all run."""
     count, size = config.count, config.size
-    switch = params.under(config.switch)
+    switch = params.under(config.experts)
     names = ("gate_proj", "up_proj")
     wide = switch.gated_experts(names, count, size, hidden, GATES[config.activation])
     down = switch.experts("down_proj", count, hidden, size)
@@ -71,9 +71,9 @@ def _router(config: Experts, hidden: int, params: Parameters) -> Callable[[mx.ar
             ranking = _best_groups(ranking, config.groups, config.used_groups)
         chosen = mx.argpartition(-ranking, kth=used - 1, axis=-1)[..., :used]
         weights = mx.take_along_axis(weights, chosen, axis=-1)
-        if gating == "chosen":
+        if gating == "softmax_topk":
             weights = mx.softmax(weights, axis=-1)
-        if config.normalize and gating != "chosen":
+        if config.normalize and gating != "softmax_topk":
             weights = weights / weights.sum(axis=-1, keepdims=True)
         return chosen, weights * config.scale
 

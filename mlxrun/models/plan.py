@@ -1,6 +1,6 @@
-"""The plan of a decoder that families share, from the keys that their configs share.
+"""The decoder that families share, from the keys that their ``config.json`` files share.
 
-A family (``families.py``) calls :func:`decoder` with what it changes.
+A family (``families.py``) calls :func:`decoder` with its differences.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ HFConfig = Mapping[str, Any]
 Options = dict[str, Any]
 
 
-def mixture(config: HFConfig, **more: Any) -> Experts:
-    """Experts under the names that most configs have for their numbers."""
+def moe(config: HFConfig, **more: Any) -> Experts:
+    """Experts under the usual keys."""
     count = config.get("num_experts") or config.get("num_local_experts")
     size = config.get("moe_intermediate_size") or config["intermediate_size"]
     if count is None:
@@ -44,7 +44,7 @@ def mixture(config: HFConfig, **more: Any) -> Experts:
 
 
 def whole(config: HFConfig, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-    """A size or a number of things: a whole number of at least 1."""
+    """A size or count: a whole number of at least 1."""
     value = config[key] if default is None else config.get(key)
     value = default if value is None and default is not None else value
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
@@ -60,7 +60,7 @@ def number(
     above: float = -math.inf,
     most: float = sys.float_info.max,
 ) -> float:
-    """A number, above one bound and at most another; absent or null is the default."""
+    """A finite number within bounds; the default where it is absent or null."""
     value = config[key] if default is None else config.get(key)
     value = default if value is None and default is not None else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
@@ -71,12 +71,11 @@ def number(
 
 
 def epsilon(config: HFConfig, key: str, default: float | None = None) -> float:
-    """What norms add to a variance."""
+    """The epsilon of norms."""
     return number(config, key, default, above=0, most=1)
 
 
 def impossible(key: str, value: object, allowed: str) -> CheckpointError:
-    """An error about a value of ``config.json``, shown as it is written there."""
     written = json.dumps(value, default=str)
     return CheckpointError(
         f"config.json has an impossible value: {key} must be {allowed}, not {written[:80]}"
@@ -94,22 +93,22 @@ def decoder(
     windows: Sequence[int | None] | None = None,
     **model: Any,
 ) -> ModelConfig:
-    """The plan that all families share, with what one of them changes.
+    """The decoder of a config, with the differences of its family.
 
     Args:
         norm: all norms; RMS with the config's epsilon by default.
-        attention, feed_forward, layer: fields to change in every layer.
-        layers: fields to change in layer i: of the layer, and of its attention under that name.
-        windows: of each layer; read from the config by default.
-        model: fields of the model to change.
+        attention, feed_forward, layer: fields that differ in every layer.
+        layers: fields that differ in layer i, those of its attention under that key.
+        windows: of each layer; from the config by default.
+        model: fields of the model that differ.
     """
     hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     kv_heads = whole(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
     head_dim = head_width(config)
-    turning = config.get("position_embedding_type", "rope") == "rope"
-    rope = rope_of(config, head_dim) if turning else None
+    positions = config.get("position_embedding_type", "rope")
+    rope = rope_of(config, head_dim) if positions == "rope" else None
     clip, alibi = optional_float(config, "clip_qkv"), optional_float(config, "max_alibi_bias")
     attend = Attention(heads, kv_heads, head_dim, head_dim**-0.5, rope, clip=clip, alibi=alibi)
     fixed = (feed_forward or {}).get("activation")
@@ -122,11 +121,12 @@ def decoder(
         **(layer or {}),
     )
 
-    still = [i for i, turns in enumerate(config.get("no_rope_layers") or ()) if not turns]
+    # As transformers has it: zeros are the layers without positions.
+    nope = [i for i, rotated in enumerate(config.get("no_rope_layers") or ()) if not rotated]
 
     def build(index: int, window: int | None) -> Layer:
         changes = dict(layers(index))
-        place: Options = {"window": window} | ({"rope": None} if index in still else {})
+        place: Options = {"window": window} | ({"rope": None} if index in nope else {})
         own = replace(plan.attention, **place, **changes.pop("attention", {}))
         return replace(plan, attention=own, **changes)
 
@@ -145,25 +145,23 @@ def decoder(
 
 
 def head_width(config: HFConfig) -> int:
-    """Width of a head."""
     shared = whole(config, "hidden_size") // whole(config, "num_attention_heads")
     return whole(config, "head_dim", shared)
 
 
 def rope_base(config: HFConfig) -> float:
-    """Base of the rotary embedding."""
+    """RoPE's theta."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     section = config if config.get("rope_theta") is not None else scaling
     return number(section, "rope_theta", 10000.0, above=0)
 
 
 def optional_float(config: HFConfig, key: str) -> float | None:
-    """A number that may be absent, null or zero for none."""
+    """A number, or None where it is absent, null or zero."""
     return number(config, key, above=0) if config.get(key) else None
 
 
 def _activation(config: HFConfig) -> str:
-    """The activation that a config names; families that fix their own do not ask."""
     known = {
         "silu": "silu",
         "swish": "silu",
@@ -182,7 +180,7 @@ def layer_windows(config: HFConfig, every: int | None = None) -> list[int | None
     """The sliding window of each layer, or None.
 
     Args:
-        every: where ``layer_types`` does not say: each layer of that number sees everything.
+        every: one of so many layers has full attention, where there are no ``layer_types``.
     """
     layers = whole(config, "num_hidden_layers", most=MAX_BLOCKS)
     window = whole(config, "sliding_window") if config.get("sliding_window") else None
@@ -207,11 +205,7 @@ _NO_SCALING = {"rope_theta", "partial_rotary_factor", "rope_type", "type"}
 
 
 def rope_of(config: HFConfig, head_dim: int) -> Rope:
-    """The rotary embedding of a config.
-
-    Raises:
-        CheckpointError: a scaling that is not known; running without it would give wrong text.
-    """
+    """The rotary embedding of a config; unknown scalings are errors, as text would be wrong."""
     # transformers 5 moved everything rotary into one section.
     scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = rope_base(config)
@@ -219,8 +213,8 @@ def rope_of(config: HFConfig, head_dim: int) -> Rope:
     dims = int(head_dim * float(partial))
     if dims < 2 or dims % 2 or dims > head_dim:
         raise CheckpointError(
-            f"config.json: rotary embeddings turn pairs, they cannot turn {dims} dimensions of a "
-            f"head of {head_dim}"
+            f"config.json: rotary embeddings rotate pairs, not {dims} dimensions of a head of "
+            f"{head_dim}"
         )
     traditional = bool(config.get("rope_traditional", False))
     kind = scaling.get("rope_type") or scaling.get("type")
@@ -229,7 +223,7 @@ def rope_of(config: HFConfig, head_dim: int) -> Rope:
 
     def rope(**more: Any) -> Rope:
         made = Rope(dims, base, traditional=traditional, **more)
-        numbers = (made.base, made.scale, made.sharpening, *(made.factors or ()))
+        numbers = (made.base, made.scale, made.attention_factor, *(made.factors or ()))
         if not all(0 < number < math.inf for number in numbers):
             raise CheckpointError(
                 f"config.json: rope_theta {base} with {dict(scaling)} gives impossible frequencies"
@@ -244,15 +238,15 @@ def rope_of(config: HFConfig, head_dim: int) -> Rope:
         return rope(factors=tuple(llama3_factors(dims, base, scaling)))
     if kind == "yarn":
         factors = tuple(yarn_factors(dims, base, scaling))
-        return rope(factors=factors, sharpening=yarn_attention_factor(scaling))
+        return rope(factors=factors, attention_factor=yarn_attention_factor(scaling))
     if kind in ("longrope", "su"):
         context, key = int(config["max_position_embeddings"]), "original_max_position_embeddings"
         original = int(scaling[key] if key in scaling else config[key])
         factors = tuple(float(x) for x in scaling["long_factor"])
         if len(factors) != dims // 2:
             raise CheckpointError(f"config.json: long_factor needs {dims // 2} entries")
-        sharpening = scaling.get("attention_factor")
-        if sharpening is None:
-            sharpening = longrope_attention_factor(context, original)
-        return rope(factors=factors, sharpening=float(sharpening))
+        attention_factor = scaling.get("attention_factor")
+        if attention_factor is None:
+            attention_factor = longrope_attention_factor(context, original)
+        return rope(factors=factors, attention_factor=float(attention_factor))
     raise CheckpointError(f"config.json: rope scaling {kind!r} is not supported")

@@ -140,7 +140,7 @@ def _of_experts(config: ModelConfig, layer: int, name: str) -> bool:
 def _pair(attention: Attention | LatentAttention) -> int:
     """Multiplications for one query and one key, in all heads: its score, and its value's part."""
     if isinstance(attention, LatentAttention):  # heads meet the latent that they share
-        return attention.heads * (2 * attention.latent + attention.rope.dims)
+        return attention.heads * (2 * attention.kv_lora_rank + attention.rope.dims)
     return attention.heads * 2 * attention.head_dim
 
 

@@ -102,13 +102,13 @@ def test_scalings_rotate_as_mlx_lm_does(name: str, base: float) -> None:
     rope = rope_of(config, 32)
     theirs = initialize_rope(32, base, False, scaling or None, context)
     x = mx.random.normal((1, 2, 40, 32), key=mx.random.key(1))
-    ours = rope.sharpening * rotation(rope)(x, 7)
+    ours = rope.attention_factor * rotation(rope)(x, 7)
     np.testing.assert_allclose(np.array(ours), np.array(theirs(x, offset=7)), atol=1e-4)
 
 
 def test_a_stated_attention_factor_is_taken() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 3.0, "mscale": 0.7}
-    assert rope_of({"rope_scaling": scaling}, 32).sharpening == 3.0
+    assert rope_of({"rope_scaling": scaling}, 32).attention_factor == 3.0
 
 
 def test_yarns_bounds_may_lie_between_dimensions() -> None:
