@@ -303,12 +303,12 @@ def _attention(attention: Attention | LatentAttention, hidden: int) -> int:
     """Numbers for each token: norm, projections, rotation, output, the stream after it."""
     heads, stream = attention.heads, 3 * hidden
     if isinstance(attention, LatentAttention):
-        turning, latent = attention.rope.dims, attention.kv_lora_rank
+        rope_dim, latent = attention.rope.dims, attention.kv_lora_rank
         query = (
-            3 * heads * (attention.qk_nope_head_dim + turning) + (attention.q_lora_rank or 0) * 2
+            3 * heads * (attention.qk_nope_head_dim + rope_dim) + (attention.q_lora_rank or 0) * 2
         )
         mixed = 4 * heads * latent + 2 * heads * attention.v_head_dim
-        return stream + query + mixed + 3 * (latent + turning)
+        return stream + query + mixed + 3 * (latent + rope_dim)
     normed = attention.qk_norm is not None
     queries, keys = heads * attention.head_dim, attention.kv_heads * attention.head_dim
     return stream + (5 + normed) * queries + (3 + normed) * keys
@@ -353,10 +353,10 @@ def block_weights(block: Layer, hidden: int) -> int:
 def _attention_weights(attention: Attention | LatentAttention, hidden: int) -> int:
     heads = attention.heads
     if isinstance(attention, LatentAttention):
-        turning, latent = attention.rope.dims, attention.kv_lora_rank
-        rows, wide = heads * (attention.qk_nope_head_dim + turning), attention.q_lora_rank
+        rope_dim, latent = attention.rope.dims, attention.kv_lora_rank
+        rows, wide = heads * (attention.qk_nope_head_dim + rope_dim), attention.q_lora_rank
         queries = rows * hidden if wide is None else wide * (hidden + rows)
-        compressed = (latent + turning) * hidden
+        compressed = (latent + rope_dim) * hidden
         inward, outward = attention.qk_nope_head_dim * latent, latent * attention.v_head_dim
         return queries + compressed + heads * (inward + outward + attention.v_head_dim * hidden)
     return 2 * hidden * attention.head_dim * (heads + attention.kv_heads)
