@@ -143,7 +143,7 @@ def predict(path: Path, cell: Cell, prompt: int) -> int:
     budget = most_beside(offline=True)
     wanted = Wanted(None, 0, cell.keys, cell.values)
     source = open_model(path)
-    plan = plan_source(source, source.storage(), cache=wanted, beside=budget)
+    plan = plan_source(source, source.storage(), cache=wanted, prefill_tokens=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak
 
 

@@ -263,7 +263,7 @@ class Admission:
                 llm.model,
                 llm.config,
                 cache=wanted,
-                beside=self._beside,
-                kept=self._prefixes.budget,
-                held=self._prefixes.nbytes,
+                prefill_tokens=self._beside,
+                prefix_bytes=self._prefixes.budget,
+                used_prefix_bytes=self._prefixes.nbytes,
             )

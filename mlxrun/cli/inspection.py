@@ -83,8 +83,8 @@ def inspect_model(
     if source and storage:
         wanted = Wanted(None, 0, *cache)
         beside = most_beside(offline=True)
-        plan = plan_source(source, storage, cache=wanted, beside=beside)
-        plan = replace(plan, kept=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
+        plan = plan_source(source, storage, cache=wanted, prefill_tokens=beside)
+        plan = replace(plan, prefix_bytes=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         longest = facts["model"]["context_length"]
         tokens = context or longest
         facts["plan"] = plan_facts(plan, storage, tokens, parallel, longest=longest)

@@ -30,7 +30,7 @@ def plan_facts(
         "scratch": terms.scratch,
         "reserve": terms.reserve,
         "needed": terms.needed,
-        "kept": terms.kept,
+        "kept": terms.prefix_bytes,
         "total": terms.total,
         "available": terms.limit or None,
         "fits": terms.fits,

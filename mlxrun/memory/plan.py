@@ -43,7 +43,7 @@ class Terms:
         sequence: KV cache of one sequence, in the capacity that its tokens need.
         parallel: sequences at once.
         scratch: of a pass, copies of caches that grow included.
-        kept: budget of the prefix cache.
+        prefix_bytes: budget of the prefix cache.
         reserve: left free on purpose.
         limit: available bytes; 0 where the system does not say.
     """
@@ -52,7 +52,7 @@ class Terms:
     sequence: int
     parallel: int
     scratch: int
-    kept: int
+    prefix_bytes: int
     reserve: int
     limit: int
 
@@ -67,7 +67,7 @@ class Terms:
 
     @property
     def total(self) -> int:
-        return self.needed + self.kept
+        return self.needed + self.prefix_bytes
 
     @property
     def fits(self) -> bool:
@@ -94,15 +94,15 @@ class MemoryPlan:
         footprint: besides its weights.
         weights: bytes.
         limit: available bytes; 0 where the system does not say.
-        beside: prompt tokens in a pass in which other sequences decode.
-        kept: budget of the prefix cache, bytes.
+        prefill_tokens: prompt tokens in a pass in which other sequences decode.
+        prefix_bytes: budget of the prefix cache, bytes.
     """
 
     footprint: Footprint
     weights: int
     limit: int
-    beside: int = ALONE
-    kept: int = 0
+    prefill_tokens: int = ALONE
+    prefix_bytes: int = 0
 
     def terms(self, context: int, parallel: int = 1, *, prompt: int | None = None) -> Terms:
         """The terms for ``parallel`` sequences of ``context`` tokens.
@@ -111,12 +111,14 @@ class MemoryPlan:
             prompt: tokens of each that are its prompt; by default all but the last.
         """
         prompt = max(1, context - 1) if prompt is None else prompt
-        chunk = ALONE if parallel == 1 else self.beside
+        chunk = ALONE if parallel == 1 else self.prefill_tokens
         peak = self.footprint.peak(prompt, context, parallel, chunk=chunk)
         sequence = self.footprint.stored(context)
         reserve = max(RESERVE_LEAST, int(RESERVE_SHARE * (self.weights + peak)))
         scratch = peak - sequence * parallel
-        return Terms(self.weights, sequence, parallel, scratch, self.kept, reserve, self.limit)
+        return Terms(
+            self.weights, sequence, parallel, scratch, self.prefix_bytes, reserve, self.limit
+        )
 
     def context_for(self, parallel: int = 1) -> int:
         """The most tokens that each of several sequences may have; 0 if none fits."""
@@ -163,7 +165,9 @@ class MemoryPlan:
         if not self.limit:
             return None
         terms = self.terms(context, parallel)
-        return max(0, self.limit - (terms.weights + terms.scratch + terms.kept + terms.reserve))
+        return max(
+            0, self.limit - (terms.weights + terms.scratch + terms.prefix_bytes + terms.reserve)
+        )
 
     def check(self, context: int, parallel: int = 1) -> Terms:
         """The terms of sequences that are to run.
@@ -189,20 +193,24 @@ def _most(fits: Callable[[int], bool]) -> int:
 
 
 def plan_source(
-    source: Source, storage: WeightStorage, *, cache: Wanted = DEFAULT_CACHE, beside: int = ALONE
+    source: Source,
+    storage: WeightStorage,
+    *,
+    cache: Wanted = DEFAULT_CACHE,
+    prefill_tokens: int = ALONE,
 ) -> MemoryPlan:
     """The plan of a model that is not loaded.
 
     Args:
         storage: of its weights.
         cache: of its KV caches.
-        beside: prompt tokens in a pass in which other sequences decode.
+        prefill_tokens: prompt tokens in a pass in which other sequences decode.
 
     Raises:
         MlxrunError: the model cannot have such caches.
     """
     taken = footprint_of(source.definition, source.config, storage, cache)
-    return MemoryPlan(taken, storage.nbytes, room(), beside)
+    return MemoryPlan(taken, storage.nbytes, room(), prefill_tokens)
 
 
 def plan_loaded(
@@ -210,18 +218,18 @@ def plan_loaded(
     config: Mapping[str, Any],
     *,
     cache: Wanted = DEFAULT_CACHE,
-    beside: int = ALONE,
-    kept: int = 0,
-    held: int = 0,
+    prefill_tokens: int = ALONE,
+    prefix_bytes: int = 0,
+    used_prefix_bytes: int = 0,
 ) -> MemoryPlan:
     """The plan of a loaded model: other models and sessions that MLX holds are no room for it.
 
     Args:
         config: its ``config.json``.
         cache: of its KV caches.
-        beside: prompt tokens in a pass in which other sequences decode.
-        kept: budget of the prefix cache, bytes.
-        held: bytes in the prefix cache.
+        prefill_tokens: prompt tokens in a pass in which other sequences decode.
+        prefix_bytes: budget of the prefix cache, bytes.
+        used_prefix_bytes: bytes in the prefix cache.
     """
     defined = definition(config)
     plain = weight_count(defined) * model.dtype.size if isinstance(defined, ModelConfig) else 0
@@ -230,9 +238,9 @@ def plan_loaded(
     storage = WeightStorage(model.nbytes, dtype, packed, "as loaded", fused=model.fused)
     limit = room()
     if limit:
-        limit = max(1, limit - _others(model.nbytes - model.mapped + held))
+        limit = max(1, limit - _others(model.nbytes - model.mapped + used_prefix_bytes))
     taken = footprint_of(defined, config, storage, cache)
-    return MemoryPlan(taken, model.nbytes, limit, beside, kept)
+    return MemoryPlan(taken, model.nbytes, limit, prefill_tokens, prefix_bytes)
 
 
 def _others(ours: int) -> int:

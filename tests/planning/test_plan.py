@@ -89,7 +89,7 @@ def test_weights_before_loading_are_those_after(tmp_path: Path, kind: str, dtype
 def test_the_largest_that_fits(
     footprint: Footprint, context: int, parallel: int, limit: int
 ) -> None:
-    plan = MemoryPlan(footprint, weights=10**6, limit=limit, beside=64)
+    plan = MemoryPlan(footprint, weights=10**6, limit=limit, prefill_tokens=64)
     longest, most = plan.context_for(parallel), plan.parallel_for(context)
     assert longest == 0 or plan.terms(longest, parallel).fits
     assert most == 0 or plan.terms(context, most).fits
