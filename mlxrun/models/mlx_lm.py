@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -133,11 +132,8 @@ def unsupported(kind: object, native: Iterable[str]) -> UnsupportedArchitectureE
 
 @cache
 def _model_files() -> frozenset[str]:
-    spec = importlib.util.find_spec("mlx_lm.models")
-    assert spec is not None
-    places = spec.submodule_search_locations or []
-    files = [file.stem for place in places for file in Path(place).glob("*.py")]
-    return frozenset(files) - _TOOLS - {"__init__"}
+    files = Path(utils.__file__).parent.joinpath("models").glob("*.py")
+    return frozenset(file.stem for file in files) - _TOOLS - {"__init__"}
 
 
 @contextmanager

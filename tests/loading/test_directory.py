@@ -126,7 +126,7 @@ MODES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", ["llama", "llama tied", "llama biases", "qwen3"])
 @pytest.mark.parametrize("mode", MODES)
-def test_quantised_directories(
+def test_quantized_directories(
     tmp_path: Path, mode: str, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if packed:  # as where memory is short or on a GPU
@@ -138,7 +138,7 @@ def test_quantised_directories(
 
 
 @pytest.mark.parametrize("section", ["quantization", "quantization_config"])
-def test_modules_quantised_each_in_its_way(tmp_path: Path, section: str) -> None:
+def test_modules_quantized_each_in_its_way(tmp_path: Path, section: str) -> None:
     own: dict[str, Any] = {
         "model.layers.0.self_attn.q_proj": {"group_size": 32, "bits": 8},
         "model.layers.1.mlp.down_proj": MODES["mxfp4"],
@@ -194,7 +194,7 @@ def test_what_a_modules_own_entry_leaves_out(
 
 
 def test_mlx_lms_own_conversion_of_ours(tmp_path: Path) -> None:
-    """GGUF to a directory, which mlx-lm quantises, which is loaded again."""
+    """GGUF to a directory, which mlx-lm quantizes, which is loaded again."""
     import mlx_lm
 
     convert(Tiny().write(tmp_path / "x.gguf"), tmp_path / "ours", policy="exact")
@@ -400,7 +400,7 @@ QUANTIZATION_DAMAGE: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("name", QUANTIZATION_DAMAGE)
 @pytest.mark.parametrize("packed", [False, True])
-def test_damaged_quantisation_says_what_is_wrong(
+def test_damaged_quantization_says_what_is_wrong(
     tmp_path: Path, name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if packed:

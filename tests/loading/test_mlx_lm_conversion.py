@@ -1,4 +1,4 @@
-"""Directories of models that only mlx-lm defines: quantised as its classes want it."""
+"""Directories of models that only mlx-lm defines: quantized as its classes want it."""
 
 from __future__ import annotations
 

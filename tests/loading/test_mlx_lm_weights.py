@@ -34,7 +34,7 @@ def logits(path: Path, dtype: str | None = None) -> np.ndarray:
     return np.array(model(mx.array([TOKENS]), model.make_cache())[0].astype(mx.float32))
 
 
-def quantised(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+def quantized(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Pack a model's modules, some in one way and some in another, and say so in its config."""
     section: dict[str, Any] = {"group_size": 32, "bits": 4, "mode": "affine"}
 
@@ -58,7 +58,7 @@ def test_packed_modules_give_mlx_lms_logits(
 ) -> None:
     monkeypatch.setattr("mlxrun.loader.expands", lambda *_, **__: (expand, "asked for"))
     model = stock(CONFIGS[name])
-    config = quantised(CONFIGS[name], model)
+    config = quantized(CONFIGS[name], model)
     save(tmp_path, config, model, tokenizer=False)
     loaded = load_model(tmp_path)
     arrays = named_arrays(loaded.model.module)

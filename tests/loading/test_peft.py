@@ -72,7 +72,7 @@ def identity(tensors: Tensors, config: Config) -> None:
     """As it is."""
 
 
-def stabilised(tensors: Tensors, config: Config) -> None:
+def stabilized(tensors: Tensors, config: Config) -> None:
     config |= {"use_rslora": True, "lora_alpha": SCALE * RANK**0.5}
 
 
@@ -99,7 +99,7 @@ def dora(tensors: Tensors, config: Config) -> None:
     config["use_dora"] = True
 
 
-@pytest.mark.parametrize("change", [identity, stabilised, patterns, named, of_a_larger_model, dora])
+@pytest.mark.parametrize("change", [identity, stabilized, patterns, named, of_a_larger_model, dora])
 def test_it_does_what_mlx_lms_does(
     base: Path, tmp_path: Path, change: Callable[[Tensors, Config], None]
 ) -> None:

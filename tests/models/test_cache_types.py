@@ -1,4 +1,4 @@
-"""A quantised cache gives the same logits however tokens are fed, in every kind of attention."""
+"""A quantized cache gives the same logits however tokens are fed, in every kind of attention."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_same_however_fed(
     plain = {key: value for key, value in wanted.items() if key in WINDOW}
     unpacked = [logits(Asked(model(name), **plain), text) for text in texts]
     for each in zip(wholes, unpacked, strict=True):
-        assert off(*each) > SAME  # it was quantised
+        assert off(*each) > SAME  # it was quantized
 
 
 @pytest.mark.parametrize(("name", "wanted"), CASES)

@@ -32,7 +32,7 @@ def load(path: Path, policy: str | None = None) -> Transformer:
 
 
 @pytest.mark.parametrize("policy", [None, "exact"])
-def test_quantised_files_have_the_logits_of_their_weights(oracle: Path, policy: str | None) -> None:
+def test_quantized_files_have_the_logits_of_their_weights(oracle: Path, policy: str | None) -> None:
     """Q1_0 and Q2_0, which the gguf package cannot read, have no other judge."""
     files = [p for p in sorted((oracle / "quants").glob("*.gguf")) if "gpt-oss" not in p.name]
     assert len(files) == 33

@@ -148,7 +148,7 @@ def test_packed_weights_of_directories(
 
 
 def test_biases_that_a_file_leaves_out(tmp_path: Path) -> None:
-    """A bias of zeros is made where its neighbours have one."""
+    """A bias of zeros is made where its neighbors have one."""
     path = Tiny(biases=("attn_q", "attn_k", "attn_v")).write(tmp_path / "m.gguf")
     assert promised(path)[1].nbytes == mlxrun.load(path).model.nbytes
 
