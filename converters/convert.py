@@ -20,17 +20,25 @@ import numpy as np
 
 from converters.ahead import ahead
 from converters.checkpoint import CheckpointWriter
-from converters.chunks import workers
-from converters.encode import Encoded, encode, plain_floats, supported
 from converters.errors import AdapterError, ConversionError, InexactError
-from converters.estimate import least_bits
 from converters.gguf.names import Mapped, NameMap
 from converters.gguf.reader import GGUFFile
 from converters.gguf.source import open_gguf
 from converters.gguf.types import GGMLType
-from converters.layout import dense
-from converters.merge import Merge, Patch, PrepareMerge, in_order
-from converters.policy import COMPACT_GROWTH, POLICIES, Policy, source_bits
+from converters.quantize.encode import (
+    Encoded,
+    Merge,
+    Patch,
+    PrepareMerge,
+    encode,
+    in_order,
+    least_bits,
+    plain_floats,
+    supported,
+    workers,
+)
+from converters.quantize.layout import dense
+from converters.quantize.policy import COMPACT_GROWTH, POLICIES, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
 from converters.sink import (
     Converted,
@@ -215,7 +223,7 @@ def convert(
     Args:
         src: a ``.gguf`` file, or a shard of a split one.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
-        policy: ``exact``, ``near`` or ``compact``; see :mod:`converters.policy`.
+        policy: ``exact``, ``near`` or ``compact``; see :mod:`converters.quantize.policy`.
         overwrite: replace a directory that holds nothing but an earlier conversion, once the new
             one is complete.
         merge: gives what is merged into the weights of a model with a ``config.json``.

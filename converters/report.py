@@ -19,7 +19,7 @@ class TensorRecord:
         type: how the source stores it (GGML type).
         form: how MLX holds it.
         fidelity: ``exact`` (every weight bit-equal in float32), ``rounded`` (the source's own codes
-            with rounded scales, or rounded floats), ``requantised`` (new codes) or ``merged`` (with
+            with rounded scales, or rounded floats), ``requantized`` (new codes) or ``merged`` (with
             an adapter; errors are then against the exact sum).
         rmse: relative root mean square error, measured over all weights; None if not measured.
         max_error: largest absolute error of a weight; None if not measured.
@@ -85,7 +85,7 @@ class ConversionReport:
         return round(self.bits_after * self.elements / 8)
 
     def fidelity(self) -> dict[str, int]:
-        """How many tensors are exact, rounded, requantised and merged."""
+        """How many tensors are exact, rounded, requantized and merged."""
         return dict(Counter(t.fidelity for t in self.tensors))
 
     def notes(self) -> list[str]:

@@ -28,8 +28,8 @@ from converters.errors import (
     OutOfSpaceError,
     TargetExistsError,
 )
-from converters.forms import Arrays
-from converters.layout import Layout
+from converters.quantize.affine import Arrays
+from converters.quantize.layout import Layout
 from converters.report import ConversionReport, TensorRecord
 
 Progress = Callable[[int, int, str], None]

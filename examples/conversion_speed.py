@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from converters.convert import convert
-from converters.policy import POLICIES
+from converters.quantize.policy import POLICIES
 
 from .make_random_gguf import Kind, Shape, write
 

@@ -11,8 +11,8 @@ from converters.convert import check_policy
 from converters.convert import convert as convert_file
 from converters.directory.convert import Plan, convert_directory
 from converters.directory.names import form_of, normalise, stays, text_config
-from converters.directory.recipe import Recipe, recipe
 from converters.directory.weights import Weights
+from converters.quantize.recipe import Recipe, recipe
 from converters.report import ConversionReport
 from converters.sink import Progress
 from mlxrun.errors import ConversionError, TokenizerError
@@ -49,7 +49,7 @@ def convert(
         bits, group_size, mode, keep, dtype: what becomes of a directory's matrices; see
             :func:`converters.directory.recipe.recipe`.
         policy: what becomes of a GGUF's: ``exact``, ``near`` (default) or ``compact``; see
-            ``converters.policy``.
+            ``converters.quantize.policy``.
         adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them. What
             they touch is stored in the form that a policy or a directory's own choices ask for.
         overwrite: replace a directory that holds nothing but an earlier conversion, once the new

@@ -26,13 +26,12 @@ from converters.directory.files import WeightFiles, read_config, weight_files
 from converters.directory.names import normalise, text_config
 from converters.directory.quantization import stored_form
 from converters.directory.weights import read_weights, reading
-from converters.encode import plain_floats, supported
-from converters.estimate import expected_layout
 from converters.gguf.names import Mapped, NameMap
 from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
 from converters.gguf.source import open_gguf
-from converters.layout import Layout, dense
-from converters.policy import FIXED, Policy, source_bits
+from converters.quantize.encode import expected_layout, plain_floats, supported
+from converters.quantize.layout import Layout, dense
+from converters.quantize.policy import FIXED, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
 from mlxrun.errors import ParameterError
 from mlxrun.kernels.device import device

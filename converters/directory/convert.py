@@ -18,15 +18,14 @@ from typing import Any
 import mlx.core as mx
 
 from converters.checkpoint import CheckpointWriter
-from converters.chunks import workers
 from converters.directory.companions import companions
 from converters.directory.encode import Recoded, dequantised, keep_packed, recode
 from converters.directory.files import read_config, weight_files
-from converters.directory.recipe import EIGHT_BITS, Form, Recipe
 from converters.directory.weights import Weights, dtype_name, read_weights, reading
 from converters.errors import ConversionError
-from converters.layout import Layout, dense
-from converters.merge import Merge, Patch, PrepareMerge
+from converters.quantize.encode import Merge, Patch, PrepareMerge, workers
+from converters.quantize.layout import Layout, dense
+from converters.quantize.recipe import EIGHT_BITS, Recipe
 from converters.report import ConversionReport, TensorRecord
 from converters.sink import (
     Converted,
@@ -53,7 +52,7 @@ class Plan:
 
     config: dict[str, Any]
     weights: Weights
-    form: Callable[[str, Form], Form | None]
+    form: Callable[[str, Layout], Layout | None]
     stays: Callable[[str], bool] = lambda name: False
 
 
@@ -160,7 +159,7 @@ def _choose(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[Choice]:
             yield Choice(name, as_is)
             continue
         asked = kept.get(module) or (recipe.form and plan.form(module, recipe.form))
-        layout = None if asked is None else asked.layout(dtype)
+        layout = None if asked is None else asked.with_dtype(dtype)
         width = columns(array, stored)
         explicit = module in kept
         chosen, note = _fitting(width, as_is, layout, explicit=explicit)
@@ -249,7 +248,7 @@ def _convert_one(
         recoded = recode(parts[0], layout, pool, patch)
     _check(choice, recoded)
     kept = same or not layout.quantized
-    exact = "exact" if recoded.error.equal else "rounded" if kept else "requantised"
+    exact = "exact" if recoded.error.equal else "rounded" if kept else "requantized"
     record = TensorRecord(
         name=origin.name,
         target=name,

@@ -1,6 +1,6 @@
-"""One array into the form that a recipe wants, with the error that this costs.
+"""One array into the form that a recipe asks for, with the error that this costs.
 
-Works in chunks of rows that a pool of threads shares, as ``converters.encode`` does for GGUF. MLX
+Chunks of rows are shared by a pool of threads, as in ``quantize.encode``. MLX
 evaluates in the calling thread: an array is read where its file was opened.
 """
 
@@ -14,14 +14,11 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from converters.chunks import cut, gather
 from converters.directory.weights import dtype_name
-from converters.encode import CHUNK_WEIGHTS
-from converters.forms import Arrays, Error, Packed, keep_floats
-from converters.layout import Layout
-from converters.merge import Patch
-from converters.requantise import requantise
-from converters.rounding import Floats, from_float
+from converters.quantize.affine import Arrays, ErrorStats, Packed, pack_floats, requantize
+from converters.quantize.encode import CHUNK_WEIGHTS, Patch, chunks, gather
+from converters.quantize.layout import Layout
+from converters.quantize.packing import Floats, from_float
 
 _FLOATS = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
@@ -32,7 +29,7 @@ class Recoded:
 
     layout: Layout
     arrays: Arrays
-    error: Error
+    error: ErrorStats
 
 
 def to_numpy(array: mx.array) -> npt.NDArray[np.generic]:
@@ -63,7 +60,7 @@ def recode(
 
     # MLX's own packing runs where its arrays live.
     over = map if layout.mode in _BY_MLX else pool.map
-    arrays, error = gather(work, cut(rows, columns, CHUNK_WEIGHTS), over)
+    arrays, error = gather(work, chunks(rows, columns, CHUNK_WEIGHTS), over)
     return Recoded(layout, {k: a.reshape(*shape[:-1], -1) for k, a in arrays.items()}, error)
 
 
@@ -73,11 +70,11 @@ _BY_MLX = ("mxfp4", "mxfp8", "nvfp4")
 def _pack(values: Floats, layout: Layout) -> Packed:
     """Rows (n, columns) of float32 in a layout."""
     if not layout.quantized:
-        packed = keep_floats(values, layout.dtype)
+        packed = pack_floats(values, layout.dtype)
         if layout.dtype == "float32":
             packed.error.add(values, values)  # nothing is lost; this sums the weights
         return packed
-    return requantise(values, layout) if layout.mode == "affine" else _microscaled(values, layout)
+    return requantize(values, layout) if layout.mode == "affine" else _microscaled(values, layout)
 
 
 def _microscaled(values: Floats, layout: Layout) -> Packed:
@@ -107,7 +104,7 @@ def dequantised(parts: list[mx.array], layout: Layout) -> mx.array:
 
 def keep_packed(parts: list[mx.array], stored: Layout, wanted: Layout) -> Recoded:
     """The same codes; scales and biases in the wanted type."""
-    error = Error() if _finite(parts, stored) else Error(squared_weight=math.nan)
+    error = ErrorStats() if _finite(parts, stored) else ErrorStats(squared_weight=math.nan)
     if stored.mode == "affine" and stored.dtype != wanted.dtype:
         dtype = next(kind for kind, name in _FLOATS.items() if name == wanted.dtype)
         cast = [parts[0], *(part.astype(dtype) for part in parts[1:])]

@@ -13,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 
 from converters.directory.encode import dequantised
-from converters.directory.recipe import EIGHT_BITS, Form
 from converters.directory.spellings import (
     EXPERT_PARTS,
     MULTIMODAL,
@@ -26,6 +25,8 @@ from converters.directory.spellings import (
 from converters.directory.stored import decode
 from converters.directory.weights import Origin, Weights
 from converters.errors import CheckpointError
+from converters.quantize.layout import Layout
+from converters.quantize.recipe import EIGHT_BITS
 
 HFConfig = dict[str, Any]
 
@@ -73,11 +74,11 @@ _SHARED = (
 )  # fmt: skip
 
 
-def form_of(config: HFConfig) -> Callable[[str, Form], Form | None]:
+def form_of(config: HFConfig) -> Callable[[str, Layout], Layout | None]:
     """What a module of one of our families takes where a form is asked for; None: only floats."""
     spelling = spelling_of(config)
 
-    def form(module: str, asked: Form) -> Form | None:
+    def form(module: str, asked: Layout) -> Layout | None:
         if module.endswith(spelling.plain):
             return None
         low = module.endswith(spelling.routers) and asked.bits < EIGHT_BITS.bits

@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converters.directory.recipe import BITS, DEFAULT_GROUP, GROUPS, Form
 from converters.errors import CheckpointError
-from converters.layout import FIXED_MODES
+from converters.quantize.layout import (
+    BITS,
+    DEFAULT_GROUP,
+    FIXED_MODES,
+    GROUPS,
+    Layout,
+    affine,
+    fixed,
+)
 
 # Bits of affine codes where a module's own entry does not say.
 _DEFAULT_BITS = 4
 
 
-def stored_form(config: Mapping[str, Any], module: str) -> Form:
+def stored_form(config: Mapping[str, Any], module: str) -> Layout:
     """The form of a module that has scales.
 
     An entry of its own stands for itself: what it leaves out is its mode's default, whatever the
@@ -32,8 +39,7 @@ def stored_form(config: Mapping[str, Any], module: str) -> Form:
     how = own if isinstance(own, dict) else section
     mode = str(how.get("mode", "affine"))
     if mode in FIXED_MODES:
-        fixed_group, fixed_bits = FIXED_MODES[mode]
-        return Form(mode, fixed_bits, fixed_group)
+        return fixed(mode)
     if mode != "affine":
         raise CheckpointError(f"config.json: quantization mode {mode!r} is not known")
     bits, group = how.get("bits"), how.get("group_size")
@@ -43,4 +49,4 @@ def stored_form(config: Mapping[str, Any], module: str) -> Form:
         raise CheckpointError(
             f"config.json: quantization of {bits!r} bits in groups of {group!r} is none of MLX's"
         )
-    return Form(mode, bits, group)
+    return affine(bits, group)

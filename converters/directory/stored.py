@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from converters.directory.weights import Origin, Weights
 from converters.errors import CheckpointError
-from converters.layout import fixed
+from converters.quantize.layout import fixed
 
 _BLOCK = (128, 128)
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 from converters.directory.files import WeightFiles, weight_files
 from converters.directory.quantization import stored_form
 from converters.errors import CheckpointError, MlxrunError
-from converters.layout import Layout
+from converters.quantize.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -181,5 +181,5 @@ def _layouts(config: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[
         form = stored_form(config, module)
         if f"{module}.weight" not in arrays:
             raise CheckpointError(f"the weights have {module}.scales and no {module}.weight")
-        layouts[module] = form.layout(dtype_name(arrays[f"{module}.scales"]))
+        layouts[module] = form.with_dtype(dtype_name(arrays[f"{module}.scales"]))
     return layouts

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.encode import plain_floats, supported
 from converters.errors import AdapterError, shortened
 from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
 from converters.gguf.architectures.row import LLAMA
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.tensor import GGUFTensor
+from converters.quantize.encode import plain_floats, supported
 
 Floats = npt.NDArray[np.float32]
 

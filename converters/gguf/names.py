@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from converters.encode import Change
 from converters.errors import UnsupportedArchitectureError
 from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
 from converters.gguf.architectures.row import GATED, SHARED_EXPERTS, SPARSE
@@ -22,7 +21,8 @@ from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
-from converters.policy import FLOATS
+from converters.quantize.encode import Change
+from converters.quantize.policy import FLOATS
 
 # Tensors whose values move into config.json.
 _IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}

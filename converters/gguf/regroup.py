@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from converters.encode import plain_floats
 from converters.gguf.architectures import Architecture
 from converters.gguf.reader import GGUFFile
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
+from converters.quantize.encode import plain_floats
 
 _ONE_EXPERT = re.compile(r"(blk\.\d{1,9}\.ffn_(?:gate|up|down))\.(\d{1,6})\.(weight|bias)")
 _MODULE = re.compile(r"(blk\.\d{1,9}\.)?(.+)\.(weight|bias|scale)")

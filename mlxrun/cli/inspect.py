@@ -241,14 +241,14 @@ def _print_policies(facts: Mapping[str, Any], detailed: bool) -> None:
         title = f"Forms under policy {estimate['policy']} (expected)"
         out.print(table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
         out.print()
-    columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantised", "note")
+    columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantized", "note")
     estimates = [_policy_row(estimate) for estimate in facts["policies"]]
     out.print(table("Conversion (expected from types; no weight was read)", columns, estimates))
     out.print()
 
 
 def _policy_row(estimate: Mapping[str, Any]) -> tuple[object, ...]:
-    counts = dict.fromkeys(("exact", "rounded", "requantised"), 0)
+    counts = dict.fromkeys(("exact", "rounded", "requantized"), 0)
     for form in estimate["forms"]:
         counts[form["fidelity"]] += form["tensors"]
     impossible = ", ".join(estimate["impossible"])

@@ -15,10 +15,10 @@ from converters.convert import half_dtype, skipped
 from converters.directory.files import read_config, read_object
 from converters.directory.names import text_config
 from converters.errors import MlxrunError
-from converters.estimate import expected_layout
 from converters.gguf.names import NameMap
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
-from converters.policy import POLICIES, Policy
+from converters.quantize.encode import expected_layout
+from converters.quantize.policy import POLICIES, Policy
 from mlxrun.cache.choice import Wanted
 from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, described

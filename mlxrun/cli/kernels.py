@@ -152,7 +152,7 @@ def _subject(kinds: Sequence[Any]) -> Subject:
     Raises:
         KernelsError: there are no kernels.
     """
-    from converters.policy import Policy
+    from converters.quantize.policy import Policy
     from mlxrun.errors import KernelsError
     from mlxrun.kernels import gpu
     from mlxrun.kernels.dispatch import Missing, available

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from converters.estimate import expected_layout
 from converters.gguf.types import GGMLType
-from converters.policy import Policy, source_bits
+from converters.quantize.encode import expected_layout
+from converters.quantize.policy import Policy, source_bits
 from mlxrun.hub.choice import Choice, size_text
 from mlxrun.hub.names import HubName
 from mlxrun.kernels.device import device

@@ -16,10 +16,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from converters.encode import plain_floats
 from converters.errors import GGUFError
 from converters.gguf.tensor import GGUFTensor, OpenFile
 from converters.gguf.types import BLOCKS, GGMLType
+from converters.quantize.encode import plain_floats
 from mlxrun.kernels.interface import HeadsSpec, Matrix
 from mlxrun.kernels.native import Kernels, Native
 

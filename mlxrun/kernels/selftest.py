@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from converters.gguf.quants import CODECS
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.layout import Layout, dense
-from converters.microscaling import repack
-from converters.policy import FIXED, Policy
+from converters.quantize.affine import repack
+from converters.quantize.layout import Layout, dense
+from converters.quantize.policy import FIXED, Policy
 from mlxrun import __version__
 from mlxrun.files import remove, replacing
 from mlxrun.kernels.cache import ObjectCache, place

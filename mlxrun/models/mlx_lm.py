@@ -35,11 +35,10 @@ from mlx_lm.models.cache import (
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
 from converters.directory.convert import Plan
-from converters.directory.recipe import Form
 from converters.directory.spellings import OTHER_TOWERS
 from converters.directory.weights import Weights
 from converters.gguf.checks import MAX_BLOCKS
-from converters.layout import FIXED_MODES, Layout, affine, fixed
+from converters.quantize.layout import FIXED_MODES, Layout, affine, fixed
 from mlxrun.cache.base import Memory, Named, State
 from mlxrun.cache.sparsity import Sparse
 from mlxrun.cache.store import copied, joined
@@ -937,12 +936,12 @@ def conversion_plan(found: MLXLMClasses, config: dict[str, Any], weights: Weight
         renamed.skip(name, NO_PLACE)
     predicate = getattr(model, "quant_predicate", None)
 
-    def form(module: str, asked: Form) -> Form | None:
+    def form(module: str, asked: Layout) -> Layout | None:
         if module not in modules:
             return None
         own = True if predicate is None else predicate(module, modules[module])
         if isinstance(own, dict) and asked.bits < own["bits"]:
-            return Form("affine", int(own["bits"]), int(own.get("group_size", 64)))
+            return affine(int(own["bits"]), int(own.get("group_size", 64)))
         return asked if own else None
 
     cast = getattr(model, "cast_predicate", lambda name: True)

@@ -20,9 +20,9 @@ import numpy as np
 from converters.directory.spellings import EXPERT_PARTS, spelling_of
 from converters.errors import shortened
 from converters.gguf.adapter import read_adapter
-from converters.layout import Layout
-from converters.merge import Patch, PrepareMerge, Rows
-from converters.rounding import Floats
+from converters.quantize.encode import Patch, PrepareMerge, Rows
+from converters.quantize.layout import Layout
+from converters.quantize.packing import Floats
 from mlxrun.errors import AdapterError, ParameterError
 from mlxrun.models.config import Attention, FeedForward, ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
@@ -563,7 +563,7 @@ def merging(choice: AdapterChoice) -> PrepareMerge | None:
 
 
 class Merger:
-    """All adapters of a conversion, for ``converters`` to merge (``converters.merge.Merge``)."""
+    """All adapters as a merge into the weights of a conversion (``quantize.encode.Merge``)."""
 
     def __init__(self, adapters: Adapters) -> None:
         self._adapters = adapters

@@ -10,7 +10,7 @@ from math import prod
 
 import mlx.core as mx
 
-from converters.layout import Layout
+from converters.quantize.layout import Layout
 from mlxrun.kernels.device import device
 
 # From this many rows on, the CPU dequantizes a packed matrix once rather than per row: its packed

@@ -8,7 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from converters.layout import dense
+from converters.quantize.layout import dense
 from mlxrun.errors import AdapterError
 from mlxrun.weights.linear import (
     GatheredProduct,

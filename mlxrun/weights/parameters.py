@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from converters.layout import Layout, dense
+from converters.quantize.layout import Layout, dense
 from mlxrun.errors import CheckpointError
 from mlxrun.kernels.device import device
 from mlxrun.weights.blocks import BlockWeight, dense_block_weight

@@ -29,8 +29,8 @@ def test_summary(mlxrun_cli, directory, tmp_path):
     result = mlxrun_cli("convert", directory, "-o", target, "--bits", 4, "--keep", "lm_head=8")
     assert (result.code, result.err) == (0, "")
     rows = [line.split() for line in result.out.splitlines()]
-    assert ["float16", "affine4", "g64", "float16", "15", "requantised"] in [r[:6] for r in rows]
-    assert ["float16", "affine8", "g64", "float16", "1", "requantised"] in [r[:6] for r in rows]
+    assert ["float16", "affine4", "g64", "float16", "15", "requantized"] in [r[:6] for r in rows]
+    assert ["float16", "affine8", "g64", "float16", "1", "requantized"] in [r[:6] for r in rows]
     assert "skipped modeling_x.py (file): code is neither run nor copied\n" in result.out
     assert f"Wrote {target}\n" in result.out
     assert mlxrun.load(target).generate("x", max_tokens=2).tokens

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from converters.gguf.types import GGMLType
-from converters.policy import Policy
+from converters.quantize.policy import Policy
 from mlxrun.cli import kernels as command
 from mlxrun.kernels import dispatch as kernels
 from mlxrun.kernels import gpu, selftest

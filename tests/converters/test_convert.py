@@ -32,7 +32,7 @@ from converters.errors import (
     TargetExistsError,
     UnsupportedArchitectureError,
 )
-from converters.policy import POLICIES
+from converters.quantize.policy import POLICIES
 from converters.sink import target_path
 from mlxrun.loader import load_model
 
@@ -201,7 +201,7 @@ def test_conversion_json_says_what_was_done(tmp_path: Path) -> None:
     assert "config.json" in skipped["rope_freqs.weight"]["reason"]
     for record in records.values():
         assert record["target"] in written
-        assert record["fidelity"] in ("exact", "rounded", "requantised")
+        assert record["fidelity"] in ("exact", "rounded", "requantized")
         assert record["rmse"] <= 0.01
         assert (record["fidelity"] == "exact") == (record["rmse"] == 0)
     for tensor in reader.tensors:
@@ -210,7 +210,7 @@ def test_conversion_json_says_what_was_done(tmp_path: Path) -> None:
     fidelity = {name: record["fidelity"] for name, record in records.items()}
     assert fidelity["blk.0.attn_q.weight"] == "exact"  # Q3_K
     assert fidelity["blk.0.attn_k.weight"] == "rounded"  # Q5_K: scales in half precision
-    assert fidelity["output.weight"] == "requantised"  # Q6_K
+    assert fidelity["output.weight"] == "requantized"  # Q6_K
     size = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
     assert 0 < size - report.nbytes < 1 << 21  # the header's room
 
@@ -438,7 +438,7 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path)
 # VmHWM and not ru_maxrss, which a process inherits from the one that started it.
 MEASURE = """
 import sys
-from converters import encode
+from converters.quantize import encode
 from converters.convert import convert
 
 encode.CHUNK_WEIGHTS = 1 << 18  # as small beside the file as whole chunks are beside a model

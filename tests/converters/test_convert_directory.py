@@ -25,7 +25,7 @@ from converters.errors import (
     TargetExistsError,
     UnsupportedArchitectureError,
 )
-from converters.layout import Layout, affine, fixed
+from converters.quantize.layout import Layout, affine, fixed
 from mlxrun.loader import load_model
 
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
@@ -111,7 +111,7 @@ def test_every_form_loads_in_both_and_has_the_error_that_the_report_says(
     assert nmse(ours(tmp_path / "out"), theirs(tmp_path / "out")) < 1e-9
     module = "model.layers.1.self_attn.k_proj"
     (record,) = [t for t in report.tensors if t.target == f"{module}.weight"]
-    assert (record.type, record.fidelity, record.form) == ("bfloat16", "requantised", str(form))
+    assert (record.type, record.fidelity, record.form) == ("bfloat16", "requantized", str(form))
     wanted = np.array(weights()[f"{module}.weight"].astype(mx.float32))
     got = dequantised(tmp_path / "out", module, form)
     relative = np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum())
@@ -198,7 +198,7 @@ def test_packed_weights_stay_bit_for_bit_where_the_forms_agree(
     mlxrun.convert(source, tmp_path / "four", bits=4, keep="lm_head=8,embed=mxfp8")
     again = mlxrun.convert(tmp_path / "four", tmp_path / "again", bits=4, keep="lm_head=8")
     before, after = stored(tmp_path / "four"), stored(tmp_path / "again")
-    assert again.fidelity() == {"exact": 20, "requantised": 1}
+    assert again.fidelity() == {"exact": 20, "requantized": 1}
     differing = {
         name for name in after if not mx.array_equal(before.get(name, mx.zeros(1)), after[name])
     }
@@ -223,7 +223,7 @@ def test_another_type_of_scales_is_rounding(tmp_path: Path, source: Path) -> Non
     report = mlxrun.convert(tmp_path / "four", tmp_path / "half", dtype="float16")
     found = stored(tmp_path / "half")
     assert {str(a.dtype) for a in found.values()} == {"mlx.core.uint32", "mlx.core.float16"}
-    assert "requantised" not in report.fidelity()
+    assert "requantized" not in report.fidelity()
     assert all(t.rmse is not None and t.rmse < 1e-4 for t in report.tensors)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from converters.directory.names import form_of, stays, text_config
-from converters.directory.recipe import EIGHT_BITS, Form
+from converters.quantize.layout import affine, fixed
+from converters.quantize.recipe import EIGHT_BITS
 
-FOUR, TINY = Form("affine", 4, 64), Form("nvfp4", 4, 16)
+FOUR, TINY = affine(4, 64), fixed("nvfp4")
 ROUTERS = {
     "mixtral": "block_sparse_moe.gate",
     "qwen2_moe": "mlp.shared_expert_gate",
@@ -22,7 +23,7 @@ ROUTERS = {
 def test_routers_get_eight_bits_and_never_fewer(family: str) -> None:
     form, router = form_of({"model_type": family}), f"model.layers.3.{ROUTERS[family]}"
     assert form(router, FOUR) == form(router, TINY) == EIGHT_BITS
-    assert form(router, Form("affine", 8, 32)) == Form("affine", 8, 32)
+    assert form(router, affine(8, 32)) == affine(8, 32)
     assert form("model.layers.3.mlp.switch_mlp.gate_proj", FOUR) == FOUR
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from converters.encode import encode, supported
-from converters.estimate import expected_layout, least_bits
 from converters.gguf.reader import read_gguf
 from converters.gguf.types import GGMLType
-from converters.policy import POLICIES, Policy
+from converters.quantize.encode import encode, expected_layout, least_bits, supported
+from converters.quantize.policy import POLICIES, Policy
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16", "float32"])

@@ -8,12 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converters.forms import Error, Packed, keep_codes, keep_floats
 from converters.gguf.quants import Codes
-from converters.layout import affine
-from converters.packing import pack_bits
-from converters.requantise import requantise, requantise_integers
-from converters.rounding import from_float
+from converters.quantize.affine import (
+    ErrorStats,
+    Packed,
+    pack_codes,
+    pack_floats,
+    requantize,
+    requantize_integers,
+)
+from converters.quantize.layout import affine
+from converters.quantize.packing import from_float, pack_bits
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -99,7 +104,7 @@ def test_kept_codes_state_the_error_of_their_rounded_scales(
     dtype: str, bits: int, seed: int, group: int, rows: int
 ) -> None:
     codes = random_codes(seed, bits, group, spread=1.5, rows=rows)
-    packed = keep_codes(codes, affine(bits, group, dtype))
+    packed = pack_codes(codes, affine(bits, group, dtype))
     np.testing.assert_array_equal(unpack_bits(packed.arrays["weight"], bits), codes.q)
     values = codes.q.reshape(rows, 4, group) * codes.scale.astype(np.float64)[..., None]
     values += codes.bias[..., None]
@@ -113,7 +118,7 @@ def test_errors_of_weights_that_are_small_beside_their_biases(spread: int) -> No
     rng = np.random.default_rng(spread)
     q = rng.integers(128 - spread, 129 + spread, (512, 1024), dtype=np.uint8)
     scale = rng.uniform(0.001, 0.01, (512, 32)).astype(np.float32)
-    packed = keep_codes(Codes(q, scale, -128 * scale), affine(8, 32, "bfloat16"))
+    packed = pack_codes(Codes(q, scale, -128 * scale), affine(8, 32, "bfloat16"))
     rounded = [from_float(packed.arrays[name], "bfloat16") for name in ("scales", "biases")]
     codes = q.reshape(512, 32, 32).astype(np.float64)
     wanted = (codes - 128) * scale.astype(np.float64)[..., None]
@@ -126,11 +131,11 @@ def test_errors_of_weights_that_are_small_beside_their_biases(spread: int) -> No
 @pytest.mark.parametrize("group", GROUPS)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(DTYPES))
 @settings(max_examples=10)
-def test_requantised_weights_state_their_error(
+def test_requantized_weights_state_their_error(
     bits: int, group: int, seed: int, dtype: str
 ) -> None:
     w = np.random.default_rng(seed).standard_normal((3, 256)).astype(np.float32)
-    packed = requantise(w, affine(bits, group, dtype))
+    packed = requantize(w, affine(bits, group, dtype))
     assert packed.arrays["scales"].shape == packed.arrays["biases"].shape == (3, 256 // group)
     assert_states_its_error(packed, w)
     assert not packed.error.equal
@@ -148,13 +153,13 @@ def random_products(seed: int, group: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("group", GROUPS)
 @given(seed=st.integers(0, 2**32), dtype=st.sampled_from(DTYPES))
 @settings(max_examples=10)
-def test_requantised_products_are_as_near_as_their_floats(
+def test_requantized_products_are_as_near_as_their_floats(
     bits: int, group: int, seed: int, dtype: str
 ) -> None:
     p, unit = random_products(seed, group)
     w = (p.reshape(-1, group) * unit.reshape(-1, 1)).reshape(p.shape)
-    packed = requantise_integers(p, unit, affine(bits, group, dtype))
-    wanted = requantise(w, affine(bits, group, dtype))
+    packed = requantize_integers(p, unit, affine(bits, group, dtype))
+    wanted = requantize(w, affine(bits, group, dtype))
     for name in ("scales", "biases"):
         np.testing.assert_array_equal(packed.arrays[name], wanted.arrays[name])
     codes, expected = (unpack_bits(x.arrays["weight"], bits) for x in (packed, wanted))
@@ -170,28 +175,28 @@ def test_products_that_a_form_holds_are_told_from_those_that_it_nearly_holds(bit
     p[:, :2] = 0, (1 << bits) - 1
     p[1] = 0  # a group of one value
     unit = np.full((2, 1), -0.25, np.float32)
-    packed = requantise_integers(p, unit, affine(bits, 64, "float32"))
+    packed = requantize_integers(p, unit, affine(bits, 64, "float32"))
     assert packed.error.equal
     np.testing.assert_array_equal(dequantised(packed), -0.25 * p)
     p[0, 2] = (1 << bits) // 2
-    third = requantise_integers(p, unit / 3, affine(bits, 64, "bfloat16"))
+    third = requantize_integers(p, unit / 3, affine(bits, 64, "bfloat16"))
     assert not third.error.equal
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_requantising_is_no_worse_than_mlx_own_quantiser(bits: int) -> None:
+def test_requantizing_is_no_worse_than_mlx_own_quantiser(bits: int) -> None:
     w = np.random.default_rng(bits).standard_t(4, (32, 512)).astype(np.float32)
     theirs = mx.dequantize(*mx.quantize(mx.array(w), group_size=64, bits=bits), 64, bits)
-    error = Error()
+    error = ErrorStats()
     error.add(w, np.array(theirs))
-    assert requantise(w, affine(bits, 64, "float32")).error.rmse <= 1.001 * error.rmse
+    assert requantize(w, affine(bits, 64, "float32")).error.rmse <= 1.001 * error.rmse
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", BITS)
 def test_constant_groups_keep_what_a_bias_can_hold(bits: int, dtype: str) -> None:
     w = np.repeat(np.array([[0.0, 0.5, -2.0, 1024.0]], np.float32), 32, axis=1)
-    packed = requantise(w, affine(bits, 32, dtype))
+    packed = requantize(w, affine(bits, 32, dtype))
     assert packed.error.equal
     np.testing.assert_array_equal(dequantised(packed), w)
 
@@ -199,7 +204,7 @@ def test_constant_groups_keep_what_a_bias_can_hold(bits: int, dtype: str) -> Non
 @given(st.integers(0, 2**32), st.sampled_from(DTYPES))
 def test_plain_floats_state_their_error(seed: int, dtype: str) -> None:
     w = np.random.default_rng(seed).standard_normal((5, 33)).astype(np.float32)
-    packed = keep_floats(w, dtype)
+    packed = pack_floats(w, dtype)
     assert packed.error.equal == (dtype == "float32")
     assert_states_its_error(packed, w)
 
@@ -208,16 +213,16 @@ def test_plain_floats_state_their_error(seed: int, dtype: str) -> None:
 def test_errors_are_measured_at_any_magnitude(size: float) -> None:
     """Squares of float32 numbers leave float32's range long before the numbers do."""
     w = (np.random.default_rng(6).standard_normal(1000) * size).astype(np.float32)
-    error = Error()
+    error = ErrorStats()
     error.add(w, np.float32(1.25) * w)
     assert error.rmse == pytest.approx(0.25, rel=1e-3)
-    lost = Error()
+    lost = ErrorStats()
     lost.add(w, np.zeros_like(w))
     assert lost.rmse == pytest.approx(1, rel=1e-3)
 
 
 def test_an_error_of_nothing_is_infinite_and_no_error_is_none() -> None:
-    zeros, error = np.zeros(4, np.float32), Error()
+    zeros, error = np.zeros(4, np.float32), ErrorStats()
     error.add(zeros, zeros)
     assert error.rmse == 0
     error.add(zeros, zeros + 1)
@@ -228,9 +233,9 @@ def test_an_overflow_is_never_a_small_error() -> None:
     w = np.array([[1e6, 1.0, 2.0, 3.0] * 8], np.float32)
     with np.errstate(all="ignore"):
         for packed in (
-            keep_floats(w, "float16"),
-            requantise(1e6 * w, affine(8, 32, "float16")),
-            requantise_integers(w.astype(np.int16), w[:, :1], affine(8, 32, "float16")),
+            pack_floats(w, "float16"),
+            requantize(1e6 * w, affine(8, 32, "float16")),
+            requantize_integers(w.astype(np.int16), w[:, :1], affine(8, 32, "float16")),
         ):
             assert not packed.error.rmse < 1e6
             assert not packed.error.equal
@@ -241,7 +246,7 @@ def test_errors_of_chunks_add_up(seed: int, cut: int) -> None:
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((10, 8)).astype(np.float32)
     got = w + rng.standard_normal((10, 8)).astype(np.float32)
-    whole, parts, second = Error(), Error(), Error()
+    whole, parts, second = ErrorStats(), ErrorStats(), ErrorStats()
     whole.add(w, got)
     parts.add(w[:cut], got[:cut])
     second.add(w[cut:], got[cut:])

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import Kind, random_blocks
 
-from converters.forms import Packed
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.layout import dense, fixed
-from converters.microscaling import repack
-from converters.policy import FIXED
+from converters.quantize.affine import Packed, repack
+from converters.quantize.layout import dense, fixed
+from converters.quantize.policy import FIXED
 
 KINDS = sorted(FIXED)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.packing import bit_fields, pair_nibbles, spread_nibbles, sums
+from converters.quantize.packing import bit_fields, pair_nibbles, spread_nibbles, sums
 
 
 def some_bytes(seed: int, rows: int, columns: int) -> np.ndarray:

@@ -12,16 +12,16 @@ import pytest
 from tiny_models import Kind, Tiny, random_blocks
 
 from converters.convert import Converted, half_dtype, stream
-from converters.encode import Encoded, encode
 from converters.errors import ConversionError, GGUFError, InexactError
-from converters.forms import Arrays
 from converters.gguf.names import map_names
 from converters.gguf.quants import CODECS
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.layout import Layout
-from converters.policy import POLICIES, Policy
+from converters.quantize.affine import Arrays
+from converters.quantize.encode import Encoded, encode
+from converters.quantize.layout import Layout
+from converters.quantize.policy import POLICIES, Policy
 
 HALVES = ("float16", "bfloat16")
 
@@ -226,7 +226,7 @@ def test_types_that_hold_no_weights_are_named(tmp_path: Path) -> None:
 def test_large_matrices_are_converted_in_chunks_with_the_same_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import converters.encode as module
+    import converters.quantize.encode as module
 
     blocks = random_blocks("Q4_K", 60, 144, np.random.default_rng(9), 0.001)
     file = one(tmp_path, "Q4_K", blocks, rows=30)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Kind, random_blocks
 
-from converters.forms import keep_codes, regroup
 from converters.gguf.quants import CODECS
 from converters.gguf.reader import read_gguf
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.layout import affine
-from converters.policy import kept_group
+from converters.quantize.affine import pack_codes, regroup
+from converters.quantize.layout import affine
+from converters.quantize.policy import kept_group
 
 OURS_ALONE = {GGMLType.Q1_0, GGMLType.Q2_0}  # the gguf package cannot read these
 SHARED = sorted(set(CODECS) - OURS_ALONE)
@@ -131,7 +131,7 @@ def test_mlx_dequantises_kept_codes_to_the_same_floats(kind: GGMLType) -> None:
     blocks = blocks_of(kind, 4 * rows, seed=5)
     codes = CODECS[kind].decode(blocks)
     layout = affine(CODECS[kind].bits, kept_group(kind), "float32")
-    arrays = keep_codes(regroup(codes, rows, layout.group_size), layout).arrays
+    arrays = pack_codes(regroup(codes, rows, layout.group_size), layout).arrays
     got = mx.dequantize(
         *(mx.array(arrays[name]) for name in ("weight", "scales", "biases")),
         group_size=layout.group_size,

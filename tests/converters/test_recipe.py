@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.directory.recipe import FLOAT, Form, mixed, parse_keep, recipe
 from converters.errors import ConversionError
+from converters.quantize.layout import affine
+from converters.quantize.recipe import FLOAT, mixed, parse_keep, recipe
 
 LAYERS = 16
 MODULES = [
@@ -48,8 +49,8 @@ def test_forms(form: str) -> None:
 
 def test_bits_alone_take_the_group_size_of_the_rest() -> None:
     entries = recipe(bits=4, group_size=32, keep="lm_head=8").keep
-    assert entries == {"lm_head": Form("affine", 8, 32)}
-    assert recipe(mode="mxfp4", keep="lm_head=8").keep == {"lm_head": Form("affine", 8, 64)}
+    assert entries == {"lm_head": affine(8, 32)}
+    assert recipe(mode="mxfp4", keep="lm_head=8").keep == {"lm_head": affine(8, 64)}
 
 
 PATTERNS: dict[str, list[str]] = {

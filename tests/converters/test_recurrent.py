@@ -23,7 +23,7 @@ from converters.errors import GGUFError
 from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
-from converters.policy import Policy
+from converters.quantize.policy import Policy
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 

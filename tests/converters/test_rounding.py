@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.rounding import from_float, rounded
+from converters.quantize.packing import from_float, rounded
 
 MX = {"float16": mx.float16, "bfloat16": mx.bfloat16}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fake_hub import FakeHub
 
-from converters.estimate import expected_layout
 from converters.gguf.reader import read_gguf
-from converters.policy import Policy
+from converters.quantize.encode import expected_layout
+from converters.quantize.policy import Policy
 from mlxrun.errors import HubError
 from mlxrun.hub import fit, pull
 from mlxrun.hub.choice import Choice, HubFile, choose, gguf_models

@@ -10,8 +10,8 @@ from tiny_models import HALF_SCALES, Kind, random_blocks
 
 from converters.gguf.quants import CODECS
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.microscaling import _values
-from converters.packing import pair_nibbles, spread_nibbles
+from converters.quantize.affine import microscaled
+from converters.quantize.packing import pair_nibbles, spread_nibbles
 
 MICROSCALING = {GGMLType.MXFP4, GGMLType.NVFP4}
 CODED = sorted(set(CODECS) | MICROSCALING)
@@ -76,7 +76,7 @@ def test_the_converters_own_weights(decoders: Decoders, kind: GGMLType) -> None:
         head, group = (1, 32) if kind is GGMLType.MXFP4 else (4, 16)
         codes = spread_nibbles(pair_nibbles(np.ascontiguousarray(raw[:, head:]), group // 2))
         with np.errstate(over="ignore"):  # the greatest scales
-            wanted = _values(codes, raw[:, :head], kind)
+            wanted = microscaled(codes, raw[:, :head], kind)
     else:
         wanted = CODECS[kind].decode(raw).values()
     np.testing.assert_array_equal(decoders.values(kind, raw), wanted)

@@ -20,7 +20,7 @@ import gc, os, sys, threading
 from pathlib import Path
 import mlx.core as mx
 import numpy as np
-from converters.encode import plain_floats
+from converters.quantize.encode import plain_floats
 from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
 from mlxrun.kernels import dispatch as kernels

@@ -13,7 +13,7 @@ import pytest
 from emulated import Emulator
 
 from converters.gguf.types import GGMLType
-from converters.policy import Policy
+from converters.quantize.policy import Policy
 from mlxrun.errors import KernelsError
 from mlxrun.kernels import gpu, selftest
 from mlxrun.kernels.interface import Matrix, Missing

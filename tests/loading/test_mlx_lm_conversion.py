@@ -40,7 +40,7 @@ def theirs(path: Path) -> np.ndarray:
 def test_they_load_in_both(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     path = save(tmp_path / "m", CONFIGS[name], stock(CONFIGS[name]))
     report = mlxrun.convert(path, tmp_path / "out", dtype="float32", **options)
-    assert ("requantised" in report.fidelity()) == bool(options)
+    assert ("requantized" in report.fidelity()) == bool(options)
     assert nmse(ours(tmp_path / "out"), theirs(tmp_path / "out")) < 1e-6
     if not options:
         assert np.array_equal(ours(tmp_path / "out"), ours(path))

@@ -136,7 +136,7 @@ def test_original_repositories_load_directly(tmp_path: Path, name: str) -> None:
 def test_original_repositories_convert(tmp_path: Path, name: str) -> None:
     path = source(tmp_path / "m", name, mx.bfloat16)
     report = mlxrun.convert(path, tmp_path / "out", bits=4, group_size=32)
-    assert {t.fidelity for t in report.tensors} == {"exact", "requantised"}
+    assert {t.fidelity for t in report.tensors} == {"exact", "requantized"}
     assert agree(name, logits(tmp_path / "out"), theirs(tmp_path / "out"))
     copied = mlxrun.convert(path, tmp_path / "copy")
     assert {t.fidelity for t in copied.tensors} == {"exact"}
@@ -223,7 +223,7 @@ def test_the_blocks_of_gpt_oss_become_what_is_asked_of_them(tmp_path: Path) -> N
     path, _ = gpt_oss(tmp_path / "m")
     report = mlxrun.convert(path, tmp_path / "out", bits=4, keep="experts=3/32")
     experts = [t for t in report.tensors if "_blocks" in t.name]
-    assert {(t.form, t.fidelity) for t in experts} == {("affine3 g32 bfloat16", "requantised")}
+    assert {(t.form, t.fidelity) for t in experts} == {("affine3 g32 bfloat16", "requantized")}
     assert nmse(logits(tmp_path / "out"), theirs(tmp_path / "out")) < 1e-9
 
 

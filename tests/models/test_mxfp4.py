@@ -14,7 +14,7 @@ from tiny_models import nmse
 from converters.convert import convert, stream
 from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
-from converters.policy import Policy
+from converters.quantize.policy import Policy
 from mlxrun.loader import Loaded, load_model
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm_models import CONFIGS, save, stock
-from requantised import requantised
+from requantized import requantized
 from tiny_models import Tiny
 
 import mlxrun
@@ -122,7 +122,7 @@ def test_a_comparison_has_the_perplexities_of_each(tiny, other):
 
 def test_policies_on_the_demo_model(tmp_path):
     """Exact loses nothing, near hardly anything, compact what it says."""
-    path = requantised(ASSETS / "demo.gguf", tmp_path / "demo-q6_k.gguf")
+    path = requantized(ASSETS / "demo.gguf", tmp_path / "demo-q6_k.gguf")
     plain, text = mlxrun.load(path, dtype="float32"), FIGURES["text"]
     exact, near, compact = (
         mlxrun.compare(plain, mlxrun.load(path, policy=policy), text, context=128, chunks=2)

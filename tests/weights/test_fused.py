@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.layout import dense
+from converters.quantize.layout import dense
 from mlxrun.kernels import dispatch as kernels
 from mlxrun.models.functions import GATES
 from mlxrun.weights import fused

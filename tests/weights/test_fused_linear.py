@@ -15,7 +15,7 @@ from tiny_models import Tiny
 
 from converters.directory.files import read_config, weight_files
 from converters.directory.weights import read_weights
-from converters.layout import Layout, affine, dense, fixed
+from converters.quantize.layout import Layout, affine, dense, fixed
 from mlxrun.conversion import convert
 from mlxrun.models.families import model_config
 from mlxrun.models.transformer import Transformer

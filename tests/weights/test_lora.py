@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converters.layout import Layout, affine, dense, fixed
+from converters.quantize.layout import Layout, affine, dense, fixed
 from mlxrun.errors import AdapterError
 from mlxrun.weights.linear import MLXWeight
 from mlxrun.weights.lora import LoRA, LoRAWeight, combined

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from converters.encode import plain_floats
 from converters.gguf.architectures.keys import windows
 from converters.gguf.architectures.limits import whole_heads
 from converters.gguf.architectures.row import (
@@ -26,6 +25,7 @@ from converters.gguf.architectures.row import (
 from converters.gguf.architectures.uneven import per_layer
 from converters.gguf.numbers import float_of, layer_count, scalar, tidy
 from converters.gguf.reader import GGUFFile
+from converters.quantize.encode import plain_floats
 
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")
 

@@ -2,7 +2,7 @@
 
 Every GGML weight type stores ``w = scale * code + bias`` for groups of 16 to 256 neighbours, only
 packed differently. A :class:`Codec` undoes the packing and nothing else; choosing an MLX form for
-the codes is the business of ``converters.forms``.
+the codes is the business of ``converters.quantize.affine``.
 
 Source of all block layouts: ggml's ``ggml-common.h`` (facts), checked bit for bit against the
 ``gguf`` package in the tests.
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.packing import bit_fields, gathered, pair_nibbles, spread_nibbles
+from converters.quantize.packing import bit_fields, gathered, pair_nibbles, spread_nibbles
 
 __all__ = ["CODECS", "Codec", "Codes", "Products", "bit_fields", "half", "paired"]
 

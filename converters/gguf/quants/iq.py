@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.gguf.quants.base import Bytes, Codec, Codes, bit_fields, half
 from converters.gguf.types import GGMLType
-from converters.packing import gathered
+from converters.quantize.packing import gathered
 
 
 @cache

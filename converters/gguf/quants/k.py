@@ -17,7 +17,7 @@ from converters.gguf.quants.base import (
 )
 from converters.gguf.quants.plain import IQ4_CODES
 from converters.gguf.types import GGMLType
-from converters.packing import gathered, join_bits
+from converters.quantize.packing import gathered, join_bits
 
 
 def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:

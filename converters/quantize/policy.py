@@ -5,7 +5,7 @@
     hold it, with float32 scales where only those do, else as plain float32.
 ``near`` (default)
     the source's own codes wherever MLX can hold them (only scales are rounded to half precision);
-    types that MLX cannot hold are requantised to the smallest form with a relative RMSE of at most
+    other types are requantized to the smallest form with a relative RMSE of at most
     1%. Tensors that are floats stay floats, in half precision.
 ``compact``
     as near, but no tensor grows by more than half a bit a weight, whatever the error, or takes the
@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from converters.forms import Error
 from converters.gguf.quants import CODECS
 from converters.gguf.types import BLOCKS, GGMLType
-from converters.layout import Layout, affine, dense, fixed
+from converters.quantize.affine import ErrorStats
+from converters.quantize.layout import BITS, GROUPS, Layout, affine, dense, fixed
 
 POLICIES = ("exact", "near", "compact")
 NEAR_RMSE = 0.01
@@ -42,11 +42,11 @@ class Policy:
     Attributes:
         name: ``exact``, ``near`` or ``compact``.
         half: the type that ``near`` and ``compact`` round to: float16 or bfloat16 for a
-            checkpoint, float32 when weights go straight into a float32 run.
-        factors: whether a matrix may keep a factor of its own beside MLX's arrays: in memory it
-            may, a checkpoint for stock mlx-lm has no place for it.
-        narrow: hold scales in half precision all the same where that loses nothing.
-        packed: use MLX's quantised forms at all; a CPU multiplies plain float32 faster.
+            checkpoint, float32 for a run in float32.
+        packed: use MLX's quantized forms at all; a CPU multiplies plain float32 faster.
+        factors: keep a matrix's factor as an array of its own, which a checkpoint for stock mlx-lm
+            has no place for.
+        narrow: store scales in half precision where that loses nothing.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Policy:
 
         Args:
             kind: GGML type of the tensor.
-            module: whether it is a matrix that MLX's quantised modules can hold.
-            factored: whether the whole matrix is to be multiplied by a factor.
+            module: whether MLX's quantized modules can hold it: a matrix.
+            factored: whether the matrix is multiplied by a factor.
         """
         if kind in FLOATS:
             yield from self._floats(FLOATS[kind])
@@ -77,15 +77,14 @@ class Policy:
             if self.name == "compact":
                 yield from self._compact(kind)
                 return
-            else:
-                yield from self._packed(kind)
+            yield from self._packed(kind)
         yield from self._floats("float32")
 
     def merged(self, kind: GGMLType, *, module: bool) -> Iterator[Layout]:
-        """Forms to try for a tensor that something was merged into, best first.
+        """Forms to try for a tensor with something merged into it, best first.
 
-        None holds its own codes any more. Exact keeps floats; near takes the smallest form that
-        is near enough; compact the best one of about the size that the tensor had.
+        Its own codes are gone: exact keeps floats, near takes the smallest form that is near
+        enough, compact the best one of about the tensor's size.
         """
         if module and self.packed and kind not in FLOATS and self.name != "exact":
             limit = source_bits(kind) + COMPACT_GROWTH
@@ -97,7 +96,7 @@ class Policy:
                 yield affine(2, 128, self.half)
         yield from self._floats("float32" if self.name == "exact" else FLOATS.get(kind, "float32"))
 
-    def accept(self, error: Error, layout: Layout) -> bool:
+    def accept(self, error: ErrorStats, layout: Layout) -> bool:
         """Whether a form with this error keeps the policy's promise."""
         if self.narrow and layout.mode == "affine" and layout.dtype != self.half:
             return error.equal
@@ -135,10 +134,10 @@ class Policy:
         yield affine(2, 128, self.half)
 
 
-def by_size(wanted: Callable[[Layout], bool], dtype: str) -> Iterator[Layout]:
-    """All affine forms that fulfil a condition, smallest first."""
-    forms = (affine(bits, group, dtype) for bits in (2, 3, 4, 5, 6, 8) for group in (128, 64, 32))
-    yield from sorted(filter(wanted, forms), key=lambda layout: layout.bits_per_weight)
+def by_size(condition: Callable[[Layout], bool], dtype: str) -> Iterator[Layout]:
+    """The affine forms that fulfill a condition, smallest first."""
+    forms = (affine(bits, group, dtype) for bits in BITS for group in reversed(GROUPS))
+    yield from sorted(filter(condition, forms), key=lambda layout: layout.bits_per_weight)
 
 
 def kept_group(kind: GGMLType) -> int:

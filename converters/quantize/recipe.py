@@ -1,56 +1,31 @@
-"""What a user asks a conversion for: a form for all matrices, and others by pattern.
-
-Knows forms and names of modules; knows nothing of weights.
-"""
+"""What becomes of a directory's matrices: one form for all, and other forms by name pattern."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from converters.errors import ConversionError
-from converters.layout import DENSE, FIXED_MODES, FLOAT_BITS, Layout, affine, dense, fixed
+from converters.quantize.layout import (
+    BITS,
+    DEFAULT_GROUP,
+    FIXED_MODES,
+    FLOAT_BITS,
+    GROUPS,
+    MODES,
+    Layout,
+    affine,
+    dense,
+    fixed,
+)
 
-BITS = (2, 3, 4, 5, 6, 8)
-GROUPS = (32, 64, 128)
-MODES = ("affine", *FIXED_MODES)
-DEFAULT_GROUP = 64
 # A pattern for the modules that mixed recipes keep wider; see :func:`mixed`.
 MIXED = "mixed"
-
-
-@dataclass(frozen=True)
-class Form:
-    """A form that is asked for; the type of its scales is that of the checkpoint's floats.
-
-    Attributes:
-        mode: ``dense`` or a quantisation mode.
-        bits, group_size: 0 when dense.
-    """
-
-    mode: str = DENSE
-    bits: int = 0
-    group_size: int = 0
-
-    def layout(self, dtype: str) -> Layout:
-        """The layout in a checkpoint whose floats are of ``dtype``."""
-        if self.mode == DENSE:
-            return dense(dtype)
-        return (
-            affine(self.bits, self.group_size, dtype) if self.mode == "affine" else fixed(self.mode)
-        )
-
-    def __str__(self) -> str:
-        if self.mode == DENSE:
-            return "float"
-        return f"affine{self.bits} g{self.group_size}" if self.mode == "affine" else self.mode
-
-
-FLOAT = Form()
-EIGHT_BITS = Form("affine", 8, 64)
+FLOAT = dense()
+EIGHT_BITS = affine(8, 64)
 
 
 @dataclass(frozen=True)
@@ -58,29 +33,29 @@ class Recipe:
     """What becomes of every matrix.
 
     Attributes:
-        form: of all modules that nothing else is said of; None keeps each as it is stored.
+        form: of modules that no pattern names; None keeps each as it is stored.
         keep: forms by pattern; the last that matches decides.
-        dtype: of plain arrays and of scales; None for the half precision that the source suggests.
+        dtype: of plain arrays and of scales; None for the source's own half precision.
     """
 
-    form: Form | None = None
-    keep: Mapping[str, Form] = field(default_factory=dict)
+    form: Layout | None = None
+    keep: Mapping[str, Layout] = field(default_factory=dict)
     dtype: str | None = None
 
-    def kept(self, modules: Collection[str]) -> dict[str, Form]:
-        """The form of every module that a pattern names.
+    def kept(self, modules: Collection[str]) -> dict[str, Layout]:
+        """The forms of the modules that patterns name.
 
         Raises:
             ConversionError: a pattern names none.
         """
         layers = 1 + max((_layer(name) for name in modules), default=-1)
         tied = not any(name.endswith("lm_head") for name in modules)
-        chosen: dict[str, Form] = {}
+        chosen: dict[str, Layout] = {}
         for pattern, form in self.keep.items():
             matches = _matcher(pattern, layers)
             found = [name for name in modules if any(map(matches, _spellings(name, tied)))]
             if not found:
-                raise _nothing(pattern, modules)
+                raise _no_match(pattern, modules)
             chosen |= dict.fromkeys(found, form)
         return chosen
 
@@ -96,7 +71,7 @@ def recipe(
     keep: str | None = None,
     dtype: str | None = None,
 ) -> Recipe:
-    """A recipe from what a user says.
+    """A recipe from the options of a conversion.
 
     Args:
         bits: 2, 3, 4, 5, 6 or 8; by default a fixed mode's own, and without a mode none: floats
@@ -107,7 +82,7 @@ def recipe(
         dtype: ``float16``, ``bfloat16`` or ``float32``.
 
     Raises:
-        ConversionError: a value or a combination that does not exist.
+        ConversionError: there is no such value or combination.
     """
     if dtype is not None and dtype not in FLOAT_BITS:
         raise ConversionError(f"dtype must be one of {', '.join(FLOAT_BITS)}, not {dtype!r}")
@@ -116,19 +91,19 @@ def recipe(
     return Recipe(form, parse_keep(keep, default) if keep is not None else {}, dtype)
 
 
-def _form(bits: int | None, group_size: int | None, mode: str | None) -> Form | None:
+def _form(bits: int | None, group_size: int | None, mode: str | None) -> Layout | None:
     if mode is not None and mode not in MODES:
         raise ConversionError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if mode in FIXED_MODES:
         own_group, own_bits = FIXED_MODES[str(mode)]
-        wanted = own_bits if bits is None else bits, own_group if group_size is None else group_size
-        if wanted != (own_bits, own_group):
+        asked = own_bits if bits is None else bits, own_group if group_size is None else group_size
+        if asked != (own_bits, own_group):
             raise ConversionError(
                 f"{mode} has {own_bits} bits in groups of {own_group}, not "
-                f"{wanted[0]} bits in groups of {wanted[1]}",
+                f"{asked[0]} bits in groups of {asked[1]}",
                 hint="Leave out bits and group size, or choose mode affine",
             )
-        return Form(str(mode), own_bits, own_group)
+        return fixed(str(mode))
     if bits is None:
         if mode is not None or group_size is not None:
             raise ConversionError("a group size, or mode affine, needs bits as well")
@@ -138,7 +113,7 @@ def _form(bits: int | None, group_size: int | None, mode: str | None) -> Form | 
     group_size = DEFAULT_GROUP if group_size is None else group_size
     if group_size not in GROUPS:
         raise ConversionError(f"group size must be one of {_listed(GROUPS)}, not {group_size!r}")
-    return Form("affine", bits, group_size)
+    return affine(bits, group_size)
 
 
 def _listed(values: Collection[Any]) -> str:
@@ -149,20 +124,19 @@ _FLOAT_NAMES = ("float", "16", "f16", "bf16", "half")
 _FORM = re.compile(r"([0-9]+)(?:/([0-9]+))?")
 
 
-def parse_keep(text: str, default_group: int = DEFAULT_GROUP) -> dict[str, Form]:
+def parse_keep(text: str, default_group: int = DEFAULT_GROUP) -> dict[str, Layout]:
     """``pattern=form`` entries, separated by commas.
 
     A form is a number of bits (``6``), bits and group size (``6/32``), a mode (``mxfp8``) or
     ``float``. A pattern is a part of a module's name (``embed``, ``layers.0.``), or, where it has
-    ``*`` or ``?``, its whole name (``*.mlp.gate``). A range of numbers stands for each of them
-    (``layers.0-3.``), one without an end goes on to the last layer (``layers.28-.``). ``mixed``
-    stands for the head and for values and down projections of every third layer and of the first
-    and last eighth.
+    ``*`` or ``?``, its whole name (``*.mlp.gate``). A range stands for each number in it
+    (``layers.0-3.``, or ``layers.28-.`` to the last layer). ``mixed`` names what :func:`mixed`
+    does.
 
     Raises:
-        ConversionError: an entry is of no such form.
+        ConversionError: an entry cannot be parsed.
     """
-    entries: dict[str, Form] = {}
+    entries: dict[str, Layout] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         pattern, equals, form = (part.strip() for part in entry.rpartition("="))
         if not (pattern and equals and form):
@@ -176,7 +150,7 @@ def parse_keep(text: str, default_group: int = DEFAULT_GROUP) -> dict[str, Form]
     return entries
 
 
-def _named_form(text: str, entry: str, default_group: int) -> Form:
+def _named_form(text: str, entry: str, default_group: int) -> Layout:
     if text in _FLOAT_NAMES:
         return FLOAT
     if text in FIXED_MODES:
@@ -195,7 +169,7 @@ def _named_form(text: str, entry: str, default_group: int) -> Form:
 
 
 def _spellings(module: str, tied: bool) -> tuple[str, ...]:
-    """What a module may be called: a tied embedding is the head as well."""
+    """Names that patterns match: a tied embedding is the head as well."""
     return (module, "lm_head") if tied and module.endswith(_EMBEDDINGS) else (module,)
 
 
@@ -204,7 +178,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def _layer(module: str) -> int:
-    """The number of the layer that a module is in; -1 outside the layers."""
+    """A module's layer; -1 outside the layers."""
     number = _NUMBER.search(module)
     return int(number[1]) if number else -1
 
@@ -212,8 +186,7 @@ def _layer(module: str) -> int:
 _RANGE = re.compile(r"(\d+)-(\d*)")
 
 
-def _matcher(pattern: str, layers: int) -> Any:
-    """A function that tells whether a name matches a pattern."""
+def _matcher(pattern: str, layers: int) -> Callable[[str], bool]:
     if pattern == MIXED:
         return lambda name: mixed(name, layers)
     whole = any(character in pattern for character in "*?")
@@ -241,10 +214,10 @@ def _glob(text: str) -> str:
 
 
 def mixed(module: str, layers: int) -> bool:
-    """Whether a module is one that mixed recipes store in more bits than the rest.
+    """Whether mixed recipes store a module in more bits than the rest.
 
-    The choice of llama.cpp's Q4_K_M, which mlx-lm's mixed recipes follow: the head, and values and
-    down projections of the first and last eighth of the layers and of every third in between.
+    As llama.cpp's Q4_K_M and mlx-lm: the head, and values and down projections of the first and
+    last eighth of the layers and of every third in between.
     """
     if module.endswith("lm_head"):
         return True
@@ -254,7 +227,7 @@ def mixed(module: str, layers: int) -> bool:
     return index < eighth or index >= 7 * layers // 8 or (index - eighth) % 3 == 2
 
 
-# What llama-quantize calls modules, for those who bring its patterns along.
+# llama-quantize's names of modules, which users may bring along.
 _LLAMA_CPP = {
     "token_embd": "embed_tokens",
     "output": "lm_head",
@@ -269,7 +242,7 @@ _LLAMA_CPP = {
 }
 
 
-def _nothing(pattern: str, modules: Collection[str]) -> ConversionError:
+def _no_match(pattern: str, modules: Collection[str]) -> ConversionError:
     message = f"keep has a pattern {pattern!r} that no module's name matches"
     if pattern in _LLAMA_CPP:
         return ConversionError(f"{message}; llama.cpp's {pattern} is {_LLAMA_CPP[pattern]} here")

@@ -1,7 +1,6 @@
-"""Codes in and out of words, many at a time: bytes, neighbouring nibbles, MLX's packed rows.
+"""Codes in and out of MLX's packed words, and floats rounded to the types of a checkpoint.
 
-Knows bits and nothing of what they mean. Everything works on 64-bit words or whole arrays of bytes,
-so that numpy moves many codes in one instruction.
+Everything works on 64-bit words or whole arrays, so that numpy moves many codes in one instruction.
 """
 
 from __future__ import annotations
@@ -11,6 +10,9 @@ import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
+#: Arrays as they are stored; bfloat16, which numpy has no type for, as uint16 bit patterns.
+Stored = npt.NDArray[np.generic]
 
 # Widths of the lanes that are merged in pairs while the codes of eight bytes are squeezed together.
 _LANES = (8, 16, 32)
@@ -26,15 +28,15 @@ _SECOND_NIBBLES = np.uint64(int(_every(16, 4)) << 4)
 
 
 def gathered(x: Bytes) -> Bytes:
-    """A copy of rows of bytes (n, b) that lie apart, of each row as one element: far faster."""
+    """A contiguous copy of strided rows (n, b); moving each row as one element is far faster."""
     return x.view(f"V{x.shape[1]}").copy().view(np.uint8)
 
 
 def pack_bits(codes: Bytes, bits: int) -> npt.NDArray[np.uint32]:
     """Pack uint8 codes (n, c) into MLX's words, uint32 (n, c * bits / 32).
 
-    Eight codes at a time, as lanes of one 64-bit word: each step moves the upper half of a lane
-    down against its lower half, so lanes double while the codes in them become contiguous.
+    Eight codes at a time in one 64-bit word: each step shifts the upper half of a lane down to its
+    lower half, so lanes double while the codes in them become contiguous.
     """
     n = codes.shape[0]
     if bits == 8:
@@ -65,13 +67,13 @@ def _low_bytes(x: Words, count: int) -> Bytes:
 
 
 def pair_nibbles(x: Bytes, run: int) -> Bytes:
-    """Nibbles in ggml's order as neighbours in a byte, the first one low: (n, b) -> (n, b).
+    """Nibbles in ggml's order to neighbors in a byte, the first one low: (n, b) -> (n, b).
 
     In each run of ``run`` bytes ggml keeps codes 0 to run - 1 in the low nibbles and the next
     ``run`` codes in the high ones.
     """
     n = len(x)
-    # Of each two bytes the middle nibbles change places: both of a half are neighbours then.
+    # Swapping the middle nibbles of two bytes makes those of a half neighbors.
     words = gathered(x).view("<u8")
     moved = words >> np.uint64(4)
     moved ^= words
@@ -90,7 +92,7 @@ def pair_nibbles(x: Bytes, run: int) -> Bytes:
 
 
 def join_bits(low: Bytes, high: Bytes, width: int) -> Bytes:
-    """``low | high << width`` in place of ``low``, of which nothing may leave its byte."""
+    """``low | high << width``, in place; no bit of ``high`` may be shifted out of its byte."""
     words = low.view("<u8")
     words |= high.view("<u8") << np.uint64(width)
     return low
@@ -118,7 +120,7 @@ def bit_fields(x: Bytes, width: int, run: int) -> Bytes:
 
 
 def spread_nibbles(pairs: Bytes) -> Bytes:
-    """The inverse of two neighbours in a byte: (n, b) -> (n, 2 b) codes of four bits."""
+    """Two neighbors in a byte to a byte each: (n, b) -> (n, 2 b) codes of four bits."""
     wide = pairs.astype("<u2")
     wide |= wide << np.uint16(4)
     wide &= np.uint16(0x0F0F)
@@ -129,9 +131,9 @@ def sums(stored: Bytes, width: int, groups: int) -> tuple[Words, Words]:
     """Sum and sum of squares of the codes of each group, exactly.
 
     Args:
-        stored: rows of codes, of at most 256 to a group, in ``width`` bits each: a byte, or 4 for
-            two in a byte.
-        groups: how many groups there are in all.
+        stored: rows of codes, at most 256 to a group, in ``width`` bits each (8, or 4 for two in a
+            byte).
+        groups: their number.
 
     Returns:
         uint64 (groups,) each.
@@ -147,7 +149,7 @@ def sums(stored: Bytes, width: int, groups: int) -> tuple[Words, Words]:
     high = words >> np.uint64(4)
     high &= _NIBBLES
     total = low + high
-    # q (15 - q) is at most 56, so that those of four codes fit a byte, as four squares do not.
+    # q (15 - q) is at most 56: the sum of four fits a byte, that of four squares does not.
     products = _by_complement(low)
     products += _by_complement(high)
     sums_of = [_across(_add_lanes(x[0::2] + x[1::2], 8), groups, 16) for x in (total, products)]
@@ -155,7 +157,7 @@ def sums(stored: Bytes, width: int, groups: int) -> tuple[Words, Words]:
 
 
 def _by_complement(nibbles: Words) -> Words:
-    """``q (15 - q)`` of codes of four bits, one in a byte."""
+    """``q (15 - q)`` of four-bit codes, one in a byte."""
     rest = nibbles ^ _NIBBLES
     each = rest.view(np.uint8)
     np.multiply(each, nibbles.view(np.uint8), out=each)
@@ -163,7 +165,7 @@ def _by_complement(nibbles: Words) -> Words:
 
 
 def _add_lanes(words: Words, lane: int) -> Words:
-    """Neighbouring lanes of ``lane`` bits added into one of twice the width."""
+    """Neighboring lanes of ``lane`` bits added into lanes of twice the width."""
     mask = _every(2 * lane, lane)
     upper = words >> np.uint64(lane)
     upper &= mask
@@ -172,7 +174,7 @@ def _add_lanes(words: Words, lane: int) -> Words:
 
 
 def _across(words: Words, groups: int, lane: int) -> Words:
-    """The sum of all lanes of each group's words; it must fit a lane."""
+    """The sum of all lanes of each group's words, which must fit a lane."""
     columns = words.reshape(groups, -1)
     total = columns[:, 0].copy()
     for i in range(1, columns.shape[1]):
@@ -180,3 +182,61 @@ def _across(words: Words, groups: int, lane: int) -> Words:
     total *= _every(lane, 1)
     total >>= np.uint64(64 - lane)
     return total
+
+
+_EXPONENT, _LOWEST_EXPONENT = np.uint32(0xFF << 23), np.uint32((127 - 14) << 23)
+# From the power of two below a number to 1.5 times the one 13 above it.
+_MAGIC = np.uint32((13 << 23) + (1 << 22))
+_SIGN = np.uint32(1 << 15)
+# From float32's exponent bias to float16's.
+_REBIASED = np.float32(2.0**-112)
+# Smaller numbers round to a finite float16.
+_OVERFLOW = 65520.0
+
+
+def rounded(x: Floats, dtype: str) -> tuple[Stored, Floats]:
+    """Round float32 to ``dtype``, half to even: the stored array, and its values as float32."""
+    if dtype == "float32":
+        return x, x
+    if dtype == "bfloat16":
+        stored = _bfloat16(x)
+        return stored, from_float(stored, dtype)
+    if x.min(initial=0) > -_OVERFLOW and x.max(initial=0) < _OVERFLOW:
+        return _float16(x)
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16)  # also infinities and not-a-number
+    return half, half.astype(np.float32)
+
+
+def from_float(stored: Stored, dtype: str) -> Floats:
+    """The float32 values of a stored array; bfloat16 comes as uint16 bit patterns."""
+    if dtype == "bfloat16":
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32, copy=False)
+
+
+def _float16(x: Floats) -> tuple[Stored, Floats]:
+    """Numbers within float16's range, vectorized where numpy's cast goes one by one.
+
+    Adding and subtracting 1.5 times the power of two 13 above a number's own leaves the 11 digits
+    of a float16, or fewer where float16 is subnormal. What remains is to move exponent and sign.
+    """
+    bits = x.view(np.uint32)
+    magic = bits & _EXPONENT
+    np.maximum(magic, _LOWEST_EXPONENT, out=magic)
+    magic += _MAGIC
+    values: Floats = x + magic.view(np.float32)
+    values -= magic.view(np.float32)
+    half = (values * _REBIASED).view(np.uint32)
+    half >>= np.uint32(13)
+    np.right_shift(bits, np.uint32(16), out=magic)
+    magic &= _SIGN
+    half |= magic
+    return half.astype(np.uint16).view(np.float16), values
+
+
+def _bfloat16(x: Floats) -> Stored:
+    bits = x.view(np.uint32)
+    # Round to nearest even on the upper half; the quiet bit keeps not-a-number one.
+    near = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), (bits >> 16) | 0x40, near).astype(np.uint16)

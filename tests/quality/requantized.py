@@ -33,7 +33,7 @@ def _bytes(d: np.ndarray) -> np.ndarray:
     return d.astype(np.float16).view(np.uint8)
 
 
-def requantised(source: Path, target: Path) -> Path:
+def requantized(source: Path, target: Path) -> Path:
     """Write a copy of a GGUF with every quantised matrix in Q6_K."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())

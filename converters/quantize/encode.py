@@ -1,0 +1,406 @@
+"""A tensor into its MLX form: chunks of rows in a pool of threads, with the error over all weights.
+
+Small chunks keep intermediate arrays in the cores' caches and memory bounded; numpy releases the
+interpreter's lock. :func:`encode` tries the forms that a policy allows and keeps the first that is
+good enough; :func:`expected_layout` predicts that form from the type alone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from converters.errors import GGUFError
+from converters.gguf.quants import CODECS, Codes, Products
+from converters.gguf.tensor import GGUFTensor, StoredRows
+from converters.gguf.types import GGMLType
+from converters.quantize.affine import (
+    Arrays,
+    ErrorStats,
+    Packed,
+    pack_codes,
+    pack_floats,
+    regroup,
+    repack,
+    requantize,
+    requantize_integers,
+)
+from converters.quantize.layout import Layout, dense
+from converters.quantize.packing import Bytes, Floats, from_float
+from converters.quantize.policy import FIXED, FLOATS, Policy, kept_group
+
+Change = Callable[[Floats], Floats]
+Rows = npt.NDArray[np.intp]
+#: A merge into some rows of a parameter: (values (n, columns), their row numbers (n,)) -> values,
+#: float32. Leading axes count as rows; a parameter without any is a single row.
+Patch = Callable[[Floats, Rows], Floats]
+Map = Callable[[Callable[[slice], ErrorStats], list[slice]], Iterator[ErrorStats]]
+
+# Chunks of half this size let threads meet at the interpreter's lock: two took as long as one.
+CHUNK_WEIGHTS = 1 << 20
+# Codes that are kept take a byte each or less.
+KEPT_AT_ONCE = 4
+SAMPLE_WEIGHTS = 1 << 16
+# More threads mostly wait for the interpreter's lock, each with some 20 MB of its own.
+_MAX_THREADS = 8
+# Just below glibc's limit, 32 MiB with its own bookkeeping.
+_REUSED_BLOCK = (1 << 25) - (1 << 16)
+
+
+class Merge(Protocol):
+    """Changes of a model's parameters, by Hugging Face name."""
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse changes that a model with these parameters has no place for.
+
+        Raises:
+            AdapterError: a parameter does not exist or has another shape.
+        """
+
+    def patch(self, name: str) -> Patch | None:
+        """The merge into a parameter, None where it stays as it is."""
+
+
+#: From ``config.json`` in Hugging Face terms to the merge into that model.
+PrepareMerge = Callable[[Mapping[str, Any]], Merge]
+
+
+def in_order(patch: Patch, order: Rows | None, rows: int) -> Patch:
+    """The patch for rows that are stored in another order.
+
+    Args:
+        order: where each of the parameter's ``rows`` is stored, or None for the same order.
+    """
+    if order is None:
+        return patch
+    places = np.empty(rows, np.intp)
+    places[order] = np.arange(rows)
+    return lambda values, numbers: patch(values, places[numbers])
+
+
+def workers() -> ThreadPoolExecutor:
+    """Threads for chunks, one for each core up to eight.
+
+    Freeing a large block makes glibc keep what the threads free for the next chunk instead of
+    returning it to the system (mallopt(3), "M_MMAP_THRESHOLD"). Other allocators ignore it.
+    """
+    np.empty(_REUSED_BLOCK, np.uint8)
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS))
+
+
+def chunks(rows: int, columns: int, weights: int) -> list[slice]:
+    """Slices of at most ``weights`` weights and at least one row; at least one slice."""
+    step = max(1, weights // max(1, columns))
+    return [slice(a, min(a + step, rows)) for a in range(0, rows, step)] or [slice(0, 0)]
+
+
+def gather(
+    pack: Callable[[slice], Packed], parts: list[slice], over: Map
+) -> tuple[Arrays, ErrorStats]:
+    """Whole arrays (rows, ...) from the chunks that ``pack`` makes, and their common error.
+
+    Args:
+        over: ``map``, or that of a pool. The thread that makes a chunk also copies it to its place,
+            while it is in the core's cache.
+    """
+    arrays: Arrays = {}
+    creating = threading.Lock()
+
+    def place(part: slice) -> ErrorStats:
+        packed = pack(part)
+        for name, chunk in packed.arrays.items():
+            if len(parts) == 1:
+                arrays[name] = chunk
+                continue
+            with creating:
+                if name not in arrays:
+                    arrays[name] = np.empty((parts[-1].stop, chunk.shape[1]), chunk.dtype)
+            arrays[name][part] = chunk
+        return packed.error
+
+    error = ErrorStats()
+    for each in over(place, parts):
+        error.merge(each)
+    return arrays, error
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A whole tensor in MLX form.
+
+    Attributes:
+        arrays: by suffix; leading axes are the tensor's own.
+        error: over all weights, against the source or, if ``merged``, against the exact sum.
+        kept: the source's own codes (or floats) were kept.
+    """
+
+    layout: Layout
+    arrays: Arrays
+    error: ErrorStats
+    kept: bool
+    merged: bool = False
+
+    @property
+    def fidelity(self) -> str:
+        if self.merged:
+            return "merged"
+        if self.error.equal:
+            return "exact"
+        return "rounded" if self.kept else "requantized"
+
+
+def supported(kind: GGMLType) -> bool:
+    """Whether weights of a type can be converted."""
+    return kind in CODECS or kind in FLOATS or kind in FIXED
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A tensor as rows of raw bytes (rows, bytes per row), and the steps of their encoding.
+
+    Attributes:
+        change, patch: see :func:`encode`.
+        factors: of each row, (rows,).
+        apart: packed forms leave the factors to an array of their own.
+    """
+
+    tensor: GGUFTensor
+    data: StoredRows | Bytes
+    change: Change | None
+    patch: Patch | None
+    factors: Floats | None
+    apart: bool
+
+    def packed(self, layout: Layout, part: slice) -> Packed:
+        """A chunk of rows in a form."""
+        raw, factors = self.data[part], None
+        if self.factors is not None and not (self.apart and layout.quantized):
+            factors = self.factors[part]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if self.patch is None:
+                return _encode_rows(raw, self.tensor, layout, self.change, factors)
+            plain = _encode_rows(raw, self.tensor, dense("float32"), self.change, factors)
+            values = plain.arrays["weight"].astype(np.float32, copy=False)
+            return pack(self.patch(values, np.arange(len(self.data))[part]), layout)
+
+    def encode(self, layout: Layout, policy: Policy, pool: ThreadPoolExecutor) -> Encoded | None:
+        """All rows in a form; None where that does not keep the policy's promise."""
+        shape, kind = self.tensor.shape, self.tensor.type
+        kept = self.patch is None and keeps_codes(kind, layout)
+        most = CHUNK_WEIGHTS * (KEPT_AT_ONCE if kept and layout.quantized else 1)
+        parts = chunks(len(self.data), shape[-1], most)
+        sample = slice(0, max(1, SAMPLE_WEIGHTS // shape[-1]))
+        if len(parts) > 1 and not policy.accept(self.packed(layout, sample).error, layout):
+            return None
+        arrays, error = gather(partial(self.packed, layout), parts, pool.map)
+        if not policy.accept(error, layout):
+            return None
+        shaped = {name: a.reshape(*shape[:-1], a.shape[-1]) for name, a in arrays.items()}
+        return Encoded(layout, shaped, error, kept, merged=self.patch is not None)
+
+
+def encode(
+    tensor: GGUFTensor,
+    policy: Policy,
+    *,
+    module: bool,
+    pool: ThreadPoolExecutor,
+    change: Change | None = None,
+    factor: Floats | None = None,
+    patch: Patch | None = None,
+) -> Encoded:
+    """Convert a tensor by a policy.
+
+    Args:
+        module: whether MLX's quantized modules can hold it (a matrix, not a norm or a bias).
+        change: function of every element of a tensor of floats, applied first.
+        factor: of the whole matrix, (1,), or of each expert, (experts,). An array of its own where
+            the policy allows that and the form has no other place for it.
+        patch: merge into its dequantized rows, applied last; the error is against the result.
+
+    Raises:
+        GGUFError: blocks have infinite or not-a-number scales, or no form that the policy allows
+            holds the tensor.
+    """
+    columns = tensor.shape[-1]
+    data = tensor.stored_rows()
+    apart = factor is not None and policy.factors and tensor.type in FIXED and patch is None
+    factors = None if factor is None else np.repeat(factor, len(data) // len(factor))
+    rows = _Rows(tensor, data, change, patch, factors, apart)
+    candidates = (
+        policy.candidates(tensor.type, module=module, factored=factor is not None)
+        if patch is None
+        else policy.merged(tensor.type, module=module)
+    )
+    for layout in candidates:
+        if layout.quantized and columns % layout.group_size:
+            continue
+        encoded = rows.encode(layout, policy, pool)
+        if encoded is None:
+            continue
+        if apart and layout.quantized:
+            encoded.arrays["factor"] = np.asarray(factor)
+        return encoded
+    raise GGUFError(
+        tensor.path,
+        field=f"tensor {tensor.name}",
+        offset=tensor.offset,
+        expected=f"weights that policy {policy.name!r} can keep",
+        found=f"{tensor.type.name} blocks with values that no MLX form holds",
+    )
+
+
+def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
+    """Whether a layout holds the codes (or floats) of a type as they are."""
+    if kind in FIXED and layout.mode == "affine":
+        return False
+    if kind not in CODECS or not layout.quantized:
+        return True
+    return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
+
+
+def _encode_rows(
+    raw: Bytes,
+    tensor: GGUFTensor,
+    layout: Layout,
+    change: Change | None = None,
+    factor: Floats | None = None,
+) -> Packed:
+    """Rows of raw blocks (n, bytes per row) in one layout, each times its factor (n,)."""
+    rows, kind = len(raw), tensor.type
+    if kind in _ALIKE and _ALIKE[kind] == layout.dtype and change is None and factor is None:
+        return Packed(layout, {"weight": _stored(raw, kind)})
+    if kind in FLOATS:
+        floats = _floats(raw, kind)
+        floats = floats if factor is None else floats * factor[:, None]
+        return pack_floats(change(floats) if change else floats, layout.dtype)
+    if kind in FIXED and factor is None:
+        return repack(raw, kind, layout)
+    if kind in FIXED and factor is not None:
+        values = repack(raw, kind, dense("float32")).arrays["weight"].astype(np.float32)
+        return pack(values * factor[:, None], layout)
+    kept = layout.quantized and keeps_codes(kind, layout)
+    codec = CODECS[kind]
+    found = None if kept else codec.products(raw)
+    blocks: Products | Codes = found or codec.decode(raw)
+    blocks = blocks if factor is None else blocks.times(factor)
+    if not blocks.finite:
+        raise tensor.error(
+            expected="finite scales",
+            found="blocks with infinite or not-a-number ones",
+            hint="The file is damaged: download or quantize it again",
+        )
+    if isinstance(blocks, Products) and layout.quantized:
+        unit = np.repeat(blocks.unit, blocks.p.shape[1] // layout.group_size, axis=1)
+        return requantize_integers(blocks.p.reshape(rows, -1), unit, layout)
+    if isinstance(blocks, Codes) and kept:
+        return pack_codes(regroup(blocks, rows, layout.group_size), layout)
+    return pack(blocks.values().reshape(rows, -1), layout)
+
+
+def pack(values: Floats, layout: Layout) -> Packed:
+    """Rows (n, columns) of float32 in an affine or dense form."""
+    return requantize(values, layout) if layout.quantized else pack_floats(values, layout.dtype)
+
+
+def plain_floats(tensor: GGUFTensor) -> Floats:
+    """A whole tensor dequantized, (rows, columns)."""
+    rows = tensor.raw().reshape(tensor.elements // tensor.shape[-1], -1)
+    return _encode_rows(rows, tensor, dense("float32")).arrays["weight"].astype(np.float32)
+
+
+# Floats that GGUF and MLX store alike; bfloat16 as bit patterns.
+_ALIKE = {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
+_STORED = {GGMLType.F32: "<f4", GGMLType.F16: "<f2", GGMLType.BF16: "<u2", GGMLType.F64: "<f8"}
+
+
+def _stored(raw: Bytes, kind: GGMLType) -> npt.NDArray[np.generic]:
+    """Plain weights as the file has them (n, c)."""
+    return np.ascontiguousarray(raw).view(_STORED[kind])
+
+
+def _floats(raw: Bytes, kind: GGMLType) -> Floats:
+    """Plain weights as float32 (n, c)."""
+    stored = _stored(raw, kind)
+    return from_float(stored, "bfloat16" if kind is GGMLType.BF16 else "float32")
+
+
+# Types whose scales (and biases) are float16 numbers, so that MLX holds them in float16 exactly.
+HALF_SCALES = frozenset(
+    {
+        GGMLType.Q4_0,
+        GGMLType.Q4_1,
+        GGMLType.Q5_0,
+        GGMLType.Q5_1,
+        GGMLType.Q8_0,
+        GGMLType.Q1_0,
+        GGMLType.Q2_0,
+        GGMLType.TQ1_0,
+        GGMLType.TQ2_0,
+        GGMLType.Q3_K,
+        GGMLType.IQ4_NL,
+    }
+)
+# Near requantizes to codes of at least this width.
+_NEAR_BITS = 8
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The form that a tensor will most likely get, and its fidelity in the report."""
+
+    layout: Layout
+    fidelity: str
+
+
+def expected_layout(kind: GGMLType, policy: Policy, *, module: bool) -> Expected | None:
+    """The usual form of a tensor of a type, from the type alone; None if it holds no weights.
+
+    :func:`encode` measures errors and decides by them. Real models nearly always get this form:
+    rounding errors depend on how a type stores its scales far more than on the weights.
+    """
+    if not supported(kind):
+        return None
+    for layout in policy.candidates(kind, module=module):
+        fidelity = _fidelity(kind, layout)
+        narrowed = policy.narrow and layout.mode == "affine" and layout.dtype != policy.half
+        if narrowed and fidelity != "exact":
+            continue
+        if policy.name == "exact" and fidelity != "exact":
+            continue
+        if policy.name == "near" and fidelity == "requantized" and layout.bits < _NEAR_BITS:
+            continue
+        return Expected(layout, fidelity)
+    return None
+
+
+def least_bits(kind: GGMLType, policy: Policy, *, module: bool) -> float:
+    """A lower bound in practice of the bits per weight that a tensor will take."""
+    expected = expected_layout(kind, policy, module=module)
+    if expected is None:
+        return 0.0
+    layout = expected.layout
+    if layout.mode == "affine":  # half-precision scales may be enough
+        layout = replace(layout, dtype=policy.half)
+    return layout.bits_per_weight
+
+
+def _fidelity(kind: GGMLType, layout: Layout) -> str:
+    if kind in FLOATS:
+        return "exact" if layout.dtype in (FLOATS[kind], "float32") else "rounded"
+    if kind in FIXED or (layout.dtype == "float32" and not layout.quantized):
+        return "exact"
+    if not layout.quantized:
+        return "rounded"
+    if not keeps_codes(kind, layout):
+        return "requantized"
+    same = layout.dtype == "float32" or (layout.dtype == "float16" and kind in HALF_SCALES)
+    return "exact" if same else "rounded"
