@@ -24,7 +24,7 @@
     ├── MemoryLimitError                  more memory than there can be: needed and available bytes
     ├── EngineClosedError                 a request to an engine that has been closed
     ├── ProcessError                      a model in another process than the one that loaded it
-    ├── RivalError                        another runtime to measure against is missing, or fails
+    ├── BaselineError                     another runtime to measure against is missing, or fails
     ├── PictureError                      measurements that cannot be drawn into a file
     ├── DatasetError                      a data set that cannot be read: line, and what is wrong
     └── MissingExtraError                 an optional package is not installed: how to install it
@@ -49,6 +49,7 @@ from converters.errors import (
 
 __all__ = [
     "AdapterError",
+    "BaselineError",
     "CacheError",
     "CheckpointError",
     "ContextLengthError",
@@ -68,7 +69,6 @@ __all__ = [
     "PictureError",
     "ProcessError",
     "QueueFullError",
-    "RivalError",
     "SourceError",
     "TargetExistsError",
     "TemplateError",
@@ -174,7 +174,7 @@ class ProcessError(MlxrunError):
     """A model cannot be used in, or sent to, another process than the one that loaded it."""
 
 
-class RivalError(MlxrunError):
+class BaselineError(MlxrunError):
     """Another runtime to measure against is missing, or fails."""
 
 

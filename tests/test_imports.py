@@ -98,17 +98,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.cache",
         "mlxrun.errors",
     ),
-    "mlxrun.planning": (
-        "converters",
-        "mlxrun.kernels",
-        "mlxrun.model",
-        "mlxrun.loader",
-        "mlxrun.weights",
-        "mlxrun.models",
-        "mlxrun.cache",
-        "mlxrun.memory",
-        "mlxrun.errors",
-    ),
     "mlxrun.computing": ("mlxrun.errors", "mlxrun.kernels"),
     "mlxrun.display": (),
     "mlxrun.generation": (
@@ -143,19 +132,15 @@ WITHOUT_MLX = (
     "mlxrun.cache.radix",
     "mlxrun.quality.windows",
     "mlxrun.quality.estimates",
-    "mlxrun.bench.coverage",
-    "mlxrun.bench.dataset",
-    "mlxrun.bench.lengths",
-    "mlxrun.bench.neighbours",
-    "mlxrun.bench.workload",
-    "mlxrun.bench.results",
+    "mlxrun.bench.machine",
+    "mlxrun.bench.workloads",
     "mlxrun.bench.runner",
     "mlxrun.bench.report",
-    "mlxrun.bench.subjects.llama_bench",
-    "mlxrun.planning.work",
-    "mlxrun.planning.roof",
-    "mlxrun.planning.chips",
-    "mlxrun.planning.limits",
+    "mlxrun.analysis.chips",
+    "mlxrun.analysis.costs",
+    "mlxrun.analysis.dataset",
+    "mlxrun.analysis.plot",
+    "mlxrun.analysis.roofline",
     "converters.gguf.reader",
     "converters.gguf.tokenizer",
 )
@@ -188,14 +173,20 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_only_kernels_ask_for_the_device() -> None:
     asking = [path for path, text in outside_kernels(SOURCES).items() if DEVICE.search(text)]
-    assert asking in ([], ["mlxrun/bench/device.py"])  # which measures it
+    assert asking in ([], ["mlxrun/analysis/device.py"])  # which measures it
 
 
 def test_nothing_below_imports_the_front() -> None:
-    front = ("mlxrun.cli", "mlxrun.server", "mlxrun.bench")
+    front = ("mlxrun.cli", "mlxrun.server", "mlxrun.bench", "mlxrun.analysis")
     for name, imported in MODULES.items():
         if not within(name, *front, "mlxrun.__main__"):
             assert not {m for m in imported if within(m, *front)}, name
+
+
+def test_only_the_command_line_imports_tools_on_top_of_the_runtime() -> None:
+    for name, imported in MODULES.items():
+        if not within(name, "mlxrun.cli", "mlxrun.analysis"):
+            assert not {m for m in imported if within(m, "mlxrun.analysis")}, name
 
 
 def test_the_converter_never_imports_mlxrun() -> None:
@@ -211,7 +202,7 @@ def test_rooms_that_never_name_mlx(room: str) -> None:
             assert not {m for m in imported if within(m, "mlx", "mlx_lm")}, name
 
 
-MLX_LM = ("mlxrun.models.mlx_lm", "mlxrun.planning.traffic", "mlxrun.bench.subjects.mlx_lm")
+MLX_LM = ("mlxrun.models.mlx_lm", "mlxrun.analysis.model_cost", "mlxrun.bench.baselines")
 
 
 def test_transformers_is_never_imported_and_mlx_lm_only_as_a_fallback_or_to_measure_against() -> (

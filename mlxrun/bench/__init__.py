@@ -1,1 +1,1 @@
-"""How fast a model runs here: workloads, what runs them, what was measured, and its tables."""
+"""How fast a model runs here: workloads, the runtimes that run them, results as facts."""

@@ -1,7 +1,4 @@
-"""Results as facts: JSON types with units in their names' documentation, and flat rows for CSV.
-
-All times are in seconds, all sizes in bytes, all rates in tokens a second. Knows no terminal.
-"""
+"""Results as JSON types and as CSV: times in seconds, sizes in bytes, rates in tokens/s."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ import io
 from dataclasses import asdict
 from typing import Any
 
-from mlxrun.bench.results import OURS, Result, Results
-from mlxrun.bench.workload import Decode, FirstToken, Prefill
+from mlxrun.bench.runner import OURS, Result, Results
+from mlxrun.bench.workloads import Decode, FirstToken, Prefill
 
 Facts = dict[str, Any]
 
-# What many sequences gain elsewhere, to hold the table of --parallel against.
+# The shape of another runtime's curve, to compare that of --parallel with.
 REFERENCE: Facts = {
     "what": "llama.cpp, Qwen2-1.5B Q4_K_M on an M1 Pro (200 GB/s)",
     "tokens_per_second": {1: 85.6, 2: 96.7, 4: 157.6, 8: 181.6},
@@ -23,17 +20,13 @@ REFERENCE: Facts = {
 
 
 def reference_speedup(parallel: int) -> float | None:
-    """The reference's speed-up at so many sequences, where it has one."""
+    """Speed-up of the reference, where it was measured at so many sequences."""
     rates = REFERENCE["tokens_per_second"]
     return rates[parallel] / rates[1] if parallel in rates else None
 
 
 def facts(results: Results, about: Facts) -> Facts:
-    """Everything, ready for ``json.dumps``.
-
-    Args:
-        about: model, machine, other use and runtimes; goes before the results.
-    """
+    """Results behind ``about``: model, machine, its load, runtimes; ready for ``json.dumps``."""
     return {
         **about,
         "results": [_result(results, result) for result in results.items],
@@ -43,8 +36,8 @@ def facts(results: Results, about: Facts) -> Facts:
 
 def _result(results: Results, result: Result) -> Facts:
     workload, speedup = result.workload, results.speedup(result)
-    rivals = [name for name in results.runtimes() if name != result.runtime]
-    ratios = {name: results.ratio(result, name) for name in rivals if result.runtime == OURS}
+    others = [name for name in results.runtimes() if name != result.runtime]
+    ratios = {name: results.ratio(result, name) for name in others if result.runtime == OURS}
     found: Facts = {
         "test": workload.name,
         "runtime": result.runtime,
@@ -71,7 +64,7 @@ def _result(results: Results, result: Result) -> Facts:
 
 
 def flat(found: Facts) -> str:
-    """The results of :func:`facts` as CSV, a row for each, with what identifies them."""
+    """The results of :func:`facts` as CSV, a row for each with its machine and versions."""
     machine, use = found["machine"], found["other_use"]
     loading = {runtime["name"]: runtime["load_seconds"] for runtime in found["runtimes"]}
     same = {
@@ -85,7 +78,7 @@ def flat(found: Facts) -> str:
         "interrupted": found.get("interrupted"),
     }
     others = [name for name in loading if name != OURS]
-    # Some are other ways of this runtime, which load nothing.
+    # Ratios to mlxrun's serial runtime, too, which loads nothing of its own.
     others += [name for result in found["results"] for name in result["faster_than"]]
     ratios = [f"faster_than_{name}" for name in dict.fromkeys(others)]
     columns = (*same, *_COLUMNS, *ratios)

@@ -1,23 +1,43 @@
-"""Run workloads: warm up, take turns, note what was measured. Knows no runtime and no MLX."""
+"""Runs of workloads by runtimes in turns, and what follows from their times."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from mlxrun.bench.results import Results, Run
-from mlxrun.bench.workload import Workload
+from mlxrun.bench.workloads import Decode, FirstToken, Workload
+
+OURS = "mlxrun"
 
 Progress = Callable[[int, int], None]
 
 
-class Subject(Protocol):
+@dataclass(frozen=True)
+class Run:
+    """One run of a workload.
+
+    Attributes:
+        seconds: wall time.
+        kv_bytes: allocated for keys and values at the end; 0 where unknown.
+        peak: bytes that MLX held at most, weights included; 0 for other runtimes than MLX.
+        average: the same on average.
+    """
+
+    seconds: float
+    kv_bytes: int = 0
+    peak: int = 0
+    average: int = 0
+
+
+class Runtime(Protocol):
     """A runtime with a model in it.
 
     Attributes:
         name: of the runtime.
-        about: how it holds the model, for people.
-        load_seconds: what loading took, if that can be told.
+        about: form of its weights, for people.
+        load_seconds: loading time, where it is known.
     """
 
     @property
@@ -33,11 +53,124 @@ class Subject(Protocol):
         """Whether it can run a workload."""
 
     def run(self, workload: Workload) -> Run:
-        """Run a workload; what comes before it, such as filling caches, is not timed."""
+        """Run a workload; its preparation, such as filling caches, is not timed."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, range, mean and standard deviation."""
+
+    median: float
+    low: float
+    high: float
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value; a single one has no deviation."""
+        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+        middle, mean = statistics.median(values), statistics.fmean(values)
+        return cls(middle, min(values), max(values), mean, deviation)
+
+
+@dataclass
+class Result:
+    """All runs of one workload by one runtime, in order."""
+
+    workload: Workload
+    runtime: str
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def rates(self) -> list[float]:
+        """Tokens/s of each run, over all sequences."""
+        return [self.workload.tokens / max(run.seconds, 1e-9) for run in self.runs]
+
+    @property
+    def rate(self) -> Spread:
+        """Tokens/s."""
+        return Spread.of(self.rates)
+
+    @property
+    def seconds(self) -> Spread:
+        return Spread.of([run.seconds for run in self.runs])
+
+    @property
+    def per_token(self) -> float:
+        """Seconds between two tokens of a sequence."""
+        workload = self.workload
+        steps = workload.predict if isinstance(workload, Decode) else workload.tokens
+        return self.seconds.median / steps
+
+    @property
+    def kv_bytes(self) -> int:
+        return max(run.kv_bytes for run in self.runs)
+
+    @property
+    def peak(self) -> int:
+        return max(run.peak for run in self.runs)
+
+    @property
+    def average(self) -> int:
+        return int(statistics.median(run.average for run in self.runs))
+
+
+@dataclass
+class Results:
+    """Results so far, in order; only such as have a run."""
+
+    items: list[Result] = field(default_factory=list)
+
+    def add(self, workload: Workload, runtime: str, run: Run) -> None:
+        result = self.find(workload, runtime)
+        if result is None:
+            result = Result(workload, runtime)
+            self.items.append(result)
+        result.runs.append(run)
+
+    def forget(self, workload: Workload) -> None:
+        self.items = [result for result in self.items if result.workload != workload]
+
+    def find(self, workload: Workload, runtime: str = OURS) -> Result | None:
+        return next(
+            (r for r in self.items if r.workload == workload and r.runtime == runtime), None
+        )
+
+    def runtimes(self) -> list[str]:
+        """Names in the order of their first run."""
+        return list(dict.fromkeys(result.runtime for result in self.items))
+
+    def speedup(self, result: Result) -> float | None:
+        """Rate of parallel sequences over that of one alone, by the same runtime."""
+        workload = result.workload
+        if not isinstance(workload, Decode):
+            return None
+        alone = self.find(Decode(workload.predict, workload.context), result.runtime)
+        return result.rate.median / alone.rate.median if alone else None
+
+    def delay(self, result: Result) -> float | None:
+        """Time to first token behind another prompt over that on an idle engine."""
+        workload = result.workload
+        if not isinstance(workload, FirstToken) or not workload.behind:
+            return None
+        idle = self.find(FirstToken(workload.prompt), result.runtime)
+        return result.seconds.median / idle.seconds.median if idle else None
+
+    def ratio(self, result: Result, other: str) -> float | None:
+        """Rate over that of another runtime: the median of the ratios of neighboring runs.
+
+        The load of the machine changes slowly, so that it weighs on both of a pair alike.
+        """
+        theirs = self.find(result.workload, other)
+        if theirs is None:
+            return None
+        pairs = zip(result.rates, theirs.rates, strict=False)  # an interrupt may leave one alone
+        return statistics.median(a / b for a, b in pairs)
 
 
 def measure(
-    subjects: Sequence[Subject],
+    runtimes: Sequence[Runtime],
     workloads: Sequence[Workload],
     repetitions: int,
     results: Results,
@@ -45,30 +178,28 @@ def measure(
     progress: Progress | None = None,
     after: Callable[[], None] | None = None,
 ) -> None:
-    """Run every workload with every subject that can.
+    """Run every workload with every runtime that can.
 
     Each warms up once on each workload. Then they take turns, in an order that is reversed from one
-    repetition to the next, so that what else uses the machine weighs on all alike.
+    repetition to the next, so that the load of the machine weighs on all alike.
 
     Args:
-        subjects: who runs them.
-        workloads: in this order.
         repetitions: runs of each that count.
-        results: runs are noted here as they end: an interrupt leaves what there is.
-        progress: called with (runs done, runs in all), warm-ups among them.
+        results: gets each run as it ends, so that an interrupt keeps those before it.
+        progress: called with (runs done, runs in all), warm-ups included.
         after: called after each run.
     """
-    able = [[s for s in subjects if s.can(workload)] for workload in workloads]
+    able = [[r for r in runtimes if r.can(workload)] for workload in workloads]
     total = sum(map(len, able)) * (1 + repetitions)
     done = 0
     for workload, turn in zip(workloads, able, strict=True):
         for repetition in range(-1, repetitions):
             if repetition == 0:  # runs of an earlier list took no turns with these
                 results.forget(workload)
-            for subject in turn if repetition % 2 == 0 else reversed(turn):
-                run = subject.run(workload)
+            for runtime in turn if repetition % 2 == 0 else reversed(turn):
+                run = runtime.run(workload)
                 if repetition >= 0:
-                    results.add(workload, subject.name, run)
+                    results.add(workload, runtime.name, run)
                 done += 1
                 if progress:
                     progress(done, total)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from mlxrun.bench.workload import number
+from mlxrun.bench.workloads import number
 
 # Beyond it arithmetic would leave the floats.
 MOST = 10**18

@@ -14,8 +14,8 @@ from mlxrun.cli.console import Output, size, table
 from mlxrun.cli.counts import MOST, TokenCount
 from mlxrun.cli.loading import POLICIES, located, refuse_policy
 from mlxrun.cli.planned import print_plan, print_verdict, sequences
+from mlxrun.cli.roofline import print_model, with_chips
 from mlxrun.cli.sections import Command
-from mlxrun.cli.worked import print_work, with_chips
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
@@ -125,7 +125,7 @@ def _print_essentials(facts: Mapping[str, Any], *, policies: bool, plan: bool, w
         (print_plan if plan else print_verdict)(facts["plan"])
     if facts["work"] and work:
         out.print()
-        print_work(facts["work"])
+        print_model(facts["work"])
     out.print("inspect -v shows everything.")
 
 
@@ -281,7 +281,7 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
         print_plan(facts["plan"])
     if facts["work"]:
         out.print()
-        print_work(facts["work"])
+        print_model(facts["work"])
 
 
 def _value(value: Any) -> str:

@@ -23,8 +23,8 @@ from mlxrun.cache.choice import Wanted
 from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, described
 from mlxrun.cli.planned import plan_facts
+from mlxrun.cli.roofline import model_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
-from mlxrun.cli.worked import work_of_source
 from mlxrun.generation.serving import most_beside
 from mlxrun.loader import DTYPES, GGUFSource, Source, WeightStorage, open_model, run_dtype
 from mlxrun.memory.plan import plan_source
@@ -58,7 +58,7 @@ def inspect_model(
         cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
         policy: the one to estimate a conversion for, and to plan with; by default all are
             estimated, and the plan is of what a run chooses.
-        chips: names of those whose limits to tell; see :mod:`mlxrun.planning.chips`.
+        chips: names of those whose limits to tell; see :mod:`mlxrun.analysis.chips`.
 
     Raises:
         GGUFError, CheckpointError: the header is damaged or missing.
@@ -88,7 +88,7 @@ def inspect_model(
         longest = facts["model"]["context_length"]
         tokens = context or longest
         facts["plan"] = plan_facts(plan, storage, tokens, parallel, longest=longest)
-        facts["work"] = work_of_source(
+        facts["work"] = model_facts(
             source, policy=policy, context=tokens, parallel=parallel, cache=cache, chips=chips
         )
     return facts

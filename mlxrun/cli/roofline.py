@@ -1,4 +1,4 @@
-"""What ``mlxrun bench --roofline`` tells: measured rates beside limits, here and of other chips."""
+"""Rooflines: ``bench --roofline`` and ``inspect --chip``, measured rates next to their limits."""
 
 from __future__ import annotations
 
@@ -8,96 +8,214 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, size, table
+from mlxrun.cli.console import Bar, Output, Table, in_thousands, size, table
+from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
-    from mlxrun.bench.results import Results
-    from mlxrun.cache.choice import Wanted
+    from mlxrun.analysis.costs import Cost, ModelCost
+    from mlxrun.bench.runner import Results
     from mlxrun.llm import LLM
-    from mlxrun.planning.work import Counts
+    from mlxrun.loader import Source, WeightStorage
 
 Facts = dict[str, Any]
-# The form in which a GPU holds weights: half precision, what is packed stays so.
-ELSEWHERE = "float16"
+# GPUs hold weights in half precision; packed ones stay packed.
+CHIP_DTYPE = "float16"
+# The name of this device among those of chips.
+HERE = "here"
 NO_FIGURE = "-"
 
 
-def with_roofline(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option."""
+def with_chips(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the option ``--chip``."""
     return click.option(
-        "--roofline",
-        is_flag=True,
-        help="Also measure what this device can do, and tell each rate as a fraction of its limit, "
-        "which limit binds, and the limits of other chips. Not with --csv.",
+        "--chip",
+        "chips",
+        multiple=True,
+        metavar="NAME",
+        callback=_known,
+        help="Also show how fast a chip could be at most, such as m1-pro or h100; all for every "
+        "known one, or here: this device, measured in some seconds. May be given again.",
     )(command)
+
+
+def _known(
+    context: click.Context, parameter: click.Parameter, names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Names of known chips: others are refused before a model is looked for."""
+    if names:
+        from mlxrun.analysis.chips import chips_named
+
+        try:
+            chips_named(name for name in names if name != HERE)
+        except ParameterError as error:
+            raise click.BadParameter(str(error), context, parameter) from None
+    return names
 
 
 def roofline_facts(
     llm: LLM, path: Path, results: Results, policy: str | None, cache: Mapping[str, Any]
 ) -> Facts:
-    """What there is to tell of measured results; measures the device, which takes some seconds.
+    """Measured results next to limits; measures the device, which takes some seconds.
 
     Args:
         llm: the model that was measured.
-        path: where it came from.
+        path: its source.
         policy: it was loaded with.
         cache: how keys and values were stored and attended to, as ``LLM.session`` takes it.
     """
     from mlxrun.admission import Options
-    from mlxrun.bench.device import measure_device
-    from mlxrun.bench.results import OURS
-    from mlxrun.bench.roofline import SAME_WEIGHTS, roofline, works
+    from mlxrun.analysis.chips import CHIPS
+    from mlxrun.analysis.device import measure_device
+    from mlxrun.analysis.model_cost import model_cost
+    from mlxrun.analysis.roofline import SAME_WEIGHTS, roofline, workload_costs
+    from mlxrun.bench.runner import OURS
     from mlxrun.generation.engine import PREFILL_CHUNK
-    from mlxrun.loader import open_model
-    from mlxrun.planning.chips import CHIPS
-    from mlxrun.planning.counting import count_held
-    from mlxrun.planning.limits import chip_limits
+    from mlxrun.loader import WeightStorage, open_model
+    from mlxrun.models.transformer import Transformer
 
     with Bar("Measuring this device", count=""):
         device = measure_device()
-    dtype = str(llm.model.dtype).removeprefix("mlx.core.")
+    model, dtype = llm.model, str(llm.model.dtype).removeprefix("mlx.core.")
     wanted = Options(**cache).wanted()
-    runtimes = (OURS,) if cache else SAME_WEIGHTS  # others have caches as they come
-    counts = _counts(llm, dtype, wanted)
-    facts = roofline(results, counts, device, dtype, PREFILL_CHUNK, runtimes)
-    source = open_model(path)
-    held = source.storage(dtype=ELSEWHERE, policy=policy)
-    workloads = [result.workload for result in results.items]
-    there = works(workloads, count_held(source.config, held, wanted), PREFILL_CHUNK)
-    chips = chip_limits(there, held.nbytes, CHIPS)
-    return {**facts, "elsewhere": {"held": held.how, "weights": held.nbytes, "chips": chips}}
-
-
-def _counts(llm: LLM, dtype: str, cache: Wanted) -> Counts:
-    """Of the model as it is held in memory."""
-    from mlxrun.loader import WeightStorage
-    from mlxrun.models.transformer import Transformer
-    from mlxrun.planning.counting import count_held
-
-    model = llm.model
+    runtimes = (OURS,) if cache else SAME_WEIGHTS  # mlx-lm's caches are plain
     modules = model.module_bytes if isinstance(model, Transformer) else {}
     storage = WeightStorage(model.nbytes, dtype, False, "as loaded", modules)
-    return count_held(llm.config, storage, cache)
+    cost = model_cost(llm.config, storage, wanted)
+    facts = roofline(results, cost, device, dtype, PREFILL_CHUNK, runtimes)
+    source = open_model(path)
+    storage = source.storage(dtype=CHIP_DTYPE, policy=policy)
+    workloads = [result.workload for result in results.items]
+    costs = workload_costs(workloads, model_cost(source.config, storage, wanted), PREFILL_CHUNK)
+    return {**facts, "elsewhere": _elsewhere(costs, storage, CHIPS)}
+
+
+def _elsewhere(costs: Mapping[str, Cost], storage: WeightStorage, chips: Any) -> Facts:
+    from mlxrun.analysis.roofline import chip_limits
+
+    limits = chip_limits(costs, storage.nbytes, chips)
+    return {"held": storage.how, "weights": storage.nbytes, "chips": limits}
+
+
+def model_facts(
+    source: Source,
+    *,
+    context: int,
+    parallel: int,
+    cache: tuple[str | None, str | None],
+    chips: Sequence[str],
+    policy: str | None = None,
+) -> Facts:
+    """The least cost of a token in each sequence and of a prompt, and limits of chips.
+
+    Args:
+        source: of headers.
+        context: tokens of each sequence.
+        parallel: sequences at once.
+        cache: types of keys and of values.
+        chips: names.
+        policy: of a GGUF's conversion; see :func:`mlxrun.load`.
+
+    Raises:
+        ParameterError: no chip of a name, or no such type of cache.
+    """
+    from mlxrun.analysis.chips import chips_named
+    from mlxrun.analysis.costs import decode_cost, prefill_cost
+    from mlxrun.analysis.device import measure_device
+    from mlxrun.analysis.model_cost import model_cost
+    from mlxrun.analysis.roofline import cost_facts, limit_facts, weight_facts
+    from mlxrun.cache.choice import Wanted
+    from mlxrun.generation.engine import PREFILL_CHUNK
+
+    def costed(dtype: str | None) -> tuple[ModelCost, dict[str, Cost], WeightStorage]:
+        storage = source.storage(dtype=dtype, policy=policy)
+        cost = model_cost(source.config, storage, Wanted(None, 0, *cache))
+        costs = {
+            "decode": decode_cost(cost, context - 1, rows=parallel),
+            "prefill": prefill_cost(cost, context, chunk=PREFILL_CHUNK),
+        }
+        return cost, costs, storage
+
+    named = chips_named(name for name in chips if name != HERE)
+    cost, costs, storage = costed(None)
+    facts: Facts = {
+        "context": context,
+        "parallel": parallel,
+        "held": storage.how,
+        "weights": weight_facts(cost),
+        "works": {name: cost_facts(each) for name, each in costs.items()},
+        "unknown": list(cost.unknown),
+        "here": None,
+        "elsewhere": None,
+    }
+    if HERE in chips:
+        with Bar("Measuring this device", count=""):
+            roof = measure_device().roof(storage.dtype)
+        limits = [{"test": name, "limit": limit_facts(c, roof)} for name, c in costs.items()]
+        facts["here"] = {
+            "bandwidth": roof.bandwidth,
+            "throughput": roof.throughput,
+            "limits": limits,
+        }
+    if named:
+        _, costs, storage = costed(CHIP_DTYPE)
+        facts["elsewhere"] = _elsewhere(costs, storage, named)
+    return facts
+
+
+def print_model(facts: Mapping[str, Any]) -> None:
+    """Tables of :func:`model_facts`."""
+    out = Output()
+    decode, prefill = facts["works"]["decode"], facts["works"]["prefill"]
+    rows = [
+        ("decode of a token in each sequence", *_terms(decode, decode["passes"])),
+        ("prefill of a token, on average", *_terms(prefill, prefill["tokens"])),
+    ]
+    sequences = "one sequence" if facts["parallel"] == 1 else f"{facts['parallel']} sequences"
+    out.print(f"Cost: {sequences} of {facts['context']} tokens, weights {facts['held']}")
+    out.print(table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
+    for term in facts["unknown"]:
+        out.print(f"Not known of this class of model: {term}.")
+    if facts["here"]:
+        here = facts["here"]
+        rates = ", ".join(
+            f"{each['test']} {number(each['limit']['rate'])} tokens/s "
+            f"({each['limit']['binds']} binds)"
+            for each in here["limits"]
+            if each["limit"]
+        )
+        throughput = in_thousands(here["throughput"], "FLOP")
+        out.print(
+            f"This device was measured to do {here['bandwidth'] / 1e9:.3g} GB/s and "
+            f"{throughput}/s; at most: {rates}."
+        )
+    if facts["elsewhere"]:
+        out.print()
+        _print_chips(out, facts["elsewhere"])
+
+
+def _terms(cost: Mapping[str, Any], by: int) -> tuple[str, ...]:
+    cache = cost["cache_read"] + cost["cache_written"]
+    moved = (size(part / by) for part in (cost["bytes"], cost["weights_read"], cache))
+    operations = cost["operations"]
+    known = "not known" if operations is None else in_thousands(operations / by, "FLOP")
+    return (*moved, known)
 
 
 def print_roofline(facts: Facts) -> None:
-    """Tables of what :func:`roofline_facts` found."""
+    """Tables of :func:`roofline_facts`."""
     out = Output()
     out.print()
     if not facts["tests"]:
-        out.print("Nothing has a limit: what mixed requests must do depends on how they meet.")
+        out.print("No limits: the cost of mixed requests depends on which share a pass.")
         return
     out.print(_here(facts))
     for line in _notes(facts):
         out.print(line)
     out.print()
-    out.print(chip_table(facts["elsewhere"]["chips"]))
-    for line in chip_notes(facts["elsewhere"]["held"], facts["elsewhere"]["weights"]):
-        out.print(line)
+    _print_chips(out, facts["elsewhere"])
 
 
 def _here(facts: Facts) -> Table:
-    """A row for each test; who ran it, where several did."""
     several = len({test["runtime"] for test in facts["tests"]}) > 1
     rows = [
         (
@@ -106,15 +224,15 @@ def _here(facts: Facts) -> Table:
             number(test["tokens_per_second"]),
             number(test["limit"]["rate"]),
             f"{test['fraction']:.1%}",
-            _binding(test["limit"]),
+            test["limit"]["binds"] if test["limit"]["whole"] else "bandwidth (compute unknown)",
             size(test["bytes"] / test["passes"]),
             "" if test["intensity"] is None else number(test["intensity"]),
         )
         for test in facts["tests"]
     ]
-    who = ("runtime",) if several else ()
+    runtime = ("runtime",) if several else ()
     figures = ("#tokens/s", "#limit", "#reached", "binds", "#bytes a pass", "#FLOPs a byte")
-    return table("Against the limits of this device", ("test", *who, *figures), rows)
+    return table("Against the limits of this device", ("test", *runtime, *figures), rows)
 
 
 def _notes(facts: Facts) -> Iterator[str]:
@@ -128,12 +246,25 @@ def _notes(facts: Facts) -> Iterator[str]:
             f"This model fits the processor's last cache ({size(device['cached'])}), which is "
             "faster than memory: it may exceed the limit of bandwidth."
         )
-    for what in facts["unknown"]:
-        yield f"Not known of this class of model: {what}."
+    for term in facts["unknown"]:
+        yield f"Not known of this class of model: {term}."
 
 
-def chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
-    """Limits of chips, as :func:`mlxrun.planning.limits.chip_limits` gives them."""
+def _print_chips(out: Output, elsewhere: Facts) -> None:
+    out.print(_chip_table(elsewhere["chips"]))
+    out.print(
+        f"Bounds, not measured: weights as a GPU would hold them ({elsewhere['held']}, "
+        f"{size(elsewhere['weights'])}), every byte at full bandwidth, every operation at full "
+        "throughput, by the figures of their makers. Nothing was run there, and no program "
+        "reaches them."
+    )
+    out.print(
+        "* compute binds, else bandwidth; ? bandwidth alone, compute may bind before; ~ estimated; "
+        "- no figure. Sources: --json."
+    )
+
+
+def _chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
     tests = [each["test"] for each in chips[0]["limits"]]
     columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
     rows = [
@@ -151,7 +282,7 @@ def chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
 def _tflops(chip: Mapping[str, Any]) -> str:
     if chip["throughput"] is None:
         return NO_FIGURE
-    from mlxrun.planning.chips import ESTIMATED
+    from mlxrun.analysis.chips import ESTIMATED
 
     about = "~" if chip["throughput_source"].startswith(ESTIMATED) else ""
     return f"{about}{chip['throughput'] / 1e12:g}"
@@ -164,24 +295,6 @@ def _limit(chip: Mapping[str, Any], most: Mapping[str, Any] | None) -> str:
         return NO_FIGURE
     mark = "*" if most["binds"] == "compute" else "" if most["whole"] else "?"
     return number(most["rate"]) + mark
-
-
-def chip_notes(held: str, weights: float) -> Iterator[str]:
-    """What a reader of the limits of chips has to know."""
-    yield (
-        f"Bounds, not measured: weights as a GPU would hold them ({held}, {size(weights)}), every "
-        "byte at full bandwidth, every operation at full throughput, by the figures of their "
-        "makers. Nothing was run there, and no program reaches them."
-    )
-    yield (
-        "* compute binds, else bandwidth; ? bandwidth alone, compute may bind before; ~ estimated; "
-        "- no figure. Sources: --json."
-    )
-
-
-def _binding(most: Mapping[str, Any]) -> str:
-    """Which limit binds, in words."""
-    return str(most["binds"]) if most["whole"] else "bandwidth (compute unknown)"
 
 
 def number(value: float) -> str:

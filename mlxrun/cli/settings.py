@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from mlxrun.bench.workload import number
+from mlxrun.bench.workloads import number
 from mlxrun.cli.sections import option_in
 from mlxrun.errors import ParameterError
 from mlxrun.generation.request import Request, SamplingParams

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxrun.bench.results import Results, Run
-from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged
+from mlxrun.bench.runner import Results, Run
+from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged
 from mlxrun.cli.bench_tables import print_results
 
 ABOUT = {
@@ -87,7 +87,7 @@ def test_sequences_together_beside_the_reference(shown):
     assert any("llama.cpp, Qwen2-1.5B Q4_K_M on an M1 Pro" in line for line in lines)
 
 
-def test_rivals(shown):
+def test_baselines(shown):
     lines = shown((Prefill(10), "mlxrun", 1.0), (Prefill(10), "mlx-lm", 3.0))
     assert lines[1].endswith("x mlx-lm")
     ours, theirs = lines[2:4]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxrun.bench.subjects.llama_bench import LlamaBench
-from mlxrun.bench.workload import Decode, Prefill, Ragged
-from mlxrun.errors import ParameterError, RivalError
+from mlxrun.bench.baselines import LlamaBenchRuntime
+from mlxrun.bench.workloads import Decode, Prefill, Ragged
+from mlxrun.errors import BaselineError, ParameterError
 
 ANSWER = {
     "build_commit": "abc123",
@@ -41,25 +41,25 @@ def stand_in(tmp_path, monkeypatch):
 
 def test_how_it_is_asked_and_understood(stand_in, tmp_path):
     asked = stand_in(json.dumps([ANSWER]))
-    rival = LlamaBench(tmp_path / "m.gguf")
-    assert rival.run(Prefill(8, 16)).seconds == 2.5
+    baseline = LlamaBenchRuntime(tmp_path / "m.gguf")
+    assert baseline.run(Prefill(8, 16)).seconds == 2.5
     words = asked.read_text().split()
     options = dict(zip(words[::2], words[1::2], strict=True))
     assert options == {
         "-m": str(tmp_path / "m.gguf"), "-p": "8", "-n": "0", "-d": "16", "-r": "1", "-o": "json",
     }  # fmt: skip
-    assert "abc123" in rival.about
-    rival.run(Decode(4))
+    assert "abc123" in baseline.about
+    baseline.run(Decode(4))
     assert "-p 0 -n 4 -d 0" in asked.read_text()
 
 
 def test_it_runs_one_sequence_only(stand_in, tmp_path):
     stand_in("")
-    rival = LlamaBench(tmp_path / "m.gguf")
-    assert rival.can(Prefill(8))
-    assert rival.can(Decode(8))
-    assert not rival.can(Decode(8, 0, 2))
-    assert not rival.can(Ragged((1,), (1,)))
+    baseline = LlamaBenchRuntime(tmp_path / "m.gguf")
+    assert baseline.can(Prefill(8))
+    assert baseline.can(Decode(8))
+    assert not baseline.can(Decode(8, 0, 2))
+    assert not baseline.can(Ragged((1,), (1,)))
 
 
 @pytest.mark.parametrize(
@@ -67,26 +67,26 @@ def test_it_runs_one_sequence_only(stand_in, tmp_path):
 )
 def test_an_answer_that_is_none(stand_in, tmp_path, text):
     stand_in(text)
-    with pytest.raises(RivalError, match="answered with no times"):
-        LlamaBench(tmp_path / "m.gguf").run(Prefill(8))
+    with pytest.raises(BaselineError, match="answered with no times"):
+        LlamaBenchRuntime(tmp_path / "m.gguf").run(Prefill(8))
 
 
 def test_a_failure_tells_the_last_line(stand_in, tmp_path):
     stand_in("", code=3)
-    with pytest.raises(RivalError, match="exit code 3: no such thing"):
-        LlamaBench(tmp_path / "m.gguf").run(Prefill(8))
+    with pytest.raises(BaselineError, match="exit code 3: no such thing"):
+        LlamaBenchRuntime(tmp_path / "m.gguf").run(Prefill(8))
 
 
 def test_a_directory(stand_in, tmp_path):
     stand_in("")
     with pytest.raises(ParameterError, match="a GGUF file"):
-        LlamaBench(tmp_path)
+        LlamaBenchRuntime(tmp_path)
 
 
 def test_not_on_the_path(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RivalError, match="not on the path"):
-        LlamaBench(tmp_path / "m.gguf")
+    with pytest.raises(BaselineError, match="not on the path"):
+        LlamaBenchRuntime(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(
@@ -103,5 +103,5 @@ def test_a_binary_that_is_none(tmp_path, monkeypatch, script, message):
     binary.write_text(script)
     binary.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(RivalError, match=message):
-        LlamaBench(tmp_path / "m.gguf").run(Prefill(8))
+    with pytest.raises(BaselineError, match=message):
+        LlamaBenchRuntime(tmp_path / "m.gguf").run(Prefill(8))

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrun.bench.report import facts, flat, reference_speedup
-from mlxrun.bench.results import Result, Results, Run, Spread
-from mlxrun.bench.workload import Decode, FirstToken, Prefill, Ragged
+from mlxrun.bench.runner import Result, Results, Run, Spread
+from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged
 
 seconds = st.lists(st.floats(1e-4, 100), min_size=1, max_size=9)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxrun.bench.results import Results, Run
-from mlxrun.bench.runner import measure
-from mlxrun.bench.workload import Decode, Prefill, Workload
+from mlxrun.bench.runner import Results, Run, measure
+from mlxrun.bench.workloads import Decode, Prefill, Workload
 
 
 class Fake:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlxrun.bench import device
-from mlxrun.bench.subjects.ours import Ours
+from mlxrun.analysis import device
+from mlxrun.bench.runtimes import MlxrunRuntime
 from mlxrun.cli.bench import bench_command
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "1")
@@ -163,7 +163,7 @@ def test_an_interrupt_while_numbers_are_tried(bench, folder, monkeypatch):
     def run(self, workload):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlxrun.bench.subjects.ours.Ours.run", run)
+    monkeypatch.setattr("mlxrun.bench.runtimes.MlxrunRuntime.run", run)
     chosen = ("--dataset", "chats.jsonl", "--run", "recommended", "--against", "mlx-lm")
     result = bench(*chosen, "--plot", "rates.png")
     assert result.code == 130
@@ -173,14 +173,14 @@ def test_an_interrupt_while_numbers_are_tried(bench, folder, monkeypatch):
 
 
 def test_an_interrupt_before_all_numbers_were_tried(bench, folder, monkeypatch):
-    whole = Ours.run
+    whole = MlxrunRuntime.run
 
     def run(self, workload):
         if workload.parallel == 4:
             raise KeyboardInterrupt
         return whole(self, workload)
 
-    monkeypatch.setattr(Ours, "run", run)
+    monkeypatch.setattr(MlxrunRuntime, "run", run)
     options = ("--dataset", "chats.jsonl", "-r", "1", "--parallel", "2,4")
     found = json.loads(bench(*options, "--json").out)
     assert {one["test"].split(" @")[0] for one in found["results"]} == {"tg32", "tg32 x2"}

@@ -9,8 +9,8 @@ import json
 import pytest
 from tiny_models import Tiny
 
-from mlxrun.bench.subjects.ours import Ours
-from mlxrun.errors import RivalError
+from mlxrun.bench.runtimes import MlxrunRuntime
+from mlxrun.errors import BaselineError
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "2")
 
@@ -133,7 +133,7 @@ def test_an_adapter_changes_the_weights(mlxrun_cli, model):
 
 @pytest.mark.parametrize("form", ["--json", "--csv", None])
 def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
-    real, calls = Ours.run, []
+    real, calls = MlxrunRuntime.run, []
 
     def run(self, workload):
         calls.append(workload)
@@ -141,7 +141,7 @@ def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
             raise KeyboardInterrupt
         return real(self, workload)
 
-    monkeypatch.setattr(Ours, "run", run)
+    monkeypatch.setattr(MlxrunRuntime, "run", run)
     result = mlxrun_cli("bench", model, *SMALL, *([form] if form else []))
     assert (result.code, result.err) == (130, "interrupted\n")
     assert "pp8" in result.out
@@ -153,15 +153,15 @@ def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
 
 
 def test_a_failure_prints_what_was_measured(mlxrun_cli, model, monkeypatch):
-    real, calls = Ours.run, []
+    real, calls = MlxrunRuntime.run, []
 
     def run(self, workload):
         calls.append(workload)
         if len(calls) > 4:
-            raise RivalError("it broke")
+            raise BaselineError("it broke")
         return real(self, workload)
 
-    monkeypatch.setattr(Ours, "run", run)
+    monkeypatch.setattr(MlxrunRuntime, "run", run)
     result = mlxrun_cli("bench", model, *SMALL, "--json")
     assert (result.code, result.err) == (1, "error: it broke\n")
     assert [one["test"] for one in json.loads(result.out)["results"]] == ["pp8"]
@@ -174,7 +174,7 @@ def test_ctrl_c_while_the_device_is_measured(mlxrun_cli, model, monkeypatch):
     def measured():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mlxrun.bench.device.measure_device", measured)
+    monkeypatch.setattr("mlxrun.analysis.device.measure_device", measured)
     result = mlxrun_cli("bench", model, *SMALL, "--roofline")
     assert result.code == 130
     assert "pp8" in result.out

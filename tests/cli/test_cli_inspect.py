@@ -153,7 +153,7 @@ def test_the_essentials_come_first(mlxrun_cli, mixed):
     [
         (["--policy", "near"], "Forms under policy near"),
         (["--tensors"], "Tensors"),
-        (["--chip", "m1-pro"], "Work: one sequence"),
+        (["--chip", "m1-pro"], "Cost: one sequence"),
         (["--parallel", "2"], "Memory plan: 2 sequences of 2048 tokens"),
         (["--cache-type-k", "q8"], "+ keys and values"),
     ],

@@ -7,8 +7,8 @@ import json
 import pytest
 from conformance.skeleton import read
 
-from mlxrun.bench import device
-from mlxrun.planning.chips import CHIPS
+from mlxrun.analysis import device
+from mlxrun.analysis.chips import CHIPS
 
 SMALL = ("--n-prompt", "8", "--n-predict", "4", "--repetitions", "1", "--parallel", "2")
 
@@ -74,20 +74,20 @@ def test_what_does_not_go_together(mlxrun_cli, model):
     assert (result.code, result.out) == (2, "")
 
 
-def test_inspect_tells_the_work_of_a_token(mlxrun_cli, model):
+def test_inspect_shows_the_cost_of_a_token(mlxrun_cli, model):
     result = mlxrun_cli("inspect", model, "--context", "100", "--parallel", "4", "--json")
     work = json.loads(result.out)["work"]
     assert (work["here"], work["elsewhere"]) == (None, None)
-    drawing, reading = work["works"]["drawing"], work["works"]["reading"]
-    assert (drawing["tokens"], reading["tokens"]) == (4, 100)
-    assert drawing["weights_read"] <= work["weights"]["total"]
+    decode, prefill = work["works"]["decode"], work["works"]["prefill"]
+    assert (decode["tokens"], prefill["tokens"]) == (4, 100)
+    assert decode["weights_read"] <= work["weights"]["total"]
     longer = mlxrun_cli("inspect", model, "--context", "200", "--parallel", "4", "--json")
-    further = json.loads(longer.out)["work"]["works"]["drawing"]
-    assert further["cache_read"] == 2 * drawing["cache_read"]
+    further = json.loads(longer.out)["work"]["works"]["decode"]
+    assert further["cache_read"] == 2 * decode["cache_read"]
     packed = mlxrun_cli("inspect", model, "--context", "100", "--cache-type-k", "f16",
                         "--cache-type-v", "f16", "--json")  # fmt: skip
-    halved = json.loads(packed.out)["work"]["works"]["drawing"]
-    assert 8 * halved["cache_read"] == drawing["cache_read"]
+    halved = json.loads(packed.out)["work"]["works"]["decode"]
+    assert 8 * halved["cache_read"] == decode["cache_read"]
 
 
 def test_inspect_with_chips(mlxrun_cli, model):
@@ -111,6 +111,6 @@ def test_a_class_of_mlx_lms(mlxrun_cli, tmp_path):
     assert (result.code, result.err) == (0, "")
     assert "Not known of this class of model: operations" in result.out
     row = next(line for line in result.out.splitlines() if line.startswith("M1 Pro"))
-    *_, drawing, reading = row.split()
-    assert drawing.endswith("?")
-    assert reading == "-"
+    *_, decode, prefill = row.split()
+    assert decode.endswith("?")
+    assert prefill == "-"

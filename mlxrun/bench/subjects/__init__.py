@@ -1,1 +1,0 @@
-"""Runtimes that can be measured, one file each; a rival is imported only when it is asked for."""
