@@ -1,7 +1,6 @@
-"""Scaled rotary frequencies: what each inverse frequency is divided by.
+"""RoPE scaling as divisors of the inverse frequencies.
 
-Shared by the converter, which recognises a formula in stored factors, and by the model, which
-applies it. Pure arithmetic on numpy arrays.
+The converter recognizes a formula in stored factors, the model applies it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy.typing as npt
 Factors = npt.NDArray[np.float64]
 
 
-# Impossible scalings give impossible factors, which whoever uses them must refuse.
+# Impossible scalings give impossible factors, which the caller must refuse.
 _quietly = np.errstate(all="ignore")
 
 
@@ -40,16 +39,16 @@ def llama3_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factor
 def yarn_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
     """YaRN's "NTK by parts" (Peng et al., 2023, arXiv:2309.00071, section 3.2), shape (dims / 2,).
 
-    Dimensions that turn more than ``beta_fast`` times over the original context keep their
-    frequency, those that turn less than ``beta_slow`` times are stretched by ``factor``.
-    ``truncate`` (transformers) says whether the bounds between them are whole dimensions.
+    Over the original context, dimensions of more than ``beta_fast`` rotations keep their frequency,
+    those of fewer than ``beta_slow`` are stretched by ``factor``. ``truncate`` (transformers)
+    rounds the bounds between them to whole dimensions.
     """
     original = scaling.get("original_max_position_embeddings", 4096)
 
-    def turning(rotations: float) -> float:
+    def dim_of(rotations: float) -> float:
         return dims * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
-    low, high = turning(scaling.get("beta_fast", 32)), turning(scaling.get("beta_slow", 1))
+    low, high = dim_of(scaling.get("beta_fast", 32)), dim_of(scaling.get("beta_slow", 1))
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dims - 1)
@@ -59,13 +58,13 @@ def yarn_factors(dims: int, base: float, scaling: Mapping[str, Any]) -> Factors:
 
 
 def yarn_growth(scaling: Mapping[str, Any]) -> float:
-    """What DeepSeek multiplies the square root of its attention scale by, from mscale_all_dim."""
+    """The factor of DeepSeek on the square root of the attention scale, from ``mscale_all_dim``."""
     factor, all_dim = scaling.get("factor", 1.0), scaling.get("mscale_all_dim", 0)
     return 1.0 if factor <= 1 or not all_dim else 0.1 * all_dim * math.log(factor) + 1.0
 
 
 def yarn_attention_factor(scaling: Mapping[str, Any]) -> float:
-    """What YaRN multiplies queries and keys by: stated, or from ``mscale`` and its like."""
+    """YaRN's factor on queries and keys: stated, or from ``mscale`` and ``mscale_all_dim``."""
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
 

@@ -1,8 +1,6 @@
-"""llama.cpp's LoRA adapters: a GGUF of low-rank pairs, in the terms of the Hugging Face model.
+"""llama.cpp's LoRA adapters, with the names and row orders of the Hugging Face model.
 
-Knows names and which rows GGUF stores in another order; whether a pair fits a matrix is for those
-to say who have the matrix. Format: llama.cpp's ``convert_lora_to_gguf.py`` and
-``llama-adapter.cpp``.
+Format: llama.cpp's ``convert_lora_to_gguf.py`` and ``llama-adapter.cpp``.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters.architectures import ARCHITECTURES, ENDS, Architecture
+from converters.architectures.base import LLAMA
 from converters.errors import AdapterError, shortened
-from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
-from converters.gguf.architectures.row import LLAMA
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.tensor import GGUFTensor
 from converters.quantize.encode import plain_floats, supported
@@ -28,15 +26,15 @@ Floats = npt.NDArray[np.float32]
 
 _INNER = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)")
 _PAIR = re.compile(r"(.+)\.weight\.lora_([ab])")
-# How models spell what a row lacks because its files have it in another form, fused or in parts.
+# Modules that a row lacks, as its files have them fused or split.
 _USUAL = {**LLAMA, "attn_qkv": "self_attn.qkv_proj"}
-# Architectures that write ``config.json`` of these kinds, beside those of the rows' own.
+# Architectures for these model types, in addition to the rows' own.
 _ALSO = {"mistral": "llama", "mixtral": "llama", "olmo3": "olmo2"}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The two factors of what is added to one matrix of the model: ``scale * b @ a``.
+    """The factors of an update of one matrix: ``scale * b @ a``.
 
     Attributes:
         source: name of the adapted tensor in GGUF's terms.
@@ -99,12 +97,12 @@ def read_adapter(path: Path, config: Mapping[str, Any]) -> GGUFAdapter:
         module, key = _module(gguf, name, architecture)
         pairs[module] = _pair(gguf, architecture, name, key, half, alpha)
     if not pairs:
-        raise AdapterError(f"{path.name} holds no adapter's tensors")
+        raise AdapterError(f"{path.name} has no tensors of an adapter")
     return GGUFAdapter(pairs, norms)
 
 
 def _architecture(gguf: GGUFFile, config: Mapping[str, Any]) -> Architecture:
-    """The row of the adapter's architecture, if the file is an adapter for such a model."""
+    """The row of the adapter's architecture; AdapterError unless it is the model's."""
     kind, name = gguf.get("general.type"), gguf.path.name
     if kind != "adapter":
         raise AdapterError(
@@ -133,7 +131,7 @@ def _architecture(gguf: GGUFFile, config: Mapping[str, Any]) -> Architecture:
 
 
 def _keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the order of rows depends on; an adapter's file does not say."""
+    """The keys that row orders depend on, which an adapter's file lacks."""
     heads = config["num_attention_heads"]
     return {
         "attention.head_count": heads,
@@ -151,9 +149,9 @@ def _alpha(gguf: GGUFFile) -> float:
 
 
 def _module(gguf: GGUFFile, name: str, architecture: Architecture) -> tuple[str, str]:
-    """What a module is in the model, and its key in the architecture's row."""
+    """A module's name in the model, and its key in the architecture's row."""
     inner, ends = _INNER.fullmatch(name), {**ENDS, **architecture.ends}
-    # Rows that are stored in another order are only known by the row's own names.
+    # With row orders, only the row's own names are known.
     known = dict(architecture.layer) if architecture.order else _USUAL | dict(architecture.layer)
     if inner and inner[2] in known:
         return f"{architecture.prefix}.{inner[1]}.{known[inner[2]]}", inner[2]

@@ -1,8 +1,4 @@
-"""Metadata that lies: values that no model can have, found before anything relies on them.
-
-Knows what must hold whatever the architecture (as llama.cpp reads the keys), and only checks keys
-that are there: which ones a family needs is ``config.py``'s to say, which tensors is the loader's.
-"""
+"""Metadata that no model can have, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ MAX_BLOCKS: Final = 512  # llama.cpp's own bound
 
 
 class Range(NamedTuple):
-    """The values that a number may have; ``low`` itself is not one where ``above`` is set."""
+    """Allowed values of a number, without ``low`` itself if ``above`` is set."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -39,7 +35,6 @@ class Range(NamedTuple):
         return f"a finite number {'above' if self.above else 'of at least'} {self.low:g}"
 
     def holds(self, value: object) -> bool:
-        """Whether ``value`` is a number of this range."""
         if isinstance(value, bool) or not isinstance(value, int if self.integer else (int, float)):
             return False
         if not self.integer:  # models compute with float32, whatever the file stores
@@ -171,10 +166,10 @@ def _per_block(file: GGUFFile, suffix: str, default: int | list[int]) -> list[in
 
 
 def _check_attention(file: GGUFFile) -> None:
-    """Heads, groups of heads, and the size of a head.
+    """Heads, groups of heads, and head size.
 
-    State-space models have no heads, hybrid ones none in some blocks, and there are attention-free
-    blocks with query heads alone: a zero is a lie only where no block has heads.
+    State-space models have no heads, hybrids none in some blocks, and there are blocks with query
+    heads alone: zero is impossible only if no block has heads.
     """
     heads = _per_block(file, "attention.head_count", 0)
     groups = _per_block(file, "attention.head_count_kv", heads)
@@ -195,7 +190,7 @@ def _check_attention(file: GGUFFile) -> None:
 
 
 def _check_head_size(file: GGUFFile, heads: int) -> None:
-    """``heads`` is the number of heads of the first block that has any, 0 if none has."""
+    """``heads``: of the first block that has any, else 0."""
     embedding = file.key("embedding_length", 0)
     if not heads or not embedding:
         return
@@ -252,7 +247,7 @@ def _check_vocabulary(file: GGUFFile) -> None:
 
 
 def _check_token_list(file: GGUFFile, key: str, kinds: str, what: str, tokens: int) -> None:
-    """``kinds`` are numpy's letters for the element types that will do."""
+    """``kinds``: numpy's letters for the allowed element types."""
     if key not in file.metadata:
         return
     value = file.get(key)
@@ -261,7 +256,7 @@ def _check_token_list(file: GGUFFile, key: str, kinds: str, what: str, tokens: i
 
 
 def _check_tensors(file: GGUFFile) -> None:
-    """What the metadata says of the blocks and of the vocabulary, against the tensors' shapes."""
+    """Blocks and vocabulary of the metadata against the tensors."""
     blocks = file.key("block_count", None)
     for tensor in file.tensors if blocks is not None else ():
         match = _BLOCK.match(tensor.name)
@@ -275,7 +270,7 @@ def _check_tensors(file: GGUFFile) -> None:
         raise tensor.error(expected="2 dimensions", found=str(len(tensor.shape)))
     rows, columns = tensor.shape
     width = f"{file.architecture}.embedding_length"
-    if f"{file.architecture}.features_length" in file.metadata:  # what goes in, where it differs
+    if f"{file.architecture}.features_length" in file.metadata:  # the input width, where it differs
         width = f"{file.architecture}.features_length"
     vocabulary = f"{file.architecture}.vocab_size"
     for key, value, size in (

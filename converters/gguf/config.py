@@ -1,8 +1,4 @@
-"""GGUF metadata to ``config.json`` in Hugging Face terms.
-
-Knows the hyperparameters that all families share (their rows know the rest, ``scaling`` the rotary
-ones); knows nothing of how the tensors themselves are stored.
-"""
+"""GGUF metadata to ``config.json`` in Hugging Face terms."""
 
 from __future__ import annotations
 
@@ -10,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.architectures import Architecture
-from converters.gguf.architectures.keys import experts, only
-from converters.gguf.architectures.limits import several_experts, small_epsilon
+from converters.architectures import Architecture
+from converters.architectures.base import experts, only, several_experts, small_epsilon
 from converters.gguf.names import architecture_of
 from converters.gguf.numbers import layer_count, scalar, tidy
 from converters.gguf.reader import GGUFFile
@@ -24,13 +19,7 @@ Config = dict[str, Any]
 
 
 def model_config(gguf: GGUFFile) -> Config:
-    """The ``config.json`` of a model file, without its ``quantization`` section.
-
-    Raises:
-        UnsupportedArchitectureError: the architecture is unknown.
-        GGUFError: a hyperparameter is missing, contradicts the tensors or is of a kind that the
-            architecture does not have.
-    """
+    """The ``config.json`` of a model file, without its ``quantization`` section."""
     architecture = architecture_of(gguf)
     return hyperparameters(regroup(gguf, architecture), architecture)
 
@@ -40,9 +29,7 @@ def hyperparameters(gguf: GGUFFile, architecture: Architecture) -> Config:
     only(gguf, "attention.causal", True)
     with_experts = bool(gguf.key("expert_count", 0))
     if with_experts and "ffn_down_exps" not in architecture.layer:
-        raise gguf.error(
-            f"{gguf.architecture}.expert_count", expected="no experts in this architecture"
-        )
+        raise gguf.key_error("expert_count", expected="no experts in this architecture")
     config: Config = {
         "architectures": [architecture.class_name],
         "model_type": architecture.model_type,
@@ -71,18 +58,19 @@ def hyperparameters(gguf: GGUFFile, architecture: Architecture) -> Config:
     several_experts(gguf, config)
     small_epsilon(gguf, config)
     if scalar(gguf, "expert_group_count", 0) > 1 and "n_group" not in config:
-        key = f"{gguf.architecture}.expert_group_count"
-        raise gguf.error(key, expected="no groups of experts in this architecture")
+        raise gguf.key_error(
+            "expert_group_count", expected="no groups of experts in this architecture"
+        )
     if not (architecture.own_shapes or architecture.per_layer):
         check_shapes(gguf, config)
     return config
 
 
 def _attention(gguf: GGUFFile, architecture: Architecture, hidden: int) -> Config:
-    """Heads and positions; nothing for a model without attention."""
+    """Heads and RoPE; nothing for a model without attention."""
     heads = _size(gguf, architecture, "attention.head_count", 0)
     if not heads and "attn_output" in architecture.layer:
-        raise gguf.error(f"{gguf.architecture}.attention.head_count", expected="at least one head")
+        raise gguf.key_error("attention.head_count", expected="at least one head")
     if not heads:
         return {}
     head_dim = _head_dim(gguf, architecture, hidden // heads)
@@ -97,7 +85,7 @@ def _attention(gguf: GGUFFile, architecture: Architecture, hidden: int) -> Confi
 
 
 def _size(gguf: GGUFFile, architecture: Architecture, suffix: str, default: int) -> int:
-    """A size that all layers share, or the largest where the architecture lets them differ."""
+    """A size of all layers, or the largest where they may differ."""
     value = gguf.key(suffix, default)
     if architecture.per_layer and isinstance(value, np.ndarray | list):
         return int(max(value, default=default))
@@ -115,24 +103,22 @@ def _head_dim(gguf: GGUFFile, architecture: Architecture, default: int) -> int:
     head_dim = scalar(gguf, "attention.key_length", default)
     value_dim = scalar(gguf, "attention.value_length", default)
     if value_dim != head_dim and not architecture.value_width:
-        raise gguf.error(
-            f"{gguf.architecture}.attention.value_length", expected=f"key_length, {head_dim}"
-        )
+        raise gguf.key_error("attention.value_length", expected=f"key_length, {head_dim}")
     if head_dim < 1 or head_dim % 2:
-        raise gguf.error(
-            f"{gguf.architecture}.attention.key_length",
-            expected="heads of an even width, as rotary embeddings turn pairs",
+        raise gguf.key_error(
+            "attention.key_length",
+            expected="heads of an even width, as RoPE rotates pairs",
             found=str(head_dim),
         )
     return head_dim
 
 
 def _rotated(gguf: GGUFFile, architecture: Architecture, head_dim: int) -> int:
-    """Dimensions of a head that turn."""
+    """Rotated dimensions of a head."""
     rotated = scalar(gguf, "rope.dimension_count", head_dim)
     if rotated != head_dim and not architecture.partial_rotary:
-        raise gguf.error(
-            f"{gguf.architecture}.rope.dimension_count",
+        raise gguf.key_error(
+            "rope.dimension_count",
             expected=f"the whole head, {head_dim}, in this architecture",
         )
     return rotated

@@ -1,7 +1,7 @@
-"""A bounds-checked walk over the header of one GGUF file, read as far as the walk has come.
+"""A bounds-checked cursor over the header of one GGUF file.
 
-Every length is compared with what is left before anything is allocated, so a hostile file costs no
-more than its own header. Knows how values are stored; does not know which keys or tensors exist.
+Every length is compared with the bytes left before anything is allocated, so a hostile file costs
+no more than its own header.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from converters.gguf.types import SCALARS, Value, ValueType, printable, show
 
 __all__ = ["MAX_HEADER", "PARTIAL", "Cursor"]
 
-#: Bounds that no real file comes near (the largest headers are some 30 MB: vocabularies of 260,000
-#: tokens with twice as many merges) and that keep the worst hostile file within a second.
+#: Bounds far above real files (the largest headers are some 30 MB: vocabularies of 260,000 tokens
+#: with twice as many merges) that keep the worst hostile file within a second.
 MAX_HEADER: Final = 1 << 27
 MAX_OBJECTS: Final = 1_500_000  # strings and, at NESTED_COST each, nested arrays
 MAX_DEPTH: Final = 4
@@ -36,14 +36,11 @@ _U64 = struct.Struct("<Q")
 
 
 class Cursor:
-    """Reads little-endian values at ``pos`` and moves past them.
-
-    Every reader takes ``field``, the name that an error gives to what is being read.
+    """Reads little-endian values at ``pos`` and moves past them; ``field`` is their name in errors.
 
     Attributes:
-        file: what is read.
         pos: the byte offset of the next value.
-        end: where the header must have ended: the file's size, or the bound on headers.
+        end: latest end of the header: the file's size, or MAX_HEADER.
     """
 
     def __init__(self, path: Path, file: OpenFile) -> None:
@@ -51,20 +48,19 @@ class Cursor:
         self.file = file
         self.pos = 0
         self.end = min(file.size, MAX_HEADER)
-        # Memory that is taken when it is first written to, so the part that is not read is free.
+        # Pages are allocated when first written, so the unread part is free.
         anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._data = mmap.mmap(-1, self.end, flags=anonymous)
         self._loaded = 0
         self._budget = MAX_OBJECTS
 
     def start(self) -> bytes:
-        """The first bytes of the file."""
         size = min(self.end, 512)
         self.need(size, "file")
         return self._data[:size]
 
     def _load(self, stop: int, field: str) -> None:
-        """Read on, at least up to a byte."""
+        """Read on, at least up to byte ``stop``."""
         stop = min(max(stop, self._loaded + _READ_AT_ONCE), self.end)
         with memoryview(self._data) as whole, whole[self._loaded : stop] as part:
             try:
@@ -111,14 +107,12 @@ class Cursor:
         raise self.error(field, f"{size} bytes", f"{left} before {limit}", at=at, hint=hint)
 
     def u32(self, field: str) -> int:
-        """An unsigned 32-bit integer."""
         self.need(4, field)
         (value,) = _U32.unpack_from(self._data, self.pos)
         self.pos += 4
         return int(value)
 
     def u64(self, field: str) -> int:
-        """An unsigned 64-bit integer."""
         self.need(8, field)
         (value,) = _U64.unpack_from(self._data, self.pos)
         self.pos += 8
@@ -140,7 +134,6 @@ class Cursor:
         return text
 
     def value(self, kind: ValueType, field: str) -> Value:
-        """One metadata value of the given type."""
         if kind is ValueType.STRING:
             return self._string(field)
         if kind is ValueType.ARRAY:
@@ -149,7 +142,6 @@ class Cursor:
         return scalar
 
     def kind(self, field: str) -> ValueType:
-        """The id of a metadata type."""
         start = self.pos
         number = self.u32(f"{field} type")
         try:

@@ -1,7 +1,7 @@
-"""Which tokens end a turn, told by their text where metadata does not say.
+"""End-of-generation tokens, known by their text where the metadata does not have them.
 
-The rules are llama.cpp's (``llama-vocab.cpp``, November 2026): files seldom name all the tokens on
-which generation must stop, and some mark such tokens as ordinary text. Knows texts and ids only.
+The rules are llama.cpp's (``llama-vocab.cpp``, November 2026): files seldom name all tokens that
+end generation, and some mark such tokens as ordinary text.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _ENDS: Final = [
     "<｜end▁of▁sentence｜>",
     "[e~[",
 ]
-# Code models part files with these. Of each group only the first one present counts.
+# Separators of files in code models. Of each group only the first one present counts.
 _FILE_ENDS: Final = {
     "fim_pad": ["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
     "fim_rep": ["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     "fim_sep": ["<|file_sep|>"],
 }
-# Marks around a gap to fill: control tokens, whatever the file says, but they end nothing.
+# Fill-in-the-middle tokens: control tokens, whatever the file says, but they end nothing.
 _INFIX: Final = [
     line.split()
     for line in (
@@ -59,7 +59,7 @@ _CHANNELS: Final = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def end_ids(ids: Mapping[str, int], roles: Mapping[str, int]) -> frozenset[int]:
-    """Every token that ends a turn or a text.
+    """All end-of-generation tokens.
 
     Args:
         ids: the vocabulary, text -> id.
@@ -75,7 +75,7 @@ def end_ids(ids: Mapping[str, int], roles: Mapping[str, int]) -> frozenset[int]:
 def correct_types(
     ids: Mapping[str, int], roles: Mapping[str, int], types: Sequence[int]
 ) -> list[int]:
-    """Token types with those corrected that the tokens' texts belie; arguments as ``end_ids``."""
+    """Token types, corrected by the tokens' texts; arguments as ``end_ids``."""
     fixed = list(types)
     for text in _ENDS:
         if text in ids:
@@ -96,11 +96,11 @@ def _first(ids: Mapping[str, int], texts: Sequence[str]) -> list[int]:
 
 
 def _not_ends(ids: Mapping[str, int], roles: Mapping[str, int]) -> dict[str, int]:
-    """Texts that end a turn elsewhere but not in this vocabulary, with their type here."""
+    """Texts of ``_ENDS`` that end nothing in this vocabulary, with their type here."""
     others: dict[str, int] = {}
     calls = "<|call|>" in ids or "<|calls|>" in ids
     if "<|end|>" in ids and calls and ("<|return|>" in ids or "<|flush|>" in ids):
-        others["<|end|>"] = _USER_DEFINED  # parts the messages of one turn
+        others["<|end|>"] = _USER_DEFINED  # separates the messages of one turn
     plamo = ids.get("<|plamo:eos|>") in [roles.get(role, -1) for role in ("eos", "eot", "eom")]
     if "</s>" in ids and ("<|tool_response>" in ids or plamo):
         others["</s>"] = _NORMAL

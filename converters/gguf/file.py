@@ -20,11 +20,11 @@ _MISSING: Final[Any] = object()
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one file says: a whole model, or one part of a split one.
+    """One file: a whole model, or one part of a split one.
 
     Attributes:
-        offsets: where the value of each key is stored.
-        metadata_end: where the metadata ends and the tensor directory begins.
+        offsets: of the value of each key.
+        metadata_end: offset of the tensor directory.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Shard:
 
 
 class GGUFFile:
-    """What a GGUF file says, with the shards of a split one joined.
+    """An open GGUF file, with the shards of a split one joined.
 
     The files stay open for as long as the tensors are alive.
 
@@ -64,31 +64,21 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """The value of ``general.architecture``, which prefixes the model's own keys."""
+        """``general.architecture``, the prefix of the model's own keys."""
         return str(self.metadata["general.architecture"])
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of a metadata key, or ``default``."""
         return self.metadata.get(key, default)
 
     def key(self, suffix: str, default: Any = _MISSING) -> Any:
-        """The value of the architecture's own key, e.g. ``key("block_count")``.
-
-        Raises:
-            GGUFError: there is no such key and no default was given.
-        """
-        name = f"{self.architecture}.{suffix}"
-        value = self.metadata.get(name, default)
+        """The value of the architecture's own key, e.g. ``key("block_count")``."""
+        value = self.metadata.get(f"{self.architecture}.{suffix}", default)
         if value is _MISSING:
-            raise self.error(name, expected="a value")
+            raise self.key_error(suffix, expected="a value")
         return value
 
     def tensor(self, name: str) -> GGUFTensor:
-        """The tensor of that name.
-
-        Raises:
-            GGUFError: there is none.
-        """
+        """The tensor of that name; GGUFError if there is none."""
         if name in self._by_name:
             return self._by_name[name]
         raise GGUFError(
@@ -114,17 +104,16 @@ class GGUFFile:
         return other
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a tensor of that name."""
         return name in self._by_name
 
     def field_offset(self, key: str) -> int:
-        """Where a key's value is stored, in bytes; without such a key, where the metadata ends."""
+        """Offset of a key's value in bytes, or of the end of the metadata."""
         return self._offsets.get(key, self._metadata_end)
 
     def error(
         self, key: str, *, expected: str, found: str | None = None, hint: str | None = None
     ) -> GGUFError:
-        """An error about a metadata key, to raise; ``found`` defaults to the key's value."""
+        """An error about a metadata key; ``found`` defaults to its value."""
         if found is None:
             found = show(self.metadata[key]) if key in self.metadata else "no such key"
         return GGUFError(
@@ -134,6 +123,14 @@ class GGUFFile:
             expected=expected,
             found=found,
             hint=hint,
+        )
+
+    def key_error(
+        self, suffix: str, *, expected: str, found: str | None = None, hint: str | None = None
+    ) -> GGUFError:
+        """:meth:`error` about the architecture's own key, e.g. ``block_count``."""
+        return self.error(
+            f"{self.architecture}.{suffix}", expected=expected, found=found, hint=hint
         )
 
     def __repr__(self) -> str:

@@ -1,7 +1,6 @@
-"""One GGUF file: magic, version, metadata and tensor directory, each checked as it is read.
+"""One GGUF file: magic, version, metadata and tensor directory, validated while they are read.
 
-Knows the container; does not know what any key means but ``general.alignment``. Format: the GGUF
-specification in ggml's ``docs/gguf.md``, versions 2 and 3.
+Format: ggml's ``docs/gguf.md``, versions 2 and 3.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def _open(path: Path) -> OpenFile:
-    """The file, open for reading; raises GGUFError for anything that cannot be read at will."""
+    """The file, opened; GGUFError for anything but a readable regular file."""
 
     def error(found: str, hint: str | None = None) -> GGUFError:
         return GGUFError(
@@ -52,7 +51,7 @@ def _open(path: Path) -> OpenFile:
         )
 
     try:
-        status = path.stat()  # before opening: to open a pipe is to wait for its writer
+        status = path.stat()  # before opening: opening a pipe waits for its writer
         if stat.S_ISDIR(status.st_mode):
             raise error("a directory", "Give the .gguf file itself")
         if not stat.S_ISREG(status.st_mode):
@@ -89,7 +88,7 @@ def _prologue(cursor: Cursor) -> tuple[int, int, int]:
 
 
 def _check_version(cursor: Cursor, version: int) -> None:
-    """Versions 2 and 3 are alike but that 3 may be big-endian."""
+    """Versions 2 and 3 are the same, but 3 may be big-endian."""
     if version in (2, 3):
         return
     expected = "GGUF version 2 or 3"
@@ -107,7 +106,7 @@ def _check_version(cursor: Cursor, version: int) -> None:
 
 
 def _metadata(cursor: Cursor, count: int) -> tuple[dict[str, Value], dict[str, int]]:
-    """The values and the offsets of the values, both in file order."""
+    """Values, and their offsets, in file order."""
     metadata: dict[str, Value] = {}
     offsets: dict[str, int] = {}
     for index in range(count):
@@ -126,14 +125,14 @@ def _metadata(cursor: Cursor, count: int) -> tuple[dict[str, Value], dict[str, i
 
 def _alignment(cursor: Cursor, metadata: dict[str, Value], offsets: dict[str, int]) -> int:
     alignment = metadata.get(ALIGNMENT, 32)
-    assert isinstance(alignment, int)  # _metadata saw to it
+    assert isinstance(alignment, int)  # checked by _metadata
     if alignment.bit_count() != 1:
         raise cursor.error(ALIGNMENT, "a power of two", str(alignment), at=offsets[ALIGNMENT])
     return alignment
 
 
 def _directory(cursor: Cursor, count: int, alignment: int) -> tuple[GGUFTensor, ...]:
-    """The tensors in file order, their data checked to be inside the file and apart."""
+    """The tensors in file order, their data inside the file and without overlap."""
     entries = []
     seen: set[str] = set()
     for index in range(count):
@@ -178,7 +177,7 @@ def _shape(cursor: Cursor, name: str) -> tuple[int, ...]:
 
 
 def _type(cursor: Cursor, name: str, shape: tuple[int, ...]) -> tuple[GGMLType, int]:
-    """The type, and the size in bytes that it gives the shape."""
+    """The type, and the size of the data in bytes."""
     field = f"tensor {name} type"
     start = cursor.pos
     number = cursor.u32(field)
@@ -188,7 +187,7 @@ def _type(cursor: Cursor, name: str, shape: tuple[int, ...]) -> tuple[GGMLType, 
             "a current GGML type",
             f"{number} ({REMOVED[number]}), which llama.cpp has removed",
             at=start,
-            hint="Quantise the model again with a current tool, for example to Q4_0",
+            hint="Quantize the model again with a current tool, for example to Q4_0",
         )
     try:
         kind = GGMLType(number)
@@ -207,7 +206,7 @@ def _type(cursor: Cursor, name: str, shape: tuple[int, ...]) -> tuple[GGMLType, 
 def _check_extents(
     cursor: Cursor, base: int, alignment: int, extents: list[tuple[int, int, str, int]]
 ) -> None:
-    """Raise unless every (offset, nbytes, name, where the offset is stored) is inside and apart."""
+    """Raise unless every (offset, nbytes, name, where the offset is stored) lies inside, apart."""
     extents.sort()
     for (offset, nbytes, before, _), (following, _, name, at) in pairwise(extents):
         if following < offset + nbytes:
@@ -217,7 +216,7 @@ def _check_extents(
     packed = sum(-(-nbytes // alignment) * alignment for _, nbytes, _, _ in extents)
     for offset, nbytes, name, at in extents:
         if offset + nbytes > room:
-            if offset > packed:  # not for want of bytes
+            if offset > packed:  # not a truncated file
                 expected = f"at most {packed}, the size of all tensors together"
                 raise cursor.error(f"tensor {name} offset", expected, str(offset), at=at)
             needed = base + max(o + n for o, n, _, _ in extents)

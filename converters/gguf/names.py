@@ -1,7 +1,4 @@
-"""From the tensors of a file to the parameters of its Hugging Face model.
-
-Knows names and which rows a GGUF stores in another order; knows nothing of types or values.
-"""
+"""Tensors of a GGUF file to parameters of its Hugging Face model."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from converters.architectures import ARCHITECTURES, ENDS, Architecture
+from converters.architectures.base import GATED, MOE, SHARED_EXPERTS
 from converters.errors import UnsupportedArchitectureError
-from converters.gguf.architectures import ARCHITECTURES, ENDS, Architecture
-from converters.gguf.architectures.row import GATED, SHARED_EXPERTS, SPARSE
 from converters.gguf.numbers import layer_count, scalar
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
@@ -26,23 +23,23 @@ from converters.quantize.policy import FLOATS
 
 # Tensors whose values move into config.json.
 _IN_CONFIG = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
-# Modules that a layer may lack, but not one without the others.
-_TOGETHER = (GATED, SPARSE, SHARED_EXPERTS)
-# What dense architectures are with experts.
+# Modules that are in a layer together or not at all.
+_TOGETHER = (GATED, MOE, SHARED_EXPERTS)
+# Dense architectures, when they have experts.
 _WITH_EXPERTS = {"granite": "granitemoe", "llama": "mixtral", "mistral3": "mixtral"}
 NO_PLACE = "the architecture has no such parameter"
 
 
 @dataclass(frozen=True)
 class Mapped:
-    """One tensor of the file and the parameter it becomes.
+    """A tensor of the file and its parameter.
 
     Attributes:
-        order: rows of the tensor in the model's order, or None for as they are.
+        order: the tensor's rows in the model's order, or None.
         columns: equal blocks of its columns in the model's order, or None.
-        change: what its values go through, or None.
+        change: transformation of its values, or None.
         shape: of the parameter.
-        factor: what the whole matrix is multiplied by, or None.
+        factor: multiplies the whole matrix, or each expert, or None.
     """
 
     source: GGUFTensor
@@ -70,11 +67,7 @@ class NameMap:
 
 
 def architecture_of(gguf: GGUFFile) -> Architecture:
-    """The table row of a file's architecture.
-
-    Raises:
-        UnsupportedArchitectureError: nothing here knows it; the message names the nearest known.
-    """
+    """The table row of a file's architecture, or UnsupportedArchitectureError."""
     name = gguf.architecture
     if gguf.key("expert_count", 0):
         name = _WITH_EXPERTS.get(name, name)
@@ -88,7 +81,7 @@ def architecture_of(gguf: GGUFFile) -> Architecture:
     )
 
 
-# One spelling for each layer: two of them would be two tensors for one parameter.
+# Numbers without leading zeros, so that no two tensors are one parameter.
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,8})\.(.+)")
 
 
@@ -110,14 +103,14 @@ def map_tensors(gguf: GGUFFile, architecture: Architecture) -> NameMap:
     skipped: list[tuple[GGUFTensor, str]] = []
     for tensor in gguf.tensors:
         if tensor.name == "output.bias" and not architecture.head_bias:
-            # To leave it out, as with other tensors without a place, would change every logit.
+            # Skipping it, as other unknown tensors, would change every logit.
             raise tensor.error(expected="no bias on the output", found="one")
         own = tensor.name.split(".", 2)[-1] in architecture.layer
         if tensor.name.endswith(".scale") and not own:
             _check_factor(gguf, tensor)
             continue
         if tensor.name.endswith(".input_scale"):
-            skipped.append((tensor, "activations are not quantised here"))
+            skipped.append((tensor, "activations are not quantized here"))
             continue
         target, module, reason = _target(gguf, tensor.name, architecture, layers)
         if target:
@@ -131,7 +124,7 @@ def map_tensors(gguf: GGUFFile, architecture: Architecture) -> NameMap:
 def _mapped(
     gguf: GGUFFile, architecture: Architecture, tensor: GGUFTensor, target: str, module: str
 ) -> Mapped:
-    """What a tensor goes through on its way; ``module`` is its row's key."""
+    """``module`` is the tensor's key in ``Architecture.layer``."""
     order = architecture.order.get(module)
     bias = tensor.name.endswith(f"{module}.bias")
     columns = None if bias else architecture.columns.get(module)
@@ -172,7 +165,7 @@ def _less(offset: np.float32, x: npt.NDArray[np.float32]) -> npt.NDArray[np.floa
 def _target(
     gguf: GGUFFile, name: str, architecture: Architecture, layers: int
 ) -> tuple[str, str, str]:
-    """The parameter of a tensor and its key in the row, or why there is none."""
+    """The parameter of a tensor and its key in the row, or the reason why there is none."""
     if name in _IN_CONFIG:
         return "", "", "its values are stored in config.json (rope_scaling)"
     ends = {**ENDS, **architecture.ends}

@@ -1,9 +1,8 @@
-"""Open a GGUF file: metadata, tensor directory, and a way to read the tensors' bytes.
+"""Open a GGUF file: metadata, tensor directory, and access to the tensors' bytes.
 
-The reader is bounded: whatever a file claims, opening it takes well under a second and memory in
-proportion to its header, and ends in a ``GGUFFile`` or in a ``GGUFError`` that names the field, the
-byte offset, what was expected and what was found. Knows the format; knows neither how blocks become
-MLX arrays (``quants.py``) nor what an architecture needs (``config.py``).
+The reader is bounded: opening any file takes well under a second and memory in proportion to its
+header, and ends in a ``GGUFFile`` or in a ``GGUFError`` with the field, the byte offset, the
+expected and the found value.
 """
 
 from __future__ import annotations

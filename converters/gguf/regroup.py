@@ -1,8 +1,7 @@
-"""Tensors of a file as its model has them: experts stacked, fused matrices parted or joined.
+"""Tensors of a file grouped as in its model: experts stacked, fused matrices split or joined.
 
-Knows which rows belong together; knows nothing of what the model calls them. Every matrix is stored
-row by row, so a part of one is a slice of its bytes and nothing is decoded - unless rows that must
-become one matrix are stored as different types, which only plain floats can hold together.
+Matrices are stored by rows, so a part is a slice of the bytes and nothing is decoded, unless rows
+of one matrix have different types, which only plain floats can hold together.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from converters.gguf.architectures import Architecture
+from converters.architectures import Architecture
 from converters.gguf.reader import GGUFFile
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
@@ -26,12 +25,7 @@ _MODULE = re.compile(r"(blk\.\d{1,9}\.)?(.+)\.(weight|bias|scale)")
 
 
 def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
-    """The same file with the tensors that an architecture's model has.
-
-    Raises:
-        GGUFError: experts are missing or differ in shape, or a fused tensor has other rows than
-            its parts.
-    """
+    """The file with the tensors of its architecture's model."""
     tensors: dict[str, GGUFTensor] = {}
     experts: dict[str, dict[int, GGUFTensor]] = defaultdict(dict)
     for tensor in gguf.tensors:
@@ -43,7 +37,7 @@ def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
         if inner and inner[2] in architecture.parts and inner[2] not in architecture.layer:
             split = architecture.parts[inner[2]](gguf)
             layer = inner[1] or ""
-            tensors |= _parted(tensor, [(f"{layer}{m}.{inner[3]}", n) for m, n in split])
+            tensors |= _split(tensor, [(f"{layer}{m}.{inner[3]}", n) for m, n in split])
         else:
             tensors[tensor.name] = tensor
     for name, found in experts.items():
@@ -57,7 +51,7 @@ def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
     return gguf.with_tensors(tuple(tensors.values()))
 
 
-def _parted(
+def _split(
     tensor: GGUFTensor, parts: Sequence[tuple[str, int | npt.NDArray[np.intp]]]
 ) -> dict[str, GGUFTensor]:
     if tensor.name.endswith(".scale"):  # one factor for all parts
@@ -80,7 +74,7 @@ def _parted(
 
 
 def _gathered(tensor: GGUFTensor, rows: npt.NDArray[np.intp], name: str) -> GGUFTensor:
-    """Some rows of a matrix, or of a stack of them from each the same number."""
+    """Some rows of a matrix, or as many of each matrix of a stack."""
     *stack, every, columns = tensor.shape
     size = tensor.nbytes * len(rows) // (tensor.elements // columns)
     return GatheredTensor(
@@ -93,7 +87,7 @@ def _gathered(tensor: GGUFTensor, rows: npt.NDArray[np.intp], name: str) -> GGUF
         entry=tensor.entry,
         _file=tensor._file,
         source=tensor,
-        chosen=rows,
+        indices=rows,
     )
 
 
@@ -123,7 +117,7 @@ def _stacked(gguf: GGUFFile, name: str, found: dict[int, GGUFTensor]) -> GGUFTen
 
 
 def _join(tensors: dict[str, GGUFTensor], module: str, members: tuple[str, ...]) -> None:
-    """Replace the members in each layer by the tensor that they make up."""
+    """Replace the members in each layer by their concatenation."""
     for name in [n for n in tensors if n.split(".", 2)[-1].rpartition(".")[0] == members[0]]:
         head, kind = name.split(".", 2)[:2], name.rpartition(".")[2]
         names = [".".join([*head, member, kind]) for member in members]
@@ -141,12 +135,12 @@ def _joined(name: str, parts: list[GGUFTensor], shape: tuple[int, ...]) -> GGUFT
     for part in parts[1:]:
         if part.shape != first.shape if stacked else part.shape[1:] != first.shape[1:]:
             raise part.error(expected=f"the shape of {first.name}", found=str(part.shape))
-    alike = all(part.type == first.type for part in parts)
-    size = sum(part.nbytes if alike else 4 * part.elements for part in parts)
+    same_type = all(part.type == first.type for part in parts)
+    size = sum(part.nbytes if same_type else 4 * part.elements for part in parts)
     return JoinedTensor(
         name=name,
         shape=shape,
-        type=first.type if alike else GGMLType.F32,
+        type=first.type if same_type else GGMLType.F32,
         nbytes=size,
         offset=first.offset,
         path=first.path,
@@ -161,21 +155,18 @@ class GatheredTensor(GGUFTensor):
     """Some rows of another tensor.
 
     Attributes:
-        source: whose rows they are.
-        chosen: which ones, counted through a stack of matrices.
+        indices: indices of the rows of ``source``, through a stack of matrices.
     """
 
     source: GGUFTensor | None = None
-    chosen: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
+    indices: npt.NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
 
     def raw(self) -> npt.NDArray[np.uint8]:
-        """The bytes of the rows (nbytes,), copied together."""
         assert self.source is not None
         rows = self.source.elements // self.source.shape[-1]
-        return self.source.raw().reshape(rows, -1)[self.chosen].reshape(-1)
+        return self.source.raw().reshape(rows, -1)[self.indices].reshape(-1)
 
     def stored_rows(self) -> npt.NDArray[np.uint8]:
-        """The bytes by rows along the last axis."""
         return self.raw().reshape(self.elements // self.shape[-1], -1)
 
 
@@ -184,39 +175,31 @@ class JoinedTensor(GGUFTensor):
     """The rows of several tensors, one after the other.
 
     Attributes:
-        members: whose rows they are; ``type`` is theirs, or F32 if they differ.
+        members: their common type is ``type``, else F32.
     """
 
     members: tuple[GGUFTensor, ...] = ()
 
     def raw(self) -> npt.NDArray[np.uint8]:
-        """The bytes of all members (nbytes,), copied together."""
         if all(member.type == self.type for member in self.members):
             return np.concatenate([member.raw() for member in self.members])
         floats = [plain_floats(member).reshape(-1) for member in self.members]
         return np.concatenate(floats).view(np.uint8)
 
     def stored_rows(self) -> npt.NDArray[np.uint8]:
-        """The bytes by rows along the last axis."""
         return self.raw().reshape(self.elements // self.shape[-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
 class MadeTensor(GGUFTensor):
-    """What a file says in a key and a model has as a tensor.
-
-    Attributes:
-        values: of the tensor, float32.
-    """
+    """A tensor of the model that is a key in the file."""
 
     values: npt.NDArray[np.float32] = field(
         default_factory=lambda: np.zeros(0, np.float32), compare=False
     )
 
     def raw(self) -> npt.NDArray[np.uint8]:
-        """The bytes of the values (nbytes,)."""
         return self.values.reshape(-1).view(np.uint8)
 
     def stored_rows(self) -> npt.NDArray[np.uint8]:
-        """The bytes by rows along the last axis."""
         return self.raw().reshape(self.elements // self.shape[-1], -1)

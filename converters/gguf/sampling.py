@@ -1,4 +1,4 @@
-"""Sampling parameters that a GGUF recommends, under the names of ``generation_config.json``."""
+"""Sampling parameters recommended by a GGUF, under the names of ``generation_config.json``."""
 
 from __future__ import annotations
 

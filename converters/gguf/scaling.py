@@ -1,4 +1,4 @@
-"""Rotary scaling: from GGUF's keys and tensors to the ``rope_scaling`` of ``config.json``."""
+"""RoPE scaling: GGUF's keys and tensors to the ``rope_scaling`` of ``config.json``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def rope_scaling(gguf: GGUFFile, config: Config) -> Config | None:
     kind = gguf.key("rope.scaling.type", "linear")
     long = "rope_factors_long.weight" in gguf
     if kind not in ("none", "linear", "yarn") and not (kind == "longrope" and long):
-        raise gguf.error(
-            f"{gguf.architecture}.rope.scaling.type",
+        raise gguf.key_error(
+            "rope.scaling.type",
             expected="none, linear, yarn, or longrope with its factors",
             found=repr(kind),
         )
     factor = float(gguf.key("rope.scaling.factor", gguf.key("rope.scale_linear", 0.0))) or 1.0
     if long and kind != "none" and factor != 1.0:
-        raise gguf.error(f"{gguf.architecture}.rope.scaling.factor", expected="1 beside LongRoPE")
+        raise gguf.key_error("rope.scaling.factor", expected="1 with LongRoPE")
     if long:
         return _longrope(gguf, config)
     _check_attention_factor(gguf, kind, factor)
@@ -48,13 +48,11 @@ def _check_attention_factor(gguf: GGUFFile, kind: str, factor: float) -> None:
     """Only YaRN has a place in ``config.json`` for a factor on queries and keys."""
     attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
     if attention != 1.0 and (kind != "yarn" or factor <= 1.0 or "rope_freqs.weight" in gguf):
-        raise gguf.error(
-            f"{gguf.architecture}.rope.scaling.attn_factor", expected="1 without YaRN scaling"
-        )
+        raise gguf.key_error("rope.scaling.attn_factor", expected="1 without YaRN scaling")
 
 
-# Others have the paper's constants, as llama.cpp does not ask their files. Nor does it those of
-# DeepSeek's line, of which Kimi K2 has been trained with others.
+# llama.cpp has the paper's constants, whatever the file says. So it has for DeepSeek's line, of
+# which Kimi K2 has been trained with others.
 _OWN_YARN = ("deepseek2", "deepseek32", "mistral3", "mistral4")
 
 
@@ -77,7 +75,7 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
         scaling["mscale_all_dim"] = tidy(all_dim)
     attention = float(gguf.key("rope.scaling.attn_factor", 1.0))
     if attention != 1.0:
-        # mlx-lm reads no key for such an extra factor, so it goes into mscale:
+        # mlx-lm has no key for such a factor, so it goes into mscale:
         # attention * (0.1 ln(factor) + 1) = 0.1 * mscale * ln(factor) + 1.
         growth = 0.1 * math.log(factor)
         scaling["mscale"] = (attention * (growth + 1) - 1) / growth
@@ -87,7 +85,7 @@ def _yarn(gguf: GGUFFile, factor: float, context: int) -> Config:
 def _frequency_factors(gguf: GGUFFile, config: Config, kind: str, factor: float) -> Config:
     tensor = gguf.tensor("rope_freqs.weight")
     if kind == "yarn":
-        raise tensor.error(expected="no frequency factors beside YaRN scaling", found="both")
+        raise tensor.error(expected="no frequency factors with YaRN scaling", found="both")
     dims = int(gguf.key("rope.dimension_count", config["head_dim"]))
     if tensor.type.name != "F32" or tensor.elements != dims // 2:
         raise tensor.error(
@@ -121,7 +119,7 @@ def _frequency_factors(gguf: GGUFFile, config: Config, kind: str, factor: float)
 
 
 def _longrope(gguf: GGUFFile, config: Config) -> Config:
-    """Phi 3's factors for contexts beyond the original one, and those for shorter ones."""
+    """Phi 3's factors for contexts beyond the original one, and for shorter ones."""
     context = config["max_position_embeddings"]
     original = int(gguf.key("rope.scaling.original_context_length", context))
     long, short = (_stored_factors(gguf, config, kind) for kind in ("long", "short"))

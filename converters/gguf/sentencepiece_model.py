@@ -1,8 +1,7 @@
-"""SPM vocabularies as sentencepiece's ModelProto, and as the merges that a BPE tokenizer needs.
+"""SPM vocabularies as sentencepiece's ModelProto, and as the merges of a BPE tokenizer.
 
-The messages are written by hand (protobuf's wire format: https://protobuf.dev/programming-guides/
-encoding/; field numbers: ``sentencepiece_model.proto``), so that neither protobuf nor generated
-code is needed. Knows nothing of files.
+The messages are written by hand (wire format: https://protobuf.dev/programming-guides/encoding/;
+field numbers: ``sentencepiece_model.proto``), without protobuf or generated code.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from converters.gguf.vocabulary import Vocabulary, spelled
 __all__ = ["merges_from_scores", "model_proto", "read_model"]
 
 UNKNOWN_PIECE: Final = "\ufffd<unknown>"
-"""Stands past the end of a vocabulary that has no unknown token: sentencepiece insists on one."""
+"""Added to a vocabulary without an unknown token, as sentencepiece needs one."""
 
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # piece types, the same numbers as GGUF's
 _UNIGRAM, _BPE = 1, 2
@@ -27,10 +26,10 @@ _SCORE = _SHORT[2 << 3 | _FIXED32]
 
 
 def model_proto(vocabulary: Vocabulary) -> bytes:
-    """A ModelProto that cuts text as llama.cpp does with this vocabulary.
+    """A ModelProto that tokenizes as llama.cpp does with this vocabulary.
 
-    The dummy prefix is left to the caller. Whatever is neither control, unknown nor a byte may be
-    made by merging, whether the file calls it user-defined, unused or normal.
+    The dummy prefix is left to the caller. All tokens but control, unknown and byte tokens are
+    results of merges, whether user-defined, unused or normal.
     """
     types = _piece_types(vocabulary)
     texts = [text.encode() for text in spelled(vocabulary.tokens)]
@@ -49,7 +48,7 @@ def model_proto(vocabulary: Vocabulary) -> bytes:
 
 
 def _piece_types(vocabulary: Vocabulary) -> list[int]:
-    """The type that sentencepiece is told for each token; exactly one may be unknown."""
+    """sentencepiece's type of each token; exactly one may be unknown."""
     types = [t if t in (_UNKNOWN, _CONTROL, _BYTE) else _NORMAL for t in vocabulary.types]
     unknowns = [index for index, type_ in enumerate(types) if type_ == _UNKNOWN]
     for index in unknowns[1:]:
@@ -81,11 +80,11 @@ def _number(value: int) -> bytes:
 
 
 def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges, best first, that a BPE tokenizer needs to do what sentencepiece does.
+    """The merges, best first, with which a BPE tokenizer equals sentencepiece.
 
-    sentencepiece joins the neighbours whose union is the piece of the highest score, the leftmost
-    of equals; every way to cut a piece into two pieces is therefore a merge of that piece's rank.
-    Tokens that text cannot become (control, unknown, bytes) must not be among ``tokens``.
+    sentencepiece joins the neighbors whose union has the highest score, the leftmost of equals;
+    every split of a token into two is therefore a merge of that token's rank. ``tokens`` must be
+    without control, unknown and byte tokens.
     """
     known = set(tokens)
     ranked = sorted(zip(scores, tokens, strict=True), key=lambda piece: -piece[0])
@@ -98,10 +97,8 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[t
 
 
 def read_model(proto: bytes) -> dict[str, Any]:
-    """What a ``tokenizer.model`` says.
-
-    Its ``tokens``, ``scores``, ``types``, whether it is a ``unigram`` model, its ``charsmap``,
-    ``add_space_prefix`` and ``remove_extra_whitespaces``.
+    """The ``tokens``, ``scores``, ``types``, ``unigram``, ``charsmap``, ``add_space_prefix`` and
+    ``remove_extra_whitespaces`` of a ``tokenizer.model``.
 
     Raises:
         ValueError: the bytes are no ModelProto.
@@ -143,7 +140,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         else:
             raise ValueError(f"wire type {kind}")
         if at + size > len(message):
-            raise ValueError("a field that is cut off")
+            raise ValueError("a truncated field")
         yield key >> 3, message[at : at + size]
         at += size
 
@@ -156,4 +153,4 @@ def _read_number(message: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
-    raise ValueError("a number that is cut off")
+    raise ValueError("a truncated number")

@@ -1,8 +1,4 @@
-"""Whether the tensors of a file have the shapes that its own metadata implies.
-
-Knows dense decoders in GGUF's names; a contradiction is found before anything is converted rather
-than by a matrix product halfway through the first prompt.
-"""
+"""Tensor shapes that contradict the metadata of a dense decoder, found before conversion."""
 
 from __future__ import annotations
 
@@ -15,14 +11,7 @@ Shape = tuple[int, ...]
 
 
 def check_shapes(gguf: GGUFFile, config: Mapping[str, Any]) -> None:
-    """Compare every known tensor with the hyperparameters.
-
-    Args:
-        config: ``config.json`` in Hugging Face terms.
-
-    Raises:
-        GGUFError: a tensor has another shape; the message names it.
-    """
+    """Compare every known tensor with the hyperparameters of ``config.json``."""
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     ends = {
         "token_embd": (vocabulary, hidden),
@@ -41,7 +30,6 @@ def check_shapes(gguf: GGUFFile, config: Mapping[str, Any]) -> None:
 
 
 def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """By module of a layer, as rows and columns."""
     hidden, dim, inner = config["hidden_size"], config["head_dim"], config["intermediate_size"]
     queries = config["num_attention_heads"] * dim
     keys = config["num_key_value_heads"] * dim
@@ -71,10 +59,10 @@ def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
             "attn_sinks": (config["num_attention_heads"],),
         }
     kind = config["model_type"]
-    if "kv_lora_rank" in config:  # the loader checks what latent attention is made of
+    if "kv_lora_rank" in config:  # the loader checks the tensors of latent attention
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
             del shapes[name]
-    if kind in ("minimax", "olmo2", "olmo3", "olmoe"):  # queries and keys are normalised as a whole
+    if kind in ("minimax", "olmo2", "olmo3", "olmoe"):  # queries and keys are normalized as a whole
         shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
     if kind == "cohere":  # heads have weights of their own
         shapes |= {"attn_q_norm": (queries // dim, dim), "attn_k_norm": (keys // dim, dim)}

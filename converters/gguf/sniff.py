@@ -1,7 +1,4 @@
-"""What a file that is not GGUF looks like, so that the error can say so.
-
-Knows first bytes only; a guess, for people, never for decisions.
-"""
+"""Recognize files that are not GGUF by their first bytes, for error messages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Split files: ``name-00001-of-00003.gguf`` and its siblings, read and checked as one set.
+"""Split files: ``name-00001-of-00003.gguf`` and its siblings, read and validated as one set.
 
-Knows the ``split.*`` keys that llama-gguf-split writes; the first shard holds all other metadata.
+The ``split.*`` keys are those of llama-gguf-split; the first shard has all other metadata.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_shards(path: Path) -> tuple[Shard, ...]:
 
 
 def _sibling(path: Path, index: int, count: int) -> Shard:
-    """Shard ``index`` of ``count``, which must say so itself."""
+    """Shard ``index`` of ``count``, as its own keys must say."""
     if not path.exists():
         raise GGUFError(
             path,
@@ -71,7 +71,7 @@ def _sibling(path: Path, index: int, count: int) -> Shard:
 
 
 def _check_tensors(shards: list[Shard]) -> None:
-    """Raise unless the shards hold the promised number of tensors, each under its own name."""
+    """Raise unless the shards have the stated number of tensors, without duplicates."""
     where: dict[str, Path] = {}
     for shard in shards:
         for tensor in shard.tensors:

@@ -1,8 +1,7 @@
-"""One tensor of a GGUF file: what its directory entry says, and its bytes in the file.
+"""One tensor of a GGUF file: its directory entry and its bytes.
 
-Knows where the bytes are; does not know what they mean (``quants.py`` does). Files are read, never
-mapped: touching the map of a file that has been cut short ends the process (SIGBUS), while a read
-that ends early is an error. It costs no more: a few rows at a time stay in a core's cache.
+Files are read, never mapped: touching the map of a truncated file ends the process (SIGBUS), while
+a short read is an error. It costs no more: a few rows at a time stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -26,13 +25,10 @@ _READ_AT_ONCE = 1 << 30
 
 
 class OpenFile:
-    """A file to read from at any place, by any thread; it is closed when nothing refers to it.
-
-    Args:
-        descriptor: of the open file, which becomes this object's.
+    """A file for positioned reads by any thread; closed when it is collected.
 
     Attributes:
-        descriptor: open for as long as this object lives.
+        descriptor: owned by this object.
         size: in bytes, when it was opened.
     """
 
@@ -42,11 +38,7 @@ class OpenFile:
         self.size = os.fstat(descriptor).st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill a buffer from a place on; returns the bytes read, fewer where the file has ended.
-
-        Raises:
-            OSError: the disk fails.
-        """
+        """Fill a buffer from an offset; returns the bytes read, fewer at the end of the file."""
         done = 0
         while done < len(buffer):
             part = buffer[done : done + _READ_AT_ONCE]
@@ -59,7 +51,7 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """The rows of a tensor as they are stored, to be read a few at a time by a slice.
+    """The stored rows of a tensor, read by slices.
 
     ``rows[a:b]`` is uint8 (b - a, bytes per row); the slice has no step.
     """
@@ -78,16 +70,16 @@ class StoredRows:
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """A tensor's directory entry and a way to its data.
+    """A tensor's directory entry, and access to its data.
 
     Attributes:
         name: the name in the file.
         shape: numpy order, last axis contiguous (GGUF's ``ne`` reversed); 1 to 4 axes, none empty.
         type: how the elements are stored.
         nbytes: size of the stored data.
-        offset: where the data begins, in bytes from the start of ``path``.
-        path: the file (the shard) that holds it.
-        entry: where the directory entry begins, in bytes from the start of ``path``.
+        path: the file (the shard).
+        offset: of the data in ``path``, in bytes.
+        entry: offset of the directory entry in ``path``, in bytes.
     """
 
     name: str
@@ -101,31 +93,23 @@ class GGUFTensor:
 
     @property
     def elements(self) -> int:
-        """The number of elements (weights, not bytes)."""
         return prod(self.shape)
 
     @property
     def descriptor(self) -> int:
-        """Of the file, open for as long as the tensor lives."""
+        """Of the file; open as long as the tensor exists."""
         return self._file.descriptor
 
     def raw(self) -> npt.NDArray[np.uint8]:
-        """The stored bytes (nbytes,), read now.
-
-        Raises:
-            GGUFError: the file has been cut short since it was opened, or cannot be read.
-        """
+        """The stored bytes (nbytes,); GGUFError if the file has been truncated meanwhile."""
         return self.read(0, self.nbytes)
 
     def stored_rows(self) -> StoredRows | npt.NDArray[np.uint8]:
-        """The stored bytes by rows along the last axis, (rows, bytes per row).
-
-        Slices of them are read when they are taken, and raise as :meth:`raw` does.
-        """
+        """The stored bytes by rows along the last axis, (rows, bytes per row), read by slices."""
         return StoredRows(self, self.elements // self.shape[-1])
 
     def read(self, start: int, size: int) -> npt.NDArray[np.uint8]:
-        """Some of the stored bytes (size,); raises as :meth:`raw` does."""
+        """Some of the stored bytes (size,)."""
         made = np.empty(size, np.uint8)
         begin = self.offset + start
         try:
@@ -143,7 +127,7 @@ class GGUFTensor:
         return made
 
     def rows(self, first: int, count: int, name: str) -> GGUFTensor:
-        """Rows along the first axis as a tensor of their own, over the same bytes."""
+        """Rows along the first axis as a tensor of its own."""
         stride = self.nbytes // self.shape[0]
         return replace(
             self,
@@ -154,7 +138,7 @@ class GGUFTensor:
         )
 
     def error(self, *, expected: str, found: str, hint: str | None = None) -> GGUFError:
-        """An error about this tensor, to raise; it points at the directory entry."""
+        """An error about this tensor, at its directory entry."""
         return GGUFError(
             self.path,
             field=printable(f"tensor {self.name}"),

@@ -1,8 +1,7 @@
 """A GGUF's vocabulary as the tokenizer files of a Hugging Face checkpoint.
 
-``tokenizer.json`` gives stock transformers (and so mlx-lm) the same ids that the GGUF gives; for
-SPM vocabularies its merges are derived from the scores, and ``tokenizer.model`` carries the scores
-themselves. Does not tokenize: ``mlxrun.text`` does.
+``tokenizer.json`` gives stock transformers (and so mlx-lm) the ids that the GGUF gives; for SPM
+vocabularies its merges are derived from the scores, and ``tokenizer.model`` has the scores.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _SPACE = "\u2581"
 
 
 def tokenizer_files(gguf: GGUFFile) -> dict[str, bytes]:
-    """File name -> contents of the tokenizer's part of a checkpoint; names may have one folder.
+    """Name (with at most one folder) to contents of a checkpoint's tokenizer files.
 
     Raises:
-        GGUFError: the vocabulary is damaged, or of a kind that has no such files ("rwkv").
+        GGUFError: the vocabulary is damaged, or of a kind without such files (e.g. "rwkv").
     """
     vocabulary = read_vocabulary(gguf)
     if vocabulary.kind not in ("bpe", "spm"):
@@ -81,7 +80,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def bpe_pipeline(pre: PreTokenizer) -> dict[str, Any]:
-    """What comes before and after a BPE model: normalizer, pre-tokenizer and decoder."""
+    """Normalizer, pre-tokenizer and decoder of a BPE model."""
     steps: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False}
         for p in pre.patterns
@@ -102,7 +101,7 @@ def bpe_pipeline(pre: PreTokenizer) -> dict[str, Any]:
 def known_merges(
     tokens: Sequence[str], merges: Sequence[tuple[str, str]]
 ) -> Sequence[tuple[str, str]]:
-    """The merges without those that name no token, and the first of each that comes twice."""
+    """The merges of known tokens, without duplicates."""
     known = set(tokens)
     kept = dict.fromkeys(
         m for m in merges if m[0] in known and m[1] in known and "".join(m) in known
@@ -124,7 +123,7 @@ def _spm_pipeline(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _spm_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
-    """Merges of everything that text can become."""
+    """Merges of all tokens but control, unknown and byte tokens."""
     hidden = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
     rows = zip(vocabulary.tokens, vocabulary.scores.tolist(), vocabulary.types, strict=True)
     usable = [(token, score) for token, score, type_ in rows if type_ not in hidden]
@@ -160,7 +159,7 @@ def _added(vocabulary: Vocabulary, index: int) -> dict[str, Any]:
 
 
 def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
-    """What adds BOS and EOS around a text."""
+    """The template that adds BOS and EOS."""
     roles = [role for role in ("bos", "eos") if _adds(vocabulary, role)]
     if not roles:
         return None
@@ -201,7 +200,7 @@ def _tokenizer_config(vocabulary: Vocabulary) -> dict[str, Any]:
         "add_eos_token": _adds(vocabulary, "eos"),
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        # Read by mlxrun only: tokenizer.model holds the exact scores, merges are their image.
+        # Read by mlxrun only: tokenizer.model has the scores, from which merges are derived.
         "gguf": {"kind": vocabulary.kind, "add_space_prefix": vocabulary.add_space_prefix},
     }
 

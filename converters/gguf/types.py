@@ -1,8 +1,6 @@
 """The numbers of the GGUF format: tensor types, their blocks, metadata types, and the limits.
 
-Knows what the ids mean and how large their blocks are; knows nothing of files, nor of what the
-bytes of a block stand for (``quants`` does). Ids and block sizes are those of ``ggml.h`` and
-``ggml-common.h`` of llama.cpp (November 2026).
+Ids and block sizes are those of ``ggml.h`` and ``ggml-common.h`` of llama.cpp (November 2026).
 """
 
 from __future__ import annotations
@@ -112,7 +110,7 @@ BLOCKS: Final[dict[GGMLType, tuple[int, int]]] = {
     GGMLType.Q2_0: (64, 18),
 }
 
-#: Ids that once meant something; llama.cpp dropped them and so no current tool reads them.
+#: Ids that llama.cpp has removed.
 REMOVED: Final[dict[int, str]] = {
     4: "Q4_2",
     5: "Q4_3",
@@ -171,5 +169,5 @@ def show(value: object, limit: int = 60) -> str:
 
 
 def printable(name: str, limit: int = 100) -> str:
-    """A field's name as it stands, or with whatever a terminal might obey escaped."""
+    """A field's name, with control characters escaped."""
     return name if name.isprintable() and len(name) <= limit else show(name, limit)[1:-1]

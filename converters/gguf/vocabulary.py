@@ -1,8 +1,4 @@
-"""What a GGUF's ``tokenizer.*`` keys say, checked and with llama.cpp's rules for what they omit.
-
-Knows metadata; does not know how text is cut (``pretokenizers.py``, ``sentencepiece_model.py``) nor
-what a checkpoint's tokenizer files look like (``tokenizer.py``). Free of MLX.
-"""
+"""The ``tokenizer.*`` keys of a GGUF, validated, with llama.cpp's defaults for absent ones."""
 
 from __future__ import annotations
 
@@ -46,11 +42,11 @@ KINDS: Final = {
     "rwkv": "rwkv",
     "bert": "wordpiece",
 }
-"""What each value of ``tokenizer.ggml.model`` is."""
+"""Kind of each ``tokenizer.ggml.model``."""
 
 BPE_MODELS: Final = tuple(model for model, kind in KINDS.items() if kind == "bpe")
 
-# Cutting a token in all places takes the square of its length; real ones have a few hundred.
+# All splits of a token take the square of its length; real ones have a few hundred characters.
 MAX_TOKEN: Final = 4096
 _TEMPLATE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BYTES: Final = frozenset(f"<0x{value:02X}>" for value in range(256))
@@ -72,11 +68,11 @@ class Vocabulary:
         types: the TokenType of each token after llama.cpp's corrections by text.
         scores: (V,) float32, zeros where the file has none.
         merges: pairs in order of rank.
-        pre: how words are cut; for BPE only.
+        pre: the pre-tokenizer; for BPE only.
         ids: special tokens by role: "bos", "eos", "eot", "eom", "unknown", "padding" ...
-        end_ids: every token that ends a turn or a text.
-        lstrip, rstrip: special tokens that swallow the white space before or after them.
-        charsmap: sentencepiece's precompiled normaliser; empty for none.
+        end_ids: end-of-generation tokens.
+        lstrip, rstrip: special tokens that strip white space before or after them.
+        charsmap: sentencepiece's precompiled normalizer; empty for none.
         templates: chat templates by name; the file's main one is "default".
     """
 
@@ -98,13 +94,12 @@ class Vocabulary:
     templates: Mapping[str, str]
 
     def token(self, role: str) -> str | None:
-        """The text of the special token with a role, if there is one."""
         index = self.ids.get(role)
         return None if index is None else self.tokens[index]
 
 
 def spelled(tokens: Sequence[str]) -> Sequence[str]:
-    """The tokens with those that are not UTF-8 replaced by names that text never contains."""
+    """The tokens, with unique placeholders for those that are not UTF-8."""
     try:
         "".join(tokens).encode()
     except UnicodeEncodeError:
@@ -114,12 +109,7 @@ def spelled(tokens: Sequence[str]) -> Sequence[str]:
 
 
 def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
-    """The vocabulary of a GGUF file.
-
-    Raises:
-        GGUFError: the keys contradict each other, are missing, or name a kind of tokenizer or
-            pre-tokenizer that is unknown.
-    """
+    """The vocabulary of a GGUF; GGUFError for contradictions or an unknown (pre-)tokenizer."""
     kind = _kind(gguf)
     tokens = _tokens(gguf)
     pre = _pre_tokenizer(gguf) if kind == "bpe" else None
@@ -163,7 +153,7 @@ def _pre_tokenizer(gguf: GGUFFile) -> PreTokenizer:
         raise gguf.error(
             key,
             expected="a known pre-tokenizer",
-            hint="Without its rules text would be cut wrongly: a newer release may know it.",
+            hint="Without its rules text would be tokenized wrongly: a newer release may know it.",
         )
     return PRE_TOKENIZERS[name]
 
@@ -187,7 +177,7 @@ def _tokens(gguf: GGUFFile) -> list[str]:
 
 
 def _types(gguf: GGUFFile, tokens: Sequence[str]) -> list[int]:
-    """Token types; bytes are known by their text, and all else is normal, where none are given."""
+    """Token types; without the key, byte tokens are known by their text."""
     key = "tokenizer.ggml.token_type"
     if key not in gguf.metadata:
         return [TokenType.BYTE if t in _BYTES else TokenType.NORMAL for t in tokens]
@@ -212,7 +202,7 @@ def _scores(gguf: GGUFFile, size: int) -> npt.NDArray[np.float32]:
 
 
 def _merges(gguf: GGUFFile) -> list[tuple[str, str]]:
-    """Merges as pairs. The first character may be a space, so the one that parts comes later."""
+    """Merges as pairs. The first character may be a space, the separator comes later."""
     key = "tokenizer.ggml.merges"
     merges = []
     for index, merge in enumerate(_list(gguf, key, str)):
@@ -250,7 +240,7 @@ def _add_bos(gguf: GGUFFile, kind: str, pre: PreTokenizer | None) -> bool:
 def _strips(
     gguf: GGUFFile, tokens: Sequence[str], types: Sequence[int]
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Special tokens that swallow white space. GGUF does not say; llama.cpp goes by names."""
+    """Special tokens that strip white space, by llama.cpp's rules: GGUF has no key for it."""
     name = str(gguf.get("general.name", "")).lower()
     pre = str(gguf.get("tokenizer.ggml.pre", ""))
     arch = str(gguf.get("general.architecture", ""))

@@ -1,4 +1,4 @@
-"""Skeletons with a key or a tensor that their model does not know how to honour are refused."""
+"""Skeletons with a key or a tensor that their model does not know how to honor are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3n-e2b", {"final_logit_softcapping": 50.0}, "expected 30"),
     ("gpt-oss-small", {"rope.freq_base_swa": 10000.0}, "150000, that of all layers"),
     ("maincoder-norms", {"rope.scaling.factor": 4.0}, "found linear"),
-    ("minicpm-longrope", {"rope.scaling.factor": 4.0}, "1 beside LongRoPE"),
+    ("minicpm-longrope", {"rope.scaling.factor": 4.0}, "1 with LongRoPE"),
     ("granite-moe", {"rope.scaling.finetuned": False}, "expected True"),
     ("gemma3n-e2b", {"attention.shared_kv_layers": 3}, "expected 2"),
     ("laguna", {"expert_weights_norm": False}, "expected True"),
@@ -48,8 +48,8 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("mamba-130m", {"attention.causal": False}, "expected True"),
     ("minicpm3-4b", {"attention.layer_norm_rms_epsilon": 1e-6}, "MiniCPM 3"),
     ("mistral3-moe", {"attention.temperature_scale": 0.1}, "temperature_scale"),
-    ("mpt-7b", {"attention.max_alibi_bias": 0.0}, "ALiBi or learnt"),
-    ("mpt-learned", {"attention.max_alibi_bias": 8.0}, "ALiBi or learnt"),
+    ("mpt-7b", {"attention.max_alibi_bias": 0.0}, "ALiBi or learned"),
+    ("mpt-learned", {"attention.max_alibi_bias": 8.0}, "ALiBi or learned"),
     ("muse-glimmer-30b", {"attention.sliding_window": 0}, "sliding windows"),
     ("nemotron_h_moe-30b", {"expert_used_count": 1}, "at least 2"),
     ("openelm-growing", {"rope.scaling.factor": 2.0}, "rope.scaling"),
@@ -58,14 +58,14 @@ CHANGES: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3vl-text", {"rope.dimension_sections": {"i32": [2, 2, 2, 2]}}, "three sections"),
     ("qwen3vlmoe", {"rope.dimension_sections": {"i32": [3, 3, 1, 0]}}, "for the 8 pairs"),
     ("qwen35-9b", {"rope.dimension_sections": {"i32": [8]}, "rope.freq_base": 1e5}, "freq_base"),
-    ("qwen35-9b", {"rope.freq_base": 1e5}, "at least 1e\\+06 beside sections"),
+    ("qwen35-9b", {"rope.freq_base": 1e5}, "at least 1e\\+06 with sections"),
     ("qwen35-9b", {"rope.dimension_count": 32}, "for the 16 pairs"),
     ("spark2_5-gated", {"rope.scaling.factor": 2.0}, "rope.scaling"),
 ]
 
 
 @pytest.mark.parametrize(("name", "keys", "match"), CHANGES)
-def test_keys_that_a_model_cannot_honour(
+def test_keys_that_a_model_cannot_honor(
     name: str, keys: dict[str, Any], match: str, tmp_path: Path
 ) -> None:
     skeleton = read(name)
@@ -90,10 +90,10 @@ def test_an_epsilon_that_only_some_norms_would_have(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["deepseek2-ocr", "mistral4"])
-def test_no_correction_of_the_choice_of_experts(name: str, tmp_path: Path) -> None:
+def test_no_bias_on_the_selection_of_experts(name: str, tmp_path: Path) -> None:
     skeleton = read(name)
     tensors = {**skeleton.tensors, "blk.1.exp_probs_b.bias": [skeleton.keys["expert_count"]]}
-    refused(replace(skeleton, tensors=tensors), tmp_path, "no correction")
+    refused(replace(skeleton, tensors=tensors), tmp_path, "no bias on the selection")
 
 
 @pytest.mark.parametrize("name", ["apertus-8b", "falcon-7b", "gpt2-small", "qwen-fused"])

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 from oracle_models import SKELETONS, write_skeleton
 from tiny_models import Tiny
 
-from converters.gguf.architectures import ARCHITECTURES
+from converters.architectures import ARCHITECTURES
 from converters.gguf.config import model_config
 from converters.gguf.names import architecture_of, map_names
 from converters.gguf.reader import GGUFFile, read_gguf

@@ -271,7 +271,7 @@ def test_malformed(tmp_path: Path, case: str) -> None:
         ("version 1", "Convert the model again"),
         ("version 4", "A newer release"),
         ("big-endian", "gguf_convert_endian.py"),
-        ("removed type", "Quantise the model again"),
+        ("removed type", "Quantize the model again"),
         ("unknown type", "newer than this release"),
         ("last tensor larger than the file", "bytes are missing. The file is cut short"),
     ],

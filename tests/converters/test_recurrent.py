@@ -178,14 +178,14 @@ def test_stock_mlx_lm_computes_llama_cpps_logits(tmp_path: Path, name: str) -> N
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mamba-130m", {"attention.layer_norm_rms_epsilon": 1e-6}, "layer_norm_rms_epsilon"),
-    ("mamba2-130m", {"ssm.group_count": 2}, "normalises all groups together"),
+    ("mamba2-130m", {"ssm.group_count": 2}, "normalizes all groups together"),
     ("mamba2-130m", {"ssm.time_step_rank": 5}, "time_step_rank"),
     ("mamba2-130m", {"ssm.group_count": 4}, "group_count"),
     ("lfm2-350m", {"attention.sliding_window": 8}, "no sliding window"),
     ("lfm2-350m", {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, "rope.scaling"),
     ("lfm2-350m", {"attention.head_count_kv": [0, 2]}, "each of the 6 blocks"),
     ("lfm2moe-8b", {"expert_gating_func": 1}, "sigmoid"),
-    ("falcon-h1-normed", {"ssm.group_count": 2}, "normalises all groups together"),
+    ("falcon-h1-normed", {"ssm.group_count": 2}, "normalizes all groups together"),
     ("granitehybrid-turning", {"rope.dimension_count": 8}, "whole head"),
     ("jamba-3b", {"expert_count": 4, "expert_used_count": 2}, "weighs them"),
     ("nemotron_h-8b", {"feed_forward_length": [0, 112, 0, 0, 0, 96]}, "one size"),

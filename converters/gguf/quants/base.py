@@ -1,6 +1,6 @@
 """What a GGML block type means: integer codes on an affine lattice, one scale and bias per group.
 
-Every GGML weight type stores ``w = scale * code + bias`` for groups of 16 to 256 neighbours, only
+Every GGML weight type stores ``w = scale * code + bias`` for groups of 16 to 256 neighbors, only
 packed differently. A :class:`Codec` undoes the packing and nothing else; choosing an MLX form for
 the codes is the business of ``converters.quantize.affine``.
 
@@ -32,10 +32,10 @@ class Codes:
     """Unpacked weights of ``n`` blocks: ``w[i, g G + k] = scale[i, g] q[i, g G + k] + bias[i, g]``.
 
     In float32 the product is exact for every type, so the sum rounds at most once and the value is
-    bit-equal to ggml's own dequantisation.
+    bit-equal to ggml's own dequantization.
 
     Attributes:
-        stored: the codes, uint8: one in a byte, shape (n, elements per block), or two neighbours in
+        stored: the codes, uint8: one in a byte, shape (n, elements per block), or two neighbors in
             a byte, the first one low, shape (n, elements per block / 2).
         scale: float32, shape (n, groups per block).
         bias: float32, shape (n, groups per block).
@@ -54,11 +54,11 @@ class Codes:
 
     @property
     def group(self) -> int:
-        """Neighbouring weights that share one scale and bias."""
+        """Neighboring weights that share one scale and bias."""
         return int(self.stored.shape[1] * 8 // self.width // self.scale.shape[1])
 
     def values(self) -> Floats:
-        """Dequantised weights, float32, shape (n, elements per block)."""
+        """Dequantized weights, float32, shape (n, elements per block)."""
         q = self.q.astype(np.float32)
         groups = q.reshape(*self.scale.shape, self.group)
         groups *= self.scale[:, :, None]

@@ -148,7 +148,7 @@ class IQ1_S(Codec):  # noqa: N801
 class IQ1_M(Codec):  # noqa: N801
     """Groups of 16 by scale, of 8 by shift: levels s * (8 g +- 1), s odd up to 15, g ternary.
 
-    All levels of 32 neighbours are odd multiples of d / 8 up to 135, hence 136 codes of step d / 4.
+    All levels of 32 neighbors are odd multiples of d / 8 up to 135, hence 136 codes of step d / 4.
     """
 
     type, bits = GGMLType.IQ1_M, 8

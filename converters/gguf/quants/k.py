@@ -56,7 +56,7 @@ class Q2_K(Codec):  # noqa: N801
 class Q3_K(Codec):  # noqa: N801
     """Groups of 16: w = d * (s - 32) * (q - 4), six-bit s, three-bit q.
 
-    Both factors are small integers, so 32 neighbours share one lattice of step d: their products
+    Both factors are small integers, so 32 neighbors share one lattice of step d: their products
     span -124..128. The lattice is mirrored (step -d) so that the span fits 0..252 around 128, which
     keeps the bias a power of two times d and therefore exact in half precision.
     """

@@ -15,7 +15,7 @@ def _high_bits(blocks: Bytes, start: int) -> Bytes:
     return bits
 
 
-class Q4_0(Codec):  # noqa: N801 - GGML's own spelling
+class Q4_0(Codec):  # noqa: N801 - GGML's own name
     """32 nibbles and a scale: w = d * (q - 8)."""
 
     type, bits = GGMLType.Q4_0, 4
@@ -76,7 +76,7 @@ class Q1_0(Codec):  # noqa: N801
 
 
 class Q2_0(Codec):  # noqa: N801
-    """64 two-bit codes, neighbours in one byte, and a scale: w = d * (q - 1)."""
+    """64 two-bit codes, neighbors in one byte, and a scale: w = d * (q - 1)."""
 
     type, bits = GGMLType.Q2_0, 2
 

@@ -1,27 +1,28 @@
-"""GPT-2 and its line: queries, keys and values in one, layer norms, biases, a plain GELU.
+"""GPT-2 and its line: fused QKV, layer norms, biases, a plain GELU.
 
-They differ in how they know positions and in which norm comes before what. Models with ALiBi (Press
-et al., 2022, arXiv:2108.12409) do not run in stock mlx-lm, which has no such thing.
+They differ in positions and norms. Models with ALiBi (Press et al., 2022, arXiv:2108.12409) do not
+run in stock mlx-lm.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from converters.gguf.architectures.keys import fused_qkv
-from converters.gguf.architectures.row import (
+from converters.architectures.base import (
     ATTENTION,
     FFN_NORM,
     GATED,
-    SPARSE,
+    MOE,
     UNGATED,
     Architecture,
     Config,
+    fixed,
+    fused_qkv,
 )
 from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
 
-_EIGHT = 8.0  # the steepest slope of those whose files do not state it
+_ALIBI = 8.0  # the steepest ALiBi slope, where files have none
 
 
 def _gpt(gguf: GGUFFile, config: Config, positions: str, parallel: bool = False) -> Config:
@@ -39,7 +40,7 @@ def _gptneox(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _falcon(gguf: GGUFFile, config: Config) -> Config:
-    """The larger models have a norm of its own for attention; the other is the feed-forward's."""
+    """The larger models have a second norm, for attention; the other is the feed-forward's."""
     two = "blk.0.attn_norm_2.weight" in gguf
     return {
         **_gpt(gguf, config, "rope", parallel=True),
@@ -50,7 +51,7 @@ def _falcon(gguf: GGUFFile, config: Config) -> Config:
 
 def _bloom(gguf: GGUFFile, config: Config) -> Config:
     keys = _gpt(gguf, config, "alibi")
-    return {**keys, "max_alibi_bias": _EIGHT, "embedding_norm": True}
+    return {**keys, "max_alibi_bias": _ALIBI, "embedding_norm": True}
 
 
 def _dbrx(gguf: GGUFFile, config: Config) -> Config:
@@ -62,8 +63,11 @@ def _mpt(gguf: GGUFFile, config: Config) -> Config:
     slope = float_of(gguf, "attention.max_alibi_bias", 0.0)
     learned = "position_embd.weight" in gguf
     if learned == bool(slope):
-        key = f"{gguf.architecture}.attention.max_alibi_bias"
-        raise gguf.error(key, expected="either ALiBi or learnt positions", found=str(slope))
+        raise gguf.key_error(
+            "attention.max_alibi_bias",
+            expected="either ALiBi or learned positions",
+            found=str(slope),
+        )
     return {
         **_gpt(gguf, config, "learned" if learned else "alibi"),
         "max_alibi_bias": slope,
@@ -83,6 +87,7 @@ def _jais(gguf: GGUFFile, config: Config) -> Config:
 
 
 _LAYER = {**ATTENTION, **FFN_NORM, **UNGATED}
+
 _row = partial(
     Architecture,
     "gpt",
@@ -92,10 +97,18 @@ _row = partial(
     norm_biases=True,
 )
 
-GPT: dict[str, Architecture] = {
+ROWS: dict[str, Architecture] = {
     "bloom": _row(layer=_LAYER, ends={"token_embd_norm": "model.embed_norm"}, keys=_bloom),
+    "codeshell": Architecture(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        keys=fixed(hidden_act="gelu_pytorch_tanh", use_bias=True),
+        epsilon="norm_epsilon",
+        norm_biases=True,
+    ),
     "dbrx": _row(
-        layer={**ATTENTION, "attn_output_norm": "post_attention_layernorm", **SPARSE}, keys=_dbrx
+        layer={**ATTENTION, "attn_output_norm": "post_attention_layernorm", **MOE}, keys=_dbrx
     ),
     "falcon": _row(
         layer={**ATTENTION, "attn_norm_2": "ln_attn", **UNGATED},
@@ -109,11 +122,7 @@ GPT: dict[str, Architecture] = {
     ),
     "gptneox": _row(layer=_LAYER, keys=_gptneox, partial_rotary=True),
     "jais": _row(layer={**ATTENTION, **FFN_NORM, **GATED}, keys=_jais),
-    "mpt": _row(
-        layer=_LAYER,
-        ends={"position_embd": "model.embed_positions"},
-        keys=_mpt,
-    ),
+    "mpt": _row(layer=_LAYER, ends={"position_embd": "model.embed_positions"}, keys=_mpt),
     "starcoder": _row(
         layer=_LAYER,
         ends={"position_embd": "model.embed_positions"},
@@ -123,7 +132,7 @@ GPT: dict[str, Architecture] = {
         "starcoder2",
         "Starcoder2ForCausalLM",
         {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
-        keys=lambda gguf, config: {"hidden_act": "gelu_pytorch_tanh", "use_bias": True},
+        keys=fixed(hidden_act="gelu_pytorch_tanh", use_bias=True),
         epsilon="norm_epsilon",
         norm_biases=True,
     ),

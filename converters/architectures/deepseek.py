@@ -1,7 +1,4 @@
-"""Many small experts, some of them for every token, behind a few dense layers.
-
-DeepSeekMoE (arXiv:2401.06066) and the many models that took it over.
-"""
+"""DeepSeek and its line: fine-grained experts (arXiv:2401.06066), latent attention, indexers."""
 
 from __future__ import annotations
 
@@ -11,30 +8,32 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from converters.gguf.architectures.fused import gate_and_up
-from converters.gguf.architectures.keys import (
-    correction,
-    fused_qkv,
-    gating,
-    needs_experts,
-    only,
-    routed,
-    shared_count,
-    uncorrected,
-    unscaled,
-)
-from converters.gguf.architectures.row import (
-    ATTENTION,
-    BIASED_QKV,
-    CORRECTION,
+from converters.architectures.base import (
+    DENSE_OR_MOE,
     FFN_NORM,
+    MLA_ABSORBED,
+    MLA_KV,
+    MLA_Q,
+    MOE_LAYER,
+    MOE_OPTIONAL,
     PERMUTED,
     QK_NORMS,
-    SOMETIMES_SPARSE,
+    QKV,
+    ROUTER_BIAS,
     Architecture,
     Config,
+    fused_qkv,
+    gate_and_up,
+    gating,
     halves,
+    needs_experts,
+    no_router_bias,
+    only,
     renamed,
+    routed,
+    router_bias,
+    shared_count,
+    unscaled,
     without,
 )
 from converters.gguf.numbers import float_of, scalar, tidy
@@ -42,24 +41,24 @@ from converters.gguf.reader import GGUFFile
 
 
 def _deepseek(gguf: GGUFFile, config: Config) -> Config:
-    # llama.cpp neither asks the file nor normalises.
+    # Constants of llama.cpp, whatever the file says.
     return {**routed(gguf, config), "norm_topk_prob": False, "scoring_func": "softmax"}
 
 
 def _deepseek2_ocr(gguf: GGUFFile, config: Config) -> Config:
-    """The text model of DeepSeek OCR is a DeepSeek 1 whose heads are stored in halves."""
+    """The text model of DeepSeek OCR: a DeepSeek 1 with RoPE on halves."""
     only(gguf, "expert_gating_func", 1, 0)
     only(gguf, "expert_weights_norm", False)
-    uncorrected(gguf)
+    no_router_bias(gguf)
     unscaled(gguf, config)
     return _deepseek(gguf, config)
 
 
 def deepseek2(gguf: GGUFFile, config: Config) -> Config:
-    """DeepSeek V2 and V3, which their choice of experts tells apart; Mistral's large models."""
+    """DeepSeek V2 and V3, which differ in how they select experts; Mistral's large models."""
     turning = scalar(gguf, "rope.dimension_count")
     routing = routed(gguf, config) if "num_experts" in config else _without_experts(gguf, config)
-    version = "3" if correction(gguf) or routing["scoring_func"] == "sigmoid" else "2"
+    version = "3" if router_bias(gguf) or routing["scoring_func"] == "sigmoid" else "2"
     keys: Config = {
         **routing,
         "model_type": f"deepseek_v{version}",
@@ -72,35 +71,35 @@ def deepseek2(gguf: GGUFFile, config: Config) -> Config:
         "v_head_dim": scalar(gguf, "attention.value_length_mla"),
         "partial_rotary_factor": 1.0,
     }
-    _sharpen(gguf, config.get("rope_scaling") or {})
+    _write_mscale(gguf, config.get("rope_scaling") or {})
     warm = gguf.architecture == "mistral4" or gguf.key("attention.temperature_scale", 0.0)
     return keys | _mistral4(gguf, config, routing) if warm else keys
 
 
-def _sharpen(gguf: GGUFFile, scaling: Config) -> None:
-    """Put what llama.cpp multiplies queries and keys by into a section on scaling.
+def _write_mscale(gguf: GGUFFile, scaling: Config) -> None:
+    """Write llama.cpp's factors of queries and keys as ``mscale`` and ``mscale_all_dim``.
 
-    It has a factor for all of a head and another for the part that turns, from a key that its
-    converter stores a tenth of. In a section, ``mscale_all_dim`` gives the former by YaRN's
-    formula, and ``mscale`` the product of both.
+    It has a factor on whole heads and another on their rotated part, from a key that its converter
+    divides by ten. In ``rope_scaling``, ``mscale_all_dim`` is the former by YaRN's formula and
+    ``mscale`` the product of both.
     """
     factor = scaling.get("factor", 1.0)
     if factor < 1:
-        raise gguf.error(f"{gguf.architecture}.rope.scaling.factor", expected="at least 1")
+        raise gguf.key_error("rope.scaling.factor", expected="at least 1")
     if factor == 1:
         return
     growth = 0.1 * math.log(factor)
     stated = 0.0
-    if gguf.architecture != "glm-dsa":  # the one that does not ask for it
+    if gguf.architecture != "glm-dsa":  # the one that ignores it
         stated = 10 * float_of(gguf, "rope.scaling.yarn_log_multiplier", 0.0)
     yarn = scaling["type"] == "yarn"
     # DeepSeek 2 has the same factor twice, which cancels out; without YaRN nothing does.
     both = stated if gguf.architecture == "deepseek2" and stated and yarn else 1.0
-    turned = (1 + both * growth) / (1 + stated * growth if yarn else 1)
-    turned *= float_of(gguf, "rope.scaling.attn_factor", 1.0)
-    whole = turned * (1 + stated * growth)
+    rotated = (1 + both * growth) / (1 + stated * growth if yarn else 1)
+    rotated *= float_of(gguf, "rope.scaling.attn_factor", 1.0)
+    whole = rotated * (1 + stated * growth)
     scaling["mscale_all_dim"] = tidy((whole - 1) / growth)
-    scaling["mscale"] = tidy(((turned if yarn else 1) * whole - 1) / growth)
+    scaling["mscale"] = tidy(((rotated if yarn else 1) * whole - 1) / growth)
 
 
 def _without_experts(gguf: GGUFFile, config: Config) -> Config:
@@ -112,15 +111,15 @@ def _without_experts(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:
-    """Mistral Large 3 and Small 4: queries that sharpen with their position."""
+    """Mistral Large 3 and Small 4: queries scaled by position."""
     only(gguf, "expert_gating_func", 1, 0)
-    uncorrected(gguf)
+    no_router_bias(gguf)
     scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
     context = config["max_position_embeddings"]
     length = scalar(gguf, "attention.temperature_length", context) or context
     if scaling.setdefault("original_max_position_embeddings", length) != length:
-        raise gguf.error(
-            f"{gguf.architecture}.attention.temperature_length",
+        raise gguf.key_error(
+            "attention.temperature_length",
             expected="the context before scaling, which this model's class has for both",
         )
     scaling["llama_4_scaling_beta"] = float_of(gguf, "attention.temperature_scale", 0.0)
@@ -130,28 +129,6 @@ def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:
         "architectures": ["Mistral4ForCausalLM"],
         "rope_parameters": scaling,
         "rope_scaling": None,
-    }
-
-
-def _hy_v3(gguf: GGUFFile, config: Config) -> Config:
-    """GLM 4.5's layers; its files say by their tensors which of them have experts."""
-    layers = range(config["num_hidden_layers"])
-    sparse = [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
-    return {
-        **_glm4moe(gguf, config),
-        "first_k_dense_replace": min(sparse, default=len(layers)),
-        "n_shared_experts": shared_count(gguf, config),
-    }
-
-
-def _glm4moe(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2, 0)
-    return {
-        **routed(gguf, config),
-        "scoring_func": "sigmoid",
-        "topk_method": "noaux_tc",
-        "rope_scaling": config.get("rope_scaling"),  # mlx-lm asks for it, be it null
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
     }
 
 
@@ -174,7 +151,7 @@ def _bailing(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _bailing1(gguf: GGUFFile, config: Config) -> Config:
-    # llama.cpp asks the file for neither.
+    # Constants of llama.cpp.
     fixed = {"score_function": "softmax", "first_k_dense_replace": 0}
     return {**_bailing(gguf, config), **fixed}
 
@@ -192,8 +169,6 @@ def _halves_but_values(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
     return np.concatenate([halves(gguf, turned), np.arange(turned, rows)])
 
 
-_LAYER = {**ATTENTION, **FFN_NORM, **SOMETIMES_SPARSE}
-_OPTIONAL = frozenset(SOMETIMES_SPARSE)
 _BAILING = {
     "attn_norm": "input_layernorm",
     "attn_qkv": "attention.query_key_value",
@@ -201,19 +176,20 @@ _BAILING = {
     "attn_q_norm": "attention.query_layernorm",
     "attn_k_norm": "attention.key_layernorm",
     **FFN_NORM,
-    **SOMETIMES_SPARSE,
+    **DENSE_OR_MOE,
     "ffn_gate_inp": "mlp.gate.gate_proj",
     "exp_probs_b.bias": "mlp.gate.expert_bias",
 }
+
 _BAILING_1 = Architecture(
     "bailing_moe",
     "BailingMoeForCausalLM",
     _BAILING,
     ends={"token_embd": "model.word_embeddings"},
     keys=_bailing1,
-    joins={"attn_qkv": ("attn_q", "attn_k", "attn_v")},
+    joins={"attn_qkv": QKV},
     order={"attn_qkv": _halves_but_values},
-    optional=_OPTIONAL | frozenset(QK_NORMS),
+    optional=MOE_OPTIONAL | frozenset(QK_NORMS),
 )
 
 DEEPSEEK_2 = Architecture(
@@ -222,72 +198,91 @@ DEEPSEEK_2 = Architecture(
     {
         "attn_norm": "input_layernorm",
         "attn_q": "self_attn.q_proj",
-        "attn_q_a": "self_attn.q_a_proj",
-        "attn_q_a_norm": "self_attn.q_a_layernorm",
-        "attn_q_b": "self_attn.q_b_proj",
-        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-        "attn_k_b": "self_attn.embed_q",
-        "attn_v_b": "self_attn.unembed_out",
+        **MLA_Q,
+        **MLA_KV,
+        **MLA_ABSORBED,
         "attn_output": "self_attn.o_proj",
         **FFN_NORM,
-        **SOMETIMES_SPARSE,
+        **DENSE_OR_MOE,
     },
     keys=deepseek2,
     parts={"ffn_gate_up_exps": gate_and_up},
-    optional=_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
+    optional=MOE_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
     partial_rotary=True,
 )
 
 _DEEPSEEK = Architecture(
     "deepseek",
     "DeepseekForCausalLM",
-    without(_LAYER, *CORRECTION),
+    without(MOE_LAYER, *ROUTER_BIAS),
     keys=_deepseek,
     order=PERMUTED,
-    optional=_OPTIONAL,
+    optional=MOE_OPTIONAL,
 )
 
-FINE_GRAINED: dict[str, Architecture] = {
+
+def _deepseek32(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2)
+    return {
+        **deepseek2(gguf, config),
+        "model_type": "deepseek_v32",
+        "architectures": ["DeepseekV32ForCausalLM"],
+        "rope_scaling": config.get("rope_scaling"),
+        "index_n_heads": scalar(gguf, "attention.indexer.head_count"),
+        "index_head_dim": scalar(gguf, "attention.indexer.key_length"),
+        "index_topk": scalar(gguf, "attention.indexer.top_k"),
+        "indexer_rope_interleave": False,
+    }
+
+
+def _glm_dsa(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2, 0)
+    # Since GLM 5.2, which sees a million tokens, most layers share another layer's index.
+    own = gguf.key("attention.indexer.types", config["max_position_embeddings"] < 1 << 20)
+    if not np.all(own):
+        raise gguf.key_error(
+            "attention.indexer.types",
+            expected="an index of its own in every layer: sharing one is not supported",
+        )
+    latent = _deepseek32(gguf, config)
+    plain = {"rope_type": "default", "type": "default"}
+    scaling = {**(latent["rope_scaling"] or plain), "rope_theta": config["rope_theta"]}
+    return {
+        **latent,
+        "model_type": "glm_moe_dsa",
+        "architectures": ["GlmMoeDsaForCausalLM"],
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "rope_parameters": scaling,
+        "rope_scaling": None,
+        "indexer_rope_interleave": True,
+    }
+
+
+_INDEX = {
+    "indexer.attn_q_b.weight": "self_attn.indexer.wq_b.weight",
+    "indexer.attn_k.weight": "self_attn.indexer.wk.weight",
+    "indexer.k_norm.weight": "self_attn.indexer.k_norm.weight",
+    "indexer.k_norm.bias": "self_attn.indexer.k_norm.bias",
+    "indexer.proj.weight": "self_attn.indexer.weights_proj.weight",
+}
+
+ROWS: dict[str, Architecture] = {
     "bailingmoe": _BAILING_1,
     "bailingmoe2": replace(_BAILING_1, keys=_bailing, joins={}, order={}, partial_rotary=True),
     "deepseek": _DEEPSEEK,
     "deepseek2": DEEPSEEK_2,
     "deepseek2-ocr": replace(_DEEPSEEK, keys=_deepseek2_ocr, order={}),
+    "deepseek32": replace(DEEPSEEK_2, layer={**DEEPSEEK_2.layer, **_INDEX}, keys=_deepseek32),
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
-        renamed(_LAYER | QK_NORMS, "switch_mlp", "experts"),
+        renamed(MOE_LAYER | QK_NORMS, "switch_mlp", "experts"),
         keys=_dots1,
-        optional=_OPTIONAL,
+        optional=MOE_OPTIONAL,
     ),
-    # Ernie's own class in mlx-lm has no place for the correction of the choice; Bailing's has.
+    # Ernie's own class in mlx-lm has no bias on the selection; Bailing's has.
     "ernie4_5-moe": replace(_BAILING_1, keys=_ernie),
-    "glm4moe": Architecture(
-        "glm4_moe",
-        "Glm4MoeForCausalLM",
-        {
-            **without(_LAYER, "ffn_norm"),
-            **QK_NORMS,
-            "post_attention_norm": "post_attention_layernorm",
-        },
-        keys=_glm4moe,
-        optional=_OPTIONAL | frozenset(QK_NORMS),
-        zero_biases=(BIASED_QKV,),
-        partial_rotary=True,
-    ),
-    "hy_v3": Architecture(
-        "glm4_moe",
-        "Glm4MoeForCausalLM",
-        {
-            **without(_LAYER, *CORRECTION),
-            **QK_NORMS,
-            "exp_probs_b": "mlp.gate.e_score_correction_bias",
-        },
-        keys=_hy_v3,
-        parts={"ffn_gate_up_exps": gate_and_up},
-        optional=_OPTIONAL | {"exp_probs_b"},
-        zero_biases=(BIASED_QKV,),
-    ),
+    "glm-dsa": replace(DEEPSEEK_2, layer={**DEEPSEEK_2.layer, **_INDEX}, keys=_glm_dsa),
     "mistral4": DEEPSEEK_2,
 }

@@ -1,4 +1,4 @@
-"""Gemma 3n and 4: embeddings for each layer, and layers that share the keys of earlier ones."""
+"""Gemma 1 to 4."""
 
 from __future__ import annotations
 
@@ -7,37 +7,74 @@ from collections.abc import Callable
 
 import numpy as np
 
-from converters.gguf.architectures.fused import gate_and_up
-from converters.gguf.architectures.keys import only, unscaled, windows
-from converters.gguf.architectures.limits import needs_windows, tied
-from converters.gguf.architectures.row import (
+from converters.architectures.base import (
+    MOE,
     QK_NORMS,
     SANDWICH,
-    SPARSE,
     Architecture,
     Config,
     Shape,
+    fixed,
+    gate_and_up,
+    needs_windows,
+    one_base,
+    only,
     renamed,
+    tied,
+    unscaled,
+    windows,
     without,
 )
 from converters.gguf.numbers import float_of, layer_count, per_layer, scalar
 from converters.gguf.reader import GGUFFile
+
+_GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+
+
+def _query_scalar(gguf: GGUFFile, config: Config, layers_of_27b: int) -> Config:
+    """The largest models scale scores by another width."""
+    largest = config["num_hidden_layers"] == layers_of_27b
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": width if largest else config["head_dim"]}
+
+
+def _gemma2(gguf: GGUFFile, config: Config) -> Config:
+    one_base(gguf, config)
+    return {
+        **_GELU,
+        **_query_scalar(gguf, config, 46),
+        **windows(gguf, 2),
+        "attn_logit_softcapping": float_of(gguf, "attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 30.0),
+    }
+
+
+def _gemma3(gguf: GGUFFile, config: Config) -> Config:
+    cap = float(gguf.key("final_logit_softcapping", 0.0))
+    return {
+        **_GELU,
+        **_query_scalar(gguf, config, 62),
+        **windows(gguf, 6),
+        "rope_local_base_freq": float_of(gguf, "rope.freq_base_swa", 10000.0),
+        **({"final_logit_softcapping": cap} if cap else {}),
+    }
+
 
 _LAYER_INPUTS = {
     "inp_gate": "per_layer_input_gate",
     "proj": "per_layer_projection",
     "post_norm": "post_per_layer_input_norm",
 }
+
 _MODEL_INPUTS = {
     "per_layer_token_embd": "model.embed_tokens_per_layer",
     "per_layer_model_proj": "model.per_layer_model_projection",
     "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
-_GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def _inputs(gguf: GGUFFile) -> Config:
-    """Sizes of the embeddings for each layer; none for the larger models."""
+    """Sizes of the per-layer embeddings; zero in the larger models."""
     width = scalar(gguf, "embedding_length_per_layer_input", 0)
     table = "per_layer_token_embd.weight"
     return {
@@ -67,20 +104,20 @@ def _gemma4(gguf: GGUFFile, config: Config) -> Config:
 
 
 def _widths(gguf: GGUFFile, shared: int) -> Config:
-    """Feed-forwards are as wide in all layers, or twice as wide in those that share keys."""
+    """Feed-forwards of one width, or of twice that in the layers that share K/V."""
     found = per_layer(gguf, "feed_forward_length")
     plain = [found[0]] * (len(found) - shared)
     wide = plain + [2 * found[0]] * shared
     if found not in (wide, [found[0]] * len(found)):
-        raise gguf.error(
-            f"{gguf.architecture}.feed_forward_length",
+        raise gguf.key_error(
+            "feed_forward_length",
             expected="one size, doubled if at all in the layers that share keys",
         )
     return {"intermediate_size": found[0], "use_double_wide_mlp": shared > 0 and found == wide}
 
 
 def _gemma4_heads(gguf: GGUFFile, kinds: list[str]) -> Config:
-    """Heads of layers with windows and of those without."""
+    """Heads of windowed layers and of full attention."""
     wide = scalar(gguf, "attention.key_length")
     narrow = scalar(gguf, "attention.key_length_swa")
     only(gguf, "attention.value_length_swa", narrow)
@@ -88,11 +125,11 @@ def _gemma4_heads(gguf: GGUFFile, kinds: list[str]) -> Config:
     heads: dict[str, set[int]] = {}
     for kind, count in zip(kinds, per_layer(gguf, "attention.head_count_kv"), strict=True):
         heads.setdefault(kind, set()).add(count)
-    key = f"{gguf.architecture}.attention.head_count_kv"
+    key = "attention.head_count_kv"
     if any(len(counts) > 1 for counts in heads.values()):
-        raise gguf.error(key, expected="one number for each kind of layer")
+        raise gguf.key_error(key, expected="one number for each kind of layer")
     full, sliding = heads.get("full_attention"), heads.get("sliding_attention")
-    # Layers without a window may use their keys as values.
+    # Full attention may use keys as values.
     owners = len(kinds) - scalar(gguf, "attention.shared_kv_layers", 0)
     valued = {
         f"blk.{i}.attn_v.weight" in gguf
@@ -100,7 +137,9 @@ def _gemma4_heads(gguf: GGUFFile, kinds: list[str]) -> Config:
         if kind == "full_attention"
     }
     if len(valued) > 1 or (True in valued and full and sliding and full != sliding):
-        raise gguf.error(key, expected="as many heads in all layers that have values of their own")
+        raise gguf.key_error(
+            key, expected="as many heads in all layers that have values of their own"
+        )
     return {
         "head_dim": narrow,
         "global_head_dim": wide,
@@ -111,21 +150,21 @@ def _gemma4_heads(gguf: GGUFFile, kinds: list[str]) -> Config:
 
 
 def _gemma4_rope(gguf: GGUFFile, config: Config) -> Config:
-    """Positions of both kinds; layers without a window turn a part of each head, at both ends.
+    """RoPE of both kinds of layers; full attention rotates a part of each head, at both ends.
 
-    A file says how large a part by factors on frequencies: 1 for what turns, 1e30 for the rest.
+    GGUF has that part as factors on frequencies: 1 for rotated pairs, 1e30 for the rest.
     """
     only(gguf, "rope.scaling.type", "none", "linear")
     only(gguf, "rope.scaling.factor", 0.0, 1.0)
     config.pop("rope_scaling", None)
     tensor = gguf.tensor("rope_freqs.weight")
     factors = tensor.raw().view("<f4") if tensor.type.name == "F32" else np.zeros(0, "<f4")
-    turning = int((factors == 1).sum())
+    rotated = int((factors == 1).sum())
     half = scalar(gguf, "attention.key_length") // 2
     if (
         len(factors) != half
-        or not (factors[:turning] == 1).all()
-        or (factors[turning:] < 1e29).any()
+        or not (factors[:rotated] == 1).all()
+        or (factors[rotated:] < 1e29).any()
     ):
         raise tensor.error(expected=f"{half} factors, ones and then 1e30", found="others")
     return {
@@ -134,7 +173,7 @@ def _gemma4_rope(gguf: GGUFFile, config: Config) -> Config:
             "full_attention": {
                 "rope_type": "proportional",
                 "rope_theta": config["rope_theta"],
-                "partial_rotary_factor": turning / half,
+                "partial_rotary_factor": rotated / half,
             },
             "sliding_attention": {
                 "rope_type": "default",
@@ -148,16 +187,15 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
     tied(gguf)
     unscaled(gguf, config)
     only(gguf, "altup.num_inputs", _STREAMS + 1)
-    # What llama.cpp does not ask for but has built in, as both sizes of the model have it.
+    # Constants of llama.cpp, right for both sizes of the model.
     shared = max(0, layer_count(gguf) - 20)
     only(gguf, "attention.shared_kv_layers", shared)
     only(gguf, "final_logit_softcapping", 30.0)
     only(gguf, "altup.active_idx", 0)
-    # A scale is the quantile of the normal distribution that activations must reach.
+    # The scale is a quantile of the normal distribution, the pattern its probability.
     scales = np.atleast_1d(gguf.key("activation_sparsity_scale", -math.inf))
     if scales.dtype.kind != "f" or len(scales) not in (1, layer_count(gguf)):
-        key = f"{gguf.architecture}.activation_sparsity_scale"
-        raise gguf.error(key, expected="a value for each layer")
+        raise gguf.key_error("activation_sparsity_scale", expected="a value for each layer")
     sparsity = [round(0.5 * (1 + math.erf(float(x) / math.sqrt(2))), 6) for x in scales]
     sparsity *= layer_count(gguf) // len(sparsity)
     text: Config = {
@@ -180,12 +218,12 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
     return {"text_config": text}
 
 
-# Streams beside the first; llama.cpp's converter knows no other number.
+# Streams after the first; a constant of llama.cpp's converter.
 _STREAMS = 3
 
 
 def _stream(name: str) -> Callable[[GGUFFile], list[tuple[str, int]]]:
-    """Projections of further streams, which GGUF stacks and the model has one by one."""
+    """The projections of further streams, which GGUF stacks."""
     return lambda gguf: [(f"{name}.{i}", 1) for i in range(_STREAMS)]
 
 
@@ -202,7 +240,12 @@ _ALTUP = {
     **_streams("altup_unembd_proj", "altup_unembed_projections"),
 }
 
-GEMMA: dict[str, Architecture] = {
+ROWS: dict[str, Architecture] = {
+    "gemma": Architecture("gemma", "GemmaForCausalLM", keys=fixed(**_GELU), norm_offset=1.0),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", SANDWICH, keys=_gemma2, norm_offset=1.0),
+    "gemma3": Architecture(
+        "gemma3_text", "Gemma3ForCausalLM", SANDWICH | QK_NORMS, keys=_gemma3, norm_offset=1.0
+    ),
     "gemma3n": Architecture(
         "gemma3n",
         "Gemma3nForConditionalGeneration",
@@ -237,14 +280,14 @@ GEMMA: dict[str, Architecture] = {
         "Gemma4ForCausalLM",
         {
             **SANDWICH,
-            # Each by itself: layers that share keys have no norm of them.
+            # One by one, as layers that share K/V have no key norm.
             **{f"{module}.weight": f"{target}.weight" for module, target in QK_NORMS.items()},
             **_LAYER_INPUTS,
             "layer_output_scale.weight": "layer_scalar",
             "ffn_gate_inp": "router.proj",
             "ffn_gate_inp.scale": "router.scale",
             "ffn_down_exps.scale": "router.per_expert_scale",
-            **renamed(without(SPARSE, "ffn_gate_inp"), "mlp.switch_mlp", "experts.switch_glu"),
+            **renamed(without(MOE, "ffn_gate_inp"), "mlp.switch_mlp", "experts.switch_glu"),
             "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
             "post_ffw_norm_1": "post_feedforward_layernorm_1",
             "post_ffw_norm_2": "post_feedforward_layernorm_2",

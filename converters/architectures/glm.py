@@ -1,0 +1,99 @@
+"""ChatGLM and GLM 4, dense and MoE."""
+
+from __future__ import annotations
+
+from converters.architectures.base import (
+    ATTENTION,
+    FFN_NORM,
+    FUSED_GATE,
+    MOE_LAYER,
+    MOE_OPTIONAL,
+    QK_NORMS,
+    QKV,
+    ROUTER_BIAS,
+    Architecture,
+    Config,
+    fixed,
+    fused_qkv,
+    gate_and_up,
+    only,
+    routed,
+    shared_count,
+    without,
+)
+from converters.gguf.reader import GGUFFile
+
+
+def _hy_v3(gguf: GGUFFile, config: Config) -> Config:
+    """GLM 4.5's layers; those with experts are known by their tensors only."""
+    layers = range(config["num_hidden_layers"])
+    sparse = [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
+    return {
+        **_glm4moe(gguf, config),
+        "first_k_dense_replace": min(sparse, default=len(layers)),
+        "n_shared_experts": shared_count(gguf, config),
+    }
+
+
+def _glm4moe(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2, 0)
+    return {
+        **routed(gguf, config),
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "rope_scaling": config.get("rope_scaling"),  # mlx-lm needs it, be it null
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
+    }
+
+
+ROWS: dict[str, Architecture] = {
+    "chatglm": Architecture(
+        "glm",
+        "GlmForCausalLM",
+        {**ATTENTION, **FFN_NORM, **FUSED_GATE},
+        keys=fixed(rope_traditional=True),
+        parts={"attn_qkv": fused_qkv},
+        zero_biases=(QKV,),
+        partial_rotary=True,
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        {
+            **ATTENTION,
+            "post_attention_norm": "post_self_attn_layernorm",
+            **FFN_NORM,
+            "post_ffw_norm": "post_mlp_layernorm",
+            **FUSED_GATE,
+        },
+        keys=fixed(rope_traditional=True),
+        zero_biases=(QKV,),
+        partial_rotary=True,
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            **without(MOE_LAYER, "ffn_norm"),
+            **QK_NORMS,
+            "post_attention_norm": "post_attention_layernorm",
+        },
+        keys=_glm4moe,
+        optional=MOE_OPTIONAL | frozenset(QK_NORMS),
+        zero_biases=(QKV,),
+        partial_rotary=True,
+    ),
+    "hy_v3": Architecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            **without(MOE_LAYER, *ROUTER_BIAS),
+            **QK_NORMS,
+            "exp_probs_b": "mlp.gate.e_score_correction_bias",
+        },
+        keys=_hy_v3,
+        parts={"ffn_gate_up_exps": gate_and_up},
+        optional=MOE_OPTIONAL | {"exp_probs_b"},
+        zero_biases=(QKV,),
+    ),
+}

@@ -1,0 +1,166 @@
+"""Granite: Llama with multipliers; some have experts, windows, Mamba 2 layers or no positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from converters.architectures.base import (
+    ATTENTION,
+    BIASED_ATTENTION,
+    FFN_NORM,
+    GATED,
+    LLAMA,
+    LLAMA_BIASES,
+    MOE,
+    MOE_LLAMA,
+    PERMUTED,
+    Architecture,
+    Config,
+    only,
+    renamed,
+    shared_width,
+    unscaled,
+    whole_heads,
+    windows,
+)
+from converters.architectures.ssm import MAMBA2, MAMBA2_RESHAPE, MAMBA_DECAY, mamba_keys
+from converters.gguf.numbers import flag, float_of, per_layer, scalar
+from converters.gguf.reader import GGUFFile
+
+
+def _multipliers(gguf: GGUFFile, config: Config) -> Config:
+    """Granite's multipliers; zero means none."""
+    return {
+        "embedding_multiplier": float_of(gguf, "embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": float_of(gguf, "residual_scale", 0.0) or 1.0,
+        "logits_scaling": float_of(gguf, "logit_scale", 0.0) or 1.0,
+        "attention_multiplier": float_of(gguf, "attention.scale", 0.0)
+        or config["head_dim"] ** -0.5,
+    }
+
+
+def granite_hybrid(gguf: GGUFFile, config: Config, heads: Sequence[int]) -> Config:
+    """Granite in mlx-lm's hybrid class: layers may be Mamba 2 and need no RoPE.
+
+    Args:
+        heads: KV heads of each layer; 0 for Mamba 2.
+    """
+    whole_heads(gguf, config)
+    # llama.cpp ignores the key in MoE files without Mamba 2.
+    rotary = gguf.architecture == "granitemoe" or flag(gguf, "rope.scaling.finetuned", True)
+    if rotary:
+        unscaled(gguf, config)
+    return {
+        **_multipliers(gguf, config),
+        "model_type": "granitemoehybrid",
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "layer_types": ["attention" if count else "mamba" for count in heads],
+        "position_embedding_type": "rope" if rotary else "nope",
+    }
+
+
+def _granite(gguf: GGUFFile, config: Config) -> Config:
+    if flag(gguf, "rope.scaling.finetuned", True):
+        return _multipliers(gguf, config)
+    # Without positions, which only mlx-lm's hybrid class can be.
+    return granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1))
+
+
+def _granite_swa(gguf: GGUFFile, config: Config) -> Config:
+    rotary = gguf.key("attention.rope_pattern", None)
+    return {
+        **_multipliers(gguf, config),
+        **windows(gguf, 4),
+        "attention_sinks": True,
+        **({} if rotary is None else {"no_rope_layers": [int(bool(x)) for x in rotary]}),
+    }
+
+
+def _granitemoe(gguf: GGUFFile, config: Config) -> Config:
+    shared = shared_width(gguf)
+    if not shared:
+        if gguf.architecture == "granite":
+            only(gguf, "rope.scaling.finetuned", True)
+        return _multipliers(gguf, config)
+    return {
+        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1)),
+        "intermediate_size": config["moe_intermediate_size"],
+        "shared_intermediate_size": shared,
+    }
+
+
+def _minicpm(gguf: GGUFFile, config: Config) -> Config:
+    """Granite's multipliers; old files have no keys for them and are of the first models."""
+    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    # llama.cpp's default is the inverse of the model's.
+    return {
+        "embedding_multiplier": float_of(gguf, "embedding_scale", 12.0),
+        "residual_multiplier": float_of(gguf, "residual_scale", 1.4 / layers**0.5),
+        "logits_scaling": float_of(gguf, "logit_scale", hidden / 256),
+        "attention_multiplier": config["head_dim"] ** -0.5,
+    }
+
+
+def _granitehybrid(gguf: GGUFFile, config: Config) -> Config:
+    return {
+        **mamba_keys(gguf, groups=False),
+        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv")),
+        "shared_intermediate_size": scalar(gguf, "expert_shared_feed_forward_length", 0),
+        "num_local_experts": config.get("num_experts", 0),
+    }
+
+
+ROWS: dict[str, Architecture] = {
+    "granite": Architecture(
+        "granite", "GraniteForCausalLM", keys=_granite, order=PERMUTED, zero_biases=LLAMA_BIASES
+    ),
+    "granite_swa": Architecture(
+        "granite_swa",
+        "GraniteSWAForCausalLM",
+        {**LLAMA, "attn_sinks.weight": "self_attn.sinks"},
+        keys=_granite_swa,
+        order=PERMUTED,
+        zero_biases=LLAMA_BIASES,
+    ),
+    "granitehybrid": Architecture(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {
+            **ATTENTION,
+            **MAMBA2,
+            **FFN_NORM,
+            **GATED,
+            **renamed(MOE, "mlp.", "block_sparse_moe."),
+            "ffn_gate_inp": "block_sparse_moe.router.layer",
+            "ffn_gate_up_shexp": "shared_mlp.input_linear",
+            "ffn_down_shexp": "shared_mlp.output_linear",
+        },
+        keys=_granitehybrid,
+        order=PERMUTED,
+        values=MAMBA_DECAY,
+        reshape=MAMBA2_RESHAPE,
+        joins={"ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp")},
+        zero_biases=LLAMA_BIASES,
+        optional=None,
+        own_shapes=True,
+        per_layer=True,
+    ),
+    "granitemoe": Architecture(
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {
+            **renamed(MOE_LLAMA, "mlp.", "block_sparse_moe."),
+            "ffn_gate_inp": "block_sparse_moe.router.layer",
+            "ffn_gate_up_shexp": "shared_mlp.input_linear",
+            "ffn_down_shexp": "shared_mlp.output_linear",
+        },
+        keys=_granitemoe,
+        order=PERMUTED,
+        joins={"ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp")},
+        optional=frozenset({"ffn_gate_up_shexp", "ffn_down_shexp"}),
+        zero_biases=(BIASED_ATTENTION,),
+    ),
+    "minicpm": Architecture(
+        "granite", "GraniteForCausalLM", keys=_minicpm, order=PERMUTED, zero_biases=LLAMA_BIASES
+    ),
+}

@@ -1,0 +1,391 @@
+"""Other mixtures of experts: gpt-oss, Hunyuan, MiniMax, and those with sliding windows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from converters.architectures.base import (
+    AFTER_NORMS,
+    ATTENTION,
+    DENSE_OR_MOE,
+    FFN_NORM,
+    GATED,
+    HUNYUAN_NORMS,
+    LANGUAGE_MODEL,
+    LANGUAGE_MODEL_LAYERS,
+    MOE,
+    MOE_LLAMA,
+    MOE_OPTIONAL,
+    QK_NORMS,
+    SHARED_EXPERTS,
+    Architecture,
+    Config,
+    gating,
+    one_base,
+    only,
+    renamed,
+    routed,
+    shared_count,
+    shared_width,
+    unscaled,
+    windows,
+    without,
+)
+from converters.gguf.numbers import float_of, scalar, values_per_layer
+from converters.gguf.reader import GGUFFile
+
+
+def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
+    one_base(gguf, config)
+    return {**windows(gguf, 2), "intermediate_size": config["moe_intermediate_size"]}
+
+
+def _minimax_m2(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2)
+    unscaled(gguf, config)
+    return {
+        "intermediate_size": config["moe_intermediate_size"],
+        "shared_intermediate_size": 0,
+        "rotary_dim": scalar(gguf, "rope.dimension_count", config["head_dim"]),
+        "scoring_func": "sigmoid",
+        "use_qk_norm": True,
+    }
+
+
+def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
+    unscaled(gguf, config)
+    return {
+        "moe_topk": config["num_experts_per_tok"],
+        "num_shared_expert": 1,
+        "intermediate_size": shared_width(gguf),
+        "use_qk_norm": True,
+    }
+
+
+def _minimax_m3(gguf: GGUFFile, config: Config) -> Config:
+    """The text section of a vision-language model."""
+    only(gguf, "expert_gating_func", 2)
+    only(gguf, "expert_weights_norm", True, absent=False)
+    unscaled(gguf, config)
+    routing = routed(gguf, config)
+    dense = routing["first_k_dense_replace"]
+    layers = range(config["num_hidden_layers"])
+    text = {
+        **config,
+        "model_type": "minimax_m3",
+        "routed_scaling_factor": routing["routed_scaling_factor"],
+        "intermediate_size": config["moe_intermediate_size"],
+        "dense_intermediate_size": config["intermediate_size"],
+        "shared_intermediate_size": shared_width(gguf),
+        "rotary_dim": scalar(gguf, "rope.dimension_count", config["head_dim"]),
+        "use_qk_norm": True,
+        "use_gemma_norm": False,  # files have added the one already
+        "mlp_layer_types": ["dense" if i < dense else "sparse" for i in layers],
+        "sparse_attention_freq": [int(i >= dense) for i in layers],
+        "index_n_heads": scalar(gguf, "attention.indexer.head_count"),
+        "index_head_dim": scalar(gguf, "attention.indexer.key_length"),
+        "index_block_size": scalar(gguf, "attention.indexer.block_size"),
+        "index_topk_blocks": scalar(gguf, "attention.indexer.top_k"),
+        "index_local_blocks": scalar(gguf, "attention.indexer.local_blocks"),
+    }
+    return {"text_config": text}
+
+
+_BLOCK_INDEX = {
+    f"indexer.{side}_{kind}.weight": f"self_attn.index_{side}_{kind}.weight"
+    for side in "qk"
+    for kind in ("proj", "norm")
+}
+
+_MINIMAX_EXPERTS = {
+    **renamed(MOE | SHARED_EXPERTS, "mlp.", "block_sparse_moe."),
+    "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+}
+
+
+def _afmoe(gguf: GGUFFile, config: Config) -> Config:
+    found = _mixed_windows(gguf, 4)
+    # llama.cpp rotates all but every fourth layer, mlx-lm those with a window.
+    if any((i % 4 != 3) != (k != "full_attention") for i, k in enumerate(found["layer_types"])):
+        raise gguf.key_error(
+            "attention.sliding_window_pattern", expected="every fourth layer without a window"
+        )
+    routing = routed(gguf, config)
+    return {
+        **found,
+        # Full attention has no positions, so its base does not matter.
+        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
+        "n_group": routing["n_group"],
+        "topk_group": routing["topk_group"],
+        "num_dense_layers": routing["first_k_dense_replace"],
+        "num_shared_experts": shared_count(gguf, config),
+        "route_norm": routing["norm_topk_prob"],
+        "route_scale": routing["routed_scaling_factor"],
+        "score_func": gating(gguf, 2),
+        "mup_enabled": True,
+    }
+
+
+def _exaone_moe(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_gating_func", 2)
+    routing = routed(gguf, config)
+    dense = routing["first_k_dense_replace"]
+    return {
+        **routing,
+        **_mixed_windows(gguf, 4),
+        "num_shared_experts": shared_count(gguf, config),
+        "is_moe_layer": [i >= dense for i in range(config["num_hidden_layers"])],
+    }
+
+
+def _mellum(gguf: GGUFFile, config: Config) -> Config:
+    unscaled(gguf, config, "yarn", "llama3", "longrope")
+    plain = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    full = {**plain, **(config.get("rope_scaling") or {})}
+    return {
+        **_mixed_windows(gguf, 4),
+        "norm_topk_prob": True,
+        "rope_parameters": {"full_attention": full, "sliding_attention": plain},
+    }
+
+
+def _laguna(gguf: GGUFFile, config: Config) -> Config:
+    only(gguf, "expert_weights_norm", True, absent=False)
+    only(gguf, "expert_gating_func", 2, 0)
+    unscaled(gguf, config, "yarn")
+    layers, head_dim = config["num_hidden_layers"], config["head_dim"]
+    found = windows(gguf, 4, full_first=True)
+    full = {
+        "rope_type": "default",
+        "rope_theta": config["rope_theta"],
+        "partial_rotary_factor": config["partial_rotary_factor"],
+        **(config.get("rope_scaling") or {}),
+    }
+    rope_dim = scalar(gguf, "rope.dimension_count", head_dim)
+    sliding = {
+        "rope_type": "default",
+        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
+        "partial_rotary_factor": scalar(gguf, "rope.dimension_count_swa", rope_dim) / head_dim,
+    }
+    routing = routed(gguf, config)
+    dense = routing["first_k_dense_replace"]
+    return {
+        "layer_types": ["full_attention"] * layers,
+        "sliding_window": None,
+        **found,
+        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
+        "num_attention_heads_per_layer": values_per_layer(gguf, "attention.head_count"),
+        "mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(layers)],
+        "shared_expert_intermediate_size": shared_width(gguf),
+        "moe_routed_scaling_factor": routing["routed_scaling_factor"],
+    }
+
+
+def _mimo2(gguf: GGUFFile, config: Config) -> Config:
+    unscaled(gguf, config)
+    layers = range(config["num_hidden_layers"])
+    kinds = _mixed_windows(gguf, 1)["layer_types"]
+    sliding = [kind == "sliding_attention" for kind in kinds]
+    sinks = [f"blk.{i}.attn_sinks.weight" in gguf for i in layers]
+    heads, kv_heads = (values_per_layer(gguf, f"attention.head_count{x}") for x in ("", "_kv"))
+    common = partial(_common, gguf, sliding)
+    width, values = config["head_dim"], scalar(gguf, "attention.value_length", config["head_dim"])
+
+    return {
+        **routed(gguf, config),
+        "norm_topk_prob": True,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "routed_scaling_factor": 1.0,
+        "n_shared_experts": None,
+        "hybrid_layer_pattern": [int(x) for x in sliding],
+        "moe_layer_freq": [int(f"blk.{i}.ffn_gate_inp.weight" in gguf) for i in layers],
+        "add_swa_attention_sink_bias": common("attn_sinks", sinks, True),
+        "add_full_attention_sink_bias": common("attn_sinks", sinks, False),
+        "sliding_window_size": scalar(gguf, "attention.sliding_window"),
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "swa_rope_theta": float_of(gguf, "rope.freq_base_swa", 10000.0),
+        "num_attention_heads": common("attention.head_count", heads, False),
+        "num_key_value_heads": common("attention.head_count_kv", kv_heads, False),
+        "swa_num_attention_heads": common("attention.head_count", heads, True),
+        "swa_num_key_value_heads": common("attention.head_count_kv", kv_heads, True),
+        "v_head_dim": values,
+        "swa_head_dim": width,
+        "swa_v_head_dim": values,
+        "attention_value_scale": float_of(gguf, "attention.value_scale", 1.0),
+    }
+
+
+def _step35(gguf: GGUFFile, config: Config) -> Config:
+    unscaled(gguf, config, "longrope")
+    only(gguf, "expert_gating_func", 2, 0)
+    routing, found = routed(gguf, config), _mixed_windows(gguf, 1)
+    sliding = [kind == "sliding_attention" for kind in found["layer_types"]]
+    head_dim = config["head_dim"]
+    rope_dim = scalar(gguf, "rope.dimension_count", head_dim)
+    factors = config.get("rope_scaling")
+    if factors:  # one per pair of a head; full attention rotates half of them
+        half = factors["long_factor"][: rope_dim // 4]
+        factors |= {"long_factor": half, "short_factor": half}
+    common = partial(_common, gguf, sliding)
+    heads, kv_heads = (values_per_layer(gguf, f"attention.head_count{x}") for x in ("", "_kv"))
+    local = float_of(gguf, "rope.freq_base_swa", 10000.0)
+    part = scalar(gguf, "rope.dimension_count_swa", rope_dim) / head_dim
+    layers = range(config["num_hidden_layers"])
+    sparse = [str(i) for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
+    return {
+        **found,
+        "num_attention_heads": common("attention.head_count", heads, False),
+        "num_attention_groups": common("attention.head_count_kv", kv_heads, False),
+        "attention_other_setting": {
+            "num_attention_heads": common("attention.head_count", heads, True),
+            "num_attention_groups": common("attention.head_count_kv", kv_heads, True),
+        },
+        "rope_theta": [local if x else config["rope_theta"] for x in sliding],
+        "partial_rotary_factors": [part if x else rope_dim / 2 / head_dim for x in sliding],
+        "yarn_only_types": ["full_attention"],
+        "use_head_wise_attn_gate": "blk.0.attn_gate.weight" in gguf,
+        "moe_num_experts": config["num_experts"],
+        "moe_top_k": config["num_experts_per_tok"],
+        "share_expert_dim": shared_width(gguf),
+        "moe_layers_enum": ",".join(sparse),
+        "moe_router_scaling_factor": routing["routed_scaling_factor"],
+        "norm_expert_weight": routing["norm_topk_prob"],
+        "swiglu_limits": values_per_layer(gguf, "swiglu_clamp_exp", 0.0),
+        "swiglu_limits_shared": values_per_layer(gguf, "swiglu_clamp_shexp", 0.0),
+    }
+
+
+def _common(gguf: GGUFFile, sliding: list[bool], name: str, numbers: list[Any], where: bool) -> Any:
+    """The value of all windowed layers (``where``), or of all others."""
+    found = {number for number, there in zip(numbers, sliding, strict=True) if there == where}
+    if len(found) != 1:
+        raise gguf.key_error(
+            f"{name}",
+            expected="the same for all layers with a window, and for all without",
+            found=str(sorted(found)),
+        )
+    return found.pop()
+
+
+def _mixed_windows(gguf: GGUFFile, every: int) -> Config:
+    """Windows, of a class that needs layers with and without."""
+    found = windows(gguf, every)
+    kinds = set(found.get("layer_types", ()))
+    if "sliding_attention" not in kinds or "full_attention" not in kinds:
+        raise gguf.key_error(
+            "attention.sliding_window", expected="a window in some layers and none in others"
+        )
+    return found
+
+
+_LAYER = {**ATTENTION, **FFN_NORM, **QK_NORMS, **DENSE_OR_MOE}
+
+_AFTER_BOTH = {"ffn_norm": "pre_mlp_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
+
+ROWS: dict[str, Architecture] = {
+    "afmoe": Architecture(
+        "afmoe",
+        "AfmoeForCausalLM",
+        {
+            **renamed(_LAYER, "switch_mlp", "experts"),
+            **AFTER_NORMS,
+            **_AFTER_BOTH,
+            "attn_gate": "self_attn.gate_proj",
+            "ffn_gate_inp": "mlp.router.gate",
+            "exp_probs_b.bias": "mlp.expert_bias",
+        },
+        keys=_afmoe,
+        optional=MOE_OPTIONAL,
+    ),
+    "exaone-moe": Architecture(
+        "exaone_moe", "ExaoneMoEForCausalLM", _LAYER, keys=_exaone_moe, optional=MOE_OPTIONAL
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            **ATTENTION,
+            "post_attention_norm": "post_attention_layernorm",
+            "attn_sinks.weight": "self_attn.sinks",
+            "ffn_gate_inp": "mlp.router",
+            **renamed(without(MOE, "ffn_gate_inp"), "switch_mlp", "experts"),
+        },
+        keys=_gpt_oss,
+    ),
+    "hunyuan-moe": Architecture(
+        "hunyuan_v1_moe",
+        "HunYuanMoEV1ForCausalLM",
+        {
+            **MOE_LLAMA,
+            **HUNYUAN_NORMS,
+            **renamed(SHARED_EXPERTS, "shared_experts", "shared_mlp"),
+            "ffn_gate_inp": "mlp.gate.wg",
+        },
+        keys=_hunyuan_moe,
+    ),
+    "laguna": Architecture(
+        "laguna",
+        "LagunaForCausalLM",
+        {
+            **renamed(_LAYER, "shared_experts", "shared_expert"),
+            "attn_gate": "self_attn.g_proj",
+            "ffn_gate_inp": "mlp.gate.proj",
+        },
+        keys=_laguna,
+        optional=MOE_OPTIONAL,
+        partial_rotary=True,
+        per_layer=True,
+    ),
+    "mellum": Architecture("mellum", "MellumForCausalLM", {**MOE_LLAMA, **QK_NORMS}, keys=_mellum),
+    "mimo2": Architecture(
+        "mimo_v2_flash",
+        "MiMoV2FlashForCausalLM",
+        {
+            **ATTENTION,
+            **FFN_NORM,
+            **DENSE_OR_MOE,
+            "attn_sinks.weight": "self_attn.attention_sink_bias",
+        },
+        keys=_mimo2,
+        optional=MOE_OPTIONAL | {"attn_sinks.weight"},
+        partial_rotary=True,
+        value_width=True,
+        per_layer=True,
+    ),
+    "minimax-m2": Architecture(
+        "minimax",
+        "MiniMaxM2ForCausalLM",
+        {
+            **renamed(MOE_LLAMA | QK_NORMS, "mlp.", "block_sparse_moe."),
+            "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
+        },
+        keys=_minimax_m2,
+        partial_rotary=True,
+    ),
+    "minimax-m3": Architecture(
+        "minimax_m3_vl",
+        "MiniMaxM3VLForConditionalGeneration",
+        {**ATTENTION, **FFN_NORM, **QK_NORMS, **GATED, **_MINIMAX_EXPERTS, **_BLOCK_INDEX},
+        ends=LANGUAGE_MODEL,
+        prefix=LANGUAGE_MODEL_LAYERS,
+        keys=_minimax_m3,
+        optional=frozenset(GATED | _MINIMAX_EXPERTS | _BLOCK_INDEX),
+        partial_rotary=True,
+    ),
+    "step35": Architecture(
+        "step3p5",
+        "Step3p5ForCausalLM",
+        {
+            **renamed(_LAYER, "shared_experts", "share_expert"),
+            "attn_gate": "self_attn.g_proj",
+            "ffn_gate_inp": "mlp.gate.gate",
+            "exp_probs_b.bias": "mlp.gate.router_bias",
+        },
+        keys=_step35,
+        optional=MOE_OPTIONAL | {"attn_gate"},
+        partial_rotary=True,
+        per_layer=True,
+    ),
+}

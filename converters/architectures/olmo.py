@@ -1,0 +1,51 @@
+"""OLMo 1 to 3 and OLMoE."""
+
+from __future__ import annotations
+
+from converters.architectures.base import (
+    AFTER_NORMS,
+    LLAMA,
+    MOE_LLAMA,
+    PERMUTED,
+    QK_NORMS,
+    Architecture,
+    Config,
+    fixed,
+    windows,
+    without,
+)
+from converters.gguf.numbers import float_of
+from converters.gguf.reader import GGUFFile
+
+
+def _olmo2(gguf: GGUFFile, config: Config) -> Config:
+    found = windows(gguf, 4)
+    if not found:
+        return {}
+    return {"model_type": "olmo3", "architectures": ["Olmo3ForCausalLM"], **found}
+
+
+def _olmo(gguf: GGUFFile, config: Config) -> Config:
+    return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
+
+
+ROWS: dict[str, Architecture] = {
+    "olmo": Architecture(
+        "olmo",
+        "OlmoForCausalLM",
+        without(LLAMA, "attn_norm", "ffn_norm"),
+        keys=_olmo,
+        epsilon="layer_norm_eps",
+        order=PERMUTED,
+        final_norm=None,
+    ),
+    "olmo2": Architecture(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        without(LLAMA, "attn_norm", "ffn_norm") | QK_NORMS | AFTER_NORMS,
+        keys=_olmo2,
+    ),
+    "olmoe": Architecture(
+        "olmoe", "OlmoeForCausalLM", MOE_LLAMA | QK_NORMS, keys=fixed(norm_topk_prob=False)
+    ),
+}

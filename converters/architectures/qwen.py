@@ -1,0 +1,59 @@
+"""Qwen 1 to 3, dense and MoE; those with linear attention are in ``linear_attention.py``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from converters.architectures.base import (
+    GATED_SHARED_EXPERT,
+    LLAMA,
+    MOE_LLAMA,
+    QK_NORMS,
+    QKV,
+    Architecture,
+    Config,
+    as_row,
+    fused_qkv,
+    text_of_vl,
+    text_rope,
+)
+from converters.gguf.reader import GGUFFile
+
+
+def _qwen2moe(gguf: GGUFFile, config: Config) -> Config:
+    shared = gguf.tensor("blk.0.ffn_up_shexp.weight").shape[0]
+    return {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
+
+
+def _qwen3moe(gguf: GGUFFile, config: Config) -> Config:
+    if gguf.architecture == "qwen3vlmoe":
+        text_rope(gguf, config, interleaved=True)
+    return {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+
+
+_QWEN3_MOE = Architecture("qwen3_moe", "Qwen3MoeForCausalLM", MOE_LLAMA | QK_NORMS, keys=_qwen3moe)
+
+_qwen2 = partial(Architecture, "qwen2", "Qwen2ForCausalLM", zero_biases=(QKV,), always_biased=True)
+
+ROWS: dict[str, Architecture] = {
+    "qwen": _qwen2(
+        # The key counts gate and up together.
+        keys=lambda gguf, config: {"intermediate_size": config["intermediate_size"] // 2},
+        parts={"attn_qkv": fused_qkv},
+    ),
+    "qwen2": _qwen2(),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {**MOE_LLAMA, **GATED_SHARED_EXPERT},
+        keys=_qwen2moe,
+        reshape={"ffn_gate_inp_shexp": as_row},
+        zero_biases=(QKV,),
+        always_biased=True,
+    ),
+    "qwen2vl": _qwen2(keys=text_of_vl),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS),
+    "qwen3moe": _QWEN3_MOE,
+    "qwen3vl": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS, keys=text_of_vl),
+    "qwen3vlmoe": _QWEN3_MOE,
+}
