@@ -25,7 +25,8 @@ import mlxrun  # first: it finds a BLAS for MLX
 import mlx.core as mx  # isort: skip
 
 from mlxrun.cache.choice import token_bytes
-from mlxrun.cache.probe import Types, attention_error
+from mlxrun.cache.probe import attention_error
+from mlxrun.config import CacheConfig
 from mlxrun.errors import MlxrunError
 from mlxrun.models.transformer import Transformer
 from mlxrun.quality.perplexity import predicted
@@ -70,42 +71,42 @@ def chats(llm: mlxrun.LLM, count: int) -> list[Piece]:
     return found[:count]
 
 
-def perplexity(model: Transformer, pieces: Sequence[Piece], types: Types) -> float:
+def perplexity(model: Transformer, pieces: Sequence[Piece], config: CacheConfig) -> float:
     """Of all tokens that count, with keys and values of some types."""
-    surprises = [_surprise(model, piece, types) for piece in pieces]
+    surprises = [_surprise(model, piece, config) for piece in pieces]
     return math.exp(sum(surprises) / sum(sum(piece.counted[1:]) for piece in pieces))
 
 
-def _surprise(model: Transformer, piece: Piece, types: Types) -> float:
+def _surprise(model: Transformer, piece: Piece, config: CacheConfig) -> float:
     """The sum of negative log-likelihoods, in nats."""
-    cache = model.make_cache(keys=types[0], values=types[1])
+    cache = model.make_cache(config)
     parts = logits_of(model, cache, piece.ids, 0)
     each = mx.concatenate([predicted(logits).surprises(targets) for logits, targets in parts])
     return float((each * mx.array(piece.counted[1:])).sum().item())
 
 
-def parse(written: str) -> Types:
+def parse(written: str) -> CacheConfig:
     """``q8:q4`` as types of keys and of values."""
     keys, _, values = written.partition(":")
-    return keys, values or keys
+    return CacheConfig(cache_type_k=keys, cache_type_v=values or keys)
 
 
-def report(model: Transformer, pieces: Sequence[Piece], wanted: Sequence[Types]) -> None:
+def report(model: Transformer, pieces: Sequence[Piece], configs: Sequence[CacheConfig]) -> None:
     """Print a row for each pair of types."""
     shapes = [layer.attention.cache_shape for layer in model.config.layers]
     plain = perplexity(model, pieces, (None, None))
     size = sum(token_bytes(shapes, model.dtype, None, None))
     print("  keys  values  bytes/token    error  perplexity   change")
     print(f"{'plain':>6}  {'plain':>6}  {size:>11,}  {0:>7.4f}  {plain:>10.4f}")
-    for types in wanted:
-        name = f"{types[0]:>6}  {types[1]:>6}"
+    for config in configs:
+        name = "  ".join(f"{name:>6}" for name in config.types)
         try:
-            squares = [attention_error(model, piece.ids, [types])[0] ** 2 for piece in pieces]
+            squares = [attention_error(model, piece.ids, [config])[0] ** 2 for piece in pieces]
         except MlxrunError as error:
             print(f"{name}  {error}")
             continue
-        size = sum(token_bytes(shapes, model.dtype, *types))
-        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(model, pieces, types)
+        size = sum(token_bytes(shapes, model.dtype, config))
+        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(model, pieces, config)
         print(
             f"{name}  {size:>11,}  {off:>7.4f}  {got:>10.4f}  {got / plain - 1:>+7.2%}", flush=True
         )

@@ -5,7 +5,7 @@
     python -m examples.long_context MODEL --text FILE --lengths 4096,16384 --patterns blocks:32x64
 
 A text is read up to each length; the tokens after it go through the model one by one, as drawn ones
-do. What is read of keys, values and bounds is counted by ``Wanted.read_bytes``. The logits are
+do. What is read of keys, values and bounds is counted by ``read_bytes``. The logits are
 compared with those of dense attention: KL divergence in nats and how often both put the same token
 first, over those tokens. How long it takes, ``mlxrun bench --context 1k,8k --attention PATTERN``
 tells.
@@ -20,7 +20,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,8 @@ import mlxrun  # first: it finds a BLAS for MLX
 import mlx.core as mx  # isort: skip
 
 from mlxrun.cache.base import Cache
-from mlxrun.cache.choice import Wanted
-from mlxrun.cache.sparsity import options as asked
+from mlxrun.cache.choice import read_bytes
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.models.transformer import Transformer
 from mlxrun.quality.divergence import divergences
 from mlxrun.quality.perplexity import predicted
@@ -68,9 +68,9 @@ class Row(NamedTuple):
 class Reader:
     """Caches that a text is read into, piece by piece."""
 
-    def __init__(self, model: Transformer, wanted: Wanted) -> None:
+    def __init__(self, model: Transformer, config: CacheConfig) -> None:
         self._model, self.length = model, 0
-        self.cache = model.make_cache(window=wanted.window, keep=wanted.keep)
+        self.cache = model.make_cache(CacheConfig(window=config.window, keep=config.keep))
 
     def read(self, ids: Sequence[int], length: int) -> None:
         """Go on to a length."""
@@ -80,11 +80,11 @@ class Reader:
             mx.eval([array for layer in self.cache for array in layer.state])
         self.length = length
 
-    def as_wanted(self, wanted: Wanted) -> list[Cache]:
+    def as_config(self, config: CacheConfig) -> list[Cache]:
         """Caches of a pattern that hold the same: prompts are read alike."""
-        if wanted.sparse is None:
+        if config.sparse is None:
             return [layer.fork() for layer in self.cache]
-        made = self._model.make_cache(sparse=wanted.sparse)
+        made = self._model.make_cache(config)
         for mine, its in zip(self.cache, made, strict=True):
             its.restore([mine.cut(0, self.length)], mine.snapshot(), self.length)
         return made
@@ -94,27 +94,23 @@ def measure(
     model: Transformer, ids: Sequence[int], lengths: Sequence[int], patterns: Sequence[str], n: int
 ) -> Iterator[Row]:
     """Rows of all patterns at one length after the other; ``n`` tokens are drawn at each."""
-    wanted = {name: Wanted(None, 0, None, None)._replace(**_fields(name)) for name in patterns}
+    wanted = {name: CacheConfig(attention=name) for name in patterns}
     windows = {(each.window, each.keep): Reader(model, each) for each in wanted.values()}
-    whole = windows.setdefault((None, 0), Reader(model, Wanted(None, 0, None, None)))
+    whole = windows.setdefault((None, 0), Reader(model, DEFAULT_CACHE))
     layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
     for length in lengths:
         for reader in windows.values():
             reader.read(ids, length)
-        dense = _Drawing(model, whole.as_wanted(Wanted(None, 0, None, None)))
+        dense = _Drawing(model, whole.as_config(DEFAULT_CACHE))
         drawings = {
-            name: _Drawing(model, windows[each.window, each.keep].as_wanted(each))
+            name: _Drawing(model, windows[each.window, each.keep].as_config(each))
             for name, each in wanted.items()
         }
         for drawing in (dense, *drawings.values()):
             drawing.draw(ids[length : length + n])
         for name, each in wanted.items():
-            drawing, read = drawings[name], each.read_bytes(layers, model.dtype, length + n)
+            drawing, read = drawings[name], read_bytes(each, layers, model.dtype, length + n)
             yield Row(length, name, read, *drawing.off(dense))
-
-
-def _fields(written: str) -> dict[str, Any]:
-    return dict(zip(("window", "keep", "sparse"), asked(written), strict=True))
 
 
 class _Drawing:

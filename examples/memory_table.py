@@ -27,7 +27,7 @@ import mlxrun  # first: it finds a BLAS for MLX
 
 import mlx.core as mx  # isort: skip
 
-from mlxrun.cache.choice import Wanted
+from mlxrun.config import CacheConfig
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.serving import Job, Service, most_beside
 from mlxrun.loader import open_model
@@ -78,8 +78,7 @@ class Cell(NamedTuple):
 
     context: int
     parallel: int
-    keys: str | None
-    values: str | None
+    cache: CacheConfig
 
 
 def make(kind: str, folder: Path) -> Path:
@@ -120,14 +119,16 @@ def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
     others = mx.get_active_memory() - llm.model.nbytes
     mx.reset_peak_memory()
     if cell.parallel == 1:
-        types = {"cache_type_k": cell.keys, "cache_type_v": cell.values}
-        llm.generate(ids[0], max_tokens=drawn, ignore_eos=True, **types)
+        keys, values = cell.cache.types
+        llm.generate(
+            ids[0], max_tokens=drawn, ignore_eos=True, cache_type_k=keys, cache_type_v=values
+        )
         return mx.get_peak_memory() - others, prompt
     service = Service(llm.model, rows=cell.parallel, stall=math.inf, beside=budget)
     for row in ids:
         request = llm.asker.request(row, max_tokens=drawn, ignore_eos=True)
         reply = Reply(request, llm.tokenizer, drawn, time.perf_counter())
-        cache = llm.model.make_cache(keys=cell.keys, values=cell.values)
+        cache = llm.model.make_cache(cell.cache)
         service.submit(Job(request, llm.asker.sampler(request), reply, drawn, cache, 0, _ignore))
     while service.busy:
         service.step()
@@ -141,9 +142,8 @@ def _ignore(_: object) -> None:
 def predict(path: Path, cell: Cell, prompt: int) -> int:
     """The plan's peak in bytes, from the headers of a model's files."""
     budget = most_beside(offline=True)
-    wanted = Wanted(None, 0, cell.keys, cell.values)
     source = open_model(path)
-    plan = plan_source(source, source.storage(), cache=wanted, prefill_tokens=budget)
+    plan = plan_source(source, source.storage(), cache=cell.cache, prefill_tokens=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak
 
 
@@ -157,7 +157,7 @@ def rows(name: str, path: Path, cells: Sequence[Cell]) -> Iterator[tuple[str, Ce
 
 def line(name: str, cell: Cell, predicted: int, measured: int) -> str:
     """A row of the table."""
-    types = f"{cell.keys or 'plain'}:{cell.values or 'plain'}"
+    types = ":".join(name or "plain" for name in cell.cache.types)
     return (
         f"| {name} | {cell.context} | {cell.parallel} | {types} | {predicted / 1e6:.1f} | "
         f"{measured / 1e6:.1f} | {predicted / measured - 1:+.1%} |"
@@ -166,15 +166,15 @@ def line(name: str, cell: Cell, predicted: int, measured: int) -> str:
 
 def cells_of(contexts: str, parallel: str, types: str) -> list[Cell]:
     """All combinations of lists as the command line has them."""
-    pairs: list[tuple[str | None, str | None]] = []
+    caches: list[CacheConfig] = []
     for each in types.split(","):
-        keys, _, values = each.partition(":")
-        pairs.append((None, None) if each == "plain" else (keys, values or keys))
+        keys, _, values = (None, "", None) if each == "plain" else each.partition(":")
+        caches.append(CacheConfig(cache_type_k=keys, cache_type_v=values or keys))
     return [
-        Cell(int(context), int(count), *pair)
+        Cell(int(context), int(count), cache)
         for context in contexts.split(",")
         for count in parallel.split(",")
-        for pair in pairs
+        for cache in caches
     ]
 
 

@@ -23,21 +23,21 @@ _blas.preload()
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Chunk": "mlxrun.generation.request",
+    "Chunk": "mlxrun.outputs",
     "Comparison": "mlxrun.quality.divergence",
-    "Completion": "mlxrun.generation.request",
+    "Completion": "mlxrun.outputs",
     "ConversionReport": "converters.report",
     "Engine": "mlxrun.engine",
     "Handle": "mlxrun.generation.handle",
     "LLM": "mlxrun.llm",
     "MlxrunError": "mlxrun.errors",
     "Perplexity": "mlxrun.quality.perplexity",
-    "Request": "mlxrun.generation.request",
+    "Request": "mlxrun.outputs",
     "SamplingDefaults": "mlxrun.sampling_defaults",
-    "SamplingParams": "mlxrun.generation.parameters",
+    "SamplingParams": "mlxrun.sampling_params",
     "Session": "mlxrun.generation.engine",
     "Tokenizer": "mlxrun.text.tokenizer",
-    "Usage": "mlxrun.generation.request",
+    "Usage": "mlxrun.outputs",
     "compare": "mlxrun.quality.measure",
     "convert": "mlxrun.conversion",
     "load": "mlxrun.llm",
@@ -87,11 +87,11 @@ if TYPE_CHECKING:
     from mlxrun.errors import MlxrunError
     from mlxrun.generation.engine import Session
     from mlxrun.generation.handle import Handle
-    from mlxrun.generation.parameters import SamplingParams
-    from mlxrun.generation.request import Chunk, Completion, Request, Usage
     from mlxrun.llm import LLM, load
+    from mlxrun.outputs import Chunk, Completion, Request, Usage
     from mlxrun.quality.divergence import Comparison
     from mlxrun.quality.measure import compare
     from mlxrun.quality.perplexity import Perplexity
     from mlxrun.sampling_defaults import SamplingDefaults
+    from mlxrun.sampling_params import SamplingParams
     from mlxrun.text.tokenizer import Tokenizer

@@ -7,35 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from numbers import Integral
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import mlx.core as mx
 
+from mlxrun.config import Flag, known, names_of
 from mlxrun.errors import ContextLengthError, ParameterError
 from mlxrun.generation.breakers import breaker_tokens
-from mlxrun.generation.parameters import SamplingParams, known
-from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.model import Model
+from mlxrun.outputs import MAX_TOKENS, Request, RequestOptions
 from mlxrun.sampling_defaults import SamplingDefaults
+from mlxrun.sampling_params import SamplingOptions, SamplingParams
 from mlxrun.text.template import REASONING
 from mlxrun.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message]
 
-MAX_TOKENS = 512
 # Lists of DRY's breakers whose tokens are remembered: to find them is to go through the vocabulary.
 _BREAKERS = 16
-# What a caller may name: how tokens are chosen, and what else a request has.
-NAMES = (
-    *(field.name for field in fields(SamplingParams)),
-    *(field.name for field in fields(Request) if field.name != "prompt"),
-    *("parse_special", "template"),
-)
 
 
 class Asker:
@@ -56,58 +50,27 @@ class Asker:
         self._model, self._tokenizer, self.defaults = model, tokenizer, defaults
         self._breakers = lru_cache(_BREAKERS)(partial(_breakers, tokenizer))
 
-    def request(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: int | None = MAX_TOKENS,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        parse_special: bool = False,
-        template: Mapping[str, Any] | None = None,
-        params: SamplingParams | None = None,
-        priority: int = 0,
-        deadline: float | None = None,
-        cache_type_k: str | None = None,
-        cache_type_v: str | None = None,
-        attention: str | None = None,
-        **sampling: Any,
-    ) -> Request:
+    def request(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
         """A checked request.
 
         Args:
             prompt: text, token ids, or messages to put through the chat template.
-            max_tokens, stop, ignore_eos, priority, deadline, cache_type_k, cache_type_v, attention:
-                as :class:`Request` has them.
-            parse_special: let ``<|markers|>`` in a text prompt become control tokens.
-            template: variables for the chat template.
-            params: how tokens are chosen, taken as it is; or fields of it one by one, and then the
-                others are the model's defaults.
 
         Raises:
             ParameterError: a value outside its range, or no option of that name.
             TemplateError: the chat template fails.
         """
-        known(sampling, NAMES)
-        if not isinstance(parse_special, bool):
-            raise ParameterError("parse_special", parse_special, "True or False")
-        ids = self.encode(prompt, parse_special, template)
+        known(options, names_of(RequestOptions))
+        given: dict[str, Any] = {"max_tokens": MAX_TOKENS, **options}
+        parse_special = Flag().check("parse_special", given.pop("parse_special", False))
+        ids = self.encode(prompt, parse_special, given.pop("template", None))
+        sampling = {name: given.pop(name) for name in names_of(SamplingOptions) if name in given}
+        params = given.pop("params", None)
         if params is None:
             params = replace(self.defaults.params, **sampling)
         elif sampling:
             raise ParameterError("params", sampling, "given alone, without single fields")
-        request = Request(
-            ids,
-            params,
-            max_tokens,
-            stop,
-            ignore_eos,
-            priority,
-            deadline,
-            cache_type_k,
-            cache_type_v,
-            attention,
-        )
+        request = Request(ids, params, **given)
         self.check_bias(request.params)
         return request
 

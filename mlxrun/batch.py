@@ -7,18 +7,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import mlx.core as mx
 
-from mlxrun.admission import Accepted, Front, Options
-from mlxrun.asking import NAMES
+from mlxrun.admission import Accepted, Front
 from mlxrun.computing import COMPUTING
+from mlxrun.config import EngineConfig, StorageOptions, check_callback, known, names_of
 from mlxrun.display import in_notebook, progress_bar
 from mlxrun.errors import MlxrunError, ParameterError
-from mlxrun.generation.parameters import check_callback, known
-from mlxrun.generation.request import Chunk, Completion, completed
 from mlxrun.generation.scheduler import LEAD
+from mlxrun.outputs import BatchOptions, Chunk, Completion, completed
 
 if TYPE_CHECKING:
     from mlxrun.asking import Prompt
@@ -30,41 +29,33 @@ PARALLEL = 32
 # Seconds before a progress bar appears.
 PATIENCE = 2.0
 # What holds for all requests of a batch.
-_SHARED = ("deterministic", "stall", "prefix_bytes")
+_SHARED = ("parallel", "context", "deterministic", "stall", "prefix_bytes")
 # What may be given once for all prompts, or as a list with a value for each.
 _EACH = (
-    "max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos",
-    "cache_type_k", "cache_type_v", "attention",
-)  # fmt: skip
+    *("max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos"),
+    *names_of(StorageOptions),
+)
 
 
 def batch(
     llm: LLM,
     prompts: Sequence[Prompt],
     *,
-    parallel: int | None = None,
-    context: int | None = None,
     on_token: OnToken | None = None,
     progress: bool | None = None,
-    **options: Any,
+    **options: Unpack[BatchOptions],
 ) -> list[Completion]:
     """Continue many prompts together.
 
     Args:
         llm: the model and its tokenizer.
         prompts: each as :meth:`LLM.stream` takes one.
-        parallel: the most sequences that are live at once; by default as many as there is room for
-            with that ``context``, up to 32.
-        context: tokens of each, prompt and reply; by default whatever there is room for, up to the
-            model's context.
-        on_token: called with the number of a prompt and each chunk of its reply.
+        on_token: called with the index of a prompt and each chunk of its completion.
         progress: show a bar on stderr; by default in a terminal or notebook, once the job has taken
             two seconds.
-        options: ``deterministic``, ``stall`` and ``prefix_bytes`` of
-            :class:`mlxrun.admission.Options`, which hold for all, and those of :meth:`LLM.stream`,
-            of which ``max_tokens``, ``temperature``, ``seed``, ``priority``, ``deadline``,
-            ``params``, ``ignore_eos``, ``cache_type_k``, ``cache_type_v`` and ``attention`` may be
-            lists with a value for each prompt.
+        options: ``parallel``, ``context``, ``deterministic``, ``stall`` and ``prefix_bytes`` of
+            :class:`mlxrun.config.EngineConfig`, and those of :meth:`LLM.stream`, some of which may
+            be lists with a value per prompt: see :class:`mlxrun.outputs.BatchOptions`.
 
     Returns:
         One completion for each prompt, in order.
@@ -80,10 +71,11 @@ def batch(
     check_callback("on_token", on_token, "the number of a prompt and a chunk")
     if progress is not None and not isinstance(progress, bool):
         raise ParameterError("progress", progress, "True, False or None")
-    known(options, (*_SHARED, "parallel", "context", *NAMES))
+    known(options, names_of(BatchOptions))
+    given: dict[str, Any] = {**options}
     started = time.perf_counter()
-    shared = Options(**{name: options.pop(name) for name in _SHARED if name in options})
-    each = [_own(options, i, len(prompts)) for i in range(len(prompts))]
+    config = EngineConfig(**{name: given.pop(name) for name in _SHARED if name in given})
+    each = [_own(given, i, len(prompts)) for i in range(len(prompts))]
     requests = [llm.asker.request(p, **own) for p, own in zip(prompts, each, strict=True)]
     if not requests:
         return []
@@ -91,9 +83,7 @@ def batch(
         mx.reset_peak_memory()
         front = Front(
             llm,
-            shared,
-            parallel=parallel,
-            context=context,
+            config,
             most=min(len(prompts), PARALLEL),
             queue=len(prompts),
             like=requests[0],  # others are charged for what they take beyond it

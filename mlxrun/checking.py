@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -77,12 +77,19 @@ def check_batch(
 
     ways = []
     for kind in ("greedy", "seeded"):
-        each = [_params(kind, i) for i in range(requests)]
+        temperature = 0.0 if kind == "greedy" else 0.8
         started, alone = time.perf_counter(), []
-        for prompt, limit, own in zip(prompts, limits, each, strict=True):
+        for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             session = llm.sessions.once()
             session.prefixes = None  # what was read before would make this one look faster
-            reply = llm.generate(prompt, max_tokens=limit, ignore_eos=True, session=session, **own)
+            reply = llm.generate(
+                prompt,
+                session=session,
+                max_tokens=limit,
+                ignore_eos=True,
+                temperature=temperature,
+                seed=number,
+            )
             alone.append(reply.tokens)
             served(1)
         seconds = time.perf_counter() - started
@@ -96,7 +103,8 @@ def check_batch(
                 deterministic=deterministic,
                 prefix_bytes=0,
                 progress=False,
-                **{name: [own[name] for own in each] for name in each[0]},
+                temperature=temperature,
+                seed=list(range(requests)),
             )
             took = time.perf_counter() - started
             name = f"{kind}, {'deterministic' if deterministic else 'default'}"
@@ -108,10 +116,6 @@ def check_batch(
 def _prompt(llm: LLM, rng: random.Random, length: int) -> list[int]:
     last = llm.model.vocab_size - 1
     return [rng.randint(min(_FIRST_TOKEN, last), last) for _ in range(length)]
-
-
-def _params(kind: str, number: int) -> dict[str, Any]:
-    return {"temperature": 0.0 if kind == "greedy" else 0.8, "seed": number}
 
 
 def _compared(

@@ -15,6 +15,7 @@ from converters.directory.weights import Weights
 from converters.quantize.recipe import Recipe, recipe
 from converters.report import ConversionReport
 from converters.sink import Progress
+from mlxrun.config import AdapterChoice
 from mlxrun.errors import ConversionError, TokenizerError
 from mlxrun.hub import resolve
 from mlxrun.loader import definition
@@ -22,7 +23,7 @@ from mlxrun.models.config import ModelConfig
 from mlxrun.models.transformer import Transformer
 from mlxrun.text.tokenizer import Tokenizer
 from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
-from mlxrun.weights.adapters import AdapterChoice, merging
+from mlxrun.weights.adapters import merging
 from mlxrun.weights.parameters import Parameters
 
 

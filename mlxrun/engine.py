@@ -9,16 +9,16 @@ import weakref
 from collections import deque
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self, Unpack
 
-from mlxrun.admission import Accepted, Front, Options
+from mlxrun.admission import Accepted, Front
 from mlxrun.cache import prefix
 from mlxrun.computing import COMPUTING, check_process
+from mlxrun.config import EngineConfig, EngineOptions
 from mlxrun.display import table
 from mlxrun.errors import EngineClosedError, ParameterError, QueueFullError
 from mlxrun.generation.handle import Handle
-from mlxrun.generation.parameters import Range
-from mlxrun.generation.request import Chunk, Request
+from mlxrun.outputs import Chunk, Request, RequestOptions
 
 if TYPE_CHECKING:
     from mlxrun.asking import Prompt
@@ -60,12 +60,7 @@ class Engine:
 
     Args:
         llm: the model and its tokenizer.
-        parallel: the most sequences that are live at once; by default as many as there is room for
-            with that ``context``, up to 16.
-        context: tokens of each, prompt and reply; by default whatever there is room for, up to the
-            model's context. :attr:`figures` says what was chosen.
-        queue: the most requests that wait beside them.
-        options: those of :class:`mlxrun.admission.Options`.
+        options: see :class:`mlxrun.config.EngineConfig`; :attr:`figures` has the sizes chosen.
 
     Raises:
         ParameterError, CacheError: no option of that name, a value outside its range, or a cache
@@ -73,22 +68,12 @@ class Engine:
         MemoryLimitError: there is no room for what is asked for, or for a single token.
     """
 
-    def __init__(
-        self,
-        llm: LLM,
-        *,
-        parallel: int | None = None,
-        context: int | None = None,
-        queue: int = 1024,
-        **options: Any,
-    ) -> None:
-        self._llm, self._queue = llm, int(Range(1, whole=True).check("queue", queue))
-        shared = Options.of(options, "parallel", "context", "queue")
+    def __init__(self, llm: LLM, **options: Unpack[EngineOptions]) -> None:
+        config = EngineConfig.of(options)
+        self._llm, self._queue = llm, config.queue
         with COMPUTING:
             # What waits for the thread counts as waiting, too: the service's own bound is not met.
-            self._front = Front(
-                llm, shared, parallel=parallel, context=context, most=PARALLEL, queue=2 * queue
-            )
+            self._front = Front(llm, config, most=PARALLEL, queue=2 * config.queue)
         self._service = self._front.service
         self._keys: dict[weakref.ref[Handle], int] = {}
         self._outbox: _Outbox = deque()
@@ -99,7 +84,7 @@ class Engine:
         )
         self._thread.start()
 
-    def submit(self, request: Request | Prompt, **options: Any) -> Handle:
+    def submit(self, request: Request | Prompt, **options: Unpack[RequestOptions]) -> Handle:
         """Queue a request, to be served as long as its handle is there or read from.
 
         Args:

@@ -14,9 +14,10 @@ from typing import Any
 
 from converters.directory.header import read_header
 from converters.gguf.reader import read_gguf
+from mlxrun.config import AdapterChoice
 from mlxrun.errors import CacheError, MlxrunError
 from mlxrun.model import Model
-from mlxrun.weights.adapters import AdapterChoice, listed
+from mlxrun.weights.adapters import listed
 
 # Bytes read of a tensor in each of three places, and of a file that is neither tensors nor text.
 _SAMPLE = 4096

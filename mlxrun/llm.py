@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Unpack
 
 from mlxrun.kernels import blas
 
@@ -20,7 +20,7 @@ blas.preload()
 import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
 from converters.report import ConversionReport  # noqa: E402
-from mlxrun.asking import MAX_TOKENS, Asker, Message, Prompt, conversation  # noqa: E402
+from mlxrun.asking import Asker, Message, Prompt, conversation  # noqa: E402
 from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import (  # noqa: E402
     COMPUTING,
@@ -29,28 +29,46 @@ from mlxrun.computing import (  # noqa: E402
     is_forked,
     one_at_a_time,
 )
+from mlxrun.config import (  # noqa: E402
+    DEFAULT_CACHE,
+    CacheConfig,
+    CacheOptions,
+    EngineConfig,
+    EngineOptions,
+    LoadConfig,
+    LoadOptions,
+    check_callback,
+)
 from mlxrun.display import loading_progress, table  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
 from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
-from mlxrun.generation.parameters import SamplingParams, check_callback  # noqa: E402
 from mlxrun.generation.reply import Reply  # noqa: E402
-from mlxrun.generation.request import Chunk, Completion, Request, completed  # noqa: E402
 from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import ModelFingerprint  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
 from mlxrun.memory.device import give_back, wire  # noqa: E402
 from mlxrun.memory.plan import preflight  # noqa: E402
+from mlxrun.outputs import (  # noqa: E402
+    BatchOptions,
+    Chunk,
+    Completion,
+    Request,
+    RequestOptions,
+    completed,
+)
 from mlxrun.products import products_named  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
+from mlxrun.sampling_params import SamplingParams  # noqa: E402
 from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
-from mlxrun.weights.adapters import AdapterChoice  # noqa: E402
 
 if TYPE_CHECKING:
+    from mlxrun.batch import OnToken
     from mlxrun.choices import RuntimeInfo
     from mlxrun.engine import Engine
     from mlxrun.memory.plan import Room
+    from mlxrun.quality.measure import PerplexityOptions
     from mlxrun.quality.perplexity import Perplexity
 
 # Bytes of weights from which a slow BLAS is felt.
@@ -58,74 +76,60 @@ LARGE = 200_000_000
 
 
 def load(
-    source: str | Path,
-    *,
-    dtype: str | None = None,
-    policy: str | None = None,
-    products: str | None = None,
-    adapter: AdapterChoice = (),
-    wired: bool | int = False,
-    progress: Progress | None = None,
+    source: str | Path, *, progress: Progress | None = None, **options: Unpack[LoadOptions]
 ) -> LLM:
     """Load a model.
 
     Args:
         source: a ``.gguf`` file (or a shard of a split one), a converted directory, any mlx-lm or
             Hugging Face directory of a supported family, or ``org/repo[:QUANT]`` on the hub.
+        progress: called with (bytes done, bytes in all), first while a model of the hub is
+            downloaded, then from zero again while a GGUF is repacked. By default a notebook shows
+            a bar.
         dtype: of activations: ``float32``, ``float16`` or ``bfloat16``. By default float32 on the
             CPU and half precision, as the weights have it, on a GPU.
         policy: how a GGUF's tensors become MLX's: ``exact``, ``near`` or ``compact``. By default
             matrices stay the blocks of the mapped file on the CPU, in float32 and for families that
-            this package defines itself. Where that cannot be they become plain float32 (exact) up
-            to half of the free memory (the environment variable ``MLXRUN_PLAIN_SHARE`` names
-            another share, 0 for none); on a GPU near.
-        products: bits of activations where they are multiplied with such blocks: ``fast`` (8),
-            ``near`` (16) or ``exact`` (24, as float32 has). By default what the environment
-            variable ``MLXRUN_PRODUCTS`` says, else near.
-        adapter: LoRA adapters to apply beside the weights, which stay as they are: a directory of
-            mlx-lm's or of Hugging Face PEFT's, or a GGUF of llama.cpp's; or a list of such, each
-            alone or as ``(path, strength)``, which add up.
+            this package defines itself. Otherwise they become plain float32 (exact) up to half of
+            the free memory (the environment variable ``MLXRUN_PLAIN_SHARE`` names another share, 0
+            for none); on a GPU near.
+        products: bits of activations in products with such blocks: ``fast`` (8), ``near`` (16) or
+            ``exact`` (24, as float32 has). By default the environment variable
+            ``MLXRUN_PRODUCTS``, else near.
+        adapter: LoRA adapters to apply in addition to the weights, which stay unchanged: a
+            directory of mlx-lm's or of Hugging Face PEFT's, or a GGUF of llama.cpp's; or a list of
+            such, each alone or as ``(path, strength)``, which add up.
         wired: keep memory from being swapped out: that many bytes, or True for as many as the
             device recommends. Metal only.
-        progress: called with (bytes done, bytes in all), first while a model of the hub is
-            downloaded, then from zero again while a GGUF is repacked. By default a notebook shows
-            a bar.
 
     Raises:
         MemoryLimitError: the weights alone exceed this machine's memory. The environment variable
-            ``MLXRUN_MEMORY_LIMIT`` (bytes such as ``24GB``, or ``none``) says otherwise.
+            ``MLXRUN_MEMORY_LIMIT`` (bytes such as ``24GB``, or ``none``) sets another limit.
         ProcessError: this process was forked from one that had already loaded a model.
         MlxrunError: one of its subclasses says what is wrong with the source.
     """
+    config = LoadConfig.of(options, "progress")
     check_process()
     check_callback("progress", progress, "bytes done and bytes in all")
     with loading_progress(progress) as shown:
         path = resolve(source, progress=shown)
-        if wired is not False:
-            wire(None if wired is True else wired)
+        if config.wired is not False:
+            wire(None if config.wired is True else config.wired)
         with LOADING:
-            llm = _loaded(path, str(source), dtype, policy, products, adapter, shown)
+            llm = _loaded(path, str(source), config, shown)
     return _advised(llm)
 
 
-def _loaded(
-    path: Path,
-    source: str,
-    dtype: str | None,
-    policy: str | None,
-    products: str | None,
-    adapter: AdapterChoice,
-    progress: Progress | None,
-) -> LLM:
+def _loaded(path: Path, source: str, config: LoadConfig, progress: Progress | None) -> LLM:
     """The model of a local file or directory."""
 
     def report(done: int, total: int, _: str) -> None:
         if progress:
             progress(done, total)
 
-    products = products_named(products)
+    products, adapter = products_named(config.products), config.adapter
     opened = open_model(path)
-    storage = opened.storage(dtype=dtype, policy=policy)
+    storage = opened.storage(dtype=config.dtype, policy=config.policy)
     preflight(opened, storage)
     loaded = opened.load(storage, products=products, adapter=adapter, progress=report)
     file = opened.file
@@ -249,96 +253,117 @@ class LLM:
         with COMPUTING:
             return score(self.model, tokens)
 
-    def perplexity(self, text: str, **options: Any) -> Perplexity:
-        """How well the model predicts a text; :func:`mlxrun.quality.measure.perplexity` has the
-        options: ``context``, ``stride``, ``chunks``, ``cache_type_k`` and more.
-        """
+    def perplexity(
+        self,
+        text: str,
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[PerplexityOptions],
+    ) -> Perplexity:
+        """How well the model predicts a text: see :func:`mlxrun.quality.measure.perplexity`."""
         from mlxrun.quality.measure import perplexity
 
-        return perplexity(self, text, **options)
+        return perplexity(self, text, progress=progress, **options)
 
-    def session(self, **options: Any) -> Session:
-        """Memory for one conversation, to pass to ``stream``, ``generate`` or ``chat``.
+    def session(self, **options: Unpack[CacheOptions]) -> Session:
+        """The KV cache of one conversation, to pass to ``stream``, ``generate`` or ``chat``.
 
-        What a prompt shares with the one before is not computed again. ``session.save(path)``
-        writes what it remembers to a file.
+        The prefix that a prompt shares with the one before is not computed again.
+        ``session.save(path)`` writes the cache to a file.
 
         Args:
-            window: remember only the last ``window`` tokens (rotating cache), for conversations
+            window: cache only the last ``window`` tokens (rotating cache), for conversations
                 without end in bounded memory.
-            keep: first tokens to remember all the same, e.g. the system message.
+            keep: first tokens to keep under a window, e.g. the system message.
             cache_type_k, cache_type_v: how keys and values are stored: ``f32``, ``f16``, ``bf16``,
                 ``q8``, ``q6``, ``q5``, ``q4``, ``q3``, ``q2`` (or with a group, ``q4/32``) or
                 ``mxfp8``; keys also ``q4c``, by channel; None for the dtype of activations. See
-                ``examples/kv_formats.py`` for what each costs.
-
-            attention: what a drawn token attends to: ``dense``, all (the default);
+                ``examples/kv_formats.py`` for the cost of each.
+            attention: which tokens a new token attends to: ``dense``, all (the default);
                 ``window:1024+4``, which is ``window=1024, keep=4``; or, of tokens that are all
-                kept, ``strided:512/8``, the last 512 and every 8th before them, or
-                ``blocks:32x64``, the 32 blocks of 64 that look best. Prompts are read densely.
+                cached, ``strided:512/8``, the last 512 and every 8th before them, or
+                ``blocks:32x64``, the 32 blocks of 64 that look best. Prompts are prefilled densely.
 
         Raises:
-            ParameterError: a window below 1, a keep below 0, a pattern that is none or stands
-                beside a window, or a type of cache that is none or does not fit the model's heads.
-            CacheError: the model cannot forget or leave out tokens, or stores keys and values in
+            ParameterError: a value outside its range, a pattern in addition to a window, or a cache
+                type that does not fit the model's heads.
+            CacheError: the model cannot evict or leave out tokens, or stores keys and values in
                 its own way.
         """
-        return self.sessions.new(**options)
+        return self.sessions.new(CacheConfig.of(options))
 
-    def load_session(self, path: str | Path, **options: Any) -> Session:
-        """A session that goes on from a file which ``session.save`` wrote.
+    def load_session(self, path: str | Path, **options: Unpack[CacheOptions]) -> Session:
+        """The session of a file that ``session.save`` wrote.
 
-        A file that is missing, damaged, or of another model, tokenizer or template is of no use:
+        A file that is missing, damaged, or of another model, tokenizer or template cannot be used:
         then the session is empty, and a warning says why.
 
         Args:
-            options: as :meth:`session` takes them, and then the file must have been saved with the
-                same; by default those it was saved with.
+            options: those of :meth:`session`, equal to those it was saved with; by default the
+                file's.
         """
-        return self.sessions.load(Path(path), warn, **options)
+        config = CacheConfig.of(options) if options else None
+        return self.sessions.load(Path(path), warn, config)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Completion:
-        """Continue a prompt to its end; takes the options of :meth:`stream`."""
-        return completed(list(self.stream(prompt, **options)))
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        session: Session | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Completion:
+        """The completion of a prompt; takes the options of :meth:`stream`."""
+        return completed(list(self.stream(prompt, session=session, progress=progress, **options)))
 
-    def batch(self, prompts: Sequence[Prompt], **options: Any) -> list[Completion]:
-        """Continue many prompts together; see :func:`mlxrun.batch.batch` for the options.
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        on_token: OnToken | None = None,
+        progress: bool | None = None,
+        **options: Unpack[BatchOptions],
+    ) -> list[Completion]:
+        """Continue many prompts together: see :func:`mlxrun.batch.batch`.
 
         Returns:
-            One completion for each prompt, in order, with the tokens that it gets alone.
+            One completion for each prompt, in order, with the same tokens as alone.
         """
         from mlxrun.batch import batch
 
-        return batch(self, prompts, **options)
+        return batch(self, prompts, on_token=on_token, progress=progress, **options)
 
-    def engine(self, **options: Any) -> Engine:
-        """An engine that serves requests from many threads; see :class:`mlxrun.Engine`."""
+    def engine(self, **options: Unpack[EngineOptions]) -> Engine:
+        """An engine that serves requests from many threads: see :class:`mlxrun.Engine`."""
         from mlxrun.engine import Engine
 
         return Engine(self, **options)
 
-    def room(
-        self, *, parallel: int | None = None, context: int | None = None, **options: Any
-    ) -> Room:
-        """How many sequences of how many tokens an engine would be sized for here.
-
-        Args:
-            parallel, context: as :class:`mlxrun.Engine` takes them; what is left out is chosen.
-            options: those of :class:`mlxrun.admission.Options`.
+    def room(self, **options: Unpack[EngineOptions]) -> Room:
+        """How many sequences of how many tokens an engine with such options would be sized for.
 
         Raises:
-            MemoryLimitError: there is no room for what is asked for.
+            MemoryLimitError: there is no memory for that many.
         """
-        from mlxrun.admission import Admission, Options
+        from mlxrun.admission import Admission
         from mlxrun.engine import PARALLEL
 
-        shared = Options.of(options, "parallel", "context")
-        prefixes = self.sessions.prefixes(shared.prefix_bytes)
-        wanted = shared.wanted()
-        return Admission(self, wanted, parallel, prefixes, context=context, most=PARALLEL).room
+        config = EngineConfig.of(options)
+        prefixes = self.sessions.prefixes(config.prefix_bytes)
+        admission = Admission(
+            self, config.cache, config.parallel, prefixes, context=config.context, most=PARALLEL
+        )
+        return admission.room
 
-    def chat(self, messages: Sequence[Message], **options: Any) -> Completion:
-        """The model's reply to a conversation; takes the options of :meth:`stream`.
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        session: Session | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Completion:
+        """The model's answer in a conversation; takes the options of :meth:`stream`.
 
         Args:
             messages: ``{"role": "system" | "user" | "assistant", "content": ...}`` in order;
@@ -346,26 +371,18 @@ class LLM:
         """
         if not isinstance(messages, Iterable) or isinstance(messages, str | Mapping):
             raise ParameterError("messages", messages, "a sequence of mappings")
-        return self.generate(conversation(list(messages)), **options)
+        prompt = conversation(list(messages))
+        return self.generate(prompt, session=session, progress=progress, **options)
 
     def stream(
         self,
         prompt: Prompt,
         *,
-        max_tokens: int | None = MAX_TOKENS,
-        stop: str | Sequence[str] = (),
-        ignore_eos: bool = False,
-        parse_special: bool = False,
-        template: Mapping[str, Any] | None = None,
         session: Session | None = None,
-        cache_type_k: str | None = None,
-        cache_type_v: str | None = None,
-        attention: str | None = None,
         progress: Progress | None = None,
-        params: SamplingParams | None = None,
-        **sampling: Any,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[Chunk]:
-        """Continue a prompt, yielding text as it becomes certain.
+        """Continue a prompt, yielding text as soon as it can no longer change.
 
         ::
 
@@ -374,17 +391,16 @@ class LLM:
 
         Args:
             prompt: text, token ids, or messages to put through the chat template.
-            max_tokens: the most tokens to generate; None goes on until the context is full.
-            stop: strings that end the reply and are no part of it.
+            session: the KV cache of a conversation; see :meth:`session`.
+            progress: called with (tokens done, tokens in all) before prefill and, if the prompt is
+                long, meanwhile. It must not wait for another thread that uses a model.
+            max_tokens: the most tokens to generate; None: until the context is full.
+            stop: strings that end the completion and are not part of it.
             ignore_eos: go on past the model's end-of-turn tokens.
             parse_special: let ``<|markers|>`` in a text prompt become control tokens.
             template: variables for the chat template, e.g. ``{"enable_thinking": False}``.
-            session: memory of what came before; see :meth:`session`.
-            cache_type_k, cache_type_v, attention: how keys and values are stored, and which of
-                them drawn tokens attend to, where no session is given; see :meth:`session`.
-            progress: called with (tokens done, tokens in all) before a prompt is read and, if it
-                is long, meanwhile. It must not wait for another thread that uses a model.
-            params: how tokens are chosen, taken as it is; or give fields of it one by one, such as
+            cache_type_k, cache_type_v, attention: as in :meth:`session`, if no session is given.
+            params: how tokens are sampled; or single fields of :class:`SamplingParams`, such as
                 ``temperature=0, seed=1``, and the others are those of :attr:`defaults`.
 
         Raises:
@@ -392,25 +408,13 @@ class LLM:
             ContextLengthError: the prompt leaves no room in the model's context.
         """
         started = time.perf_counter()
-        request = self.asker.request(
-            prompt,
-            max_tokens=max_tokens,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            parse_special=parse_special,
-            template=template,
-            params=params,
-            **sampling,
-        )
+        request = self.asker.request(prompt, **options)
         check_callback("progress", progress, "tokens done and tokens in all")
         if session is not None and getattr(session, "owner", None) is not self.model:
             raise ParameterError("session", session, "one that this model's session() made")
-        wanted = {
-            "cache_type_k": cache_type_k, "cache_type_v": cache_type_v, "attention": attention
-        }  # fmt: skip
-        if session is not None and any(value is not None for value in wanted.values()):
+        if session is not None and (request.types != (None, None) or request.attention is not None):
             raise ParameterError("session", session, "left out where options of one are given")
-        memory = session or self.sessions.once(**wanted)
+        memory = session or self.sessions.once(DEFAULT_CACHE.overridden(request))
         limit = self.asker.limit(request, windowed=memory.windowed)
         return one_at_a_time(self._run(request, limit, memory, progress, started))
 

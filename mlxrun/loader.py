@@ -33,6 +33,7 @@ from converters.quantize.encode import expected_layout, plain_floats, supported
 from converters.quantize.layout import Layout, dense
 from converters.quantize.policy import FIXED, Policy, source_bits
 from converters.report import ConversionReport, TensorRecord
+from mlxrun.config import AdapterChoice
 from mlxrun.errors import ParameterError
 from mlxrun.kernels.device import device
 from mlxrun.kernels.dispatch import Kernels, Matrix, Missing, cpu_kernels, gpu_kernels
@@ -42,7 +43,7 @@ from mlxrun.models.config import ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
 from mlxrun.products import PLANES, products_named
-from mlxrun.weights.adapters import AdapterChoice, Adapters, read_adapters
+from mlxrun.weights.adapters import Adapters, read_adapters
 from mlxrun.weights.blocks import BlockWeight
 from mlxrun.weights.parameters import Parameters
 

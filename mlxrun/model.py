@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Memory
-from mlxrun.cache.sparsity import Sparse
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 
 M = TypeVar("M", bound=Memory)
 
@@ -72,21 +72,8 @@ class Model(Protocol[M]):
     ) -> mx.array:
         """Logits (B, T, V) after tokens (B, T), or (B, 1, V) after the last; advances ``cache``."""
 
-    def make_cache(
-        self,
-        *,
-        window: int | None = None,
-        keep: int = 0,
-        keys: str | None = None,
-        values: str | None = None,
-        sparse: Sparse | None = None,
-    ) -> list[M]:
-        """Empty memories, for ``__call__``.
-
-        Args:
-            window: remember only the last ``window`` tokens, and the first ``keep``.
-            keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
-            sparse: which of them a drawn token sees.
+    def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[M]:
+        """Empty caches, for ``__call__``.
 
         Raises:
             CacheError: the model cannot forget, needs to see everything, or stores keys and values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from converters.gguf.sampling import KEYS, decimal
 from mlxrun.errors import CheckpointError, ParameterError
-from mlxrun.generation.parameters import SamplingParams
+from mlxrun.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from converters.gguf.reader import GGUFFile

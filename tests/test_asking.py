@@ -11,8 +11,8 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.errors import ParameterError
-from mlxrun.generation.parameters import SamplingParams
-from mlxrun.generation.request import Request
+from mlxrun.outputs import Request
+from mlxrun.sampling_params import SamplingParams
 
 
 @pytest.fixture

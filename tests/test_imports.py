@@ -51,9 +51,18 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
     "mlxrun.files": ("converters.staging",),
+    "mlxrun.config": ("mlxrun.cache", "mlxrun.products", "mlxrun.errors"),
+    "mlxrun.sampling_params": ("mlxrun.config", "mlxrun.errors"),
+    "mlxrun.outputs": ("mlxrun.config", "mlxrun.sampling_params", "mlxrun.errors"),
     "mlxrun.memory.device": ("mlxrun.kernels", "mlxrun.errors"),
-    "mlxrun.memory.footprint": ("mlxrun.kernels", "mlxrun.cache", "mlxrun.models.config"),
+    "mlxrun.memory.footprint": (
+        "mlxrun.config",
+        "mlxrun.kernels",
+        "mlxrun.cache",
+        "mlxrun.models.config",
+    ),
     "mlxrun.memory.plan": (
+        "mlxrun.config",
         "mlxrun.loader",
         "mlxrun.memory",
         "mlxrun.model",
@@ -63,6 +72,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.errors",
     ),
     "mlxrun.loader": (
+        "mlxrun.config",
         "converters",
         "mlxrun.kernels",
         "mlxrun.products",
@@ -73,8 +83,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.errors",
     ),
     "mlxrun.text": ("converters", "mlxrun.errors"),
-    "mlxrun.cache": ("mlxrun.errors", "mlxrun.files", "mlxrun.kernels"),
-    "mlxrun.model": ("mlxrun.cache",),
+    "mlxrun.cache": ("mlxrun.config", "mlxrun.errors", "mlxrun.files", "mlxrun.kernels"),
+    "mlxrun.model": (
+        "mlxrun.config",
+        "mlxrun.cache",
+    ),
     "mlxrun.kernels": (
         "converters",
         "mlxrun.errors",
@@ -83,6 +96,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "mlxrun.products": ("mlxrun.errors",),
     "mlxrun.weights": (
+        "mlxrun.config",
         "converters",
         "mlxrun.models.config",
         "mlxrun.models.families",
@@ -90,6 +104,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.kernels",
     ),
     "mlxrun.models": (
+        "mlxrun.config",
         "converters",
         "mlxrun.model",
         "mlxrun.memory.footprint",
@@ -101,6 +116,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "mlxrun.computing": ("mlxrun.errors", "mlxrun.kernels"),
     "mlxrun.display": (),
     "mlxrun.generation": (
+        "mlxrun.config",
+        "mlxrun.outputs",
+        "mlxrun.sampling_params",
         "mlxrun.model",
         "mlxrun.cache",
         "mlxrun.text",
@@ -110,6 +128,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.errors",
     ),
     "mlxrun.quality": (
+        "mlxrun.config",
+        "mlxrun.outputs",
         "mlxrun.model",
         "mlxrun.cache",
         "mlxrun.text",
@@ -126,8 +146,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 WITHOUT_MLX = (
     "mlxrun.products",
     "mlxrun.text",
-    "mlxrun.generation.request",
-    "mlxrun.generation.parameters",
+    "mlxrun.config",
+    "mlxrun.outputs",
+    "mlxrun.sampling_params",
     "mlxrun.generation.scheduler",
     "mlxrun.cache.radix",
     "mlxrun.quality.windows",

@@ -17,12 +17,12 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 
 from mlxrun.analysis.costs import AttentionCost, ExpertCost, ModelCost, WeightCost
-from mlxrun.cache.choice import Wanted, block_bytes
+from mlxrun.cache.choice import block_bytes, bound_bytes, layer_pattern
 from mlxrun.cache.sparsity import Window
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.kernels.device import device
 from mlxrun.loader import DTYPES, WeightStorage, definition
 from mlxrun.memory.footprint import (
-    DEFAULT_CACHE,
     Execution,
     LayerFootprint,
     block_weights,
@@ -45,7 +45,7 @@ _PLAIN = 0.97
 
 
 def model_cost(
-    config: Mapping[str, Any], storage: WeightStorage, cache: Wanted = DEFAULT_CACHE
+    config: Mapping[str, Any], storage: WeightStorage, cache: CacheConfig = DEFAULT_CACHE
 ) -> ModelCost:
     """The cost of any model that can be run.
 
@@ -114,13 +114,16 @@ def _is_expert(config: ModelConfig, layer: int, name: str) -> bool:
 
 
 def _attention_cost(
-    layer: LayerFootprint, attention: Attention | LatentAttention, dtype: mx.Dtype, cache: Wanted
+    layer: LayerFootprint,
+    attention: Attention | LatentAttention,
+    dtype: mx.Dtype,
+    cache: CacheConfig,
 ) -> AttentionCost:
     shape = attention.cache_shape
-    pattern = cache.pattern(attention.window)
+    pattern = layer_pattern(cache, attention.window)
     sparse = None if isinstance(pattern, Window) else pattern
     # Bounds are stored with each token, but read by the block.
-    token = layer.token - cache.bound_bytes(shape, attention.window, dtype)
+    token = layer.token - bound_bytes(cache, shape, attention.window, dtype)
     bound = block_bytes(shape, dtype) if sparse else 0
     if isinstance(attention, LatentAttention):  # heads share one latent
         pair = attention.heads * (2 * attention.kv_lora_rank + attention.rope.dims)

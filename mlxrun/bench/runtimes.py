@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self
@@ -13,12 +13,13 @@ import mlx.core as mx
 
 from mlxrun.bench.runner import OURS, Run
 from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged, Workload, token_ids
+from mlxrun.config import StorageOptions
 from mlxrun.errors import MlxrunError
 from mlxrun.generation.engine import Session
-from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.reply import Reply
-from mlxrun.generation.request import Chunk
 from mlxrun.generation.serving import Job, Service, most_beside
+from mlxrun.outputs import Chunk
+from mlxrun.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -102,10 +103,9 @@ class MlxrunRuntime:
 
     name = OURS
 
-    def __init__(
-        self, llm: LLM, load_seconds: float, cache: Mapping[str, str] | None = None
-    ) -> None:
-        self._llm, self.load_seconds, self._cache = llm, load_seconds, dict(cache or {})
+    def __init__(self, llm: LLM, load_seconds: float, cache: StorageOptions | None = None) -> None:
+        self._llm, self.load_seconds = llm, load_seconds
+        self._cache: StorageOptions = cache or {}
         dtype = str(llm.model.dtype).removeprefix("mlx.core.")
         self.about = f"{dtype}, {llm.model.nbytes / 1e6:.1f} MB of weights"
         self.about += "".join(

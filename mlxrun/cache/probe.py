@@ -12,12 +12,11 @@ from typing import NoReturn, Protocol, Self, cast
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Mask, Position, Product
+from mlxrun.config import CacheConfig
 from mlxrun.errors import CacheError
 
 # Tokens of a pass.
 CHUNK = 256
-
-Types = tuple[str | None, str | None]
 
 
 class Judged(Protocol):
@@ -25,24 +24,26 @@ class Judged(Protocol):
 
     def __call__(self, tokens: mx.array, cache: Sequence[Cache]) -> mx.array: ...
 
-    def make_cache(self, *, keys: str | None, values: str | None) -> list[Cache]: ...
+    def make_cache(self, config: CacheConfig, /) -> list[Cache]: ...
 
 
-def attention_error(model: Judged, tokens: Sequence[int], types: Sequence[Types]) -> list[float]:
-    """The relative error of attention for each pair of types of keys and of values.
+def attention_error(
+    model: Judged, tokens: Sequence[int], configs: Sequence[CacheConfig]
+) -> list[float]:
+    """The relative error of attention for each way to store keys and values.
 
     Args:
         tokens: ids of a text.
 
     Returns:
         ``sqrt(sum((got - plain)^2) / sum(plain^2))`` over the outputs of all heads, layers and
-        tokens, for each pair.
+        tokens, for each config.
 
     Raises:
         ParameterError, CacheError: the model cannot have such a cache.
     """
-    tried = [model.make_cache(keys=keys, values=values) for keys, values in types]
-    plain = model.make_cache(keys=None, values=None)
+    tried = [model.make_cache(config) for config in configs]
+    plain = model.make_cache(CacheConfig())
     probes = [_Probe(own, [layers[i] for layers in tried]) for i, own in enumerate(plain)]
     for start in range(0, len(tokens), CHUNK):
         model(mx.array([tokens[start : start + CHUNK]]), probes)

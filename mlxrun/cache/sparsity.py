@@ -112,21 +112,3 @@ def pattern(written: object, parameter: str = "attention") -> Pattern | None:
     if any(not low <= number <= LONGEST for number, low in zip(given, least, strict=True)):
         raise ParameterError(parameter, written, ALLOWED)
     return make(*given)
-
-
-def options(
-    attention: object, window: int | None = None, keep: int = 0
-) -> tuple[int | None, int, Sparse | None]:
-    """What a pattern and a window ask for together: a window, first tokens, and a pattern without.
-
-    Raises:
-        ParameterError: no such pattern, or one beside a window.
-    """
-    wanted = pattern(attention)
-    if wanted is None:
-        return window, keep, None
-    if window is not None or keep:
-        raise ParameterError("attention", attention, "left out where a window is given")
-    if isinstance(wanted, Window):
-        return wanted.window, wanted.keep, None
-    return None, 0, wanted

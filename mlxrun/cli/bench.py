@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.core import ParameterSource
@@ -21,6 +21,7 @@ from mlxrun.cli.console import Bar, json_of, note
 from mlxrun.cli.loading import load_model, located, with_loading
 from mlxrun.cli.roofline import print_roofline, roofline_facts
 from mlxrun.cli.sections import Command
+from mlxrun.config import CacheConfig, StorageOptions
 from mlxrun.errors import MlxrunError, ParameterError
 
 if TYPE_CHECKING:
@@ -215,7 +216,8 @@ def bench_command(
     llm = load_model(str(path), cache_types=(cache_type_k, cache_type_v), **loading)
     load_seconds = time.perf_counter() - started
     given = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v, "attention": attention}
-    cache = {name: value for name, value in given.items() if value is not None}
+    stored = {name: value for name, value in given.items() if value is not None}
+    cache = cast(StorageOptions, stored)
     bench, memory = Bench(llm, load_seconds, cache, repetitions, mixed=mixed), _memory(llm, cache)
     profile = None
     if dataset and exchanges:
@@ -286,7 +288,7 @@ class Bench:
     """
 
     def __init__(
-        self, llm: LLM, load_seconds: float, cache: dict[str, str], repetitions: int, *, mixed: bool
+        self, llm: LLM, load_seconds: float, cache: StorageOptions, repetitions: int, *, mixed: bool
     ) -> None:
         from mlxrun.bench.machine import BackgroundLoad
         from mlxrun.bench.runner import Results
@@ -368,11 +370,10 @@ def _mlx_lm(llm: LLM, path: Path, asked: bool) -> Iterator[list[Runtime]]:
         yield [runtime]
 
 
-def _memory(llm: LLM, cache: dict[str, Any]) -> MemoryPlan:
-    from mlxrun.admission import Options
+def _memory(llm: LLM, cache: StorageOptions) -> MemoryPlan:
     from mlxrun.memory.plan import plan_loaded
 
-    return plan_loaded(llm.model, llm.config, cache=Options(**cache).wanted())
+    return plan_loaded(llm.model, llm.config, cache=CacheConfig(**cache))
 
 
 def _fitting(

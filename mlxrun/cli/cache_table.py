@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlxrun.cache.choice import token_bytes
 from mlxrun.cache.types import BY_CHANNEL, NAMES, Shape
 from mlxrun.cli.console import Output, size, table
+from mlxrun.config import StorageConfig
 from mlxrun.errors import ParameterError
 
 Facts = dict[str, Any]
@@ -36,7 +37,8 @@ def _facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) -> Facts:
     if of_values is None and any(window for _, window in layers):
         return facts
     try:
-        each = [token_bytes([shape], dtype, name, of_values) for shape, _ in layers]
+        config = StorageConfig(cache_type_k=name, cache_type_v=of_values)
+        each = [token_bytes([shape], dtype, config) for shape, _ in layers]
     except ParameterError:
         return facts
     numbers = sum(shape.heads * shape.key for shape, _ in layers)

@@ -14,6 +14,7 @@ from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import DTYPES, POLICIES, PRODUCTS_HELP, load_model, located
 from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
+from mlxrun.config import CacheConfig
 from mlxrun.errors import ConversionError
 from mlxrun.products import PLANES
 
@@ -64,6 +65,10 @@ class Side:
         """Whether the same weights serve both."""
         loading = ("source", "policy", "products", "dtype", "adapter")
         return all(getattr(self, name) == getattr(other, name) for name in loading)
+
+    @property
+    def cache(self) -> CacheConfig:
+        return CacheConfig(cache_type_k=self.cache_type_k, cache_type_v=self.cache_type_v)
 
     def load(self, *, wired: bool, verbose: bool) -> LLM:
         return load_model(
@@ -120,10 +125,8 @@ def compare_command(
         first,
         second,
         text,
-        a_cache_type_k=one.cache_type_k,
-        a_cache_type_v=one.cache_type_v,
-        b_cache_type_k=other.cache_type_k,
-        b_cache_type_v=other.cache_type_v,
+        cache_a=one.cache,
+        cache_b=other.cache,
         **options,
     )
     interrupted = read_on(comparing, "Comparing", "divergence")

@@ -21,8 +21,8 @@ from mlxrun.files import check_regular, check_writable, replacing
 
 if TYPE_CHECKING:
     from mlxrun.generation.engine import Progress, Session
-    from mlxrun.generation.request import Chunk, FinishReason, Usage
     from mlxrun.llm import LLM
+    from mlxrun.outputs import Chunk, FinishReason, Usage
 
 # A reply, piece by piece; closing it stops the reply.
 Pieces = Generator[str, None, None]

@@ -21,8 +21,8 @@ from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
     from mlxrun.cli.thinking import Think
-    from mlxrun.generation.request import Usage
     from mlxrun.llm import LLM
+    from mlxrun.outputs import Usage
 
 # Bytes: ten million tokens, the longest context that a model claims, at ten bytes each.
 LONGEST_PROMPT = 100_000_000

@@ -16,6 +16,7 @@ from mlxrun.cli.loading import POLICIES, located, refuse_policy
 from mlxrun.cli.planned import print_plan, print_verdict, sequences
 from mlxrun.cli.roofline import print_model, with_chips
 from mlxrun.cli.sections import Command
+from mlxrun.config import CacheConfig
 
 # Longest metadata value that is shown in full.
 WIDEST = 100
@@ -82,7 +83,7 @@ def inspect_command(
         path,
         context=context,
         parallel=parallel,
-        cache=(cache_type_k, cache_type_v),
+        cache=CacheConfig(cache_type_k=cache_type_k, cache_type_v=cache_type_v),
         chips=chips,
         policy=policy,
     )

@@ -19,12 +19,12 @@ from converters.gguf.names import NameMap
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from converters.quantize.encode import expected_layout
 from converters.quantize.policy import POLICIES, Policy
-from mlxrun.cache.choice import Wanted
 from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, described
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.roofline import model_facts
 from mlxrun.cli.safetensors import StoredTensor, stored_tensors
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.generation.serving import most_beside
 from mlxrun.loader import DTYPES, GGUFSource, Source, WeightStorage, open_model, run_dtype
 from mlxrun.memory.plan import plan_source
@@ -45,7 +45,7 @@ def inspect_model(
     *,
     context: int | None,
     parallel: int = 1,
-    cache: tuple[str | None, str | None] = (None, None),
+    cache: CacheConfig = DEFAULT_CACHE,
     policy: str | None = None,
     chips: Sequence[str] = (),
 ) -> Facts:
@@ -55,7 +55,6 @@ def inspect_model(
         path: a ``.gguf`` file (vocabulary-only and of any architecture, too) or a model directory.
         context: tokens to plan memory for; by default the model's own context length.
         parallel: sequences to plan memory for.
-        cache: how keys and values are stored; see :mod:`mlxrun.cache.types`.
         policy: the one to estimate a conversion for, and to plan with; by default all are
             estimated, and the plan is of what a run chooses.
         chips: names of those whose limits to tell; see :mod:`mlxrun.analysis.chips`.
@@ -81,9 +80,8 @@ def inspect_model(
     facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
     if source and storage:
-        wanted = Wanted(None, 0, *cache)
         beside = most_beside(offline=True)
-        plan = plan_source(source, storage, cache=wanted, prefill_tokens=beside)
+        plan = plan_source(source, storage, cache=cache, prefill_tokens=beside)
         plan = replace(plan, prefix_bytes=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         longest = facts["model"]["context_length"]
         tokens = context or longest

@@ -15,8 +15,8 @@ from mlxrun.cli.sections import option_in
 from mlxrun.products import DEFAULT, PLANES
 
 if TYPE_CHECKING:
-    from mlxrun.generation.request import Chunk, Usage
     from mlxrun.llm import LLM
+    from mlxrun.outputs import Chunk, Usage
     from mlxrun.sampling_defaults import SamplingDefaults
 
 POLICIES = ("exact", "near", "compact")

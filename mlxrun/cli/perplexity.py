@@ -14,6 +14,7 @@ from mlxrun.cli.console import Output, json_of, table
 from mlxrun.cli.loading import load_model, with_loading
 from mlxrun.cli.scoring import read_on, read_text, scored, shown, with_windows
 from mlxrun.cli.sections import Command
+from mlxrun.config import CacheConfig, CacheTypeOptions, names_of
 
 
 @click.command("perplexity", cls=Command)
@@ -63,7 +64,8 @@ def perplexity_command(
         verbose=verbose,
         cache_types=(options["cache_type_k"], options["cache_type_v"]),
     )
-    scoring = Scoring(llm, text, **options)
+    types = {name: options.pop(name) for name in names_of(CacheTypeOptions)}
+    scoring = Scoring(llm, text, cache=CacheConfig(**types), **options)
     interrupted = read_on(scoring, "Reading", "perplexity")
     result = scoring.result()
     if as_json:

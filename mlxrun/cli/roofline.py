@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.console import Bar, Output, Table, in_thousands, size, table
+from mlxrun.config import CacheConfig, StorageOptions
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _known(
 
 
 def roofline_facts(
-    llm: LLM, path: Path, results: Results, policy: str | None, cache: Mapping[str, Any]
+    llm: LLM, path: Path, results: Results, policy: str | None, cache: StorageOptions
 ) -> Facts:
     """Measured results next to limits; measures the device, which takes some seconds.
 
@@ -63,7 +64,6 @@ def roofline_facts(
         policy: it was loaded with.
         cache: how keys and values were stored and attended to, as ``LLM.session`` takes it.
     """
-    from mlxrun.admission import Options
     from mlxrun.analysis.chips import CHIPS
     from mlxrun.analysis.device import measure_device
     from mlxrun.analysis.model_cost import model_cost
@@ -76,7 +76,7 @@ def roofline_facts(
     with Bar("Measuring this device", count=""):
         device = measure_device()
     model, dtype = llm.model, str(llm.model.dtype).removeprefix("mlx.core.")
-    wanted = Options(**cache).wanted()
+    wanted = CacheConfig(**cache)
     runtimes = (OURS,) if cache else SAME_WEIGHTS  # mlx-lm's caches are plain
     modules = model.module_bytes if isinstance(model, Transformer) else {}
     storage = WeightStorage(model.nbytes, dtype, False, "as loaded", modules)
@@ -101,7 +101,7 @@ def model_facts(
     *,
     context: int,
     parallel: int,
-    cache: tuple[str | None, str | None],
+    cache: CacheConfig,
     chips: Sequence[str],
     policy: str | None = None,
 ) -> Facts:
@@ -111,7 +111,6 @@ def model_facts(
         source: of headers.
         context: tokens of each sequence.
         parallel: sequences at once.
-        cache: types of keys and of values.
         chips: names.
         policy: of a GGUF's conversion; see :func:`mlxrun.load`.
 
@@ -123,12 +122,11 @@ def model_facts(
     from mlxrun.analysis.device import measure_device
     from mlxrun.analysis.model_cost import model_cost
     from mlxrun.analysis.roofline import cost_facts, limit_facts, weight_facts
-    from mlxrun.cache.choice import Wanted
     from mlxrun.generation.engine import PREFILL_CHUNK
 
     def costed(dtype: str | None) -> tuple[ModelCost, dict[str, Cost], WeightStorage]:
         storage = source.storage(dtype=dtype, policy=policy)
-        cost = model_cost(source.config, storage, Wanted(None, 0, *cache))
+        cost = model_cost(source.config, storage, cache)
         costs = {
             "decode": decode_cost(cost, context - 1, rows=parallel),
             "prefill": prefill_cost(cost, context, chunk=PREFILL_CHUNK),

@@ -19,7 +19,7 @@ import click
 from mlxrun.bench.workloads import number
 from mlxrun.cli.sections import option_in
 from mlxrun.errors import ParameterError
-from mlxrun.generation.request import Request, SamplingParams
+from mlxrun.outputs import Request, SamplingParams
 from mlxrun.sampling_defaults import RECOMMENDABLE, SamplingDefaults
 
 Values = dict[str, Any]

@@ -17,7 +17,7 @@ from mlxrun.errors import ContextLengthError, MlxrunError
 
 if TYPE_CHECKING:
     from mlxrun.cli.thinking import Think
-    from mlxrun.generation.request import Usage
+    from mlxrun.outputs import Usage
 
 # What to do about a full context.
 ROOM = "/undo takes back the last exchange, /clear starts anew, chat --window N forgets as it goes"

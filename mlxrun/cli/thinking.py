@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from mlxrun.generation.request import Chunk
+    from mlxrun.outputs import Chunk
     from mlxrun.text.tokenizer import Tokenizer
 
 # Opening to closing marker: DeepSeek R1, Qwen3, GLM-4.5 and most others; Magistral; Seed-OSS.

@@ -19,10 +19,10 @@ from mlxrun.cache.radix import shared
 from mlxrun.computing import COMPUTING
 from mlxrun.display import table
 from mlxrun.errors import CacheError, NumericError, ProcessError
-from mlxrun.generation.request import TokenLogprob
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.generation.stepping import Stepper, draw
 from mlxrun.model import Model
+from mlxrun.outputs import TokenLogprob
 
 # Tokens per forward pass of the prefill: enough for matrix products to be efficient, few enough to
 # bound the memory of a pass and to let a caller show progress.

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from mlxrun.computing import check_process
-from mlxrun.generation.request import Chunk, Completion, completed
+from mlxrun.outputs import Chunk, Completion, completed
 
 
 class Handle:

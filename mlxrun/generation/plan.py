@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import mlx.core as mx
 
 from mlxrun.generation import noise, penalties
-from mlxrun.generation.parameters import SamplingParams
+from mlxrun.sampling_params import SamplingParams
 
 __all__ = ["Plan", "Settings", "State"]
 

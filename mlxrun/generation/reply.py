@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from mlxrun.generation.request import Chunk, FinishReason, Request, TokenLogprob, Usage
+from mlxrun.outputs import Chunk, FinishReason, Request, TokenLogprob, Usage
 from mlxrun.text.stops import StopMatcher
 from mlxrun.text.tokenizer import Tokenizer
 

@@ -33,9 +33,9 @@ import mlx.core as mx
 
 from mlxrun.errors import ParameterError
 from mlxrun.generation import noise, penalties, truncation
-from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.plan import Group, Plan, Settings, State
 from mlxrun.kernels.cpu_ops import log_softmax
+from mlxrun.sampling_params import SamplingParams
 
 __all__ = ["Plan", "Sampled", "Sampler", "Settings", "State", "distribution", "next_token"]
 

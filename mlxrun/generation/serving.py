@@ -22,12 +22,12 @@ from mlxrun.generation.batch import Batch, Drawn, Live
 from mlxrun.generation.engine import PREFILL_CHUNK, no_numbers
 from mlxrun.generation.pace import Pace
 from mlxrun.generation.reply import Reply
-from mlxrun.generation.request import Chunk, FinishReason, Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.scheduler import Plan, Scheduler
 from mlxrun.generation.sharing import Sharing
 from mlxrun.kernels.device import device
 from mlxrun.model import Model
+from mlxrun.outputs import Chunk, FinishReason, Request
 
 Listener = Callable[[Chunk | MlxrunError], None]
 

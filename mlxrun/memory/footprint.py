@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlxrun.cache.by_channel import ByChannel
-from mlxrun.cache.choice import Wanted, formats
+from mlxrun.cache.choice import bound_bytes, formats, make_cache
 from mlxrun.cache.formats import Format, Plain, Seen, reads_packed
 from mlxrun.cache.rotating import RotatingCache
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.kernels.device import CPU, Device
 from mlxrun.kernels.native import GATES
 from mlxrun.models.config import (
@@ -47,7 +48,6 @@ _SCORES_BY_CHANNEL = 4
 # and values are packed, which takes more operations (measured).
 QUEUED, OF_A_LAYER, AHEAD_PACKED = 56, 8, 2
 # Dense, in the type of activations.
-DEFAULT_CACHE = Wanted(None, 0, None, None)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Execution:
     device: Device = CPU
     packed: bool = False
     fused: bool = False
-    cache: Wanted = DEFAULT_CACHE
+    cache: CacheConfig = DEFAULT_CACHE
 
     @property
     def unpacks(self) -> bool:
@@ -235,18 +235,18 @@ def footprint(config: ModelConfig, run: Execution) -> Footprint:
 def _layer(config: ModelConfig, block: Layer, run: Execution) -> LayerFootprint:
     attention, size = block.attention, run.dtype.size
     shape = attention.cache_shape
-    keys, values = formats(shape, run.cache.keys, run.cache.values)
+    keys, values = formats(shape, run.cache)
     widths = shape.heads * (shape.key + shape.value)
     plain = all(
         isinstance(each, Plain) and (each.dtype is None or each.dtype == run.dtype)
         for each in (keys, values)
     )
-    cache = run.cache.cache(shape, attention.window)
+    cache = make_cache(run.cache, shape, attention.window)
     window = cache.layout.size if isinstance(cache, RotatingCache) else None
     return LayerFootprint(
         token=keys.token_bytes(shape.heads, shape.key, run.dtype)
         + values.token_bytes(shape.heads, shape.value, run.dtype)
-        + run.cache.bound_bytes(shape, attention.window, run.dtype),
+        + bound_bytes(run.cache, shape, attention.window, run.dtype),
         fixed=keys.fixed_bytes(shape.heads, shape.key, run.dtype),
         window=window,
         stream=size * _stream(config, block, run),

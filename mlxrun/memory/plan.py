@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlxrun.cache.choice import Wanted
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import MemoryLimitError
 from mlxrun.kernels.device import device
 from mlxrun.loader import DTYPES, Source, WeightStorage, definition
 from mlxrun.memory.device import LIMIT, bound_cache, machine_memory, room
-from mlxrun.memory.footprint import DEFAULT_CACHE, Execution, Footprint, footprint, weight_count
+from mlxrun.memory.footprint import Execution, Footprint, footprint, weight_count
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 
@@ -196,7 +196,7 @@ def plan_source(
     source: Source,
     storage: WeightStorage,
     *,
-    cache: Wanted = DEFAULT_CACHE,
+    cache: CacheConfig = DEFAULT_CACHE,
     prefill_tokens: int = ALONE,
 ) -> MemoryPlan:
     """The plan of a model that is not loaded.
@@ -217,7 +217,7 @@ def plan_loaded(
     model: Model[Any],
     config: Mapping[str, Any],
     *,
-    cache: Wanted = DEFAULT_CACHE,
+    cache: CacheConfig = DEFAULT_CACHE,
     prefill_tokens: int = ALONE,
     prefix_bytes: int = 0,
     used_prefix_bytes: int = 0,
@@ -249,7 +249,10 @@ def _others(ours: int) -> int:
 
 
 def footprint_of(
-    defined: Any, config: Mapping[str, Any], storage: WeightStorage, cache: Wanted = DEFAULT_CACHE
+    defined: Any,
+    config: Mapping[str, Any],
+    storage: WeightStorage,
+    cache: CacheConfig = DEFAULT_CACHE,
 ) -> Footprint:
     """The footprint of a model, ours or mlx-lm's, by its :func:`mlxrun.loader.definition`."""
     dtype = DTYPES[storage.dtype]

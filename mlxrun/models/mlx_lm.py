@@ -40,8 +40,8 @@ from converters.directory.weights import Weights
 from converters.gguf.checks import MAX_BLOCKS
 from converters.quantize.layout import FIXED_MODES, Layout, affine, fixed
 from mlxrun.cache.base import Memory, Named, State
-from mlxrun.cache.sparsity import Sparse
 from mlxrun.cache.store import copied, joined
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import (
     AdapterError,
     CacheError,
@@ -445,31 +445,24 @@ class MLXLMModel:
             logits: mx.array = self.module(tokens, cache=entries)
         return logits
 
-    def make_cache(
-        self,
-        *,
-        window: int | None = None,
-        keep: int = 0,
-        keys: str | None = None,
-        values: str | None = None,
-        sparse: Sparse | None = None,
-    ) -> list[MLXLMCache]:
+    def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[MLXLMCache]:
         """An empty cache, one for the whole model.
 
         Raises:
             CacheError: a window that the class cannot do with; a type of K/V; a sparse pattern.
         """
-        if sparse is not None:
+        if config.sparse is not None:
             raise CacheError(
                 f"{self.summary.name} attends to all cached tokens",
                 hint="Leave attention out, or give it a window",
             )
-        if keys is not None or values is not None:
+        if config.types != (None, None):
             raise CacheError(
                 f"{self.summary.name} stores keys and values as they come",
                 hint="Leave the types of the cache out",
             )
         entries = make_prompt_cache(self.module)
+        window, keep = config.window, config.keep
         if window is None:
             return [MLXLMCache(entries)]
         self._check_forgets(window, keep)

@@ -13,8 +13,8 @@ from functools import partial
 import mlx.core as mx
 
 from mlxrun.cache.base import Cache, Position, following
-from mlxrun.cache.choice import Wanted
-from mlxrun.cache.sparsity import Sparse
+from mlxrun.cache.choice import make_cache
+from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import CacheError
 from mlxrun.model import ModelSummary
 from mlxrun.models.attention import attention
@@ -170,29 +170,12 @@ class Transformer:
         layers, heads, kv_heads = len(config.layers), attention.heads, attention.kv_heads
         return ModelSummary(config.family, layers, config.hidden_size, heads, kv_heads)
 
-    def make_cache(
-        self,
-        *,
-        window: int | None = None,
-        keep: int = 0,
-        keys: str | None = None,
-        values: str | None = None,
-        sparse: Sparse | None = None,
-    ) -> list[Cache]:
-        """Empty caches, one per layer.
-
-        Args:
-            window: cache only the last ``window`` tokens (and the first ``keep``) in layers that
-                cache all; layers with a window of their own keep the smaller one.
-            keep: first tokens never evicted under ``window``.
-            keys, values: how each is stored, by name; see :mod:`mlxrun.cache.types`.
-            sparse: which tokens a sampled token attends to, in layers without a window.
-        """
-        partial = window is not None or sparse is not None
+    def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[Cache]:
+        """Empty caches, one per layer; a layer with a window of its own keeps the smaller one."""
+        partial = config.window is not None or config.sparse is not None
         if partial and any(layer.attention.alibi for layer in self.config.layers):
             raise CacheError("a model with ALiBi cannot forget: its scores go by every distance")
-        cache_config = Wanted(window, keep, keys, values, sparse)
         return [
-            cache_config.cache(one.attention.cache_shape, one.attention.window)
+            make_cache(config, one.attention.cache_shape, one.attention.window)
             for one in self.config.layers
         ]

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 import mlx.core as mx
 import numpy as np
 
-from mlxrun.cache.choice import Wanted
 from mlxrun.computing import COMPUTING
+from mlxrun.config import (
+    DEFAULT_CACHE,
+    CacheConfig,
+    CacheTypeOptions,
+    check_callback,
+    known,
+    names_of,
+)
 from mlxrun.errors import ParameterError
 from mlxrun.generation.engine import no_numbers
-from mlxrun.generation.parameters import check_callback
 from mlxrun.memory.plan import MemoryPlan, plan_loaded
 from mlxrun.quality.divergence import Comparison, Differences, Kept, comparison, differences
 from mlxrun.quality.estimates import Estimate, Floats, mean
@@ -26,7 +31,7 @@ from mlxrun.quality.memory import check_memory
 from mlxrun.quality.perplexity import Perplexity, perplexity_of, predicted
 from mlxrun.quality.reading import logits_of
 from mlxrun.quality.vocabularies import check_cut, check_same
-from mlxrun.quality.windows import Windows, windows
+from mlxrun.quality.windows import WindowOptions, Windows, windows
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -43,13 +48,12 @@ def _tokens(llm: LLM, text: str, parse_special: bool) -> list[int]:
 class _Form:
     """A model and how it stores keys and values."""
 
-    def __init__(self, llm: LLM, keys: str | None, values: str | None) -> None:
-        self.llm, self.model = llm, llm.model
-        self._types = keys, values
-        self._cache: Callable[[], list[Any]] = partial(
-            llm.model.make_cache, keys=keys, values=values
-        )
-        self._cache()  # refuses now what it does not have
+    def __init__(self, llm: LLM, cache: CacheConfig) -> None:
+        self.llm, self.model, self._config = llm, llm.model, cache
+        self._cache()  # raises now if the model cannot have such a cache
+
+    def _cache(self) -> list[Any]:
+        return self.model.make_cache(self._config)
 
     def read(self, ids: list[int], scored: int) -> Iterator[Part]:
         """Logits before each of the last ``scored`` tokens of a window, and these tokens."""
@@ -57,7 +61,7 @@ class _Form:
 
     def plan(self) -> MemoryPlan:
         """What it takes in memory."""
-        return plan_loaded(self.model, self.llm.config, cache=Wanted(None, 0, *self._types))
+        return plan_loaded(self.model, self.llm.config, cache=self._config)
 
     def checked(self, array: mx.array) -> Floats:
         """Numbers on the host.
@@ -110,12 +114,11 @@ class Scoring(_Run[Floats]):
         llm: LLM,
         text: str,
         *,
-        cache_type_k: str | None = None,
-        cache_type_v: str | None = None,
+        cache: CacheConfig = DEFAULT_CACHE,
         parse_special: bool = False,
-        **wanted: Any,
+        **wanted: Unpack[WindowOptions],
     ) -> None:
-        self._form = _Form(llm, cache_type_k, cache_type_v)
+        self._form = _Form(llm, cache)
         tokens = _tokens(llm, text, parse_special)
         super().__init__(windows(tokens, llm.tokenizer.prefix, llm.context_length, **wanted))
         check_memory([self._form.plan()], self.plan.context, llm.model.vocab_size)
@@ -147,15 +150,12 @@ class Comparing(_Run[Kept]):
         b: LLM,
         text: str,
         *,
-        a_cache_type_k: str | None = None,
-        a_cache_type_v: str | None = None,
-        b_cache_type_k: str | None = None,
-        b_cache_type_v: str | None = None,
+        cache_a: CacheConfig = DEFAULT_CACHE,
+        cache_b: CacheConfig = DEFAULT_CACHE,
         parse_special: bool = False,
-        **wanted: Any,
+        **wanted: Unpack[WindowOptions],
     ) -> None:
-        self._a = _Form(a, a_cache_type_k, a_cache_type_v)
-        self._b = _Form(b, b_cache_type_k, b_cache_type_v)
+        self._a, self._b = _Form(a, cache_a), _Form(b, cache_b)
         check_same(a, b)
         tokens = _tokens(a, text, parse_special)
         if b.tokenizer is not a.tokenizer:
@@ -193,55 +193,88 @@ class Comparing(_Run[Kept]):
         return comparison(kept, **self._facts())
 
 
+class _ScoringOptions(WindowOptions, total=False):
+    parse_special: bool
+
+
+class PerplexityOptions(_ScoringOptions, CacheTypeOptions, total=False):
+    """The options of :func:`perplexity`."""
+
+
+class CompareOptions(_ScoringOptions, total=False):
+    """The options of :func:`compare`; ``a_`` and ``b_`` are before those of one model alone."""
+
+    a_cache_type_k: str | None
+    a_cache_type_v: str | None
+    b_cache_type_k: str | None
+    b_cache_type_v: str | None
+
+
+def _split(options: dict[str, Any], prefix: str = "") -> CacheConfig:
+    """Take the cache types that begin with ``prefix`` out of ``options``."""
+    names = [name for name in names_of(CacheTypeOptions) if prefix + name in options]
+    return CacheConfig(**{name: options.pop(prefix + name) for name in names})
+
+
 def perplexity(
-    llm: LLM, text: str, *, progress: Progress | None = None, **options: Any
+    llm: LLM, text: str, *, progress: Progress | None = None, **options: Unpack[PerplexityOptions]
 ) -> Perplexity:
-    """How well a model predicts a text, as llama.cpp's llama-perplexity measures it.
+    """How well a model predicts a text, measured as by llama.cpp's llama-perplexity.
 
     Args:
         text: at least a window long.
-        progress: called with (windows read, windows in all).
-        context: tokens of a window; by default 512, or what the model can see if that is less.
+        progress: called with (windows done, windows in all).
+        context: tokens of a window; by default 512, or the model's context if that is less.
         stride: windows begin so many tokens apart, and so many at the end of each are scored. By
             default windows lie side by side, and the second half of each is scored, but for its
             first token: ``context - 1 - context // 2`` tokens.
-        chunks: read no more than so many windows.
-        bos: let each window begin with what the tokenizer puts before a text, such as BOS, in
-            place of its own first token; true by default.
+        chunks: the most windows.
+        bos: begin each window with the tokenizer's prefix, such as BOS, in place of its own first
+            token; true by default.
         parse_special: let ``<|markers|>`` in the text be control tokens, as in recorded chats.
-        cache_type_k, cache_type_v: how keys and values are stored; see :meth:`mlxrun.LLM.session`.
-            All tokens of a window meet each other as they are stored.
+        cache_type_k, cache_type_v: see :class:`mlxrun.config.CacheConfig`. All tokens of
+            a window attend to each other as they are stored.
 
     Raises:
         ParameterError: a value outside its range, or a text shorter than a window.
-        ContextLengthError: a window longer than the model can see.
+        ContextLengthError: a window longer than the model's context.
         CacheError: the model stores keys and values in its own way.
         NumericError: the model's output is not finite.
     """
-    scoring = Scoring(llm, text, **options)
+    known(options, names_of(PerplexityOptions))
+    given: dict[str, Any] = {**options}
+    scoring = Scoring(llm, text, cache=_split(given), **given)
     scoring.finish(progress)
     return scoring.result()
 
 
 def compare(
-    a: LLM, b: LLM, text: str, *, progress: Progress | None = None, **options: Any
+    a: LLM,
+    b: LLM,
+    text: str,
+    *,
+    progress: Progress | None = None,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """How far B's predictions of a text are from A's.
 
     Args:
         a: the reference, such as ``load("model.gguf", policy="exact", dtype="float32")``.
         b: another model or form of the same vocabulary; it may be ``a`` itself.
-        text, progress, context, stride, chunks, bos, parse_special: as :func:`perplexity` has them.
+        text, progress, context, stride, chunks, bos, parse_special: as in :func:`perplexity`.
         a_cache_type_k, a_cache_type_v, b_cache_type_k, b_cache_type_v: how each stores keys and
             values.
 
     Raises:
-        TokenizerError: the vocabularies differ; says in what.
+        TokenizerError: the vocabularies differ; the message says where.
         ParameterError, ContextLengthError, CacheError, NumericError: as :func:`perplexity`.
     """
     for name, model in (("a", a), ("b", b)):
         if not hasattr(model, "tokenizer"):
             raise ParameterError(name, model, "a model, as mlxrun.load returns it")
-    comparing = Comparing(a, b, text, **options)
+    known(options, names_of(CompareOptions))
+    given: dict[str, Any] = {**options}
+    cache_a, cache_b = _split(given, "a_"), _split(given, "b_")
+    comparing = Comparing(a, b, text, cache_a=cache_a, cache_b=cache_b, **given)
     comparing.finish(progress)
     return comparing.result()

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
+from mlxrun.config import Range
 from mlxrun.errors import ContextLengthError, ParameterError
-from mlxrun.generation.parameters import Range
 
 # The window where none is asked for, as llama-perplexity has it.
 USUAL = 512
 # A smaller window has less than two tokens in its second half.
 SMALLEST = 5
+
+
+class WindowOptions(TypedDict, total=False):
+    """Which tokens of a text are scored: see :func:`~mlxrun.quality.measure.perplexity`."""
+
+    context: int | None
+    stride: int | None
+    chunks: int | None
+    bos: bool
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,13 @@ from converters.gguf.adapter import read_adapter
 from converters.quantize.encode import Patch, PrepareMerge, Rows
 from converters.quantize.layout import Layout
 from converters.quantize.packing import Floats
+from mlxrun.config import AdapterChoice
 from mlxrun.errors import AdapterError, ParameterError
 from mlxrun.models.config import Attention, FeedForward, ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.weights.lora import OTHER_MODEL, LoRA
 from mlxrun.weights.parameters import Parameters
 
-#: A path, or paths, each alone or with a strength.
-AdapterChoice = str | Path | Sequence[str | Path | tuple[str | Path, float]]
 Config = Mapping[str, Any]
 
 # Modules that turn tokens into rows: adapters store their matrices for looking up rows.

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from cache_configs import caching
 from conformance.skeleton import Skeleton, names, read
 from mlx.nn import Embedding, Linear, Module
 from mlx_lm_models import CONFIGS, save, stock
@@ -20,8 +21,7 @@ import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.analysis.costs import decode_cost
 from mlxrun.analysis.model_cost import mlx_lm_cost, model_cost, weight_cost
-from mlxrun.cache.choice import Wanted
-from mlxrun.cache.sparsity import options
+from mlxrun.cache.choice import read_bytes
 from mlxrun.loader import WeightStorage, definition, load_model, open_model
 from mlxrun.memory.footprint import weight_count
 from mlxrun.models.config import ModelConfig
@@ -159,10 +159,10 @@ def test_keys_and_values_are_what_caches_store(
     tmp_path: Path, types: tuple[str | None, str | None], window: int | None
 ) -> None:
     llm = mlxrun.load(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
-    wanted = Wanted(window, 0, *types)
+    wanted = caching(window, 0, *types)
     held = WeightStorage(llm.model.nbytes, "float32", False, "", llm.model.module_bytes)
     counts = model_cost(llm.config, held, wanted)
-    caches = llm.model.make_cache(window=window, keys=types[0], values=types[1])
+    caches = llm.model.make_cache(wanted)
     llm.model(mx.zeros((1, 256), mx.int32), caches, last_only=True)  # a capacity: all slots used
     stored = sum(cache.nbytes for cache in caches)
     work = decode_cost(counts, context=255)
@@ -174,7 +174,7 @@ def test_keys_by_channel_are_no_more_than_plain_ones(tmp_path: Path) -> None:
     """Bounds from below: the ring of keys that wait to be packed holds no more than there are."""
     config, held = promised(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
     plain, packed = (
-        model_cost(config, held, Wanted(None, 0, keys, None)) for keys in (None, "q4c")
+        model_cost(config, held, caching(None, 0, keys, None)) for keys in (None, "q4c")
     )
     for context in (0, 1, 31, 200, 900):
         assert decode_cost(packed, context).cache_read <= decode_cost(plain, context).cache_read
@@ -188,16 +188,15 @@ def test_patterns_read_what_sessions_say_that_they_read(
     tmp_path: Path, types: tuple[str | None, str | None], attention: str | None
 ) -> None:
     config, held = promised(Tiny(head_dim=32).write(tmp_path / "m.gguf"))
-    window, keep, sparse = options(attention)
-    wanted = Wanted(window, keep, *types, sparse)
+    wanted = caching(None, 0, *types, attention)
     counts = model_cost(config, held, wanted)
     blocks = [layer.attention for layer in model_config(dict(config)).layers]
     shapes = [(each.cache_shape, each.window) for each in blocks]
     lengths = (1, 60, 300, 900)
     for length in lengths:
         step = decode_cost(counts, length - 1)
-        assert step.cache_read == wanted.read_bytes(shapes, mx.float32, length)
-    reads = sum(wanted.read_bytes(shapes, mx.float32, n) for n in range(51, 55))
+        assert step.cache_read == read_bytes(wanted, shapes, mx.float32, length)
+    reads = sum(read_bytes(wanted, shapes, mx.float32, n) for n in range(51, 55))
     assert decode_cost(counts, 50, tokens=4, rows=2).cache_read == 2 * reads
 
 

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from agreement import HEADS, KV_HEADS, PRODUCT, Life, lives, run
+from cache_configs import caching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache, Stored, as_given
@@ -13,7 +14,7 @@ from stored import packed
 
 from mlxrun.cache.by_channel import ByChannel
 from mlxrun.cache.channels import ChannelCache
-from mlxrun.cache.choice import Wanted, formats
+from mlxrun.cache.choice import formats, make_cache
 from mlxrun.cache.formats import PLAIN, Quantised
 from mlxrun.cache.store import BUCKET
 from mlxrun.cache.types import Shape
@@ -188,12 +189,12 @@ def test_bytes_grow_as_predicted() -> None:
 
 def test_what_cannot_be_by_channel_is_refused() -> None:
     shape = Shape(2, 64, 64)
-    assert formats(shape, "q4c", "q8")[0] == ByChannel(4, 64)
-    assert formats(shape, "q2c/32", None)[0] == ByChannel(2, 32)
+    assert formats(shape, caching(keys="q4c", values="q8"))[0] == ByChannel(4, 64)
+    assert formats(shape, caching(keys="q2c/32", values=None))[0] == ByChannel(2, 32)
     with pytest.raises(ParameterError, match="cache_type_v must be without c"):
-        formats(shape, None, "q4c")
+        formats(shape, caching(keys=None, values="q4c"))
     for window, own in ((8, None), (None, 8)):
         with pytest.raises(CacheError, match="cannot forget old tokens"):
-            Wanted(window, 0, "q4c", None).cache(shape, own)
+            make_cache(caching(window, 0, "q4c", None), shape, own)
     with pytest.raises(CacheError, match="use attend"):
         ChannelCache(ByChannel(4, 32)).update(mx.ones((1, 2, 1, 4)), mx.ones((1, 2, 1, 4)))

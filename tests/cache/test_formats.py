@@ -8,12 +8,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from agreement import HEADS, KV_HEADS, PRODUCT, Life, lives, run
+from cache_configs import caching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache, Stored, as_given
 from stored import half, packed
 
-from mlxrun.cache.choice import Wanted, formats
+from mlxrun.cache.choice import formats, make_cache
 from mlxrun.cache.dense import DenseCache
 from mlxrun.cache.formats import AcrossHeads, Format, Quantised, Seen, reads_packed
 from mlxrun.cache.rotating import RotatingCache
@@ -36,7 +37,7 @@ NAMED: Any = {"argvalues": CASES, "ids": [f"{k}-{v}-{width}" for k, v, width, *_
 
 def cache(case: Case, window: int | None = None, keep: int = 0) -> RowCache:
     keys, values, width = case[:3]
-    made = Wanted(window, keep, keys, values).cache(Shape(KV_HEADS, width, width), None)
+    made = make_cache(caching(window, keep, keys, values), Shape(KV_HEADS, width, width), None)
     assert isinstance(made, RowCache)
     return made
 
@@ -91,7 +92,7 @@ def test_rows_of_a_batch(case: Case, window: int | None, lengths: list[int], see
 @pytest.mark.parametrize(("heads", "width"), [(2, 64), (3, 96), (4, 8), (1, 512)])
 @pytest.mark.parametrize("name", NAMES)
 def test_bytes_of_a_token(name: str, heads: int, width: int, dtype: mx.Dtype) -> None:
-    keys, values = formats(Shape(heads, width, width), name, "q4")
+    keys, values = formats(Shape(heads, width, width), caching(keys=name, values="q4"))
     made, x = DenseCache(keys, values), mx.ones((1, heads, 3, width), dtype)
     made.update(x, x)
     predicted = sum(one.token_bytes(heads, width, dtype) for one in (keys, values))
@@ -99,7 +100,7 @@ def test_bytes_of_a_token(name: str, heads: int, width: int, dtype: mx.Dtype) ->
 
 
 def test_widths_of_keys_and_values_may_differ() -> None:
-    made = Wanted(None, 0, "q8", "q4/32").cache(Shape(1, 64, 512), None)
+    made = make_cache(caching(None, 0, "q8", "q4/32"), Shape(1, 64, 512), None)
     k, v, _ = made.update(mx.ones((1, 1, 5, 64)), mx.ones((1, 1, 5, 512)))
     assert (k.shape, v.shape) == ((1, 1, 5, 64), (1, 1, 5, 512))
 
@@ -119,7 +120,7 @@ def test_widths_of_keys_and_values_may_differ() -> None:
 def test_the_largest_group_that_divides(
     name: str, heads: int, width: int, expected: Format
 ) -> None:
-    assert formats(Shape(heads, width, width), name, None)[0] == expected
+    assert formats(Shape(heads, width, width), caching(keys=name, values=None))[0] == expected
 
 
 def test_every_name_and_every_synonym_means_something() -> None:
@@ -139,7 +140,7 @@ def test_other_names_are_refused(name: object) -> None:
 
 def test_heads_that_no_group_divides_are_refused() -> None:
     with pytest.raises(ParameterError, match="20 wide, nor all 2 together"):
-        formats(Shape(2, 20, 20), "q8", None)
+        formats(Shape(2, 20, 20), caching(keys="q8", values=None))
 
 
 def test_few_queries_read_packed_codes_many_unpack_them() -> None:
@@ -165,8 +166,8 @@ def test_trimming_and_forking_keep_what_is_packed() -> None:
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("keys", ["q8", "q4c/32", "mxfp8", "f32"])
 def test_half_precision_stays_half(keys: str, dtype: mx.Dtype) -> None:
-    made = Wanted(None, 0, keys, "q8").cache(Shape(KV_HEADS, 64, 64), None)
-    exact = Wanted(None, 0, keys, "q8").cache(Shape(KV_HEADS, 64, 64), None)
+    made = make_cache(caching(None, 0, keys, "q8"), Shape(KV_HEADS, 64, 64), None)
+    exact = make_cache(caching(None, 0, keys, "q8"), Shape(KV_HEADS, 64, 64), None)
     for tokens in (90, 1, 1):
         q = mx.random.normal((1, HEADS, tokens, 64)).astype(dtype)
         k, v = mx.random.normal((2, 1, KV_HEADS, tokens, 64)).astype(dtype)

@@ -12,10 +12,11 @@ from naive_cache import NaiveCache
 from stored import half, packed
 
 from mlxrun.cache.base import Cache
-from mlxrun.cache.choice import Wanted
+from mlxrun.cache.choice import make_cache
 from mlxrun.cache.probe import attention_error
 from mlxrun.cache.products import product
 from mlxrun.cache.types import Shape
+from mlxrun.config import CacheConfig
 from mlxrun.errors import ParameterError
 
 HEADS, WIDTH, LAYERS = 4, 32, 2
@@ -27,15 +28,18 @@ def drawn(layer: int, heads: int, what: int) -> np.ndarray:
     return rng.standard_normal((1, heads, len(TOKENS), WIDTH)).astype(np.float32)
 
 
+def types(keys: str | None, values: str | None) -> CacheConfig:
+    return CacheConfig(cache_type_k=keys, cache_type_v=values)
+
+
 class Layers:
     """What the probe needs of a model: layers whose queries, keys and values are known."""
 
     def __init__(self) -> None:
         self.given: list[mx.array] = []
 
-    def make_cache(self, **types: Any) -> list[Cache]:
-        wanted = Wanted(None, 0, types["keys"], types["values"])
-        return [wanted.cache(Shape(2, WIDTH, WIDTH), None) for _ in range(LAYERS)]
+    def make_cache(self, config: CacheConfig) -> list[Cache]:
+        return [make_cache(config, Shape(2, WIDTH, WIDTH), None) for _ in range(LAYERS)]
 
     def __call__(self, tokens: mx.array, cache: Sequence[Cache]) -> mx.array:
         start, count = cache[0].offset, tokens.shape[1]
@@ -62,7 +66,9 @@ def by_hand(keys: Any, values: Any) -> float:
 
 
 def test_errors_are_those_by_hand() -> None:
-    got = attention_error(Layers(), TOKENS, [("q8", "q8"), ("q4", "f16"), (None, None)])
+    got = attention_error(
+        Layers(), TOKENS, [types("q8", "q8"), types("q4", "f16"), types(None, None)]
+    )
     assert got[0] == pytest.approx(by_hand(packed(8, 32), packed(8, 32)), rel=1e-3)
     assert got[1] == pytest.approx(by_hand(packed(4, 32), half), rel=1e-3)
     assert got[2] == 0
@@ -70,12 +76,12 @@ def test_errors_are_those_by_hand() -> None:
 
 def test_the_model_goes_on_with_the_plain_result() -> None:
     judged, alone = Layers(), Layers()
-    attention_error(judged, TOKENS[:50], [("q2", "q2")])
-    alone(mx.array([TOKENS[:50]]), alone.make_cache(keys=None, values=None))
+    attention_error(judged, TOKENS[:50], [types("q2", "q2")])
+    alone(mx.array([TOKENS[:50]]), alone.make_cache(types(None, None)))
     for got, expected in zip(judged.given, alone.given, strict=True):
         assert mx.array_equal(got, expected)
 
 
 def test_types_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ParameterError, match="cache_type_k must be one of"):
-        attention_error(Layers(), TOKENS, [("q9", "q8")])
+        attention_error(Layers(), TOKENS, [types("q9", "q8")])

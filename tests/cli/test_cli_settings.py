@@ -19,7 +19,7 @@ from mlxrun.cli.settings import (
     store_settings,
 )
 from mlxrun.errors import ParameterError
-from mlxrun.generation.request import SamplingParams
+from mlxrun.outputs import SamplingParams
 
 WORDS = st.text(min_size=1).filter(lambda text: text.lower() != "none")
 VALUES = {

@@ -14,7 +14,7 @@ import mlxrun
 from mlxrun.cli.conversation import Conversation
 from mlxrun.cli.settings import chat_defaults
 from mlxrun.cli.thinking import MARKERS, Splitter, Thinking
-from mlxrun.generation.request import Chunk
+from mlxrun.outputs import Chunk
 
 THINKS = {"<think>": "</think>"}
 CASES = [

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from mlxrun.generation.request import SamplingParams
+from mlxrun.outputs import SamplingParams
 
 Candidates = list[tuple[int, float]]
 

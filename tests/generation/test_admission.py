@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cache_configs import caching
 from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.admission import Admission
-from mlxrun.cache.choice import Wanted
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.errors import ContextLengthError, MemoryLimitError
 from mlxrun.generation.serving import most_beside
 from mlxrun.memory import plan as source
 
-PLAIN = Wanted(None, 0, None, None)
+PLAIN = caching(None, 0, None, None)
 NONE = PrefixCache(0)
 OPTIONS = {"temperature": 0, "ignore_eos": True, "max_tokens": 200}
 
@@ -135,8 +135,8 @@ def test_what_others_hold_is_no_room(
 def test_a_kind_of_cache_is_charged_for_what_it_takes(llm: mlxrun.LLM) -> None:
     admission = Admission(llm, PLAIN, 4, NONE)
     plain = admission.cost(200, 200)
-    packed = admission.cost(200, 200, Wanted(None, 0, "q8/32", "q4/32"))
-    windowed = admission.cost(5000, 200, Wanted(64, 4, None, None))
+    packed = admission.cost(200, 200, caching(None, 0, "q8/32", "q4/32"))
+    windowed = admission.cost(5000, 200, caching(64, 4, None, None))
     assert packed < plain
     assert windowed < admission.cost(5000, 200)
     assert admission.cost(200, 200, PLAIN) == plain
@@ -144,7 +144,7 @@ def test_a_kind_of_cache_is_charged_for_what_it_takes(llm: mlxrun.LLM) -> None:
 
 def test_what_a_kind_computes_beyond_what_is_set_aside_is_charged(llm: mlxrun.LLM) -> None:
     """Room is set aside for passes of the usual kind; another's may take more, not less."""
-    windowed = Wanted(64, 4, None, None)
+    windowed = caching(64, 4, None, None)
     plain, sparing = (Admission(llm, kind, 4, NONE) for kind in (PLAIN, windowed))
     assert sparing.cost(800, 200, PLAIN) > plain.cost(800, 200, PLAIN)
     assert plain.cost(800, 200, windowed) == sparing.cost(800, 200, windowed)

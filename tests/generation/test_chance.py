@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mlxrun.generation import noise, sampling
-from mlxrun.generation.request import SamplingParams
 from mlxrun.generation.sampling import Sampler, Settings, State
+from mlxrun.outputs import SamplingParams
 
 OPEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # every stage off
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 import naive_decoder
 import numpy as np
 import pytest
+from cache_configs import caching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import Tiny, nmse
@@ -19,11 +20,11 @@ from converters.gguf.reader import read_gguf
 from mlxrun.errors import NumericError
 from mlxrun.generation import engine, stepping
 from mlxrun.generation.engine import PREFILL_CHUNK, Session, decode, prefill, score
-from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.stepping import Stepper
 from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
+from mlxrun.sampling_params import SamplingParams
 
 MODEL = Tiny(hidden=32, heads=4, kv_heads=2, ffn=64, layers=2)
 WINDOWS: list[tuple[int | None, int]] = [(None, 0), (6, 0), (5, 2)]
@@ -36,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Transformer:
 
 
 def session_of(model: Transformer, window: int | None = None, keep: int = 0) -> Session:
-    return Session(lambda: model.make_cache(window=window, keep=keep), window is not None)
+    return Session(lambda: model.make_cache(caching(window=window, keep=keep)), window is not None)
 
 
 def tokens_of(
@@ -84,7 +85,7 @@ def test_a_long_prompt_in_chunks_equals_one_pass(
     prompt, seen = random_prompt(length), []
     session = session_of(model, window, keep)
     got = prefill(model, session, prompt, lambda done, total: seen.append((done, total)))
-    cache = model.make_cache(window=window, keep=keep)
+    cache = model.make_cache(caching(window=window, keep=keep))
     whole = model(mx.array([prompt]), cache)[:, -1]
     assert nmse(np.array(got), np.array(whole)) < 1e-10
     assert session.tokens == prompt

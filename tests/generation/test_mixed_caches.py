@@ -13,11 +13,11 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cache import sparsity
-from mlxrun.cache.choice import Wanted
+from mlxrun.cache.choice import make_cache
 from mlxrun.cache.products import Scaled
 from mlxrun.cache.rows import RowCache
 from mlxrun.cache.types import Shape
+from mlxrun.config import CacheConfig
 from mlxrun.errors import ParameterError
 from mlxrun.generation.blocks import Block, Blocks
 
@@ -43,9 +43,7 @@ class Row:
 
 
 def made(choice: dict[str, str]) -> RowCache:
-    window, keep, sparse = sparsity.options(choice.get("attention"))
-    wanted = Wanted(window, keep, choice.get("cache_type_k"), choice.get("cache_type_v"), sparse)
-    cache = wanted.cache(Shape(2, 64, 64), None)
+    cache = make_cache(CacheConfig(**choice), Shape(2, 64, 64), None)
     assert isinstance(cache, RowCache)
     x = mx.zeros((1, 2, 5, 64))
     cache.attend(x, x, x, Scaled(1.0))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrun.errors import ParameterError
-from mlxrun.generation.request import SamplingParams
+from mlxrun.outputs import SamplingParams
 
 # name: lowest and highest allowed value, and whether it is a whole number
 RANGES: dict[str, tuple[float, float, bool]] = {

@@ -10,7 +10,7 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.generation.reply import TIMED, Reply
-from mlxrun.generation.request import Request
+from mlxrun.outputs import Request
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_log_probabilities_are_of_texts(llm: mlxrun.LLM) -> None:
 
 
 def test_logits_beyond_the_vocabulary_have_no_text(llm: mlxrun.LLM) -> None:
-    from mlxrun.generation.request import TokenLogprob
+    from mlxrun.outputs import TokenLogprob
 
     beyond = TokenLogprob(llm.tokenizer.vocab_size + 1, -2.0)
     reply = Reply(Request([5]), llm.tokenizer, 9, time.perf_counter())

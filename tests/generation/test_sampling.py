@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from mlxrun.errors import ParameterError
 from mlxrun.generation import noise, sampling
-from mlxrun.generation.request import SamplingParams
 from mlxrun.generation.sampling import Plan, Sampler, Settings, State
+from mlxrun.outputs import SamplingParams
 
 VOCABULARY = 12
 OPEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # every stage off

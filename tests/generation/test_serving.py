@@ -18,11 +18,11 @@ from tiny_models import Tiny
 from converters.gguf.reader import read_gguf
 from mlxrun.errors import MemoryLimitError, MlxrunError, NumericError, QueueFullError
 from mlxrun.generation.engine import Session, decode, prefill
-from mlxrun.generation.request import Chunk, FinishReason, Request, SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
 from mlxrun.generation.stepping import Stepper
 from mlxrun.loader import load_model
+from mlxrun.outputs import Chunk, FinishReason, Request, SamplingParams
 
 #: How many random schedules to play.
 SCHEDULES = int(os.environ.get("MLXRUN_SCHEDULES", "60"))

@@ -23,10 +23,10 @@ from mlxrun.cache.prefix import PrefixCache
 from mlxrun.cache.store import BUCKET
 from mlxrun.generation import sharing, stepping
 from mlxrun.generation.batch import Batch
-from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
 from mlxrun.loader import load_model
+from mlxrun.outputs import Request
 
 #: Grouped queries, bounded scores, sinks beside windows, latents, falling scores, windows, a state.
 FAMILIES = (

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from test_serving import KINDS, PARAMS, VOCABULARY, Ask, Counted, alone, model_of, play
 from tiny_models import Tiny
 
@@ -16,10 +17,10 @@ from converters.gguf.reader import read_gguf
 from mlxrun.cache.prefix import PrefixCache
 from mlxrun.generation import sharing, stepping
 from mlxrun.generation.engine import PREFILL_CHUNK
-from mlxrun.generation.request import Request
 from mlxrun.generation.sampling import Sampler, next_token
 from mlxrun.generation.serving import Job, Service
 from mlxrun.loader import load_model
+from mlxrun.outputs import Request
 
 FORMATS: list[dict[str, Any]] = [
     {},
@@ -51,7 +52,10 @@ def submit(service: Service, model: Any, ask: Ask, **formats: Any) -> tuple[int,
     """Queue a request; its key, and what says how much of it was cached."""
     reply = Counted(ask.limit, ask.end)
     sampler = Sampler(ask.params, VOCABULARY, context_tokens=ask.prompt)
-    request, cache = Request(ask.prompt, ask.params, ask.limit), model.make_cache(**formats)
+    request, cache = (
+        Request(ask.prompt, ask.params, ask.limit),
+        model.make_cache(caching(**formats)),
+    )
     job = Job(request, sampler, reply, ask.limit, cache, 0, ask.got.append)  # type: ignore[arg-type]
     return service.submit(job), reply
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from test_serving import VOCABULARY, Ask, alone, model_of, play, prompts
 from tiny_models import Tiny
 
@@ -18,12 +19,12 @@ from mlxrun.cache.functional import Rows
 from mlxrun.cache.sparsity import Blocks
 from mlxrun.generation import stepping
 from mlxrun.generation.engine import Session, decode, prefill
-from mlxrun.generation.request import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Service
 from mlxrun.generation.stepping import KINDS, Stepper
 from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
+from mlxrun.outputs import SamplingParams
 
 NEVER = 1 << 30
 GREEDY = SamplingParams(temperature=0)
@@ -50,7 +51,7 @@ def steps(
     """What is drawn, and what the caches hold afterwards."""
     stepper, prompt = Stepper(model), list(range(3, 40))
     stepper.patience = patience
-    session = Session(lambda: model.make_cache(**made), owner=model)
+    session = Session(lambda: model.make_cache(caching(**made)), owner=model)
     sampler = Sampler(params, model.vocab_size, context_tokens=prompt)
     drawn = list(decode(stepper, session, sampler, prefill(model, session, prompt), count))
     return drawn, [array for cache in session.cache for array in cache.state]
@@ -113,7 +114,7 @@ def test_rows_come_and_go_beside_recordings(
 
 def test_what_cannot_be_a_pure_function_is_not_recorded(tiny: Transformer, tmp_path: Path) -> None:
     stepper = Stepper(tiny)
-    sparse = tiny.make_cache(sparse=Blocks(4, 16))
+    sparse = tiny.make_cache(caching(sparse=Blocks(4, 16)))
     tiny(mx.array([[3, 4]]), sparse)
     empty, dense = tiny.make_cache(), tiny.make_cache()
     tiny(mx.array([[3, 4]]), dense)

@@ -8,6 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from mlx_lm_models import CONFIGS, save, stock, stock_logits
 from tiny_models import nmse
 
@@ -191,9 +192,9 @@ def test_windows_forget_as_our_transformers_do(window: int, keep: int) -> None:
     theirs = MLXLMModel(module, config, mx.float32)
     arrays = named_arrays(module)
     ours = Transformer(model_config(config), Parameters(arrays, {}, mx.float32))
-    wanted = passes(ours, ours.make_cache(window=window, keep=keep), [1] * 40)
+    wanted = passes(ours, ours.make_cache(caching(window=window, keep=keep)), [1] * 40)
     for sizes in ([40], [7] * 5 + [5], [20, 1, 1, 9, 1, 1, 7], [1] * 30 + [3, 1, 6]):
-        found = passes(theirs, theirs.make_cache(window=window, keep=keep), sizes)
+        found = passes(theirs, theirs.make_cache(caching(window=window, keep=keep)), sizes)
         assert nmse(found, wanted) < 1e-8
 
 
@@ -213,8 +214,8 @@ def test_models_that_cannot_forget_say_so(tmp_path: Path) -> None:
     config = CONFIGS["llama4"]
     model = load_model(save(tmp_path, config, stock(config), tokenizer=False)).model
     with pytest.raises(CacheError, match="ChunkedKVCache, which cannot forget all but 8 tokens"):
-        model.make_cache(window=8)
-    memory = model.make_cache(window=20)
+        model.make_cache(caching(window=8))
+    memory = model.make_cache(caching(window=20))
     assert passes(model, memory, [30, 1, 9]).shape == (40, 288)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from conformance.measure import WAYS, load, logits
 from oracle_models import expected, write_skeleton
 from tiny_models import nmse
@@ -37,7 +38,7 @@ class Asked:
         self.model, self.wanted = model, wanted
 
     def make_cache(self) -> list[Any]:
-        cache: list[Any] = self.model.make_cache(**self.wanted)
+        cache: list[Any] = self.model.make_cache(caching(**self.wanted))
         return cache
 
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from tiny_models import Tiny, nmse
 
 from converters.convert import convert
@@ -90,7 +91,7 @@ def dtypes_of(function: Callable[[mx.array], mx.array], tokens: mx.array) -> dic
 
 def assert_all(model: Transformer, dtype: mx.Dtype, fused: list[tuple[str, set[mx.Dtype]]]) -> None:
     for window in (None, 4):
-        cache = model.make_cache(window=window, keep=1)
+        cache = model.make_cache(caching(window=window, keep=1))
         for tokens in (12, 3, 1, 1):
             ids = mx.array([list(range(5, 5 + tokens))])
             found = dtypes_of(lambda t, cache=cache: model(t, cache), ids)

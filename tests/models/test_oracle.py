@@ -18,11 +18,11 @@ from tiny_models import Tiny, nmse
 from converters.convert import convert
 from converters.gguf.reader import read_gguf
 from mlxrun.generation.engine import Session, decode, prefill
-from mlxrun.generation.parameters import SamplingParams
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.stepping import Stepper
 from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
+from mlxrun.sampling_params import SamplingParams
 
 SAME = 1e-9
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from conformance.measure import load
 from conformance.skeleton import read
 
@@ -17,7 +18,7 @@ from mlxrun.errors import CacheError
 def test_a_model_whose_scores_go_by_distance_cannot_forget(tmp_path: Path, name: str) -> None:
     model = load(read(name).write(tmp_path / "x.gguf")).model
     with pytest.raises(CacheError, match="ALiBi"):
-        model.make_cache(window=8)
+        model.make_cache(caching(window=8))
 
 
 def test_past_the_last_learnt_position_the_last_one_stays(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ import conformance.skeleton as conformance
 import mlx.core as mx
 import numpy as np
 import pytest
+from cache_configs import caching
 from tiny_models import Tiny, nmse
 
 from converters.gguf.reader import read_gguf
 from mlxrun.cache.base import Mask, Product
-from mlxrun.cache.choice import Wanted
+from mlxrun.cache.choice import read_bytes
 from mlxrun.cache.formats import Seen, Shown
-from mlxrun.cache.sparsity import Blocks, Sparse, Strided, options
+from mlxrun.cache.sparsity import Blocks, Sparse, Strided
+from mlxrun.config import CacheConfig
 from mlxrun.errors import CacheError
 from mlxrun.loader import load_model
 from mlxrun.memory.footprint import Execution, footprint
@@ -45,7 +47,7 @@ def tokens(model: Any, length: int = LENGTH) -> list[int]:
 
 def fed(model: Any, pieces: list[int], **wanted: Any) -> np.ndarray:
     """Logits (T, V) after all tokens, given in pieces of these lengths."""
-    ids, cache, rows = tokens(model, sum(pieces)), model.make_cache(**wanted), []
+    ids, cache, rows = tokens(model, sum(pieces)), model.make_cache(caching(**wanted)), []
     for layer in cache:
         layer.prompt = PROMPT
     for n in pieces:
@@ -80,11 +82,11 @@ def test_enough_blocks_are_dense_to_the_bit(model_of: Any, name: str) -> None:
 
 def test_what_needs_everything_says_so(model_of: Any) -> None:
     with pytest.raises(CacheError, match="ALiBi"):
-        model_of("mpt-7b").make_cache(sparse=SMALL[1])
+        model_of("mpt-7b").make_cache(caching(sparse=SMALL[1]))
     with pytest.raises(CacheError, match="attends to all cached tokens"):
-        model_of("mamba2-130m").make_cache(sparse=SMALL[1])
+        model_of("mamba2-130m").make_cache(caching(sparse=SMALL[1]))
     with pytest.raises(CacheError, match="by channel cannot be seen in part"):
-        model_of("llama-mqa").make_cache(sparse=SMALL[1], keys="q4c/32")
+        model_of("llama-mqa").make_cache(caching(sparse=SMALL[1], keys="q4c/32"))
 
 
 class Counting(Product):
@@ -136,24 +138,22 @@ def test_bytes_are_those_that_attention_is_given(
     model_of: Any, counted: list[int], name: str, written: str
 ) -> None:
     model = model_of(name)
-    wanted = Wanted(None, 0, None, None)._replace(
-        **dict(zip(("window", "keep", "sparse"), options(written), strict=True))
-    )
+    wanted = CacheConfig(attention=written)
     layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
-    cache, ids = model.make_cache(**wanted._asdict()), tokens(model)
+    cache, ids = model.make_cache(wanted), tokens(model)
     for layer in cache:
         layer.prompt = 9
     model(mx.array([ids[:9]]), cache)
     for length in range(10, LENGTH):
         counted.clear()
         model(mx.array([[ids[length - 1]]]), cache)
-        assert sum(counted) == wanted.read_bytes(layers, mx.float32, length)
+        assert sum(counted) == read_bytes(wanted, layers, mx.float32, length)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_memory_plan_counts_bounds(model_of: Any, name: str) -> None:
-    model, wanted = model_of(name), Wanted(None, 0, None, None, Blocks(4, 8))
-    cache = model.make_cache(**wanted._asdict())
+    model, wanted = model_of(name), caching(None, 0, None, None, Blocks(4, 8))
+    cache = model.make_cache(wanted)
     model(mx.array([tokens(model)]), cache)
     taken = sum(layer.nbytes for layer in cache)
     assert footprint(model.config, Execution(cache=wanted)).stored(LENGTH) == taken
@@ -172,14 +172,14 @@ def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
     layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
 
     def drawn(sparse: Sparse | None) -> tuple[np.ndarray, int]:
-        cache = model.make_cache(sparse=sparse)
+        cache = model.make_cache(caching(sparse=sparse))
         for mine, its in zip(read, cache, strict=True):
             its.restore([mine.cut(0, length)], None, length)
             its.prompt = length
         rows = [np.array(model(mx.array([[token]]), cache)[0, 0]) for token in ids[:4]]
         counted.clear()
         rows.append(np.array(model(mx.array([ids[4:5]]), cache)[0, 0]))
-        nbytes = Wanted(None, 0, None, None, sparse).read_bytes(layers, mx.float32, length + 5)
+        nbytes = read_bytes(caching(None, 0, None, None, sparse), layers, mx.float32, length + 5)
         assert sum(counted) == nbytes
         return np.stack(rows), nbytes
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from cache_configs import caching
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cache.choice import Wanted
+from mlxrun.config import CacheConfig
 from mlxrun.errors import MemoryLimitError
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.scheduler import Scheduler
@@ -26,7 +27,7 @@ from mlxrun.memory.plan import ALONE, MemoryPlan, plan_loaded, plan_source
 MB = 10**6
 
 
-def planned(path: Path, cache: Wanted = DEFAULT_CACHE, **options: Any) -> MemoryPlan:
+def planned(path: Path, cache: CacheConfig = DEFAULT_CACHE, **options: Any) -> MemoryPlan:
     source = open_model(path)
     return plan_source(source, source.storage(**options), cache=cache)
 
@@ -65,8 +66,10 @@ def test_stored_is_what_caches_allocate(
     types: tuple[str | None, str | None],
     window: int | None,
 ) -> None:
-    wanted = Wanted(window, 4 if window else 0, *types)
-    caches = llm.model.make_cache(window=window, keep=wanted.keep, keys=types[0], values=types[1])
+    wanted = caching(window, 4 if window else 0, *types)
+    caches = llm.model.make_cache(
+        caching(window=window, keep=wanted.keep, keys=types[0], values=types[1])
+    )
     llm.model(mx.zeros((1, tokens), mx.int32), caches, last_only=True)
     plan = planned(path, wanted)
     assert plan.footprint.stored(tokens) == sum(cache.nbytes for cache in caches)

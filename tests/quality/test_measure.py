@@ -16,6 +16,7 @@ from requantized import requantized
 from tiny_models import Tiny
 
 import mlxrun
+from mlxrun.config import CacheConfig
 from mlxrun.errors import CacheError, MemoryLimitError, NumericError, ParameterError, TokenizerError
 from mlxrun.quality import reading
 from mlxrun.quality.measure import Comparing, Scoring
@@ -166,7 +167,10 @@ def test_progress_and_estimates(tiny):
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for run, figure in (
         (Scoring(tiny, TEXT, context=64), "perplexity"),
-        (Comparing(tiny, tiny, TEXT, context=64, b_cache_type_k="q4"), "divergence"),
+        (
+            Comparing(tiny, tiny, TEXT, context=64, cache_b=CacheConfig(cache_type_k="q4")),
+            "divergence",
+        ),
     ):
         for done in run:
             result = run.result()

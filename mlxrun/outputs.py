@@ -1,27 +1,37 @@
-"""What a caller asks for and what it gets back: requests, chunks and completions.
+"""Request, and its results: Chunk, Completion, Usage, TokenLogprob.
 
-Plain values from the standard library only: a scheduler, a server or a test can handle them without
-a tensor library. This module does not know tokenizers, models or how a token is drawn.
+Standard library only, so that a scheduler, a server or a test needs no tensor library.
 """
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from mlxrun.cache.sparsity import pattern
-from mlxrun.cache.types import cache_type
+from mlxrun.config import (
+    Flag,
+    Range,
+    StorageConfig,
+    StorageOptions,
+    Strings,
+    check_options,
+    checked_token,
+    documented,
+    option,
+)
 from mlxrun.errors import ParameterError
-from mlxrun.generation.parameters import Range, SamplingParams, checked_strings, checked_token
+from mlxrun.sampling_params import SamplingOptions, SamplingParams, SharedSamplingOptions
 
 __all__ = [
+    "BatchOptions",
     "Chunk",
     "Completion",
     "FinishReason",
     "Request",
+    "RequestOptions",
     "SamplingParams",
     "TokenLogprob",
     "Usage",
@@ -29,22 +39,57 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+MAX_TOKENS = 512
 
 
+class RequestOptions(SamplingOptions, StorageOptions, total=False):
+    """The options of :meth:`mlxrun.LLM.stream`: see :class:`Request`, :class:`SamplingParams`.
+
+    ``parse_special`` lets ``<|markers|>`` in a text prompt become control tokens; ``template`` has
+    variables for the chat template.
+    """
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    ignore_eos: bool
+    priority: int
+    deadline: float | None
+    params: SamplingParams | None
+    parse_special: bool
+    template: Mapping[str, Any] | None
+
+
+class BatchOptions(SharedSamplingOptions, total=False):
+    """The options of :meth:`mlxrun.LLM.batch`: some may be a list with a value per prompt."""
+
+    temperature: float | Sequence[float]
+    seed: int | Sequence[int | None] | None
+    max_tokens: int | Sequence[int | None] | None
+    stop: str | Sequence[str]
+    ignore_eos: bool | Sequence[bool]
+    priority: int | Sequence[int]
+    deadline: float | Sequence[float | None] | None
+    params: SamplingParams | Sequence[SamplingParams | None] | None
+    parse_special: bool
+    template: Mapping[str, Any] | None
+    cache_type_k: str | Sequence[str | None] | None
+    cache_type_v: str | Sequence[str | None] | None
+    attention: str | Sequence[str | None] | None
+    parallel: int | None
+    context: int | None
+    deterministic: bool
+    stall: float | None
+    prefix_bytes: int | None
+
+
+@documented
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to continue.
+class Request(StorageConfig):
+    """One prompt to continue. Storage options that are None are the engine's.
 
     Args:
         prompt: token ids, at least one.
-        params: how tokens are chosen.
-        max_tokens: the most tokens to generate; None generates until the context is full.
-        stop: strings that end the reply and are no part of it; a single string will do.
-        ignore_eos: go on past the model's end-of-turn tokens.
-        priority: which of several requests goes first: the higher.
-        deadline: seconds after which it ends, with what there is by then; None for no limit.
-        cache_type_k, cache_type_v: how its keys and values are stored; None as the rest is.
-        attention: which tokens its drawn ones attend to; None as the rest does, ``dense`` all.
+        params: how tokens are sampled.
 
     Raises:
         ParameterError: an empty prompt, a token that is no id, or a value outside its range.
@@ -52,50 +97,57 @@ class Request:
 
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None
-    stop: Sequence[str] = ()
-    ignore_eos: bool = False
-    priority: int = 0
-    deadline: float | None = None
-    cache_type_k: str | None = None
-    cache_type_v: str | None = None
-    attention: str | None = None
+    max_tokens: int | None = option(
+        None,
+        Range(1, whole=True),
+        "The most tokens to generate; none: until the context is full.",
+        metavar="N",
+        alias="-n",
+    )
+    stop: Sequence[str] = option(
+        (),
+        Strings(),
+        "Text that ends the completion and is not part of it; \\n is a newline.",
+        metavar="TEXT",
+    )
+    ignore_eos: bool = option(False, Flag(), "Go on past the model's end-of-turn tokens.")
+    priority: int = option(
+        0,
+        Range(-1000, 1000, whole=True),
+        "Requests with a higher priority are served first.",
+        metavar="N",
+    )
+    deadline: float | None = option(
+        None,
+        Range(0, 1e9),
+        "Seconds after which it ends with the tokens sampled so far.",
+        metavar="X",
+    )
 
     def __post_init__(self) -> None:
         prompt = tuple(checked_token("prompt", token) for token in self.prompt)
         if not prompt:
             raise ParameterError("prompt", (), "at least one token long")
         object.__setattr__(self, "prompt", prompt)
-        if self.max_tokens is not None:
-            limit = Range(1, whole=True).check("max_tokens", self.max_tokens)
-            object.__setattr__(self, "max_tokens", limit)
-        object.__setattr__(self, "stop", checked_strings("stop", self.stop))
-        if not isinstance(self.ignore_eos, bool):
-            raise ParameterError("ignore_eos", self.ignore_eos, "True or False")
-        Range(-1000, 1000, whole=True).check("priority", self.priority)
-        if self.deadline is not None:
-            Range(0, 1e9).check("deadline", self.deadline)
         if not isinstance(self.params, SamplingParams):
             raise ParameterError("params", self.params, "SamplingParams")
-        cache_type(self.cache_type_k, "cache_type_k")
-        cache_type(self.cache_type_v, "cache_type_v")
-        pattern(self.attention)
+        check_options(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request cost.
+    """The cost of a request.
 
     Args:
         prompt_tokens: length of the prompt, cached part included.
-        cached_tokens: how many of them a cache already held.
-        completion_tokens: tokens of the reply; a token that ends the turn is none of them.
+        cached_tokens: prompt tokens taken from a prefix cache or session.
+        completion_tokens: sampled tokens without one that ends the turn.
         time_to_first_token: seconds from the request's start to its first token.
         tokens_per_second: rate of decoding after the first token; None for fewer than eight.
-        prompt_tokens_per_second: rate of prefill over the tokens that no cache held; None for a
-            request that ended before its first token.
+        prompt_tokens_per_second: rate of prefill without cached tokens; None for a request that
+            ended before its first token.
         total_time: seconds from start to end.
-        peak_memory: the most bytes that MLX held meanwhile, with the mapped weights of the model.
+        peak_memory: the most bytes that MLX allocated meanwhile, plus the mapped weights.
     """
 
     prompt_tokens: int
@@ -109,7 +161,7 @@ class Usage:
 
     @property
     def speed(self) -> str:
-        """The rate of decoding for people; empty where it cannot be told."""
+        """The rate of decoding in words; empty if unknown."""
         rate = self.tokens_per_second
         return "" if rate is None else f"{rate:.1f} tokens/s"
 
@@ -119,13 +171,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's log-probability under the model, before any sampling parameter acts.
+    """A token's log-probability under the model, before sampling options act.
 
     Args:
         token: its id.
         logprob: the natural logarithm of its probability.
         top: the likeliest tokens, likeliest first.
-        bytes: what it adds to a text, maybe a part of a character.
+        bytes: its text in UTF-8, possibly a part of a character.
     """
 
     token: int
@@ -153,7 +205,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed reply: the text that became certain and the tokens it took.
+    """A part of a streamed completion: text that can no longer change, and its tokens.
 
     The last chunk, and only that, has a ``finish_reason`` and ``usage``. ``text`` may be empty
     while a character or a possible stop string is incomplete. ``print(chunk, end="")`` prints the
@@ -175,7 +227,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Completion:
-    """A finished reply. ``str(completion)`` is its text."""
+    """A finished request. ``str(completion)`` is its text."""
 
     text: str
     tokens: list[int]
@@ -191,7 +243,7 @@ class Completion:
         return f"Completion({text!r}, {self._summary()})"
 
     def _repr_html_(self) -> str:
-        """The reply and its cost, for a notebook. The text is escaped: a model may write markup."""
+        """The text and its cost, for a notebook. The text is escaped: a model may write markup."""
         return (
             f'<div><pre style="white-space: pre-wrap">{html.escape(self.text)}</pre>'
             f"<small>{html.escape(self._summary())}</small></div>"
@@ -211,7 +263,7 @@ class Completion:
 
 
 def completed(chunks: Sequence[Chunk]) -> Completion:
-    """The reply that all its chunks make up, the last one included."""
+    """The completion of all chunks of a request."""
     last = chunks[-1]
     assert last.finish_reason is not None
     assert last.usage is not None
@@ -224,11 +276,11 @@ def completed(chunks: Sequence[Chunk]) -> Completion:
     )
 
 
-def _as_dict(reply: Chunk | Completion) -> dict[str, Any]:
+def _as_dict(output: Chunk | Completion) -> dict[str, Any]:
     return {
-        "text": reply.text,
-        "tokens": list(reply.tokens),
-        "finish_reason": reply.finish_reason,
-        "usage": reply.usage.to_dict() if reply.usage else None,
-        "logprobs": [entry.to_dict() for entry in reply.logprobs],
+        "text": output.text,
+        "tokens": list(output.tokens),
+        "finish_reason": output.finish_reason,
+        "usage": output.usage.to_dict() if output.usage else None,
+        "logprobs": [entry.to_dict() for entry in output.logprobs],
     }
