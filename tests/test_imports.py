@@ -157,6 +157,7 @@ WITHOUT_MLX = (
     "mlxrun.bench.workloads",
     "mlxrun.bench.runner",
     "mlxrun.bench.report",
+    "mlxrun.analysis.background_load",
     "mlxrun.analysis.chips",
     "mlxrun.analysis.costs",
     "mlxrun.analysis.dataset",

@@ -290,7 +290,7 @@ class Bench:
     def __init__(
         self, llm: LLM, load_seconds: float, cache: StorageOptions, repetitions: int, *, mixed: bool
     ) -> None:
-        from mlxrun.bench.machine import BackgroundLoad
+        from mlxrun.analysis.background_load import BackgroundLoad
         from mlxrun.bench.runner import Results
         from mlxrun.bench.runtimes import MlxrunRuntime, SerialRuntime
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from mlxrun.bench import machine
-from mlxrun.bench.machine import BackgroundLoad, Process, Program, of_proc, of_ps, processes
+from mlxrun.analysis import background_load
+from mlxrun.analysis.background_load import (
+    BackgroundLoad,
+    Process,
+    Program,
+    cores,
+    of_proc,
+    of_ps,
+    processes,
+)
 
 # A shell that starts a program and ends leaves it to another parent.
 SPIN = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
@@ -50,7 +59,7 @@ def told(monkeypatch):
 
     def set_to(*tables: dict[int, Process]) -> tuple[list[Program], float | None]:
         made, clock = iter(tables), iter([10.0, 11.0])
-        monkeypatch.setattr(machine, "processes", lambda: next(made))
+        monkeypatch.setattr(background_load, "processes", lambda: next(made))
         monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
         return BackgroundLoad().programs()
 
@@ -109,3 +118,39 @@ def test_what_ps_prints():
         346: Process("old", 2 * 86_400 + 3603),
     }
     assert of_ps("") == {}
+
+
+def test_the_highest_load_is_kept(monkeypatch):
+    loads = iter([0.0, 5.0, 1.0])
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(loads), 0.0, 0.0))
+    monkeypatch.setattr(BackgroundLoad, "programs", lambda self: ([], 0.0))
+    load = BackgroundLoad()
+    load.look()
+    found = load.facts()
+    assert (found["load_before"], found["load_highest"], found["shared"]) == (0.0, 5.0, False)
+    assert found["cores_used"] == pytest.approx(found["cpu_seconds"] / found["wall_seconds"])
+
+
+def test_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (cores(), 0.0, 0.0))
+    assert BackgroundLoad().facts()["shared"]
+
+
+def test_a_neighbour_that_takes_much(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    busy = Program("a compiler", 0.9 * cores(), 2)
+    monkeypatch.setattr(BackgroundLoad, "programs", lambda self: ([busy], busy.cores))
+    found = json.loads(json.dumps(BackgroundLoad().facts()))
+    assert found["busy"] == [{"name": "a compiler", "cores": busy.cores, "processes": 2}]
+    assert found["others_used"] == busy.cores
+    assert found["shared"]
+
+
+def test_a_system_without_a_load(monkeypatch):
+    def fail():
+        raise OSError
+
+    monkeypatch.setattr(os, "getloadavg", fail)
+    monkeypatch.setattr(BackgroundLoad, "programs", lambda self: ([], None))
+    found = BackgroundLoad().facts()
+    assert (found["load_before"], found["load_highest"], found["shared"]) == (None, None, False)
