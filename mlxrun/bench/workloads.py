@@ -1,19 +1,16 @@
-"""What is measured: workloads as values, and the lists of numbers that users write for them."""
+"""What is measured: workloads as values."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mlxrun.errors import ContextLengthError, ParameterError
+from mlxrun.errors import ContextLengthError
 
 # Control tokens are most often at the start of a vocabulary.
 _FIRST_TOKEN = 3
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
-_LARGEST = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -113,30 +110,6 @@ Workload = Prefill | Decode | Ragged | FirstToken
 
 def _depth(context: int) -> str:
     return f" @ d{context}" if context else ""
-
-
-def number(text: str) -> int | None:
-    """The value of ``128``, ``4k`` or ``1e3``, k being 1024; None for anything else."""
-    match = re.fullmatch(r"([0-9]{1,19})(?:e([0-9]{1,2})|([km]?))", text.strip().lower())
-    if not match:
-        return None
-    return int(match[1]) * (10 ** int(match[2]) if match[2] else _UNITS[match[3]])
-
-
-def counts(name: str, text: str, *, least: int = 0) -> tuple[int, ...]:
-    """The distinct numbers of a list such as ``128,512`` or ``1k,4k``.
-
-    Raises:
-        ParameterError: no such list, or a number out of range.
-    """
-    found = []
-    for part in text.split(","):
-        value = number(part)
-        if value is None or not least <= value <= _LARGEST:
-            allowed = f"numbers from {least} to {_LARGEST} such as 128,512 or 1k"
-            raise ParameterError(name, text, allowed)
-        found.append(value)
-    return tuple(dict.fromkeys(found))
 
 
 def plan(

@@ -14,15 +14,16 @@ import click
 from click.core import ParameterSource
 
 from mlxrun.analysis.dataset import LEVELS
-from mlxrun.bench.workloads import Decode, Workload, behind, counts, fitting, plan, ragged
+from mlxrun.bench.workloads import Decode, Workload, behind, fitting, plan, ragged
 from mlxrun.cli.caches import with_attention, with_cache_types
 from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, json_of, note
+from mlxrun.cli.counts import CountList
 from mlxrun.cli.loading import load_model, located, with_loading
 from mlxrun.cli.roofline import print_roofline, roofline_facts
 from mlxrun.cli.sections import Command
 from mlxrun.config import CacheConfig, StorageOptions
-from mlxrun.errors import MlxrunError, ParameterError
+from mlxrun.errors import MlxrunError
 
 if TYPE_CHECKING:
     from mlxrun.analysis.dataset import Exchange, Profile
@@ -35,23 +36,6 @@ Facts = dict[str, Any]
 BASELINES = ("mlx-lm", "llama-bench")
 # Exchanges whose tokens are counted; percentiles of so many are as good as those of all.
 MOST_EXCHANGES = 10_000
-
-
-class _Counts(click.ParamType[tuple[int, ...]]):
-    name = "LIST"
-
-    def __init__(self, least: int = 0) -> None:
-        self._least = least
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            return counts("the list", value, least=self._least)
-        except ParameterError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _plottable(
@@ -69,7 +53,7 @@ OPTIONS: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...] = (
     click.option(
         "-p",
         "--n-prompt",
-        type=_Counts(),
+        type=CountList(),
         default="128,512",
         show_default=True,
         help="Lengths of prompts to prefill; 0 for none.",
@@ -77,7 +61,7 @@ OPTIONS: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...] = (
     click.option(
         "-n",
         "--n-predict",
-        type=_Counts(),
+        type=CountList(),
         default="128",
         show_default=True,
         help="Numbers of tokens to decode; 0 for none.",
@@ -92,13 +76,13 @@ OPTIONS: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...] = (
     ),
     click.option(
         "--parallel",
-        type=_Counts(1),
+        type=CountList(1),
         help="Numbers of sequences that decode together, such as 1,2,4,8,16,20.  [default: 1]",
     ),
     click.option(
         "--context",
         "contexts",
-        type=_Counts(),
+        type=CountList(),
         default="0",
         help="Tokens in the KV cache before each test, such as 0,1k,4k.  [default: 0]",
     ),

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from mlxrun.bench.workloads import number
+from mlxrun.cli.counts import number
 from mlxrun.cli.sections import option_in
 from mlxrun.errors import ParameterError
 from mlxrun.outputs import Request, SamplingParams

@@ -1,8 +1,7 @@
-"""Workloads: lists that users write, combinations, what fits, random requests."""
+"""Workloads: combinations, what fits, random requests."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,27 +10,12 @@ from mlxrun.bench.workloads import (
     FirstToken,
     Prefill,
     behind,
-    counts,
     fitting,
     plan,
     ragged,
     token_ids,
 )
-from mlxrun.errors import ContextLengthError, ParameterError
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("128,512", (128, 512)), ("1k, 4K", (1024, 4096)), ("0", (0,)), ("2,2,1", (2, 1))],
-)
-def test_lists_of_numbers(text, found):
-    assert counts("list", text) == found
-
-
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "1g", "17m", "9" * 40, "１"])
-def test_what_is_no_list_of_numbers(text):
-    with pytest.raises(ParameterError, match="list must be numbers from 1"):
-        counts("list", text, least=1)
+from mlxrun.errors import ContextLengthError
 
 
 def test_a_plan_has_every_combination_and_always_one_sequence():
