@@ -214,7 +214,7 @@ def _draw(panel: Panel, ax: Axes) -> None:
 
 
 def _scale(panel: Panel, ax: Axes) -> None:
-    """Axes on which far and near can be told apart, with a tick at each number."""
+    """Logarithmic axes where rates or numbers are far apart, with a tick at each number."""
     values = [point[0] for line in panel.lines for point in line.points.values()]
     if max(values) > _WIDE * min(values):
         ax.set_yscale("log")

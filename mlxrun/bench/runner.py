@@ -21,7 +21,7 @@ class Run:
     Attributes:
         seconds: wall time.
         kv_bytes: allocated for keys and values at the end; 0 where unknown.
-        peak: bytes that MLX held at most, weights included; 0 for other runtimes than MLX.
+        peak: peak of MLX's memory in bytes, weights included; 0 for other runtimes.
         average: the same on average.
     """
 

@@ -1,4 +1,4 @@
-"""Who else was busy: a real process is seen, a child is not; what systems print is understood."""
+"""Other busy programs: a real process is seen, a child is not; systems' lists are parsed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_busy_process_is_named_and_a_child_is_not():
     )
     stranger, child = int(started.stdout), subprocess.Popen([sys.executable, "-c", SPIN])
     try:
-        watched = BackgroundLoad()
+        load = BackgroundLoad()
         seen, deadline = processes(), time.monotonic() + 20
         before = seen[stranger].seconds
         while seen[stranger].seconds < before + 0.2 and time.monotonic() < deadline:
@@ -43,7 +43,7 @@ def test_a_busy_process_is_named_and_a_child_is_not():
             seen = processes()
         assert child.pid not in seen
         assert os.getpid() not in seen
-        found, all_of_them = watched.programs()
+        found, all_of_them = load.programs()
         assert seen[stranger].name in {program.name for program in found}
         assert all_of_them is not None
         assert all_of_them >= max(program.cores for program in found) > 0
@@ -54,8 +54,8 @@ def test_a_busy_process_is_named_and_a_child_is_not():
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """Has the system tell made-up processes, one table after the other, a second apart."""
+def listed(monkeypatch):
+    """Has the system list made-up processes, one table after the other, a second apart."""
 
     def set_to(*tables: dict[int, Process]) -> tuple[list[Program], float | None]:
         made, clock = iter(tables), iter([10.0, 11.0])
@@ -66,27 +66,27 @@ def told(monkeypatch):
     return set_to
 
 
-def test_processes_of_one_name_are_counted_together(told):
+def test_processes_of_one_name_are_counted_together(listed):
     before = {1: Process("cc", 5.0), 2: Process("cc", 1.0), 3: Process("idle", 9.0)}
     after = {1: Process("cc", 5.5), 2: Process("cc", 1.25), 3: Process("idle", 9.0)}
     # A new one counts from its start, also where it has the number of one that ended.
     after |= {4: Process("ld", 0.125)}
-    found, taken = told(before | {4: Process("sh", 3.0)}, after)
+    found, taken = listed(before | {4: Process("sh", 3.0)}, after)
     assert found == [Program("cc", 0.75, 2), Program("ld", 0.125, 1)]
     assert taken == 0.875
 
 
-def test_only_the_busiest_are_named_and_all_are_counted(told):
+def test_only_the_busiest_are_named_and_all_are_counted(listed):
     names = "abcdefgh"
     after = {i: Process(name, (i + 1) / 16) for i, name in enumerate(names)}
     after[99] = Process("hardly", 0.01)
-    found, taken = told({}, after)
+    found, taken = listed({}, after)
     assert [program.name for program in found] == ["h", "g", "f", "e", "d"]
     assert taken == pytest.approx(36 / 16 + 0.01)
 
 
-def test_a_system_that_tells_nothing(told):
-    assert told({}, {}) == ([], None)
+def test_a_system_that_lists_nothing(listed):
+    assert listed({}, {}) == ([], None)
 
 
 def test_names_with_spaces_and_brackets(tmp_path: Path):
@@ -136,7 +136,7 @@ def test_a_busy_machine(monkeypatch):
     assert BackgroundLoad().facts()["shared"]
 
 
-def test_a_neighbour_that_takes_much(monkeypatch):
+def test_another_program_that_uses_much(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     busy = Program("a compiler", 0.9 * cores(), 2)
     monkeypatch.setattr(BackgroundLoad, "programs", lambda self: ([busy], busy.cores))

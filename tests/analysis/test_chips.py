@@ -12,7 +12,7 @@ from mlxrun.errors import ParameterError
 ADDRESS = re.compile(r"https://[a-z0-9.-]+\.[a-z]+/\S*")
 MAKERS = ("https://www.apple.com/", "https://support.apple.com/", "https://www.nvidia.com/",
           "https://images.nvidia.com/")  # fmt: skip
-# Whose maker never said, or on a page that could not be found.
+# Figures that no maker's page was found for.
 ELSEWHERE = {"M1", "M3 Ultra", "M5 Pro", "M5 Max", "M5 Ultra", "M6", "DGX Spark"}
 
 
@@ -28,7 +28,7 @@ def test_every_figure_has_a_source(chip: Chip) -> None:
 
 
 @pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: chip.key)
-def test_what_no_maker_says_is_called_an_estimate(chip: Chip) -> None:
+def test_other_figures_are_called_estimates(chip: Chip) -> None:
     if chip.tflops_source and not chip.tflops_source.startswith(MAKERS):
         assert chip.tflops_source.startswith(f"{ESTIMATED}: ")
     assert chip.source.startswith(MAKERS) == (chip.name not in ELSEWHERE)

@@ -184,8 +184,8 @@ def test_more_is_never_less(counts: ModelCost, context: int, tokens: int, rows: 
 
 @given(counts, st.integers(1, 10**6))
 def test_no_pass_reads_more_than_all_weights(counts: ModelCost, tokens: int) -> None:
-    held = counts.weights
-    assert held.read(tokens) <= (held.total + held.row * tokens) * (1 + 1e-12)
+    weights = counts.weights
+    assert weights.read(tokens) <= (weights.total + weights.row * tokens) * (1 + 1e-12)
 
 
 @given(counts, small, st.floats(1, 1e12), st.floats(1, 1e15))
@@ -202,13 +202,13 @@ def test_the_slower_of_both_binds(
     assert most.whole
 
 
-def test_numbers_that_nobody_counts_to() -> None:
+def test_huge_numbers() -> None:
     work = prefill_cost(ONE, 10**18, chunk=512)
     assert work.passes == -(-(10**18) // 512)
     assert decode_cost(ONE, 10**18, 10**18, 10**18).nbytes > 10**54
 
 
-def test_what_is_not_known_is_not_made_up() -> None:
+def test_unknown_terms_stay_unknown() -> None:
     work = decode_cost(replace(ONE, active=None), 5)
     assert work.operations is None
     assert work.intensity is None

@@ -1,4 +1,4 @@
-"""Data sets in all their shapes, and what is wrong with a file, by its line."""
+"""Data sets in all their forms, and errors with the number of the line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_answer_of_a_conversation_follows_what_stands_before_it(read):
     ]
 
 
-def test_what_nobody_asked_for_is_no_answer(read):
+def test_unasked_turns_are_no_answers(read):
     calls = {"role": "assistant", "content": None}
     greeting = [assistant("hello"), user("1"), assistant("2")]
     assert read({"messages": greeting}) == [Exchange(1, tuple(greeting[:2]), "2")]
@@ -112,7 +112,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("line", "message"), WRONG)
-def test_what_is_wrong_is_told_with_its_line(read, line, message):
+def test_errors_name_the_line(read, line, message):
     with pytest.raises(DatasetError, match=rf"^data.jsonl, line 3: .*{message}") as caught:
         read({"prompt": "a"}, "", line, "never reached")
     assert caught.value.line == 3

@@ -1,4 +1,4 @@
-"""What is recommended for a data set: it covers what it says, and follows its rules."""
+"""Recommendations for a data set cover as much as they say, and follow their rules."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_workers_follow_their_rules(found, most):
     if not most:
         assert made is None
         return
-    held = {n: rate for n, rate in found.items() if n <= most}
-    best = max(held.values())
-    assert held[made.offline] >= OFFLINE * best
-    assert all(held[n] < OFFLINE * best for n in held if n < made.offline)
+    fitting = {n: rate for n, rate in found.items() if n <= most}
+    best = max(fitting.values())
+    assert fitting[made.offline] >= OFFLINE * best
+    assert all(fitting[n] < OFFLINE * best for n in fitting if n < made.offline)
     assert made.interactive <= made.offline
-    assert held[made.interactive] / made.interactive >= INTERACTIVE * held[1]
-    between = [n for n in held if made.interactive < n <= made.offline]
-    assert all(held[n] / n < INTERACTIVE * held[1] for n in between)
+    assert fitting[made.interactive] / made.interactive >= INTERACTIVE * fitting[1]
+    between = [n for n in fitting if made.interactive < n <= made.offline]
+    assert all(fitting[n] / n < INTERACTIVE * fitting[1] for n in between)
 
 
 def test_more_sequences_than_help_are_not_recommended():
@@ -88,7 +88,7 @@ def test_more_sequences_than_help_are_not_recommended():
     assert workers({2: 18.0}, 99) is None
 
 
-def test_advice_is_what_memory_holds():
+def test_advice_fits_in_memory():
     small, large = Size("small", 75, 16, 32, 1.0), Size("large", 99, 64, 128, 1.0)
     found = advise([small, large], {1: 1.0, 2: 2.0, 4: 3.9}, lambda length: 192 // length)
     assert found == [
@@ -99,13 +99,13 @@ def test_advice_is_what_memory_holds():
     assert Advice(small, 0, None).workloads == [Prefill(16), Decode(32, 16)]
     lengths = Lengths([1, 2], [3, None])
     profile = Profile("data.jsonl", 2, 2, lengths, found, [], 192)
-    told = json.loads(json.dumps(profile.facts()))
-    assert told["levels"]["small"]["workers"] == {"interactive": 4, "offline": 4}
-    assert (told["prompts"]["count"], told["outputs"]["count"]) == (2, 1)
+    facts = json.loads(json.dumps(profile.facts()))
+    assert facts["levels"]["small"]["workers"] == {"interactive": 4, "offline": 4}
+    assert (facts["prompts"]["count"], facts["outputs"]["count"]) == (2, 1)
 
 
 @given(st.integers(1, 5000), st.integers(2, 5000))
-def test_what_is_tried_fits_the_context(prompt, context):
+def test_trials_fit_the_context(prompt, context):
     made = trials(Size("any", 90, prompt, 7, 1.0), [4, 2], context)
     assert [workload.parallel for workload in made] == [1, 2, 4]
     assert all(workload.length <= context for workload in made)

@@ -1,4 +1,4 @@
-"""What a device is said to do is what was moved and computed in the time it took."""
+"""Rates of a device are bytes and FLOPs over seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rates beside limits: fractions of what a made-up device could do."""
+"""Rates as fractions of the limits of a made-up device."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def test_every_rate_has_its_limit() -> None:
     theirs = [test for test in found["tests"] if test["runtime"] == "mlx-lm"]
     assert [test["test"] for test in ours] == [workload.name for workload in TESTS]
     assert [{**test, "runtime": "mlxrun"} for test in theirs] == ours
-    read, drawn, together = ours
-    assert read["tokens_per_second"] == 32
-    assert read["limit"]["binds"] == "compute"
-    assert read["limit"]["seconds"] == (prefill_cost(COUNTS, 64, chunk=512).operations or 0) / 1e6
-    assert drawn["limit"]["binds"] == "bandwidth"
-    assert drawn["limit"]["seconds"] == decode_cost(COUNTS, 0, 8).nbytes / 1e6
+    prefill, decode, together = ours
+    assert prefill["tokens_per_second"] == 32
+    assert prefill["limit"]["binds"] == "compute"
+    assert (
+        prefill["limit"]["seconds"] == (prefill_cost(COUNTS, 64, chunk=512).operations or 0) / 1e6
+    )
+    assert decode["limit"]["binds"] == "bandwidth"
+    assert decode["limit"]["seconds"] == decode_cost(COUNTS, 0, 8).nbytes / 1e6
     assert together["operations"] == decode_cost(COUNTS, 16, 8, 4).operations
     for test in found["tests"]:
         assert test["fraction"] == pytest.approx(test["limit"]["seconds"] / 2)
@@ -48,7 +50,7 @@ def test_every_rate_has_its_limit() -> None:
     assert json.loads(json.dumps(found))["device"]["roof"]["bandwidth"] == 1e6
 
 
-def test_works_go_by_names() -> None:
+def test_costs_by_name() -> None:
     assert workload_costs([*TESTS, ragged(100)], COUNTS, 512) == {
         "pp64": prefill_cost(COUNTS, 64, chunk=512),
         "tg8": decode_cost(COUNTS, 0, 8),
@@ -56,7 +58,7 @@ def test_works_go_by_names() -> None:
     }
 
 
-def test_chips_whose_throughput_nobody_tells() -> None:
+def test_chips_without_a_throughput() -> None:
     silent = Chip("Silent", 100, 1, "https://example.org")
     known = Chip("Known", 100, 1, "https://example.org", 1.0, "https://example.org")
     tasks = {

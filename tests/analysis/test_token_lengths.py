@@ -1,4 +1,4 @@
-"""Percentiles against their definition, and tokens as a model sees them."""
+"""Percentiles against their definition; tokens of prompts and outputs."""
 
 from __future__ import annotations
 
@@ -75,6 +75,6 @@ def test_prompts_count_with_their_template_and_outputs_as_text(tokenizer):
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_what_the_template_refuses_is_told_with_its_line(tokenizer):
+def test_a_refusal_of_the_template_names_the_line(tokenizer):
     with pytest.raises(DatasetError, match="line 5: the chat template refuses: no system"):
         token_lengths(FILE, [asked(1, "a", "b"), asked(5, "a", "b", "system")], tokenizer)

@@ -80,7 +80,7 @@ def test_one_sequence(shown):
     assert not any("M1 Pro" in line for line in lines)
 
 
-def test_sequences_together_beside_the_reference(shown):
+def test_sequences_together_next_to_the_reference(shown):
     lines = shown((Decode(10), "mlxrun", 2.0), (Decode(10, 0, 8), "mlxrun", 4.0))
     found = [c.strip() for c in cells(lines, "tg10 x8")]
     assert found == ["tg10 x8", "8", "20", "20-20", "2.5", "4.00x", "50%", "2 MB", "5 MB", "2.12x"]

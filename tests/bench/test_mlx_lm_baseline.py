@@ -27,7 +27,7 @@ def test_the_same_weights_in_the_same_form(source, policy, error):
     llm = mlxrun.load(source, policy=policy)
     ids = [5, 6, 7, 8]
     with mlx_lm_runtime(llm, source) as baseline:
-        # It has no GGUF blocks: what is held as such it gets as plain floats.
+        # It has no GGUF blocks: it gets their weights as plain floats.
         nbytes = llm.model.nbytes if policy else 4 * llm.report.elements
         assert baseline.about == f"float32, {nbytes / 1e6:.1f} MB of weights"
         theirs = baseline._model(mx.array([ids]))[0]

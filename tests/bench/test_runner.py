@@ -52,7 +52,7 @@ def test_an_interrupt_leaves_what_was_measured():
 
 
 def test_what_is_measured_again_takes_its_turns_anew():
-    """Runs from before a rival came would be held against runs that they did not follow."""
+    """Runs from before a baseline came would be compared with runs that they did not follow."""
     log: list[str] = []
     results, ours = Results(), Fake("a", log)
     measure([ours], [Prefill(1), Decode(1)], 2, results)

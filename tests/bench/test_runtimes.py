@@ -35,8 +35,8 @@ def computed(monkeypatch):
     return passes
 
 
-# A token is computed for each that is drawn, and the last is not put through the model. A sequence
-# that ends before its neighbours leaves an idle row, which is computed for a while.
+# A pass for each sampled token, none for the last one. A sequence that ends before its neighbors
+# leaves an idle row, which is computed for a while.
 WORK = [
     (MlxrunRuntime, Prefill(40), 40, 0),
     (MlxrunRuntime, Prefill(40, 64), 40, 0),
@@ -50,43 +50,43 @@ WORK = [
 
 @pytest.mark.parametrize(("kind", "workload", "tokens", "idle"), WORK)
 def test_every_run_computes_all_of_its_tokens(llm, computed, kind, workload, tokens, idle):
-    subject = kind(llm, 0.0)
-    assert subject.can(workload)
-    subject.run(workload)
+    runtime = kind(llm, 0.0)
+    assert runtime.can(workload)
+    runtime.run(workload)
     for _ in range(2):
         computed.clear()
-        run = subject.run(workload)
+        run = runtime.run(workload)
         assert tokens <= sum(computed) <= tokens + idle
         assert run.seconds > 0
         assert llm.model.nbytes <= run.average <= run.peak
 
 
-def test_a_short_request_comes_while_a_long_one_is_read(llm, computed):
-    subject = MlxrunRuntime(llm, 0.0)
-    subject.run(FirstToken(6, 200))
+def test_a_short_request_comes_during_the_prefill_of_a_long_one(llm, computed):
+    runtime = MlxrunRuntime(llm, 0.0)
+    runtime.run(FirstToken(6, 200))
     assert 6 < sum(computed) <= 206
 
 
 @pytest.mark.parametrize("context", [0, 30])
 def test_sequences_decode_in_joint_passes(llm, computed, context):
-    subject = MlxrunRuntime(llm, 0.0)
-    subject.run(Decode(8, context, 3))
+    runtime = MlxrunRuntime(llm, 0.0)
+    runtime.run(Decode(8, context, 3))
     computed.clear()
-    run = subject.run(Decode(8, context, 3))
+    run = runtime.run(Decode(8, context, 3))
     assert computed == [3] * 8
-    alone = subject.run(Decode(8, context))
+    alone = runtime.run(Decode(8, context))
     assert run.kv_bytes == 3 * alone.kv_bytes
 
 
 @pytest.mark.parametrize("name", ["helium", "mamba2"])
 def test_sequences_that_decode_apart_have_keys_and_values_too(tmp_path, name):
     llm = mlxrun.load(save(tmp_path / name, CONFIGS[name], stock(CONFIGS[name])))
-    subject = MlxrunRuntime(llm, 0.0)
-    alone, together = subject.run(Decode(5)), subject.run(Decode(5, parallel=3))
+    runtime = MlxrunRuntime(llm, 0.0)
+    alone, together = runtime.run(Decode(5)), runtime.run(Decode(5, parallel=3))
     assert together.kv_bytes == 3 * alone.kv_bytes > 0
 
 
-def test_caches_are_as_they_are_asked_for(llm):
+def test_types_of_cache(llm):
     plain, packed = (
         MlxrunRuntime(llm, 0.0),
         MlxrunRuntime(llm, 0.0, {"cache_type_k": "q8/32", "cache_type_v": "q4/32"}),
@@ -96,10 +96,10 @@ def test_caches_are_as_they_are_asked_for(llm):
         assert 0 < 2 * packed.run(workload).kv_bytes < plain.run(workload).kv_bytes
 
 
-def test_so_many_sequences_are_there_together_however_short(llm):
-    subject = MlxrunRuntime(llm, 0.0)
-    alone = subject.run(Decode(2)).kv_bytes
-    assert subject.run(Decode(2, parallel=150)).kv_bytes == 150 * alone
+def test_sequences_run_together_however_short(llm):
+    runtime = MlxrunRuntime(llm, 0.0)
+    alone = runtime.run(Decode(2)).kv_bytes
+    assert runtime.run(Decode(2, parallel=150)).kv_bytes == 150 * alone
 
 
 def test_what_the_model_recommends_is_not_measured(tmp_path, monkeypatch):

@@ -89,10 +89,10 @@ def test_a_data_set_says_what_to_measure(bench, folder):
     found = json.loads(result.out)
     levels, tests = found["dataset"]["levels"], {one["test"] for one in found["results"]}
     chosen = levels["recommended"]
-    read, drawn = chosen["size"]["prompt"], chosen["size"]["predict"]
-    assert {f"pp{read}", f"tg{drawn} @ d{read}"} <= tests
+    prompt, predict = chosen["size"]["prompt"], chosen["size"]["predict"]
+    assert {f"pp{prompt}", f"tg{predict} @ d{prompt}"} <= tests
     offline = chosen["workers"]["offline"]
-    assert offline == 1 or f"tg{drawn} x{offline} @ d{read}" in tests
+    assert offline == 1 or f"tg{predict} x{offline} @ d{prompt}" in tests
     assert found["dataset"]["exchanges"] == found["dataset"]["outputs"]["count"] == 20
     assert (
         found["dataset"]["outputs"]["longest"] >= found["dataset"]["prompts"]["percentiles"]["50"]
@@ -140,7 +140,7 @@ def test_wrong_usage(bench, folder, options):
         (("--dataset", "empty.jsonl"), "error: empty.jsonl: there is no prompt in it"),
     ],
 )
-def test_what_is_told_before_a_model_is_loaded(bench, folder, monkeypatch, options, message):
+def test_errors_before_a_model_is_loaded(bench, folder, monkeypatch, options, message):
     monkeypatch.setattr("mlxrun.cli.bench.load_model", lambda *_, **__: pytest.fail("loaded"))
     result = bench(*options)
     assert (result.code, result.out) == (1, "")
@@ -151,9 +151,9 @@ def test_what_is_told_before_a_model_is_loaded(bench, folder, monkeypatch, optio
 def test_a_data_set_longer_than_the_context(bench, folder):
     line = json.dumps({"prompt": "a " * 300, "response": "b"})
     (folder / "long.jsonl").write_text(line)
-    told = bench("--dataset", "long.jsonl", "-r", "1", "--parallel", "2")
-    assert told.code == 0
-    assert "Longer than the model's context of 192 tokens: conservative (" in told.out
+    profile = bench("--dataset", "long.jsonl", "-r", "1", "--parallel", "2")
+    assert profile.code == 0
+    assert "Longer than the model's context of 192 tokens: conservative (" in profile.out
     run = bench("--dataset", "long.jsonl", "-r", "1", "--parallel", "2", "--run", "recommended")
     assert run.code == 1
     assert run.err.startswith("error: pp")
