@@ -1,305 +1,378 @@
-"""The stream of converted tensors, and the sink that writes it to disk.
+"""The one conversion: tensors of a source, each in its MLX form, written as a model directory.
 
-``stream`` yields one tensor at a time, so that a conversion needs the memory of a few of its
-largest tensors. ``convert`` writes a checkpoint; the loader of ``mlxrun`` reads the same stream
-straight into memory. Knows nothing of generation.
+:class:`Source` is a GGUF file (``gguf.source``) or a directory of safetensors
+(``huggingface.source``). :func:`stream` encodes one tensor after the other, so that a conversion
+needs the memory of a few of its largest tensors; :func:`convert` writes them, and the loader of
+``mlxrun`` reads the same stream straight into memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import threading
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
-from functools import partial
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 
-from converters.ahead import ahead
-from converters.checkpoint import CheckpointWriter
-from converters.errors import AdapterError, ConversionError, InexactError
-from converters.gguf.names import Mapped, NameMap
-from converters.gguf.reader import GGUFFile
-from converters.gguf.source import open_gguf
-from converters.gguf.types import GGMLType
-from converters.quantize.encode import (
-    Encoded,
-    Merge,
-    Patch,
-    PrepareMerge,
-    encode,
-    in_order,
-    least_bits,
-    plain_floats,
-    supported,
-    workers,
-)
-from converters.quantize.layout import dense
-from converters.quantize.policy import COMPACT_GROWTH, POLICIES, Policy, source_bits
+from converters.errors import CheckpointError, ConversionError, OutOfSpaceError, TargetExistsError
+from converters.huggingface.reader import CONFIG
+from converters.huggingface.writer import REPORT, CheckpointWriter, disk_errors
+from converters.quantize.affine import Arrays
+from converters.quantize.encode import Merge, Patch, PrepareMerge, workers
+from converters.quantize.layout import Layout
 from converters.report import ConversionReport, TensorRecord
-from converters.sink import (
-    Converted,
-    Hashing,
-    Progress,
-    check_space,
-    finish,
-    quantization,
-    target_path,
-    write_tensors,
-)
+
+T = TypeVar("T")
+#: Called with (bytes read, bytes in all, tensor name) after each tensor.
+Progress = Callable[[int, int, str], None]
+
+# Tensors are started early, so that threads do not idle at the last chunks of one: at most three,
+# two in work and one that is done, in this many bytes.
+PREFETCH_BYTES = 1 << 26
+_STARTED, _IN_WORK = 3, 2
+# Few reads, as each waits for the interpreter's lock twice.
+_HASHED_AT_ONCE = 1 << 20
 
 
-def half_dtype(gguf: GGUFFile) -> str:
-    """The half-precision type that suits a file: its own if it has just one, else float16.
+@dataclass(frozen=True)
+class Converted:
+    """One parameter of the model in MLX form.
 
-    Mixing the two halves makes MLX compute in float32, so one type serves the whole checkpoint.
+    Attributes:
+        target: Hugging Face parameter name, ending in ``.weight`` or ``.bias``.
+        layout: its form.
+        arrays: numpy arrays by suffix: ``weight`` (or ``bias``), ``scales``, ``biases`` and
+            ``factor`` (of the whole matrix). bfloat16 travels as uint16 bit patterns.
+        record: its line in the report; None for a parameter that the source does not store.
     """
-    kinds = {t.type for t in gguf.tensors if len(t.shape) > 1}
-    return "bfloat16" if GGMLType.BF16 in kinds and kinds <= _BFLOAT_FILE else "float16"
+
+    target: str
+    layout: Layout
+    arrays: Arrays
+    record: TensorRecord | None
+
+    def named_arrays(self) -> Iterator[tuple[str, np.ndarray, str]]:
+        """(full name, array, MLX dtype) of each array."""
+        module, _, kind = self.target.rpartition(".")
+        for suffix, array in self.arrays.items():
+            name = f"{module}.{kind if suffix == 'weight' else suffix}"
+            packed = suffix == "weight" and self.layout.quantized
+            own = "float32" if suffix == "factor" else self.layout.dtype
+            yield name, array, "uint32" if packed else own
 
 
-# Tensors that are begun before the one in turn is done: threads do not wait for its last chunks.
-AHEAD_BYTES = 1 << 26
-_BFLOAT_FILE = {GGMLType.BF16, GGMLType.F32}
+class SourceTensor(Protocol):
+    """One parameter of the model that a source becomes."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the source, for progress."""
+
+    @property
+    def target(self) -> str:
+        """Its Hugging Face name."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its weights, packed or not."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read; 0 for a parameter that the source does not store."""
+
+    @property
+    def least_bytes(self) -> float:
+        """Bytes that its form takes at the least."""
+
+    def start(self, pool: ThreadPoolExecutor, patch: Patch | None) -> Callable[[], Converted]:
+        """Begin in the caller's thread, where MLX reads arrays, and return the rest of the work.
+
+        Args:
+            pool: for chunks of rows.
+            patch: merge into its rows.
+        """
 
 
-def stream(
-    names: NameMap,
-    policy: Policy,
-    *,
-    merge: Merge | None = None,
-    progress: Progress | None = None,
-) -> Generator[Converted, None, None]:
-    """Convert tensor after tensor; whoever stops early closes it, for its threads to end.
+class Source(Protocol):
+    """A model to convert.
 
-    Args:
-        merge: what is merged into the parameters on the way.
-        progress: called with (bytes read, bytes in all, tensor name) after each tensor.
-
-    Raises:
-        InexactError: tensors are of types that no form can hold; raised before anything is
-            converted.
-        AdapterError: what is to be merged does not fit the model; raised as early.
-        GGUFError: a tensor holds values that no form can keep.
+    Attributes:
+        path: names the default target.
+        inputs: all that is read; none of it may lie in the target.
+        weight_files: files with weights, which the report names with their SHA-256.
+        config: ``config.json`` of the model that is written, but for ``quantization``.
+        dtype: of its floats, ``torch_dtype``.
+        spec: the policy or recipe that chooses the forms, in words.
+        tensors: in the order in which they are written.
+        skipped: ``{"name", "type", "reason"}`` of what has no place in the model.
     """
-    _refuse(names)
-    if merge:
-        merge.check({mapped.target: mapped.shape for mapped in names.mapped})
-    total = sum(m.source.nbytes for m in names.mapped)
-    done = 0
-    with workers() as pool:
 
-        def start(mapped: Mapped) -> Callable[[], Converted]:
-            patch = merge.patch(mapped.target) if merge else None
-            return partial(_convert_one, mapped, policy, pool, patch)
+    path: Path
+    inputs: Sequence[Path]
+    weight_files: Sequence[Path]
+    config: dict[str, Any]
+    dtype: str
+    spec: str
+    tensors: Sequence[SourceTensor]
+    skipped: list[dict[str, str]]
 
-        sizes = [mapped.source.nbytes for mapped in names.mapped]
-        with closing(ahead(map(start, names.mapped), sizes, AHEAD_BYTES)) as results:
-            for mapped, converted in zip(names.mapped, results, strict=True):
-                yield converted
-                done += mapped.source.nbytes
-                if progress:
-                    progress(done, total, mapped.source.name)
-    for target, length in names.zeros:
-        zeros = {"weight": np.zeros(length, _numpy_dtype(policy.half))}
-        yield Converted(target, dense(policy.half), zeros, None)
+    def reading(self) -> AbstractContextManager[None]:
+        """Turns failures to read tensors into errors that say what to do."""
 
+    def small_files(self) -> Iterable[tuple[str, bytes | str]]:
+        """Names and contents of the tokenizer and other small files of the model."""
 
-def _numpy_dtype(dtype: str) -> str:
-    return {"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype]
-
-
-def _refuse(names: NameMap) -> None:
-    bad = [m.source for m in names.mapped if not supported(m.source.type)]
-    if bad:
-        raise InexactError(
-            [(t.name, t.type.name, "no known meaning as weights") for t in bad],
-            hint="Get the model in another quantisation: no policy can convert these",
-        )
-
-
-def _convert_one(
-    mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor, patch: Patch | None
-) -> Converted:
-    tensor = mapped.source
-    if _is_rate(mapped):
-        policy = replace(policy, name="exact")
-    encoded = encode(
-        tensor,
-        policy,
-        module=len(tensor.shape) > 1,
-        pool=pool,
-        change=mapped.change,
-        factor=None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1),
-        patch=None if patch is None else _in_file_order(patch, mapped),
-    )
-    own = {name: array for name, array in encoded.arrays.items() if name == "factor"}
-    arrays = {name: array for name, array in encoded.arrays.items() if name not in own}
-    if mapped.order is not None:
-        arrays = {name: array[mapped.order] for name, array in arrays.items()}
-    if mapped.columns is not None:
-        arrays = {name: _in_blocks(mapped, array) for name, array in arrays.items()}
-    if mapped.shape != tensor.shape:
-        arrays = {name: array.reshape(mapped.shape) for name, array in arrays.items()}
-    arrays |= own
-    return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
-
-
-def _is_rate(mapped: Mapped) -> bool:
-    """Whether these are rates of decay, one for each head: models take exponentials of them twice.
-
-    Those of Mamba, a matrix, are left to the policy: its class of mlx-lm would compute everything
-    after them in float32.
-    """
-    return mapped.target.endswith(".A_log") and len(mapped.shape) != 2
-
-
-def _in_file_order(patch: Patch, mapped: Mapped) -> Patch:
-    """The patch for the rows as the file has them."""
-    if mapped.columns is not None:
-        raise AdapterError(
-            f"{mapped.target} is stored with its columns in another order: nothing can be merged "
-            "into it",
-            hint="Apply the adapter when the model is loaded instead",
-        )
-    return in_order(patch, mapped.order, mapped.source.shape[0])
-
-
-def _in_blocks(mapped: Mapped, array: np.ndarray) -> np.ndarray:
-    """An array (..., columns, or codes or scales of them) with its blocks in the model's order."""
-    assert mapped.columns is not None
-    blocks = len(mapped.columns)
-    if array.shape[-1] % blocks:
-        raise mapped.source.error(
-            expected=f"columns that share no scale between {blocks} blocks",
-            found=mapped.source.type.name,
-        )
-    parts = array.reshape(*array.shape[:-1], blocks, -1)
-    return parts[..., mapped.columns, :].reshape(array.shape)
-
-
-def _record(mapped: Mapped, encoded: Encoded, policy: Policy) -> TensorRecord:
-    tensor = mapped.source
-    before, after = source_bits(tensor.type), encoded.layout.bits_per_weight
-    note = ""
-    if policy.name == "compact" and after > before + COMPACT_GROWTH:
-        note = f"MLX has no form below {after:g} bits a weight"
-    return TensorRecord(
-        name=tensor.name,
-        target=mapped.target,
-        type=tensor.type.name,
-        form=str(encoded.layout),
-        fidelity=encoded.fidelity,
-        rmse=encoded.error.rmse,
-        max_error=encoded.error.maximum,
-        bits_before=before,
-        bits_after=after,
-        elements=tensor.elements,
-        note=note,
-    )
-
-
-def check_policy(policy: str) -> str:
-    """The policy's name, if it is one."""
-    if not isinstance(policy, str) or policy not in POLICIES:
-        raise ConversionError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
-    return policy
+    def provenance(self, files: list[dict[str, Any]]) -> dict[str, Any]:
+        """The report's ``source``, given name, size and SHA-256 of the weight files."""
 
 
 def convert(
-    src: str | Path,
+    source: Source,
     dst: str | Path | None = None,
     *,
-    policy: str = "near",
     overwrite: bool = False,
     merge: PrepareMerge | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Convert a GGUF file to a model directory that mlxrun and stock mlx-lm load.
+    """Convert a source to a model directory that mlxrun and stock mlx-lm load.
 
     Args:
-        src: a ``.gguf`` file, or a shard of a split one.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
-        policy: ``exact``, ``near`` or ``compact``; see :mod:`converters.quantize.policy`.
         overwrite: replace a directory that holds nothing but an earlier conversion, once the new
             one is complete.
-        merge: gives what is merged into the weights of a model with a ``config.json``.
-        progress: called with (bytes read, bytes in all, tensor name).
+        merge: prepares the merge into the weights of a model with a ``config.json``.
 
     Raises:
-        GGUFError: the file is malformed.
-        AdapterError: what is to be merged does not fit the model.
-        UnsupportedArchitectureError: the architecture is unknown.
-        InexactError: tensors are of types that no form can hold.
+        AdapterError: the merge does not fit the model.
+        ConversionError: weights cannot be read, or do not fit their form.
         TargetExistsError, OutOfSpaceError, CheckpointError: the target cannot be written.
     """
     started = time.perf_counter()
-    policy = check_policy(policy)
-    model = open_gguf(src)
-    gguf, names, config = model.file, model.names, model.config
-    merged = merge(config) if merge else None
-    target = target_path(dst, gguf.path, gguf.paths)
-    bound = Policy(policy, half_dtype(gguf))
+    merged = merge(source.config) if merge else None
+    target = target_path(dst, source.path, source.inputs)
+    report = ConversionReport({}, source.spec, skipped=source.skipped)
+    tensors = source.tensors
     with (
-        Hashing(gguf.paths) as hashing,
-        CheckpointWriter(target, overwrite=overwrite, entries=3 * len(gguf.tensors)) as writer,
+        Hashing(source.weight_files) as hashing,
+        CheckpointWriter(target, overwrite=overwrite, entries=3 * len(tensors)) as writer,
     ):
-        check_space(_least_bytes(names, bound), target)
-        tensors = stream(names, bound, merge=merged, progress=progress)
-        report = _write(writer, gguf, names, bound, config, hashing, tensors)
+        check_space(sum(tensor.least_bytes for tensor in tensors), target)
+        with source.reading():
+            layouts = _write(writer, stream(tensors, merge=merged, progress=progress), report)
+        writer.flush()
+        for name, data in source.small_files():
+            writer.write_file(name, data)
+        report.source = source.provenance(hashing.result())
+        config = source.config | _quantization(layouts)
+        config["torch_dtype"] = source.dtype
+        writer.write_file(CONFIG, json.dumps(config, indent=2))
+        report.files = [*writer.files, REPORT]
+        writer.write_file(REPORT, report.to_json())
+        writer.commit()
     report.path = str(target)
     report.seconds = time.perf_counter() - started
     return report
 
 
-def _least_bytes(names: NameMap, policy: Policy) -> float:
-    """Bytes that the weights will take at the least."""
-    kinds = [(m.source.type, len(m.source.shape) > 1, m.source.elements) for m in names.mapped]
-    return sum(least_bits(kind, policy, module=module) * n / 8 for kind, module, n in kinds)
+def stream(
+    tensors: Sequence[SourceTensor],
+    *,
+    merge: Merge | None = None,
+    progress: Progress | None = None,
+) -> Generator[Converted, None, None]:
+    """Convert tensor after tensor; close it to stop early, which ends its threads.
+
+    Raises:
+        AdapterError: the merge does not fit the model; raised before anything is converted.
+        ConversionError: a tensor cannot be read, or holds values that no form can.
+    """
+    if merge:
+        merge.check({tensor.target: tensor.shape for tensor in tensors if tensor.nbytes})
+    sizes = [tensor.nbytes for tensor in tensors]
+    done, total = 0, sum(sizes)
+    with workers() as pool:
+
+        def start(tensor: SourceTensor) -> Callable[[], Converted]:
+            return tensor.start(pool, merge.patch(tensor.target) if merge else None)
+
+        with closing(prefetch(map(start, tensors), sizes, PREFETCH_BYTES)) as results:
+            for tensor, size, converted in zip(tensors, sizes, results, strict=True):
+                yield converted
+                done += size
+                if progress and size:
+                    progress(done, total, tensor.name)
+
+
+def prefetch(
+    tasks: Iterable[Callable[[], T]], sizes: Sequence[int], room: int
+) -> Generator[T, None, None]:
+    """Results in order; up to three tasks are started early, as long as ``room`` holds them.
+
+    Args:
+        tasks: taken one by one in the caller's thread, run in others.
+        sizes: of each, in the units of ``room``. The next in turn is started whatever its size.
+    """
+    started: deque[tuple[int, Future[T]]] = deque()
+    coming = zip(sizes, tasks, strict=True)
+    following = next(coming, None)
+
+    def fits(size: int) -> bool:
+        return len(started) < _STARTED and sum(each for each, _ in started) + size <= room
+
+    with ThreadPoolExecutor(_IN_WORK) as pool:
+        try:
+            while started or following:
+                while following and (not started or fits(following[0])):
+                    started.append((following[0], pool.submit(following[1])))
+                    following = next(coming, None)
+                yield started.popleft()[1].result()
+        finally:
+            for _, future in started:
+                future.cancel()
 
 
 def _write(
-    writer: CheckpointWriter,
-    gguf: GGUFFile,
-    names: NameMap,
-    policy: Policy,
-    config: dict[str, Any],
-    hashing: Hashing,
-    tensors: Generator[Converted, None, None],
-) -> ConversionReport:
-    report = ConversionReport({}, policy.name)
-    layouts = write_tensors(writer, tensors, report)
-    writer.flush()
-    report.skipped = skipped(names)
-    from converters.gguf.tokenizer import tokenizer_files
+    writer: CheckpointWriter, tensors: Generator[Converted, None, None], report: ConversionReport
+) -> dict[str, Layout]:
+    """Write and record every tensor, one while the next is made; layouts of quantized modules."""
+    layouts: dict[str, Layout] = {}
 
-    tokens = tokenizer_files(gguf) if "tokenizer.ggml.model" in gguf.metadata else {}
-    for name, data in tokens.items():
-        writer.write_file(name, data)
-    config |= quantization(layouts)
-    config["torch_dtype"] = policy.half if policy.name != "exact" else "float32"
-    report.source = _source(gguf, hashing.result())
-    finish(writer, config, report)
-    return report
+    def write(converted: Converted) -> None:
+        for name, array, dtype in converted.named_arrays():
+            writer.add(name, array, dtype)
 
-
-def skipped(names: NameMap) -> list[dict[str, str]]:
-    """The tensors without a place in the model, each with the reason."""
-    return [{"name": t.name, "type": t.type.name, "reason": why} for t, why in names.skipped]
+    # Closing the stream ends its threads when a write fails. Tensors are made in this thread, as
+    # MLX evaluates an array where its file was opened.
+    with closing(tensors), ThreadPoolExecutor(1) as pool:
+        previous: Future[None] | None = None
+        for converted in tensors:
+            if previous:
+                previous.result()
+            previous = pool.submit(write, converted)
+            if converted.layout.quantized:
+                layouts[converted.target.removesuffix(".weight")] = converted.layout
+            if converted.record:
+                report.tensors.append(converted.record)
+        if previous:
+            previous.result()
+    return layouts
 
 
-def _source(gguf: GGUFFile, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was read: names, sizes and SHA-256 of the files."""
-    return {
-        "format": f"GGUF v{gguf.version}",
-        "architecture": gguf.architecture,
-        "name": files[0]["name"],
-        "sha256": files[0]["sha256"],
-        "files": files,
-    }
+def _quantization(layouts: dict[str, Layout]) -> dict[str, Any]:
+    """The ``quantization`` section of ``config.json``: the commonest form, and the exceptions."""
+    if not layouts:
+        return {}
+    forms = {name: layout.module_config for name, layout in layouts.items()}
+    common = Counter(tuple(form.items()) for form in forms.values()).most_common(1)[0][0]
+    section: dict[str, Any] = dict(common)
+    section |= {name: form for name, form in forms.items() if tuple(form.items()) != common}
+    # Both names are in use: mlx-lm reads the first, Hugging Face's tools the second.
+    return {"quantization": section, "quantization_config": section}
 
 
-__all__ = ["Converted", "Progress", "convert", "half_dtype", "skipped", "stream"]
+def target_path(dst: str | Path | None, source: Path, inputs: Iterable[Path] = ()) -> Path:
+    """The target of a conversion, ``~`` expanded; by default ``NAME-mlx`` in the working directory.
+
+    Args:
+        source: names the default target.
+        inputs: none of them may lie in the target, which may be replaced.
+
+    Raises:
+        CheckpointError: this is no path, or there is no such home directory.
+        TargetExistsError: the source lies in the target, or is the target.
+    """
+    if dst is None:
+        dst = f"{source.stem if source.suffix == '.gguf' else source.name}-mlx"
+    if not isinstance(dst, str | os.PathLike):
+        raise CheckpointError(f"the target must be a path, not {dst!r}")
+    try:
+        target = Path(dst).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"cannot write {dst}: {error}") from error
+    with disk_errors(target):
+        inside = next((file for file in (source, *inputs) if _lies_in(file, target)), None)
+    if inside:
+        raise TargetExistsError(
+            f"{target} holds {inside}, which is to be converted",
+            hint="Choose another output with -o DIR, or move the source out of it",
+        )
+    return target
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file, or the file that it links to, lies in a folder, whatever their names."""
+    if not folder.exists():
+        return False
+    ways = (file.parent.resolve() / file.name, file.resolve())
+    return any(place.samefile(folder) for way in ways for place in (way, *way.parents))
+
+
+def check_space(needed: float, target: Path) -> None:
+    """Refuse early when the disk cannot hold ``needed`` bytes.
+
+    Raises:
+        OutOfSpaceError: it cannot.
+    """
+    free = shutil.disk_usage(target.absolute().parent).free
+    if needed > free:
+        raise OutOfSpaceError(
+            f"{target.absolute().parent} has {_size(free)} free, "
+            f"{target.name} needs at least {_size(needed)}",
+            hint="Free some space or choose another disk with -o DIR",
+        )
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+class Hashing:
+    """Names, sizes and SHA-256 of files, computed in a thread; leaving the context stops it."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = tuple(paths)
+        self._stopped = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(lambda: [self._entry(path) for path in self._paths])
+
+    def _entry(self, path: Path) -> dict[str, Any]:
+        try:
+            size, digest = path.stat().st_size, self._digest(path)
+        except OSError as error:  # the file was there when the conversion began
+            raise ConversionError(
+                f"cannot read {path}: {error.strerror or error}",
+                hint="See that it is still there, and convert it again",
+            ) from error
+        return {"name": path.name, "size": size, "sha256": digest}
+
+    def _digest(self, path: Path) -> str:
+        digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
+        with path.open("rb", buffering=0) as file:
+            while not self._stopped.is_set() and (size := file.readinto(part)):
+                digest.update(part[:size])
+        return digest.hexdigest()
+
+    def result(self) -> list[dict[str, Any]]:
+        """An entry of each file, in order; waits for them.
+
+        Raises:
+            ConversionError: a file cannot be read.
+        """
+        return self._future.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.shutdown()

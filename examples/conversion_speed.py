@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from converters.convert import convert
+from converters.gguf.source import GGUFSource
 from converters.quantize.policy import POLICIES
 
 from .make_random_gguf import Kind, Shape, write
@@ -66,7 +67,7 @@ def seconds_of_conversion(source: Path, policy: str = "near") -> tuple[float, fl
     """Of a conversion, until the disk has it: by the clock, and of the cores' own time."""
     with scratch(source) as folder:
         worked = time.process_time()
-        clock = seconds(lambda: convert(source, folder / "out", policy=policy))
+        clock = seconds(lambda: convert(GGUFSource(source, policy), folder / "out"))
         return clock, time.process_time() - worked
 
 
@@ -100,7 +101,7 @@ def measure_types(folder: Path, kinds: list[str], runs: int) -> None:
 def measure_loads(source: Path, runs: int) -> None:
     """Seconds that a process of its own needs to load a file, and what it is converted to."""
     with scratch(source) as folder:
-        convert(source, folder / "out")
+        convert(GGUFSource(source), folder / "out")
         subjects = {"GGUF": [source], "directory": [folder / "out"], "GGUF, near": [source, "near"]}
         best = dict.fromkeys(subjects, float("inf"))
         for _ in range(runs):

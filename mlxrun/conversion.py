@@ -1,4 +1,4 @@
-"""Sources that users name, brought to the converter and to the tokenizer."""
+"""``mlxrun.convert``: a source by path or name on the hub, converted to a model directory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from converters.convert import check_policy
-from converters.convert import convert as convert_file
-from converters.directory.convert import Plan, convert_directory
-from converters.directory.names import form_of, normalise, stays, text_config
-from converters.directory.weights import Weights
+from converters.convert import Progress, Source
+from converters.convert import convert as write_checkpoint
+from converters.gguf.source import GGUFSource
+from converters.huggingface.names import form_of, normalize, stays, text_config
+from converters.huggingface.source import DirectorySource, Plan
+from converters.huggingface.weights import Weights
+from converters.quantize.policy import check_policy
 from converters.quantize.recipe import Recipe, recipe
 from converters.report import ConversionReport
-from converters.sink import Progress
 from mlxrun.config import AdapterChoice
 from mlxrun.errors import ConversionError, TokenizerError
 from mlxrun.hub import resolve
@@ -48,7 +49,7 @@ def convert(
             ``org/repo[:QUANT]`` on the hub.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
         bits, group_size, mode, keep, dtype: what becomes of a directory's matrices; see
-            :func:`converters.directory.recipe.recipe`.
+            :func:`converters.quantize.recipe.recipe`.
         policy: what becomes of a GGUF's: ``exact``, ``near`` (default) or ``compact``; see
             ``converters.quantize.policy``.
         adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them. What
@@ -62,39 +63,32 @@ def convert(
     """
     choice = check_choices(bits, group_size, mode, keep, dtype, policy)
     path = resolve(src)
+    source = _source(path, choice, policy)
+    report = write_checkpoint(
+        source, dst, overwrite=overwrite, merge=merging(adapter), progress=progress
+    )
+    if path.is_dir():
+        try:
+            read_tokenizer(path)  # its files are copied as they are
+        except TokenizerError as error:
+            report.warnings.append(str(error))
+    return report
+
+
+def _source(path: Path, choice: Recipe, policy: str | None) -> Source:
     if path.is_dir():
         if policy is not None:
             raise ConversionError(
                 f"{path.name} is a directory, and policies are for GGUF files",
                 hint="Say bits, group size and mode instead",
             )
-        report = convert_directory(
-            path,
-            dst,
-            choice,
-            prepare,
-            merge=merging(adapter),
-            overwrite=overwrite,
-            progress=progress,
-        )
-        try:
-            read_tokenizer(path)  # its files are copied as they are
-        except TokenizerError as error:
-            report.warnings.append(str(error))
-        return report
+        return DirectorySource(path, choice, prepare)
     if choice != Recipe():
         raise ConversionError(
             f"{path.name} is a GGUF file: its weights keep their own bits, as a policy says",
             hint="Convert it without these options, then the directory that it becomes with them",
         )
-    return convert_file(
-        path,
-        dst,
-        policy=policy or "near",
-        overwrite=overwrite,
-        merge=merging(adapter),
-        progress=progress,
-    )
+    return GGUFSource(path, policy or "near")
 
 
 def check_choices(
@@ -105,7 +99,7 @@ def check_choices(
     dtype: str | None = None,
     policy: str | None = None,
 ) -> Recipe:
-    """The recipe that options of :func:`convert` say.
+    """The recipe that the options of :func:`convert` ask for.
 
     Raises:
         ConversionError: an option has no such value, or two do not go together.
@@ -151,10 +145,10 @@ def prepare(config: dict[str, Any], weights: Weights) -> Plan:
         from mlxrun.models.mlx_lm import conversion_plan
 
         return conversion_plan(defined, kept, weights)
-    normalise(config, weights, stock=True)
+    normalize(config, weights, stock=True)
     # A model of zeros checks names and shapes.
     whole = Weights(dict(weights.arrays), dict(weights.layouts))
-    normalise(config, whole)
+    normalize(config, whole)
     sketch = {name: _placeholder(array) for name, array in whole.arrays.items()}
     params = Parameters(sketch, whole.layouts, mx.float32, fuse=False)
     Transformer(defined, params)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.directory.header import read_header
 from converters.gguf.reader import read_gguf
+from converters.huggingface.reader import read_header
 from mlxrun.config import AdapterChoice
 from mlxrun.errors import CacheError, MlxrunError
 from mlxrun.model import Model

@@ -21,17 +21,16 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
-from converters.convert import Converted, check_policy, half_dtype, skipped, stream
-from converters.directory.files import WeightFiles, read_config, weight_files
-from converters.directory.names import normalise, text_config
-from converters.directory.quantization import stored_form
-from converters.directory.weights import read_weights, reading
+from converters.convert import Converted, stream
 from converters.gguf.names import Mapped, NameMap
 from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
-from converters.gguf.source import open_gguf
+from converters.gguf.source import gguf_tensors, half_dtype, open_gguf, skipped
+from converters.huggingface.names import normalize, text_config
+from converters.huggingface.reader import WeightFiles, read_config, stored_form, weight_files
+from converters.huggingface.weights import read_weights, reading
 from converters.quantize.encode import expected_layout, plain_floats, supported
 from converters.quantize.layout import Layout, dense
-from converters.quantize.policy import FIXED, Policy, source_bits
+from converters.quantize.policy import FIXED, Policy, check_policy, source_bits
 from converters.report import ConversionReport, TensorRecord
 from mlxrun.config import AdapterChoice
 from mlxrun.errors import ParameterError
@@ -315,7 +314,7 @@ class GGUFSource(Source):
             records.append(_record(mapped, blocks[mapped.target]))
         arrays: dict[str, mx.array] = {}
         layouts: dict[str, Layout] = {}
-        for converted in stream(storage.others, storage.policy, progress=progress):
+        for converted in stream(gguf_tensors(storage.others, storage.policy), progress=progress):
             arrays |= _to_mlx(converted)
             if converted.layout.quantized:
                 layouts[converted.target.removesuffix(".weight")] = converted.layout
@@ -419,7 +418,7 @@ class DirectorySource(Source):
         with reading(self.file):
             weights = read_weights(self._files, self.config)
             if self.native:
-                normalise(self.config, weights)
+                normalize(self.config, weights)
             adapters = read_adapters(adapter, self.config, self.native)
             kernels = cpu_kernels((), storage.dtype) if storage.fused else None
             params = Parameters(

@@ -97,7 +97,7 @@ def read_sampling_defaults(source: Path | GGUFFile) -> SamplingDefaults:
     """The sampling defaults of a model directory or a GGUF file; unusable ones are ``problems``."""
     if not isinstance(source, Path):
         return SamplingDefaults.of(source.path.name, source.metadata)
-    from converters.directory.files import read_object
+    from converters.huggingface.reader import read_object
 
     file = source / "generation_config.json"
     if not file.is_file():

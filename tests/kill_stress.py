@@ -29,9 +29,11 @@ from typing import Any
 
 import mlxrun
 from converters import staging
-from converters.convert import convert
-from converters.directory.header import read_header
-from mlxrun import loader  # noqa: F401
+from converters.huggingface.reader import read_header
+from mlxrun import (
+    convert,
+    loader,  # noqa: F401
+)
 from mlxrun.cache import saved
 from mlxrun.cli import chat, conversation, remembered  # noqa: F401 - once, for all forks
 from mlxrun.cli.main import run

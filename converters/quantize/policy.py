@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from converters.errors import ConversionError
 from converters.gguf.quants import CODECS
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.affine import ErrorStats
@@ -33,6 +34,13 @@ FLOATS = {
     GGMLType.F64: "float32",
 }
 FIXED = {GGMLType.MXFP4: "mxfp4", GGMLType.NVFP4: "nvfp4"}
+
+
+def check_policy(policy: str) -> str:
+    """The policy's name, if it is one."""
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise ConversionError(f"policy must be one of {', '.join(POLICIES)}, not {policy!r}")
+    return policy
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converters.directory.names import text_config
+from converters.huggingface.names import text_config
 from mlxrun.cache.types import Shape
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig

@@ -11,19 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from converters.convert import half_dtype, skipped
-from converters.directory.files import read_config, read_object
-from converters.directory.names import text_config
 from converters.errors import MlxrunError
 from converters.gguf.names import NameMap
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
+from converters.gguf.source import half_dtype, skipped
+from converters.huggingface.names import text_config
+from converters.huggingface.reader import StoredTensor, read_config, read_object, stored_tensors
 from converters.quantize.encode import expected_layout
 from converters.quantize.policy import POLICIES, Policy
 from mlxrun.cli.cache_table import cache_facts
 from mlxrun.cli.described import Described, described
 from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.roofline import model_facts
-from mlxrun.cli.safetensors import StoredTensor, stored_tensors
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.generation.serving import most_beside
 from mlxrun.loader import DTYPES, GGUFSource, Source, WeightStorage, open_model, run_dtype

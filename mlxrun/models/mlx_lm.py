@@ -34,10 +34,10 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from converters.directory.convert import Plan
-from converters.directory.spellings import OTHER_TOWERS
-from converters.directory.weights import Weights
 from converters.gguf.checks import MAX_BLOCKS
+from converters.huggingface.names import OTHER_TOWERS
+from converters.huggingface.source import Plan
+from converters.huggingface.weights import Weights
 from converters.quantize.layout import FIXED_MODES, Layout, affine, fixed
 from mlxrun.cache.base import Memory, Named, State
 from mlxrun.cache.store import copied, joined

@@ -17,9 +17,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from converters.directory.spellings import EXPERT_PARTS, spelling_of
 from converters.errors import shortened
 from converters.gguf.adapter import read_adapter
+from converters.huggingface.names import EXPERT_PARTS, spelling_of
 from converters.quantize.encode import Patch, PrepareMerge, Rows
 from converters.quantize.layout import Layout
 from converters.quantize.packing import Floats

@@ -11,7 +11,7 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from converters.convert import convert
+from mlxrun import convert
 
 
 @pytest.fixture(scope="module")

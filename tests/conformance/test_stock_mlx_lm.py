@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from converters.convert import convert
 from converters.gguf.config import model_config
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 
 from .measure import SAME, nmse
 from .skeleton import names, read, wanted

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from patience import PATIENCE
 
-from converters.ahead import ahead
+from converters.convert import prefetch
 
 
 @given(st.lists(st.integers(0, 9)), st.integers(0, 20))
 def test_results_are_in_order_whatever_fits(sizes: list[int], room: int) -> None:
     tasks = [partial(int, i) for i in range(len(sizes))]
-    assert list(ahead(tasks, sizes, room)) == list(range(len(sizes)))
+    assert list(prefetch(tasks, sizes, room)) == list(range(len(sizes)))
 
 
 class Counted:
@@ -42,7 +42,7 @@ class Counted:
 @pytest.mark.parametrize(("room", "begun"), [(0, 1), (19, 1), (20, 2), (10**9, 3)])
 def test_no_more_is_begun_than_there_is_room_for(room: int, begun: int) -> None:
     counted = Counted()
-    results = ahead(counted.tasks(50), [10] * 50, room)
+    results = prefetch(counted.tasks(50), [10] * 50, room)
     for turn in range(5):
         assert next(results) == turn
         assert counted.taken <= turn + begun + 1  # one is looked at for its size
@@ -50,7 +50,7 @@ def test_no_more_is_begun_than_there_is_room_for(room: int, begun: int) -> None:
 
 
 def test_a_failure_is_raised_in_its_turn() -> None:
-    results = ahead(Counted(fail_at=2).tasks(9), [1] * 9, 100)
+    results = prefetch(Counted(fail_at=2).tasks(9), [1] * 9, 100)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ValueError, match="task 2"):
         next(results)
@@ -66,7 +66,7 @@ def test_tasks_run_beside_the_one_in_turn() -> None:
         second.set()
         return True
 
-    assert list(ahead([first, other], [1, 1], 2)) == [True, True]
+    assert list(prefetch([first, other], [1, 1], 2)) == [True, True]
 
 
 def test_what_has_not_begun_never_begins_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_what_has_not_begun_never_begins_after_a_failure(monkeypatch: pytest.Mon
         busy.wait(PATIENCE)
         raise ValueError("no more")
 
-    monkeypatch.setattr("converters.ahead.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("converters.convert.ThreadPoolExecutor", Pool)
     with pytest.raises(ValueError, match="no more"):
-        next(ahead(tasks(), [1] * 4, 100))
+        next(prefetch(tasks(), [1] * 4, 100))
     assert sorted(begun) == [0, 1]

@@ -11,9 +11,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from converters import checkpoint
-from converters.checkpoint import CheckpointWriter
 from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsError
+from converters.huggingface import writer as checkpoint
+from converters.huggingface.writer import CheckpointWriter
 
 ARRAYS = {
     "a.weight": (np.arange(12, dtype=np.uint32).reshape(3, 4), "uint32"),

@@ -25,7 +25,7 @@ from oracle_models import SKELETONS, expected, write_skeleton
 from patience import PATIENCE
 from tiny_models import Tiny, nmse, split
 
-from converters.convert import convert
+from converters.convert import target_path
 from converters.errors import (
     GGUFError,
     OutOfSpaceError,
@@ -33,7 +33,7 @@ from converters.errors import (
     UnsupportedArchitectureError,
 )
 from converters.quantize.policy import POLICIES
-from converters.sink import target_path
+from mlxrun import convert
 from mlxrun.loader import load_model
 
 TOKENS = [1, *range(5, 285, 7), *range(6, 280, 11)]
@@ -407,7 +407,7 @@ def test_the_default_target_is_named_after_the_file(
 
 SLOW = """
 import sys, time
-from converters.convert import convert
+from mlxrun import convert
 convert(sys.argv[1], sys.argv[2], progress=lambda *a: (print("step", flush=True), time.sleep(0.2)))
 """
 
@@ -439,7 +439,7 @@ def test_a_killed_conversion_leaves_nothing_under_the_final_name(tmp_path: Path)
 MEASURE = """
 import sys
 from converters.quantize import encode
-from converters.convert import convert
+from mlxrun import convert
 
 encode.CHUNK_WEIGHTS = 1 << 18  # as small beside the file as whole chunks are beside a model
 

@@ -79,7 +79,7 @@ def stored(path: Path) -> dict[str, mx.array]:
     return arrays
 
 
-def dequantised(path: Path, module: str, form: Layout) -> np.ndarray:
+def dequantized(path: Path, module: str, form: Layout) -> np.ndarray:
     """A module's weights as MLX has them, from the file alone."""
     arrays = stored(path)
     parts = [arrays.get(f"{module}.{part}") for part in ("scales", "biases")]
@@ -113,7 +113,7 @@ def test_every_form_loads_in_both_and_has_the_error_that_the_report_says(
     (record,) = [t for t in report.tensors if t.target == f"{module}.weight"]
     assert (record.type, record.fidelity, record.form) == ("bfloat16", "requantized", str(form))
     wanted = np.array(weights()[f"{module}.weight"].astype(mx.float32))
-    got = dequantised(tmp_path / "out", module, form)
+    got = dequantized(tmp_path / "out", module, form)
     relative = np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum())
     assert record.rmse == pytest.approx(relative, rel=1e-4)
     assert record.max_error == pytest.approx(np.abs(got - wanted).max(), rel=1e-4)
@@ -301,7 +301,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[MlxrunError], str]] = {
     "another family": (with_config(model_type="lama2"), UnsupportedArchitectureError, "lama2"),
     "no family": (with_config(model_type=None), UnsupportedArchitectureError, "None"),
     "a huge model": (with_config(num_hidden_layers=10**9), CheckpointError, "from 1 to"),
-    "gptq": (with_config(**GPTQ), CheckpointError, "quantised with gptq.*unquantised original"),
+    "gptq": (with_config(**GPTQ), CheckpointError, "quantized with gptq.*unquantized original"),
     "header of another kind": (header(b"[]"), CheckpointError, "not a JSON object"),
     "header without entries' parts": (header(b'{"a": {}}'), CheckpointError, "damaged header"),
     "negative shape": (

@@ -14,10 +14,10 @@ from conformance import skeleton as skeletons
 from mlx.utils import tree_map
 from tiny_models import nmse
 
-from converters.convert import convert
 from converters.errors import GGUFError
 from converters.gguf.config import model_config
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 
 #: Skeletons whose ``model_type`` mlx-lm has a class for, and how near it comes: some of its classes
 #: have an epsilon of their own in a norm.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converters.directory.names import form_of, stays, text_config
+from converters.huggingface.names import form_of, stays, text_config
 from converters.quantize.layout import affine, fixed
 from converters.quantize.recipe import EIGHT_BITS
 

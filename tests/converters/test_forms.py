@@ -26,7 +26,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 MX = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def dequantised(packed: Packed) -> np.ndarray:
+def dequantized(packed: Packed) -> np.ndarray:
     """What MLX computes from a form, in float32."""
     layout = packed.layout
     if not layout.quantized:
@@ -46,7 +46,7 @@ def dequantised(packed: Packed) -> np.ndarray:
 
 
 def assert_states_its_error(packed: Packed, wanted: np.ndarray) -> None:
-    got, exact = dequantised(packed).astype(np.float64), wanted.astype(np.float64)
+    got, exact = dequantized(packed).astype(np.float64), wanted.astype(np.float64)
     rmse = np.sqrt(((got - exact) ** 2).sum() / (exact**2).sum())
     # MLX rounds each product and sum to float32, of the size of its terms.
     noise = 1e-6 * float(np.abs(exact).max())
@@ -177,7 +177,7 @@ def test_products_that_a_form_holds_are_told_from_those_that_it_nearly_holds(bit
     unit = np.full((2, 1), -0.25, np.float32)
     packed = requantize_integers(p, unit, affine(bits, 64, "float32"))
     assert packed.error.equal
-    np.testing.assert_array_equal(dequantised(packed), -0.25 * p)
+    np.testing.assert_array_equal(dequantized(packed), -0.25 * p)
     p[0, 2] = (1 << bits) // 2
     third = requantize_integers(p, unit / 3, affine(bits, 64, "bfloat16"))
     assert not third.error.equal
@@ -198,7 +198,7 @@ def test_constant_groups_keep_what_a_bias_can_hold(bits: int, dtype: str) -> Non
     w = np.repeat(np.array([[0.0, 0.5, -2.0, 1024.0]], np.float32), 32, axis=1)
     packed = requantize(w, affine(bits, 32, dtype))
     assert packed.error.equal
-    np.testing.assert_array_equal(dequantised(packed), w)
+    np.testing.assert_array_equal(dequantized(packed), w)
 
 
 @given(st.integers(0, 2**32), st.sampled_from(DTYPES))

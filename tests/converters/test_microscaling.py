@@ -18,7 +18,7 @@ from converters.quantize.policy import FIXED
 KINDS = sorted(FIXED)
 
 
-def dequantised(packed: Packed) -> np.ndarray:
+def dequantized(packed: Packed) -> np.ndarray:
     weight, scales = (mx.array(packed.arrays[name]) for name in ("weight", "scales"))
     layout = packed.layout
     return np.array(
@@ -49,7 +49,7 @@ def test_mlx_reads_repacked_blocks_as_ggml_does(
     packed = repack(blocks.reshape(rows, -1), kind, fixed(FIXED[kind]))
     assert packed.error.equal
     wanted = gguf.quants.dequantize(blocks, Kind[kind.name]).reshape(rows, -1)
-    np.testing.assert_array_equal(dequantised(packed), wanted)
+    np.testing.assert_array_equal(dequantized(packed), wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -62,7 +62,7 @@ def test_every_scale_byte_is_right_or_known_to_be_wrong(kind: GGMLType) -> None:
         packed = repack(block, kind, fixed(FIXED[kind]))
         with np.errstate(over="ignore"):
             wanted = gguf.quants.dequantize(block, Kind[kind.name])
-        got = dequantised(packed)
+        got = dequantized(packed)
         tiny = np.abs(wanted).max() < 1e-37  # MLX may flush subnormal numbers to zero
         same = np.array_equal(got, wanted) or (tiny and np.abs(got).max() < 1e-37)
         assert packed.error.equal <= same, (byte, got[0, :4], wanted[0, :4])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from tiny_models import Kind, Tiny, random_blocks
 
-from converters.convert import Converted, half_dtype, stream
+from converters.convert import Converted, stream
 from converters.errors import ConversionError, GGUFError, InexactError
 from converters.gguf.names import map_names
 from converters.gguf.quants import CODECS
 from converters.gguf.reader import GGUFFile, read_gguf
+from converters.gguf.source import gguf_tensors, half_dtype
 from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.affine import Arrays
@@ -100,7 +101,7 @@ def test_files_of_llama_quantize(oracle: Path, policy: str) -> None:
         bound = Policy(policy, half_dtype(file))
         names = map_names(file)
         unpermuted = tuple(m for m in names.mapped if m.order is None)
-        for converted in stream(names, bound):
+        for converted in stream(gguf_tensors(names, bound)):
             if converted.target.split(".")[-2] in ("q_proj", "k_proj"):
                 continue  # rows in another order; test_convert has them
             tensor = next(m.source for m in unpermuted if m.target == converted.target)
@@ -218,7 +219,7 @@ def test_types_that_hold_no_weights_are_named(tmp_path: Path) -> None:
     file = read_gguf(Tiny(raw=kinds).write(tmp_path / "x.gguf"))
     for policy in POLICIES:
         with pytest.raises(InexactError) as caught:
-            list(stream(map_names(file), Policy(policy)))
+            gguf_tensors(map_names(file), Policy(policy))
         assert [name for name, _, _ in caught.value.tensors] == ["blk.1.ffn_up.weight"]
         assert "blk.1.ffn_up.weight (I8)" in str(caught.value)
 
@@ -251,7 +252,7 @@ def test_half_dtype_follows_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_policies_are_refused(tmp_path: Path) -> None:
-    from converters.convert import convert
+    from mlxrun import convert
 
     source = Tiny().write(tmp_path / "x.gguf")
     with pytest.raises(ConversionError, match="exact, near, compact"):

@@ -18,12 +18,14 @@ from conformance.skeleton import Skeleton, read
 from gguf.quants import dequantize, quantize
 from tiny_models import nmse
 
-from converters.convert import convert, stream
+from converters.convert import stream
 from converters.errors import GGUFError
 from converters.gguf.config import model_config
 from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
+from converters.gguf.source import gguf_tensors
 from converters.quantize.policy import Policy
+from mlxrun import convert
 
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
@@ -68,7 +70,7 @@ def with_heads_of(width: int) -> Skeleton:
 def converted(path: Path, target: str) -> np.ndarray:
     """One parameter of a file, expanded."""
     file = read_gguf(path)
-    for made in stream(map_names(file), Policy("near", "float32")):
+    for made in stream(gguf_tensors(map_names(file), Policy("near", "float32"))):
         if made.target == target:
             arrays = {name: mx.array(np.ascontiguousarray(a)) for name, a in made.arrays.items()}
             assert made.layout.quantized
@@ -92,7 +94,7 @@ def in_turns(values: np.ndarray, axis: int, width: int) -> np.ndarray:
 )
 def test_rates_of_heads_stay_in_float32(tmp_path: Path, name: str, dtype: str) -> None:
     file = read_gguf(read(name).write(tmp_path / "x.gguf"))
-    made = stream(map_names(file), Policy("near", "float16"))
+    made = stream(gguf_tensors(map_names(file), Policy("near", "float16")))
     rates = [one.layout.dtype for one in made if one.target.endswith("A_log")]
     assert set(rates) == {dtype}
 

@@ -13,10 +13,10 @@ import pytest
 from tiny_models import Tiny, split
 
 import mlxrun
-from converters.checkpoint import CheckpointWriter
-from converters.convert import convert
+from converters.convert import Hashing
 from converters.errors import ConversionError, TargetExistsError
-from converters.sink import Hashing
+from converters.huggingface.writer import CheckpointWriter
+from mlxrun import convert
 
 TARGET = "m"
 

@@ -15,7 +15,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model as load_stock
 from tiny_models import Tiny, nmse
 
-from converters.convert import convert
+from mlxrun import convert
 from mlxrun.errors import AdapterError, MlxrunError, ParameterError
 from mlxrun.loader import load_model
 from mlxrun.weights.adapters import AdapterChoice

@@ -16,8 +16,8 @@ import pytest
 from mlx.utils import tree_flatten
 from tiny_models import Tiny, nmse, random_blocks
 
-from converters.convert import convert
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 from mlxrun.cli.inspection import inspect_model
 from mlxrun.errors import CheckpointError, MlxrunError, ParameterError, UnsupportedArchitectureError
 from mlxrun.loader import load_model, open_model

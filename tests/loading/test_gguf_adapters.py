@@ -12,8 +12,8 @@ import pytest
 from gguf_adapters import CASES, LOGITS, factors, token_ids, write, write_adapter
 from tiny_models import Tiny, nmse
 
-from converters.convert import convert
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 from mlxrun.errors import AdapterError, GGUFError
 from mlxrun.loader import load_model
 from mlxrun.model import Model

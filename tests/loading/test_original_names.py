@@ -28,9 +28,9 @@ from original_names import (
 from tiny_models import nmse
 
 import mlxrun
-from converters.directory.files import read_config, weight_files
-from converters.directory.names import normalise, text_config
-from converters.directory.weights import read_weights
+from converters.huggingface.names import normalize, text_config
+from converters.huggingface.reader import read_config, weight_files
+from converters.huggingface.weights import read_weights
 from mlxrun.errors import CheckpointError
 from mlxrun.loader import load_model
 
@@ -147,7 +147,7 @@ def row_major(path: Path) -> dict[str, bool]:
     """Which weights of a repository lie row by row in memory, under our names."""
     config = text_config(read_config(path))
     weights = read_weights(weight_files(path), config)
-    normalise(config, weights)
+    normalize(config, weights)
     return {
         name: np.array(array, copy=False).flags.c_contiguous
         for name, array in weights.arrays.items()

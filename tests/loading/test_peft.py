@@ -16,7 +16,7 @@ from mlx_lm.utils import load_model as load_stock
 from tiny_models import Tiny, nmse
 
 import mlxrun
-from converters.convert import convert
+from mlxrun import convert
 from mlxrun.errors import AdapterError
 from mlxrun.loader import load_model
 from mlxrun.weights.adapters import AdapterChoice

@@ -12,8 +12,8 @@ import pytest
 from cache_configs import caching
 from tiny_models import Tiny, nmse
 
-from converters.convert import convert
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
 

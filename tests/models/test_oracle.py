@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from oracle_models import expected
 from tiny_models import Tiny, nmse
 
-from converters.convert import convert
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.stepping import Stepper

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tiny_models import Kind, nmse, random_blocks
 
-from converters.convert import convert
 from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
+from mlxrun import convert
 from mlxrun.loader import Loaded, load_model
 
 Tensors = Iterable[tuple[str, np.ndarray, Kind]]

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import Tiny
 
-from converters.directory.files import read_config, weight_files
-from converters.directory.weights import read_weights
+from converters.huggingface.reader import read_config, weight_files
+from converters.huggingface.weights import read_weights
 from converters.quantize.layout import Layout, affine, dense, fixed
 from mlxrun.conversion import convert
 from mlxrun.models.families import model_config

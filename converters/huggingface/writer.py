@@ -1,8 +1,7 @@
 """Write a model directory: sharded safetensors, their index, and small files, all or nothing.
 
-Everything goes to a hidden sibling directory that takes the final name only when it is complete
-(``staging``): a killed conversion leaves nothing under that name, or what was there. Knows files;
-knows nothing of models.
+Everything goes to a hidden sibling directory that takes the final name when it is complete
+(``staging``): a killed conversion leaves the final name as it was.
 
 Format: https://github.com/huggingface/safetensors (a little-endian header length, a JSON header,
 the arrays one after another).
@@ -23,12 +22,17 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from converters.directory.companions import companion_files
-from converters.directory.files import CONFIG, INDEX, indexed_names, read_object
 from converters.errors import CheckpointError, OutOfSpaceError, TargetExistsError
+from converters.huggingface.reader import (
+    CONFIG,
+    INDEX,
+    indexed_names,
+    read_object,
+    small_file_paths,
+)
 from converters.staging import follow, publish, staged, sync_folder
 
-# The report of a conversion, which says what it wrote.
+# A conversion's report, which lists the files that it wrote.
 REPORT = "conversion.json"
 SHARD_BYTES = 5 << 30
 # Room kept for a shard's header; it is written last, when the offsets are known, and padded.
@@ -92,7 +96,7 @@ class _Shard:
             self._flush_at = self.size + _FLUSHED_AT_ONCE
 
     def flush_behind(self) -> None:
-        """Let the disk begin: what is written so far is flushed while more is made."""
+        """Flush what is written so far in a thread of its own."""
         self._flushes.append(self._flusher.submit(os.fsync, self.file.fileno()))
 
     def abandon(self) -> None:
@@ -101,7 +105,7 @@ class _Shard:
         self.file.close()
 
     def close(self) -> None:
-        for flush in self._flushes:  # the system tells what a flush failed with only once
+        for flush in self._flushes:  # the system reports a failed flush only once
             flush.result()
         header = json.dumps(self.entries, separators=(",", ":")).encode()
         if len(header) > self.header_bytes:
@@ -119,8 +123,8 @@ class CheckpointWriter:
 
     Args:
         path: the directory to create.
-        overwrite: replace an existing directory (only when the new one is complete), if all that it
-            holds was written by a conversion.
+        overwrite: replace a directory that holds nothing but an earlier conversion, once the new
+            one is complete.
         entries: how many arrays will be added at most; sizes the header's room.
 
     Attributes:
@@ -146,9 +150,9 @@ class CheckpointWriter:
     def _check_target(self) -> None:
         if not self.path.exists():
             return
-        if self.overwrite and (strange := _strange(self.path)):
+        if self.overwrite and (reason := _not_ours(self.path)):
             raise TargetExistsError(
-                f"{self.path} was not replaced: {strange}",
+                f"{self.path} was not replaced: {reason}",
                 hint="Choose another output with -o DIR, or move that elsewhere",
             )
         if not self.overwrite:
@@ -174,7 +178,7 @@ class CheckpointWriter:
             self._shards[-1].add(name, array, dtype)
 
     def flush(self) -> None:
-        """Let the disk begin with the last arrays, while small files are made."""
+        """Flush the last arrays while small files are made."""
         if self._shards:
             self._shards[-1].flush_behind()
 
@@ -217,7 +221,7 @@ class CheckpointWriter:
             }
             self.write_file(INDEX, json.dumps(index, indent=1))
             self._sync_files()
-            self._check_target()  # somebody else may have made it meanwhile
+            self._check_target()  # another process may have made it meanwhile
             publish(self._partial, self.path)
 
     def _sync_files(self) -> None:
@@ -241,7 +245,7 @@ class CheckpointWriter:
         self._staged.close()
 
 
-def _strange(path: Path) -> str | None:
+def _not_ours(path: Path) -> str | None:
     """Why a conversion may not replace a path; None where an earlier one wrote all of it."""
     if not path.is_dir():
         return "it is no directory"
@@ -249,7 +253,7 @@ def _strange(path: Path) -> str | None:
         return None
     if not (path / REPORT).is_file():
         return f"it has no {REPORT}, which every conversion writes"
-    other = next(_others(path, _written(path)), None)
+    other = next(_other_files(path, _written(path)), None)
     return f"it holds {other}, which no conversion wrote" if other else None
 
 
@@ -262,17 +266,17 @@ def _written(path: Path) -> set[str]:
     with contextlib.suppress(CheckpointError):
         weights = indexed_names(path)
     if not isinstance(listed, list):  # before reports listed them
-        listed = [CONFIG, *(file.relative_to(path).as_posix() for file in companion_files(path))]
+        listed = [CONFIG, *(file.relative_to(path).as_posix() for file in small_file_paths(path))]
     return {REPORT, INDEX, *weights, *map(str, listed)}
 
 
-def _others(path: Path, known: set[str]) -> Iterator[str]:
-    """What else is in a directory, at any depth."""
+def _other_files(path: Path, known: set[str]) -> Iterator[str]:
+    """Other files in a directory, at any depth."""
     known = known | {Path(name).parent.as_posix() for name in known}
     for folder, directories, files in os.walk(path):
         for name in sorted([*directories, *files]):
             own = (Path(folder) / name).relative_to(path)
-            # What macOS's Finder leaves in folders that it has shown, and beside files elsewhere.
+            # Files of macOS's Finder, in folders that it has shown and next to files elsewhere.
             finder = (
                 name == ".DS_Store" or own.with_name(name.removeprefix("._")).as_posix() in known
             )

@@ -1,7 +1,7 @@
-"""The weights of a model directory by name, lazily, and how the quantised ones are stored.
+"""The weights of a model directory by name, lazily read, and how the quantized ones are stored.
 
 MLX reads an array from its file when it is first evaluated, in the thread that opened the file;
-whoever evaluates it drops it when done, so that memory stays bounded.
+drop it when done, so that memory stays bounded.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
-from converters.directory.files import WeightFiles, weight_files
-from converters.directory.quantization import stored_form
 from converters.errors import CheckpointError, MlxrunError
-from converters.quantize.layout import Layout
+from converters.huggingface.reader import WeightFiles, stored_form, weight_files
+from converters.quantize.layout import Layout, fixed
+
+FLOAT_TYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """How a parameter is stored where that is not what its array says.
+    """How a parameter is stored in the files where its array does not say it.
 
     Attributes:
         name: in the files; with ``*`` where several were stacked.
@@ -37,13 +40,13 @@ class Origin:
 
 @dataclass
 class Weights:
-    """What a directory holds, under whatever names.
+    """The arrays of a directory, which may be renamed.
 
     Attributes:
         arrays: lazily read, by full name.
-        layouts: module name to layout, for quantised modules.
+        layouts: module name to layout, for quantized modules.
         origins: of parameters that were renamed, stacked or decoded.
-        skipped: ``{"name", "type", "reason"}`` of what has no place in the model.
+        skipped: ``{"name", "type", "reason"}`` of arrays that the model has no place for.
     """
 
     arrays: dict[str, mx.array]
@@ -61,6 +64,26 @@ class Weights:
             array = self.arrays[name]
             return Origin(known.name, dtype_name(array), 8.0 * array.itemsize)
         return Origin(known.name, str(layout), layout.bits_per_weight)
+
+    def layout(self, name: str) -> Layout | None:
+        """How a parameter is packed; None for plain arrays."""
+        module, _, kind = name.rpartition(".")
+        return self.layouts.get(module) if kind == "weight" else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter's weights, packed or not."""
+        array, stored = self.arrays[name], self.layout(name)
+        if stored is None:
+            return array.shape
+        return (*array.shape[:-1], array.shape[-1] * 32 // stored.bits)
+
+    def parts(self, name: str) -> list[str]:
+        """The arrays of a parameter: codes, scales and (affine) biases, or the one that it is."""
+        stored, module = self.layout(name), name.removesuffix(".weight")
+        if stored is None:
+            return [name]
+        kinds = ("scales", "biases") if stored.mode == "affine" else ("scales",)
+        return [name, *(f"{module}.{kind}" for kind in kinds)]
 
     def skip(self, name: str, reason: str) -> None:
         """Leave an array out and say why."""
@@ -124,7 +147,7 @@ def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
     """Every array of some files, to be read when it is used.
 
     Raises:
-        CheckpointError: a file cannot be opened, the weights are quantised in a format that is not
+        CheckpointError: a file cannot be opened, the weights are quantized in a format that is not
             read, or ``config.json`` does not say how they are.
     """
     _refuse_foreign(config)
@@ -169,13 +192,13 @@ def _refuse_foreign(config: Mapping[str, Any]) -> None:
         method = how.get("quant_method") if isinstance(how, dict) else None
         if method not in _READ:
             raise CheckpointError(
-                f"the weights are quantised with {str(method)[:80]}, which mlxrun does not read",
-                hint="Get the unquantised original and convert it with --bits, or get a GGUF of it",
+                f"the weights are quantized with {str(method)[:80]}, which mlxrun does not read",
+                hint="Get the unquantized original and convert it with --bits, or get a GGUF of it",
             )
 
 
 def _layouts(config: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[str, Layout]:
-    """Which modules are quantised and how."""
+    """Which modules are quantized and how."""
     layouts = {}
     for module in [name.removesuffix(".scales") for name in arrays if name.endswith(".scales")]:
         form = stored_form(config, module)
@@ -183,3 +206,69 @@ def _layouts(config: Mapping[str, Any], arrays: Mapping[str, mx.array]) -> dict[
             raise CheckpointError(f"the weights have {module}.scales and no {module}.weight")
         layouts[module] = form.with_dtype(dtype_name(arrays[f"{module}.scales"]))
     return layouts
+
+
+def to_numpy(array: mx.array) -> npt.NDArray[np.generic]:
+    """The data of an array without a copy; bfloat16 as uint16 bit patterns."""
+    if array.dtype == mx.bfloat16:
+        array = array.view(mx.uint16)
+    return np.array(array, copy=False)
+
+
+def dequantized(parts: list[mx.array], layout: Layout) -> mx.array:
+    """The float32 weights of packed codes, scales and (affine) biases."""
+    weight, scales, biases = parts[0], parts[1], parts[2] if len(parts) > 2 else None
+    return mx.dequantize(
+        weight,
+        scales if biases is None else scales.astype(mx.float32),
+        None if biases is None else biases.astype(mx.float32),
+        group_size=layout.group_size,
+        bits=layout.bits,
+        mode=layout.mode,
+        dtype=mx.float32,
+    )
+
+
+# fp8: eight-bit floats (E4M3) with a scale per block, DeepSeek-V3, arXiv:2412.19437, section 3.3.
+_BLOCK = (128, 128)
+
+
+def decode_prequantized(config: dict[str, Any], weights: Weights) -> None:
+    """Eight-bit floats become bfloat16, gpt-oss's four-bit blocks MLX's mxfp4, in place."""
+    section = config.get("quantization_config")
+    block = section.get("weight_block_size") if isinstance(section, dict) else None
+    size = (int(block[0]), int(block[1])) if block else _BLOCK
+    for name in [name for name in weights.arrays if name.endswith(".weight_scale_inv")]:
+        target = name.removesuffix("_scale_inv")
+        codes, scale = weights.arrays[target], weights.arrays.pop(name)
+        weights.arrays[target] = _eight_bits(target, codes, scale, size)
+        weights.origins[target] = Origin(weights.origin(target).name, "float8_e4m3", 8.0)
+    for name in [name for name in weights.arrays if name.endswith("_blocks")]:
+        module = name.removesuffix("_blocks")
+        _four_bits(module, weights)
+
+
+def _eight_bits(name: str, codes: mx.array, scale: mx.array, block: tuple[int, int]) -> mx.array:
+    """Floats of one byte, times their scale: one for all, or one for each block."""
+    if codes.dtype != mx.uint8:
+        raise CheckpointError(f"{name} has scales of eight-bit floats and holds {codes.dtype}")
+    floats = mx.from_fp8(codes, dtype=mx.float32)
+    if scale.size > 1:
+        rows, columns = codes.shape
+        expected = (-(-rows // block[0]), -(-columns // block[1]))
+        if scale.shape != expected:
+            raise CheckpointError(f"{name}_scale_inv has the shape {scale.shape}, not {expected}")
+        scale = mx.repeat(mx.repeat(scale, block[0], 0)[:rows], block[1], 1)[:, :columns]
+    return (floats * scale.astype(mx.float32)).astype(mx.bfloat16)
+
+
+def _four_bits(module: str, weights: Weights) -> None:
+    """``_blocks`` (..., rows, groups, 16) and ``_scales`` (..., rows, groups), both bytes."""
+    blocks, scales = weights.arrays[f"{module}_blocks"], weights.arrays.get(f"{module}_scales")
+    if scales is None or blocks.dtype != mx.uint8 or scales.shape != blocks.shape[:-1]:
+        raise CheckpointError(f"{module}_blocks has no scales that fit it")
+    weights.move(f"{module}_blocks", f"{module}.weight")
+    weights.move(f"{module}_scales", f"{module}.scales")
+    # Both keep neighbors in one byte, the first in its lower half.
+    weights.arrays[f"{module}.weight"] = blocks.view(mx.uint32).flatten(-2)
+    weights.layouts[module] = fixed("mxfp4")

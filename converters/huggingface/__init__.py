@@ -1,0 +1,1 @@
+"""Model directories of Hugging Face and mlx-lm: read, mapped to our names, and written."""
