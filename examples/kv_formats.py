@@ -24,10 +24,10 @@ import mlxrun  # first: it finds a BLAS for MLX
 
 import mlx.core as mx  # isort: skip
 
-from mlxrun.cache.choice import token_bytes
-from mlxrun.cache.probe import attention_error
 from mlxrun.config import CacheConfig
 from mlxrun.errors import MlxrunError
+from mlxrun.kv_cache.attention_error import attention_error
+from mlxrun.kv_cache.factory import token_bytes
 from mlxrun.models.transformer import Transformer
 from mlxrun.quality.perplexity import predicted
 from mlxrun.quality.reading import logits_of

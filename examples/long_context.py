@@ -28,9 +28,9 @@ import mlxrun  # first: it finds a BLAS for MLX
 
 import mlx.core as mx  # isort: skip
 
-from mlxrun.cache.base import Cache
-from mlxrun.cache.choice import read_bytes
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.factory import read_bytes
 from mlxrun.models.transformer import Transformer
 from mlxrun.quality.divergence import divergences
 from mlxrun.quality.perplexity import predicted
@@ -80,7 +80,7 @@ class Reader:
             mx.eval([array for layer in self.cache for array in layer.state])
         self.length = length
 
-    def as_config(self, config: CacheConfig) -> list[Cache]:
+    def as_config(self, config: CacheConfig) -> list[KVCache]:
         """Caches of a pattern that hold the same: prompts are read alike."""
         if config.sparse is None:
             return [layer.fork() for layer in self.cache]
@@ -116,7 +116,7 @@ def measure(
 class _Drawing:
     """Tokens that go through a model one by one."""
 
-    def __init__(self, model: Transformer, cache: list[Cache]) -> None:
+    def __init__(self, model: Transformer, cache: list[KVCache]) -> None:
         self._model, self._cache = model, cache
         self._rows: list[mx.array] = []
 

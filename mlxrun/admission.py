@@ -10,13 +10,13 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
 from mlxrun.config import CacheConfig, EngineConfig
 from mlxrun.errors import MemoryLimitError
 from mlxrun.generation.blocks import IDLE_SHARE
 from mlxrun.generation.reply import Reply
 from mlxrun.generation.serving import STALL, Job, Listener, Service, most_beside
+from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
 from mlxrun.outputs import Request
 

@@ -15,9 +15,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, TypeVar
 
-from mlxrun.cache import sparsity
-from mlxrun.cache.types import BY_CHANNEL, NAMES, cache_type
 from mlxrun.errors import ParameterError
+from mlxrun.kv_cache import options
+from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, cache_type
 from mlxrun.products import DEFAULT, PLANES
 
 C = TypeVar("C", bound=type)
@@ -330,7 +330,7 @@ class CacheOptions(StorageOptions, total=False):
 
 def _value_type(name: object, parameter: str) -> None:
     parsed = cache_type(name, parameter)
-    if parsed is not None and parsed.by_channel:
+    if parsed is not None and parsed.per_channel:
         raise ParameterError(parameter, name, "without c, which is for keys")
 
 
@@ -349,12 +349,12 @@ class StorageConfig:
     """How keys and values are stored, and which of them decoding attends to."""
 
     cache_type_k: str | None = _cache_type(
-        "keys", Written(cache_type, (*NAMES, *BY_CHANNEL)), "; by channel, q4c"
+        "keys", Written(cache_type, (*NAMES, *PER_CHANNEL)), "; by channel, q4c"
     )
     cache_type_v: str | None = _cache_type("values", Written(_value_type, NAMES))
     attention: str | None = option(
         None,
-        Written(sparsity.pattern),
+        Written(options.pattern),
         "What each new token attends to: dense is all; window:1024+4 the last 1024 tokens and the "
         "first 4, evicting others; strided:512/8 the last 512 and every 8th before; blocks:32x64 "
         "the 32 blocks of 64 tokens that look best. Prompts are prefilled densely.",
@@ -395,13 +395,13 @@ class CacheConfig(StorageConfig):
 
     def __post_init__(self) -> None:
         check_options(self)
-        pattern = sparsity.pattern(self.attention)
+        pattern = options.pattern(self.attention)
         if pattern is not None and (self.window is not None or self.keep):
             raise ParameterError("attention", self.attention, "left out where a window is given")
-        if isinstance(pattern, sparsity.Window):
+        if isinstance(pattern, options.Window):
             object.__setattr__(self, "window", pattern.window)
             object.__setattr__(self, "keep", pattern.keep)
-        if not isinstance(pattern, sparsity.Strided | sparsity.Blocks):
+        if not isinstance(pattern, options.Strided | options.Blocks):
             object.__setattr__(self, "attention", None)
 
     @classmethod
@@ -411,10 +411,10 @@ class CacheConfig(StorageConfig):
         return cls(**options)
 
     @property
-    def sparse(self) -> sparsity.Sparse | None:
+    def sparse(self) -> options.Sparse | None:
         """The pattern of attention over tokens that are all cached."""
-        pattern = sparsity.pattern(self.attention)
-        return None if isinstance(pattern, sparsity.Window) else pattern
+        pattern = options.pattern(self.attention)
+        return None if isinstance(pattern, options.Window) else pattern
 
     def to_dict(self) -> dict[str, Any]:
         """Its options by name."""

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, Unpack
 
 from mlxrun.admission import Accepted, Front
-from mlxrun.cache import prefix
 from mlxrun.computing import COMPUTING, check_process
 from mlxrun.config import EngineConfig, EngineOptions
 from mlxrun.display import table
 from mlxrun.errors import EngineClosedError, ParameterError, QueueFullError
 from mlxrun.generation.handle import Handle
+from mlxrun.kv_cache import prefix_cache
 from mlxrun.outputs import Chunk, Request, RequestOptions
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Figures(NamedTuple):
     waiting: int
     computed: int
     wasted: int
-    prefixes: prefix.Figures
+    prefixes: prefix_cache.PrefixCacheStats
 
 
 class Engine:

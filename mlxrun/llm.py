@@ -21,7 +21,6 @@ import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
 from converters.report import ConversionReport  # noqa: E402
 from mlxrun.asking import Asker, Message, Prompt, conversation  # noqa: E402
-from mlxrun.cache.prefix import PrefixCache  # noqa: E402
 from mlxrun.computing import (  # noqa: E402
     COMPUTING,
     LOADING,
@@ -46,6 +45,7 @@ from mlxrun.generation.reply import Reply  # noqa: E402
 from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import ModelFingerprint  # noqa: E402
+from mlxrun.kv_cache.prefix_cache import PrefixCache  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
 from mlxrun.memory.device import give_back, wire  # noqa: E402
 from mlxrun.memory.plan import preflight  # noqa: E402

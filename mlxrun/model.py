@@ -8,10 +8,10 @@ from typing import Protocol, TypeVar
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Memory
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
+from mlxrun.kv_cache.base import KVCache
 
-M = TypeVar("M", bound=Memory)
+M = TypeVar("M", bound=KVCache)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Model(Protocol[M]):
 class JointModel(Protocol):
     """A model through which tokens of several sequences go together."""
 
-    def hidden(self, tokens: mx.array, cache: Sequence[Cache]) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
         """The stream (B, T, hidden) after all layers, of tokens (B, T); advances ``cache``."""
 
     def head(self, x: mx.array) -> mx.array:

@@ -13,12 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxrun.cache import saved
-from mlxrun.cache.prefix import PrefixCache
 from mlxrun.computing import COMPUTING
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import CacheError, ParameterError
 from mlxrun.generation.engine import PREFILL_CHUNK, Session
+from mlxrun.kv_cache import storage
+from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.memory.device import room
 from mlxrun.model import Model
 
@@ -87,14 +87,14 @@ class Sessions:
             if self._identity is None:
                 raise CacheError("this model came from no file, so that no file can be of it")
             with COMPUTING:
-                read = saved.read(path, self._identity())
-                before = self.new(CacheConfig.of(read.about))
+                read = storage.read(path, self._identity())
+                before = self.new(CacheConfig.of(read.metadata))
                 if config is None:
                     session = before
                 elif _kinds(session) != _kinds(before):
-                    raise CacheError("it was saved with other options", hint=saved.HINT)
+                    raise CacheError("it was saved with other options", hint=storage.HINT)
                 if not all(0 <= token < self._model.vocab_size for token in read.tokens):
-                    raise CacheError("it holds tokens that this model has not", hint=saved.HINT)
+                    raise CacheError("it holds tokens that this model has not", hint=storage.HINT)
                 cache = session.make()
                 read.restore(cache, lambda memories: self._model(mx.array([[0]]), memories))
         except (CacheError, ParameterError) as error:  # options that this version does not know
@@ -106,7 +106,7 @@ class Sessions:
 
 def _kinds(session: Session) -> list[Hashable]:
     """What two sessions share if drawn tokens leave the same in both."""
-    return [memory.row_kind for memory in session.cache]
+    return [memory.batch_key for memory in session.cache]
 
 
 def warn(line: str) -> None:

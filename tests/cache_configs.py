@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlxrun.cache.sparsity import Sparse, Strided
 from mlxrun.config import CacheConfig
+from mlxrun.kv_cache.options import Sparse, Strided
 
 
 def caching(

@@ -34,9 +34,9 @@ from mlxrun import (
     convert,
     loader,  # noqa: F401
 )
-from mlxrun.cache import saved
 from mlxrun.cli import chat, conversation, remembered  # noqa: F401 - once, for all forks
 from mlxrun.cli.main import run
+from mlxrun.kv_cache import storage
 from tests.tiny_models import Tiny
 
 HIDDEN = ".mlxrun-partial-"
@@ -297,7 +297,7 @@ def tokens(path: Path) -> str | None:
     """How many tokens a saved session holds, once its sum is found right; None without a file."""
     if not path.exists():
         return None
-    saved._checked(path)
+    storage._checked(path)
     return str(read_header(path)["tokens"].shape)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlxrun.cache.sparsity import Sparse
+from mlxrun.kv_cache.options import Sparse
 
 FLOPS_PER_MULTIPLY_ADD = 2
 

@@ -17,10 +17,10 @@ from mlx.nn.layers.embedding import Embedding
 from mlx.nn.layers.linear import Linear
 
 from mlxrun.analysis.costs import AttentionCost, ExpertCost, ModelCost, WeightCost
-from mlxrun.cache.choice import block_bytes, bound_bytes, layer_pattern
-from mlxrun.cache.sparsity import Window
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.kernels.device import device
+from mlxrun.kv_cache.factory import block_bytes, bound_bytes, layer_pattern
+from mlxrun.kv_cache.options import Window
 from mlxrun.loader import DTYPES, WeightStorage, definition
 from mlxrun.memory.footprint import (
     Execution,

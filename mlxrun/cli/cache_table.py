@@ -7,11 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxrun.cache.choice import token_bytes
-from mlxrun.cache.types import BY_CHANNEL, NAMES, Shape
 from mlxrun.cli.console import Output, size, table
 from mlxrun.config import StorageConfig
 from mlxrun.errors import ParameterError
+from mlxrun.kv_cache.factory import token_bytes
+from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, Shape
 
 Facts = dict[str, Any]
 Layers = Sequence[tuple[Shape, int | None]]
@@ -27,13 +27,13 @@ def cache_facts(layers: Layers, dtype: mx.Dtype, context: int) -> list[Facts]:
     """
     if not layers:
         return []
-    return [_facts(name, layers, dtype, context) for name in (*NAMES, *BY_CHANNEL)]
+    return [_facts(name, layers, dtype, context) for name in (*NAMES, *PER_CHANNEL)]
 
 
 def _facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) -> Facts:
     """Of one type; None where the model cannot have it."""
     facts: Facts = {"type": name, "keys": None, "values": None, "bits": None, "context": None}
-    of_values = None if name in BY_CHANNEL else name
+    of_values = None if name in PER_CHANNEL else name
     if of_values is None and any(window for _, window in layers):
         return facts
     try:

@@ -8,10 +8,9 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from mlxrun.cache.sparsity import pattern
-from mlxrun.cache.types import BY_CHANNEL, NAMES, cache_type
 from mlxrun.cli.sections import option_in
 from mlxrun.errors import ParameterError
+from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, cache_type, pattern
 
 Command = Callable[..., None]
 
@@ -68,7 +67,7 @@ def with_attention(command: Command) -> Command:
 
 def with_cache_types(command: Command) -> Command:
     """Give a command ``--cache-type-k`` and ``--cache-type-v``."""
-    keys = (*NAMES, *BY_CHANNEL)
+    keys = (*NAMES, *PER_CHANNEL)
     for letter, what, names, more in (
         ("v", "values", NAMES, ""), ("k", "keys", keys, "; by channel, q4c")
     ):  # fmt: skip

@@ -146,7 +146,7 @@ def chat_command(
 
 def _preamble(conversation: Conversation) -> int:
     """How many tokens every prompt begins with, whatever the user says first."""
-    from mlxrun.cache.sparsity import SINKS
+    from mlxrun.kv_cache.options import SINKS
 
     system = conversation.template_messages()[:1] if conversation.system is not None else []
     encode = conversation.llm.tokenizer.encode_chat

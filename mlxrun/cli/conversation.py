@@ -228,10 +228,10 @@ class Conversation:
     def forget_unsaid(self) -> None:
         """Let the session forget what was taken back."""
         if self._unsaid:
-            from mlxrun.cache.radix import shared
+            from mlxrun.kv_cache.prefix_cache import common_prefix_len
 
             said = self.prompt() if self.messages else []
-            self.session.rewind(shared(tuple(self.session.tokens), tuple(said)))
+            self.session.rewind(common_prefix_len(tuple(self.session.tokens), tuple(said)))
             self._unsaid = False
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from converters.huggingface.names import text_config
-from mlxrun.cache.types import Shape
+from mlxrun.kv_cache.options import Shape
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 

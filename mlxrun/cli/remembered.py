@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxrun.cache import saved
 from mlxrun.cli.conversation import ConversationError, check_replaceable
 from mlxrun.errors import CacheError, MlxrunError
 from mlxrun.files import remove
+from mlxrun.kv_cache import storage
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
@@ -39,7 +39,7 @@ def check_target(path: Path, loaded: Path | None) -> None:
         ConversationError, CacheError: it could not; the message says why.
     """
     check_replaceable(path)
-    saved.check_replaceable(beside(path))
+    storage.check_replaceable(beside(path))
     if path.exists() and (loaded is None or path.resolve() != loaded.resolve()):
         raise ConversationError(
             f"{path} was not replaced: it holds another conversation",
@@ -58,7 +58,7 @@ def save(conversation: Conversation, path: Path, say: Say, *, force: bool = Fals
             refuses.
     """
     file = beside(path)
-    saved.check_replaceable(file)
+    storage.check_replaceable(file)
     conversation.save(path, force=force)
     say(f"saved {len(conversation.messages)} messages to {path}")
     conversation.forget_unsaid()

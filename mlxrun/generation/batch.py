@@ -13,15 +13,14 @@ from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Memory
-from mlxrun.cache.functional import Rows
-from mlxrun.cache.ragged import Part, Ragged
-from mlxrun.cache.rows import RowCache
 from mlxrun.generation.blocks import Block, Blocks
 from mlxrun.generation.engine import Step
 from mlxrun.generation.groups import SamplerGroups
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.generation.stepping import Stepper, draw
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.batch import BatchCache, DecodeRows, Part
+from mlxrun.kv_cache.dense import RowCache
 from mlxrun.model import JointModel, Model
 
 
@@ -46,9 +45,9 @@ class Live:
     prompt: Sequence[int]
     sampler: Sampler
     limit: int
-    cache: list[Memory]
+    cache: list[KVCache]
     read: int = 0
-    rows: Rows | None = None
+    rows: DecodeRows | None = None
     block: Block[Live] | None = None
     row: int = 0
     place: int = 0
@@ -155,7 +154,7 @@ class Batch:
         """Let go of all rows: nobody has one, and it may be long until somebody comes."""
         self._blocks.settle()
 
-    def memories(self, sequence: Live) -> list[Memory]:
+    def memories(self, sequence: Live) -> list[KVCache]:
         """What a sequence remembers, to be read before the next step."""
         if sequence.block is None:
             return sequence.cache
@@ -218,7 +217,7 @@ class Batch:
         rows = [block.values for block in blocks]
         samplers = self._samplers
         if not pieces and None not in rows:
-            return self._replay(decoding, tokens[0], cast(list[Rows], rows), wanted)
+            return self._replay(decoding, tokens[0], cast(list[DecodeRows], rows), wanted)
         logits, ready = self._flat(blocks, tokens, wanted, pieces)
         drawing = (*decoding, *ready)
         if not drawing:
@@ -229,7 +228,11 @@ class Batch:
         return Drawn(drawing, drawn.tokens, groups, finite)
 
     def _replay(
-        self, decoding: Sequence[Live], tokens: mx.array, rows: Sequence[Rows], wanted: list[int]
+        self,
+        decoding: Sequence[Live],
+        tokens: mx.array,
+        rows: Sequence[DecodeRows],
+        wanted: list[int],
     ) -> Drawn:
         """A step that only decodes."""
         members = tuple(s.key for s in decoding), tuple(map(id, rows))
@@ -280,5 +283,5 @@ class Batch:
         where = mx.array(positions)
         joined = mx.concatenate([t.astype(mx.uint32) for t in tokens])[:, None]  # (N, 1)
         model = cast(JointModel, self.model)
-        hidden = model.hidden(joined, [Ragged(own, where) for own in parts])  # (N, 1, hidden)
+        hidden = model.hidden(joined, [BatchCache(own, where) for own in parts])  # (N, 1, hidden)
         return model.head(hidden[mx.array(wanted)])[:, 0] if wanted else hidden, ready

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from mlxrun.cache.branch import beginning_of
-from mlxrun.cache.functional import Rows
-from mlxrun.cache.rows import RowCache
-from mlxrun.cache.store import bucket
+from mlxrun.kv_cache.batch import DecodeRows
+from mlxrun.kv_cache.dense import RowCache, bucket
+from mlxrun.kv_cache.prefix_cache import shared_prefix_of
 
-# Rows of a block: fewer attend over less that is not theirs, more need fewer operations.
+# DecodeRows of a block: fewer attend over less that is not theirs, more need fewer operations.
 ROWS = 32
 # Of a block's rows, how many may be idle before it is packed, which copies what is cached.
 IDLE_SHARE = 4
@@ -54,7 +53,7 @@ class Block(Generic[S]):
         self.capacity = capacity
         self.rows: list[S | None] = []
         self.caches = [cache.empty() for cache in like]
-        self.values: Rows | None = None
+        self.values: DecodeRows | None = None
         self.coming: list[tuple[S, Sequence[RowCache]]] = []
 
     @property
@@ -86,8 +85,8 @@ class Block(Generic[S]):
         row = self.rows.index(None) if None in self.rows else len(self.rows)
         for cache, own in zip(self.caches, caches, strict=True):
             cache.place(row, own)
-        if self.values is None and Rows.possible(self.caches):
-            self.values = Rows(self.caches)
+        if self.values is None and DecodeRows.possible(self.caches):
+            self.values = DecodeRows(self.caches)
         self.rows[row : row + 1] = [sequence]
         sequence.block, sequence.row = self, row
 
@@ -134,7 +133,7 @@ class Blocks(Generic[S]):
     def nbytes(self) -> int:
         """Bytes of all rows, beginnings that they hold together counted once."""
         caches = [cache for block in self._blocks for cache in block.caches]
-        beginnings = {beginning_of(block.caches) for block in self._blocks}
+        beginnings = {shared_prefix_of(block.caches) for block in self._blocks}
         shared = sum(beginning.nbytes for beginning in beginnings if beginning)
         return shared + sum(cache.nbytes for cache in caches)
 
@@ -150,7 +149,7 @@ class Blocks(Generic[S]):
             block.receive()
 
     def _block(self, sequence: S, caches: Sequence[RowCache]) -> Block[S]:
-        beginning = beginning_of(caches)
+        beginning = shared_prefix_of(caches)
         capacity = bucket(sequence.longest - (beginning.length if beginning else 0))
         length = caches[0].offsets[0]
         alike = [b for b in self._alike(capacity, _kind(caches)) if b.live < self._most]
@@ -187,4 +186,4 @@ class Blocks(Generic[S]):
 
 
 def _kind(caches: Sequence[RowCache]) -> Kind:
-    return tuple(cache.row_kind for cache in caches)
+    return tuple(cache.batch_key for cache in caches)

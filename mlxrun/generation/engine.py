@@ -13,14 +13,13 @@ from typing import Any, NamedTuple, NoReturn, cast
 
 import mlx.core as mx
 
-from mlxrun.cache import saved
-from mlxrun.cache.prefix import PrefixCache
-from mlxrun.cache.radix import shared
 from mlxrun.computing import COMPUTING
 from mlxrun.display import table
 from mlxrun.errors import CacheError, NumericError, ProcessError
 from mlxrun.generation.sampling import Sampled, Sampler
 from mlxrun.generation.stepping import Stepper, draw
+from mlxrun.kv_cache import storage
+from mlxrun.kv_cache.prefix_cache import PrefixCache, common_prefix_len
 from mlxrun.model import Model
 from mlxrun.outputs import TokenLogprob
 
@@ -90,7 +89,7 @@ class Session:
         At least one token is left to compute: its logits are needed.
         """
         wanted = tuple(prompt[:-1])
-        self.rewind(shared(tuple(self.tokens), wanted))
+        self.rewind(common_prefix_len(tuple(self.tokens), wanted))
         if self.prefixes is not None:
             self._take_over(self.prefixes, wanted)
         self.reused = len(self.tokens)
@@ -98,7 +97,7 @@ class Session:
 
     def _take_over(self, prefixes: PrefixCache, wanted: tuple[int, ...]) -> None:
         """Start from what others have computed, where that is more."""
-        cache, worth = self.make(), len(self.tokens) + prefixes.worth
+        cache, worth = self.make(), len(self.tokens) + prefixes.min_prefix_len
         lease = prefixes.restore(wanted, cache, self.step, least=worth)
         if lease is not None:
             lease.release()  # what was taken over are copies
@@ -106,7 +105,7 @@ class Session:
 
     def keep(self) -> None:
         """Let others start from what this session has seen."""
-        if self.prefixes is not None and len(self.tokens) >= self.prefixes.worth:
+        if self.prefixes is not None and len(self.tokens) >= self.prefixes.min_prefix_len:
             self.prefixes.insert(self.tokens, self.cache, self.step)
 
     def save(self, path: str | Path) -> None:
@@ -122,7 +121,7 @@ class Session:
         if self.identity is None:
             raise CacheError("this session belongs to a model that came from no file")
         with COMPUTING:
-            saved.write(Path(path), self.identity(), self.tokens, self.cache, self.options)
+            storage.write(Path(path), self.identity(), self.tokens, self.cache, self.options)
 
     def rewind(self, length: int) -> int:
         """Forget all but the first ``length`` tokens; forget all where a cache cannot go back."""
@@ -130,7 +129,7 @@ class Session:
             self.turn += 1
             try:
                 for cache in self.cache:
-                    cache.trim(cache.offset - length)
+                    cache.truncate(0, cache.offset - length)
                 del self.tokens[length:]
             except CacheError:
                 self.reset()

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Memory
-from mlxrun.cache.prefix import PrefixCache
 from mlxrun.errors import MlxrunError
 from mlxrun.generation.batch import Batch, Drawn, Live
 from mlxrun.generation.engine import PREFILL_CHUNK, no_numbers
@@ -26,6 +24,8 @@ from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.scheduler import Plan, Scheduler
 from mlxrun.generation.sharing import Sharing
 from mlxrun.kernels.device import device
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.model import Model
 from mlxrun.outputs import Chunk, FinishReason, Request
 
@@ -56,7 +56,7 @@ class Job:
     sampler: Sampler
     reply: Reply
     limit: int
-    cache: Sequence[Memory]
+    cache: Sequence[KVCache]
     held: int
     listener: Listener
 
@@ -95,7 +95,7 @@ class Service:
 
     def __init__(
         self,
-        model: Model[Memory],
+        model: Model[KVCache],
         *,
         rows: int,
         queue: int = 1024,

@@ -11,13 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from mlxrun.cache.base import Memory
-from mlxrun.cache.branch import Beginning, beginning_of
-from mlxrun.cache.prefix import Lease, PrefixCache
-from mlxrun.cache.radix import shared
-from mlxrun.cache.store import bucket
 from mlxrun.generation.batch import Live
 from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.dense import bucket
+from mlxrun.kv_cache.prefix_cache import (
+    Lease,
+    PrefixCache,
+    SharedPrefix,
+    common_prefix_len,
+    shared_prefix_of,
+)
 
 # Tokens of a prompt after which what has been read so far is kept.
 EVERY = PREFILL_CHUNK
@@ -47,7 +51,7 @@ class _Use:
     stops: set[int] = field(default_factory=set)
     stored: int = 0
     drawn: list[int] = field(default_factory=list)
-    beginning: Beginning | None = None
+    beginning: SharedPrefix | None = None
 
 
 class Sharing:
@@ -65,7 +69,7 @@ class Sharing:
 
     def admit(self, live: Live) -> None:
         """Note a sequence that is about to read its prompt."""
-        kinds = tuple(memory.kind for memory in live.cache)
+        kinds = tuple(memory.layout_key for memory in live.cache)
         self._uses[live] = _Use(kinds, begun=bool(live.read))
         self._waiting = None
 
@@ -81,7 +85,7 @@ class Sharing:
         """How many tokens of a prompt :meth:`begin` would take over now."""
         if self._uses[live].begun:
             return 0
-        return self.cache.reach(live.prompt[:-1], live.cache, self._step)
+        return self.cache.num_reusable(live.prompt[:-1], live.cache, self._step)
 
     def begin(self, live: Live) -> int:
         """Take over what is known of a prompt whose turn has come; returns the tokens."""
@@ -90,12 +94,12 @@ class Sharing:
             return 0
         use.begun, self._waiting = True, None
         prompt = live.prompt[:-1]  # the last token's logits are needed
-        known = self.cache.known(prompt, live.cache, self._step)
+        known = self.cache.num_cached(prompt, live.cache, self._step)
         share = self._together(live)
         use.lease = self.cache.restore(prompt, live.cache, self._step, share=share)
-        use.beginning = beginning_of(live.cache)
+        use.beginning = shared_prefix_of(live.cache)
         live.read = use.stored = use.lease.length if use.lease else 0
-        if known - live.read >= self.cache.worth and self._step == 1:
+        if known - live.read >= self.cache.min_prefix_len and self._step == 1:
             use.stops.add(known)  # seen for the second time: worth a snapshot
         return live.read
 
@@ -112,7 +116,7 @@ class Sharing:
             self._keep(live, live.cache, live.prompt[: live.read])
         if live.read == len(live.prompt) and (share := self._together(live)):
             self.cache.share(live.prompt[:share], live.cache)
-            use.beginning = beginning_of(live.cache)
+            use.beginning = shared_prefix_of(live.cache)
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +136,7 @@ class Sharing:
         """Note a token of a reply."""
         self._uses[live].drawn.append(token)
 
-    def end(self, live: Live, memories: Iterable[Memory]) -> None:
+    def end(self, live: Live, memories: Iterable[KVCache]) -> None:
         """Keep a sequence that has ended, its reply included."""
         use = self._uses.get(live)
         if use is None or live.read < len(live.prompt) or self._step > 1:
@@ -149,9 +153,9 @@ class Sharing:
             use.lease.release()
         self._waiting = None
 
-    def _keep(self, live: Live, memories: list[Memory], tokens: Iterable[int]) -> None:
+    def _keep(self, live: Live, memories: list[KVCache], tokens: Iterable[int]) -> None:
         use, known = self._uses[live], tuple(tokens)
-        if len(known) - use.stored >= self.cache.worth:
+        if len(known) - use.stored >= self.cache.min_prefix_len:
             self.cache.insert(known, memories, self._step)
             use.stored, self._waiting = len(known), None
 
@@ -161,11 +165,11 @@ class Sharing:
             return 0
         prompt = cast(tuple[int, ...], live.prompt[:-1])
         common = [
-            shared(prompt, cast(tuple[int, ...], other.prompt[:-1]))
+            common_prefix_len(prompt, cast(tuple[int, ...], other.prompt[:-1]))
             for other, _ in self._others(live)
         ]
-        known = self.cache.known(prompt, live.cache, self._step)
-        held = self.cache.shared(prompt, live.cache, self._step)
+        known = self.cache.num_cached(prompt, live.cache, self._step)
+        held = self.cache.shared_lens(prompt, live.cache, self._step)
         return together([min(n, known) for n in common], held)
 
     def _others(self, live: Live) -> Iterator[tuple[Live, _Use]]:
@@ -179,13 +183,15 @@ class Sharing:
         if not self.cache.budget or not all(self._uses[live].kinds):
             return False
         prompt = live.prompt[:-1]
-        reach = self.cache.reach(prompt, live.cache, self._step)
+        reach = self.cache.num_reusable(prompt, live.cache, self._step)
         for other, use in self._others(live):
             if not use.begun or other.read >= len(other.prompt):
                 continue
-            common = shared(cast(tuple[int, ...], prompt), cast(tuple[int, ...], other.prompt))
+            common = common_prefix_len(
+                cast(tuple[int, ...], prompt), cast(tuple[int, ...], other.prompt)
+            )
             common = common // self._step * self._step
-            if common - reach >= self.cache.worth and other.read < common:
+            if common - reach >= self.cache.min_prefix_len and other.read < common:
                 use.stops.add(common)
                 return True
         return False

@@ -1,7 +1,7 @@
 """One more token for every row: model and samplers as one pure function, compiled.
 
 Building the graph of a step takes Python longer than a small model takes to run. A step over
-:mod:`~mlxrun.cache.functional` caches is the same graph again and again, so MLX's compiler records
+:mod:`~mlxrun.kv_cache.batch` caches is the same graph again and again, so MLX's compiler records
 it once and replays it: at a bucket's edge, or when other rows come, it is recorded anew.
 """
 
@@ -14,13 +14,12 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Memory
-from mlxrun.cache.functional import Arrays, Rows, Slots
-from mlxrun.cache.ragged import Part, Ragged
-from mlxrun.cache.rows import RowCache
 from mlxrun.generation.plan import Group, Plan, Settings, State
 from mlxrun.generation.sampling import Sampled, Sampler, next_token
 from mlxrun.kernels.compilation import avoid_fusion
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.batch import BatchCache, DecodeRows, DecodeSlots, LayerArrays, Part
+from mlxrun.kv_cache.dense import RowCache
 from mlxrun.model import JointModel, Model
 
 Made = tuple[Any, Any, Any, mx.array]
@@ -103,17 +102,17 @@ class Stepper:
         mine = self._of_thread.__dict__.setdefault("recorded", OrderedDict())
         return mine
 
-    def rows(self, caches: Sequence[Memory]) -> Rows | None:
+    def rows(self, caches: Sequence[KVCache]) -> DecodeRows | None:
         """Caches as a step takes them; None where a step cannot be a pure function of them."""
-        if not (self.model.joint and Rows.possible(caches)):
+        if not (self.model.joint and DecodeRows.possible(caches)):
             return None
-        return Rows(cast(Sequence[RowCache], caches))
+        return DecodeRows(cast(Sequence[RowCache], caches))
 
     def alone(
         self,
         token: mx.array,
-        rows: Rows | None,
-        caches: Sequence[Memory],
+        rows: DecodeRows | None,
+        caches: Sequence[KVCache],
         sampler: Sampler,
         done: int,
     ) -> Drawing:
@@ -132,7 +131,7 @@ class Stepper:
     def __call__(
         self,
         tokens: mx.array,
-        rows: Sequence[Rows],
+        rows: Sequence[DecodeRows],
         samplers: Samplers,
         wanted: mx.array | None = None,
         *,
@@ -167,19 +166,21 @@ class Stepper:
         samplers.advance([State(*state) for state in states])
         return Drawing(out, [Sampled(*own) for own in drawn])
 
-    def _built(self, rows: Sequence[Rows], groups: Sequence[Group], there: Sequence[bool]) -> Step:
+    def _built(
+        self, rows: Sequence[DecodeRows], groups: Sequence[Group], there: Sequence[bool]
+    ) -> Step:
         """The step as Python makes it."""
         views, plans = [block.views for block in rows], [group.plan for group in groups]
         caches = [block.caches for block in rows]
         return _step(cast(JointModel, self.model), caches, views, plans, there)
 
     def _recorded(
-        self, rows: Sequence[Rows], groups: Sequence[Group], there: Sequence[bool]
+        self, rows: Sequence[DecodeRows], groups: Sequence[Group], there: Sequence[bool]
     ) -> Step:
         """Its recording, new where there was none."""
         shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
         plans = tuple(group.plan for group in groups)
-        key = tuple(block.kind for block in rows), plans, tuple(there), tuple(shapes)
+        key = tuple(block.key for block in rows), plans, tuple(there), tuple(shapes)
         recorded = self.recorded
         step = recorded.pop(key, None)
         if step is None:
@@ -204,11 +205,11 @@ def _step(
     def step(
         tokens: mx.array,
         offsets: list[mx.array],
-        arrays: list[list[Arrays]],
-        fixed: list[list[Arrays]],
+        arrays: list[list[LayerArrays]],
+        fixed: list[list[LayerArrays]],
         samplers: list[list[list[mx.array]]],
         optional: list[mx.array],
-    ) -> tuple[list[list[Arrays]], list[list[mx.array]], list[list[mx.array]], mx.array]:
+    ) -> tuple[list[list[LayerArrays]], list[list[mx.array]], list[list[mx.array]], mx.array]:
         given = iter(optional)
         wanted, order, *indices = [next(given) if one else None for one in there]
         blocks = [
@@ -230,25 +231,27 @@ def _step(
 
 def _slots(
     likes: Sequence[RowCache],
-    arrays: list[Arrays],
-    fixed: list[Arrays],
+    arrays: list[LayerArrays],
+    fixed: list[LayerArrays],
     offsets: mx.array,
     views: dict[Hashable, int],
-) -> list[Slots]:
+) -> list[DecodeSlots]:
     places: dict[Hashable, tuple[mx.array, mx.array]] = {}
     spreads: dict[Hashable, mx.array] = {}
     return [
-        Slots(like, own, shared, offsets, views[like.layout], places, spreads)
+        DecodeSlots(like, own, shared, offsets, views[like.layout], places, spreads)
         for like, own, shared in zip(likes, arrays, fixed, strict=True)
     ]
 
 
-def _side_by_side(blocks: Sequence[list[Slots]], offsets: Sequence[mx.array]) -> Sequence[Cache]:
+def _side_by_side(
+    blocks: Sequence[list[DecodeSlots]], offsets: Sequence[mx.array]
+) -> Sequence[KVCache]:
     """For each layer, one cache for the rows of all blocks."""
     if len(blocks) == 1:
         return blocks[0]
     position = mx.concatenate(list(offsets))
     return [
-        Ragged([Part(slots, slots.position.shape[0], 1) for slots in layer], position)
+        BatchCache([Part(slots, slots.position.shape[0], 1) for slots in layer], position)
         for layer in zip(*blocks, strict=True)
     ]

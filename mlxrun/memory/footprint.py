@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxrun.cache.by_channel import ByChannel
-from mlxrun.cache.choice import bound_bytes, formats, make_cache
-from mlxrun.cache.formats import Format, Plain, Seen, reads_packed
-from mlxrun.cache.rotating import RotatingCache
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.kernels.device import CPU, Device
 from mlxrun.kernels.native import GATES
+from mlxrun.kv_cache.factory import bound_bytes, formats, make_cache
+from mlxrun.kv_cache.formats import Format, Plain, StoredKV, reads_packed
+from mlxrun.kv_cache.per_channel import PerChannel
+from mlxrun.kv_cache.sliding_window import RotatingCache
 from mlxrun.models.config import (
     Attention,
     Experts,
@@ -31,7 +31,7 @@ from mlxrun.models.config import (
 SLACK, FIXED = 1.06, 1 << 19
 # Layers whose arrays exist twice while a row joins a batch.
 JOINING = 2
-# Smallest capacity of a cache; see mlxrun.cache.store.
+# Smallest capacity of a cache; see mlxrun.kv_cache.dense.
 SMALLEST = 256
 # Bytes for each logit while a token is sampled: it and its penalties as float32, keys of 64 bits to
 # sort by and their parts, ids.
@@ -263,7 +263,7 @@ def _reads_packed(
 ) -> bool:
     """Whether a row that decodes attends to packed K/V without unpacking them."""
     heads, queries = attention.kv_heads, mx.zeros((1, attention.heads, 1, 1), run.dtype)
-    k, v = (Seen(each, (), heads, run.dtype) for each in (keys, values))
+    k, v = (StoredKV(each, (), heads, run.dtype) for each in (keys, values))
     return reads_packed(k, v, queries)
 
 
@@ -326,8 +326,8 @@ def _inner(block: FeedForward | Experts, hidden: int) -> int:
 def _scores(attention: Attention | LatentAttention, keys: Format, run: Execution) -> int:
     """Arrays of scores of every query and key that are alive at once."""
     if run.fused and not isinstance(attention, LatentAttention):
-        return _SCORES_BY_CHANNEL if isinstance(keys, ByChannel) else 0
-    if isinstance(keys, ByChannel):  # no fused kernel; those of plain and of packed keys are joined
+        return _SCORES_BY_CHANNEL if isinstance(keys, PerChannel) else 0
+    if isinstance(keys, PerChannel):  # no fused kernel: two kinds of scores
         return _SCORES_BY_CHANNEL
     if isinstance(attention, LatentAttention) or attention.alibi is not None:
         return 1 if run.device.fused_attention else 2

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Position, following
-from mlxrun.cache.products import falling, latent, product
 from mlxrun.kernels.interface import HeadsSpec
+from mlxrun.kv_cache.attention import LatentOp, alibi, scaled
+from mlxrun.kv_cache.base import KVCache, Position, following
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
 from mlxrun.models.functions import Function, clipped, norm
 from mlxrun.models.rope import Rotation, frequencies, rotation
@@ -16,7 +16,7 @@ from mlxrun.weights.fused import Added, RMSNorm
 from mlxrun.weights.parameters import Parameters
 
 # (x, cache, residual) -> residual + attention of x
-Attend = Callable[[mx.array, Cache, mx.array], mx.array]
+Attend = Callable[[mx.array, KVCache, mx.array], mx.array]
 Adding = Callable[[Added], Added]
 RotateHeads = Callable[[list[mx.array], Position], list[mx.array]]
 
@@ -43,11 +43,11 @@ def attention(
     scale, scale_queries = _query_scale(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
     if config.alibi is None:
-        dot = product(scale, config.softcap, sinks, kernels=params.kernels)
+        dot = scaled(scale, config.softcap, sinks, kernels=params.kernels)
     else:
-        dot = falling(scale, heads, config.alibi, kernels=params.kernels)
+        dot = alibi(scale, heads, config.alibi, kernels=params.kernels)
 
-    def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
+    def attend(x: mx.array, cache: KVCache, residual: mx.array) -> mx.array:
         q, k, v = project(x)
         position = cache.position
         q, k = rotate([q, k], position)
@@ -194,9 +194,9 @@ def _latent(
     out = adding(params.linear("o_proj", model.hidden_size, heads * config.v_head_dim))
     rotate, scale = rotation(config.rope), config.scale
     rope_scale = scale * config.rope.attention_factor**2
-    dot = latent(scale, rope_dim)
+    dot = LatentOp(scale, rope_dim)
 
-    def attend(x: mx.array, cache: Cache, residual: mx.array) -> mx.array:
+    def attend(x: mx.array, cache: KVCache, residual: mx.array) -> mx.array:
         query, compressed = project(x)
         q, q_rope = mx.split(_split_heads(query, heads), [width], axis=-1)  # (B, H, T, ...)
         squeezed, key = mx.split(compressed, [config.kv_lora_rank], axis=-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlxrun.cache.types import Shape
+from mlxrun.kv_cache.options import Shape
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,6 @@ from converters.huggingface.names import OTHER_TOWERS
 from converters.huggingface.source import Plan
 from converters.huggingface.weights import Weights
 from converters.quantize.layout import FIXED_MODES, Layout, affine, fixed
-from mlxrun.cache.base import Memory, Named, State
-from mlxrun.cache.store import copied, joined
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import (
     AdapterError,
@@ -51,6 +49,8 @@ from mlxrun.errors import (
 )
 from mlxrun.kernels.compilation import avoid_fusion
 from mlxrun.kernels.device import Device, device
+from mlxrun.kv_cache import base
+from mlxrun.kv_cache.dense import copied, joined
 from mlxrun.memory.footprint import SAMPLING, Footprint, LayerFootprint
 from mlxrun.model import ModelSummary
 from mlxrun.weights.linear import MLXWeight
@@ -541,7 +541,7 @@ _PAIR = ("keys", "values")
 _TORN = "an interrupted pass has left this cache in pieces"
 
 
-class MLXLMCache(Memory):
+class MLXLMCache(base.KVCache):
     """mlx-lm's caches of all layers as one: of one sequence, never batched.
 
     They differ: some trim, some drop what lies behind a window, some hold a state that cannot be
@@ -591,13 +591,14 @@ class MLXLMCache(Memory):
     def _states(self) -> list[ArraysCache]:
         return [part for part in self.parts if isinstance(part, ArraysCache)]
 
-    def trim(self, n: int) -> int:
+    def truncate(self, row: int, n: int) -> None:
+        assert row == 0, "a cache of one sequence"
         if not 0 <= n <= self.offset:
             raise CacheError(f"cannot forget {n} of {self.offset} tokens")
         if self._torn:
             self._restore_before()
         if n == 0:
-            return 0
+            return
         if all(_can_trim(part, n) for part in self.parts):
             for part in self.parts:
                 part.trim(n)
@@ -607,7 +608,10 @@ class MLXLMCache(Memory):
         else:
             raise CacheError(f"the state of this model cannot go back {n} tokens")
         self.offset -= n
-        return n
+
+    @property
+    def rollback(self) -> int:
+        return 1
 
     def _restore_before(self) -> None:
         """Undo the last step of one token."""
@@ -623,7 +627,7 @@ class MLXLMCache(Memory):
         return copy.deepcopy(self)
 
     @property
-    def kind(self) -> str:
+    def layout_key(self) -> str:
         known = KVCache | RotatingKVCache | ChunkedKVCache | ArraysCache
         if not all(isinstance(part, known) for part in self.parts):
             return ""
@@ -636,10 +640,14 @@ class MLXLMCache(Memory):
         )
 
     @property
-    def by_token(self) -> bool:
+    def batch_key(self) -> None:
+        return None
+
+    @property
+    def sliceable(self) -> bool:
         return all(isinstance(part, KVCache) for part in self.parts)
 
-    def cut(self, start: int, stop: int) -> Named:
+    def slice_tokens(self, start: int, stop: int) -> Arrays:
         return {
             f"{i}.{name}": copied(getattr(part, name), start, stop)
             for i, part in enumerate(self.parts)
@@ -647,21 +655,21 @@ class MLXLMCache(Memory):
             for name in _PAIR
         }
 
-    def snapshot(self) -> State | None:
-        if self.by_token:
+    def snapshot(self) -> base.State | None:
+        if self.sliceable:
             return None
-        arrays: Named = {}
-        about = {
+        arrays: Arrays = {}
+        metadata = {
             str(i): {
                 name: _to_json(value, arrays, f"{i}.{name}.") for name, value in vars(part).items()
             }
             for i, part in enumerate(self.parts)
             if not isinstance(part, KVCache)
         }
-        return State(arrays, {"offset": self.offset, "parts": about})
+        return base.State(arrays, {"offset": self.offset, "parts": metadata})
 
-    def restore(self, tokens: Sequence[Named], state: State | None, length: int) -> None:
-        back = int(state.about["offset"]) - length if state else 0
+    def restore(self, tokens: Sequence[Arrays], state: base.State | None, length: int) -> None:
+        back = int(state.metadata["offset"]) - length if state else 0
         for i, part in enumerate(self.parts):
             if isinstance(part, KVCache):
                 if f"{i}.keys" in tokens[0]:
@@ -670,7 +678,7 @@ class MLXLMCache(Memory):
                     part.offset = length
                 continue
             assert state is not None
-            for name, value in state.about["parts"][str(i)].items():
+            for name, value in state.metadata["parts"][str(i)].items():
                 setattr(part, name, _from_json(value, state.arrays))
             if back and not _can_trim(part, back):
                 raise CacheError(f"the state of this model cannot go back {back} tokens")
@@ -738,7 +746,7 @@ def _undo(part: Any) -> dict[str, Any]:
     return copy.deepcopy(vars(part))
 
 
-def _to_json(value: Any, arrays: Named, prefix: str) -> Any:
+def _to_json(value: Any, arrays: Arrays, prefix: str) -> Any:
     """A value as JSON has it, its arrays copied to ``arrays`` under names."""
     if isinstance(value, mx.array):
         name = f"{prefix}{len(arrays)}"
@@ -752,7 +760,7 @@ def _to_json(value: Any, arrays: Named, prefix: str) -> Any:
     raise CacheError(f"a cache holds a {type(value).__name__}, which cannot be stored")
 
 
-def _from_json(value: Any, arrays: Named) -> Any:
+def _from_json(value: Any, arrays: Arrays) -> Any:
     if isinstance(value, dict):
         return mx.array(arrays[value["array"]])
     return [_from_json(part, arrays) for part in value] if isinstance(value, list) else value

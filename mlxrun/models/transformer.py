@@ -12,10 +12,10 @@ from functools import partial
 
 import mlx.core as mx
 
-from mlxrun.cache.base import Cache, Position, following
-from mlxrun.cache.choice import make_cache
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import CacheError
+from mlxrun.kv_cache.base import KVCache, Position, following
+from mlxrun.kv_cache.factory import make_cache
 from mlxrun.model import ModelSummary
 from mlxrun.models.attention import attention
 from mlxrun.models.config import Layer, ModelConfig
@@ -28,7 +28,7 @@ from mlxrun.weights.parameters import Parameters
 
 def _block(
     layer: Layer, config: ModelConfig, params: Parameters
-) -> Callable[[mx.array, Cache], mx.array]:
+) -> Callable[[mx.array, KVCache], mx.array]:
     """``(x (B, T, hidden) or of single tokens (B, hidden), cache) -> the same shape``."""
     hidden = config.hidden_size
 
@@ -53,11 +53,11 @@ def _block(
         layer.residual,
     )
 
-    def sequential(x: mx.array, cache: Cache) -> mx.array:
+    def sequential(x: mx.array, cache: KVCache) -> mx.array:
         h = attend(x, cache, x)
         return feed(h, h)
 
-    def parallel(x: mx.array, cache: Cache) -> mx.array:
+    def parallel(x: mx.array, cache: KVCache) -> mx.array:
         return feed(x, attend(x, cache, x))
 
     return parallel if layer.parallel else sequential
@@ -121,7 +121,7 @@ class Transformer:
         self.mapped = sum(blocks.nbytes for blocks in self._blocks if blocks.mapped)
 
     def __call__(
-        self, tokens: mx.array, cache: Sequence[Cache], *, last_only: bool = False
+        self, tokens: mx.array, cache: Sequence[KVCache], *, last_only: bool = False
     ) -> mx.array:
         """Logits after each token.
 
@@ -136,7 +136,7 @@ class Transformer:
         x = self.hidden(tokens, cache)
         return self.head(x[:, -1:] if last_only else x)
 
-    def hidden(self, tokens: mx.array, cache: Sequence[Cache]) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
         """The stream (B, T, hidden) after all layers, from which :attr:`head` makes logits."""
         x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)
         x = self._enter(self._place(x, cache[0].position))
@@ -170,7 +170,7 @@ class Transformer:
         layers, heads, kv_heads = len(config.layers), attention.heads, attention.kv_heads
         return ModelSummary(config.family, layers, config.hidden_size, heads, kv_heads)
 
-    def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[Cache]:
+    def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[KVCache]:
         """Empty caches, one per layer; a layer with a window of its own keeps the smaller one."""
         partial = config.window is not None or config.sparse is not None
         if partial and any(layer.attention.alibi for layer in self.config.layers):

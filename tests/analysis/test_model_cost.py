@@ -21,7 +21,7 @@ import mlxrun
 from converters.gguf.reader import read_gguf
 from mlxrun.analysis.costs import decode_cost
 from mlxrun.analysis.model_cost import mlx_lm_cost, model_cost, weight_cost
-from mlxrun.cache.choice import read_bytes
+from mlxrun.kv_cache.factory import read_bytes
 from mlxrun.loader import WeightStorage, definition, load_model, open_model
 from mlxrun.memory.footprint import weight_count
 from mlxrun.models.config import ModelConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxrun.cache.sparse import BlockCache, StridedCache
 from mlxrun.errors import CacheError, ParameterError
+from mlxrun.kv_cache.sparse import BlockCache, StridedCache
 
 PROMPT = [*range(3, 90)]
 OPTIONS = {"temperature": 0, "ignore_eos": True, "max_tokens": 20}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import mlxrun
-from mlxrun.cache.types import BY_CHANNEL, NAMES
 from mlxrun.cli.inspection import inspect_model
 from mlxrun.errors import CacheError, ParameterError
+from mlxrun.kv_cache.options import NAMES, PER_CHANNEL
 
 TYPES = {"cache_type_k": "q8", "cache_type_v": "q4"}
 
@@ -84,7 +84,7 @@ def test_a_conversation_goes_back_in_a_quantised_cache(llm):
 
 def test_inspect_predicts_what_a_token_takes(mlxrun_cli, model, llm: mlxrun.LLM):
     facts = inspect_model(model, context=200)
-    assert [each["type"] for each in facts["cache_types"]] == [*NAMES, *BY_CHANNEL]
+    assert [each["type"] for each in facts["cache_types"]] == [*NAMES, *PER_CHANNEL]
     for each in facts["cache_types"]:
         if each["values"] is None:
             continue

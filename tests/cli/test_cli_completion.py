@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.shell_completion import ShellComplete
 
-from mlxrun.cache.types import NAMES
 from mlxrun.cli.main import cli
+from mlxrun.kv_cache.options import NAMES
 
 
 def completed(*words: str) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.admission import Admission
-from mlxrun.cache.prefix import PrefixCache
 from mlxrun.errors import ContextLengthError, MemoryLimitError
 from mlxrun.generation.serving import most_beside
+from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.memory import plan as source
 
 PLAIN = caching(None, 0, None, None)

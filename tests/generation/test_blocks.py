@@ -9,9 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxrun.cache.dense import DenseCache
-from mlxrun.cache.store import Store
 from mlxrun.generation.blocks import Block, Blocks
+from mlxrun.kv_cache.dense import DenseCache, Store
 
 
 @dataclass(eq=False)

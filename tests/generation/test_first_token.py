@@ -12,8 +12,8 @@ from test_serving import PARAMS, VOCABULARY, Ask, alone, play
 from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
-from mlxrun.cache.prefix import PrefixCache
 from mlxrun.generation.serving import Service
+from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.loader import load_model
 
 
@@ -77,7 +77,9 @@ def test_a_long_conversation_of_which_most_is_known_counts_as_short(tiny: Any) -
 
 def test_one_that_waits_for_a_beginning_is_ranked_by_what_it_need_not_read(tiny: Any) -> None:
     """It waits until the beginning has been read, not until the other has read all of its own."""
-    service = Service(tiny, rows=4, beside=16, stall=60.0, prefixes=PrefixCache(1 << 30, worth=8))
+    service = Service(
+        tiny, rows=4, beside=16, stall=60.0, prefixes=PrefixCache(1 << 30, min_prefix_len=8)
+    )
     long = ask(400, seed=1)
     long.submit(service, tiny)
     service.step()

@@ -13,13 +13,13 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cache.choice import make_cache
-from mlxrun.cache.products import Scaled
-from mlxrun.cache.rows import RowCache
-from mlxrun.cache.types import Shape
 from mlxrun.config import CacheConfig
 from mlxrun.errors import ParameterError
 from mlxrun.generation.blocks import Block, Blocks
+from mlxrun.kv_cache.attention import ScaledOp
+from mlxrun.kv_cache.dense import RowCache
+from mlxrun.kv_cache.factory import make_cache
+from mlxrun.kv_cache.options import Shape
 
 NAMES = ("cache_type_k", "cache_type_v", "attention")
 #: Types of keys and values, and a pattern of attention.
@@ -46,7 +46,7 @@ def made(choice: dict[str, str]) -> RowCache:
     cache = make_cache(CacheConfig(**choice), Shape(2, 64, 64), None)
     assert isinstance(cache, RowCache)
     x = mx.zeros((1, 2, 5, 64))
-    cache.attend(x, x, x, Scaled(1.0))
+    cache.attend(x, x, x, ScaledOp(1.0))
     return cache
 
 

@@ -17,14 +17,13 @@ from test_sharing import submit
 from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
-from mlxrun.cache.branch import BranchCache
-from mlxrun.cache.formats import PLAIN
-from mlxrun.cache.prefix import PrefixCache
-from mlxrun.cache.store import BUCKET
 from mlxrun.generation import sharing, stepping
 from mlxrun.generation.batch import Batch
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Job, Service
+from mlxrun.kv_cache.dense import BUCKET
+from mlxrun.kv_cache.formats import PLAIN
+from mlxrun.kv_cache.prefix_cache import PrefixCache, SharedPrefixCache
 from mlxrun.loader import load_model
 from mlxrun.outputs import Request
 
@@ -75,15 +74,15 @@ def asks(count: int, common: int, seed: int = 0) -> list[Ask]:
     ]
 
 
-def branches(batch: Batch) -> list[BranchCache]:
+def branches(batch: Batch) -> list[SharedPrefixCache]:
     """The caches of rows that share a beginning."""
     caches = [cache for block in batch._blocks for cache in block.caches]
-    return [cache for cache in caches if isinstance(cache, BranchCache)]
+    return [cache for cache in caches if isinstance(cache, SharedPrefixCache)]
 
 
 def serve(model: Any, given: list[Ask], rows: int = 4, **formats: Any) -> int:
     """Serve requests together; the most rows that ever shared a beginning."""
-    service = Service(model, rows=rows, prefixes=PrefixCache(1 << 30, worth=2))
+    service = Service(model, rows=rows, prefixes=PrefixCache(1 << 30, min_prefix_len=2))
     for ask in given:
         submit(service, model, ask, **formats)
     most = 0
@@ -111,7 +110,7 @@ def test_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     wanted = [alone(model, ask) for ask in asks(5, 40)]
     monkeypatch.setattr(stepping, "PATIENCE", 1)
     given = asks(5, 40)
-    prefixes = PrefixCache(1 << 30, worth=2)
+    prefixes = PrefixCache(1 << 30, min_prefix_len=2)
     service = Service(model, rows=4, prefixes=prefixes)
     for ask in given:
         submit(service, model, ask)
@@ -119,7 +118,7 @@ def test_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     seen = 0
     while service.busy:
         service.step()
-        beginnings.update(cache.beginning for cache in branches(service.batch))
+        beginnings.update(cache.prefix for cache in branches(service.batch))
         seen = max(seen, len(beginnings))
     assert [ask.tokens for ask in given] == wanted
     assert service.batch._stepper.recorded
@@ -148,7 +147,7 @@ def test_joins_leaves_cancellations_and_evictions_at_random(
     groups = [asks(5, int(rng.integers(10, 90)), seed + i) for i in range(3)]
     wanted = {tuple(ask.prompt): alone(tiny, ask) for group in groups for ask in group}
     coming = [group[i] for i in rng.permutation(5) for group in groups]
-    prefixes = PrefixCache(budget, worth=int(rng.integers(1, 20)))
+    prefixes = PrefixCache(budget, min_prefix_len=int(rng.integers(1, 20)))
     service = Service(tiny, rows=int(rng.integers(2, 6)), prefixes=prefixes)
     running: dict[int, Ask] = {}
     while coming or service.busy:
@@ -182,7 +181,7 @@ def test_rows_take_one_copy_of_their_beginning(tiny: Any) -> None:
         blocks = list(service.batch._blocks)
         if sum(len(block.rows) for block in blocks) == rows:
             together += 1
-            shared = {cache.beginning for cache in branches(service.batch)}
+            shared = {cache.prefix for cache in branches(service.batch)}
             assert [beginning.nbytes for beginning in shared] == [common * token]
             # Besides, each row has what it was asked beyond the beginning, in a bucket.
             assert service.batch.nbytes == (common + rows * BUCKET) * token
@@ -196,19 +195,19 @@ def test_deterministic_rows_copy(tiny: Any) -> None:
     while service.busy:
         service.step()
         caches = [cache for _, live in service._jobs.values() for cache in live.cache]
-        assert not any(isinstance(cache, BranchCache) for cache in caches)
+        assert not any(isinstance(cache, SharedPrefixCache) for cache in caches)
     assert sum(reply.cached for reply in replies) > 0
 
 
 def test_what_is_shared_goes_with_the_last_that_uses_it(tiny: Any) -> None:
-    prefixes = PrefixCache(1 << 30, worth=2)
+    prefixes = PrefixCache(1 << 30, min_prefix_len=2)
     service = Service(tiny, rows=4, prefixes=prefixes)
     for ask in asks(5, 40):
         submit(service, tiny, ask)
     play(service)
     submit(service, tiny, Ask([5, 6, 7], 2, PARAMS["greedy"](0)))
     play(service)  # an empty block goes before the next step
-    assert not prefixes.shared(asks(1, 40)[0].prompt, tiny.make_cache())
+    assert not prefixes.shared_lens(asks(1, 40)[0].prompt, tiny.make_cache())
 
 
 @given(st.lists(st.integers(0, 60)), st.lists(st.integers(0, 60)))

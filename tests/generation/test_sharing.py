@@ -14,11 +14,11 @@ from test_serving import KINDS, PARAMS, VOCABULARY, Ask, Counted, alone, model_o
 from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
-from mlxrun.cache.prefix import PrefixCache
 from mlxrun.generation import sharing, stepping
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.generation.sampling import Sampler, next_token
 from mlxrun.generation.serving import Job, Service
+from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.loader import load_model
 from mlxrun.outputs import Request
 
@@ -79,7 +79,7 @@ def asks_of(prompts: list[list[int]], limit: int = 6) -> list[Ask]:
 def test_every_kind_of_memory_goes_on_from_what_was_kept(tmp_path: Path, name: str) -> None:
     model = model_of(name, tmp_path)
     prompts = family(np.random.default_rng(1), 8, 60)
-    prefixes = PrefixCache(1 << 30, worth=2)
+    prefixes = PrefixCache(1 << 30, min_prefix_len=2)
     cold = [alone(model, ask) for ask in asks_of(prompts)]
     for _ in range(2):
         asks = asks_of(prompts)
@@ -93,7 +93,7 @@ def test_every_format_and_window_goes_on_from_what_was_kept(
     tiny: Any, formats: dict[str, Any]
 ) -> None:
     prompts = family(np.random.default_rng(2), 8, 60)
-    prefixes, off = PrefixCache(1 << 30, worth=2), PrefixCache(0)
+    prefixes, off = PrefixCache(1 << 30, min_prefix_len=2), PrefixCache(0)
     cold, first, second = asks_of(prompts), asks_of(prompts), asks_of(prompts)
     assert not any(served(tiny, cold, off, **formats))
     served(tiny, first, prefixes, **formats)
@@ -111,7 +111,7 @@ def test_random_budgets_arrivals_and_cancellations(tiny: Any, tmp_path: Path, na
     for seed in range(12 if name == "tiny" else 3):
         rng = np.random.default_rng(seed)
         budget = int(rng.choice([0, 20_000, 60_000, 10**9]))
-        prefixes = PrefixCache(budget, worth=int(rng.integers(1, 20)))
+        prefixes = PrefixCache(budget, min_prefix_len=int(rng.integers(1, 20)))
         service = Service(model, rows=int(rng.integers(1, 5)), prefixes=prefixes)
         coming = [int(i) for i in rng.integers(len(prompts), size=14)]
         running: dict[int, tuple[int, Ask]] = {}
@@ -206,7 +206,7 @@ def test_many_requests_stay_within_the_budget(tiny: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(sharing, "EVERY", 16)
     rng = np.random.default_rng(8)
     budget = 300_000
-    prefixes = PrefixCache(budget, worth=4)
+    prefixes = PrefixCache(budget, min_prefix_len=4)
     service = Service(tiny, rows=4, prefixes=prefixes)
 
     def serve(count: int) -> None:

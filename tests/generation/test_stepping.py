@@ -15,13 +15,13 @@ from test_serving import VOCABULARY, Ask, alone, model_of, play, prompts
 from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
-from mlxrun.cache.functional import Rows
-from mlxrun.cache.sparsity import Blocks
 from mlxrun.generation import stepping
 from mlxrun.generation.engine import Session, decode, prefill
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Service
 from mlxrun.generation.stepping import KINDS, Stepper
+from mlxrun.kv_cache.batch import DecodeRows
+from mlxrun.kv_cache.options import Blocks
 from mlxrun.loader import load_model
 from mlxrun.models.transformer import Transformer
 from mlxrun.outputs import SamplingParams
@@ -120,7 +120,7 @@ def test_what_cannot_be_a_pure_function_is_not_recorded(tiny: Transformer, tmp_p
     tiny(mx.array([[3, 4]]), dense)
     assert stepper.rows(sparse) is None
     assert stepper.rows(empty) is None
-    assert isinstance(stepper.rows(dense), Rows)
+    assert isinstance(stepper.rows(dense), DecodeRows)
     foreign = model_of("mamba2-130m", tmp_path)
     assert Stepper(foreign).rows(foreign.make_cache()) is None
 

@@ -11,10 +11,10 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cache.rows import RowCache
 from mlxrun.computing import COMPUTING
 from mlxrun.generation.sampling import Sampler
 from mlxrun.generation.serving import Service
+from mlxrun.kv_cache.dense import RowCache
 
 OPTIONS: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prefix_bytes": 0}
 

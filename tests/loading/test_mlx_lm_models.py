@@ -89,18 +89,18 @@ def test_going_back_over_one_step_is_exact_and_further_back_starts_afresh(llm: m
     for _ in range(25):  # past every window
         model(mx.array([[5]]), [memory])
     wanted = np.array(model(mx.array([[9]]), [memory.fork()]))
-    assert memory.trim(0) == 0
+    memory.truncate(0, 0)
     model(mx.array([[8]]), [memory])
-    assert memory.trim(1) == 1
+    memory.truncate(0, 1)
     assert memory.offset == 45
     assert np.array_equal(np.array(model(mx.array([[9]]), [memory])), wanted)
     if llm.model.summary.family == "helium":
-        assert memory.trim(30) == 30
+        memory.truncate(0, 30)
     else:
         with pytest.raises(CacheError, match="go back 30 tokens"):
-            memory.trim(30)
+            memory.truncate(0, 30)
     with pytest.raises(CacheError, match="cannot forget"):
-        memory.trim(1000)
+        memory.truncate(0, 1000)
 
 
 def test_forks_go_their_own_ways(llm: mlxrun.LLM) -> None:

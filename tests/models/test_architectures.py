@@ -11,7 +11,7 @@ from conformance.measure import SAME, left_out, load, logits
 from oracle_models import SKELETONS, expected, write_skeleton
 from tiny_models import nmse
 
-from mlxrun.cache.rotating import RotatingCache
+from mlxrun.kv_cache.sliding_window import RotatingCache
 
 #: Skeletons with windows, all of 32 tokens: which layers see everything, and how many there are.
 WINDOWED = {

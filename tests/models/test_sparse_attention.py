@@ -14,12 +14,12 @@ from cache_configs import caching
 from tiny_models import Tiny, nmse
 
 from converters.gguf.reader import read_gguf
-from mlxrun.cache.base import Mask, Product
-from mlxrun.cache.choice import read_bytes
-from mlxrun.cache.formats import Seen, Shown
-from mlxrun.cache.sparsity import Blocks, Sparse, Strided
 from mlxrun.config import CacheConfig
 from mlxrun.errors import CacheError
+from mlxrun.kv_cache.attention import AttentionOp, Mask
+from mlxrun.kv_cache.factory import read_bytes
+from mlxrun.kv_cache.formats import KeyView, StoredKV
+from mlxrun.kv_cache.options import Blocks, Sparse, Strided
 from mlxrun.loader import load_model
 from mlxrun.memory.footprint import Execution, footprint
 
@@ -89,20 +89,22 @@ def test_what_needs_everything_says_so(model_of: Any) -> None:
         model_of("llama-mqa").make_cache(caching(sparse=SMALL[1], keys="q4c/32"))
 
 
-class Counting(Product):
+class Counting(AttentionOp):
     """Counts the bytes of keys and values that attention is given."""
 
-    def __init__(self, product: Product) -> None:
+    def __init__(self, product: AttentionOp) -> None:
         self.product, self.latent, self.nbytes = product, product.latent, 0
 
     def __call__(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         self.nbytes += k.nbytes + v.nbytes
         return self.product(q, k, v, mask)
 
-    def stored(self, q: mx.array, keys: Shown, values: Seen, mask: Mask) -> mx.array:
-        assert isinstance(keys, Seen)
+    def attend_quantized(
+        self, q: mx.array, keys: KeyView, values: StoredKV, mask: Mask
+    ) -> mx.array:
+        assert isinstance(keys, StoredKV)
         self.nbytes += sum(x.nbytes for x in (*keys.arrays, *values.arrays))
-        return self.product.stored(q, keys, values, mask)
+        return self.product.attend_quantized(q, keys, values, mask)
 
     def ranking(self, q: mx.array) -> mx.array:
         return self.product.ranking(q)
@@ -111,14 +113,14 @@ class Counting(Product):
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of keys, of values and of bounds that passes are given from now on, call by call."""
-    from mlxrun.cache import rows, sparse
+    from mlxrun.kv_cache import dense, sparse
 
     seen: list[int] = []
-    meet, bounded = rows.meet, sparse._bounded
+    attend, bounded = dense.attend, sparse._upper_bounds
 
-    def counting(product: Product, *args: Any) -> mx.array:
+    def counting(product: AttentionOp, *args: Any) -> mx.array:
         counts = Counting(product)
-        out = meet(counts, *args)
+        out = attend(counts, *args)
         seen.append(counts.nbytes)
         return out
 
@@ -126,9 +128,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(bounds.nbytes)
         return bounded(queries, bounds)
 
-    monkeypatch.setattr(rows, "meet", counting)
-    monkeypatch.setattr(sparse, "meet", counting)
-    monkeypatch.setattr(sparse, "_bounded", bounding)
+    monkeypatch.setattr(dense, "attend", counting)
+    monkeypatch.setattr(sparse, "attend", counting)
+    monkeypatch.setattr(sparse, "_upper_bounds", bounding)
     return seen
 
 
@@ -174,7 +176,7 @@ def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
     def drawn(sparse: Sparse | None) -> tuple[np.ndarray, int]:
         cache = model.make_cache(caching(sparse=sparse))
         for mine, its in zip(read, cache, strict=True):
-            its.restore([mine.cut(0, length)], None, length)
+            its.restore([mine.slice_tokens(0, length)], None, length)
             its.prompt = length
         rows = [np.array(model(mx.array([[token]]), cache)[0, 0]) for token in ids[:4]]
         counted.clear()
