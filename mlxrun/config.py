@@ -15,6 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol, Self, TypedDict, TypeVar
 
+from converters.quantize import layout
 from mlxrun.errors import ParameterError
 from mlxrun.kv_cache import options
 from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, cache_type
@@ -297,6 +298,58 @@ class LoadConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *others: str) -> Self:
+        """Options by name; ``others`` are names that the caller takes besides."""
+        known(options, [*others, *options_of(cls)])
+        return cls(**options)
+
+
+# --- conversion ---------------------------------------------------------------------------------
+
+
+class ConversionOptions(TypedDict, total=False):
+    """The options of :func:`mlxrun.convert`: see :class:`ConversionConfig`."""
+
+    bits: int | None
+    group_size: int | None
+    mode: str | None
+    keep: str | None
+    dtype: str | None
+    policy: str | None
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class ConversionConfig:
+    """The form that a conversion gives to weights; :mod:`mlxrun.conversion` checks the values."""
+
+    bits: int | None = option(
+        None, OneOf(layout.BITS), "Quantize to 2, 3, 4, 5, 6 or 8 bits a weight."
+    )
+    group_size: int | None = option(
+        None,
+        OneOf(layout.GROUPS),
+        "Weights that share a scale: 32, 64 or 128.",
+        default_help=str(layout.DEFAULT_GROUP),
+    )
+    mode: str | None = option(
+        None, OneOf(layout.MODES), "How to quantize.", default_help=layout.MODES[0]
+    )
+    keep: str | None = option(
+        None,
+        None,
+        "Other forms for some matrices, such as lm_head=8,embed=8.",
+        metavar="PATTERN=FORM,...",
+    )
+    dtype: str | None = option(None, OneOf(DTYPES), "Type of floats and of scales.")
+    policy: str | None = option(
+        None,
+        OneOf(POLICIES),
+        "How close a GGUF's weights must stay to the file's.",
+        default_help="near",
+    )
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *others: str) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import mlx.core as mx
 
@@ -16,7 +16,7 @@ from converters.huggingface.weights import Weights
 from converters.quantize.policy import check_policy
 from converters.quantize.recipe import Recipe, recipe
 from converters.report import ConversionReport
-from mlxrun.config import AdapterChoice
+from mlxrun.config import AdapterChoice, ConversionConfig, ConversionOptions
 from mlxrun.errors import ConversionError, TokenizerError
 from mlxrun.hub import resolve
 from mlxrun.loader import definition
@@ -32,15 +32,10 @@ def convert(
     src: str | Path,
     dst: str | Path | None = None,
     *,
-    bits: int | None = None,
-    group_size: int | None = None,
-    mode: str | None = None,
-    keep: str | None = None,
-    dtype: str | None = None,
-    policy: str | None = None,
     adapter: AdapterChoice = (),
     overwrite: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Convert a GGUF file or a model directory to a directory that mlxrun and mlx-lm load.
 
@@ -48,22 +43,22 @@ def convert(
         src: a ``.gguf`` file, a shard of a split one, a directory of safetensors, or
             ``org/repo[:QUANT]`` on the hub.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
-        bits, group_size, mode, keep, dtype: what becomes of a directory's matrices; see
-            :func:`converters.quantize.recipe.recipe`.
-        policy: what becomes of a GGUF's: ``exact``, ``near`` (default) or ``compact``; see
-            ``converters.quantize.policy``.
         adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them. What
             they touch is stored in the form that a policy or a directory's own choices ask for.
         overwrite: replace a directory that holds nothing but an earlier conversion, once the new
             one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
+        options: see :class:`mlxrun.config.ConversionConfig`; ``policy`` is for GGUF files
+            (:mod:`converters.quantize.policy`), the others for directories
+            (:func:`converters.quantize.recipe.recipe`).
 
     Raises:
         MlxrunError: one of its subclasses says what is wrong.
     """
-    choice = check_choices(bits, group_size, mode, keep, dtype, policy)
+    config = ConversionConfig.of(options, "adapter", "overwrite", "progress")
+    choice = recipe_of(config)
     path = resolve(src)
-    source = _source(path, choice, policy)
+    source = _source(path, choice, config.policy)
     report = write_checkpoint(
         source, dst, overwrite=overwrite, merge=merging(adapter), progress=progress
     )
@@ -91,22 +86,15 @@ def _source(path: Path, choice: Recipe, policy: str | None) -> Source:
     return GGUFSource(path, policy or "near")
 
 
-def check_choices(
-    bits: int | None = None,
-    group_size: int | None = None,
-    mode: str | None = None,
-    keep: str | None = None,
-    dtype: str | None = None,
-    policy: str | None = None,
-) -> Recipe:
-    """The recipe that the options of :func:`convert` ask for.
+def recipe_of(config: ConversionConfig) -> Recipe:
+    """The recipe that a config asks for.
 
     Raises:
         ConversionError: an option has no such value, or two do not go together.
     """
-    choice = recipe(bits, group_size, mode, keep, dtype)
-    if policy is not None:
-        check_policy(policy)
+    choice = recipe(config.bits, config.group_size, config.mode, config.keep, config.dtype)
+    if config.policy is not None:
+        check_policy(config.policy)
         if choice != Recipe():
             raise ConversionError(
                 "a policy is for GGUF files; bits, group size, mode, keep and dtype for directories"

@@ -51,7 +51,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),
     "mlxrun.files": ("converters.staging",),
-    "mlxrun.config": ("mlxrun.kv_cache", "mlxrun.products", "mlxrun.errors"),
+    "mlxrun.config": (
+        "converters.quantize",
+        "mlxrun.kv_cache",
+        "mlxrun.products",
+        "mlxrun.errors",
+    ),
     "mlxrun.sampling_params": ("mlxrun.config", "mlxrun.errors"),
     "mlxrun.outputs": ("mlxrun.config", "mlxrun.sampling_params", "mlxrun.errors"),
     "mlxrun.memory.device": ("mlxrun.kernels", "mlxrun.errors"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,14 +13,29 @@ import click
 from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, Output, note, size, table
-from mlxrun.cli.loading import DTYPES, POLICIES, located
+from mlxrun.cli.loading import located
+from mlxrun.config import ConversionConfig, OneOf, options_of
 
-# More tensors than that with one reason are told as one.
+# More tensors than that with one reason are listed as one.
 _LISTED = 3
-MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 if TYPE_CHECKING:
     from converters.report import ConversionReport, TensorRecord
+
+
+def _with_conversion_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that :class:`ConversionConfig` declares."""
+    for name, declared in reversed(options_of(ConversionConfig).items()):
+        values = declared.allowed.values if isinstance(declared.allowed, OneOf) else ()
+        words = [value for value in values if isinstance(value, str)]
+        default = f"  [default: {declared.default_help}]" if declared.default_help else ""
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            type=click.Choice(words) if words else int if values else str,
+            metavar=declared.metavar or None,
+            help=declared.help + default,
+        )(command)
+    return command
 
 
 @click.command("convert")
@@ -32,22 +47,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Directory to create.  [default: NAME-mlx in the working directory]",
 )
-@click.option("--bits", type=int, help="Quantise to 2, 3, 4, 5, 6 or 8 bits a weight.")
-@click.option(
-    "--group-size", type=int, help="Weights that share a scale: 32, 64 or 128.  [default: 64]"
-)
-@click.option("--mode", type=click.Choice(MODES), help="How to quantise.  [default: affine]")
-@click.option(
-    "--keep",
-    metavar="PATTERN=FORM,...",
-    help="Other forms for some matrices, such as lm_head=8,embed=8.",
-)
-@click.option("--dtype", type=click.Choice(DTYPES), help="Type of floats and of scales.")
-@click.option(
-    "--policy",
-    type=click.Choice(POLICIES),
-    help="How close a GGUF's weights must stay to the file's.  [default: near]",
-)
+@_with_conversion_options
 @adapter_option("Merge")
 @click.option(
     "--overwrite",
@@ -68,21 +68,21 @@ def convert_command(
     mlxrun and stock mlx-lm load what this writes. SOURCE is a .gguf file, a shard of a split one,
     a directory of safetensors, or org/repo[:QUANT] on the hub.
 
-    A GGUF keeps its own quantisation, as a policy says: exact keeps every weight bit-equal or
+    A GGUF keeps its own quantization, as a policy says: exact keeps every weight bit-equal or
     refuses; near keeps the file's own codes where MLX can hold them and else the smallest form with
     at most 1% error; compact lets no tensor grow by more than half a bit a weight
     (to no less than 2.25 bits, which MLX's smallest form takes).
 
-    A directory is quantised as --bits, --group-size and --mode say, and copied in half precision
+    A directory is quantized as --bits, --group-size and --mode say, and copied in half precision
     without them. Norms, biases and what does not divide into groups stay floats, routers of experts
     get 8 bits. --keep gives some matrices another form: bits (8), bits and group size (6/32), a
     mode (mxfp8) or float. Its patterns are a part of a name (embed), the whole name with * and ?
     (*.mlp.gate), with ranges of layers (layers.0-3.), or mixed: the head, and the values and down
     projections of some layers, as in llama.cpp's Q4_K_M. The last that matches decides.
 
-    What --adapter merges into a matrix leaves it no codes of its own: of a GGUF it takes the form
-    that the policy finds near enough (with exact, float32), of a directory its own form again or
-    the one asked for. The report gives the error of each against the exact sum.
+    A matrix with an --adapter merged into it gets new codes: from a GGUF the form that the policy
+    finds near enough (with exact, float32), from a directory its own form again or the one asked
+    for. The report gives the error of each against the exact sum.
 
     \b
     Examples:
@@ -93,9 +93,9 @@ def convert_command(
       mlxrun convert ./directory --bits 3 --group-size 32 --keep mixed=6
       mlxrun convert ./directory --mode mxfp4 --keep 'layers.0-1.=8,*.v_proj=float'
     """
-    from mlxrun.conversion import check_choices, convert
+    from mlxrun.conversion import convert, recipe_of
 
-    check_choices(**choices)
+    recipe_of(ConversionConfig(**choices))  # refuses what cannot be before anything is downloaded
     path = located(source)
     with Bar("Converting", delay=0) as bar:
         report = convert(
@@ -132,7 +132,7 @@ def _print_report(report: ConversionReport) -> None:
 
 
 def _by_reason(entries: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
-    """Names with their types, and what is said of them: one line for many of the same reason."""
+    """Names with their types, and the reason; one line for many of the same reason."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name, kind, reason in entries:
         groups[reason].append(f"{name} ({kind})")

@@ -12,9 +12,8 @@ from mlxrun.cli.console import Bar, note, visible
 def pull_command(source: str) -> None:
     """Download a model from the hub.
 
-    Tells its size and what it will take of this machine's memory, then prints where it is. Any
-    command takes the same name and downloads what is missing; an interrupted download goes on
-    where it stopped.
+    Prints its size, its footprint in this machine's memory, and its path. Any command takes the
+    same name and downloads what is missing; an interrupted download resumes.
 
     \b
     Example:
