@@ -85,22 +85,18 @@ def _surprise(model: Transformer, piece: Piece, config: CacheConfig) -> float:
     return float((each * mx.array(piece.counted[1:])).sum().item())
 
 
-def parse(written: str) -> CacheConfig:
-    """``q8:q4`` as types of keys and of values."""
-    keys, _, values = written.partition(":")
-    return CacheConfig(cache_type_k=keys, cache_type_v=values or keys)
-
-
-def report(model: Transformer, pieces: Sequence[Piece], configs: Sequence[CacheConfig]) -> None:
-    """Print a row for each pair of types."""
+def report(model: Transformer, pieces: Sequence[Piece], types: Sequence[str]) -> None:
+    """Print a row for each pair of types, written as ``q8:q4``."""
     shapes = [layer.attention.cache_shape for layer in model.config.layers]
-    plain = perplexity(model, pieces, (None, None))
-    size = sum(token_bytes(shapes, model.dtype, None, None))
+    plain = perplexity(model, pieces, CacheConfig())
+    size = sum(token_bytes(shapes, model.dtype, CacheConfig()))
     print("  keys  values  bytes/token    error  perplexity   change")
     print(f"{'plain':>6}  {'plain':>6}  {size:>11,}  {0:>7.4f}  {plain:>10.4f}")
-    for config in configs:
-        name = "  ".join(f"{name:>6}" for name in config.types)
+    for written in types:
+        keys, _, values = written.partition(":")
+        name = f"{keys:>6}  {values or keys:>6}"
         try:
+            config = CacheConfig(cache_type_k=keys, cache_type_v=values or keys)
             squares = [attention_error(model, piece.ids, [config])[0] ** 2 for piece in pieces]
         except MlxrunError as error:
             print(f"{name}  {error}")
@@ -125,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pieces = pieces_of(llm, options.text) if options.text else chats(llm, options.chats)
     tokens = sum(len(piece.ids) for piece in pieces)
     print(f"{Path(options.model).name}: {tokens} tokens in {len(pieces)} pieces, {llm.model.dtype}")
-    report(llm.model, pieces, [parse(written) for written in options.types])
+    report(llm.model, pieces, options.types)
 
 
 if __name__ == "__main__":

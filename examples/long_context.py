@@ -86,7 +86,7 @@ class Reader:
             return [layer.fork() for layer in self.cache]
         made = self._model.make_cache(config)
         for mine, its in zip(self.cache, made, strict=True):
-            its.restore([mine.cut(0, self.length)], mine.snapshot(), self.length)
+            its.restore([mine.slice_tokens(0, self.length)], mine.snapshot(), self.length)
         return made
 
 

@@ -9,6 +9,9 @@ from tiny_models import Tiny
 
 import mlxrun
 from examples.memory_table import Cell, cells_of, line, measure, predict
+from mlxrun.config import CacheConfig
+
+Q8_Q4 = CacheConfig(cache_type_k="q8", cache_type_v="q4")
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +29,10 @@ def llm(path: Path) -> mlxrun.LLM:
 @pytest.mark.parametrize(
     "cell",
     [
-        Cell(300, 1, None, None),
-        Cell(600, 1, None, None),
-        Cell(600, 1, "q8", "q4"),
-        Cell(300, 4, None, None),
+        Cell(300, 1, CacheConfig()),
+        Cell(600, 1, CacheConfig()),
+        Cell(600, 1, Q8_Q4),
+        Cell(300, 4, CacheConfig()),
     ],
     ids=str,
 )
@@ -42,6 +45,6 @@ def test_peaks_are_foretold(llm: mlxrun.LLM, path: Path, cell: Cell) -> None:
 def test_a_row_of_the_table() -> None:
     cells = cells_of("500,1000", "1,4", "plain,q8:q4,f16")
     assert len(cells) == 12
-    assert cells[1] == Cell(500, 1, "q8", "q4")
+    assert cells[1] == Cell(500, 1, Q8_Q4)
     row = line("demo", cells[2], 110 * 10**6, 100 * 10**6)
     assert row == "| demo | 500 | 1 | f16:f16 | 110.0 | 100.0 | +10.0% |"
