@@ -34,7 +34,7 @@ from mlxrun import (
     convert,
     loader,  # noqa: F401
 )
-from mlxrun.cli import chat, conversation, remembered  # noqa: F401 - once, for all forks
+from mlxrun.cli import chat, conversation  # noqa: F401 - once, for all forks
 from mlxrun.cli.main import run
 from mlxrun.kv_cache import storage
 from tests.tiny_models import Tiny
@@ -113,7 +113,7 @@ class Stress:
             return Tiny(seed=seed, layers=3, keys=keys).write(self.folder / f"{seed}.gguf")
 
         first, second = model(0), model(1)
-        talk, memory = self.talk, remembered.beside(self.talk)
+        talk, memory = self.talk, conversation.cache_path(self.talk)
 
         def overwrite() -> None:
             convert(second, self.target, overwrite=True)
@@ -171,9 +171,9 @@ class Stress:
 
     def _talk(self) -> Look:
         if not self.talk.exists():
-            return None, tokens(remembered.beside(self.talk))
+            return None, tokens(conversation.cache_path(self.talk))
         stored = conversation._read(self.talk, str(self.talk))
-        return str(len(stored["messages"])), tokens(remembered.beside(self.talk))
+        return str(len(stored["messages"])), tokens(conversation.cache_path(self.talk))
 
     def _session(self) -> Look:
         return (tokens(self.target),)

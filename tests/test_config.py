@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 import mlxrun
-from converters import convert
+from converters.quantize import policy
 from mlxrun import loader
 from mlxrun.config import (
     DTYPES,
@@ -106,7 +106,7 @@ def test_a_request_overrides_the_engine() -> None:
 
 
 def test_names_are_those_of_the_loader() -> None:
-    assert tuple(convert.POLICIES) == POLICIES
+    assert tuple(policy.POLICIES) == POLICIES
     assert tuple(loader.DTYPES) == DTYPES
 
 

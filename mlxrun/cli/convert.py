@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.adapters import Adapters, adapter_option
-from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, Output, note, size, table
 from mlxrun.cli.loading import located
+from mlxrun.cli.options import Adapters, ModelName, with_merged_adapter
 from mlxrun.config import ConversionConfig, OneOf, options_of
 
 # More tensors than that with one reason are listed as one.
@@ -48,7 +47,7 @@ def _with_conversion_options(command: Callable[..., None]) -> Callable[..., None
     help="Directory to create.  [default: NAME-mlx in the working directory]",
 )
 @_with_conversion_options
-@adapter_option("Merge")
+@with_merged_adapter
 @click.option(
     "--overwrite",
     is_flag=True,

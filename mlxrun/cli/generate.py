@@ -10,17 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.adapters import Adapters
-from mlxrun.cli.caches import with_attention, with_cache_types
-from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Bar, note, size, visible
-from mlxrun.cli.loading import load_model, reading, usage_line, with_loading
-from mlxrun.cli.sections import Command
-from mlxrun.cli.settings import Values, defaults, given, with_settings, with_template_vars
+from mlxrun.cli.loading import load_model, usage_line, with_prefill_bar
+from mlxrun.cli.options import (
+    Command,
+    ModelName,
+    Values,
+    defaults,
+    take,
+    take_settings,
+    with_attention,
+    with_cache_types,
+    with_loading,
+    with_settings,
+    with_template_vars,
+)
+from mlxrun.config import CacheConfig
 from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
-    from mlxrun.cli.thinking import Think
+    from mlxrun.cli.conversation import Think
     from mlxrun.llm import LLM
     from mlxrun.outputs import Usage
 
@@ -48,11 +57,11 @@ LONGEST_PROMPT = 100_000_000
 )
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-@click.option("--stats", is_flag=True, help="Print what it cost on standard error.")
+@click.option("--stats", is_flag=True, help="Print its cost on standard error.")
 @click.option(
     "--think",
     type=click.Choice(("show", "hide")),
-    help="With --chat: whether to print what the model thinks before it replies.  [default: show "
+    help="With --chat: whether to print the model's thinking before its answer.  [default: show "
     "on a terminal, hide elsewhere]",
 )
 @with_template_vars
@@ -72,29 +81,20 @@ def generate_command(
     stats: bool,
     think: Think | None,
     template: Values,
-    cache_type_k: str | None,
-    cache_type_v: str | None,
-    attention: str | None,
-    dtype: str | None,
-    policy: str | None,
-    products: str | None,
-    adapter: Adapters,
-    wired: bool,
-    verbose: bool,
     **options: Any,
 ) -> None:
     """Continue a text.
 
-    Prints the continuation as it comes. Without --prompt and --file the prompt is what standard
-    input holds. Where several are given, they are joined by newlines, prompts first; a prompt of
-    "-" stands for standard input, which is otherwise left alone, so that the command is safe in
-    loops. One newline at the end of a file or of standard input is dropped.
+    Prints the continuation as it is generated. Without --prompt and --file the prompt is standard
+    input. Several are joined by newlines, prompts first; a prompt of "-" stands for standard input,
+    which is otherwise not read, so that the command is safe in loops. One newline at the end of a
+    file or of standard input is dropped.
 
     \b
     Examples:
       mlxrun generate model.gguf --prompt "Once upon a time" --max-tokens 100
       mlxrun generate model.gguf < question.txt
-      mlxrun generate model.gguf --chat -p "Summarise this:" -p - < article.txt
+      mlxrun generate model.gguf --chat -p "Summarize this:" -p - < article.txt
       mlxrun generate model.gguf -p "2 + 2 =" --temperature 0 --json
     """
     chat = chat or system is not None
@@ -107,27 +107,18 @@ def generate_command(
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
-    llm = load_model(
-        model,
-        dtype=dtype,
-        policy=policy,
-        products=products,
-        adapter=adapter,
-        wired=wired,
-        verbose=verbose,
-        cache_types=(cache_type_k, cache_type_v),
-    )
-    settings = given(options) | {"parse_special": parse_special, "ignore_eos": ignore_eos}
-    settings |= {"cache_type_k": cache_type_k, "cache_type_v": cache_type_v}
-    settings |= {"attention": attention, "template": template}
+    cache, verbose = take(options, CacheConfig), options["verbose"]
+    settings = take_settings(options) | cache
+    settings |= {"parse_special": parse_special, "ignore_eos": ignore_eos, "template": template}
+    llm = load_model(model, cache=CacheConfig(**cache), **options)
     prompt: Any = _messages(text, system) if chat else text
     if as_json:
-        with Bar("Reading the prompt", count="tokens") as bar:
+        with Bar("Prefilling", count="tokens") as bar:
             completion = llm.generate(prompt, progress=bar, **settings)
         print(json.dumps({"model": model, **completion.to_dict()}, ensure_ascii=False))
         usage = completion.usage
     elif chat:
-        usage = _print_reply(llm, prompt, settings, think)
+        usage = _print_chat(llm, prompt, settings, think)
     else:
         usage = _print_stream(llm, prompt, settings)
     if stats or verbose:
@@ -135,10 +126,10 @@ def generate_command(
 
 
 def _print_stream(llm: LLM, prompt: Any, settings: Values) -> Usage:
-    """Print a continuation as it comes; a pipe gets it as it is, a terminal without escapes."""
+    """Print a continuation as it is generated, on a terminal without escape sequences."""
     shown = visible if sys.stdout.isatty() else str
     last = None
-    for last in reading(lambda bar: llm.stream(prompt, progress=bar, **settings)):
+    for last in with_prefill_bar(lambda bar: llm.stream(prompt, progress=bar, **settings)):
         sys.stdout.write(shown(last.text))
         sys.stdout.flush()
     print(flush=True)
@@ -146,12 +137,12 @@ def _print_stream(llm: LLM, prompt: Any, settings: Values) -> Usage:
     return last.usage
 
 
-def _print_reply(
+def _print_chat(
     llm: LLM, messages: list[dict[str, str]], settings: Values, think: Think | None
 ) -> Usage:
-    """Print a reply as it comes, thinking apart from the answer."""
-    from mlxrun.cli.screen import Writer
-    from mlxrun.cli.thinking import Thinking
+    """Print an answer as it is generated, with thinking apart."""
+    from mlxrun.cli.conversation import Thinking
+    from mlxrun.cli.terminal import Writer
 
     on_terminal = sys.stdout.isatty()
     shown = visible if on_terminal else str
@@ -159,14 +150,14 @@ def _print_reply(
     ids, last = llm.asker.encode(messages, template=settings["template"]), None
     thinking = Thinking(llm.tokenizer)
     splitter = thinking.splitter(ids)
-    for last in reading(lambda bar: llm.stream(ids, progress=bar, **settings)):
-        for text, thought in splitter.add(thinking.spell(last)):
+    for last in with_prefill_bar(lambda bar: llm.stream(ids, progress=bar, **settings)):
+        for text, thought in splitter.add(thinking.text(last)):
             writer.write(shown(text), thought)
     for text, thought in splitter.finish():
         writer.write(shown(text), thought)
     print(flush=True)
     if writer.all_hidden:
-        note("all of this reply was thinking; --think show shows that")
+        note("all of it was thinking; --think show shows that")
     assert last is not None and last.usage is not None
     return last.usage
 

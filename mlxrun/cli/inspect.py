@@ -1,24 +1,26 @@
-"""``mlxrun inspect``: what is in a model, what conversion would do, and the memory it needs."""
+"""``mlxrun inspect``: a model's contents, conversions and memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
-from mlxrun.cli.caches import with_cache_types
-from mlxrun.cli.completion import ModelName
 from mlxrun.cli.console import Output, size, table
-from mlxrun.cli.counts import MOST, TokenCount
-from mlxrun.cli.loading import POLICIES, located, refuse_policy
-from mlxrun.cli.planned import print_plan, print_verdict, sequences
+from mlxrun.cli.loading import located, refuse_policy
+from mlxrun.cli.options import (
+    MAX_COUNT,
+    Command,
+    ModelName,
+    TokenCount,
+    with_cache_types,
+)
 from mlxrun.cli.roofline import print_model, with_chips
-from mlxrun.cli.sections import Command
-from mlxrun.config import CacheConfig
+from mlxrun.config import POLICIES, CacheConfig
 
-# Longest metadata value that is shown in full.
+# Characters of a metadata value.
 WIDEST = 100
 
 
@@ -32,7 +34,7 @@ WIDEST = 100
 )
 @click.option(
     "--parallel",
-    type=click.IntRange(1, MOST),
+    type=click.IntRange(1, MAX_COUNT),
     default=1,
     metavar="N",
     help="Sequences at once to plan memory for.  [default: 1]",
@@ -44,29 +46,27 @@ WIDEST = 100
     type=click.Choice(POLICIES),
     help="Estimate this conversion only, type by type, and plan with it.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Show everything that is known.")
+@click.option("-v", "--verbose", is_flag=True, help="Show all facts.")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def inspect_command(
     model: str,
     context: int | None,
     parallel: int,
-    cache_type_k: str | None,
-    cache_type_v: str | None,
     chips: tuple[str, ...],
     policy: str | None,
     verbose: bool,
     tensors: bool,
     as_json: bool,
+    **storage: Any,
 ) -> None:
     """Show what is in a model and what it needs.
 
-    Tells what the model is and whether it fits into this machine's memory. -v adds metadata,
-    tensors by type, what a conversion would do under each policy and how large it would get, types
-    of caches, the terms of the memory plan, and the bytes and operations of a token. --policy,
-    --tensors, --chip, --context, --parallel and types of caches add their own part; --json has it
-    all. Reads headers only. MODEL may also be a vocabulary without weights, or of an architecture
-    that mlxrun cannot run.
+    Shows the kind of model and whether it fits into this machine's memory. -v adds metadata,
+    tensors by type, the form and size of a conversion under each policy, cache types, the terms of
+    the memory plan, and the bytes and operations per token. --policy, --tensors, --chip, --context,
+    --parallel and cache types add their own part; --json has all. Reads headers only. MODEL may
+    also be a vocabulary without weights, or of an architecture that mlxrun cannot run.
 
     \b
     Examples:
@@ -83,7 +83,7 @@ def inspect_command(
         path,
         context=context,
         parallel=parallel,
-        cache=CacheConfig(cache_type_k=cache_type_k, cache_type_v=cache_type_v),
+        cache=CacheConfig(**storage),
         chips=chips,
         policy=policy,
     )
@@ -96,7 +96,7 @@ def inspect_command(
         if verbose:
             _print_all(facts, detailed=policy is not None)
         else:
-            asked = context or parallel > 1 or cache_type_k or cache_type_v
+            asked = context or parallel > 1 or any(storage.values())
             _print_essentials(facts, policies=bool(policy), plan=bool(asked), work=bool(chips))
 
 
@@ -112,7 +112,7 @@ def _print_source(name: str, facts: Mapping[str, Any]) -> None:
 
 
 def _print_essentials(facts: Mapping[str, Any], *, policies: bool, plan: bool, work: bool) -> None:
-    """What most people want to know, and the parts that were asked for."""
+    """The main facts, and the requested parts."""
     out = Output()
     if facts["problem"]:
         out.print(f"Cannot be run: {facts['problem']}")
@@ -123,7 +123,7 @@ def _print_essentials(facts: Mapping[str, Any], *, policies: bool, plan: bool, w
     if policies:
         _print_policies(facts, detailed=True)
     if facts["plan"]:
-        (print_plan if plan else print_verdict)(facts["plan"])
+        (_print_plan if plan else _print_verdict)(facts["plan"])
     if facts["work"] and work:
         out.print()
         print_model(facts["work"])
@@ -154,7 +154,7 @@ def _essentials(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if plan:
         rows.append(("runs here as", plan["held"]))
         available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
-        rows.append(("memory", f"{size(plan['needed'])} for {sequences(plan)}{available}"))
+        rows.append(("memory", f"{size(plan['needed'])} for {_sequences(plan)}{available}"))
     return rows
 
 
@@ -181,7 +181,7 @@ def _print_all(facts: Mapping[str, Any], *, detailed: bool) -> None:
 
 
 def _print_use(facts: Mapping[str, Any]) -> None:
-    """What the model's files say about how to run it."""
+    """Sampling defaults, tokenizer and chat template."""
     out = Output()
     out.print(f"Sampling defaults: {_sampling(facts)}")
     for problem in facts["sampling"]["problems"]:
@@ -194,7 +194,7 @@ def _print_use(facts: Mapping[str, Any]) -> None:
 
 
 def _sampling(facts: Mapping[str, Any]) -> str:
-    """Whose the defaults of sampling are."""
+    """The sampling defaults and their source."""
     sampling = facts["sampling"]
     values = ", ".join(f"{name} {value:g}" for name, value in sampling["values"].items())
     return f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
@@ -213,7 +213,7 @@ def _print_types(facts: Mapping[str, Any]) -> None:
 
 
 def _print_listed(facts: Mapping[str, Any]) -> None:
-    """Tensors one by one, and what became or would become of them."""
+    """Tensors one by one, and the result of their conversion."""
     out = Output()
     if facts.get("tensors"):
         entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
@@ -273,13 +273,11 @@ def _print_memory(facts: Mapping[str, Any]) -> None:
     columns = ("", *(f"#{name} cache" for name in memory["cache"]))
     out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
     if facts["cache_types"]:
-        from mlxrun.cli.cache_table import print_cache_types
-
         out.print()
-        print_cache_types(facts["cache_types"], memory["context"])
+        _print_cache_types(facts["cache_types"], memory["context"])
     if facts["plan"]:
         out.print()
-        print_plan(facts["plan"])
+        _print_plan(facts["plan"])
     if facts["work"]:
         out.print()
         print_model(facts["work"])
@@ -292,3 +290,80 @@ def _value(value: Any) -> str:
         return f"[{first}, ...] ({value['length']} entries)"
     text = f"{value:.7g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= WIDEST else f"{text[:WIDEST]}... ({len(text)} characters)"
+
+
+def _sequences(plan: Mapping[str, Any]) -> str:
+    """The sequences of a plan, in words."""
+    count = plan["parallel"]
+    return f"{'one sequence' if count == 1 else f'{count} sequences'} of {plan['context']} tokens"
+
+
+def _print_plan(plan: Mapping[str, Any]) -> None:
+    """The terms of the plan."""
+    out = Output()
+    parallel = plan["parallel"]
+    caches = plan["sequence"] * parallel
+    each = f", {parallel} x {size(plan['sequence'])}" if parallel > 1 else ""
+    rows = [
+        (f"weights ({plan['held']})", size(plan["weights"])),
+        (f"+ keys and values{each}", size(caches)),
+        ("+ scratch of a pass", size(plan["scratch"])),
+        ("+ reserve", size(plan["reserve"])),
+        ("= needed", size(plan["needed"])),
+        ("+ prefix cache, at most", size(plan["kept"])),
+        ("= total", size(plan["total"])),
+    ]
+    if plan["available"] is not None:
+        rows.append(("available", size(plan["available"])))
+    out.print(f"Memory plan: {_sequences(plan)}")
+    out.print(table("", ("", "#"), rows, header=False))
+    _print_verdict(plan)
+
+
+def _print_verdict(plan: Mapping[str, Any]) -> None:
+    """Whether it fits, and the largest context and number of sequences that do."""
+    out = Output()
+    context, trained = plan["context"], plan["trained_context"]
+    if plan["available"] is not None:
+        out.print(_verdict(plan))
+    if context > trained:
+        out.print(f"The model was trained for {trained} tokens, not for {context}.")
+
+
+def _verdict(plan: Mapping[str, Any]) -> str:
+    from mlxrun.memory.plan import LONGEST
+
+    sequences = "one sequence" if plan["parallel"] == 1 else f"{plan['parallel']} sequences"
+    longest, most = plan["largest_context"], plan["largest_parallel"]
+    whole = ", the model's context" if longest == plan["trained_context"] else ""
+    up_to = f"of up to {longest} tokens{whole}"
+    at_once = "any number" if most >= LONGEST else f"up to {most}" if most else "none"
+    verdict = "It fits." if plan["fits"] else "It does not fit."
+    if not longest and not most:
+        return verdict
+    if not longest:
+        fewer = f"there is for {at_once} of {plan['context']} tokens"
+        return f"{verdict} There is no room for {sequences}, however short; {fewer}."
+    room = f"There is room for {sequences} {up_to}, and for {at_once} of {plan['context']} tokens."
+    return f"{verdict} {room}"
+
+
+def _print_cache_types(types: Sequence[Mapping[str, Any]], context: int) -> None:
+    rows = [
+        (
+            each["type"],
+            _bytes(each["keys"]),
+            _bytes(each["values"]),
+            "-" if each["bits"] is None else f"{each['bits']:.4g}",
+            "-" if each["context"] is None else size(each["context"]),
+        )
+        for each in types
+    ]
+    columns = ("type", "#keys", "#values", "#bits per number", f"#{context} tokens")
+    out = Output()
+    out.print(table("Cache types, in bytes per token", columns, rows))
+    out.print("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"

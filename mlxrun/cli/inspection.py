@@ -1,15 +1,14 @@
-"""What is in a model and what it needs, as JSON types. Reads headers, never weights.
-
-``inspect`` prints what this module finds out.
-"""
+"""Facts of a model from its headers, as JSON types: contents, conversions, memory, costs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
 
 from converters.errors import MlxrunError
 from converters.gguf.names import NameMap
@@ -19,20 +18,26 @@ from converters.huggingface.names import text_config
 from converters.huggingface.reader import StoredTensor, read_config, read_object, stored_tensors
 from converters.quantize.encode import expected_layout
 from converters.quantize.policy import POLICIES, Policy
-from mlxrun.cli.cache_table import cache_facts
-from mlxrun.cli.described import Described, described
-from mlxrun.cli.planned import plan_facts
 from mlxrun.cli.roofline import model_facts
-from mlxrun.config import DEFAULT_CACHE, CacheConfig
+from mlxrun.config import DEFAULT_CACHE, CacheConfig, StorageConfig
+from mlxrun.errors import ParameterError
 from mlxrun.generation.serving import most_beside
+from mlxrun.kv_cache.factory import token_bytes
+from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, Shape
 from mlxrun.loader import DTYPES, GGUFSource, Source, WeightStorage, open_model, run_dtype
-from mlxrun.memory.plan import plan_source
+from mlxrun.memory.plan import MemoryPlan, plan_source
+from mlxrun.model import Model
+from mlxrun.models.config import ModelConfig
 from mlxrun.sampling_defaults import read_sampling_defaults
 from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.text.from_directory import has_chat_template
 from mlxrun.text.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from mlxrun.models.mlx_lm import MLXLMClasses
+
 Facts = dict[str, Any]
+Layers = Sequence[tuple[Shape, int | None]]
 
 # Entries of a long array that are shown.
 SHOWN = 6
@@ -48,19 +53,19 @@ def inspect_model(
     policy: str | None = None,
     chips: Sequence[str] = (),
 ) -> Facts:
-    """Everything that headers tell about a model.
+    """All facts of a model from its headers.
 
     Args:
         path: a ``.gguf`` file (vocabulary-only and of any architecture, too) or a model directory.
         context: tokens to plan memory for; by default the model's own context length.
         parallel: sequences to plan memory for.
         policy: the one to estimate a conversion for, and to plan with; by default all are
-            estimated, and the plan is of what a run chooses.
-        chips: names of those whose limits to tell; see :mod:`mlxrun.analysis.chips`.
+            estimated, and the plan is for the default of loading.
+        chips: names from :mod:`mlxrun.analysis.chips`, for limits.
 
     Raises:
         GGUFError, CheckpointError: the header is damaged or missing.
-        ParameterError: no such type of cache, or none for the model's heads; no such chip.
+        ParameterError: a cache type that does not fit the model's heads; no such chip.
     """
     file = path if path.is_dir() else read_gguf(path)
     source, model, problem = _opened(file)
@@ -92,7 +97,7 @@ def inspect_model(
 
 
 def _opened(file: Path | GGUFFile) -> tuple[Source | None, Described | None, str | None]:
-    """The model if it can be run, else why not."""
+    """The source and its model, or why it cannot be run."""
     if isinstance(file, GGUFFile) and not file.tensors:
         return None, None, "a vocabulary without weights: it can tokenize, not generate"
     try:
@@ -110,7 +115,7 @@ def _sampling(source: Path | GGUFFile) -> Facts:
 
 
 def _has_chat_template(source: Path | GGUFFile) -> bool | None:
-    """Whether the model has a chat template; None where its tokenizer's files are damaged."""
+    """Whether the model has a chat template; None if its tokenizer's files are damaged."""
     if not isinstance(source, Path):
         return "tokenizer.chat_template" in source.metadata
     try:
@@ -120,7 +125,7 @@ def _has_chat_template(source: Path | GGUFFile) -> bool | None:
 
 
 def _tokenizer_problem(path: Path) -> str | None:
-    """Why the tokenizer of a directory, whose files may be missing or damaged, is of no use."""
+    """Why the tokenizer of a directory cannot be used, or None."""
     try:
         load_tokenizer(path)
     except MlxrunError as error:
@@ -163,7 +168,7 @@ def _gguf(
 
 
 def _short(value: Any) -> Any:
-    """A metadata value as JSON; of a long array the beginning and the length."""
+    """A metadata value as JSON; of a long array the first values and the length."""
     if isinstance(value, str):
         return value
     if hasattr(value, "tolist"):
@@ -190,7 +195,7 @@ def _by_type(tensors: Iterable[tuple[str, int, int]]) -> list[Facts]:
 
 
 def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
-    """What a conversion under a policy would make of the tensors."""
+    """The expected result of a conversion."""
     policy = Policy(name, half_dtype(gguf))
     forms: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0, 0, 0])
     impossible = set()
@@ -234,7 +239,7 @@ def _memory(model: Described, context: int | None, policies: list[Facts]) -> Fac
 
 
 def _cache_types(model: Described, context: int | None) -> list[Facts]:
-    """Bytes of each type of cache, with activations as they are here by default."""
+    """Bytes of each cache type, with this machine's default activations."""
     dtype = DTYPES[run_dtype(None, "float16")]
     return cache_facts(model.layers, dtype, context or model.facts["context_length"])
 
@@ -267,7 +272,7 @@ def _entry(tensor: StoredTensor) -> Facts:
 
 
 def _conversion(path: Path) -> Facts | None:
-    """Where a converted directory came from and how faithful it is, by its own report."""
+    """Source and fidelity of a converted directory, by its report."""
     file = path / "conversion.json"
     if not file.is_file():
         return None
@@ -282,3 +287,135 @@ def _conversion(path: Path) -> Facts | None:
         "policy": report.get("policy"),
         "fidelity": dict(counts),
     }
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model that can be run, by its config alone.
+
+    Attributes:
+        facts: hyperparameters; None where they do not apply.
+        cache_values: numbers in its caches after so many tokens.
+        layers: shape of K/V per token and window of each; empty for mlx-lm's classes.
+    """
+
+    facts: Facts
+    cache_values: Callable[[int], int]
+    layers: tuple[tuple[Shape, int | None], ...] = ()
+
+
+def described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> Described:
+    """The model of :func:`mlxrun.loader.definition`."""
+    if not isinstance(model, ModelConfig):
+        from mlxrun.models.mlx_lm import sketch
+
+        made = sketch(model, config)
+        return Described(_mlx_lm_facts(made), made.cache_values)
+    layers = tuple((x.attention.cache_shape, x.attention.window) for x in model.layers)
+    return Described(_hyperparameters(model), lambda context: cache_values(model, context), layers)
+
+
+def _mlx_lm_facts(model: Model[Any]) -> Facts:
+    summary = model.summary
+    return {
+        "family": summary.family,
+        "runs": f"through {summary.through}",
+        "layers": summary.layers,
+        "hidden_size": summary.hidden_size or None,
+        "heads": summary.heads or None,
+        "kv_heads": summary.kv_heads or None,
+        "vocabulary": model.vocab_size,
+        "context_length": model.context_length,
+    }
+
+
+def _hyperparameters(model: ModelConfig) -> Facts:
+    first = model.layers[0]
+    windows = [layer.attention.window for layer in model.layers]
+    return {
+        "family": model.family,
+        "runs": None,
+        "layers": len(model.layers),
+        "hidden_size": model.hidden_size,
+        "heads": first.attention.heads,
+        "kv_heads": first.attention.kv_heads,
+        "head_dim": first.attention.head_dim,
+        "feed_forward": first.feed_forward.size,
+        "vocabulary": model.vocab_size,
+        "context_length": model.context_length,
+        "tied_embeddings": model.tied,
+        "windows": windows if any(windows) else None,
+    }
+
+
+def cache_values(model: ModelConfig, context: int) -> int:
+    """Numbers in the caches after ``context`` tokens."""
+    total = 0
+    for layer in model.layers:
+        attention = layer.attention
+        tokens = min(context, attention.window or context)
+        shape = attention.cache_shape
+        total += shape.heads * (shape.key + shape.value) * tokens
+    return total
+
+
+def plan_facts(
+    plan: MemoryPlan, held: WeightStorage, context: int, parallel: int, *, longest: int
+) -> Facts:
+    """A plan as JSON types; all sizes in bytes.
+
+    Args:
+        longest: the model's context length.
+    """
+    terms = plan.terms(context, parallel)
+    return {
+        "context": context,
+        "parallel": parallel,
+        "held": held.how,
+        "weights": terms.weights,
+        "sequence": terms.sequence,
+        "scratch": terms.scratch,
+        "reserve": terms.reserve,
+        "needed": terms.needed,
+        "kept": terms.prefix_bytes,
+        "total": terms.total,
+        "available": terms.limit or None,
+        "fits": terms.fits,
+        "largest_context": min(longest, plan.context_for(parallel)) if terms.limit else None,
+        "largest_parallel": plan.parallel_for(context) if terms.limit else None,
+        "trained_context": longest,
+    }
+
+
+def cache_facts(layers: Layers, dtype: mx.Dtype, context: int) -> list[Facts]:
+    """Bytes of each cache type, for keys and values alike; those by channel are for keys only.
+
+    Args:
+        layers: shape of K/V per token, and window.
+        dtype: of activations and scales.
+        context: tokens.
+    """
+    if not layers:
+        return []
+    return [_cache_type_facts(name, layers, dtype, context) for name in (*NAMES, *PER_CHANNEL)]
+
+
+def _cache_type_facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) -> Facts:
+    """Of one type; None if the model cannot have it."""
+    facts: Facts = {"type": name, "keys": None, "values": None, "bits": None, "context": None}
+    of_values = None if name in PER_CHANNEL else name
+    if of_values is None and any(window for _, window in layers):
+        return facts
+    try:
+        config = StorageConfig(cache_type_k=name, cache_type_v=of_values)
+        each = [token_bytes([shape], dtype, config) for shape, _ in layers]
+    except ParameterError:
+        return facts
+    numbers = sum(shape.heads * shape.key for shape, _ in layers)
+    held = [min(context, window or context) for _, window in layers]
+    facts["keys"] = sum(keys for keys, _ in each)
+    facts["bits"] = 8 * facts["keys"] / numbers
+    if of_values is not None:
+        facts["values"] = sum(values for _, values in each)
+        facts["context"] = sum(sum(both) * n for both, n in zip(each, held, strict=True))
+    return facts

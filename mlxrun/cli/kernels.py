@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.console import Bar, Output, json_of, note, table
-from mlxrun.cli.sections import Command
+from mlxrun.cli.options import Command
 
 if TYPE_CHECKING:
     from mlxrun.kernels.selftest import Result, Subject

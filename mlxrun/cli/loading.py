@@ -1,78 +1,33 @@
-"""Open a model for a command: options, progress, and what ``-v`` tells about it."""
+"""Load a model for a command: progress, hints, and the lines of ``-v``."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
-from mlxrun.cli.adapters import Adapters, adapter_option
 from mlxrun.cli.console import Bar, note, size
-from mlxrun.cli.sections import option_in
-from mlxrun.products import DEFAULT, PLANES
+from mlxrun.config import DEFAULT_CACHE, LoadOptions, StorageConfig
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
     from mlxrun.outputs import Chunk, Usage
     from mlxrun.sampling_defaults import SamplingDefaults
 
-POLICIES = ("exact", "near", "compact")
-DTYPES = ("float32", "float16", "bfloat16")
-PRODUCTS_HELP = (
-    "Bits of activations where they are multiplied with a GGUF's own blocks, on the CPU: "
-    + ", ".join(f"{name} {8 * planes}" for name, planes in PLANES.items())
-    + "."
-)
-# A model this large makes a slow BLAS felt.
+# Weights from which a slow BLAS matters.
 LARGE = 50_000_000
 
-# What it means where a file's own blocks cannot be multiplied.
+# The hint for a file whose blocks cannot be multiplied as they are.
 MISSED = (
     "slower and larger in memory than it could be, for its blocks cannot be multiplied as they are"
 )
 
-Command = Callable[..., None]
-
-
-def with_loading(command: Command) -> Command:
-    """Give a command the options that say how a model is loaded."""
-    for option in (
-        click.option(
-            "-v", "--verbose", is_flag=True, help="Tell what was chosen and what it cost."
-        ),
-        option_in("Loading")(
-            "--policy",
-            type=click.Choice(POLICIES),
-            help="How the tensors of a GGUF become MLX's.  [default: on the CPU they stay as they "
-            "are in the file; else near]",
-        ),
-        option_in("Loading")(
-            "--products",
-            type=click.Choice(tuple(PLANES)),
-            help=f"{PRODUCTS_HELP}  [default: {DEFAULT}]",
-        ),
-        option_in("Loading")(
-            "--dtype",
-            type=click.Choice(DTYPES),
-            help="Type of the activations.  [default: float32 on the CPU, half precision on a GPU]",
-        ),
-        option_in("Loading")(
-            "--wired",
-            is_flag=True,
-            help="Keep the model's memory from being swapped out, as far as the device recommends "
-            "(Metal only).",
-        ),
-        adapter_option("Apply"),
-    ):
-        command = option(command)
-    return command
-
 
 def located(source: str) -> Path:
-    """The local file or directory of a model, downloaded if need be.
+    """The local file or directory of a model, downloaded if necessary.
 
     Raises:
         SourceError, OutOfSpaceError: as :func:`mlxrun.hub.resolve` raises them.
@@ -84,11 +39,7 @@ def located(source: str) -> Path:
 
 
 def refuse_policy(path: Path, policy: str | None) -> None:
-    """Let no policy be given for what is converted already.
-
-    Raises:
-        UsageError: one is.
-    """
+    """Raise UsageError for a policy of a directory."""
     if policy and path.is_dir():
         raise click.UsageError(
             f"A policy is for GGUF files; {path.name} is a model directory, converted already."
@@ -98,52 +49,41 @@ def refuse_policy(path: Path, policy: str | None) -> None:
 def load_model(
     source: str,
     *,
-    dtype: str | None = None,
-    policy: str | None = None,
-    products: str | None = None,
-    adapter: Adapters | None = None,
-    wired: bool = False,
     verbose: bool = False,
-    cache_types: tuple[str | None, str | None] = (None, None),
+    cache: StorageConfig = DEFAULT_CACHE,
     defaults: SamplingDefaults | None = None,
+    **options: Unpack[LoadOptions],
 ) -> LLM:
     """Load a model, with a progress bar on a terminal.
 
     Args:
-        cache_types: of keys and values, as the command will use them; for ``verbose`` to tell.
-        defaults: sampling parameters where the model's files recommend none.
+        verbose: print the choices made for it.
+        cache: of the command, for ``verbose``.
+        defaults: sampling parameters if the model's files recommend none.
 
     Raises:
-        UsageError: a policy for what is converted already.
+        UsageError: a policy for a directory.
         MlxrunError: the model cannot be loaded.
     """
     path = located(source)
-    refuse_policy(path, policy)
+    refuse_policy(path, options.get("policy"))
     with Bar(f"Loading {path.name}", delay=0) as bar:
         from mlxrun import llm as models
         from mlxrun.kernels import blas
 
         advice = blas.advice()
-        model = models.load(
-            path,
-            dtype=dtype,
-            policy=policy,
-            products=products,
-            adapter=adapter or (),
-            wired=wired,
-            progress=bar,
-        )
+        model = models.load(path, progress=bar, **options)
     if defaults and not model.defaults.names:
         model.defaults = defaults
     _warn_of_strays(model)
     if verbose:
-        _describe(model, cache_types)
+        _describe(model, cache)
     _hint_speed(model, advice, always=verbose)
     return model
 
 
 def _warn_of_strays(llm: LLM) -> None:
-    """Tensors that the architecture does not have may mean that it is not what the file says."""
+    """Warn of tensors that the architecture does not have: it may be another than the file says."""
     from converters.gguf.names import NO_PLACE
 
     skipped = llm.report.skipped if llm.report else []
@@ -156,13 +96,13 @@ def _warn_of_strays(llm: LLM) -> None:
         )
 
 
-def _describe(llm: LLM, cache_types: tuple[str | None, str | None]) -> None:
+def _describe(llm: LLM, cache: StorageConfig) -> None:
     summary = llm.model.summary
     note(
         f"model: {llm.source}, {summary.name}, {summary.layers} layers, "
         f"{size(llm.model.nbytes)}, context {llm.context_length}"
     )
-    for line in llm.choices.storing(*cache_types).lines():
+    for line in llm.choices.storing(*cache.types).lines():
         note(line)
     if llm.report:
         note(f"conversion: {llm.report}")
@@ -176,12 +116,9 @@ def _describe(llm: LLM, cache_types: tuple[str | None, str | None]) -> None:
 
 
 def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
-    """Tell what makes products slow whom it will slow down: not scripts, nor who runs a tiny model.
+    """Print hints about slow products, for large models on a terminal or if ``always``.
 
-    Who named a BLAS that cannot be had is told always.
-
-    Args:
-        advice: about the BLAS, which kernels do without.
+    A BLAS that was named and cannot be loaded is always reported.
     """
     from mlxrun.kernels import blas
 
@@ -194,8 +131,8 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
         note(f"hint: {advice}")
 
 
-def reading(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:
-    """The chunks of a reply, with a progress bar while a long prompt is read."""
+def with_prefill_bar(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:
+    """The chunks of a completion, with a progress bar during a long prefill."""
     with Bar("Reading the prompt", count="tokens") as bar:
         chunks = start(bar)
         first = next(chunks)
@@ -204,7 +141,7 @@ def reading(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:
 
 
 def usage_line(usage: Usage) -> str:
-    """What a reply cost, on one line."""
+    """The cost of a completion on one line."""
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     count, speed = usage.completion_tokens, f" at {usage.speed}" if usage.speed else ""
     rate = usage.prompt_tokens_per_second

@@ -39,7 +39,7 @@ COMMANDS = {
     "kernels": "Show what multiplies GGUF blocks on this machine, and test it.",
 }
 
-HOMES: dict[str, str] = {"check-batch": "check_batch"}
+HOMES = dict.fromkeys(("perplexity", "compare", "check-batch"), "eval")
 
 HELP_OPTIONS = ["-h", "--help"]
 

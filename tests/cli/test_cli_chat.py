@@ -24,9 +24,9 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cli.chat import _preamble
+from mlxrun.cli.chat import _shared_prefix
 from mlxrun.cli.conversation import Conversation
-from mlxrun.cli.settings import chat_defaults
+from mlxrun.cli.options import chat_defaults
 
 GREEDY = ["--temp", "0", "-n", "8"]
 
@@ -83,7 +83,7 @@ def test_a_window_makes_room(mlxrun_cli, model):
 )
 def test_a_window_keeps_what_precedes_the_messages(llm, system, text):
     conversation = Conversation(llm, llm.session(), system=system, settings=chat_defaults())
-    keep = _preamble(conversation)
+    keep = _shared_prefix(conversation)
     conversation.messages.append({"role": "user", "content": "x"})
     assert llm.tokenizer.decode(conversation.prompt()[:keep]) == text
 
@@ -130,8 +130,8 @@ def test_keep_without_window(mlxrun_cli, model):
 
 
 def test_no_demo_model(mlxrun_cli, monkeypatch, tmp_path):
-    monkeypatch.setattr("mlxrun.cli.default_model.PACKAGE", "no_such_package")
-    monkeypatch.setattr("mlxrun.cli.default_model.DEMO", tmp_path / "demo.gguf")
+    monkeypatch.setattr("mlxrun.cli.chat.PACKAGE", "no_such_package")
+    monkeypatch.setattr("mlxrun.cli.chat.DEMO", tmp_path / "demo.gguf")
     result = mlxrun_cli("chat", stdin=b"hello\n")
     assert result.code == 1 and "mlxrun chat MODEL" in result.error
 

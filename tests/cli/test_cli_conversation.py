@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxrun.cli import remembered
+from mlxrun.cli import conversation as chats
 from mlxrun.cli.conversation import STOPPED, Conversation, ConversationError
-from mlxrun.cli.settings import chat_defaults
+from mlxrun.cli.options import chat_defaults
 from mlxrun.errors import CacheError, ContextLengthError, ParameterError, TemplateError
 
 
@@ -77,12 +77,12 @@ def test_what_is_taken_back_is_not_saved(chat, tmp_path):
     first = list(chat.session.tokens)
     ask(chat, "something to be forgotten")
     chat.undo()
-    remembered.save(chat, tmp_path / "chat.json", lambda _: None)
-    held = chat.llm.load_session(remembered.beside(tmp_path / "chat.json")).tokens
+    chats.save_chat(chat, tmp_path / "chat.json", lambda _: None)
+    held = chat.llm.load_session(chats.cache_path(tmp_path / "chat.json")).tokens
     assert held[: len(first)] == first
     assert "some" not in chat.llm.tokenizer.decode(held)
     chat.undo()
-    remembered.save(chat, tmp_path / "chat.json", lambda _: None)
+    chats.save_chat(chat, tmp_path / "chat.json", lambda _: None)
     assert not chat.session.tokens
 
 
@@ -257,9 +257,9 @@ def test_another_conversation_is_replaced_only_by_force(chat, llm, tmp_path):
     before = file.read_bytes()
     ask(chat, "one")
     with pytest.raises(ConversationError, match=r"was not replaced.*another conversation.*/save!"):
-        remembered.save(chat, file, lambda _: None)
+        chats.save_chat(chat, file, lambda _: None)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
-    remembered.save(chat, file, lambda _: None, force=True)
+    chats.save_chat(chat, file, lambda _: None, force=True)
     ask(chat, "two")
     chat.save(file)
     with pytest.raises(ConversationError, match="another conversation"):
@@ -279,54 +279,54 @@ def test_after_loading_only_the_loaded_file_holds_the_conversation(chat, tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path))
     a, b = tmp_path / "a.json", tmp_path / "b.json"
     ask(chat, "one")
-    remembered.save(chat, a, lambda _: None)
+    chats.save_chat(chat, a, lambda _: None)
     chat.clear()
     ask(chat, "two")
-    remembered.save(chat, b, lambda _: None)
-    remembered.load(chat, a, lambda _: None)
-    remembered.load(chat, b, lambda _: None)
+    chats.save_chat(chat, b, lambda _: None)
+    chats.load_chat(chat, a, lambda _: None)
+    chats.load_chat(chat, b, lambda _: None)
     with pytest.raises(ConversationError, match="another conversation"):
-        remembered.save(chat, a, lambda _: None)
+        chats.save_chat(chat, a, lambda _: None)
     with pytest.raises(ConversationError, match=r"another conversation.*written to .*a-\w+\.json"):
-        remembered.save_at_the_end(chat, a, lambda _: None)
+        chats.save_at_exit(chat, a, lambda _: None)
     ask(chat, "three")
-    remembered.save(chat, b, lambda _: None)
+    chats.save_chat(chat, b, lambda _: None)
     assert (said(a), said(b)) == (["one"], ["two", "three"])
 
 
 def test_after_clearing_no_file_holds_the_conversation(chat, tmp_path):
     file, heard = tmp_path / "a.json", []
     ask(chat, "one")
-    remembered.save(chat, file, heard.append)
+    chats.save_chat(chat, file, heard.append)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     chat.clear()
-    remembered.save_at_the_end(chat, file, heard.append)
+    chats.save_at_exit(chat, file, heard.append)
     assert "nothing to save" in heard[-1] and "another conversation" in heard[-1]
     ask(chat, "two")
     with pytest.raises(ConversationError, match="another conversation"):
-        remembered.save(chat, file, heard.append)
+        chats.save_chat(chat, file, heard.append)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_no_memory_of_another_conversation_is_saved(chat, tmp_path):
     file = tmp_path / "a.json"
-    remembered.save(chat, file, lambda _: None)
+    chats.save_chat(chat, file, lambda _: None)
     ask(chat, "one")
-    remembered.save(chat, file, lambda _: None)
-    assert remembered.beside(file).exists()
+    chats.save_chat(chat, file, lambda _: None)
+    assert chats.cache_path(file).exists()
     chat.clear()
-    remembered.save(chat, file, lambda _: None, force=True)
+    chats.save_chat(chat, file, lambda _: None, force=True)
     assert said(file) == [] and list(tmp_path.iterdir()) == [file]
     ask(chat, "two")
-    remembered.load(chat, file, lambda _: None)
-    remembered.save(chat, file, lambda _: None)
+    chats.load_chat(chat, file, lambda _: None)
+    chats.save_chat(chat, file, lambda _: None)
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_memory_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
     file, heard = tmp_path / "a.json", []
     ask(chat, "one")
-    remembered.save(chat, file, heard.append)
+    chats.save_chat(chat, file, heard.append)
     chat.clear()
 
     def busy(self, missing_ok=False):
@@ -334,7 +334,7 @@ def test_a_memory_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", busy)
-        remembered.save(chat, file, heard.append, force=True)
+        chats.save_chat(chat, file, heard.append, force=True)
     assert heard[-1] == f"{file}.cache still holds what was said before: busy"
 
 
@@ -343,10 +343,10 @@ def test_a_memory_does_not_replace_another_file(chat, tmp_path):
     notes = tmp_path / "notes.cache"
     notes.write_text("precious")
     with pytest.raises(CacheError, match=r"notes\.cache was not replaced: it is no saved session"):
-        remembered.save(chat, tmp_path / "notes", lambda _: None)
+        chats.save_chat(chat, tmp_path / "notes", lambda _: None)
     assert notes.read_text() == "precious" and list(tmp_path.iterdir()) == [notes]
     with pytest.raises(CacheError, match="was not replaced"):
-        remembered.check_target(tmp_path / "notes", None)
+        chats.check_target(tmp_path / "notes", None)
 
 
 def test_what_cannot_be_saved_in_its_place_is_saved_elsewhere(chat, tmp_path, monkeypatch):
@@ -356,7 +356,7 @@ def test_what_cannot_be_saved_in_its_place_is_saved_elsewhere(chat, tmp_path, mo
     with pytest.raises(
         ConversationError, match=r"not saved: cannot write .*gone/chat\.json"
     ) as found:
-        remembered.save_at_the_end(chat, tmp_path / "gone" / "chat.json", lambda _: None)
+        chats.save_at_exit(chat, tmp_path / "gone" / "chat.json", lambda _: None)
     (spare,) = (tmp_path / "home").iterdir()
     assert f"It was written to {spare} instead" in str(found.value)
     before = list(chat.messages)
@@ -373,7 +373,7 @@ def test_what_can_be_saved_nowhere_is_said_to_be_lost(chat, tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(ConversationError, match=r"No space left on device. Nor could it"):
-        remembered.save_at_the_end(chat, tmp_path / "chat.json", lambda _: None)
+        chats.save_at_exit(chat, tmp_path / "chat.json", lambda _: None)
 
 
 @pytest.mark.parametrize("what", ["pipe", "socket", "device", "directory"])
@@ -383,7 +383,7 @@ def test_what_is_no_regular_file_is_left_alone(chat, llm, tmp_path, what):
     ask(chat, "one")
     for attempt in (
         lambda: chat.save(path),
-        lambda: remembered.check_target(path, path),
+        lambda: chats.check_target(path, path),
         lambda: chat.load(path),
         lambda: chat.session.save(path),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from mlxrun.cli.counts import CountList
+from mlxrun.cli.options import CountList
 
 
 @pytest.mark.parametrize(

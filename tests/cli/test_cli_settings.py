@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from mlxrun.cli.settings import (
+from mlxrun.cli.options import (
     SETTINGS,
     chat_defaults,
     defaults,
     given,
+    parse,
     parse_settings,
     store_settings,
+    words_of,
 )
 from mlxrun.errors import ParameterError
 from mlxrun.outputs import SamplingParams
@@ -56,8 +58,8 @@ def test_defaults_are_those_of_the_owner():
 @pytest.mark.parametrize("name", VALUES)
 @examples(data=st.data())
 def test_words_and_json_give_the_value_back(name, data):
-    value, setting = data.draw(VALUES[name]), SETTINGS[name]
-    assert setting.read(setting.words(value)) == value
+    value = data.draw(VALUES[name])
+    assert parse(name, SETTINGS[name], words_of(value)) == value
     stored = json.loads(json.dumps(store_settings({name: value}), allow_nan=False))
     assert parse_settings(stored, SETTINGS) == {name: value}
 
@@ -80,13 +82,13 @@ def test_words_and_json_give_the_value_back(name, data):
 )
 def test_wrong_values_name_the_range(name, words, allowed):
     with pytest.raises(ParameterError, match=name) as caught:
-        SETTINGS[name].read(words)
+        parse(name, SETTINGS[name], words)
     assert allowed in caught.value.allowed
 
 
 @pytest.mark.parametrize(("written", "count"), [("4k", 4096), ("1e3", 1000), ("2E1", 20)])
 def test_numbers_of_tokens(written, count):
-    assert SETTINGS["max_tokens"].read([written]) == count
+    assert parse("max_tokens", SETTINGS["max_tokens"], [written]) == count
 
 
 def test_unknown_setting_in_json():
@@ -104,8 +106,8 @@ def test_nonsense_in_json(stored):
 
 
 def test_only_what_was_given_counts():
-    options = {name: () if setting.many else None for name, setting in SETTINGS.items()}
-    options |= {"temperature": ["0"], "stop": (["a"], ["\\n"]), "logit_bias": (["3=-inf"],)}
+    options = dict.fromkeys(SETTINGS) | {"dry_sequence_breakers": ()}
+    options |= {"temperature": "0", "stop": ("a", "\\n"), "logit_bias": ("3=-inf",)}
     assert given(options) == {
         "temperature": 0.0,
         "stop": ("a", "\n"),

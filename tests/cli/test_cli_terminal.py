@@ -8,9 +8,9 @@ import signal
 
 import pytest
 
-from mlxrun.cli import slash
+from mlxrun.cli import terminal as slash
 from mlxrun.cli.conversation import STOPPED, Conversation
-from mlxrun.cli.settings import chat_defaults
+from mlxrun.cli.options import chat_defaults
 from mlxrun.cli.terminal import Interrupt, TerminalChat
 
 
@@ -81,7 +81,7 @@ def test_what_nearly_is_a_command_is_no_message(talk):
     chat, shown = talk("/sav notes", "/xyzzy", "/HELP")
     assert users(chat) == []
     assert shown.count("To send it as a message, begin with a space") == 2
-    assert 'A message that begins with a space or stands in """ is never a command' in shown
+    assert 'A message that begins with a space or is in """ is never a command' in shown
 
 
 def test_help_names_every_command(talk):
@@ -168,7 +168,7 @@ def test_system(talk):
 def test_undo_retry_clear(talk):
     chat, shown = talk("one", "two", "/undo", "three", "/retry")
     assert users(chat) == ["one", "three"]
-    assert "taken back: two" in shown
+    assert "removed: two" in shown
     chat, shown = talk("/clear")
     assert users(chat) == [] and "a new conversation" in shown
 
@@ -180,7 +180,7 @@ def test_retry_takes_another_seed_and_says_when_that_is_no_use(talk):
     assert chat.conversation.messages[-1]["content"] != first
     assert chat.conversation.settings["seed"] == 1
     _, shown = talk("/set temperature 0", "/retry")
-    assert "temperature is 0: the reply stays the same" in shown
+    assert "temperature is 0: the answer stays the same" in shown
     _, shown = talk("/set temperature 0", "/clear", "/retry")
     assert "there is nothing to take back" in shown and "stays the same" not in shown
 
@@ -218,7 +218,7 @@ def test_a_saved_chat_without_a_memory_of_use_is_read_again(talk, tmp_path):
     file = tmp_path / "chat.json"
     _, shown = talk("one", f"/save {file}")
     memory = tmp_path / "chat.json.cache"
-    assert re.search(rf"memory of \d+ tokens, 0.0 MB, to {re.escape(str(memory))}", shown)
+    assert re.search(rf"KV cache of \d+ tokens, 0.0 MB, to {re.escape(str(memory))}", shown)
     memory.write_bytes(memory.read_bytes()[:-1] + b"?")
     chat, shown = talk("/clear", f"/load {file}")
     assert f"{memory} is damaged" in shown and users(chat) == ["one"]

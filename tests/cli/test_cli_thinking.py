@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cli.conversation import Conversation
-from mlxrun.cli.settings import chat_defaults
-from mlxrun.cli.thinking import MARKERS, Splitter, Thinking
+from mlxrun.cli.conversation import MARKERS, Conversation, Splitter, Thinking
+from mlxrun.cli.options import chat_defaults
 from mlxrun.outputs import Chunk
 
 THINKS = {"<think>": "</think>"}
@@ -116,10 +115,10 @@ def test_the_answer_of_a_stored_reply(thinker):
         assert thinking.answer(reply) == "because"
 
 
-def test_markers_that_are_control_tokens_are_spelled(thinker):
+def test_markers_that_are_control_tokens_are_text(thinker):
     """A reply's text leaves control tokens out."""
     thinking = Thinking(thinker.tokenizer)
     thinking.controls = {7: "[THINK]", 8: "[/THINK]"}
     chunks = [Chunk("", (7,)), Chunk("why", (20,)), Chunk("", (8,)), Chunk("because", (21,))]
-    assert "".join(map(thinking.spell, chunks)) == "[THINK]why[/THINK]because"
+    assert "".join(map(thinking.text, chunks)) == "[THINK]why[/THINK]because"
     assert MARKERS["[THINK]"] == "[/THINK]"

@@ -27,7 +27,7 @@ def run(source: str, names: dict[str, Any]) -> Any:
 def test_every_cell_runs_and_shows_something(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxrun.cli.default_model.find_spec", lambda name: None)  # the demo: fast
+    monkeypatch.setattr("mlxrun.cli.chat.find_spec", lambda name: None)  # the demo: fast
     matplotlib.use("agg")
     names: dict[str, Any] = {}
     shown = [run("".join(cell["source"]), names) for cell in CELLS]

@@ -1,7 +1,4 @@
-"""Line editing for a chat on a terminal: history, several lines, completion of commands.
-
-Knows how messages are typed; knows nothing of what they mean.
-"""
+"""Line editing for a chat on a terminal: history, several lines, completion of commands."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 FENCE = '"""'
 
 
-class Editor:
+class LineEditor:
     """Reads messages from a terminal.
 
     Args:

@@ -1,0 +1,365 @@
+"""``mlxrun perplexity``, ``compare`` and ``check-batch``: how good a model's output is."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxrun.cli.console import Bar, Output, json_of, note, size, table
+from mlxrun.cli.loading import load_model, located
+from mlxrun.cli.options import (
+    Command,
+    ModelName,
+    TokenCount,
+    Values,
+    take,
+    with_cache_types,
+    with_loading,
+    with_sides,
+    with_verbose,
+)
+from mlxrun.config import CacheConfig, LoadConfig
+from mlxrun.errors import ConversionError, ParameterError
+
+if TYPE_CHECKING:
+    from mlxrun.llm import LLM
+    from mlxrun.quality.divergence import Comparison
+    from mlxrun.quality.estimates import Estimate
+    from mlxrun.quality.measure import Comparing, Scoring
+
+# Bytes: a hundred times the usual texts of published perplexities.
+LONGEST_TEXT = 100_000_000
+
+
+def with_windows(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of windows, and ``--json``."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+        click.option(
+            "--parse-special",
+            is_flag=True,
+            help="Let <|markers|> in the text be control tokens, as in recorded chats.",
+        ),
+        click.option(
+            "--no-bos",
+            "bos",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            help="Begin windows with a token of their own instead of the tokenizer's prefix.",
+        ),
+        click.option(
+            "--chunks", type=click.IntRange(1), metavar="N", help="Use no more than N windows."
+        ),
+        click.option(
+            "--stride",
+            type=TokenCount(),
+            metavar="N",
+            help="Begin windows N tokens apart, and score the last N of each.  [default: windows "
+            "side by side; the second half of each is scored]",
+        ),
+        click.option(
+            "--context",
+            type=TokenCount(),
+            metavar="N",
+            help="Tokens of a window, such as 4096 or 4k.  [default: 512, or the model's context "
+            "if that is less]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("perplexity", cls=Command)
+@click.argument("model", type=ModelName())
+@click.argument("file")
+@with_windows
+@with_cache_types
+@with_loading
+def perplexity_command(model: str, file: str, as_json: bool, **options: Any) -> None:
+    """Measure how well a model predicts a text.
+
+    Perplexity is exp of the mean negative log-likelihood of the text's tokens: 1 is certainty, and
+    less is better. Perplexities of different texts or vocabularies cannot be compared. FILE is
+    UTF-8 text, - is standard input. It is cut into windows as by llama.cpp's llama-perplexity, and
+    the same context and weights give the same figure. All tokens of a window attend to each other
+    as the cache stores them, so that --cache-type-k and --cache-type-v have their full effect. The
+    standard error assumes independent tokens. Ctrl-C ends early and prints the result so far.
+
+    \b
+    Examples:
+      mlxrun perplexity model.gguf wiki.test.raw
+      mlxrun perplexity model.gguf wiki.test.raw --context 2048 --chunks 20
+      mlxrun perplexity model.gguf wiki.test.raw --cache-type-k q8 --cache-type-v q4
+    """
+    from mlxrun.quality.measure import Scoring
+
+    text, cache = _read_text(file), CacheConfig(**take(options, CacheConfig))
+    loading = _take_loading(options)
+    llm = load_model(model, cache=cache, **loading)
+    scoring = Scoring(llm, text, cache=cache, **options)
+    interrupted = _run(scoring, "Scoring", "perplexity")
+    result = scoring.result()
+    if as_json:
+        about = {"model": model, "file": file, "interrupted": interrupted}
+        print(json_of(about | asdict(result)))
+    else:
+        rows = [
+            ("perplexity", _shown(result.perplexity)),
+            ("nats per token", _shown(result.surprise)),
+            ("scored", _scored(result)),
+        ]
+        Output().print(table("", ("", ""), rows, header=False))
+    if interrupted:
+        raise click.Abort
+
+
+def _take_loading(options: Values) -> Values:
+    return {"verbose": options.pop("verbose"), **take(options, LoadConfig)}
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model of a comparison."""
+
+    source: str
+    loading: Values
+    cache: CacheConfig
+
+    def load(self, **more: Any) -> LLM:
+        return load_model(self.source, cache=self.cache, **self.loading, **more)
+
+    def to_dict(self) -> Values:
+        keys, values = self.cache.types
+        return {"source": self.source, **self.loading, "cache_type_k": keys, "cache_type_v": values}
+
+    def shares_weights(self, other: Side) -> bool:
+        return (self.source, self.loading) == (other.source, other.loading)
+
+
+@click.command("compare")
+@click.argument("a", type=ModelName())
+@click.argument("b", type=ModelName())
+@click.argument("file")
+@with_windows
+@with_sides
+@click.option("--wired", is_flag=True, help="Keep the models' memory from being swapped out.")
+@with_verbose
+def compare_command(
+    a: str, b: str, file: str, as_json: bool, wired: bool, verbose: bool, **options: Any
+) -> None:
+    """Measure how far model B is from model A.
+
+    Both score FILE (UTF-8 text, - is standard input) in the windows of 'mlxrun perplexity'. For
+    each scored token, the Kullback-Leibler divergence D(A||B) = sum p_A ln(p_A / p_B) is the loss
+    in nats of predicting with B instead of A; 0 is the same prediction. A is the reference, and
+    both must have the same vocabulary. They may be one model in two forms: options for A and for B
+    are those of 'mlxrun perplexity'. Both are in memory at once, and once only if they share their
+    weights. Ctrl-C ends early and prints the result so far.
+
+    \b
+    Examples:
+      mlxrun compare model.gguf model-mlx wiki.test.raw
+      mlxrun compare model.gguf model.gguf wiki.test.raw --a-policy exact --b-policy compact
+      mlxrun compare model.gguf model.gguf wiki.test.raw --b-cache-type-k q8 --b-cache-type-v q4
+    """
+    from mlxrun.quality.measure import Comparing
+
+    one, other = (
+        Side(
+            source,
+            take(options, LoadConfig, f"{side}_"),
+            CacheConfig(**take(options, CacheConfig, f"{side}_")),
+        )
+        for side, source in (("a", a), ("b", b))
+    )
+    text = _read_text(file)
+    _check_memory(one, other)
+    first = one.load(wired=wired, verbose=verbose)
+    shared = one.shares_weights(other)
+    second = first if shared else other.load(wired=wired, verbose=verbose)
+    comparing = Comparing(first, second, text, cache_a=one.cache, cache_b=other.cache, **options)
+    interrupted = _run(comparing, "Comparing", "divergence")
+    result = comparing.result()
+    if as_json:
+        sides = {"a": one.to_dict(), "b": other.to_dict()}
+        print(json_of(sides | {"file": file, "interrupted": interrupted} | asdict(result)))
+    else:
+        _print_comparison(result)
+    if interrupted:
+        raise click.Abort
+
+
+def _check_memory(a: Side, b: Side) -> None:
+    """Refuse models that do not fit into memory together, before they are loaded."""
+    from mlxrun.loader import open_model
+    from mlxrun.memory.plan import plan_source
+    from mlxrun.quality.memory import check_memory
+    from mlxrun.quality.windows import SMALLEST
+
+    if a.shares_weights(b):
+        return  # loading refuses a model that is too large alone
+    names = ("dtype", "policy")
+    choices = [{name: side.loading[name] for name in names} for side in (a, b)]
+    try:
+        sources = [open_model(located(side.source)) for side in (a, b)]
+        storages = [source.storage(**own) for source, own in zip(sources, choices, strict=True)]
+        first, second = map(plan_source, sources, storages)
+    except ConversionError:  # loading reports it
+        return
+    if a.source == b.source and choices[0] == choices[1]:  # a mapped file serves both
+        second = replace(second, weights=second.weights - storages[1].mapped)
+    check_memory([first, second], SMALLEST)
+
+
+def _print_comparison(result: Comparison) -> None:
+    levels = ", ".join(f"{level}%: {x:.3g}" for level, x in result.percentiles.items())
+    rows = [
+        ("KL divergence D(A||B), nats per token", _shown(result.divergence)),
+        ("KL divergence of single tokens", f"{levels}, most: {result.largest:.3g}"),
+        ("same likeliest token", _shown(result.agreement, 100, "%")),
+        ("perplexity of A", _shown(result.perplexity_a)),
+        ("perplexity of B", _shown(result.perplexity_b)),
+        ("ln(B's / A's)", _shown(result.log_ratio)),
+        ("probability of the right token, B - A", _shown(result.change, 100, "%")),
+        ("root mean square of B - A", _shown(result.rms_change, 100, "%")),
+        ("scored", _scored(result)),
+    ]
+    Output().print(table("", ("", ""), rows, header=False))
+
+
+@click.command("check-batch", cls=Command)
+@click.argument("model", type=ModelName())
+@click.option(
+    "--requests", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many."
+)
+@click.option(
+    "--tokens",
+    type=TokenCount(1, 100_000),
+    metavar="N",
+    default=64,
+    show_default=True,
+    help="The most tokens to generate per request.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(1, 1024),
+    default=20,
+    show_default=True,
+    help="The most sequences that run at once.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of prompts and lengths.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_loading
+def check_batch_command(
+    model: str,
+    requests: int,
+    tokens: int,
+    parallel: int,
+    seed: int,
+    as_json: bool,
+    **loading: Any,
+) -> None:
+    """Compare requests served together with each alone.
+
+    Random prompts of 4 to 300 tokens are continued one at a time, then together: by default in one
+    forward pass for all, whose rounding may decide between tokens of nearly equal probability, and
+    deterministic, which computes each sequence by itself. No prefix is reused. Ends with exit code
+    1 if the deterministic tokens ever differ.
+
+    \b
+    Examples:
+      mlxrun check-batch model.gguf
+      mlxrun check-batch model.gguf --requests 100 --parallel 32 --json
+    """
+    from mlxrun.checking import check_batch
+
+    llm = load_model(model, **loading)
+    with Bar("Serving", count="requests") as bar:
+        ways = check_batch(
+            llm, requests=requests, tokens=tokens, parallel=parallel, seed=seed, progress=bar
+        )
+    if as_json:
+        print(json.dumps({"model": model, "ways": [asdict(way) for way in ways]}))
+    else:
+        columns = ("way", "#equal", "#differences per token", "#tokens/s", "#x one at a time")
+        rows = [
+            (
+                way.name,
+                f"{way.equal} of {way.requests}",
+                f"{(way.requests - way.equal) / max(1, way.same):.2g}",
+                f"{way.tokens / way.seconds:.0f}",
+                f"{way.alone / way.seconds:.2f}",
+            )
+            for way in ways
+        ]
+        Output().print(table("", columns, rows))
+    if any(way.equal < way.requests for way in ways if "deterministic" in way.name):
+        click.get_current_context().exit(1)
+
+
+def _read_text(name: str) -> str:
+    """The text of a file, or of standard input for ``-``, without one newline at its end.
+
+    Raises:
+        FileError: it cannot be read.
+        ParameterError: it is empty, too long or not UTF-8.
+    """
+    try:
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            data = file.read(LONGEST_TEXT + 1)  # /dev/zero and some pipes never end
+    except OSError as error:
+        raise click.FileError(name, error.strerror) from None
+    if len(data) > LONGEST_TEXT:
+        raise ParameterError("FILE", name, f"no longer than {size(LONGEST_TEXT)}")
+    try:
+        text = data.decode("utf-8-sig").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        found = f"UTF-8 text ({error.reason} at byte {error.start})"
+        raise ParameterError("FILE", name, found) from None
+    if not text:
+        raise ParameterError("FILE", name, "a text that is not empty")
+    return text
+
+
+def _run(run: Scoring | Comparing, label: str, figure: str) -> bool:
+    """Score all windows, or those until Ctrl-C; returns whether it was pressed.
+
+    Raises:
+        KeyboardInterrupt: it was pressed during the first window.
+    """
+    done = 0
+    try:
+        with Bar(label, count="windows") as bar:
+            bar(0, run.plan.count)
+            for done in run:
+                bar(done, run.plan.count)
+                bar.label(f"{figure} {_shown(run.estimate())}")
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        note(f"interrupted after {done} of {run.plan.count} windows")
+        return True
+    return False
+
+
+def _shown(estimate: Estimate, scale: float = 1, unit: str = "") -> str:
+    """An estimate with its standard error."""
+    value, error = scale * estimate.value, scale * estimate.error
+    spread = "" if math.isnan(error) else f" ± {error:.2g}{unit}"
+    return f"{value:.5g}{unit}{spread}"
+
+
+def _scored(result: Any) -> str:
+    """The scored tokens in words."""
+    windows = f"each of {result.windows} windows" if result.windows > 1 else "one window"
+    tokens = f"{result.tokens} token{'s' * (result.tokens > 1)}"
+    return f"{tokens}: the last {result.scored} of {windows} of {result.context}"
