@@ -105,8 +105,8 @@ class Sessions:
 
 
 def _kinds(session: Session) -> list[Hashable]:
-    """What two sessions share if drawn tokens leave the same in both."""
-    return [memory.batch_key for memory in session.cache]
+    """Equal for sessions that sample the same tokens; mlx-lm's caches have no batch key."""
+    return [(cache.layout_key, cache.batch_key) for cache in session.cache]
 
 
 def warn(line: str) -> None:
