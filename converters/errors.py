@@ -29,7 +29,7 @@ class MlxrunError(Exception):
 
 
 def shortened(text: str, most: int = LONGEST_MESSAGE) -> str:
-    """The text, or its beginning where it is longer than ``most`` characters."""
+    """The text, cut to ``most`` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""What a conversion did to each tensor, and the sum of it."""
+"""``conversion.json``: every tensor's form and measured error, and totals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """The fate of one tensor.
+    """The conversion of one tensor.
 
     Attributes:
         name: in the source.
@@ -25,7 +25,7 @@ class TensorRecord:
         max_error: largest absolute error of a weight; None if not measured.
         bits_before, bits_after: stored bits per weight.
         elements: number of weights.
-        note: why the form is not what the policy promises, if it is not.
+        note: why the form is not the one that the policy promises.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ConversionReport:
         policy: ``exact``, ``near`` or ``compact``.
         tensors: one record each.
         skipped: ``{"name", "type", "reason"}`` of tensors that have no place in the model.
-        files: names of the files written beside the weights.
+        files: names of the small files written.
         warnings: what keeps the result from being used as it is.
         path: where the checkpoint was written; None when it stayed in memory.
         seconds: how long it took.
@@ -89,7 +89,7 @@ class ConversionReport:
         return dict(Counter(t.fidelity for t in self.tensors))
 
     def notes(self) -> list[str]:
-        """A line for each tensor that is not what its policy promises."""
+        """A line for each tensor whose form is not the one promised."""
         return [f"{t.name} ({t.type}): {t.note}" for t in self.tensors if t.note]
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Files and directories made under a hidden name, which take their own name when they are complete.
+"""Files and directories written under a hidden name and renamed when they are complete.
 
-The maker holds a lock on what it makes for as long as it lives. A hidden name without a lock was
-left by a process that was killed, in this container or another, and the next one that writes into
-the same folder removes it. Where the file system has no locks, leftovers stay.
+The writing process holds a lock on the hidden file. One without a lock was left by a killed
+process, in this container or another; the next writer into the same folder removes it. Where the
+file system has no locks, leftovers stay.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _MOST_LINKS = 40
 
 @contextmanager
 def staged(place: Path, *, directory: bool = False, ending: str = "") -> Iterator[Path]:
-    """A new, empty file or directory beside a place, locked; what has its name at the end goes.
+    """A new, empty, locked file or directory in the folder of ``place``; removed at the end.
 
     Args:
-        place: where it is to go; its folder must exist.
-        directory: make a directory, open to whom the umask allows; else a file for its owner only.
-        ending: of the hidden name, for writers that choose a format by it.
+        place: the final path; its folder must exist.
+        directory: make a directory with the umask's mode; else a file that only its owner reads.
+        ending: suffix of the hidden name, for writers that choose a format by it.
 
     Raises:
         OSError: it cannot be made.
@@ -50,10 +50,10 @@ def staged(place: Path, *, directory: bool = False, ending: str = "") -> Iterato
 
 
 def publish(made: Path, place: Path) -> None:
-    """Give a directory that was made its name; what had it takes the hidden one.
+    """Rename a finished directory to its final path; an old one there takes the hidden name.
 
-    In one step where system and file system can exchange names. Elsewhere there is a moment without
-    anything at ``place``: :func:`set_aside` then says where the old one is.
+    Atomic where the file system can exchange names. Elsewhere ``place`` is absent for a moment, and
+    the old directory is at :func:`set_aside`.
 
     Raises:
         OSError: it cannot be renamed; ``place`` is as it was.
@@ -73,7 +73,7 @@ def publish(made: Path, place: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder outlast a power failure, where its file system can do that."""
+    """Flush a folder's entries to disk, where its file system can do that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -83,14 +83,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def follow(path: Path) -> Path:
-    """The absolute path of what a path names, through the links that may be followed.
+    """The absolute path that a path leads to, following trusted links.
 
-    As Linux has it with fs.protected_symlinks: in a folder where anybody may make links, only the
-    user's own count, and those of the folder's owner. A link as the last part is meant, not those
-    in folders before it.
+    As Linux with fs.protected_symlinks: in a sticky folder that all can write to, only links of the
+    user and of the folder's owner. This concerns a link as the last part, not folders before it.
 
     Raises:
-        OSError: a link is somebody else's, or they go round in circles.
+        OSError: a link of another user, or a circle of links.
     """
     for _ in range(_MOST_LINKS):
         folder = path.absolute().parent.resolve()
@@ -107,12 +106,12 @@ def follow(path: Path) -> Path:
 
 
 def set_aside(place: Path) -> Path:
-    """Where a directory is kept while another takes its name, if the two cannot be exchanged."""
+    """The old directory's path while a new one takes its name, if they cannot be exchanged."""
     return place.parent / f".{place.name}.mlxrun-old"
 
 
 def _restore(place: Path) -> None:
-    """Give a directory of the user's that was set aside its name back, unless it was replaced."""
+    """Rename the user's directory that was set aside back, unless it was replaced."""
     old = set_aside(place)
     with suppress(OSError):  # there is none, or its name would be too long
         status = old.lstat()
@@ -128,7 +127,7 @@ def _put_back(old: Path, place: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where that cannot be done, or fails."""
+    """Exchange two names atomically; False where that cannot be done."""
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -143,7 +142,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _create(folder: Path, directory: bool, ending: str) -> tuple[Path, int]:
-    """A new name and a descriptor that holds its lock."""
+    """A new path and a descriptor that holds its lock."""
     while True:
         path = folder / f"{_PREFIX}{secrets.token_hex(6)}{ending}"
         if directory:
@@ -156,10 +155,10 @@ def _create(folder: Path, directory: bool, ending: str) -> tuple[Path, int]:
 
 
 def _lock(path: Path, *, needed: bool) -> int | None:
-    """A descriptor of a path that holds its lock; None if another process has it, or removed it.
+    """A descriptor that holds a path's lock; None if another process has or removed it.
 
     Args:
-        needed: whether to give None as well where there are no locks.
+        needed: None also where there are no locks.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -179,7 +178,7 @@ def _lock(path: Path, *, needed: bool) -> int | None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes left in a folder."""
+    """Remove leftovers of killed processes from a folder."""
     with suppress(OSError):
         for entry in os.scandir(folder):
             if entry.name.startswith(_PREFIX):

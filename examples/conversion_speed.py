@@ -1,4 +1,4 @@
-"""How fast GGUF files are converted and loaded here, beside a copy of the same file by `cp`.
+"""How fast GGUF files are converted and loaded here, next to a copy of the same file by `cp`.
 
     python -m examples.conversion_speed types                # a file of each type, by policy
     python -m examples.conversion_speed model model.gguf     # one file: cp, conversions, loads
@@ -39,9 +39,9 @@ print(time.perf_counter() - started)
 
 
 @contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
+def scratch(source: Path) -> Iterator[Path]:
     """A directory on the same disk as a file, for as long as it is needed."""
-    with tempfile.TemporaryDirectory(dir=beside.parent, prefix="conversion-speed-") as folder:
+    with tempfile.TemporaryDirectory(dir=source.parent, prefix="conversion-speed-") as folder:
         yield Path(folder)
 
 
@@ -99,7 +99,7 @@ def measure_types(folder: Path, kinds: list[str], runs: int) -> None:
 
 
 def measure_loads(source: Path, runs: int) -> None:
-    """Seconds that a process of its own needs to load a file, and what it is converted to."""
+    """Seconds that a process of its own needs to load a file, and to load its conversion."""
     with scratch(source) as folder:
         convert(GGUFSource(source), folder / "out")
         subjects = {"GGUF": [source], "directory": [folder / "out"], "GGUF, near": [source, "near"]}

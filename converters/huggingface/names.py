@@ -25,7 +25,7 @@ class Spelling:
 
     Attributes:
         experts: the module of a layer that holds its stacked experts.
-        aliases: other beginnings of a layer's modules, and what they are called here.
+        aliases: other prefixes of a layer's modules, and ours.
         interleaved: whether fused gate and up projections alternate row by row.
         latent: whether ``kv_b_proj`` is parted into ``embed_q`` and ``unembed_out``; ``reading``
             where mlx-lm's class wants it whole, so that only mlxrun parts it.

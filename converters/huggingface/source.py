@@ -44,7 +44,7 @@ class Plan:
     """A directory's weights under the names of the model that is written.
 
     Attributes:
-        config: ``config.json`` of that model, without what it says of quantization.
+        config: ``config.json`` of that model, without its ``quantization``.
         weights: its parameters.
         form: the form of a module where one is asked for; None where it can only be floats.
         stays: whether a parameter keeps its own type of floats.

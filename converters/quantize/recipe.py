@@ -76,7 +76,7 @@ def recipe(
     Args:
         bits: 2, 3, 4, 5, 6 or 8; by default a fixed mode's own, and without a mode none: floats
             stay floats.
-        group_size: neighbours that share a scale: 32, 64 (default) or 128, or a fixed mode's own.
+        group_size: neighbors that share a scale: 32, 64 (default) or 128, or a fixed mode's own.
         mode: ``affine`` (default), ``mxfp4``, ``mxfp8`` or ``nvfp4``.
         keep: ``pattern=form`` entries, separated by commas; see :func:`parse_keep`.
         dtype: ``float16``, ``bfloat16`` or ``float32``.
