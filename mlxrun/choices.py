@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+from mlxrun.config import CacheTypeOptions, names_of
 from mlxrun.display import table_of
 from mlxrun.generation.engine import PREFILL_CHUNK
 from mlxrun.kernels import blas, dispatch
@@ -67,6 +68,9 @@ def runtime_info(llm: LLM) -> RuntimeInfo:
     name, model = device_name(), llm.model
     dtype = str(model.dtype).removeprefix("mlx.core.")
     fuses = device().joins_projections and not model.summary.through
+    names = names_of(CacheTypeOptions)
+    keywords = ", ".join(f"{name}=" for name in names)
+    flags = ", ".join("--" + name.replace("_", "-") for name in names)
     return RuntimeInfo(
         device=f"CPU, {cores()} cores" if name == "CPU" else name,
         blas=blas.described(),
@@ -74,8 +78,7 @@ def runtime_info(llm: LLM) -> RuntimeInfo:
         weights=llm.held,
         products=_products(llm),
         projections="one product where layouts agree" if fuses else _separate(llm),
-        cache=f"keys and values in {dtype}, as activations "
-        "(cache_type_k=, cache_type_v=; --cache-type-k, --cache-type-v)",
+        cache=f"keys and values in {dtype}, as activations ({keywords}; {flags})",
         decode=_decode(llm),
         prefill=f"{PREFILL_CHUNK} tokens a pass",
         sampling=str(llm.defaults),
