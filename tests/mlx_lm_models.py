@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from tiny_models import Tiny
 
 from converters.gguf.reader import read_gguf
-from converters.gguf.tokenizer import tokenizer_files
+from converters.huggingface.tokenizer_files import tokenizer_files
 
 VOCAB = 288
 

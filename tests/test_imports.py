@@ -169,7 +169,7 @@ WITHOUT_MLX = (
     "mlxrun.analysis.plot",
     "mlxrun.analysis.roofline",
     "converters.gguf.reader",
-    "converters.gguf.tokenizer",
+    "converters.huggingface.tokenizer_files",
 )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.gguf.numbers import float_of, layer_count, scalar
+from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile
-from converters.gguf.tensor import GGUFTensor
+from converters.gguf.validate import float_of, layer_count, scalar
 
 Config = dict[str, Any]
 Names = Mapping[str, str]

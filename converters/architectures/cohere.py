@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from converters.architectures.base import LLAMA, QK_NORMS, Architecture, Config, windows, without
-from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of
 
 
 def _cohere(gguf: GGUFFile, config: Config) -> Config:

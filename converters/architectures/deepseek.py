@@ -36,8 +36,8 @@ from converters.architectures.base import (
     unscaled,
     without,
 )
-from converters.gguf.numbers import float_of, scalar, tidy
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of, scalar, tidy
 
 
 def _deepseek(gguf: GGUFFile, config: Config) -> Config:

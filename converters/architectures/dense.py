@@ -36,7 +36,8 @@ from converters.architectures.base import (
     windows,
     without,
 )
-from converters.gguf.numbers import (
+from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import (
     float_of,
     for_each_layer,
     layer_count,
@@ -44,7 +45,6 @@ from converters.gguf.numbers import (
     tidy,
     values_per_layer,
 )
-from converters.gguf.reader import GGUFFile
 from converters.quantize.encode import plain_floats
 
 

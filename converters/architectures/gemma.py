@@ -25,8 +25,8 @@ from converters.architectures.base import (
     windows,
     without,
 )
-from converters.gguf.numbers import float_of, layer_count, per_layer, scalar
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of, layer_count, per_layer, scalar
 
 _GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 

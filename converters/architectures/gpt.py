@@ -19,8 +19,8 @@ from converters.architectures.base import (
     fixed,
     fused_qkv,
 )
-from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of
 
 _ALIBI = 8.0  # the steepest ALiBi slope, where files have none
 

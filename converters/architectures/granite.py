@@ -24,8 +24,8 @@ from converters.architectures.base import (
     windows,
 )
 from converters.architectures.ssm import MAMBA2, MAMBA2_RESHAPE, MAMBA_DECAY, mamba_keys
-from converters.gguf.numbers import flag, float_of, per_layer, scalar
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import flag, float_of, per_layer, scalar
 
 
 def _multipliers(gguf: GGUFFile, config: Config) -> Config:

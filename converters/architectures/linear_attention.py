@@ -41,8 +41,8 @@ from converters.architectures.base import (
     text_rope,
     unscaled,
 )
-from converters.gguf.numbers import float_of, layer_count, per_layer, scalar
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of, layer_count, per_layer, scalar
 
 _DELTA_NET = {
     **ATTENTION,

@@ -30,8 +30,8 @@ from converters.architectures.base import (
     unscaled,
     whole_heads,
 )
-from converters.gguf.numbers import float_of, scalar, values_per_layer
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of, scalar, values_per_layer
 
 
 def _mistral3(gguf: GGUFFile, config: Config) -> Config:

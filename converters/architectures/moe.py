@@ -32,8 +32,8 @@ from converters.architectures.base import (
     windows,
     without,
 )
-from converters.gguf.numbers import float_of, scalar, values_per_layer
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of, scalar, values_per_layer
 
 
 def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:

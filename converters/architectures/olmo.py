@@ -14,8 +14,8 @@ from converters.architectures.base import (
     windows,
     without,
 )
-from converters.gguf.numbers import float_of
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import float_of
 
 
 def _olmo2(gguf: GGUFFile, config: Config) -> Config:

@@ -30,8 +30,8 @@ from converters.architectures.base import (
     whole_heads,
     without,
 )
-from converters.gguf.numbers import flag, float_of, layer_count, per_layer, scalar
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import flag, float_of, layer_count, per_layer, scalar
 
 MAMBA2_MIXER = {
     "ssm_in": "mixer.in_proj",

@@ -9,11 +9,10 @@ import numpy as np
 from converters.architectures import Architecture
 from converters.architectures.base import experts, only, several_experts, small_epsilon
 from converters.gguf.names import architecture_of
-from converters.gguf.numbers import layer_count, scalar, tidy
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
 from converters.gguf.scaling import rope_scaling
-from converters.gguf.shapes import check_shapes
+from converters.gguf.validate import check_shapes, layer_count, scalar, tidy
 
 Config = dict[str, Any]
 

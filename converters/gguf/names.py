@@ -13,11 +13,11 @@ import numpy.typing as npt
 from converters.architectures import ARCHITECTURES, ENDS, Architecture
 from converters.architectures.base import GATED, MOE, SHARED_EXPERTS
 from converters.errors import UnsupportedArchitectureError
-from converters.gguf.numbers import layer_count, scalar
+from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile
 from converters.gguf.regroup import regroup
-from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
+from converters.gguf.validate import layer_count, scalar
 from converters.quantize.encode import Change
 from converters.quantize.policy import FLOATS
 

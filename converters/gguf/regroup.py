@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.architectures import Architecture
+from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile
-from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import GGMLType
 from converters.quantize.encode import plain_floats
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.numbers import tidy
 from converters.gguf.reader import GGUFFile
+from converters.gguf.validate import tidy
 from converters.rope import llama3_factors
 
 Config = dict[str, Any]

@@ -113,7 +113,7 @@ class GGUFSource:
         return nullcontext()
 
     def small_files(self) -> Iterator[tuple[str, bytes | str]]:
-        from converters.gguf.tokenizer import tokenizer_files
+        from converters.huggingface.tokenizer_files import tokenizer_files
 
         if "tokenizer.ggml.model" in self._file.metadata:
             yield from tokenizer_files(self._file).items()

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import GGUFError
+from converters.gguf.file import GGUFTensor, StoredRows
 from converters.gguf.quants import CODECS, Codes, Products
-from converters.gguf.tensor import GGUFTensor, StoredRows
 from converters.gguf.types import GGMLType
 from converters.quantize.affine import (
     Arrays,

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters.errors import GGUFError
-from converters.gguf.tensor import GGUFTensor, OpenFile
+from converters.gguf.file import GGUFTensor, OpenFile
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.encode import plain_floats
 from mlxrun.kernels.interface import HeadsSpec, Matrix

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import mlx.core as mx
 
-from converters.gguf.tensor import GGUFTensor
+from converters.gguf.file import GGUFTensor
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.device import CPU, device, device_name
 from mlxrun.kernels.interface import Matrix, Missing, Product

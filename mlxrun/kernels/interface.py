@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 import mlx.core as mx
 
-from converters.gguf.tensor import GGUFTensor
+from converters.gguf.file import GGUFTensor
 from converters.gguf.types import BLOCKS, GGMLType
 
 __all__ = ["BlockKernels", "HeadsSpec", "Matrix", "Missing", "Product"]

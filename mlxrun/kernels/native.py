@@ -13,7 +13,7 @@ from typing import Any, Final
 import mlx.core as mx
 
 from converters.errors import GGUFError
-from converters.gguf.tensor import GGUFTensor
+from converters.gguf.file import GGUFTensor
 from converters.gguf.types import GGMLType
 from mlxrun.kernels.interface import HeadsSpec, Matrix, Product
 

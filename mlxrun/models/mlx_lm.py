@@ -34,7 +34,7 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
-from converters.gguf.checks import MAX_BLOCKS
+from converters.gguf.validate import MAX_BLOCKS
 from converters.huggingface.names import OTHER_TOWERS
 from converters.huggingface.source import Plan
 from converters.huggingface.weights import Weights

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from converters.gguf.checks import MAX_BLOCKS
+from converters.gguf.validate import MAX_BLOCKS
 from converters.rope import (
     llama3_factors,
     longrope_attention_factor,

@@ -10,10 +10,8 @@ from typing import Any, Final, Protocol
 
 import tokenizers
 
-from converters.gguf.pretokenizers import PreTokenizer
-from converters.gguf.sentencepiece_model import model_proto
-from converters.gguf.tokenizer import bpe_pipeline, known_merges
-from converters.gguf.vocabulary import TokenType, Vocabulary, spelled
+from converters.gguf.vocab import PreTokenizer, TokenType, Vocabulary, spelled
+from converters.huggingface.tokenizer_files import bpe_pipeline, known_merges, model_proto
 from mlxrun.errors import TokenizerError
 from mlxrun.text.pieces import BYTE_ALPHABET
 

@@ -14,9 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from converters.gguf.endings import end_ids
-from converters.gguf.sentencepiece_model import read_model
-from converters.gguf.vocabulary import TokenType, Vocabulary
+from converters.gguf.vocab import TokenType, Vocabulary, end_ids
+from converters.huggingface.tokenizer_files import read_model
 from mlxrun.errors import TokenizerError
 from mlxrun.text.from_gguf import vocabulary_parts
 from mlxrun.text.library_file import DAMAGE, LibraryFile

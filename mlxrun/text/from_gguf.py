@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from converters.gguf.pretokenizers import PRE_TOKENIZERS
 from converters.gguf.reader import GGUFFile
-from converters.gguf.vocabulary import KINDS, TokenType, Vocabulary, read_vocabulary
+from converters.gguf.vocab import KINDS, PRE_TOKENIZERS, TokenType, Vocabulary, read_vocabulary
 from mlxrun.errors import TokenizerError
 from mlxrun.text.encoders import encoder_of
 from mlxrun.text.pieces import Pieces

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from converters.gguf.vocabulary import TokenType
+from converters.gguf.vocab import TokenType
 from mlxrun.text.encoders import LibraryEncoder, kept_apart
 from mlxrun.text.special import SpecialToken
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Final, SupportsIndex
 
-from converters.gguf.vocabulary import TokenType
+from converters.gguf.vocab import TokenType
 from mlxrun.errors import TokenizerError
 
 __all__ = ["BYTE_ALPHABET", "Pieces"]

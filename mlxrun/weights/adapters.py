@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from converters.errors import shortened
-from converters.gguf.adapter import read_adapter
+from converters.gguf.lora import read_adapter
 from converters.huggingface.names import EXPERT_PARTS, spelling_of
 from converters.quantize.encode import Patch, PrepareMerge, Rows
 from converters.quantize.layout import Layout

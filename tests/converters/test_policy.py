@@ -13,11 +13,11 @@ from tiny_models import Kind, Tiny, random_blocks
 
 from converters.convert import Converted, stream
 from converters.errors import ConversionError, GGUFError, InexactError
+from converters.gguf.file import GGUFTensor
 from converters.gguf.names import map_names
 from converters.gguf.quants import CODECS
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.source import gguf_tensors, half_dtype
-from converters.gguf.tensor import GGUFTensor
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.affine import Arrays
 from converters.quantize.encode import Encoded, encode

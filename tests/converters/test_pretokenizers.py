@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from vocab_files import pairs, write_gguf
 
-from converters.gguf.pretokenizers import PRE_TOKENIZERS
 from converters.gguf.reader import GGUFFile, read_gguf
+from converters.gguf.vocab import PRE_TOKENIZERS
 from mlxrun.text import Tokenizer
 
 FIGURES = Path(__file__).parent.parent / "oracle" / "pretokenizers.json"

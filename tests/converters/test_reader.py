@@ -33,8 +33,8 @@ from gguf_builder import (
 )  # fmt: skip
 
 from converters.errors import GGUFError
+from converters.gguf.file import OpenFile
 from converters.gguf.reader import BLOCKS, GGMLType, read_gguf
-from converters.gguf.tensor import OpenFile
 
 SCALARS: list[tuple[int, Any]] = [
     (U8, 255), (I8, -128), (U16, 65535), (I16, -32768), (U32, 2**32 - 1), (I32, -(2**31)),

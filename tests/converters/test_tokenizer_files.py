@@ -13,8 +13,7 @@ from vocab_files import BYTE, USER, bpe, hard_text, keys, spm, suite, write_gguf
 
 from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
-from converters.gguf.sentencepiece_model import merges_from_scores
-from converters.gguf.tokenizer import tokenizer_files
+from converters.huggingface.tokenizer_files import merges_from_scores, tokenizer_files
 from mlxrun.errors import TokenizerError
 from mlxrun.text import Tokenizer, load_tokenizer
 

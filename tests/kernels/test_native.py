@@ -111,7 +111,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from converters.errors import GGUFError
-from converters.gguf.tensor import GGUFTensor, OpenFile
+from converters.gguf.file import GGUFTensor, OpenFile
 from converters.gguf.types import GGMLType
 from mlxrun.kernels import dispatch as kernels
 

@@ -1,19 +1,16 @@
-"""Metadata that no model can have, whatever its architecture."""
+"""Metadata of a GGUF as plain numbers, and metadata and shapes that no model can have."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from converters.gguf.file import GGUFFile
 from converters.gguf.types import show
-
-if TYPE_CHECKING:
-    from converters.gguf.file import GGUFFile
-
-__all__ = ["check"]
 
 _U32: Final = 2**32 - 1
 MAX_BLOCKS: Final = 512  # llama.cpp's own bound
@@ -102,7 +99,7 @@ _TOKEN_ID: Final = re.compile(r"tokenizer\.ggml\.\w+_token_id")
 _BLOCK: Final = re.compile(r"blk\.([0-9]{1,9})\.")
 
 
-def check(file: GGUFFile) -> None:
+def validate(file: GGUFFile) -> None:
     """Raise GGUFError for the first value that is impossible."""
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
@@ -281,3 +278,145 @@ def _check_tensors(file: GGUFFile) -> None:
         if value != size:
             expected = f"{size}, as token_embd.weight is {rows} x {columns}"
             raise file.error(key, expected=expected, found=str(value))
+
+
+Shape = tuple[int, ...]
+
+
+def check_shapes(gguf: GGUFFile, config: Mapping[str, Any]) -> None:
+    """Compare every known tensor with the hyperparameters of ``config.json``."""
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    ends = {
+        "token_embd": (vocabulary, hidden),
+        "output": (vocabulary, hidden),
+        "output_norm": (hidden,),
+    }
+    layer = _layer_shapes(config)
+    for tensor in gguf.tensors:
+        module, _, kind = tensor.name.rpartition(".")
+        shape = ends.get(module) or layer.get(module.split(".", 2)[-1])
+        if shape is None or kind not in ("weight", "bias"):
+            continue
+        wanted = shape if kind == "weight" else shape[: max(1, len(shape) - 1)]
+        if tensor.shape != wanted:
+            raise tensor.error(expected=f"{_show(wanted)} weights", found=_show(tensor.shape))
+
+
+def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    hidden, dim, inner = config["hidden_size"], config["head_dim"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * dim
+    keys = config["num_key_value_heads"] * dim
+    shapes: dict[str, Shape] = {
+        "attn_norm": (hidden,),
+        "attn_q": (queries, hidden),
+        "attn_k": (keys, hidden),
+        "attn_v": (keys, hidden),
+        "attn_output": (hidden, queries),
+        "attn_q_norm": (dim,),
+        "attn_k_norm": (dim,),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (inner, hidden),
+        "ffn_up": (inner, hidden),
+        "ffn_down": (hidden, inner),
+        "post_attention_norm": (hidden,),
+        "post_ffw_norm": (hidden,),
+    }
+    experts = config.get("num_experts", 0)
+    if experts:
+        width = config["moe_intermediate_size"]
+        shapes |= {
+            "ffn_gate_inp": (experts, hidden),
+            "ffn_gate_exps": (experts, width, hidden),
+            "ffn_up_exps": (experts, width, hidden),
+            "ffn_down_exps": (experts, hidden, width),
+            "attn_sinks": (config["num_attention_heads"],),
+        }
+    kind = config["model_type"]
+    if "kv_lora_rank" in config:  # the loader checks the tensors of latent attention
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            del shapes[name]
+    if kind in ("minimax", "olmo2", "olmo3", "olmoe"):  # queries and keys are normalized as a whole
+        shapes |= {"attn_q_norm": (queries,), "attn_k_norm": (keys,)}
+    if kind == "cohere":  # heads have weights of their own
+        shapes |= {"attn_q_norm": (queries // dim, dim), "attn_k_norm": (keys // dim, dim)}
+    if kind in ("glm", "glm4", "phi3"):  # gate and up in one
+        shapes["ffn_up"] = (2 * inner, hidden)
+    if kind == "phi3":
+        shapes["attn_qkv"] = (queries + 2 * keys, hidden)
+    return shapes
+
+
+def _show(shape: Shape) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:
+    """A whole number; one per layer is allowed if they are equal."""
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    if isinstance(value, np.ndarray | list):
+        distinct = sorted({int(x) for x in value})
+        if len(distinct) != 1:
+            raise gguf.key_error(
+                suffix,
+                expected="one value for all layers in this architecture",
+                found=f"the values {distinct[:8]}",
+            )
+        return distinct[0]
+    if isinstance(value, str | bool):
+        raise gguf.key_error(suffix, expected="a whole number")
+    return int(value)
+
+
+def layer_count(gguf: GGUFFile) -> int:
+    """Layers without those for multi-token prediction, which come last."""
+    blocks, ahead = scalar(gguf, "block_count"), scalar(gguf, "nextn_predict_layers", 0)
+    if not 0 <= ahead < blocks:
+        raise gguf.key_error("nextn_predict_layers", expected=f"fewer than {blocks} blocks")
+    return blocks - ahead
+
+
+def flag(gguf: GGUFFile, suffix: str, default: bool) -> bool:
+    value = gguf.key(suffix, default)
+    if not isinstance(value, bool | int):
+        raise gguf.key_error(suffix, expected="true or false")
+    return bool(value)
+
+
+def tidy(value: Any) -> float:
+    """A float32 as its shortest decimal."""
+    return float(str(np.float32(value)))
+
+
+def float_of(gguf: GGUFFile, suffix: str, default: float | None = None) -> float:
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    if not isinstance(value, int | float):
+        raise gguf.key_error(suffix, expected="a number")
+    return tidy(value)
+
+
+def per_layer(gguf: GGUFFile, suffix: str, default: int | None = None) -> list[int]:
+    """A whole number for each layer; stored once, it is that of every layer."""
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    layers = layer_count(gguf)
+    if not isinstance(value, np.ndarray | list):
+        return [scalar(gguf, suffix, default)] * layers
+    if len(value) != scalar(gguf, "block_count"):
+        raise gguf.key_error(suffix, expected="a value for each layer")
+    return [int(x) for x in value[:layers]]
+
+
+def values_per_layer(gguf: GGUFFile, suffix: str, default: float | None = None) -> list[Any]:
+    """As :func:`per_layer`, of numbers of any kind; a file may have more values than layers."""
+    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    return for_each_layer(gguf, f"{gguf.architecture}.{suffix}", value)
+
+
+def for_each_layer(gguf: GGUFFile, key: str, value: Any) -> list[Any]:
+    """The value of a key for each layer; stored once, it is that of every layer."""
+    layers = layer_count(gguf)
+    values = (
+        np.asarray(value).tolist() if isinstance(value, np.ndarray | list) else [value] * layers
+    )
+    if None in values or len(values) < layers:
+        raise gguf.error(key, expected=f"{layers} values")
+    return list(values[:layers])

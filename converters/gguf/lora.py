@@ -18,8 +18,8 @@ import numpy.typing as npt
 from converters.architectures import ARCHITECTURES, ENDS, Architecture
 from converters.architectures.base import LLAMA
 from converters.errors import AdapterError, shortened
+from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile, read_gguf
-from converters.gguf.tensor import GGUFTensor
 from converters.quantize.encode import plain_floats, supported
 
 Floats = npt.NDArray[np.float32]
