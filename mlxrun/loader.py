@@ -2,9 +2,9 @@
 
 ::
 
-    source = open_model(path)              # header, names, config: worked out once
-    storage = source.storage(dtype=dtype)  # how this machine stores each matrix, and its bytes
-    model = source.load(storage).model     # weights are read (or mapped) and the model is built
+    checkpoint = open_model(path)              # header, names, config: worked out once
+    storage = checkpoint.storage(dtype=dtype)  # how this machine stores each matrix, and its bytes
+    model = checkpoint.load(storage).model     # weights are read (or mapped) and the model is built
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def load_model(
     return opened.load(storage, products=products, adapter=adapter, progress=progress)
 
 
-def open_model(source: Path | GGUFFile) -> Source:
+def open_model(source: Path | GGUFFile) -> Checkpoint:
     """A GGUF or a model directory, its header read and its model defined; no weight is read.
 
     Raises:
@@ -131,9 +131,9 @@ def open_model(source: Path | GGUFFile) -> Source:
     """
     if isinstance(source, Path) and source.is_dir():
         config = text_config(read_config(source))
-        return DirectorySource(source, config, definition(config))
+        return DirectoryCheckpoint(source, config, definition(config))
     gguf = open_gguf(source)
-    return GGUFSource(gguf.file, gguf.config, definition(gguf.config), gguf.names)
+    return GGUFCheckpoint(gguf.file, gguf.config, definition(gguf.config), gguf.names)
 
 
 def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
@@ -156,7 +156,7 @@ def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class Checkpoint(ABC):
     """A model whose header has been read.
 
     Attributes:
@@ -226,7 +226,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
-class GGUFSource(Source):
+class GGUFCheckpoint(Checkpoint):
     """A GGUF; ``names``: the parameter of each of its tensors."""
 
     file: GGUFFile
@@ -356,7 +356,7 @@ class GGUFStorage(WeightStorage):
 
 
 @dataclass(frozen=True)
-class DirectorySource(Source):
+class DirectoryCheckpoint(Checkpoint):
     """A directory of safetensors, stored here as in the files or as plain float32."""
 
     file: Path

@@ -5,36 +5,21 @@ from __future__ import annotations
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxrun.cli.console import Bar, Output, note, size, table
 from mlxrun.cli.loading import located
-from mlxrun.cli.options import Adapters, ModelName, with_merged_adapter
-from mlxrun.config import ConversionConfig, OneOf, options_of
+from mlxrun.cli.options import Adapters, ModelName, with_merged_adapter, with_options
+from mlxrun.config import ConversionConfig, options_of
 
 # More tensors than that with one reason are listed as one.
 _LISTED = 3
 
 if TYPE_CHECKING:
     from converters.report import ConversionReport, TensorRecord
-
-
-def _with_conversion_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that :class:`ConversionConfig` declares."""
-    for name, declared in reversed(options_of(ConversionConfig).items()):
-        values = declared.allowed.values if isinstance(declared.allowed, OneOf) else ()
-        words = [value for value in values if isinstance(value, str)]
-        default = f"  [default: {declared.default_help}]" if declared.default_help else ""
-        command = click.option(
-            f"--{name.replace('_', '-')}",
-            type=click.Choice(words) if words else int if values else str,
-            metavar=declared.metavar or None,
-            help=declared.help + default,
-        )(command)
-    return command
 
 
 @click.command("convert")
@@ -46,7 +31,7 @@ def _with_conversion_options(command: Callable[..., None]) -> Callable[..., None
     metavar="DIR",
     help="Directory to create.  [default: NAME-mlx in the working directory]",
 )
-@_with_conversion_options
+@with_options(options_of(ConversionConfig), "Options")
 @with_merged_adapter
 @click.option(
     "--overwrite",

@@ -24,7 +24,7 @@ from mlxrun.errors import ParameterError
 from mlxrun.generation.serving import most_beside
 from mlxrun.kv_cache.factory import token_bytes
 from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, Shape
-from mlxrun.loader import DTYPES, GGUFSource, Source, WeightStorage, open_model, run_dtype
+from mlxrun.loader import DTYPES, Checkpoint, GGUFCheckpoint, WeightStorage, open_model, run_dtype
 from mlxrun.memory.plan import MemoryPlan, plan_source
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
@@ -75,7 +75,7 @@ def inspect_model(
         storage = runs.storage() if runs and facts["tensors"] else None
     else:
         storage = runs.storage(policy=policy) if runs else None
-        mapped = source.names if isinstance(source, GGUFSource) and model else None
+        mapped = source.names if isinstance(source, GGUFCheckpoint) and model else None
         facts = _gguf(file, mapped, model, storage, context, policy)
     facts["problem"] = problem
     facts["sampling"] = _sampling(file)
@@ -96,7 +96,7 @@ def inspect_model(
     return facts
 
 
-def _opened(file: Path | GGUFFile) -> tuple[Source | None, Described | None, str | None]:
+def _opened(file: Path | GGUFFile) -> tuple[Checkpoint | None, Described | None, str | None]:
     """The source and its model, or why it cannot be run."""
     if isinstance(file, GGUFFile) and not file.tensors:
         return None, None, "a vocabulary without weights: it can tokenize, not generate"

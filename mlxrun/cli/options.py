@@ -379,8 +379,9 @@ def _click_option(
         kwargs |= {"multiple": True, "callback": _strengths}
     elif name == "wired":
         kwargs = {"is_flag": True}
-    elif isinstance(declared.allowed, OneOf) and isinstance(declared.allowed.values[0], str):
-        kwargs = {"type": click.Choice([str(value) for value in declared.allowed.values])}
+    elif isinstance(declared.allowed, OneOf) and not declared.metavar:
+        words = [value for value in declared.allowed.values if isinstance(value, str)]
+        kwargs = {"type": click.Choice(words) if words else int}
     else:
         kwargs |= {"type": _Declared(name, declared), "multiple": _is_many(declared)}
     text = f"Of {prefix.upper()}: {declared.help}" if prefix else declared.help

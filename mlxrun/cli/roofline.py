@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlxrun.analysis.costs import Cost, ModelCost
     from mlxrun.bench.runner import Results
     from mlxrun.llm import LLM
-    from mlxrun.loader import Source, WeightStorage
+    from mlxrun.loader import Checkpoint, WeightStorage
 
 Facts = dict[str, Any]
 # GPUs hold weights in half precision; packed ones stay packed.
@@ -97,7 +97,7 @@ def _elsewhere(costs: Mapping[str, Cost], storage: WeightStorage, chips: Any) ->
 
 
 def model_facts(
-    source: Source,
+    source: Checkpoint,
     *,
     context: int,
     parallel: int,

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import MemoryLimitError
 from mlxrun.kernels.device import device
-from mlxrun.loader import DTYPES, Source, WeightStorage, definition
+from mlxrun.loader import DTYPES, Checkpoint, WeightStorage, definition
 from mlxrun.memory.device import LIMIT, bound_cache, machine_memory, room
 from mlxrun.memory.footprint import Execution, Footprint, footprint, weight_count
 from mlxrun.model import Model
@@ -193,7 +193,7 @@ def _most(fits: Callable[[int], bool]) -> int:
 
 
 def plan_source(
-    source: Source,
+    source: Checkpoint,
     storage: WeightStorage,
     *,
     cache: CacheConfig = DEFAULT_CACHE,
@@ -263,7 +263,7 @@ def footprint_of(
     return sketch(defined, config, dtype).footprint(device())
 
 
-def preflight(source: Source, storage: WeightStorage) -> None:
+def preflight(source: Checkpoint, storage: WeightStorage) -> None:
     """Refuse a model whose weights alone exceed memory; warn on stderr of one that barely fits.
 
     Also bounds the buffers that MLX keeps for reuse (:func:`mlxrun.memory.device.bound_cache`).
