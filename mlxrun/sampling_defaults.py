@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from converters.huggingface.tokenizer_files import KEYS, decimal
+from converters.gguf.sampling import KEYS, decimal
 from mlxrun.errors import CheckpointError, ParameterError
 from mlxrun.sampling_params import SamplingParams
 
