@@ -22,23 +22,14 @@ ESTIMATED = "estimated"
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, in its largest configuration.
-
-    Attributes:
-        name: the maker's.
-        bandwidth: of its memory, GB/s (10^9 bytes/s).
-        memory: the largest, GB.
-        source: address of bandwidth and memory.
-        tflops: 10^12 FLOPs/s in half precision; None where there is no figure.
-        tflops_source: address, or how it was estimated.
-    """
+    """One chip, in its largest configuration."""
 
     name: str
-    bandwidth: float
-    memory: int
-    source: str
-    tflops: float | None = None
-    tflops_source: str = ""
+    bandwidth: float  # GB/s (10^9 bytes/s)
+    memory: int  # GB
+    source: str  # address of bandwidth and memory
+    tflops: float | None = None  # 10^12 FLOPs/s in half precision; None where there is no figure
+    tflops_source: str = ""  # address, or how it was estimated
 
     @property
     def key(self) -> str:

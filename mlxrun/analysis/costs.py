@@ -3,12 +3,8 @@
 Williams, Waterman and Patterson, 2009, doi:10.1145/1498765.1498785: a pass takes at least as long
 as its bytes at the device's bandwidth, and as its FLOPs at the device's throughput.
 
-Pure functions of a :class:`ModelCost`, which :mod:`mlxrun.analysis.model_cost` makes from headers
-or from a loaded model. ``docs/roofline.md`` has the formulas.
-
-Counted are weights, keys and values, and matrix products; a multiply-add is two FLOPs. Not counted
-are activations (small, and mostly in caches and registers), norms, RoPE, softmax, adapters, and
-products with bounds of blocks. So these are lower bounds.
+Counted are weights, keys and values, and matrix products. Not counted are activations, norms, RoPE,
+softmax and adapters, so these are lower bounds. ``docs/roofline.md`` has the formulas.
 """
 
 from __future__ import annotations
@@ -29,25 +25,20 @@ def expected_experts(count: int, used: int, tokens: float) -> float:
     return float(count * (1 - (1 - used / count) ** tokens))
 
 
-def attended_keys(before: int, tokens: int, window: int | None = None) -> int:
-    """Keys that ``tokens`` tokens after ``before`` others attend to, summed over the tokens.
+def clipped_sum(start: int, step: int, count: int, most: int | None) -> int:
+    """The sum of ``min(start + step * i, most)`` for i from 1 to ``count``."""
+    growing = count if most is None else min(count, max(0, (most - start) // step))
+    return growing * start + step * growing * (growing + 1) // 2 + (count - growing) * (most or 0)
 
-    The i-th attends to ``before + i`` keys, or to the last ``window``.
-    """
-    if window is None or before + tokens <= window:
-        return tokens * before + tokens * (tokens + 1) // 2
-    growing = max(0, window - before)  # tokens whose window is not full yet
-    return attended_keys(before, growing) + (tokens - growing) * window
+
+def attended_keys(before: int, tokens: int, window: int | None = None) -> int:
+    """Keys that ``tokens`` tokens after ``before`` others attend to, summed over the tokens."""
+    return clipped_sum(before, 1, tokens, window)
 
 
 @dataclass(frozen=True)
 class ExpertCost:
-    """A layer's experts.
-
-    Attributes:
-        count, used: experts in all, and those of one token.
-        nbytes: of all of them.
-    """
+    """The routed experts of a layer: in all, of one token, and the bytes of all of them."""
 
     count: int
     used: int
@@ -60,21 +51,13 @@ class ExpertCost:
 
 @dataclass(frozen=True)
 class WeightCost:
-    """Bytes of a model's weights, by how much of them a pass reads.
+    """Bytes of a model's weights, by how much of them a pass reads."""
 
-    Attributes:
-        always: read once by every pass: attention, feed-forward, routers, norms.
-        head: output matrix, read once by a pass with logits; also that of tied embeddings.
-        row: of the embedding, read for every token.
-        table: all rows; 0 for tied embeddings, which are in ``head``.
-        experts: by layer.
-    """
-
-    always: float
-    head: float
-    row: float
-    table: float
-    experts: tuple[ExpertCost, ...] = ()
+    always: float  # read once by every pass: attention, feed-forward, routers, norms
+    head: float  # output matrix, read once by a pass with logits; also that of tied embeddings
+    row: float  # of the embedding, read for every token
+    table: float  # all rows; 0 for tied embeddings, which are in ``head``
+    experts: tuple[ExpertCost, ...] = ()  # by layer
 
     @property
     def total(self) -> float:
@@ -89,25 +72,15 @@ class WeightCost:
 
 @dataclass(frozen=True)
 class AttentionCost:
-    """A layer's attention and cache.
+    """A layer's attention and cache."""
 
-    Attributes:
-        token: bytes of keys and values of one token, as the cache stores them.
-        fixed: bytes read for any number of tokens.
-        state: whether ``fixed`` is a recurrent state, which is written as well.
-        window: most tokens in the cache, or None.
-        pair: multiply-adds for one query and one key: a score, and the value's share.
-        sparse: which of the keys a decoded token attends to; None: all. Prefill is dense.
-        bound: bytes of the bounds of one block of keys, read to choose among blocks.
-    """
-
-    token: int
-    fixed: int = 0
-    state: bool = False
-    window: int | None = None
-    pair: int = 0
-    sparse: Sparse | None = None
-    bound: int = 0
+    token: int  # bytes of keys and values of one token, as the cache stores them
+    fixed: int = 0  # bytes read for any number of tokens
+    state: bool = False  # ``fixed`` is a recurrent state, which is written as well
+    window: int | None = None  # most tokens in the cache
+    pair: int = 0  # multiply-adds for one query and one key: a score, and the value's share
+    sparse: Sparse | None = None  # keys that a decoded token attends to; None: all
+    bound: int = 0  # bytes of the bounds of one block of keys, read to choose among blocks
 
     def decode_keys(self, before: int, tokens: int) -> int:
         """Keys that successive decoded tokens attend to, summed over them."""
@@ -115,70 +88,57 @@ class AttentionCost:
             return attended_keys(before, tokens, self.window)
         return sum(self.sparse.tokens(before + i) for i in range(1, tokens + 1))
 
-    def bound_bytes(self, before: int, tokens: int) -> int:
-        """Bytes of bounds of blocks that they read, summed over them."""
-        if self.sparse is None or not self.bound:
-            return 0
-        return self.bound * sum(self.sparse.bounds(before + i) for i in range(1, tokens + 1))
+    def decode_bytes(self, before: int, tokens: int) -> int:
+        """Bytes that they read."""
+        read = self.token * self.decode_keys(before, tokens) + self.fixed * tokens
+        if self.sparse is not None and self.bound:
+            read += self.bound * sum(self.sparse.bounds(before + i) for i in range(1, tokens + 1))
+        return read
 
-    def prefill_keys(self, before: int, tokens: int, chunk: int) -> int:
-        """Keys that the passes of a prefill read: for each chunk, those of any of its queries."""
+    def prefill_bytes(self, before: int, tokens: int, chunk: int) -> int:
+        """Bytes that the passes of a prefill read: a key once, for all queries of a chunk."""
         passes, rest = divmod(tokens, chunk)
-        growing, most = passes, 0
-        if self.window is not None:
-            most = self.window + chunk - 1
-            growing = min(passes, max(0, (most - before) // chunk))  # before the window is full
-        whole = growing * before + chunk * growing * (growing + 1) // 2 + (passes - growing) * most
-        if not rest:
-            return whole
-        return whole + min(before + tokens, (self.window or before + tokens) + rest - 1)
+        # The queries of a full window see the window of the first one, and each other.
+        most, least = (
+            None if self.window is None else self.window + queries - 1 for queries in (chunk, rest)
+        )
+        keys = clipped_sum(before, chunk, passes, most)
+        if rest:
+            keys += clipped_sum(before + tokens - rest, rest, 1, least)
+        return self.token * keys + self.fixed * (passes + bool(rest))
+
+    def written(self, tokens: int, passes: int) -> int:
+        """Bytes that some passes write."""
+        return self.fixed * passes if self.state else self.token * tokens
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The terms of a model that decide on the cost of a pass.
-
-    Attributes:
-        weights: bytes.
-        layers: attention and cache of each.
-        active: weights that multiply one token in all layers, of experts those that it uses; None
-            where unknown.
-        head: weights of the output matrix.
-        unknown: terms that could not be counted, for people.
-        batched: whether sequences that decode together share a pass.
-    """
+    """The terms of a model that decide on the cost of a pass."""
 
     weights: WeightCost
     layers: tuple[AttentionCost, ...]
-    active: int | None
-    head: int
-    unknown: tuple[str, ...] = ()
-    batched: bool = True
+    active: int | None  # weights that multiply one token in all layers; None where unknown
+    head: int  # weights of the output matrix
+    unknown: tuple[str, ...] = ()  # terms that could not be counted, for people
+    batched: bool = True  # sequences that decode together share a pass
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of some passes, summed.
+    """Cost of some passes, summed."""
 
-    Attributes:
-        weights: bytes of weights read.
-        cache_read, cache_written: bytes of keys and values.
-        operations: FLOPs; None where unknown.
-        tokens: prefilled or decoded.
-        passes: their number.
-    """
-
-    weights: float
+    passes: int
+    tokens: int  # prefilled or decoded
+    weights_read: float  # bytes
     cache_read: float
     cache_written: float
-    operations: float | None
-    tokens: int
-    passes: int
+    operations: float | None  # FLOPs; None where unknown
 
     @property
     def nbytes(self) -> float:
         """Bytes between memory and processor."""
-        return self.weights + self.cache_read + self.cache_written
+        return self.weights_read + self.cache_read + self.cache_written
 
     @property
     def intensity(self) -> float | None:
@@ -191,78 +151,54 @@ def decode_cost(model: ModelCost, context: int, tokens: int = 1, rows: int = 1) 
 
     The i-th pass feeds the token before back, so that it attends to ``context + i`` keys.
     """
-    read = written = operations = 0
-    for layer in model.layers:
-        keys = layer.decode_keys(context, tokens)
-        bounds = layer.bound_bytes(context, tokens)
-        read += rows * (layer.token * keys + layer.fixed * tokens + bounds)
-        written += rows * tokens * (layer.fixed if layer.state else layer.token)
-        operations += rows * layer.pair * keys
-    operations += rows * tokens * ((model.active or 0) + model.head)
+    products = tokens * ((model.active or 0) + model.head)
+    products += sum(layer.pair * layer.decode_keys(context, tokens) for layer in model.layers)
     passes, together = (tokens, rows) if model.batched else (tokens * rows, 1)
     return Cost(
-        weights=passes * model.weights.read(together),
-        cache_read=read,
-        cache_written=written,
-        operations=None if model.active is None else FLOPS_PER_MULTIPLY_ADD * operations,
-        tokens=rows * tokens,
         passes=passes,
+        tokens=rows * tokens,
+        weights_read=passes * model.weights.read(together),
+        cache_read=rows * sum(layer.decode_bytes(context, tokens) for layer in model.layers),
+        cache_written=rows * sum(layer.written(tokens, tokens) for layer in model.layers),
+        operations=None if model.active is None else FLOPS_PER_MULTIPLY_ADD * rows * products,
     )
 
 
 def prefill_cost(model: ModelCost, prompt: int, context: int = 0, *, chunk: int) -> Cost:
-    """Prefill ``prompt`` tokens behind ``context`` others, a pass for each chunk.
-
-    A pass reads a key once, for all of its queries.
-    """
-    passes, rest = -(-prompt // chunk), prompt % chunk
-    weights = prompt // chunk * model.weights.read(chunk)
-    if rest:
-        weights += model.weights.read(rest)
-    read = written = operations = 0
-    for layer in model.layers:
-        read += layer.token * layer.prefill_keys(context, prompt, chunk) + layer.fixed * passes
-        written += layer.fixed * passes if layer.state else layer.token * prompt
-        operations += layer.pair * attended_keys(context, prompt, layer.window)
-    operations += prompt * (model.active or 0) + model.head
+    """Prefill ``prompt`` tokens behind ``context`` others, a pass for each chunk."""
+    full, rest = divmod(prompt, chunk)
+    passes = full + bool(rest)
+    weights = full * model.weights.read(chunk) + (model.weights.read(rest) if rest else 0)
+    products = prompt * (model.active or 0) + model.head
+    products += sum(
+        layer.pair * attended_keys(context, prompt, layer.window) for layer in model.layers
+    )
     return Cost(
-        weights=weights - (passes - 1) * model.weights.head,  # only the last pass has logits
-        cache_read=read,
-        cache_written=written,
-        operations=None if model.active is None else FLOPS_PER_MULTIPLY_ADD * operations,
-        tokens=prompt,
         passes=passes,
+        tokens=prompt,
+        weights_read=weights - (passes - 1) * model.weights.head,  # only the last has logits
+        cache_read=sum(layer.prefill_bytes(context, prompt, chunk) for layer in model.layers),
+        cache_written=sum(layer.written(prompt, passes) for layer in model.layers),
+        operations=None if model.active is None else FLOPS_PER_MULTIPLY_ADD * products,
     )
 
 
 @dataclass(frozen=True)
 class Roof:
-    """Limits of a device.
+    """Limits of a device."""
 
-    Attributes:
-        bandwidth: bytes/s between memory and processor.
-        throughput: FLOPs/s in matrix products; None where there is no figure.
-    """
-
-    bandwidth: float
-    throughput: float | None
+    bandwidth: float  # bytes/s between memory and processor
+    throughput: float | None  # FLOPs/s in matrix products; None where there is no figure
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound of speed, never a measurement.
+    """A bound of speed, never a measurement."""
 
-    Attributes:
-        rate: tokens/s over all sequences.
-        seconds: the least time.
-        binds: ``bandwidth`` or ``compute``.
-        whole: whether both were compared; else only bandwidth was known.
-    """
-
-    rate: float
-    seconds: float
-    binds: str
-    whole: bool
+    rate: float  # tokens/s over all sequences
+    seconds: float  # the least time
+    binds: str  # ``bandwidth`` or ``compute``
+    whole: bool  # both were compared; else only bandwidth was known
 
 
 def limit(cost: Cost, roof: Roof) -> Limit:

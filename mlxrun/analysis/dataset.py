@@ -1,4 +1,4 @@
-"""A data set's prompts and outputs: their lengths in tokens, and what to benchmark for them.
+"""A data set's prompts and outputs: their lengths in tokens, and benchmarks to recommend.
 
 A line of the file is a JSON object with one of these, the first that it has:
 
@@ -55,29 +55,26 @@ TRIED, TRIED_TOKENS = (1, 2, 4, 8, 16, 32), 32
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt, as a conversation, and its output, if the file has one.
+    """A prompt, as a conversation, and its output, if the file has one."""
 
-    ``line`` counts from 1.
-    """
-
-    line: int
+    line: int  # from 1
     messages: tuple[Message, ...]
     output: str | None
 
 
 class _Malformed(ValueError):  # noqa: N818 - becomes a DatasetError where the line is known
-    """A line has something else than it should."""
+    """A line is malformed."""
 
 
 def read(path: Path, most: int) -> tuple[list[Exchange], int]:
-    """A uniform sample of at most ``most`` of a file's exchanges, and how many there are.
+    """A uniform sample of at most ``most`` of a file's exchanges, and the number of all.
 
     Raises:
         DatasetError: as :func:`exchanges`, or no prompt or no output in the file.
     """
     found, count = sample(exchanges(path), most)
-    missing = "output" if found else "prompt"
     if all(exchange.output is None for exchange in found):
+        missing = "output" if found else "prompt"
         raise DatasetError(path, None, f"there is no {missing} in it")
     return found, count
 
@@ -96,7 +93,7 @@ def exchanges(path: Path) -> Iterator[Exchange]:
 
 
 def sample(found: Iterable[Exchange], most: int, seed: int = 0) -> tuple[list[Exchange], int]:
-    """A uniform sample of at most ``most`` exchanges, in order; and how many there are.
+    """A uniform sample of at most ``most`` exchanges, in order, and the number of all.
 
     Vitter's Algorithm R ("Random sampling with a reservoir", 1985): one pass, bounded memory.
     """
@@ -118,12 +115,12 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise DatasetError(path, number, "a list, not an object on each line", hint=hint)
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            reason = f"{error.msg} at character {error.pos + 1}"
-            raise DatasetError(path, number, f"no JSON: {reason}") from None
         except (ValueError, RecursionError) as error:
-            deep = isinstance(error, RecursionError)
-            reason = "nested too deeply" if deep else "a number that is too long"
+            if isinstance(error, json.JSONDecodeError):
+                reason = f"{error.msg} at character {error.pos + 1}"
+            else:
+                deep = isinstance(error, RecursionError)
+                reason = "nested too deeply" if deep else "a number that is too long"
             raise DatasetError(path, number, f"no JSON: {reason}") from None
         if not isinstance(record, dict):
             raise DatasetError(path, number, f"{_kind(record)}, not an object")
@@ -232,7 +229,7 @@ def _kind(value: Any) -> str:
 
 
 class Encoder(Protocol):
-    """The methods of a tokenizer that count tokens."""
+    """The part of a tokenizer that counts tokens."""
 
     def encode(self, text: str, add_special: bool = ...) -> list[int]: ...
 
@@ -267,7 +264,6 @@ class Summary:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Summary:
-        """Of at least one length."""
         found = {percent: percentile(lengths, percent) for percent in PERCENTILES}
         return cls(len(lengths), statistics.fmean(lengths), max(lengths), found)
 
@@ -304,20 +300,13 @@ def token_lengths(
 
 @dataclass(frozen=True)
 class Size:
-    """Lengths of a benchmark that covers so much of a data set.
-
-    Attributes:
-        level: its name.
-        percent: of prompts that ``prompt`` covers, and of outputs that ``predict`` covers.
-        prompt, predict: tokens, powers of two.
-        both: share of exchanges whose prompt and output are both covered.
-    """
+    """Lengths of a benchmark that covers so much of a data set."""
 
     level: str
-    percent: int
-    prompt: int
+    percent: int  # of prompts that ``prompt`` covers, and of outputs that ``predict`` covers
+    prompt: int  # tokens, a power of two
     predict: int
-    both: float
+    both: float  # share of exchanges whose prompt and output are both covered
 
     @property
     def length(self) -> int:
@@ -342,7 +331,7 @@ def sizes(lengths: Lengths) -> list[Size]:
 
 @dataclass(frozen=True)
 class Workers:
-    """Sequences at once: where each has a user who waits, and where only the total rate counts."""
+    """Sequences at once: where each has a user who waits, and where only the total counts."""
 
     interactive: int
     offline: int
@@ -360,7 +349,7 @@ def workers(rates: Mapping[int, float], most: int) -> Workers | None:
         most: sequences that fit in memory.
 
     Returns:
-        None where not even one fits, or one alone was not measured.
+        None where none fits, or one alone was not measured.
     """
     fitting = {count: rate for count, rate in sorted(rates.items()) if count <= most}
     if 1 not in fitting:
@@ -373,17 +362,11 @@ def workers(rates: Mapping[int, float], most: int) -> Workers | None:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to measure for one level.
-
-    Attributes:
-        size: lengths.
-        fits: sequences of that size that fit in memory.
-        workers: sequences at once; None where none fits, or none was measured.
-    """
+    """The recommendation of one level."""
 
     size: Size
-    fits: int
-    workers: Workers | None
+    fits: int  # sequences of that size in memory
+    workers: Workers | None  # None where none fits, or none was measured
 
     @property
     def workloads(self) -> list[Workload]:
@@ -405,48 +388,33 @@ def trials(size: Size, counts: Sequence[int], context: int) -> list[Workload]:
 def advise(
     found: Sequence[Size], rates: Mapping[int, float], fits: Callable[[int], int]
 ) -> list[Advice]:
-    """What to measure for each size.
+    """The recommendation for each size.
 
     Args:
-        found: sizes.
         rates: tokens/s of all sequences together, by their number.
-        fits: from tokens of a sequence to how many of them fit in memory.
+        fits: number of sequences of so many tokens that fit in memory.
     """
-    counts = [fits(size.length) for size in found]
-    return [
-        Advice(size, count, workers(rates, count))
-        for size, count in zip(found, counts, strict=True)
-    ]
+    return [Advice(size, count := fits(size.length), workers(rates, count)) for size in found]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Lengths of a data set, and what to measure for it.
-
-    Attributes:
-        file: name of the data set.
-        exchanges, counted: exchanges in all, and in the sample whose tokens were counted.
-        lengths: of that sample.
-        advices: for each level.
-        trials: workloads that were measured for them; none where that ended early.
-        context: of the model, in tokens.
-    """
+    """Lengths of a data set, and recommendations for it."""
 
     file: str
     exchanges: int
-    counted: int
+    counted: int  # of the exchanges, a sample
     lengths: Lengths
-    advices: Sequence[Advice]
-    trials: Sequence[Workload]
-    context: int
+    advices: Sequence[Advice]  # by level
+    trials: Sequence[Workload]  # measured for them; none where that ended early
+    context: int  # of the model, in tokens
 
     def workloads(self, level: str) -> list[Workload]:
-        """What to measure for a level."""
         (advice,) = (advice for advice in self.advices if advice.size.level == level)
         return advice.workloads
 
     def facts(self) -> dict[str, Any]:
-        """All of it, as JSON types."""
+        """The profile as JSON types."""
         return {
             "file": self.file,
             "exchanges": self.exchanges,

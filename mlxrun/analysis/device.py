@@ -1,11 +1,12 @@
 """Bandwidth and throughput of this device, measured.
 
 Arrays several times as large as the processor's caches are copied and read, large matrices
-multiplied. The limit is the best of several runs; the median is kept next to it.
+multiplied. The limit is the best of several runs.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 import threading
 import time
@@ -32,7 +33,7 @@ _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 @dataclass(frozen=True)
 class Rate:
-    """One measurement: best and median of its runs, in bytes/s or FLOPs/s."""
+    """Best and median of several runs, in bytes/s or FLOPs/s."""
 
     name: str
     best: float
@@ -41,19 +42,12 @@ class Rate:
 
 @dataclass(frozen=True)
 class Device:
-    """Measurements of a device.
+    """Measurements of a device."""
 
-    Attributes:
-        moved: bytes of the array that was copied and read.
-        cached: bytes of the last-level cache; 0 where unknown.
-        bandwidth: by kind of access, in bytes/s.
-        throughput: of matrix products by dtype, in FLOPs/s.
-    """
-
-    moved: int
-    cached: int
-    bandwidth: tuple[Rate, ...]
-    throughput: tuple[Rate, ...]
+    moved: int  # bytes of the array that was copied and read
+    cached: int  # bytes of the last-level cache; 0 where unknown
+    bandwidth: tuple[Rate, ...]  # by kind of access
+    throughput: tuple[Rate, ...]  # of matrix products, by dtype
 
     def roof(self, dtype: str) -> Roof:
         """Best bandwidth, and best throughput of that dtype, packed matrices included."""
@@ -72,25 +66,22 @@ def measure_device(*, nbytes: int | None = None, side: int | None = None) -> Dev
     gpu = device() is GPU
     cached = 0 if gpu else last_cache()
     moved = nbytes or _bytes_to_move(gpu=gpu, cached=cached)
-    moves = [*([] if gpu else [_copied(moved)]), *_moved(moved)]
+    bandwidth = _moved(moved) if gpu else [_copied(moved), *_moved(moved)]
     products = _products(side or GPU_SIDE) if gpu else [_product(side or CPU_SIDE, mx.float32)]
-    return Device(moved, cached, tuple(moves), tuple(products))
+    return Device(moved, cached, tuple(bandwidth), tuple(products))
 
 
 def last_cache() -> int:
     """Bytes of the last-level cache of the first core; 0 where unknown."""
-    sizes = [0]
-    for file in _CACHES.glob("index*/size"):
-        text = file.read_text().strip()
-        if text.endswith("K") and text[:-1].isdigit():
-            sizes.append(int(text[:-1]) << 10)
-    return max(sizes)
+    texts = (file.read_text().strip() for file in _CACHES.glob("index*/size"))
+    sizes = (int(text[:-1]) << 10 for text in texts if re.fullmatch(r"\d+K", text))
+    return max(sizes, default=0)
 
 
 def _bytes_to_move(*, gpu: bool, cached: int) -> int:
-    wanted = GPU_BYTES if gpu else max(CPU_BYTES, 4 * cached)
+    nbytes = GPU_BYTES if gpu else max(CPU_BYTES, 4 * cached)
     free = room()
-    return min(wanted, int(SHARE * free)) if free else wanted
+    return min(nbytes, int(SHARE * free)) if free else nbytes
 
 
 def _timed(name: str, amount: float, work: Callable[[], object]) -> Rate:
@@ -132,11 +123,8 @@ def _moved(nbytes: int) -> list[Rate]:
 
 
 def _products(side: int) -> list[Rate]:
-    made = [_product(side, dtype, GPU_PRODUCTS) for dtype in _HALVES]
-    return [*made, _packed_product(side, GPU_PRODUCTS), _product(side, mx.float32, GPU_PRODUCTS)]
-
-
-_HALVES = (mx.float16, mx.bfloat16)
+    half = [_product(side, dtype, GPU_PRODUCTS) for dtype in (mx.float16, mx.bfloat16)]
+    return [*half, _packed_product(side, GPU_PRODUCTS), _product(side, mx.float32, GPU_PRODUCTS)]
 
 
 def _product(side: int, dtype: mx.Dtype, count: int = 1) -> Rate:
@@ -146,7 +134,7 @@ def _product(side: int, dtype: mx.Dtype, count: int = 1) -> Rate:
     return _timed(name, 2 * side**3 * count, lambda: mx.eval([a @ b for _ in range(count)]))
 
 
-def _packed_product(side: int, count: int = 1) -> Rate:
+def _packed_product(side: int, count: int) -> Rate:
     x = mx.ones((side, side), mx.float16)
     packed = mx.quantize(mx.random.normal((side, side)).astype(mx.float16), 64, 4)
     mx.eval(x, packed)

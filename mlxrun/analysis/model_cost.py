@@ -52,11 +52,9 @@ def model_cost(
     Args:
         config: ``config.json`` in Hugging Face terms.
         storage: with the bytes of its modules, for a model of ours.
-        cache: how keys and values are stored and attended to.
 
     Raises:
-        MlxrunError: the config does not make a model.
-        ParameterError: no such type of cache, or none for the model's heads.
+        MlxrunError: the config does not make a model, or the cache does not fit its heads.
     """
     defined = definition(config)
     if not isinstance(defined, ModelConfig):
@@ -81,15 +79,14 @@ def weight_cost(config: ModelConfig, modules: Mapping[str, float]) -> WeightCost
     experts = dict.fromkeys(range(len(config.layers)), 0.0)
     table = head = positions = always = 0.0
     for name, nbytes in modules.items():
-        layer = _LAYER.search(name)
         if _EMBEDDING.search(name):
             table += nbytes
         elif _HEAD.search(name):
             head += nbytes
         elif config.positions and name.endswith(f".{config.positions}"):
             positions += nbytes
-        elif layer and _is_expert(config, int(layer[1]), layer[2]):
-            experts[int(layer[1])] += nbytes
+        elif (layer := _expert_layer(config, name)) is not None:
+            experts[layer] += nbytes
         else:
             always += nbytes
     row = table / config.vocab_size + positions / config.context_length
@@ -103,14 +100,14 @@ def weight_cost(config: ModelConfig, modules: Mapping[str, float]) -> WeightCost
     return WeightCost(always, head, row, table + positions, routed)
 
 
-def _is_expert(config: ModelConfig, layer: int, name: str) -> bool:
-    """Whether a module of a layer is one of its routed experts, or a stack of them."""
-    if layer >= len(config.layers):
-        return False
-    feed_forward = config.layers[layer].feed_forward
-    return (
-        isinstance(feed_forward, Experts) and "shared" not in name and bool(_EXPERTS.search(name))
-    )
+def _expert_layer(config: ModelConfig, name: str) -> int | None:
+    """The layer of which a module is a routed expert, or a stack of them."""
+    match = _LAYER.search(name)
+    if match is None or int(match[1]) >= len(config.layers) or "shared" in name:
+        return None
+    layer = int(match[1])
+    routed = isinstance(config.layers[layer].feed_forward, Experts) and _EXPERTS.search(match[2])
+    return layer if routed else None
 
 
 def _attention_cost(
@@ -166,23 +163,14 @@ def mlx_lm_cost(
 
 @dataclass(frozen=True)
 class WeightTraffic:
-    """Numbers of weights, by how many of them a pass reads.
-
-    Attributes:
-        total: all of them.
-        head: output matrix; also that of tied embeddings.
-        row: read for every token.
-        table: rows of embeddings that are only looked up.
-        routed: of experts, by their number and how many of them a token uses.
-        unrouted: of experts whose routing (top-k) could not be determined.
-    """
+    """Numbers of weights, by how many of them a pass reads."""
 
     total: int
-    head: int
-    row: int
-    table: int
-    routed: dict[tuple[int, int], int]
-    unrouted: int
+    head: int  # output matrix; also that of tied embeddings
+    row: int  # read for every token
+    table: int  # rows of embeddings that are only looked up
+    routed: dict[tuple[int, int], int]  # of experts, by their number and those of one token
+    unrouted: int  # of experts whose routing (top-k) could not be determined
 
     @property
     def always(self) -> int:
@@ -193,8 +181,8 @@ class WeightTraffic:
 def weight_traffic(model: MLXLMModel) -> WeightTraffic:
     """The weights that a pass of an unquantized sketch reads.
 
-    Its modules record their calls, from now on, while the graph of a pass over one token is built,
-    which is not computed.
+    Its modules record their calls while the graph of a pass over one token is built, which is not
+    computed.
     """
     from mlx_lm.models.switch_layers import SwitchLinear
 

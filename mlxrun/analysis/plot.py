@@ -30,25 +30,19 @@ _WIDE = 20
 
 
 class Panel(NamedTuple):
-    """One diagram: ``across`` is the label of its horizontal axis."""
+    """One diagram."""
 
     title: str
-    across: str
+    across: str  # label of the horizontal axis
     lines: list[Line]
 
 
 class Line(NamedTuple):
-    """One line of a diagram.
-
-    Attributes:
-        label: in the legend.
-        points: median, lowest and highest tokens/s by the value on the horizontal axis.
-        limit_of: label of the line of which this is the roofline.
-    """
+    """One line of a diagram."""
 
     label: str
-    points: dict[int, tuple[float, float, float]]
-    limit_of: str | None = None
+    points: dict[int, tuple[float, float, float]]  # median, lowest, highest tokens/s by abscissa
+    limit_of: str | None = None  # label of the line of which this is the roofline
 
 
 def check(path: Path) -> None:

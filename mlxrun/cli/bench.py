@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +14,8 @@ import click
 from click.core import ParameterSource
 
 from mlxrun.analysis.dataset import LEVELS
+from mlxrun.bench.report import facts, flat
+from mlxrun.bench.runner import Results, measure
 from mlxrun.bench.workloads import Decode, Workload, behind, fitting, plan, ragged
 from mlxrun.cli.console import Bar, json_of, note
 from mlxrun.cli.loading import load_model, located
@@ -26,7 +28,7 @@ from mlxrun.cli.options import (
     with_cache_types,
     with_loading,
 )
-from mlxrun.cli.roofline import print_roofline, roofline_facts
+from mlxrun.cli.roofline import measured_device, print_roofline
 from mlxrun.config import CacheConfig, StorageOptions
 from mlxrun.errors import MlxrunError
 
@@ -54,101 +56,90 @@ def _plottable(
     return path
 
 
-OPTIONS: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...] = (
-    click.option(
-        "-p",
-        "--n-prompt",
-        type=CountList(),
-        default="128,512",
-        show_default=True,
-        help="Lengths of prompts to prefill; 0 for none.",
-    ),
-    click.option(
-        "-n",
-        "--n-predict",
-        type=CountList(),
-        default="128",
-        show_default=True,
-        help="Numbers of tokens to decode; 0 for none.",
-    ),
-    click.option(
-        "-r",
-        "--repetitions",
-        type=click.IntRange(1, 1000),
-        default=5,
-        show_default=True,
-        help="Runs of each test, after one that warms up.",
-    ),
-    click.option(
-        "--parallel",
-        type=CountList(1),
-        help="Numbers of sequences that decode together, such as 1,2,4,8,16,20.  [default: 1]",
-    ),
-    click.option(
-        "--context",
-        "contexts",
-        type=CountList(),
-        default="0",
-        help="Tokens in the KV cache before each test, such as 0,1k,4k.  [default: 0]",
-    ),
-    click.option(
-        "--ragged",
-        "mixed",
-        is_flag=True,
-        help="Also serve 20 requests of many lengths together and one at a time, and a short "
-        "request behind a long prompt.",
-    ),
-    click.option(
-        "--dataset",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        metavar="FILE.jsonl",
-        help="Count the tokens of prompts and outputs in a file (messages, conversations, "
-        "prompt and response, and the like) and recommend what to measure: lengths, and "
-        "numbers of sequences after trying some, those of --parallel if they are given.",
-    ),
-    click.option(
-        "--run",
-        "level",
-        type=click.Choice(tuple(LEVELS)),
-        help="Measure the recommendation for the --dataset: "
-        + ", ".join(f"{level} covers {percent}%" for level, percent in LEVELS.items())
-        + " of prompts and of outputs.",
-    ),
-    click.option(
-        "--against",
-        type=click.Choice(BASELINES),
-        multiple=True,
-        help="Also measure another runtime with the same weights, taking turns: mlx-lm in this "
-        "process, llama.cpp's llama-bench if it is on the path. May be given twice.",
-    ),
-    click.option(
-        "--roofline",
-        is_flag=True,
-        help="Also measure this device, and show each rate as a fraction of its limit, which limit "
-        "binds, and the limits of other chips. Not with --csv.",
-    ),
-    click.option(
-        "--plot",
-        type=click.Path(dir_okay=False, writable=True, path_type=Path),
-        callback=_plottable,
-        metavar="FILE",
-        help="Plot rates by the number of sequences and by context into a .png, .svg, .pdf or "
-        ".html file; needs pip install 'mlxrun[plot]'.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values."),
-)
-
-
-def _with_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.command("bench", cls=Command)
 @click.argument("model", type=ModelName())
-@_with_options
+@click.option(
+    "-p",
+    "--n-prompt",
+    type=CountList(),
+    default="128,512",
+    show_default=True,
+    help="Lengths of prompts to prefill; 0 for none.",
+)
+@click.option(
+    "-n",
+    "--n-predict",
+    type=CountList(),
+    default="128",
+    show_default=True,
+    help="Numbers of tokens to decode; 0 for none.",
+)
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Runs of each test, after one that warms up.",
+)
+@click.option(
+    "--parallel",
+    type=CountList(1),
+    help="Numbers of sequences that decode together, such as 1,2,4,8,16,20.  [default: 1]",
+)
+@click.option(
+    "--context",
+    "contexts",
+    type=CountList(),
+    default="0",
+    help="Tokens in the KV cache before each test, such as 0,1k,4k.  [default: 0]",
+)
+@click.option(
+    "--ragged",
+    "mixed",
+    is_flag=True,
+    help="Also serve 20 requests of many lengths together and one at a time, and a short "
+    "request behind a long prompt.",
+)
+@click.option(
+    "--dataset",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.jsonl",
+    help="Count the tokens of prompts and outputs in a file (messages, conversations, "
+    "prompt and response, and the like) and recommend what to measure: lengths, and "
+    "numbers of sequences after trying some, those of --parallel if they are given.",
+)
+@click.option(
+    "--run",
+    "level",
+    type=click.Choice(tuple(LEVELS)),
+    help="Measure the recommendation for the --dataset: "
+    + ", ".join(f"{level} covers {percent}%" for level, percent in LEVELS.items())
+    + " of prompts and of outputs.",
+)
+@click.option(
+    "--against",
+    type=click.Choice(BASELINES),
+    multiple=True,
+    help="Also measure another runtime with the same weights, taking turns: mlx-lm in this "
+    "process, llama.cpp's llama-bench if it is on the path. May be given twice.",
+)
+@click.option(
+    "--roofline",
+    is_flag=True,
+    help="Also measure this device, and show each rate as a fraction of its limit, which limit "
+    "binds, and the limits of other chips. Not with --csv.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_plottable,
+    metavar="FILE",
+    help="Plot rates by the number of sequences and by context into a .png, .svg, .pdf or "
+    ".html file; needs pip install 'mlxrun[plot]'.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @with_attention
 @with_cache_types
 @with_loading
@@ -197,37 +188,54 @@ def bench_command(
         from mlxrun.bench.baselines import LlamaBenchRuntime
 
         baselines.append(LlamaBenchRuntime(path))
+    from mlxrun.memory.plan import plan_loaded
+
     import_module("mlxrun.llm")  # imports do not count as loading
     started = time.perf_counter()
-    stored = take(loading, CacheConfig)
-    llm = load_model(str(path), cache=CacheConfig(**stored), **loading)
+    stored = {k: v for k, v in take(loading, CacheConfig).items() if v is not None}
+    cache = CacheConfig(**stored)
+    llm = load_model(str(path), cache=cache, **loading)
     load_seconds = time.perf_counter() - started
-    stored = {name: value for name, value in stored.items() if value is not None}
-    cache = cast(StorageOptions, stored)
-    bench, memory = Bench(llm, load_seconds, cache, repetitions, mixed=mixed), _memory(llm, cache)
+    bench = Bench(llm, load_seconds, cast(StorageOptions, stored), repetitions, mixed=mixed)
+    memory = plan_loaded(llm.model, llm.config, cache=cache)
     profile = None
     if dataset and exchanges:
         profile = _profile(dataset, *exchanges, llm, memory, bench, parallel)
         workloads = profile.workloads(level) if level else []
     elif mixed:
         workloads += [ragged(llm.context_length), *behind(llm.context_length)]
-    fit, left_out = _fitting(llm, memory, workloads)
-    with bench.guarded(), _mlx_lm(llm, path, "mlx-lm" in against and not bench.ended) as mlx_lm:
-        bench.run(fit, baselines=[*mlx_lm, *baselines])
+    short, too_long = fitting(workloads, llm.context_length)
+    fit, too_large = affordable(memory, short)
+    with bench.guarded(), ExitStack() as stack:
+        if "mlx-lm" in against and not bench.ended:
+            from mlxrun.bench.baselines import mlx_lm_runtime
+
+            baselines.insert(0, stack.enter_context(mlx_lm_runtime(llm, path)))
+        bench.run(fit, baselines=baselines)
     limits: Facts = {}
     if roofline and not bench.ended:
         with bench.guarded():
-            policy = loading["policy"]
-            limits["roofline"] = roofline_facts(llm, path, bench.results, policy, cache)
+            limits["roofline"] = _roofline(llm, path, bench.results, loading["policy"], cache)
     about = {
         "model": model,
         **bench.about(),
         "room": _room(llm, memory, workloads),
-        "left_out": left_out,
+        "left_out": {"context": [w.name for w in too_long], "memory": [w.name for w in too_large]},
         **limits,
         **({"dataset": profile.facts()} if profile else {}),
     }
-    _print(bench, about, profile, as_json=as_json, as_csv=as_csv, plot=plot)
+    found = facts(bench.results, about)
+    if as_json:
+        print(json_of(found))
+    elif as_csv:
+        sys.stdout.write(flat(found))
+    else:
+        _print_tables(bench.results, about, profile)
+    if plot:
+        from mlxrun.analysis.plot import draw
+
+        plotted = draw(found, plot)
+        note(f"plotted: {plot}" if plotted else f"nothing was measured to plot in {plot}")
     if bench.failure:
         raise bench.failure
     if bench.interrupted:
@@ -268,7 +276,7 @@ class Bench:
     """Measurements of one model, one list of workloads after the other.
 
     Attributes:
-        results: what was measured so far.
+        results: so far.
         interrupted: by Ctrl-C, after which nothing more is measured.
         failure: an error after which nothing more is measured either.
     """
@@ -276,15 +284,12 @@ class Bench:
     def __init__(
         self, llm: LLM, load_seconds: float, cache: StorageOptions, repetitions: int, *, mixed: bool
     ) -> None:
-        from mlxrun.analysis.background_load import BackgroundLoad
-        from mlxrun.bench.runner import Results
+        from mlxrun.analysis.machine import BackgroundLoad
         from mlxrun.bench.runtimes import MlxrunRuntime, SerialRuntime
 
-        own = MlxrunRuntime(llm, load_seconds, cache)
-        self._own: list[Runtime] = [own]
-        if mixed:
-            self._own.append(SerialRuntime(llm, load_seconds, cache))
-        self._about: list[Runtime] = [own]
+        kinds = (MlxrunRuntime, SerialRuntime) if mixed else (MlxrunRuntime,)
+        self._own: list[Runtime] = [kind(llm, load_seconds, cache) for kind in kinds]
+        self._loaded = self._own[:1]
         self._repetitions, self._load = repetitions, BackgroundLoad()
         self.results, self.interrupted = Results(), False
         self.failure: MlxrunError | None = None
@@ -317,9 +322,7 @@ class Bench:
         baselines: Sequence[Runtime] = (),
     ) -> None:
         """Measure workloads, in turns with baselines, under a progress bar."""
-        from mlxrun.bench.runner import measure
-
-        self._about += baselines
+        self._loaded += baselines
         if self.ended:
             return
         turns, look = [*self._own, *baselines], self._load.look
@@ -328,54 +331,22 @@ class Bench:
 
     def about(self) -> Facts:
         """Machine, load and runtimes."""
-        from mlxrun.bench.machine import machine
+        from mlxrun.analysis.machine import machine
 
-        packages = ["mlxrun", "mlx"]
-        packages += ["mlx-lm"] * any(runtime.name == "mlx-lm" for runtime in self._about)
+        against = ["mlx-lm"] * any(runtime.name == "mlx-lm" for runtime in self._loaded)
         return {
-            "machine": machine(packages),
+            "machine": machine(["mlxrun", "mlx", *against]),
             "other_use": self._load.facts(),
             "repetitions": self._repetitions,
             "runtimes": [
                 {"name": r.name, "about": r.about, "load_seconds": r.load_seconds}
-                for r in self._about
+                for r in self._loaded
             ],
             "interrupted": self.interrupted,
         }
 
 
-@contextmanager
-def _mlx_lm(llm: LLM, path: Path, asked: bool) -> Iterator[list[Runtime]]:
-    """mlx-lm with the same weights, if it was asked for: imported only then."""
-    if not asked:
-        yield []
-        return
-    from mlxrun.bench.baselines import mlx_lm_runtime
-
-    with mlx_lm_runtime(llm, path) as runtime:
-        yield [runtime]
-
-
-def _memory(llm: LLM, cache: StorageOptions) -> MemoryPlan:
-    from mlxrun.memory.plan import plan_loaded
-
-    return plan_loaded(llm.model, llm.config, cache=CacheConfig(**cache))
-
-
-def _fitting(
-    llm: LLM, memory: MemoryPlan, workloads: Sequence[Workload]
-) -> tuple[list[Workload], dict[str, list[str]]]:
-    """Workloads that fit context and memory, and the names of the others by reason.
-
-    Raises:
-        ContextLengthError, MemoryLimitError: none is left.
-    """
-    short, too_long = fitting(workloads, llm.context_length)
-    fit, too_large = _affordable(memory, short)
-    return fit, {"context": [w.name for w in too_long], "memory": [w.name for w in too_large]}
-
-
-def _affordable(
+def affordable(
     memory: MemoryPlan, workloads: Sequence[Workload]
 ) -> tuple[list[Workload], list[Workload]]:
     """Workloads that fit in memory by the plan, and the others.
@@ -400,6 +371,15 @@ def _room(llm: LLM, memory: MemoryPlan, workloads: Sequence[Workload]) -> list[F
     ]
 
 
+def _roofline(
+    llm: LLM, path: Path, results: Results, policy: str | None, cache: CacheConfig
+) -> Facts:
+    from mlxrun.analysis.chips import CHIPS
+    from mlxrun.analysis.roofline import bench_facts
+
+    return bench_facts(llm, path, results, measured_device(), policy, cache, CHIPS)
+
+
 def _read_dataset(path: Path) -> tuple[list[Exchange], int]:
     from mlxrun.analysis.dataset import read
 
@@ -416,48 +396,28 @@ def _profile(
     bench: Bench,
     parallel: Sequence[int] | None,
 ) -> Profile:
-    """Count tokens, try numbers of sequences, and advise what to measure."""
+    """Count tokens, try numbers of sequences, and recommend lengths and numbers."""
     from mlxrun.analysis.dataset import TRIED, Profile, advise, sizes, token_lengths, trials
 
     with Bar("Counting tokens", count="exchanges") as bar:
         lengths = token_lengths(path, exchanges, llm.tokenizer, bar)
     found = sizes(lengths)
     recommended = next(size for size in found if size.level == "recommended")
-    tried, _ = _affordable(memory, trials(recommended, parallel or TRIED, llm.context_length))
+    tried, _ = affordable(memory, trials(recommended, parallel or TRIED, llm.context_length))
     bench.run(tried, "Trying numbers of sequences")
     if bench.ended:  # the best of a part says nothing
         tried = []
-    results = [bench.results.find(workload) for workload in tried]
-    rates = {result.workload.parallel: result.rate.median for result in results if result}
+    results = filter(None, map(bench.results.find, tried))
+    rates = {result.workload.parallel: result.rate.median for result in results}
     advices = advise(found, rates, memory.parallel_for)
     return Profile(path.name, count, len(exchanges), lengths, advices, tried, llm.context_length)
 
 
-def _print(
-    bench: Bench,
-    about: Facts,
-    profile: Profile | None,
-    *,
-    as_json: bool,
-    as_csv: bool,
-    plot: Path | None,
-) -> None:
-    from mlxrun.bench.report import facts, flat
+def _print_tables(results: Results, about: Facts, profile: Profile | None) -> None:
     from mlxrun.cli.bench_tables import print_profile, print_results
 
-    found = facts(bench.results, about)
-    if as_json:
-        print(json_of(found))
-    elif as_csv:
-        sys.stdout.write(flat(found))
-    else:
-        if profile:
-            print_profile(profile)
-        print_results(bench.results, about)
-        if "roofline" in about:
-            print_roofline(about["roofline"])
-    if plot:
-        from mlxrun.analysis.plot import draw
-
-        drawn = draw(found, plot)
-        note(f"drawn: {plot}" if drawn else f"nothing was measured to draw in {plot}")
+    if profile:
+        print_profile(profile)
+    print_results(results, about)
+    if "roofline" in about:
+        print_roofline(about["roofline"])

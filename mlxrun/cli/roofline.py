@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxrun.cli.console import Bar, Output, Table, in_thousands, size, table
-from mlxrun.config import CacheConfig, StorageOptions
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
-    from mlxrun.analysis.costs import Cost, ModelCost
-    from mlxrun.bench.runner import Results
-    from mlxrun.llm import LLM
-    from mlxrun.loader import Checkpoint, WeightStorage
+    from mlxrun.analysis.device import Device
+    from mlxrun.loader import Checkpoint
 
 Facts = dict[str, Any]
-# GPUs hold weights in half precision; packed ones stay packed.
-CHIP_DTYPE = "float16"
 # The name of this device among those of chips.
 HERE = "here"
 NO_FIGURE = "-"
+_UNKNOWN = "Not known of this class of model: {}."
 
 
 def with_chips(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,111 +48,22 @@ def _known(
     return names
 
 
-def roofline_facts(
-    llm: LLM, path: Path, results: Results, policy: str | None, cache: StorageOptions
-) -> Facts:
-    """Measured results next to limits; measures the device, which takes some seconds.
-
-    Args:
-        llm: the model that was measured.
-        path: its source.
-        policy: it was loaded with.
-        cache: how keys and values were stored and attended to, as ``LLM.session`` takes it.
-    """
-    from mlxrun.analysis.chips import CHIPS
+def measured_device() -> Device:
+    """Rates of this device, measured in some seconds."""
     from mlxrun.analysis.device import measure_device
-    from mlxrun.analysis.model_cost import model_cost
-    from mlxrun.analysis.roofline import SAME_WEIGHTS, roofline, workload_costs
-    from mlxrun.bench.runner import OURS
-    from mlxrun.generation.engine import PREFILL_CHUNK
-    from mlxrun.loader import WeightStorage, open_model
-    from mlxrun.models.transformer import Transformer
 
     with Bar("Measuring this device", count=""):
-        device = measure_device()
-    model, dtype = llm.model, str(llm.model.dtype).removeprefix("mlx.core.")
-    wanted = CacheConfig(**cache)
-    runtimes = (OURS,) if cache else SAME_WEIGHTS  # mlx-lm's caches are plain
-    modules = model.module_bytes if isinstance(model, Transformer) else {}
-    storage = WeightStorage(model.nbytes, dtype, False, "as loaded", modules)
-    cost = model_cost(llm.config, storage, wanted)
-    facts = roofline(results, cost, device, dtype, PREFILL_CHUNK, runtimes)
-    source = open_model(path)
-    storage = source.storage(dtype=CHIP_DTYPE, policy=policy)
-    workloads = [result.workload for result in results.items]
-    costs = workload_costs(workloads, model_cost(source.config, storage, wanted), PREFILL_CHUNK)
-    return {**facts, "elsewhere": _elsewhere(costs, storage, CHIPS)}
+        return measure_device()
 
 
-def _elsewhere(costs: Mapping[str, Cost], storage: WeightStorage, chips: Any) -> Facts:
-    from mlxrun.analysis.roofline import chip_limits
-
-    limits = chip_limits(costs, storage.nbytes, chips)
-    return {"held": storage.how, "weights": storage.nbytes, "chips": limits}
-
-
-def model_facts(
-    source: Checkpoint,
-    *,
-    context: int,
-    parallel: int,
-    cache: CacheConfig,
-    chips: Sequence[str],
-    policy: str | None = None,
-) -> Facts:
-    """The least cost of a token in each sequence and of a prompt, and limits of chips.
-
-    Args:
-        source: of headers.
-        context: tokens of each sequence.
-        parallel: sequences at once.
-        chips: names.
-        policy: of a GGUF's conversion; see :func:`mlxrun.load`.
-
-    Raises:
-        ParameterError: no chip of a name, or no such type of cache.
-    """
+def model_facts(source: Checkpoint, *, chips: Sequence[str], **options: Any) -> Facts:
+    """As :func:`mlxrun.analysis.roofline.model_facts`, by names of chips; measures ``here``."""
+    from mlxrun.analysis import roofline
     from mlxrun.analysis.chips import chips_named
-    from mlxrun.analysis.costs import decode_cost, prefill_cost
-    from mlxrun.analysis.device import measure_device
-    from mlxrun.analysis.model_cost import model_cost
-    from mlxrun.analysis.roofline import cost_facts, limit_facts, weight_facts
-    from mlxrun.generation.engine import PREFILL_CHUNK
 
-    def costed(dtype: str | None) -> tuple[ModelCost, dict[str, Cost], WeightStorage]:
-        storage = source.storage(dtype=dtype, policy=policy)
-        cost = model_cost(source.config, storage, cache)
-        costs = {
-            "decode": decode_cost(cost, context - 1, rows=parallel),
-            "prefill": prefill_cost(cost, context, chunk=PREFILL_CHUNK),
-        }
-        return cost, costs, storage
-
+    device = measured_device() if HERE in chips else None
     named = chips_named(name for name in chips if name != HERE)
-    cost, costs, storage = costed(None)
-    facts: Facts = {
-        "context": context,
-        "parallel": parallel,
-        "held": storage.how,
-        "weights": weight_facts(cost),
-        "works": {name: cost_facts(each) for name, each in costs.items()},
-        "unknown": list(cost.unknown),
-        "here": None,
-        "elsewhere": None,
-    }
-    if HERE in chips:
-        with Bar("Measuring this device", count=""):
-            roof = measure_device().roof(storage.dtype)
-        limits = [{"test": name, "limit": limit_facts(c, roof)} for name, c in costs.items()]
-        facts["here"] = {
-            "bandwidth": roof.bandwidth,
-            "throughput": roof.throughput,
-            "limits": limits,
-        }
-    if named:
-        _, costs, storage = costed(CHIP_DTYPE)
-        facts["elsewhere"] = _elsewhere(costs, storage, named)
-    return facts
+    return roofline.model_facts(source, chips=named, device=device, **options)
 
 
 def print_model(facts: Mapping[str, Any]) -> None:
@@ -172,9 +78,8 @@ def print_model(facts: Mapping[str, Any]) -> None:
     out.print(f"Cost: {sequences} of {facts['context']} tokens, weights {facts['held']}")
     out.print(table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
     for term in facts["unknown"]:
-        out.print(f"Not known of this class of model: {term}.")
-    if facts["here"]:
-        here = facts["here"]
+        out.print(_UNKNOWN.format(term))
+    if here := facts["here"]:
         rates = ", ".join(
             f"{each['test']} {number(each['limit']['rate'])} tokens/s "
             f"({each['limit']['binds']} binds)"
@@ -200,20 +105,20 @@ def _terms(cost: Mapping[str, Any], by: int) -> tuple[str, ...]:
 
 
 def print_roofline(facts: Facts) -> None:
-    """Tables of :func:`roofline_facts`."""
+    """Tables of :func:`mlxrun.analysis.roofline.bench_facts`."""
     out = Output()
     out.print()
     if not facts["tests"]:
         out.print("No limits: the cost of mixed requests depends on which share a pass.")
         return
-    out.print(_here(facts))
+    out.print(_tests(facts))
     for line in _notes(facts):
         out.print(line)
     out.print()
     _print_chips(out, facts["elsewhere"])
 
 
-def _here(facts: Facts) -> Table:
+def _tests(facts: Facts) -> Table:
     several = len({test["runtime"] for test in facts["tests"]}) > 1
     rows = [
         (
@@ -244,12 +149,23 @@ def _notes(facts: Facts) -> Iterator[str]:
             f"This model fits the processor's last cache ({size(device['cached'])}), which is "
             "faster than memory: it may exceed the limit of bandwidth."
         )
-    for term in facts["unknown"]:
-        yield f"Not known of this class of model: {term}."
+    yield from map(_UNKNOWN.format, facts["unknown"])
 
 
 def _print_chips(out: Output, elsewhere: Facts) -> None:
-    out.print(_chip_table(elsewhere["chips"]))
+    chips = elsewhere["chips"]
+    tests = [each["test"] for each in chips[0]["limits"]]
+    rows = [
+        (
+            chip["chip"],
+            f"{chip['bandwidth'] / 1e9:g}",
+            _tflops(chip),
+            *(_limit(chip, each["limit"]) for each in chip["limits"]),
+        )
+        for chip in chips
+    ]
+    columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
+    out.print(table("Limits of other chips, tokens/s", columns, rows))
     out.print(
         f"Bounds, not measured: weights as a GPU would hold them ({elsewhere['held']}, "
         f"{size(elsewhere['weights'])}), every byte at full bandwidth, every operation at full "
@@ -262,26 +178,11 @@ def _print_chips(out: Output, elsewhere: Facts) -> None:
     )
 
 
-def _chip_table(chips: Sequence[Mapping[str, Any]]) -> Table:
-    tests = [each["test"] for each in chips[0]["limits"]]
-    columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
-    rows = [
-        (
-            chip["chip"],
-            f"{chip['bandwidth'] / 1e9:g}",
-            _tflops(chip),
-            *(_limit(chip, each["limit"]) for each in chip["limits"]),
-        )
-        for chip in chips
-    ]
-    return table("Limits of other chips, tokens/s", columns, rows)
-
-
 def _tflops(chip: Mapping[str, Any]) -> str:
-    if chip["throughput"] is None:
-        return NO_FIGURE
     from mlxrun.analysis.chips import ESTIMATED
 
+    if chip["throughput"] is None:
+        return NO_FIGURE
     about = "~" if chip["throughput_source"].startswith(ESTIMATED) else ""
     return f"{about}{chip['throughput'] / 1e12:g}"
 

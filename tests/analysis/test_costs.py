@@ -87,12 +87,14 @@ ONE = ModelCost(
 
 def test_a_decode_step_by_hand() -> None:
     work = decode_cost(ONE, context=20, rows=3)
-    assert work.weights == 1000 + 300 + 3 * 10  # read once for all rows, a row of the table each
+    assert (
+        work.weights_read == 1000 + 300 + 3 * 10
+    )  # read once for all rows, a row of the table each
     assert work.cache_read == 3 * (4 * 21 + 6 * 8)
     assert work.cache_written == 3 * (4 + 6)
     assert work.operations == 2 * 3 * (400 + 90 + 7 * 21 + 5 * 8)
     assert (work.tokens, work.passes) == (3, 1)
-    assert work.nbytes == work.weights + work.cache_read + work.cache_written
+    assert work.nbytes == work.weights_read + work.cache_read + work.cache_written
 
 
 def test_sequences_that_share_no_pass_read_the_weights_each() -> None:
@@ -102,13 +104,13 @@ def test_sequences_that_share_no_pass_read_the_weights_each() -> None:
         decode_cost(ONE, 20, tokens=2, rows=3),
     )
     assert (work.passes, together.passes) == (6, 2)
-    assert work.weights == 3 * decode_cost(ONE, 20, tokens=2).weights
+    assert work.weights_read == 3 * decode_cost(ONE, 20, tokens=2).weights_read
     assert (work.cache_read, work.operations) == (together.cache_read, together.operations)
 
 
 def test_a_prompt_in_two_chunks_by_hand() -> None:
     work = prefill_cost(ONE, prompt=10, context=2, chunk=6)
-    assert work.weights == 2 * 1000 + 300 + 10 * 10  # the head is read for the last token only
+    assert work.weights_read == 2 * 1000 + 300 + 10 * 10  # the head is read for the last token only
     # Keys in reach of a pass, each read once: 2+6 and 2+10; with the window 8, and 8+4-1.
     assert work.cache_read == 4 * (8 + 12) + 6 * (8 + 11)
     assert work.cache_written == 10 * (4 + 6)
@@ -157,7 +159,7 @@ def test_a_prompt_is_what_its_passes_read(
             first = 0 if layer.window is None else max(0, start + 1 - layer.window)
             cache += layer.token * (end - first) + layer.fixed
     work = prefill_cost(counts, prompt, context, chunk=chunk)
-    assert work.weights == pytest.approx(weights + counts.weights.head)
+    assert work.weights_read == pytest.approx(weights + counts.weights.head)
     assert work.cache_read == cache
 
 

@@ -30,7 +30,7 @@ def measured(seconds: float = 2.0) -> Results:
 
 
 def test_every_rate_has_its_limit() -> None:
-    found = roofline(measured(), COUNTS, DEVICE, "float32", chunk=512)
+    found = roofline(measured(), COUNTS, DEVICE, "float32")
     ours = [test for test in found["tests"] if test["runtime"] == "mlxrun"]
     theirs = [test for test in found["tests"] if test["runtime"] == "mlx-lm"]
     assert [test["test"] for test in ours] == [workload.name for workload in TESTS]
@@ -51,7 +51,7 @@ def test_every_rate_has_its_limit() -> None:
 
 
 def test_costs_by_name() -> None:
-    assert workload_costs([*TESTS, ragged(100)], COUNTS, 512) == {
+    assert workload_costs([*TESTS, ragged(100)], COUNTS) == {
         "pp64": prefill_cost(COUNTS, 64, chunk=512),
         "tg8": decode_cost(COUNTS, 0, 8),
         "tg8 x4 @ d16": decode_cost(COUNTS, 16, 8, 4),

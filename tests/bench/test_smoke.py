@@ -167,7 +167,7 @@ def test_an_interrupt_while_numbers_are_tried(bench, folder, monkeypatch):
     chosen = ("--dataset", "chats.jsonl", "--run", "recommended", "--against", "mlx-lm")
     result = bench(*chosen, "--plot", "rates.png")
     assert result.code == 130
-    assert result.err.splitlines() == ["interrupted", "nothing was measured to draw in rates.png"]
+    assert result.err.splitlines() == ["interrupted", "nothing was measured to plot in rates.png"]
     assert "Tokens of 20 exchanges" in result.out
     assert "Interrupted" in result.out
 

@@ -1,14 +1,18 @@
-"""Load of the machine while something is measured: by this process, and by others by name."""
+"""The machine that figures are measured on: device, system, versions; its load meanwhile."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +26,49 @@ _LEAST_CORES, _MOST_NAMED = 0.05, 5
 _KTHREADD = 2
 
 
+def machine(packages: Iterable[str] = ("mlxrun", "mlx")) -> dict[str, Any]:
+    """Device, system, versions of ``packages`` and date, as JSON types."""
+    from mlxrun.kernels import blas
+    from mlxrun.kernels.device import device_name
+
+    default_blas = "Accelerate" if sys.platform == "darwin" else "what MLX brings"
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": device_name(),
+        "processor": _processor(),
+        "cores": cores(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "blas": blas.loaded or default_blas,
+        "versions": {"python": platform.python_version(), **{n: _version(n) for n in packages}},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    name = ""
+    if sys.platform == "darwin":
+        name = _output("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string")
+    elif (info := Path("/proc/cpuinfo")).is_file():
+        found = re.search(r"^model name\s*:(.*)", info.read_text(), re.MULTILINE)
+        name = found[1] if found else ""
+    return name.strip() or platform.processor() or platform.machine()
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+
+
 class Process(NamedTuple):
-    """Name and processor time, in seconds, of a process other than this one and its children."""
+    """A process other than this one and its children, and its processor time in seconds."""
 
     name: str
     seconds: float
@@ -31,17 +76,11 @@ class Process(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """Load by all processes of one name.
-
-    Attributes:
-        name: of the program, as the system has it.
-        cores: processor time over wall time.
-        processes: how many used some.
-    """
+    """Load by all processes of one name."""
 
     name: str
-    cores: float
-    processes: int
+    cores: float  # processor time over wall time
+    processes: int  # that used some
 
 
 class BackgroundLoad:
@@ -59,10 +98,7 @@ class BackgroundLoad:
             self._highest = max(load, self._highest or 0.0)
 
     def programs(self) -> tuple[list[Program], float | None]:
-        """The busiest other programs, and cores used by all; None where the system has no figures.
-
-        Processes that ended meanwhile are not counted.
-        """
+        """The busiest other programs, and cores used by all that still run; None if unknown."""
         after, wall = processes(), max(time.perf_counter() - self._started, 1e-9)
         if not after:
             return [], None
@@ -78,9 +114,9 @@ class BackgroundLoad:
         return named[:_MOST_NAMED], sum(program.cores for program in found)
 
     def facts(self) -> dict[str, Any]:
-        """Load averages over a minute, and cores used by others and by this process.
+        """Load averages over a minute, and cores used by others and by this process, or None.
 
-        None where the system has no figures. ``shared``: others used enough to be felt.
+        ``shared``: others used enough to be felt.
         """
         self.look()
         wall = max(time.perf_counter() - self._started, 1e-9)
@@ -108,7 +144,9 @@ def _load_average() -> float | None:
 
 def processes() -> dict[int, Process]:
     """Processes by number, this one and its children apart; none where the system lists none."""
-    return of_ps(_ps()) if sys.platform == "darwin" else of_proc(Path("/proc"))
+    if sys.platform == "darwin":
+        return of_ps(_output("/bin/ps", "-A", "-o", "pid=,ppid=,time=,comm="))
+    return of_proc(Path("/proc"))
 
 
 def of_proc(folder: Path) -> dict[int, Process]:
@@ -143,11 +181,3 @@ def of_ps(text: str) -> dict[int, Process]:
             seconds += 86_400 * int(match[3] or 0)
             found[int(match[1])] = Process(Path(match[5].strip()).name, seconds)
     return found
-
-
-def _ps() -> str:
-    command = ["/bin/ps", "-A", "-o", "pid=,ppid=,time=,comm="]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""Other busy programs: a real process is seen, a child is not; systems' lists are parsed."""
+"""Facts of the machine, and other busy programs: a real process is seen, a child is not."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from mlxrun.analysis import background_load
-from mlxrun.analysis.background_load import (
+from mlxrun.analysis import machine as machine_module
+from mlxrun.analysis.machine import (
     BackgroundLoad,
     Process,
     Program,
     cores,
+    machine,
     of_proc,
     of_ps,
     processes,
 )
+
+
+def test_facts_are_json_and_name_what_matters():
+    found = json.loads(json.dumps(machine(["mlxrun", "mlx", "no-such-package"])))
+    assert found["device"] and found["processor"] and found["system"]
+    assert found["cores"] == cores() >= 1
+    assert found["versions"]["no-such-package"] == "unknown"
+    assert {"python", "mlx"} <= set(found["versions"])
+
 
 # A shell that starts a program and ends leaves it to another parent.
 SPIN = "import time\nend = time.monotonic() + 20\nwhile time.monotonic() < end: pass"
@@ -59,7 +69,7 @@ def listed(monkeypatch):
 
     def set_to(*tables: dict[int, Process]) -> tuple[list[Program], float | None]:
         made, clock = iter(tables), iter([10.0, 11.0])
-        monkeypatch.setattr(background_load, "processes", lambda: next(made))
+        monkeypatch.setattr(machine_module, "processes", lambda: next(made))
         monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
         return BackgroundLoad().programs()
 
