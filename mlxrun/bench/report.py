@@ -36,8 +36,10 @@ def facts(results: Results, about: Facts) -> Facts:
 
 def _result(results: Results, result: Result) -> Facts:
     workload, speedup = result.workload, results.speedup(result)
-    others = [name for name in results.runtimes() if name != result.runtime]
-    ratios = {name: results.ratio(result, name) for name in others if result.runtime == OURS}
+    others = [name for name in results.runtimes() if name != OURS]
+    ratios = (
+        {name: results.ratio(result, name) for name in others} if result.runtime == OURS else {}
+    )
     found: Facts = {
         "test": workload.name,
         "runtime": result.runtime,

@@ -1,4 +1,4 @@
-"""Runs of workloads by runtimes in turns, and what follows from their times."""
+"""Runs of workloads by runtimes in turns, and the rates and ratios of their times."""
 
 from __future__ import annotations
 
@@ -16,38 +16,25 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a workload.
-
-    Attributes:
-        seconds: wall time.
-        kv_bytes: allocated for keys and values at the end; 0 where unknown.
-        peak: peak of MLX's memory in bytes, weights included; 0 for other runtimes.
-        average: the same on average.
-    """
+    """One run of a workload: wall time, and bytes of memory, 0 where unknown."""
 
     seconds: float
-    kv_bytes: int = 0
-    peak: int = 0
+    kv_bytes: int = 0  # allocated for keys and values at the end
+    peak: int = 0  # of MLX's memory, weights included
     average: int = 0
 
 
 class Runtime(Protocol):
-    """A runtime with a model in it.
-
-    Attributes:
-        name: of the runtime.
-        about: form of its weights, for people.
-        load_seconds: loading time, where it is known.
-    """
+    """A runtime with a model in it."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def about(self) -> str: ...
+    def about(self) -> str: ...  # form of its weights, for people
 
     @property
-    def load_seconds(self) -> float | None: ...
+    def load_seconds(self) -> float | None: ...  # None where unknown
 
     def can(self, workload: Workload) -> bool:
         """Whether it can run a workload."""
@@ -68,7 +55,6 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value; a single one has no deviation."""
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
         middle, mean = statistics.median(values), statistics.fmean(values)
         return cls(middle, min(values), max(values), mean, deviation)
@@ -118,7 +104,7 @@ class Result:
 
 @dataclass
 class Results:
-    """Results so far, in order; only such as have a run."""
+    """Results so far, in order, each with at least one run."""
 
     items: list[Result] = field(default_factory=list)
 
@@ -129,7 +115,7 @@ class Results:
             self.items.append(result)
         result.runs.append(run)
 
-    def forget(self, workload: Workload) -> None:
+    def remove(self, workload: Workload) -> None:
         self.items = [result for result in self.items if result.workload != workload]
 
     def find(self, workload: Workload, runtime: str = OURS) -> Result | None:
@@ -195,7 +181,7 @@ def measure(
     for workload, turn in zip(workloads, able, strict=True):
         for repetition in range(-1, repetitions):
             if repetition == 0:  # runs of an earlier list took no turns with these
-                results.forget(workload)
+                results.remove(workload)
             for runtime in turn if repetition % 2 == 0 else reversed(turn):
                 run = runtime.run(workload)
                 if repetition >= 0:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlxrun.bench.report import REFERENCE, reference_speedup
 from mlxrun.bench.runner import OURS, Result, Results
-from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged
+from mlxrun.bench.workloads import Decode, Prefill, Ragged
 from mlxrun.cli.console import Output, Table, size, table
+from mlxrun.cli.roofline import number
 
 if TYPE_CHECKING:
     from mlxrun.analysis.dataset import Profile
@@ -19,12 +20,22 @@ _LEFT_OUT = {"context": "longer than the model's context", "memory": "more than 
 
 
 def print_results(results: Results, about: Facts) -> None:
-    """Results, and below them the machine, its load, and what was left out."""
+    """Results, and below them the machine, its load, and the tests that were left out."""
     out = Output()
-    for shown in filter(None, (_alone(results), _together(results), _mixed(results))):
-        out.print(shown)
-        out.print()
-    if any(result.workload.parallel in (2, 4, 8) for result in _decoding(results)):
+    alone = [r for r in results.items if _is_plain(r) and r.workload.parallel == 1]
+    decodes = [r for r in results.items if isinstance(r.workload, Decode)]
+    together = decodes if any(r.workload.parallel > 1 for r in decodes) else []
+    mixed = [r for r in results.items if not _is_plain(r)]
+    for title, shown, columns, cells in (
+        ("One sequence", alone, _ALONE, _alone),
+        ("Sequences together", together, _TOGETHER, _together),
+        ("Mixed requests", mixed, _MIXED, _mixed),
+    ):
+        if shown:
+            rows = [cells(results, result) for result in shown]
+            out.print(_compared(title, results, shown, columns, rows))
+            out.print()
+    if any(result.workload.parallel in (2, 4, 8) for result in together):
         rates = REFERENCE["tokens_per_second"]
         each = ", ".join(f"{rate} at {rows}" for rows, rate in rates.items())
         out.print(f"Reference, another machine and model: {REFERENCE['what']}: {each} tokens/s.")
@@ -32,61 +43,53 @@ def print_results(results: Results, about: Facts) -> None:
         out.print(line)
 
 
-def _alone(results: Results) -> Table | None:
-    shown = [
-        r
-        for r in results.items
-        if isinstance(r.workload, Prefill | Decode) and r.workload.parallel == 1
-    ]
-    columns = ("#tokens/s", "#min-max", "#first token", "#each token")
-    rows = []
-    for result in shown:
-        if isinstance(result.workload, Prefill):
-            times = (_duration(result.seconds.median), "")
-        else:
-            times = ("", _duration(result.per_token))
-        memory = (_bytes(result.kv_bytes), _bytes(result.average), _bytes(result.peak))
-        rows.append((*_speed(result), *times, *memory))
-    return _compared("One sequence", results, shown, (*columns, "#KV", "#average", "#peak"), rows)
+def _is_plain(result: Result) -> bool:
+    return isinstance(result.workload, Prefill | Decode)
 
 
-def _together(results: Results) -> Table | None:
-    shown = list(_decoding(results))
-    columns = ("#sequences", "#tokens/s", "#min-max", "#each", "#speed-up", "#efficiency")
-    rows = []
-    for result in shown:
-        parallel, speedup = result.workload.parallel, results.speedup(result)
-        rate, spread = _speed(result)
-        gain = ("", "") if speedup is None else (f"{speedup:.2f}x", f"{speedup / parallel:.0%}")
-        reference = reference_speedup(parallel)
-        rows.append(
-            (
-                parallel,
-                rate,
-                spread,
-                _number(result.rate.median / parallel),
-                *gain,
-                _bytes(result.kv_bytes),
-                _bytes(result.peak),
-                f"{reference:.2f}x" if reference else "",
-            )
-        )
-    last = ("#KV", "#peak", "#reference")
-    return _compared("Sequences together", results, shown, (*columns, *last), rows)
+_SPEED = ("#tokens/s", "#min-max")
+_ALONE = (*_SPEED, "#first token", "#each token", "#KV", "#average", "#peak")
+_TOGETHER = (
+    "#sequences",
+    *_SPEED,
+    "#each",
+    "#speed-up",
+    "#efficiency",
+    "#KV",
+    "#peak",
+    "#reference",
+)
+_MIXED = (*_SPEED, "#all of it", "#first token", "#x idle")
 
 
-def _mixed(results: Results) -> Table | None:
-    shown = [r for r in results.items if isinstance(r.workload, Ragged | FirstToken)]
-    rows = []
-    for result in shown:
-        if isinstance(result.workload, Ragged):
-            rows.append((*_speed(result), _duration(result.seconds.median), "", ""))
-        else:
-            delay = results.delay(result)
-            times = "" if delay is None else f"{delay:.2f}x"
-            rows.append(("", "", "", _duration(result.seconds.median), times))
-    columns = ("#tokens/s", "#min-max", "#all of it", "#first token", "#x idle")
-    return _compared("Mixed requests", results, shown, columns, rows)
+def _alone(results: Results, result: Result) -> Sequence[object]:
+    if isinstance(result.workload, Prefill):
+        times = (_duration(result.seconds.median), "")
+    else:
+        times = ("", _duration(result.per_token))
+    memory = (_bytes(result.kv_bytes), _bytes(result.average), _bytes(result.peak))
+    return (*_speed(result), *times, *memory)
+
+
+def _together(results: Results, result: Result) -> Sequence[object]:
+    parallel, speedup = result.workload.parallel, results.speedup(result)
+    reference = reference_speedup(parallel)
+    return (
+        parallel,
+        *_speed(result),
+        number(result.rate.median / parallel),
+        *(("", "") if speedup is None else (f"{speedup:.2f}x", f"{speedup / parallel:.0%}")),
+        _bytes(result.kv_bytes),
+        _bytes(result.peak),
+        f"{reference:.2f}x" if reference else "",
+    )
+
+
+def _mixed(results: Results, result: Result) -> Sequence[object]:
+    duration, delay = _duration(result.seconds.median), results.delay(result)
+    if isinstance(result.workload, Ragged):
+        return (*_speed(result), duration, "", "")
+    return ("", "", "", duration, "" if delay is None else f"{delay:.2f}x")
 
 
 def _compared(
@@ -95,14 +98,11 @@ def _compared(
     shown: Sequence[Result],
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
-) -> Table | None:
+) -> Table:
     """A table with, where there are baselines, the runtime of each test and ratios to mlxrun's."""
-    if not shown:
-        return None
     runtimes = list(dict.fromkeys(result.runtime for result in shown))
     others = [name for name in runtimes if name != OURS]
-    heads = ["test", *(["runtime"] if others else []), *columns]
-    heads += [f"#x {name}" for name in others]
+    heads = ["test", *(["runtime"] if others else []), *columns, *(f"#x {n}" for n in others)]
     cells = []
     for result, row in zip(shown, rows, strict=True):
         runtime = [result.runtime] if others else []
@@ -116,24 +116,13 @@ def _ratio(results: Results, result: Result, other: str) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
-def _decoding(results: Results) -> Iterator[Result]:
-    """Decodes, if there are any of several sequences."""
-    decoding = [r for r in results.items if isinstance(r.workload, Decode)]
-    if any(r.workload.parallel > 1 for r in decoding):
-        yield from decoding
-
-
 def _speed(result: Result) -> tuple[str, str]:
     rate = result.rate
-    return _number(rate.median), f"{_number(rate.low)}-{_number(rate.high)}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return number(rate.median), f"{number(rate.low)}-{number(rate.high)}"
 
 
 def _duration(seconds: float) -> str:
-    return f"{_number(seconds)} s" if seconds >= 1 else f"{_number(1e3 * seconds)} ms"
+    return f"{number(seconds)} s" if seconds >= 1 else f"{number(1e3 * seconds)} ms"
 
 
 def _bytes(count: int) -> str:
@@ -183,7 +172,7 @@ def _load(use: Facts) -> Iterator[str]:
 
 
 def print_profile(profile: Profile) -> None:
-    """Lengths of a data set, and what to measure for it."""
+    """Lengths of a data set, and recommendations for it."""
     out = Output()
     for shown in (_percentiles(profile), _recommended(profile)):
         out.print(shown)
