@@ -71,24 +71,25 @@ def chats(llm: mlxrun.LLM, count: int) -> list[Piece]:
     return found[:count]
 
 
-def perplexity(model: Transformer, pieces: Sequence[Piece], config: CacheConfig) -> float:
+def perplexity(llm: mlxrun.LLM, pieces: Sequence[Piece], config: CacheConfig) -> float:
     """Of all tokens that count, with keys and values of some types."""
-    surprises = [_surprise(model, piece, config) for piece in pieces]
+    surprises = [_surprise(llm, piece, config) for piece in pieces]
     return math.exp(sum(surprises) / sum(sum(piece.counted[1:]) for piece in pieces))
 
 
-def _surprise(model: Transformer, piece: Piece, config: CacheConfig) -> float:
+def _surprise(llm: mlxrun.LLM, piece: Piece, config: CacheConfig) -> float:
     """The sum of negative log-likelihoods, in nats."""
-    cache = model.make_cache(config)
-    parts = logits_of(model, cache, piece.ids, 0)
+    parts = logits_of(llm, config, piece.ids, 0)
     each = mx.concatenate([predicted(logits).surprises(targets) for logits, targets in parts])
     return float((each * mx.array(piece.counted[1:])).sum().item())
 
 
-def report(model: Transformer, pieces: Sequence[Piece], types: Sequence[str]) -> None:
+def report(llm: mlxrun.LLM, pieces: Sequence[Piece], types: Sequence[str]) -> None:
     """Print a row for each pair of types, written as ``q8:q4``."""
+    model = llm.model
+    assert isinstance(model, Transformer)
     shapes = [layer.attention.cache_shape for layer in model.config.layers]
-    plain = perplexity(model, pieces, CacheConfig())
+    plain = perplexity(llm, pieces, CacheConfig())
     size = sum(token_bytes(shapes, model.dtype, CacheConfig()))
     print("  keys  values  bytes/token    error  perplexity   change")
     print(f"{'plain':>6}  {'plain':>6}  {size:>11,}  {0:>7.4f}  {plain:>10.4f}")
@@ -102,7 +103,7 @@ def report(model: Transformer, pieces: Sequence[Piece], types: Sequence[str]) ->
             print(f"{name}  {error}")
             continue
         size = sum(token_bytes(shapes, model.dtype, config))
-        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(model, pieces, config)
+        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(llm, pieces, config)
         print(
             f"{name}  {size:>11,}  {off:>7.4f}  {got:>10.4f}  {got / plain - 1:>+7.2%}", flush=True
         )
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pieces = pieces_of(llm, options.text) if options.text else chats(llm, options.chats)
     tokens = sum(len(piece.ids) for piece in pieces)
     print(f"{Path(options.model).name}: {tokens} tokens in {len(pieces)} pieces, {llm.model.dtype}")
-    report(llm.model, pieces, options.types)
+    report(llm, pieces, options.types)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +26,7 @@ import mlxrun  # first: it finds a BLAS for MLX
 import mlx.core as mx  # isort: skip
 
 from mlxrun.config import CacheConfig
-from mlxrun.generation.reply import Reply
-from mlxrun.generation.serving import Job, Service, most_beside
+from mlxrun.engine.engine import prefill_budget
 from mlxrun.loader import open_model
 from mlxrun.memory.plan import plan_source
 
@@ -104,7 +101,7 @@ def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
 
     What other models hold meanwhile is left out.
     """
-    budget = most_beside(offline=True)
+    budget = prefill_budget("batch")
     # The first must still draw when the last has read its prompt.
     drawn = LEAST
     if cell.parallel > 1:
@@ -118,30 +115,24 @@ def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
     # Mapped weights count for the model, though MLX does not hold them.
     others = mx.get_active_memory() - llm.model.nbytes
     mx.reset_peak_memory()
+    types = dict(zip(("cache_type_k", "cache_type_v"), cell.cache.types, strict=True))
     if cell.parallel == 1:
-        keys, values = cell.cache.types
-        llm.generate(
-            ids[0], max_tokens=drawn, ignore_eos=True, cache_type_k=keys, cache_type_v=values
-        )
+        llm.generate(ids[0], max_tokens=drawn, ignore_eos=True, **types)
         return mx.get_peak_memory() - others, prompt
-    service = Service(llm.model, rows=cell.parallel, stall=math.inf, beside=budget)
-    for row in ids:
-        request = llm.asker.request(row, max_tokens=drawn, ignore_eos=True)
-        reply = Reply(request, llm.tokenizer, drawn, time.perf_counter())
-        cache = llm.model.make_cache(cell.cache)
-        service.submit(Job(request, llm.asker.sampler(request), reply, drawn, cache, 0, _ignore))
-    while service.busy:
-        service.step()
+    llm.batch(
+        ids,
+        max_tokens=drawn,
+        ignore_eos=True,
+        parallel=cell.parallel,
+        progress=False,
+        **types,
+    )
     return mx.get_peak_memory() - others, prompt
-
-
-def _ignore(_: object) -> None:
-    pass
 
 
 def predict(path: Path, cell: Cell, prompt: int) -> int:
     """The plan's peak in bytes, from the headers of a model's files."""
-    budget = most_beside(offline=True)
+    budget = prefill_budget("batch")
     source = open_model(path)
     plan = plan_source(source, source.storage(), cache=cell.cache, prefill_tokens=budget)
     return plan.terms(cell.context, cell.parallel, prompt=prompt).peak

@@ -27,15 +27,15 @@ _HOMES = {
     "Comparison": "mlxrun.quality.divergence",
     "Completion": "mlxrun.outputs",
     "ConversionReport": "converters.report",
-    "Engine": "mlxrun.engine",
-    "Handle": "mlxrun.generation.handle",
+    "Engine": "mlxrun.engine.engine",
+    "Handle": "mlxrun.engine.handle",
     "LLM": "mlxrun.llm",
     "MlxrunError": "mlxrun.errors",
     "Perplexity": "mlxrun.quality.perplexity",
     "Request": "mlxrun.outputs",
     "SamplingDefaults": "mlxrun.sampling_defaults",
     "SamplingParams": "mlxrun.sampling_params",
-    "Session": "mlxrun.generation.engine",
+    "Session": "mlxrun.engine.sequence",
     "Tokenizer": "mlxrun.text.tokenizer",
     "Usage": "mlxrun.outputs",
     "compare": "mlxrun.quality.measure",
@@ -83,10 +83,10 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from converters.report import ConversionReport
     from mlxrun.conversion import convert, load_tokenizer
-    from mlxrun.engine import Engine
+    from mlxrun.engine.engine import Engine
+    from mlxrun.engine.handle import Handle
+    from mlxrun.engine.sequence import Session
     from mlxrun.errors import MlxrunError
-    from mlxrun.generation.engine import Session
-    from mlxrun.generation.handle import Handle
     from mlxrun.llm import LLM, load
     from mlxrun.outputs import Chunk, Completion, Request, Usage
     from mlxrun.quality.divergence import Comparison

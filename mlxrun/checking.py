@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlxrun.engine.engine import Engine
+from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.outputs import completed
+
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
 
@@ -80,17 +84,13 @@ def check_batch(
         temperature = 0.0 if kind == "greedy" else 0.8
         started, alone = time.perf_counter(), []
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            session = llm.sessions.once()
-            session.prefixes = None  # what was read before would make this one look faster
-            reply = llm.generate(
-                prompt,
-                session=session,
-                max_tokens=limit,
-                ignore_eos=True,
-                temperature=temperature,
-                seed=number,
+            request = llm.inputs.request(
+                prompt, max_tokens=limit, ignore_eos=True, temperature=temperature, seed=number
             )
-            alone.append(reply.tokens)
+            # What is in the prefix cache would make this one look faster.
+            engine = Engine(llm.inputs, PrefixCache(0), mode="direct")
+            chunks = list(engine.stream(engine.prepare(request, streams=False)))
+            alone.append(completed(chunks).tokens)
             served(1)
         seconds = time.perf_counter() - started
         for deterministic in (False, True):

@@ -82,9 +82,7 @@ class ComputeLock:
         self._replaced: list[mx.Stream] = []
 
     def __enter__(self) -> None:
-        check_process()
-        if not hasattr(self._thread, "own"):
-            self._prepare_thread()
+        self.prepare_thread()
         self._lock.acquire()
         try:
             self._depth += 1
@@ -111,8 +109,17 @@ class ComputeLock:
         """Take it, for good, if it is free within so many seconds."""
         self.kept = self._lock.acquire(timeout=timeout)
 
-    def _prepare_thread(self) -> None:
-        """Before a thread's first entry: it holds neither lock, and may wait for both."""
+    def prepare_thread(self) -> None:
+        """Give a thread streams of its own, before its first entry.
+
+        It holds neither lock, and may wait for both.
+
+        Raises:
+            ProcessError: this process was forked from one in which MLX had computed.
+        """
+        check_process()
+        if hasattr(self._thread, "own"):
+            return
         if not self._streams:  # not before: importing this must leave a process free to fork
             with _both_locks():
                 if not COMPUTING.used:

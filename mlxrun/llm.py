@@ -1,15 +1,12 @@
-"""LLM: a model, its tokenizer, and the four ways to use them: generate, stream, chat, logits.
-
-Joins text to tokens; the loop that makes tokens is in ``generation.engine``.
-"""
+"""LLM: a loaded model and its tokenizer; all that runs it is thin over the engine."""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
@@ -20,16 +17,8 @@ blas.preload()
 import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
 from converters.report import ConversionReport  # noqa: E402
-from mlxrun.asking import Asker, Message, Prompt, conversation  # noqa: E402
-from mlxrun.computing import (  # noqa: E402
-    COMPUTING,
-    LOADING,
-    check_process,
-    is_forked,
-    one_at_a_time,
-)
+from mlxrun.computing import COMPUTING, LOADING, check_process, is_forked  # noqa: E402
 from mlxrun.config import (  # noqa: E402
-    DEFAULT_CACHE,
     CacheConfig,
     CacheOptions,
     EngineConfig,
@@ -39,15 +28,22 @@ from mlxrun.config import (  # noqa: E402
     check_callback,
 )
 from mlxrun.display import loading_progress, table  # noqa: E402
+from mlxrun.engine.engine import (  # noqa: E402
+    PARALLEL,
+    Engine,
+    Mode,
+    Progress,
+    prefill_budget,
+)
+from mlxrun.engine.input import InputProcessor, Message, Prompt, conversation  # noqa: E402
+from mlxrun.engine.prefix_reuse import PREFILL_CHUNK  # noqa: E402
+from mlxrun.engine.sequence import Session, load_session  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
-from mlxrun.generation.engine import Progress, Session, decode, prefill, score  # noqa: E402
-from mlxrun.generation.reply import Reply  # noqa: E402
-from mlxrun.generation.stepping import Stepper  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import ModelFingerprint  # noqa: E402
 from mlxrun.kv_cache.prefix_cache import PrefixCache  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
-from mlxrun.memory.device import give_back, wire  # noqa: E402
+from mlxrun.memory.device import give_back, room, wire  # noqa: E402
 from mlxrun.memory.plan import preflight  # noqa: E402
 from mlxrun.outputs import (  # noqa: E402
     BatchOptions,
@@ -60,19 +56,21 @@ from mlxrun.outputs import (  # noqa: E402
 from mlxrun.products import products_named  # noqa: E402
 from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
 from mlxrun.sampling_params import SamplingParams  # noqa: E402
-from mlxrun.sessions import Sessions, warn  # noqa: E402
 from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 
 if TYPE_CHECKING:
-    from mlxrun.batch import OnToken
-    from mlxrun.choices import RuntimeInfo
-    from mlxrun.engine import Engine
+    from mlxrun.engine.batch import OnToken
+    from mlxrun.engine.kv_budget import KVBudget
     from mlxrun.memory.plan import Room
     from mlxrun.quality.measure import PerplexityOptions
     from mlxrun.quality.perplexity import Perplexity
+    from mlxrun.runtime_info import RuntimeInfo
 
 # Bytes of weights from which a slow BLAS is felt.
 LARGE = 200_000_000
+# The budget of the prefix cache: a share of the memory that a model may take, and at most so many
+# bytes.
+PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30
 
 
 def load(
@@ -144,7 +142,7 @@ def _advised(llm: LLM) -> LLM:
     """Warn of sampling defaults that cannot be used, and once of a BLAS that a model will miss."""
     for problem in llm.defaults.problems:
         warnings.warn(problem, stacklevel=3)
-    slow = llm.model.nbytes > LARGE and not llm.native
+    slow = llm.model.nbytes > LARGE and not llm.storage.native
     if slow and (told := blas.advice()):
         warnings.warn(told, RuntimeWarning, stacklevel=3)
     return llm
@@ -168,10 +166,8 @@ class LLM:
         config: ``config.json`` in Hugging Face terms.
         report: what the conversion of a GGUF did to each tensor; None for a directory.
         source: where it came from.
-        held: in which form the weights are, and why.
+        storage: how the weights are stored, and why (``storage.reason``).
         products: the option of that name, where the weights are a GGUF's own blocks; else None.
-        native: whether the kernels of this package multiply with all matrices, rather than MLX.
-        missed: why weights are no blocks, where they could be; else None.
     """
 
     def __init__(
@@ -186,13 +182,14 @@ class LLM:
         self.config = loaded.config
         self.report: ConversionReport | None = loaded.report
         self.unused = loaded.unused
-        self.held, self.products = loaded.storage.reason, loaded.products
-        self.native, self.missed = loaded.storage.native, loaded.storage.missed
+        self.storage, self.products = loaded.storage, loaded.products
         self.tokenizer = tokenizer
         self.source = source
-        self.asker = Asker(loaded.model, tokenizer, defaults)
-        self.stepper = Stepper(loaded.model)
-        self.sessions = Sessions(loaded.model, identity)
+        self.inputs = InputProcessor(loaded.model, tokenizer, defaults)
+        self._fingerprint = identity
+        self._prefix_cache: PrefixCache | None = None
+        self._direct: Engine | None = None
+        self._making = threading.Lock()
         # The last attribute of a model is the last that is freed with it, after the weights.
         vars(loaded.model)["afterwards"] = _GivesBack()
 
@@ -206,7 +203,7 @@ class LLM:
         Raises:
             ParameterError: set to anything but SamplingDefaults or SamplingParams.
         """
-        return self.asker.defaults
+        return self.inputs.defaults
 
     @defaults.setter
     def defaults(self, defaults: SamplingDefaults | SamplingParams) -> None:
@@ -214,7 +211,7 @@ class LLM:
             defaults = SamplingDefaults(defaults)
         if not isinstance(defaults, SamplingDefaults):
             raise ParameterError("defaults", defaults, "SamplingDefaults or SamplingParams")
-        self.asker.defaults = defaults
+        self.inputs.defaults = defaults
 
     @property
     def prefix_cache(self) -> PrefixCache:
@@ -223,14 +220,26 @@ class LLM:
         Sessions, :meth:`batch` and engines use it. Its ``budget`` in bytes may be set, 0 turns it
         off; ``figures`` says what it is worth.
         """
-        return self.sessions.prefixes()
+        with self._making:
+            if self._prefix_cache is None:
+                self._prefix_cache = PrefixCache(min(PREFIX_BYTES, int(room() * PREFIX_SHARE)))
+            return self._prefix_cache
+
+    @property
+    def direct_engine(self) -> Engine:
+        """The engine of ``generate``, ``stream``, ``chat`` and ``logits``, stepped by callers."""
+        engine = self._direct or self.make_engine(EngineConfig(parallel=PARALLEL), "direct")
+        with self._making:
+            self._direct = self._direct or engine
+            return self._direct
 
     @property
     def choices(self) -> RuntimeInfo:
         """How this model runs on this machine, and what overrides it; ``print`` it to read."""
-        from mlxrun.choices import runtime_info
+        from mlxrun.runtime_info import runtime_info
 
-        return runtime_info(self)
+        step = self.direct_engine.runner.decode_step
+        return runtime_info(self.model, self.storage, self.products, self.defaults, step)
 
     @property
     def context_length(self) -> int:
@@ -249,9 +258,18 @@ class LLM:
         Raises:
             ParameterError: no ids, or ids that the model does not have.
         """
-        tokens = self.asker.checked(ids)
+        engine, tokens = self.direct_engine, self.inputs.check_ids(ids)
+        sequence = engine.prepare(Request(tokens), score_from=0)
+        rows = []
+        for _, states in engine.scores(sequence):
+            with COMPUTING:
+                rows.append(self.model.head(states)[0].astype(mx.float32))
+                mx.eval(rows[-1])
         with COMPUTING:
-            return score(self.model, tokens)
+            logits = mx.concatenate(rows) if len(rows) > 1 else rows[0]
+            mx.eval(logits)
+            self.model.check()
+        return logits
 
     def perplexity(
         self,
@@ -290,7 +308,7 @@ class LLM:
             CacheError: the model cannot evict or leave out tokens, or stores keys and values in
                 its own way.
         """
-        return self.sessions.new(CacheConfig.of(options))
+        return Session(self.model, CacheConfig.of(options), self._fingerprint)
 
     def load_session(self, path: str | Path, **options: Unpack[CacheOptions]) -> Session:
         """The session of a file that ``session.save`` wrote.
@@ -303,7 +321,13 @@ class LLM:
                 file's.
         """
         config = CacheConfig.of(options) if options else None
-        return self.sessions.load(Path(path), warn, config)
+        return self.restore_session(Path(path), _warn, config)
+
+    def restore_session(
+        self, path: Path, report: Callable[[str], None], config: CacheConfig | None = None
+    ) -> Session:
+        """As :meth:`load_session`; ``report`` gets the reason if a file cannot be used."""
+        return load_session(self.model, path, self._fingerprint, report, config)
 
     def generate(
         self,
@@ -314,7 +338,7 @@ class LLM:
         **options: Unpack[RequestOptions],
     ) -> Completion:
         """The completion of a prompt; takes the options of :meth:`stream`."""
-        return completed(list(self.stream(prompt, session=session, progress=progress, **options)))
+        return completed(list(self._stream(prompt, session, progress, options, streams=False)))
 
     def batch(
         self,
@@ -324,20 +348,51 @@ class LLM:
         progress: bool | None = None,
         **options: Unpack[BatchOptions],
     ) -> list[Completion]:
-        """Continue many prompts together: see :func:`mlxrun.batch.batch`.
+        """Continue many prompts together: see :func:`mlxrun.engine.batch.batch`.
 
         Returns:
             One completion for each prompt, in order, with the same tokens as alone.
         """
-        from mlxrun.batch import batch
+        from mlxrun.engine.batch import batch
 
-        return batch(self, prompts, on_token=on_token, progress=progress, **options)
+        def make_engine(config: EngineConfig, cache: CacheConfig, most: int) -> Engine:
+            return self.make_engine(config, "batch", cache=cache, most=most)
+
+        return batch(
+            self.inputs, make_engine, prompts, on_token=on_token, progress=progress, **options
+        )
 
     def engine(self, **options: Unpack[EngineOptions]) -> Engine:
         """An engine that serves requests from many threads: see :class:`mlxrun.Engine`."""
-        from mlxrun.engine import Engine
+        return self.make_engine(EngineConfig.of(options), "online").start()
 
-        return Engine(self, **options)
+    def make_engine(
+        self,
+        config: EngineConfig,
+        mode: Mode,
+        *,
+        cache: CacheConfig | None = None,
+        most: int = PARALLEL,
+    ) -> Engine:
+        """An engine without a thread.
+
+        Args:
+            cache: what memory is planned for; None for the config's.
+            most: sequences at once, if ``config`` does not say.
+        """
+        prefix_cache = self._own_prefix_cache(config)
+
+        def plan_memory() -> KVBudget:
+            return self._budget(config, prefix_cache, mode, cache or config.cache, most)
+
+        return Engine(
+            self.inputs,
+            prefix_cache,
+            config,
+            mode=mode,
+            plan_memory=plan_memory,
+            source=self.source,
+        )
 
     def room(self, **options: Unpack[EngineOptions]) -> Room:
         """How many sequences of how many tokens an engine with such options would be sized for.
@@ -345,15 +400,34 @@ class LLM:
         Raises:
             MemoryLimitError: there is no memory for that many.
         """
-        from mlxrun.admission import Admission
-        from mlxrun.engine import PARALLEL
-
         config = EngineConfig.of(options)
-        prefixes = self.sessions.prefixes(config.prefix_bytes)
-        admission = Admission(
-            self, config.cache, config.parallel, prefixes, context=config.context, most=PARALLEL
+        prefix_cache = self._own_prefix_cache(config)
+        return self._budget(config, prefix_cache, "online", config.cache, PARALLEL).room
+
+    def _own_prefix_cache(self, config: EngineConfig) -> PrefixCache:
+        nbytes = config.prefix_bytes
+        return self.prefix_cache if nbytes is None else PrefixCache(nbytes)
+
+    def _budget(
+        self,
+        config: EngineConfig,
+        prefix_cache: PrefixCache,
+        mode: Mode,
+        cache: CacheConfig,
+        most: int,
+    ) -> KVBudget:
+        from mlxrun.engine.kv_budget import KVBudget
+
+        return KVBudget(
+            self.model,
+            self.config,
+            cache,
+            prefix_cache,
+            parallel=config.parallel,
+            context=config.context,
+            most=most,
+            chunk=prefill_budget(mode),
         )
-        return admission.room
 
     def chat(
         self,
@@ -407,38 +481,32 @@ class LLM:
             ParameterError: a value outside its range (at once, not at the first chunk).
             ContextLengthError: the prompt leaves no room in the model's context.
         """
-        started = time.perf_counter()
-        request = self.asker.request(prompt, **options)
-        check_callback("progress", progress, "tokens done and tokens in all")
-        if session is not None and getattr(session, "owner", None) is not self.model:
-            raise ParameterError("session", session, "one that this model's session() made")
-        if session is not None and (request.types != (None, None) or request.attention is not None):
-            raise ParameterError("session", session, "left out where options of one are given")
-        memory = session or self.sessions.once(DEFAULT_CACHE.overridden(request))
-        limit = self.asker.limit(request, windowed=memory.windowed)
-        return one_at_a_time(self._run(request, limit, memory, progress, started))
+        return self._stream(prompt, session, progress, options)
 
-    def _run(
+    def _stream(
         self,
-        request: Request,
-        limit: int,
-        session: Session,
+        prompt: Prompt,
+        session: Session | None,
         progress: Progress | None,
-        started: float,
-    ) -> Generator[Chunk, None, None]:
-        mx.reset_peak_memory()
-        sampler = self.asker.sampler(request)
-        logits = prefill(self.model, session, request.prompt, progress)
-        reply = Reply(request, self.tokenizer, limit, started, session.reused)
-        with closing(decode(self.stepper, session, sampler, logits, limit)) as steps:
-            for step in steps:
-                chunk = reply.add(step.token, step.logprobs)
-                if chunk is not None:
-                    yield chunk
-                if reply.reason is not None:
-                    break
-        session.keep()
-        yield reply.finish(peak_memory=mx.get_peak_memory() + self.model.mapped)
+        options: RequestOptions,
+        *,
+        streams: bool = True,
+    ) -> Iterator[Chunk]:
+        started = time.perf_counter()
+        request = self.inputs.request(prompt, **options)
+        check_callback("progress", progress, "tokens done and tokens in all")
+        self.inputs.check_session(request, session)
+        engine = self.direct_engine
+        sequence = engine.prepare(
+            request,
+            session=session,
+            streams=streams,
+            holds=progress is not None,
+            # A request alone has the operations of a cold start, whatever was asked before.
+            reuse_step=1 if session else PREFILL_CHUNK,
+            started=started,
+        )
+        return engine.stream(sequence, progress)
 
     def __reduce__(self) -> NoReturn:
         raise ProcessError(
@@ -468,3 +536,7 @@ class LLM:
         if self.report:
             rows["conversion"] = str(self.report)
         return table(rows)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line, stacklevel=4)

@@ -72,6 +72,20 @@ class Model(Protocol[M]):
     ) -> mx.array:
         """Logits (B, T, V) after tokens (B, T), or (B, 1, V) after the last; advances ``cache``."""
 
+    def forward(
+        self, tokens: mx.array, cache: Sequence[M], select: mx.array | None = None
+    ) -> mx.array:
+        """Logits (N, V) of tokens (B, T), B * T = N, or of those selected; advances ``cache``.
+
+        A model that is not ``joint`` takes one row, and selects only the last token.
+        """
+
+    def hidden(self, tokens: mx.array, cache: Sequence[M]) -> mx.array:
+        """The stream (B, T, hidden) after all layers; advances ``cache``."""
+
+    def head(self, x: mx.array) -> mx.array:
+        """Logits (..., V) of the stream (..., hidden)."""
+
     def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[M]:
         """Empty caches, for ``__call__``.
 

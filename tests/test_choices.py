@@ -49,7 +49,7 @@ def test_without_kernels_the_share_of_memory_decides_the_form(
 ) -> None:
     monkeypatch.setattr(kernels, "available", lambda *_: kernels.Missing("there is no compiler"))
     plain = mlxrun.load(file)
-    assert plain.missed == "there is no compiler"
+    assert plain.storage.missed == "there is no compiler"
     assert plain.choices.products == "MLX's own: there is no compiler"
     assert run(["generate", str(file), "-p", "a", "-n", "1", "-v"]) == 0
     hints = [line for line in capsys.readouterr().err.splitlines() if "no compiler" in line]

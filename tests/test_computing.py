@@ -281,7 +281,7 @@ assert handle.done
 """
 UNUSED = """
 import os, sys
-import mlxrun, mlxrun.llm, mlxrun.engine, mlxrun.batch
+import mlxrun, mlxrun.llm, mlxrun.engine.engine, mlxrun.engine.batch
 if os.fork() == 0:
     llm = mlxrun.load(sys.argv[1])
     with llm.engine(parallel=1) as engine:

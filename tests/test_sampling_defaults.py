@@ -145,12 +145,12 @@ def test_every_way_to_ask_uses_them(greedy: mlxrun.LLM) -> None:
 
 
 def test_a_single_field_leaves_the_others_the_models(greedy: mlxrun.LLM) -> None:
-    request = greedy.asker.request("one", seed=5, top_p=0.5)
+    request = greedy.inputs.request("one", seed=5, top_p=0.5)
     assert request.params == SamplingParams(temperature=0, top_k=9, seed=5, top_p=0.5)
 
 
 def test_params_are_taken_as_they_are(greedy: mlxrun.LLM) -> None:
-    assert greedy.asker.request("one", params=SamplingParams(seed=5)).params.temperature == 0.8
+    assert greedy.inputs.request("one", params=SamplingParams(seed=5)).params.temperature == 0.8
 
 
 def test_they_may_be_set(folder: Path) -> None:

@@ -13,12 +13,7 @@ import mlx.core as mx
 
 from mlxrun.bench.runner import OURS, Run
 from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged, Workload, token_ids
-from mlxrun.config import StorageOptions
-from mlxrun.errors import MlxrunError
-from mlxrun.generation.engine import Session
-from mlxrun.generation.reply import Reply
-from mlxrun.generation.serving import Job, Service, most_beside
-from mlxrun.outputs import Chunk
+from mlxrun.config import EngineConfig, StorageOptions
 from mlxrun.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -97,7 +92,8 @@ class MlxrunRuntime:
     Args:
         llm: the model; its prefix cache is switched off, since all runs have the same prompts.
         load_seconds: its loading time.
-        cache: how keys and values are stored and attended to.
+        cache: ``cache_type_k``, ``cache_type_v`` and ``attention``, as :meth:`LLM.session` has
+            them.
     """
 
     name = OURS
@@ -144,29 +140,22 @@ class MlxrunRuntime:
         return self._meter.time(work)
 
     def _together(self, workload: Decode) -> Run:
-        llm, filled, rows = self._llm, self._filled, workload.parallel
-        # All begin in the first step, however short their completions.
-        service = Service(llm.model, rows=rows, queue=rows, beside=max(rows, most_beside()))
+        llm, rows = self._llm, workload.parallel
+        engine = llm.make_engine(EngineConfig(parallel=rows, queue=rows, prefix_bytes=0), "batch")
+        sessions, sequences = [], []
         for last in self._ids(rows, seed=1):
-            service.submit(self._job([*filled.tokens, last], workload.predict, filled))
+            session = self._filled.fork()
+            ids = [*session.tokens, last]
+            request = llm.inputs.request(ids, max_tokens=workload.predict, **GREEDY)
+            sequences.append(engine.prepare(request, session=session))
+            sessions.append(session)
 
         def work() -> int:
-            steps = kv_bytes = 0
-            while service.busy:
-                service.step()
-                steps += 1
-                if steps >= workload.predict - 1:  # the last ones, while all are still there
-                    kv_bytes = max(kv_bytes, service.batch.nbytes)
-            return kv_bytes
+            for _ in engine.run(sequences):
+                pass
+            return sum(session.nbytes for session in sessions)
 
         return self._meter.time(work)
-
-    def _job(self, prompt: list[int], limit: int, filled: Session) -> Job:
-        llm, reused = self._llm, len(filled.tokens)
-        request = llm.asker.request(prompt, max_tokens=limit, **GREEDY)
-        reply = Reply(request, llm.tokenizer, limit, time.perf_counter(), reused)
-        cache = filled.fork().cache
-        return Job(request, llm.asker.sampler(request), reply, limit, cache, reused, _raise_error)
 
     def _ragged(self, workload: Ragged) -> Run:
         prompts = self._prompts(workload)
@@ -234,8 +223,3 @@ class SerialRuntime(MlxrunRuntime):
             return 0
 
         return self._meter.time(work)
-
-
-def _raise_error(item: Chunk | MlxrunError) -> None:
-    if isinstance(item, MlxrunError):
-        raise item

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from mlxrun.cli.options import Values, chat_defaults, parse_settings, store_settings
-from mlxrun.config import CacheConfig
 from mlxrun.errors import CacheError, ContextLengthError, MlxrunError
 from mlxrun.files import check_regular, check_writable, remove, replacing
 from mlxrun.kv_cache import storage
 
 if TYPE_CHECKING:
-    from mlxrun.generation.engine import Progress, Session
+    from mlxrun.engine.engine import Progress
+    from mlxrun.engine.sequence import Session
     from mlxrun.llm import LLM
     from mlxrun.outputs import Chunk, FinishReason, Usage
     from mlxrun.text.tokenizer import Tokenizer
@@ -291,7 +291,7 @@ class Conversation:
                 vocabulary; then nothing changes.
         """
         settings = self.settings | values
-        asker = self.llm.asker
+        asker = self.llm.inputs
         asker.sampler(asker.request([0], **settings))
         self.settings = settings
 
@@ -674,6 +674,6 @@ def load_cache(conversation: Conversation, path: Path, say: Print) -> None:
     if not file.exists():
         return
     session = conversation.session
-    loaded = conversation.llm.sessions.load(file, say, CacheConfig.of(session.options))
+    loaded = conversation.llm.restore_session(file, say, session.config)
     if loaded.tokens:
         conversation.use(loaded)

@@ -147,7 +147,7 @@ def _print_chat(
     on_terminal = sys.stdout.isatty()
     shown = visible if on_terminal else str
     writer = Writer(think or ("show" if on_terminal else "hide"))
-    ids, last = llm.asker.encode(messages, template=settings["template"]), None
+    ids, last = llm.inputs.encode(messages, template=settings["template"]), None
     thinking = Thinking(llm.tokenizer)
     splitter = thinking.splitter(ids)
     for last in with_prefill_bar(lambda bar: llm.stream(ids, progress=bar, **settings)):

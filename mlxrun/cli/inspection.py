@@ -20,16 +20,16 @@ from converters.quantize.encode import expected_layout
 from converters.quantize.policy import POLICIES, Policy
 from mlxrun.cli.roofline import model_facts
 from mlxrun.config import DEFAULT_CACHE, CacheConfig, StorageConfig
+from mlxrun.engine.engine import prefill_budget
 from mlxrun.errors import ParameterError
-from mlxrun.generation.serving import most_beside
 from mlxrun.kv_cache.factory import token_bytes
 from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, Shape
+from mlxrun.llm import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.loader import DTYPES, Checkpoint, GGUFCheckpoint, WeightStorage, open_model, run_dtype
 from mlxrun.memory.plan import MemoryPlan, plan_source
 from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 from mlxrun.sampling_defaults import read_sampling_defaults
-from mlxrun.sessions import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.text.from_directory import has_chat_template
 from mlxrun.text.tokenizer import load_tokenizer
 
@@ -84,7 +84,7 @@ def inspect_model(
     facts["plan"] = facts["work"] = None
     facts.setdefault("cache_types", [])
     if source and storage:
-        beside = most_beside(offline=True)
+        beside = prefill_budget("batch")
         plan = plan_source(source, storage, cache=cache, prefill_tokens=beside)
         plan = replace(plan, prefix_bytes=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         longest = facts["model"]["context_length"]
@@ -407,7 +407,7 @@ def _cache_type_facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) 
     if of_values is None and any(window for _, window in layers):
         return facts
     try:
-        config = StorageConfig.of_types(name, of_values)
+        config = StorageConfig(cache_type_k=name, cache_type_v=of_values)
         each = [token_bytes([shape], dtype, config) for shape, _ in layers]
     except ParameterError:
         return facts

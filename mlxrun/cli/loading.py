@@ -124,9 +124,9 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
 
     weights = llm.report.elements if llm.report else llm.model.nbytes // 2
     large = weights > LARGE and sys.stderr.isatty()
-    if llm.missed and (always or large):
-        note(f"hint: {MISSED}: {llm.missed}")
-    slow = not llm.native and (always or large)
+    if llm.storage.missed and (always or large):
+        note(f"hint: {MISSED}: {llm.storage.missed}")
+    slow = not llm.storage.native and (always or large)
     if advice and (slow or blas.problem):
         note(f"hint: {advice}")
 

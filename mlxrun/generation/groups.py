@@ -68,9 +68,14 @@ class SamplerGroups:
         for alike, state in zip(self._alike, states, strict=True):
             alike.advance(state)
 
-    def _regroup(self, members: list[Sampler]) -> None:
+    def dissolve(self) -> None:
+        """Hand states back to their samplers."""
         for alike in self._alike:
             alike.dissolve()
+        self._members, self._alike = [], []
+
+    def _regroup(self, members: list[Sampler]) -> None:
+        self.dissolve()
         places: dict[object, list[int]] = defaultdict(list)
         for row, sampler in enumerate(members):
             if sampler.full:

@@ -24,7 +24,7 @@ from mlxrun.models.config import ModelConfig
 
 # Left to the system and to Python besides the plan: a share of the rest, and a least.
 RESERVE_SHARE, RESERVE_LEAST = 0.05, 64 << 20
-# Prompt tokens in a pass of one sequence alone: mlxrun.generation.engine.PREFILL_CHUNK.
+# Prompt tokens in a pass of one sequence alone: mlxrun.engine.prefix_reuse.PREFILL_CHUNK.
 ALONE = 512
 # The longest context that is looked for.
 LONGEST = 1 << 24

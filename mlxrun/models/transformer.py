@@ -136,6 +136,15 @@ class Transformer:
         x = self.hidden(tokens, cache)
         return self.head(x[:, -1:] if last_only else x)
 
+    def forward(
+        self, tokens: mx.array, cache: Sequence[KVCache], select: mx.array | None = None
+    ) -> mx.array:
+        """Logits (N, V) of tokens (B, T), B * T = N, or of those selected; advances ``cache``."""
+        x = self.hidden(tokens, cache)
+        if x.shape[1] > 1:
+            x = x.reshape(-1, 1, x.shape[-1])
+        return self.head(x if select is None else x[select])[:, 0]
+
     def hidden(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
         """The stream (B, T, hidden) after all layers, from which :attr:`head` makes logits."""
         x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)

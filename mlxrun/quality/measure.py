@@ -22,8 +22,8 @@ from mlxrun.config import (
     known,
     names_of,
 )
+from mlxrun.engine.model_runner import not_finite
 from mlxrun.errors import ParameterError
-from mlxrun.generation.engine import no_numbers
 from mlxrun.memory.plan import MemoryPlan, plan_loaded
 from mlxrun.quality.divergence import Comparison, Differences, Kept, comparison, differences
 from mlxrun.quality.estimates import Estimate, Floats, mean
@@ -50,14 +50,11 @@ class _Form:
 
     def __init__(self, llm: LLM, cache: CacheConfig) -> None:
         self.llm, self.model, self._config = llm, llm.model, cache
-        self._cache()  # raises now if the model cannot have such a cache
-
-    def _cache(self) -> list[Any]:
-        return self.model.make_cache(self._config)
+        self.model.make_cache(cache)  # raises now if the model cannot have such a cache
 
     def read(self, ids: list[int], scored: int) -> Iterator[Part]:
         """Logits before each of the last ``scored`` tokens of a window, and these tokens."""
-        return logits_of(self.model, self._cache(), ids, len(ids) - 1 - scored)
+        return logits_of(self.llm, self._config, ids, len(ids) - 1 - scored)
 
     def plan(self) -> MemoryPlan:
         """What it takes in memory."""
@@ -73,7 +70,7 @@ class _Form:
         numbers = np.array(array, dtype=np.float64)
         self.model.check()
         if not np.isfinite(numbers).all():
-            raise no_numbers(self.model)
+            raise not_finite(self.model)
         return numbers
 
 
@@ -90,8 +87,7 @@ class _Run(Generic[K]):
     def __iter__(self) -> Iterator[int]:
         """Yields how many windows have been read."""
         for ids in self.plan:
-            with COMPUTING:
-                self._kept.append(self._score(ids))
+            self._kept.append(self._score(ids))
             yield len(self._kept)
 
     def _facts(self) -> dict[str, int]:
@@ -126,9 +122,11 @@ class Scoring(_Run[Floats]):
     def _score(self, ids: list[int]) -> Floats:
         parts = []
         for logits, targets in self._form.read(ids, self.plan.scored):
-            parts.append(predicted(logits).surprises(targets))
-            mx.eval(parts[-1])
-        return self._form.checked(mx.concatenate(parts))
+            with COMPUTING:
+                parts.append(predicted(logits).surprises(targets))
+                mx.eval(parts[-1])
+        with COMPUTING:
+            return self._form.checked(mx.concatenate(parts))
 
     def estimate(self) -> Estimate:
         """The perplexity so far."""
@@ -173,15 +171,17 @@ class Comparing(_Run[Kept]):
         parts: list[Differences] = []
         pairs = (form.read(ids, self.plan.scored) for form in (self._a, self._b))
         for (a, targets), (b, _) in zip(*pairs, strict=True):
-            parts.append(differences(a, b, targets))
-            mx.eval(parts[-1])
-        whole = Differences(*(mx.concatenate(list(each)) for each in zip(*parts, strict=True)))
-        return Kept(
-            self._a.checked(whole.surprise_a),
-            self._b.checked(whole.surprise_b),
-            self._b.checked(whole.divergence),
-            np.array(whole.agrees),
-        )
+            with COMPUTING:
+                parts.append(differences(a, b, targets))
+                mx.eval(parts[-1])
+        with COMPUTING:
+            whole = Differences(*(mx.concatenate(list(each)) for each in zip(*parts, strict=True)))
+            return Kept(
+                self._a.checked(whole.surprise_a),
+                self._b.checked(whole.surprise_b),
+                self._b.checked(whole.divergence),
+                np.array(whole.agrees),
+            )
 
     def estimate(self) -> Estimate:
         """The mean divergence so far, nats."""

@@ -7,21 +7,21 @@ from mlx_lm_models import CONFIGS, save, stock
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.asking import Asker
 from mlxrun.bench.runtimes import MlxrunRuntime, SerialRuntime
 from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged
-from mlxrun.generation import stepping
+from mlxrun.engine import model_runner as stepping
+from mlxrun.engine.input import InputProcessor as Asker
 from mlxrun.models.transformer import Transformer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def llm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     return mlxrun.load(Tiny(keys={"context_length": 256}).write(folder / "tiny.gguf"))
 
 
 @pytest.fixture
-def computed(monkeypatch):
+def computed(monkeypatch, llm):
     """Numbers of tokens of all passes."""
     passes: list[int] = []
     real = Transformer.hidden
@@ -31,7 +31,7 @@ def computed(monkeypatch):
         return real(self, tokens, cache, *args, **options)
 
     monkeypatch.setattr(Transformer, "hidden", hidden)
-    monkeypatch.setattr(stepping, "PATIENCE", 1 << 30)  # replays of recordings do not call it
+    monkeypatch.setattr(stepping, "COMPILE_AFTER", 1 << 30)  # replays of recordings do not call it
     return passes
 
 
@@ -96,10 +96,12 @@ def test_types_of_cache(llm):
         assert 0 < 2 * packed.run(workload).kv_bytes < plain.run(workload).kv_bytes
 
 
-def test_sequences_run_together_however_short(llm):
+def test_sequences_run_together_however_short(llm, computed):
     runtime = MlxrunRuntime(llm, 0.0)
     alone = runtime.run(Decode(2)).kv_bytes
+    computed.clear()
     assert runtime.run(Decode(2, parallel=150)).kv_bytes == 150 * alone
+    assert computed == [150, 150]
 
 
 def test_what_the_model_recommends_is_not_measured(tmp_path, monkeypatch):

@@ -121,7 +121,7 @@ def test_interrupted_between_layers(chat):
 
 
 def test_stopped_while_a_long_prompt_is_read(llm, monkeypatch):
-    monkeypatch.setattr("mlxrun.generation.engine.PREFILL_CHUNK", 32)
+    monkeypatch.setattr("mlxrun.engine.prefix_reuse.PREFILL_CHUNK", 32)
     chat = Conversation(llm, llm.session(), settings=chat_defaults())
     assert ask(chat, "x" * 150, stopped=stop_after(2)) == ""
     assert chat.messages == [] and chat.finish_reason == "cancelled"

@@ -54,7 +54,8 @@ def test_no_libraries_of_steps(tmp_path: Path) -> None:
         for settings in ({SETTINGS}):
             llm.generate("a", max_tokens=20, ignore_eos=True, seed=1, **settings)
         llm.batch(["a", "b", "c"], max_tokens=20, ignore_eos=True, seed=1)
-        assert llm.stepper.refusal is None and llm.stepper.recorded
+        step = llm.direct_engine.runner.decode_step
+        assert step.compile_error is None and step.compiled
     """
     assert written(tmp_path / "temporary", code) == []
 
@@ -81,7 +82,7 @@ def test_an_mlx_without_the_switch_records_nothing(
     monkeypatch.setattr(compilation, "_SYMBOL", "_ZN3mlx4core5unfuseEv")
     llm = mlxrun.load(file)
     assert llm.generate("a", **asked).tokens == recorded.tokens
-    assert not llm.stepper.recorded
+    assert not llm.direct_engine.runner.decode_step.compiled
     assert "would fuse" in llm.choices.decode
     assert compilation._recording() == "", "nothing else in this process is fused either"
 

@@ -20,8 +20,8 @@ from tiny_models import Tiny
 
 import mlxrun
 from converters.gguf.reader import read_gguf
+from mlxrun.engine.sequence import Session
 from mlxrun.errors import CacheError
-from mlxrun.generation.engine import Session, prefill
 from mlxrun.kv_cache import storage
 from mlxrun.kv_cache.attention import scaled
 from mlxrun.kv_cache.dense import DenseCache
@@ -94,17 +94,17 @@ def test_a_saved_session_goes_on(path: Path, tmp_path: Path, options: dict[str, 
 def test_every_kind_of_memory_can_be_saved(tmp_path: Path, name: str) -> None:
     source = conformance.read(name).write(tmp_path / "x.gguf")
     model: Any = load_model(read_gguf(source), dtype="float32").model
-    session = Session(model.make_cache, owner=model, identity=lambda: "this one")
-    prefill(model, session, PROMPT)
+    session, other = (Session(model, fingerprint=lambda: "this one") for _ in range(2))
+    model(mx.array([PROMPT]), session.cache)
+    session.hold(session.cache, PROMPT)
     session.save(tmp_path / "talk.cache")
     read = storage.read(tmp_path / "talk.cache", "this one")
-    cache = model.make_cache()
-    read.restore(cache, lambda memories: model(mx.array([[0]]), memories))
-    other = Session(model.make_cache, owner=model, cache=cache, tokens=read.tokens)
+    read.restore(other.cache, lambda caches: model(mx.array([[0]]), caches))
+    other.hold(other.cache, read.tokens)
     following = [*PROMPT, 5, 6, 7]
-    assert other.reuse(following) == len(PROMPT)
-    wanted = prefill(model, session, following)
-    np.testing.assert_array_equal(prefill(model, other, following), wanted)
+    assert other.rewind(other.shared_with(following)) == len(PROMPT)
+    rest = mx.array([following[len(PROMPT) :]])
+    np.testing.assert_array_equal(model(rest, other.cache), model(rest, session.cache))
 
 
 @settings(max_examples=150)
@@ -145,8 +145,8 @@ def test_arrays_that_do_not_fit_are_a_miss(
     file, session = tmp_path / "talk.cache", llm.session(**options)
     llm.generate(PROMPT, session=session, **GREEDY)
     session.save(file)
-    assert session.identity is not None
-    read = storage.read(file, session.identity())
+    assert session._fingerprint is not None
+    read = storage.read(file, session._fingerprint())
     damaged = [{n: DAMAGES[damage](n, x) for n, x in part.items()} for part in read.parts]
     states = [
         s and s._replace(arrays={n: DAMAGES[damage](n, x) for n, x in s.arrays.items()})
@@ -162,9 +162,9 @@ def test_arrays_that_do_not_fit_are_a_miss(
 def test_tokens_outside_the_vocabulary_are_a_miss(
     llm: mlxrun.LLM, written: Path, monkeypatch: pytest.MonkeyPatch, token: int
 ) -> None:
-    identity = llm.session().identity
-    assert identity is not None
-    read = storage.read(written, identity())
+    fingerprint = llm.session()._fingerprint
+    assert fingerprint is not None
+    read = storage.read(written, fingerprint())
     monkeypatch.setattr(storage, "read", lambda *_: read._replace(tokens=[token, *read.tokens[1:]]))
     assert "tokens that this model has not" in loaded(llm, written)[1]
 

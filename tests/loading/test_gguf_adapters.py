@@ -117,7 +117,7 @@ class File:
         (lambda f: setattr(f, "arch", "qwen2"), "qwen2.*internlm2 or llama"),
         (lambda f: setattr(f, "arch", "nonsense"), "nonsense"),
         (lambda f: f.tensors.popitem(), "attn_q: the second .B. .*missing"),
-        (lambda f: f.tensors.clear(), "no adapter's tensors"),
+        (lambda f: f.tensors.clear(), "no tensors of an adapter"),
         (lambda f: f.tensors.update({"blk.0.attn_q.weight": np.ones((4, 4))}), "neither lora_a"),
         (lambda f: f.scale(float("nan")), "NaN"),
         (lambda f: f.rename("blk.7.attn_q"), "blk.7.attn_q.*no such module"),

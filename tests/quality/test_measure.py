@@ -17,6 +17,7 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun.config import CacheConfig
+from mlxrun.engine import prefix_reuse
 from mlxrun.errors import CacheError, MemoryLimitError, NumericError, ParameterError, TokenizerError
 from mlxrun.quality import reading
 from mlxrun.quality.measure import Comparing, Scoring
@@ -74,14 +75,15 @@ def test_divergences_are_those_of_llama_cpps_logits():
     assert got.percentiles["50"] == pytest.approx(case["median"], rel=1e-4)
 
 
-@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("kind", ["ours", "mlx-lm's"])
 @pytest.mark.parametrize(("first", "rows"), [(0, 7), (19, 5), (31, 64), (63, 16)])
-def test_parts_of_a_window_are_its_logits(tiny, monkeypatch, joint, first, rows):
-    monkeypatch.setattr(reading, "PREFILL_CHUNK", 32)
+def test_parts_of_a_window_are_its_logits(tiny, tmp_path, monkeypatch, kind, first, rows):
+    if kind != "ours":
+        tiny = mlxrun.load(save(tmp_path, CONFIGS["mamba2"], stock(CONFIGS["mamba2"])))
+    monkeypatch.setattr(prefix_reuse, "PREFILL_CHUNK", 32)
     monkeypatch.setattr(reading, "rows_at_once", lambda _: rows)
-    monkeypatch.setattr(tiny.model, "joint", joint)
     ids = tiny.tokenizer.encode(TEXT)[:80]
-    parts = list(reading.logits_of(tiny.model, tiny.model.make_cache(), ids, first))
+    parts = list(reading.logits_of(tiny, CacheConfig(), ids, first))
     assert all(len(logits) <= rows and logits.dtype == mx.float32 for logits, _ in parts)
     logits = mx.concatenate([logits for logits, _ in parts])
     targets = mx.concatenate([targets for _, targets in parts])
@@ -94,7 +96,7 @@ def test_parts_of_a_window_are_its_logits(tiny, monkeypatch, joint, first, rows)
 def test_a_window_meets_itself_as_it_is_stored(tiny, monkeypatch, keys, values):
     options = {"context": 160, "cache_type_k": keys, "cache_type_v": values}
     whole = tiny.perplexity(TEXT, **options)
-    monkeypatch.setattr(reading, "PREFILL_CHUNK", 8)
+    monkeypatch.setattr(prefix_reuse, "PREFILL_CHUNK", 8)
     parts = tiny.perplexity(TEXT, **options)
     assert parts.surprise.value == pytest.approx(whole.surprise.value, rel=1e-4)
     assert abs(whole.surprise.value - tiny.perplexity(TEXT, context=160).surprise.value) > 1e-5

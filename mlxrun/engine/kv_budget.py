@@ -1,0 +1,114 @@
+"""What KV caches cost in bytes, and how many sequences of how many tokens fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxrun.computing import COMPUTING
+from mlxrun.config import CacheConfig, Range
+from mlxrun.engine.blocks import IDLE_SHARE
+from mlxrun.errors import MemoryLimitError
+from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
+from mlxrun.model import Model
+
+# Kinds of caches, and their costs, that are remembered.
+_KINDS, _COSTS = 64, 1024
+
+
+class KVBudget:
+    """The memory plan of one engine.
+
+    Args:
+        model: the model.
+        config: its ``config.json``.
+        cache_config: of requests that do not say otherwise.
+        prefix_cache: its budget is set aside.
+        parallel: the most sequences that run at once; None for as many as fit, up to ``most``.
+        context: tokens of each; None for as many as fit.
+        chunk: prompt tokens of a step.
+
+    Attributes:
+        memory: bytes for KV caches; None where the system does not say what there is.
+        room: sequences at once, and tokens of each.
+
+    Raises:
+        ParameterError, CacheError: the model cannot have such caches.
+        MemoryLimitError: there is no room for what is asked for, or for a single token.
+    """
+
+    def __init__(
+        self,
+        model: Model[Any],
+        config: Mapping[str, Any],
+        cache_config: CacheConfig,
+        prefix_cache: PrefixCache,
+        *,
+        parallel: int | None,
+        context: int | None,
+        most: int,
+        chunk: int,
+    ) -> None:
+        for name, size in (("parallel", parallel), ("context", context)):
+            if size is not None:
+                Range(1, whole=True).check(name, size)
+        self._model, self._config, self._chunk = model, config, chunk
+        self._prefix_cache = prefix_cache
+        self._plans: dict[CacheConfig, MemoryPlan] = {}
+        self._costs: dict[tuple[int, CacheConfig], int] = {}
+        self._usual = plan = self._plan(cache_config)
+        self.room: Room = plan.room(parallel, context, most=most, longest=model.context_length)
+        self.memory = plan.available(self.room.context, self.room.parallel)
+        self._blocks = model.joint and (parallel or self.room.parallel) > 1
+
+    def check(self, tokens: int, cache_config: CacheConfig) -> None:
+        """Refuse a request that could not run alone.
+
+        Args:
+            tokens: of its prompt and its longest output.
+
+        Raises:
+            MemoryLimitError: its KV cache does not fit.
+            ParameterError, CacheError: the model cannot have such caches.
+        """
+        cost = self.cost(tokens, cache_config)
+        if self.memory is not None and cost > self.memory:
+            raise MemoryLimitError(cost, self.memory)
+
+    def cost(self, tokens: int, cache_config: CacheConfig) -> int:
+        """Bytes of the KV cache of a sequence of so many tokens."""
+        key = tokens, cache_config
+        if key not in self._costs:
+            if len(self._costs) >= _COSTS:
+                self._costs.clear()
+            self._costs[key] = self._cost(*key)
+        return self._costs[key]
+
+    def _cost(self, tokens: int, cache_config: CacheConfig) -> int:
+        plan = self._plan(cache_config)
+        cost = plan.cost(tokens, 0)
+        if self._blocks:  # idle rows keep their memory until they are this share of all
+            cost += cost // (IDLE_SHARE - 1)
+        if plan is not self._usual:  # whose scratch is set aside
+            cost += max(0, plan.terms(tokens).scratch - self._usual.terms(tokens).scratch)
+        return cost
+
+    def _plan(self, cache_config: CacheConfig) -> MemoryPlan:
+        if cache_config not in self._plans:
+            if len(self._plans) >= _KINDS:
+                self._plans.clear()
+            self._plans[cache_config] = self._plan_of(cache_config)
+        return self._plans[cache_config]
+
+    def _plan_of(self, cache_config: CacheConfig) -> MemoryPlan:
+        with COMPUTING:
+            self._model.make_cache(cache_config)  # refuses types that do not fit
+            return plan_loaded(
+                self._model,
+                self._config,
+                cache=cache_config,
+                prefill_tokens=self._chunk,
+                prefix_bytes=self._prefix_cache.budget,
+                used_prefix_bytes=self._prefix_cache.nbytes,
+            )

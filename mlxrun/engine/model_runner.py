@@ -1,0 +1,545 @@
+"""A batch of sequences to sampled tokens: rows of KV caches, forward passes, compiled decode steps.
+
+A sequence prefills into caches of its own. When it decodes, it has a row of a block. A step whose
+sequences only decode is a pure function of arrays: MLX's compiler records it once and replays it
+until a cache grows past a bucket's edge or other rows come, as building the graph of a small model
+takes Python longer than running it. Other steps put all tokens through the model side by side,
+(N, 1), with attention apart for each cache: selective batching (Orca: Yu et al., OSDI 2022).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as ListLike
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from mlxrun.engine.blocks import BLOCK_ROWS, Block, Blocks
+from mlxrun.engine.scheduler import PrefillChunk
+from mlxrun.engine.sequence import Sequence
+from mlxrun.errors import NumericError
+from mlxrun.generation.groups import SamplerGroups
+from mlxrun.generation.plan import Group, Plan, Settings, State
+from mlxrun.generation.sampling import Sampled, next_token
+from mlxrun.kernels.compilation import avoid_fusion
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.batch import BatchCache, DecodeRows, DecodeSlots, LayerArrays, Part
+from mlxrun.kv_cache.dense import RowCache
+from mlxrun.model import Model
+from mlxrun.outputs import TokenLogprob
+
+# Equal steps before one is compiled, which takes about as long as building two.
+COMPILE_AFTER = 4
+# Kinds of compiled steps to keep.
+COMPILED_STEPS = 16
+
+
+class Token(NamedTuple):
+    """A sampled token on the host; ``logprobs`` is empty unless asked for."""
+
+    token: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def read_tokens(sampled: Sampled) -> list[Token]:
+    """Wait for the tokens of each row of a sampler's output."""
+    tokens = cast(list[int], sampled.token.tolist())
+    if sampled.logprob is None or sampled.top_tokens is None or sampled.top_logprobs is None:
+        return [Token(token) for token in tokens]
+    reports = zip(
+        tokens,
+        cast(list[float], sampled.logprob.tolist()),
+        cast(list[list[int]], sampled.top_tokens.tolist()),
+        cast(list[list[float]], sampled.top_logprobs.tolist()),
+        strict=True,
+    )
+    return [
+        Token(token, (TokenLogprob(token, own, tuple(map(TokenLogprob, ids, values))),))
+        for token, own, ids, values in reports
+    ]
+
+
+class InFlight(NamedTuple):
+    """Sampled tokens of a step, queued on the device.
+
+    Attributes:
+        sequences: whose tokens they are, in order.
+        tokens: (B,).
+        groups: output of the samplers, and the places in ``sequences`` that each is about.
+        firsts: places of first tokens.
+        finite: whether the logits of these were finite, (len(firsts),); None for no first tokens.
+    """
+
+    sequences: tuple[Sequence, ...]
+    tokens: mx.array
+    groups: list[tuple[Sampled, list[int]]]
+    firsts: list[int]
+    finite: mx.array | None
+
+    def read(self) -> list[tuple[Sequence, Token | None]]:
+        """Wait for the tokens; None for a sequence whose logits were not finite."""
+        tokens: list[Token | None] = [None] * len(self.sequences)
+        for sampled, places in self.groups:
+            for place, token in zip(places, read_tokens(sampled), strict=True):
+                tokens[place] = token
+        if self.finite is not None:
+            flags = cast(list[bool], self.finite.tolist())
+            for place, finite in zip(self.firsts, flags, strict=True):
+                tokens[place] = tokens[place] if finite else None
+        return list(zip(self.sequences, tokens, strict=True))
+
+
+class ModelRunner:
+    """Runs the batches of one engine.
+
+    Args:
+        model: whose weights they use.
+        batched: put all sequences through one forward pass, where their caches can be rows of one
+            array. Otherwise each has a pass of its own, with the operations of a sequence alone:
+            slower, equal to the last bit.
+
+    Attributes:
+        num_computed: tokens that went through the model.
+        num_idle: idle rows among them.
+    """
+
+    def __init__(self, model: Model[Any], *, batched: bool) -> None:
+        self.model, self.batched = model, batched and model.joint
+        self.blocks = Blocks(BLOCK_ROWS if self.batched else 1)
+        self.decode_step = DecodeStep(model)
+        self._samplers = SamplerGroups()
+        self._last: mx.array | None = None  # tokens of the last step
+        # States of the samplers before the last steps, to undo those that are never read.
+        self._undo: deque[list[tuple[State, list[Sequence], list[int]]]] = deque(maxlen=3)
+        self.num_computed = self.num_idle = 0
+
+    def run(
+        self, decode: ListLike[Sequence], prefill: ListLike[PrefillChunk[Sequence]]
+    ) -> InFlight | None:
+        """Queue one more token of each decoding sequence, and chunks of prompts.
+
+        A sequence whose prompt is complete samples its first token.
+
+        Returns:
+            The sampled tokens; None if no sequence samples.
+        """
+        joining = [sequence for sequence in decode if sequence.block is None]
+        if joining:
+            self.blocks.join(joining)
+        self.blocks.settle()
+        passes = [self._pass(*parts) for parts in self._parts(prefill)]
+        outputs = [output for output in passes if output is not None]
+        states = [a for s, _ in prefill if not s.is_prefilled for c in s.caches for a in c.state]
+        if not outputs:
+            # No token to wait for meanwhile: a request that arrives would wait for a queued step.
+            mx.eval(states)
+            return None
+        in_flight = outputs[0] if len(outputs) == 1 else _joined(outputs)
+        reports = [a for sampled, _ in in_flight.groups for a in sampled if a is not None]
+        finite = [] if in_flight.finite is None else [in_flight.finite]
+        mx.async_eval(states, in_flight.tokens, reports, finite)  # type: ignore[no-untyped-call]
+        for place, sequence in enumerate(in_flight.sequences):
+            sequence.place = place
+            sequence.num_sampled += 1
+        self._last = in_flight.tokens
+        return in_flight
+
+    def take(self, sequence: Sequence) -> list[KVCache]:
+        """The caches of a sequence, which leaves."""
+        caches, block = self.view(sequence), sequence.block
+        if block is not None and len(block.rows) > 1:
+            mx.async_eval([a for c in caches for a in c.state])  # type: ignore[no-untyped-call]
+        self.leave(sequence)
+        return caches
+
+    def leave(self, sequence: Sequence) -> None:
+        """Free the caches of a sequence."""
+        sequence.caches = []
+        if sequence.block is not None:
+            if not self.batched:
+                sequence.block.samplers.dissolve()
+            sequence.block.clear(sequence.row)
+            sequence.block = None
+
+    def view(self, sequence: Sequence) -> list[KVCache]:
+        """The caches of a sequence, to be read before the next step."""
+        return sequence.caches if sequence.block is None else sequence.block.take(sequence.row)
+
+    def rest(self) -> None:
+        """Free all rows once no sequence is left."""
+        self.blocks = Blocks(BLOCK_ROWS if self.batched else 1)
+        self._samplers = SamplerGroups()
+        self._undo.clear()
+        self._last = None
+
+    def undo_sampling(self, sequence: Sequence) -> None:
+        """Set a sampler back to the tokens of its sequence that have been read."""
+        sampler = sequence.sampler
+        if sampler is None:
+            return
+        for groups in (self._samplers, *(block.samplers for block in self.blocks)):
+            groups.dissolve()
+        for step in reversed(self._undo):
+            for state, sequences, counts in step:
+                for row, (one, count) in enumerate(zip(sequences, counts, strict=True)):
+                    if one is sequence and count == sequence.num_output:
+                        sampler.state = State(*(array[row : row + 1] for array in state))
+        sequence.num_sampled = sequence.num_output
+        sampler.tokens = len(sequence.ids)
+
+    def _parts(
+        self, prefill: ListLike[PrefillChunk[Sequence]]
+    ) -> list[tuple[list[Block], list[PrefillChunk[Sequence]]]]:
+        """The blocks and chunks of each forward pass."""
+        blocks = list(self.blocks)
+        if self.batched:
+            if not any(s and s.can_decode for block in blocks for s in block.rows):
+                blocks = []
+            together = [chunk for chunk in prefill if chunk.sequence.score_from is None]
+            scored = [chunk for chunk in prefill if chunk.sequence.score_from is not None]
+            first = [(blocks, together)] if blocks or together else []
+            return [*first, *(([], [chunk]) for chunk in scored)]
+        decoding = [block for block in blocks if any(s and s.can_decode for s in block.rows)]
+        return [*(([block], []) for block in decoding), *(([], [chunk]) for chunk in prefill)]
+
+    def _pass(self, blocks: list[Block], chunks: list[PrefillChunk[Sequence]]) -> InFlight | None:
+        """One forward pass."""
+        rows = [sequence for block in blocks for sequence in block.rows]
+        places = [i for i, s in enumerate(rows) if s is not None and s.can_decode]
+        decoding = [rows[place] for place in places]
+        self.num_computed += len(rows) + sum(count for _, count in chunks)
+        self.num_idle += len(rows) - len(decoding)
+        samplers = self._samplers if self.batched or not blocks else blocks[0].samplers
+        if blocks and not chunks and all(block.step is not None for block in blocks):
+            everyone = len(places) == len(rows)
+            compiled = min(block.steady for block in blocks) >= self.decode_step.compile_after
+            groups = samplers.of([s.sampler for s in decoding])
+            self._remember(groups, decoding)
+            tokens, sampled = self.decode_step(
+                self._tokens_of(rows),
+                [cast(DecodeRows, block.step) for block in blocks],
+                groups,
+                None if everyone else mx.array(places),
+                compiled=compiled,
+            )
+            self._advance(blocks, decoding)
+            return InFlight(
+                tuple(decoding), tokens, list(zip(sampled, groups.rows, strict=True)), [], None
+            )
+        scored = chunks[0].sequence.score_from if chunks else None
+        logits = self._forward(blocks, chunks, rows, places)
+        self._advance(blocks, decoding)
+        for sequence, count in chunks:
+            sequence.num_computed += count
+        if scored is not None:
+            return None
+        firsts = [sequence for sequence, _ in chunks if sequence.is_prefilled]
+        sampling = [*decoding, *firsts]
+        if not sampling:
+            return None
+        groups = samplers.of([s.sampler for s in sampling])
+        self._remember(groups, sampling)
+        tokens, sampled, states = sample(groups.groups, groups.order, logits)
+        groups.advance(states)
+        if not self.batched:
+            groups.dissolve()
+        finite = mx.isfinite(logits[len(decoding) :]).all(axis=-1) if firsts else None
+        return InFlight(
+            tuple(sampling),
+            tokens,
+            list(zip(sampled, groups.rows, strict=True)),
+            list(range(len(decoding), len(sampling))),
+            finite,
+        )
+
+    def _forward(
+        self,
+        blocks: list[Block],
+        chunks: list[PrefillChunk[Sequence]],
+        rows: list[Sequence | None],
+        places: list[int],
+    ) -> mx.array:
+        """Logits (B, V) of the decoding rows, then of prompts that end."""
+        model = self.model
+        if not blocks and len(chunks) == 1:  # a part alone: its own caches, its own shape
+            ((sequence, count),) = chunks
+            ids = mx.array([sequence.ids[sequence.num_computed : sequence.num_computed + count]])
+            if sequence.score_from is not None:
+                states = model.hidden(ids, sequence.caches)
+                caches = [a for c in sequence.caches for a in c.state]
+                if sequence.num_computed + count <= sequence.score_from:
+                    mx.eval(caches)
+                else:
+                    mx.eval(states, caches)
+                    sequence.states.append((sequence.num_computed, states))
+                return states
+            return model.forward(ids, sequence.caches, mx.array([count - 1]))
+        if not chunks and len(blocks) == 1:
+            return model.forward(
+                self._tokens_of(rows)[:, None],
+                blocks[0].caches,
+                None if len(places) == len(rows) else mx.array(places),
+            )
+        return self._forward_ragged(blocks, chunks, rows, places)
+
+    def _forward_ragged(
+        self,
+        blocks: list[Block],
+        chunks: list[PrefillChunk[Sequence]],
+        rows: list[Sequence | None],
+        places: list[int],
+    ) -> mx.array:
+        """The same with the tokens of several caches side by side."""
+        tokens = [self._tokens_of(rows)] if rows else []
+        positions = [offset for block in blocks for offset in block.caches[0].offsets]
+        layers = len(blocks[0].caches if blocks else chunks[0].sequence.caches)
+        parts: list[list[Part]] = [[] for _ in range(layers)]
+        for block in blocks:
+            for own, cache in zip(parts, block.caches, strict=True):
+                own.append(Part(cache, len(block.rows), 1))
+        places = list(places)
+        for sequence, count in chunks:
+            start = sequence.num_computed
+            sequence.whole_chunks = False
+            tokens.append(mx.array(sequence.ids[start : start + count]))
+            positions.extend(range(start, start + count))
+            for own, cache in zip(parts, sequence.caches, strict=True):
+                own.append(Part(cast(RowCache, cache), 1, count))
+            if start + count >= sequence.num_tokens:
+                places.append(len(positions) - 1)
+        where = mx.array(positions)
+        flat = mx.concatenate([t.astype(mx.uint32) for t in tokens])[:, None]  # (N, 1)
+        return self.model.forward(
+            flat, [BatchCache(own, where) for own in parts], mx.array(places, mx.uint32)
+        )
+
+    def _tokens_of(self, rows: ListLike[Sequence | None]) -> mx.array:
+        """The last token of each row, (N,); any other for an idle one."""
+        assert self._last is not None
+        places = [0 if sequence is None else sequence.place for sequence in rows]
+        in_order = places == list(range(self._last.shape[0]))
+        return self._last if in_order else self._last[mx.array(places)]
+
+    def _advance(self, blocks: list[Block], decoding: list[Sequence]) -> None:
+        for block in blocks:
+            block.advance()
+        for sequence in decoding:
+            sequence.num_computed += 1
+
+    def _remember(self, groups: SamplerGroups, sequences: list[Sequence]) -> None:
+        """Keep the states of samplers before they sample."""
+        self._undo.append(
+            [
+                (
+                    group.state,
+                    mine := [sequences[row] for row in rows],
+                    [s.num_sampled for s in mine],
+                )
+                for group, rows in zip(groups.groups, groups.rows, strict=True)
+            ]
+        )
+
+
+def _joined(outputs: list[InFlight]) -> InFlight:
+    """The outputs of several passes as one."""
+    sequences: list[Sequence] = []
+    groups, firsts, finite = [], [], []
+    for output in outputs:
+        start = len(sequences)
+        sequences += output.sequences
+        groups += [(sampled, [start + p for p in places]) for sampled, places in output.groups]
+        firsts += [start + place for place in output.firsts]
+        finite += [] if output.finite is None else [output.finite]
+    tokens = mx.concatenate([output.tokens for output in outputs])
+    return InFlight(
+        tuple(sequences), tokens, groups, firsts, mx.concatenate(finite) if finite else None
+    )
+
+
+def sample(
+    groups: ListLike[Group], order: mx.array | None, logits: mx.array
+) -> tuple[mx.array, list[Sampled], list[State]]:
+    """Tokens (B,) of logits (B, V), the output of each group, and the states after it."""
+    outputs, states = [], []
+    for plan, settings, state, which in groups:
+        sampled, state = next_token(
+            plan, settings, state, logits if which is None else logits[which]
+        )
+        outputs.append(sampled)
+        states.append(state)
+    tokens = outputs[0].token if len(outputs) == 1 else mx.concatenate([s.token for s in outputs])
+    return tokens if order is None else tokens[order], outputs, states
+
+
+Made = tuple[Any, Any, Any, mx.array]
+StepFunction = Callable[..., Made]
+
+
+class DecodeStep:
+    """One more token of each row: model and samplers as one pure function, compiled.
+
+    Args:
+        model: whose weights it uses.
+
+    Attributes:
+        compile_after: equal steps before one is compiled.
+        compile_error: why MLX cannot compile steps here, so that all are built; None if it can.
+    """
+
+    def __init__(self, model: Model[Any]) -> None:
+        self.model = model
+        self.compile_after = COMPILE_AFTER
+        self.compile_error = avoid_fusion()
+        # A compiled function must not outlive the thread that made it: MLX aborts.
+        self._of_thread = threading.local()
+
+    @property
+    def compiled(self) -> OrderedDict[Hashable, StepFunction]:
+        """Compiled steps of this thread, the latest used last."""
+        mine: OrderedDict[Hashable, StepFunction]
+        mine = self._of_thread.__dict__.setdefault("compiled", OrderedDict())
+        return mine
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        blocks: ListLike[DecodeRows],
+        samplers: SamplerGroups,
+        select: mx.array | None = None,
+        *,
+        compiled: bool = True,
+    ) -> tuple[mx.array, list[Sampled]]:
+        """Queue one more token of each row.
+
+        Args:
+            tokens: the last of each, (N,), block by block.
+            blocks: the rows' caches; advanced by one.
+            samplers: of the selected rows; advanced by one.
+            select: rows that sample; None for all.
+
+        Returns:
+            Tokens (B,) of the selected rows, and the output of each group of samplers.
+        """
+        for block in blocks:
+            block.prepare()
+        groups, order = list(samplers.groups), samplers.order
+        optional = [select, order, *(group.which for group in groups)]
+        there = [one is not None for one in optional]
+        arguments = (
+            tokens,
+            [block.offsets for block in blocks],
+            [block.arrays for block in blocks],
+            [block.fixed for block in blocks],
+            [[list(group.settings), list(group.state)] for group in groups],
+            [one for one in optional if one is not None],
+        )
+        step = self._compiled if compiled and not self.compile_error else self._built
+        caches, outputs, states, sampled = step(blocks, groups, there)(*arguments)
+        for block, arrays in zip(blocks, caches, strict=True):
+            block.advance(arrays)
+        samplers.advance([State(*state) for state in states])
+        return sampled, [Sampled(*output) for output in outputs]
+
+    def _built(
+        self, blocks: ListLike[DecodeRows], groups: ListLike[Group], there: ListLike[bool]
+    ) -> StepFunction:
+        views, plans = [block.views for block in blocks], [group.plan for group in groups]
+        return _step(self.model, [block.caches for block in blocks], views, plans, there)
+
+    def _compiled(
+        self, blocks: ListLike[DecodeRows], groups: ListLike[Group], there: ListLike[bool]
+    ) -> StepFunction:
+        shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
+        plans = tuple(group.plan for group in groups)
+        key = tuple(block.key for block in blocks), plans, tuple(there), tuple(shapes)
+        compiled = self.compiled
+        step = compiled.pop(key, None)
+        if step is None:
+            views, likes = [block.views for block in blocks], [block.bare() for block in blocks]
+            step = cast(StepFunction, mx.compile(_step(self.model, likes, views, plans, there)))
+        compiled[key] = step  # the latest used last
+        if len(compiled) > COMPILED_STEPS:
+            compiled.popitem(last=False)
+        return step
+
+
+def _step(
+    model: Model[Any],
+    likes: ListLike[ListLike[RowCache]],
+    views: ListLike[dict[Hashable, int]],
+    plans: ListLike[Plan],
+    there: ListLike[bool],
+) -> StepFunction:
+    """A step as a pure function of arrays; its arguments here are constants of the recording."""
+
+    def step(
+        tokens: mx.array,
+        offsets: list[mx.array],
+        arrays: list[list[LayerArrays]],
+        fixed: list[list[LayerArrays]],
+        samplers: list[list[list[mx.array]]],
+        optional: list[mx.array],
+    ) -> tuple[list[list[LayerArrays]], list[list[mx.array]], list[list[mx.array]], mx.array]:
+        given = iter(optional)
+        select, order, *indices = [next(given) if one else None for one in there]
+        blocks = [
+            _slots(*block) for block in zip(likes, arrays, fixed, offsets, views, strict=True)
+        ]
+        logits = model.forward(tokens[:, None], _side_by_side(blocks, offsets), select)
+        groups = [
+            Group(plan, Settings(*settings), State(*state), index)
+            for plan, (settings, state), index in zip(plans, samplers, indices, strict=True)
+        ]
+        sampled, outputs, states = sample(groups, order, logits)
+        reports = [[array for array in own if array is not None] for own in outputs]
+        caches = [[slots.arrays for slots in block] for block in blocks]
+        return caches, reports, [list(state) for state in states], sampled
+
+    return step
+
+
+def _slots(
+    likes: ListLike[RowCache],
+    arrays: list[LayerArrays],
+    fixed: list[LayerArrays],
+    offsets: mx.array,
+    views: dict[Hashable, int],
+) -> list[DecodeSlots]:
+    places: dict[Hashable, tuple[mx.array, mx.array]] = {}
+    spreads: dict[Hashable, mx.array] = {}
+    return [
+        DecodeSlots(like, own, shared, offsets, views[like.layout], places, spreads)
+        for like, own, shared in zip(likes, arrays, fixed, strict=True)
+    ]
+
+
+def _side_by_side(
+    blocks: ListLike[list[DecodeSlots]], offsets: ListLike[mx.array]
+) -> ListLike[KVCache]:
+    """For each layer, one cache for the rows of all blocks."""
+    if len(blocks) == 1:
+        return blocks[0]
+    position = mx.concatenate(list(offsets))
+    return [
+        BatchCache([Part(slots, slots.position.shape[0], 1) for slots in layer], position)
+        for layer in zip(*blocks, strict=True)
+    ]
+
+
+def not_finite(model: Model[Any]) -> NumericError:
+    """The error of a model whose logits are not all finite."""
+    if names := model.damaged():
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return NumericError(
+            f"the model's output is not finite: {', '.join(names[:4])}{more} with infinite numbers "
+            "or none (NaN) among the weights",
+            hint="The file is damaged: download or quantise it again",
+        )
+    dtype = str(model.dtype).removeprefix("mlx.core.")
+    return NumericError(
+        "the model's output is not finite: its weights are damaged, or too large for " + dtype,
+        hint="Check the file, or try the dtype float32",
+    )

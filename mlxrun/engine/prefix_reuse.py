@@ -1,0 +1,189 @@
+"""What the sequences of an engine take from the prefix cache, and store in it.
+
+A sequence looks up its prefix when it is about to prefill, not when it arrives, so that it finds
+what those before it have stored meanwhile. One that would prefill what another is prefilling just
+now waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as ListLike
+
+from mlxrun.engine.sequence import Sequence
+from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.prefix_cache import PrefixCache, common_prefix_len
+
+# Tokens of a forward pass of prefill: enough for matrix products to be efficient, few enough to
+# bound its memory and to report progress. What has been prefilled is stored as often.
+PREFILL_CHUNK = 512
+# Tokens from which a prefix is worth being held in common, with a product of its own in attention.
+MIN_SHARED = 256
+# The share of the tokens saved at best that a prefix must save which others share already.
+NEARLY = 0.8
+
+
+class PrefixReuse:
+    """The running sequences of an engine and their prefix cache."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self.cache = cache
+        self._running: dict[Sequence, tuple[str, ...]] = {}  # with the kinds of their caches
+        self._changed = False  # whether what waits must be found out again
+        self.num_reused = 0
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Bytes of prefixes that running sequences hold in common."""
+        prefixes = {sequence.prefix for sequence in self._running}
+        return sum(prefix.nbytes for prefix in prefixes if prefix)
+
+    def add(self, sequence: Sequence) -> None:
+        """Note a sequence that is about to prefill."""
+        self._running[sequence] = tuple(cache.layout_key for cache in sequence.caches)
+        self._changed = True
+
+    def look_up(self, prefilling: Iterable[Sequence]) -> None:
+        if not self._changed:
+            return
+        self._changed = False
+        for sequence in prefilling:
+            if not sequence.looked_up and sequence in self._running:
+                sequence.num_cached = self._reach(sequence)
+                sequence.waits_for_prefix = self._waits(sequence)
+
+    def take_over(self, sequence: Sequence) -> bool:
+        if sequence.looked_up:
+            return False
+        sequence.looked_up, self._changed = True, True
+        if sequence not in self._running:
+            return False
+        step, session = sequence.reuse_step, sequence.session
+        prompt = tuple(sequence.ids[:-1])  # the last token's logits are needed
+        length = sequence.num_computed  # of a session
+        known = self.cache.num_cached(prompt, sequence.caches, step)
+        share = 0 if session else self._shared_length(sequence)
+        caches = session.empty() if session else sequence.caches
+        least = length + self.cache.min_prefix_len if session else 1
+        lease = self.cache.restore(prompt, caches, step, share=share, least=least)
+        if lease is not None:
+            sequence.caches, sequence.num_computed = caches, lease.length
+            if session:
+                lease.release()  # a session has copies
+            else:
+                sequence.lease = lease
+        sequence.num_stored = sequence.num_computed
+        if sequence.output is not None and not sequence.num_output:
+            sequence.output.num_cached = sequence.num_computed
+        sequence.find_prefix()
+        for cache in sequence.caches:
+            cache.prompt = len(sequence.request.prompt)
+        if known - sequence.num_computed >= self.cache.min_prefix_len and step == 1 and not session:
+            sequence.stops.add(known)  # seen for the second time: worth a snapshot
+        self.num_reused += sequence.num_computed
+        return sequence.prefix is not None
+
+    def chunk(self, sequence: Sequence, count: int) -> int:
+        start, first = sequence.num_computed, sequence.score_from
+        if first is not None and sequence.score_rows is not None:
+            count = min(count, first - start if start < first else sequence.score_rows)
+        stops = (start // PREFILL_CHUNK * PREFILL_CHUNK + PREFILL_CHUNK, *sequence.stops)
+        return min(count, *(stop - start for stop in stops if stop > start))
+
+    def prefilled(self, sequence: Sequence) -> None:
+        """Store what a sequence has prefilled, if it is at a stop or at the end."""
+        length = sequence.num_computed
+        at_stop = length % PREFILL_CHUNK == 0 or length in sequence.stops
+        if at_stop or sequence.is_prefilled:
+            self.store(sequence, sequence.caches, sequence.ids[:length])
+        if sequence.is_prefilled and (share := self._shared_length(sequence)):
+            self.cache.share(sequence.ids[:share], sequence.caches)
+            sequence.find_prefix()
+
+    def ended(self, sequence: Sequence, caches: list[KVCache]) -> None:
+        """Store a sequence that leaves, its output included."""
+        if sequence in self._running and sequence.looked_up and sequence.reuse_step == 1:
+            # The last token that was sampled may not have gone through the model.
+            self.store(sequence, caches, sequence.ids[: sequence.num_computed])
+
+    def remove(self, sequence: Sequence) -> None:
+        """Let go of what a sequence uses."""
+        if self._running.pop(sequence, None) is not None:
+            self._changed = True
+        if sequence.lease is not None:
+            sequence.lease.release()
+        sequence.lease = sequence.prefix = None
+        sequence.looked_up = sequence.waits_for_prefix = False
+        sequence.num_cached = sequence.num_stored = 0
+        sequence.stops.clear()
+
+    def store(self, sequence: Sequence, caches: list[KVCache], ids: ListLike[int]) -> None:
+        exact = sequence.reuse_step == 1 or sequence.whole_chunks
+        if exact and len(ids) - sequence.num_stored >= self.cache.min_prefix_len:
+            self.cache.insert(ids, caches, sequence.reuse_step)
+            sequence.num_stored, self._changed = len(ids), True
+
+    def store_session(self, ids: ListLike[int], caches: list[KVCache]) -> None:
+        if len(ids) >= self.cache.min_prefix_len:
+            self.cache.insert(ids, caches)
+
+    def _reach(self, sequence: Sequence) -> int:
+        return self.cache.num_reusable(
+            tuple(sequence.ids[:-1]), sequence.caches, sequence.reuse_step
+        )
+
+    def _others(self, sequence: Sequence) -> Iterator[Sequence]:
+        """Those whose caches are of the same kinds."""
+        kinds = self._running[sequence]
+        for other, own in self._running.items():
+            if other is not sequence and own == kinds and other.reuse_step == sequence.reuse_step:
+                yield other
+
+    def _shared_length(self, sequence: Sequence) -> int:
+        """How many first tokens of a prompt to hold in common with other sequences."""
+        if sequence.reuse_step > 1 or sequence.session:  # sums of two parts round otherwise
+            return 0
+        prompt = tuple(sequence.ids[:-1])
+        common = [
+            common_prefix_len(prompt, tuple(other.request.prompt)[:-1])
+            for other in self._others(sequence)
+        ]
+        known = self.cache.num_cached(prompt, sequence.caches)
+        held = self.cache.shared_lens(prompt, sequence.caches)
+        return shared_length([min(n, known) for n in common], held)
+
+    def _waits(self, sequence: Sequence) -> bool:
+        """Whether another sequence is prefilling what this one would prefill."""
+        if not self.cache.budget or not all(self._running[sequence]):
+            return False
+        prompt, step = tuple(sequence.ids[:-1]), sequence.reuse_step
+        for other in self._others(sequence):
+            if not other.looked_up or other.is_prefilled:
+                continue
+            common = common_prefix_len(prompt, tuple(other.request.prompt)) // step * step
+            missing = common - max(sequence.num_cached, sequence.num_computed)
+            if missing >= self.cache.min_prefix_len and other.num_computed < common:
+                other.stops.add(common)
+                return True
+        return False
+
+
+def shared_length(common: ListLike[int], held: ListLike[int]) -> int:
+    """How many first tokens to hold in common with other sequences; 0 unless it pays.
+
+    The fewer tokens, the more sequences may have them in common: the tokens that need not be held
+    again count. A prefix that is shared already is preferred to one that saves little more, so that
+    a group is not split by a word that some of it have in common.
+
+    Args:
+        common: length in common with each other sequence.
+        held: lengths of prefixes that are shared already.
+    """
+    each = sorted((n for n in common if n >= MIN_SHARED), reverse=True)
+    saved = {n: n * count for count, n in enumerate(each, 1)}
+    if not saved:
+        return 0
+    best = max(saved, key=saved.__getitem__)
+    again = {n: n * sum(one >= n for one in each) for n in held if n >= MIN_SHARED}
+    likely = max(again, key=again.__getitem__, default=0)
+    return likely if again.get(likely, 0) >= NEARLY * saved[best] else best
