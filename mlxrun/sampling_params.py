@@ -1,7 +1,7 @@
 """SamplingParams: how the next token is sampled from the logits.
 
 Standard library only. The formulas, and the order in which they are applied, are in
-``mlxrun/generation/sampling.py``.
+``mlxrun.sampling/sampling.py``.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "mlxrun.computing": ("mlxrun.errors", "mlxrun.kernels"),
     "mlxrun.display": (),
-    "mlxrun.generation": (
+    "mlxrun.sampling": (
         "mlxrun.outputs",
         "mlxrun.sampling_params",
         "mlxrun.kernels",
@@ -136,7 +136,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.kv_cache",
         "mlxrun.memory",
         "mlxrun.text",
-        "mlxrun.generation",
+        "mlxrun.sampling",
         "mlxrun.computing",
         "mlxrun.kernels",
         "mlxrun.display",
@@ -149,7 +149,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.kv_cache",
         "mlxrun.text",
         "mlxrun.engine",
-        "mlxrun.generation",
+        "mlxrun.sampling",
         "mlxrun.computing",
         "mlxrun.display",
         "mlxrun.memory.plan",

@@ -14,7 +14,7 @@ from mlxrun.analysis.model_cost import model_cost
 from mlxrun.bench.runner import OURS, Result, Results
 from mlxrun.bench.workloads import Decode, Prefill, Workload
 from mlxrun.config import CacheConfig
-from mlxrun.generation.engine import PREFILL_CHUNK
+from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
 from mlxrun.loader import Checkpoint, WeightStorage, open_model
 from mlxrun.models.transformer import Transformer
 

@@ -60,23 +60,6 @@ def model_facts(source: Checkpoint, *, chips: Sequence[str], **options: Any) -> 
     """As :func:`mlxrun.analysis.roofline.model_facts`, by names of chips; measures ``here``."""
     from mlxrun.analysis import roofline
     from mlxrun.analysis.chips import chips_named
-<<<<<<< HEAD
-=======
-    from mlxrun.analysis.costs import decode_cost, prefill_cost
-    from mlxrun.analysis.device import measure_device
-    from mlxrun.analysis.model_cost import model_cost
-    from mlxrun.analysis.roofline import cost_facts, limit_facts, weight_facts
-    from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
-
-    def costed(dtype: str | None) -> tuple[ModelCost, dict[str, Cost], WeightStorage]:
-        storage = source.storage(dtype=dtype, policy=policy)
-        cost = model_cost(source.config, storage, cache)
-        costs = {
-            "decode": decode_cost(cost, context - 1, rows=parallel),
-            "prefill": prefill_cost(cost, context, chunk=PREFILL_CHUNK),
-        }
-        return cost, costs, storage
->>>>>>> 4efd3e5 (One engine loop: Sequence, Scheduler, ModelRunner, Engine.step)
 
     device = measured_device() if HERE in chips else None
     named = chips_named(name for name in chips if name != HERE)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Protocol
 
-from mlxrun.generation.groups import SamplerGroups
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.batch import DecodeRows
 from mlxrun.kv_cache.dense import RowCache, bucket
 from mlxrun.kv_cache.prefix_cache import shared_prefix_of
+from mlxrun.sampling.sampler import SamplerBatch
 
 # Rows of a block: fewer attend over less that is not theirs, more need fewer operations.
 BLOCK_ROWS = 32
@@ -57,7 +57,7 @@ class Block:
         self.caches: list[Any] = []
         self.step: DecodeRows | None = None
         self.length = self.steady = 0
-        self.samplers = SamplerGroups()
+        self.samplers = SamplerBatch()
         self._joining: list[Any] = []
 
     @property

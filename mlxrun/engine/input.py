@@ -13,10 +13,10 @@ import mlx.core as mx
 
 from mlxrun.config import Flag, known, names_of
 from mlxrun.errors import ContextLengthError, ParameterError
-from mlxrun.generation.breakers import breaker_tokens
-from mlxrun.generation.sampling import Sampler
 from mlxrun.model import Model
 from mlxrun.outputs import MAX_TOKENS, Request, RequestOptions
+from mlxrun.sampling.dry import breaker_tokens
+from mlxrun.sampling.sampler import Sampler
 from mlxrun.sampling_defaults import SamplingDefaults
 from mlxrun.sampling_params import SamplingOptions, SamplingParams
 from mlxrun.text.template import REASONING

@@ -21,15 +21,21 @@ from mlxrun.engine.blocks import BLOCK_ROWS, Block, Blocks
 from mlxrun.engine.scheduler import PrefillChunk
 from mlxrun.engine.sequence import Sequence
 from mlxrun.errors import NumericError
-from mlxrun.generation.groups import SamplerGroups
-from mlxrun.generation.plan import Group, Plan, Settings, State
-from mlxrun.generation.sampling import Sampled, next_token
 from mlxrun.kernels.compilation import avoid_fusion
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.batch import BatchCache, DecodeRows, DecodeSlots, LayerArrays, Part
 from mlxrun.kv_cache.dense import RowCache
 from mlxrun.model import Model
 from mlxrun.outputs import TokenLogprob
+from mlxrun.sampling.sampler import (
+    SamplerBatch,
+    SamplerGroup,
+    SamplerOutput,
+    SamplerState,
+    SamplingSpec,
+    SamplingTensors,
+    next_token,
+)
 
 # Equal steps before one is compiled, which takes about as long as building two.
 COMPILE_AFTER = 4
@@ -44,7 +50,7 @@ class Token(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-def read_tokens(sampled: Sampled) -> list[Token]:
+def read_tokens(sampled: SamplerOutput) -> list[Token]:
     """Wait for the tokens of each row of a sampler's output."""
     tokens = cast(list[int], sampled.token.tolist())
     if sampled.logprob is None or sampled.top_tokens is None or sampled.top_logprobs is None:
@@ -75,7 +81,7 @@ class InFlight(NamedTuple):
 
     sequences: tuple[Sequence, ...]
     tokens: mx.array
-    groups: list[tuple[Sampled, list[int]]]
+    groups: list[tuple[SamplerOutput, list[int]]]
     firsts: list[int]
     finite: mx.array | None
 
@@ -110,10 +116,10 @@ class ModelRunner:
         self.model, self.batched = model, batched and model.joint
         self.blocks = Blocks(BLOCK_ROWS if self.batched else 1)
         self.decode_step = DecodeStep(model)
-        self._samplers = SamplerGroups()
+        self._samplers = SamplerBatch()
         self._last: mx.array | None = None  # tokens of the last step
         # States of the samplers before the last steps, to undo those that are never read.
-        self._undo: deque[list[tuple[State, list[Sequence], list[int]]]] = deque(maxlen=3)
+        self._undo: deque[list[tuple[SamplerState, list[Sequence], list[int]]]] = deque(maxlen=3)
         self.num_computed = self.num_idle = 0
 
     def run(
@@ -171,7 +177,7 @@ class ModelRunner:
     def rest(self) -> None:
         """Free all rows once no sequence is left."""
         self.blocks = Blocks(BLOCK_ROWS if self.batched else 1)
-        self._samplers = SamplerGroups()
+        self._samplers = SamplerBatch()
         self._undo.clear()
         self._last = None
 
@@ -186,7 +192,7 @@ class ModelRunner:
             for state, sequences, counts in step:
                 for row, (one, count) in enumerate(zip(sequences, counts, strict=True)):
                     if one is sequence and count == sequence.num_output:
-                        sampler.state = State(*(array[row : row + 1] for array in state))
+                        sampler.state = SamplerState(*(array[row : row + 1] for array in state))
         sequence.num_sampled = sequence.num_output
         sampler.tokens = len(sequence.ids)
 
@@ -329,7 +335,7 @@ class ModelRunner:
         for sequence in decoding:
             sequence.num_computed += 1
 
-    def _remember(self, groups: SamplerGroups, sequences: list[Sequence]) -> None:
+    def _remember(self, groups: SamplerBatch, sequences: list[Sequence]) -> None:
         """Keep the states of samplers before they sample."""
         self._undo.append(
             [
@@ -360,8 +366,8 @@ def _joined(outputs: list[InFlight]) -> InFlight:
 
 
 def sample(
-    groups: ListLike[Group], order: mx.array | None, logits: mx.array
-) -> tuple[mx.array, list[Sampled], list[State]]:
+    groups: ListLike[SamplerGroup], order: mx.array | None, logits: mx.array
+) -> tuple[mx.array, list[SamplerOutput], list[SamplerState]]:
     """Tokens (B,) of logits (B, V), the output of each group, and the states after it."""
     outputs, states = [], []
     for plan, settings, state, which in groups:
@@ -407,11 +413,11 @@ class DecodeStep:
         self,
         tokens: mx.array,
         blocks: ListLike[DecodeRows],
-        samplers: SamplerGroups,
+        samplers: SamplerBatch,
         select: mx.array | None = None,
         *,
         compiled: bool = True,
-    ) -> tuple[mx.array, list[Sampled]]:
+    ) -> tuple[mx.array, list[SamplerOutput]]:
         """Queue one more token of each row.
 
         Args:
@@ -440,17 +446,17 @@ class DecodeStep:
         caches, outputs, states, sampled = step(blocks, groups, there)(*arguments)
         for block, arrays in zip(blocks, caches, strict=True):
             block.advance(arrays)
-        samplers.advance([State(*state) for state in states])
-        return sampled, [Sampled(*output) for output in outputs]
+        samplers.advance([SamplerState(*state) for state in states])
+        return sampled, [SamplerOutput(*output) for output in outputs]
 
     def _built(
-        self, blocks: ListLike[DecodeRows], groups: ListLike[Group], there: ListLike[bool]
+        self, blocks: ListLike[DecodeRows], groups: ListLike[SamplerGroup], there: ListLike[bool]
     ) -> StepFunction:
         views, plans = [block.views for block in blocks], [group.plan for group in groups]
         return _step(self.model, [block.caches for block in blocks], views, plans, there)
 
     def _compiled(
-        self, blocks: ListLike[DecodeRows], groups: ListLike[Group], there: ListLike[bool]
+        self, blocks: ListLike[DecodeRows], groups: ListLike[SamplerGroup], there: ListLike[bool]
     ) -> StepFunction:
         shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
         plans = tuple(group.plan for group in groups)
@@ -470,7 +476,7 @@ def _step(
     model: Model[Any],
     likes: ListLike[ListLike[RowCache]],
     views: ListLike[dict[Hashable, int]],
-    plans: ListLike[Plan],
+    plans: ListLike[SamplingSpec],
     there: ListLike[bool],
 ) -> StepFunction:
     """A step as a pure function of arrays; its arguments here are constants of the recording."""
@@ -490,7 +496,7 @@ def _step(
         ]
         logits = model.forward(tokens[:, None], _side_by_side(blocks, offsets), select)
         groups = [
-            Group(plan, Settings(*settings), State(*state), index)
+            SamplerGroup(plan, SamplingTensors(*settings), SamplerState(*state), index)
             for plan, (settings, state), index in zip(plans, samplers, indices, strict=True)
         ]
         sampled, outputs, states = sample(groups, order, logits)

@@ -25,7 +25,7 @@ from mlxrun.model import Model
 from mlxrun.outputs import Chunk, Request
 
 if TYPE_CHECKING:
-    from mlxrun.generation.sampling import Sampler
+    from mlxrun.sampling.sampler import Sampler
 
 
 def _free(slots: int) -> int:

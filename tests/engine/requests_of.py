@@ -17,10 +17,10 @@ from mlxrun.config import DEFAULT_CACHE, CacheConfig, EngineConfig
 from mlxrun.engine.engine import Engine, Mode
 from mlxrun.engine.input import InputProcessor
 from mlxrun.engine.sequence import Sequence, Session
-from mlxrun.generation.sampling import Sampler
 from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.loader import load_model
 from mlxrun.outputs import FinishReason, Request
+from mlxrun.sampling.sampler import Sampler
 from mlxrun.sampling_params import SamplingParams
 
 VOCABULARY = 128

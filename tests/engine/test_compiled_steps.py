@@ -16,9 +16,8 @@ import mlxrun
 from mlxrun.config import CacheConfig
 from mlxrun.engine import model_runner
 from mlxrun.engine.model_runner import COMPILED_STEPS, DecodeStep
-from mlxrun.generation.groups import SamplerGroups
-from mlxrun.generation.sampling import Sampler
 from mlxrun.kv_cache.batch import DecodeRows
+from mlxrun.sampling.sampler import Sampler, SamplerBatch
 from mlxrun.sampling_params import SamplingParams
 
 NEVER = 1 << 30
@@ -175,7 +174,7 @@ def compiled_with(step: DecodeStep, tiny: Any, length: int, top_k: int) -> None:
     caches = tiny.make_cache()
     tiny(mx.array([[3] * length]), caches)
     sampler = Sampler(SamplingParams(temperature=0.5, seed=1, top_k=top_k), tiny.vocab_size)
-    tokens, _ = step(mx.array([4]), [DecodeRows(caches)], SamplerGroups().of([sampler]))
+    tokens, _ = step(mx.array([4]), [DecodeRows(caches)], SamplerBatch().of([sampler]))
     mx.eval(tokens)
 
 

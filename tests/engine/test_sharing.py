@@ -17,9 +17,9 @@ from tiny_models import Tiny
 from converters.gguf.reader import read_gguf
 from mlxrun.engine import model_runner, prefix_reuse
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
-from mlxrun.generation.sampling import next_token
 from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.loader import load_model
+from mlxrun.sampling.sampler import next_token
 
 FORMATS: list[dict[str, Any]] = [
     {},

@@ -13,8 +13,8 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.computing import COMPUTING
 from mlxrun.engine.engine import Engine
-from mlxrun.generation.sampling import Sampler
 from mlxrun.kv_cache.dense import RowCache
+from mlxrun.sampling.sampler import Sampler
 
 OPTIONS: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prefix_bytes": 0}
 

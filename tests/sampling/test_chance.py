@@ -10,9 +10,9 @@ import naive_sampling as naive
 import numpy as np
 import pytest
 
-from mlxrun.generation import noise, sampling
-from mlxrun.generation.sampling import Sampler, Settings, State
 from mlxrun.outputs import SamplingParams
+from mlxrun.sampling import rng
+from mlxrun.sampling.sampler import Sampler, SamplerState, SamplingTensors, next_token
 
 OPEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # every stage off
 
@@ -31,10 +31,10 @@ def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
     """Chi-square over 4,000 steps: below the 99.9% quantile of 4 degrees of freedom."""
     row, steps = [1.0, 0.0, -0.5, 2.0, 0.7], 4000
     sampler = Sampler(SamplingParams(**params, seed=7), len(row))
-    settings = Settings(*(mx.repeat(each, steps, axis=0) for each in sampler.settings))
-    state = State(*(mx.repeat(each, steps, axis=0) for each in sampler.state))
+    settings = SamplingTensors(*(mx.repeat(each, steps, axis=0) for each in sampler.settings))
+    state = SamplerState(*(mx.repeat(each, steps, axis=0) for each in sampler.state))
     state = state._replace(step=mx.arange(steps, dtype=mx.uint32))
-    sampled, _ = sampling.next_token(
+    sampled, _ = next_token(
         sampler.plan, settings, state, mx.repeat(mx.array([row]), steps, axis=0)
     )
     counts = np.bincount(np.array(sampled.token), minlength=len(row))
@@ -82,13 +82,9 @@ def test_a_token_that_is_no_candidate_does_not_change_the_draw() -> None:
 def test_noise_is_gumbel_and_independent() -> None:
     """Mean and variance of the standard Gumbel distribution, and no correlation between steps."""
     ids = mx.arange(20_000, dtype=mx.uint32)[None]
-    key = noise.request_key(0)
-    rows = [
-        np.array(noise.gumbel(key, mx.array([step], dtype=mx.uint32), ids))[0] for step in (0, 1)
-    ]
-    rows.append(
-        np.array(noise.gumbel(noise.request_key(1), mx.array([0], dtype=mx.uint32), ids))[0]
-    )
+    key = rng.request_key(0)
+    rows = [np.array(rng.gumbel(key, mx.array([step], dtype=mx.uint32), ids))[0] for step in (0, 1)]
+    rows.append(np.array(rng.gumbel(rng.request_key(1), mx.array([0], dtype=mx.uint32), ids))[0])
     for row in rows:
         assert np.isfinite(row).all()
         assert row.mean() == pytest.approx(np.euler_gamma, abs=0.04)
@@ -97,8 +93,8 @@ def test_noise_is_gumbel_and_independent() -> None:
 
 
 def test_uniform_is_uniform() -> None:
-    key = noise.request_key(0)
-    numbers = [noise.uniform(key, mx.array([step], dtype=mx.uint32)) for step in range(2000)]
+    key = rng.request_key(0)
+    numbers = [rng.uniform(key, mx.array([step], dtype=mx.uint32)) for step in range(2000)]
     values = np.array(mx.concatenate(numbers))
     assert values.min() >= 0
     assert values.max() < 1

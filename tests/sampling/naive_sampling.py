@@ -112,7 +112,7 @@ def mirostat(candidates: Candidates, mu: float) -> Candidates:
     return kept or candidates[:1]
 
 
-def penalise(
+def penalize(
     logits: Sequence[float],
     past: Sequence[int],
     repetition: float,
@@ -185,7 +185,7 @@ def pipeline(
     """What the draw chooses from: every stage in the documented order, for XTC's dice at chance."""
     p = params
     adjusted = [value + p.logit_bias.get(token, 0.0) for token, value in enumerate(logits)]
-    adjusted = penalise(
+    adjusted = penalize(
         adjusted,
         last(past, p.penalty_last_n),
         p.repetition_penalty,

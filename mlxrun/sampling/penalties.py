@@ -22,7 +22,7 @@ def add_bias(logits: mx.array, ids: mx.array, values: mx.array) -> mx.array:
     return mx.put_along_axis(logits, ids, biased, axis=-1)
 
 
-def penalise(
+def penalize(
     logits: mx.array, window: mx.array, repetition: Value, presence: Value, frequency: Value
 ) -> mx.array:
     """Make the tokens of the window (B, W) less likely (or more, depending on the values).
@@ -60,10 +60,10 @@ def dry(
     ends, following = lengths[:, :-1].astype(mx.float32), window[:, 1:]
     longest = _scatter(mx.zeros_like(logits), following).maximum(ends)
     penalty = mx.minimum(multiplier * base ** (longest - allowed_length), _LARGEST_PENALTY)
-    penalised = longest >= allowed_length
+    penalized = longest >= allowed_length
     if exempt is not None:
-        penalised = penalised & ~exempt
-    return mx.where(penalised, logits - penalty, logits)
+        penalized = penalized & ~exempt
+    return mx.where(penalized, logits - penalty, logits)
 
 
 def _scatter(target: mx.array, ids: mx.array) -> mx.ArrayAt:

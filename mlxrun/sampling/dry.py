@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-__all__ = ["breaker_tokens"]
-
 
 def breaker_tokens(
     strings: Iterable[str],

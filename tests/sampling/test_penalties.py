@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrun.generation import penalties
+from mlxrun.sampling import penalties
 
 VOCABULARY = 6
 token = st.integers(0, VOCABULARY - 1)
@@ -39,10 +39,10 @@ def test_penalties(
     presence: float,
     frequency: float,
 ) -> None:
-    result = penalties.penalise(
+    result = penalties.penalize(
         mx.array([logits]), window_of(past, width), repetition, presence, frequency
     )
-    expected = naive.penalise(logits, naive.last(past, width), repetition, presence, frequency)
+    expected = naive.penalize(logits, naive.last(past, width), repetition, presence, frequency)
     np.testing.assert_allclose(np.array(result)[0], expected, rtol=1e-5, atol=1e-4)
 
 
@@ -120,8 +120,8 @@ def test_rows_have_pasts_and_parameters_of_their_own() -> None:
     logits = mx.array(random.normal(size=(3, VOCABULARY)).astype(np.float32))
     window = mx.array(random.integers(-1, VOCABULARY, size=(3, 12)), dtype=mx.int32)
     values = [mx.array(random.uniform(0.5, 2, size=(3, 1)).astype(np.float32)) for _ in range(3)]
-    together = penalties.penalise(logits, window, *values)
+    together = penalties.penalize(logits, window, *values)
     for i in range(3):
         own = [value[i : i + 1] for value in values]
-        alone = penalties.penalise(logits[i : i + 1], window[i : i + 1], *own)
+        alone = penalties.penalize(logits[i : i + 1], window[i : i + 1], *own)
         assert mx.array_equal(together[i : i + 1], alone)

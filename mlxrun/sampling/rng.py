@@ -24,7 +24,7 @@ def request_key(seed: int) -> mx.array:
     return mx.random.split(mx.random.key(seed), 1)
 
 
-def fold(key: mx.array, number: mx.array) -> mx.array:
+def fold_in(key: mx.array, number: mx.array) -> mx.array:
     """A key (..., 2) for each pair of a key (..., 2) and a number (...) uint32, broadcast."""
     high, low = key[..., 0], key[..., 1] ^ number
     pairs = mx.stack(list(mx.broadcast_arrays(high, low)), axis=-1)
@@ -33,17 +33,17 @@ def fold(key: mx.array, number: mx.array) -> mx.array:
 
 def uniform(key: mx.array, step: mx.array) -> mx.array:
     """One number (B, 1) in [0, 1) for the step ``step`` (B,) of requests with ``key`` (B, 2)."""
-    bits = fold(fold(key, step), mx.array(_STEP_ITSELF, dtype=mx.uint32))[:, :1]
+    bits = fold_in(fold_in(key, step), mx.array(_STEP_ITSELF, dtype=mx.uint32))[:, :1]
     return (bits >> 8).astype(mx.float32) * 2.0**-24
 
 
 def gumbel(key: mx.array, step: mx.array, ids: mx.array) -> mx.array:
     """Standard Gumbel noise (B, K) for the tokens ``ids`` (B, K) or (1, K) at ``step`` (B,).
 
-    Adding it to log-probabilities and taking the argmax draws from the distribution (Gumbel 1954;
+    Adding it to log-probabilities and taking the argmax samples from the distribution (Gumbel 1954;
     Maddison et al. 2014, "A* sampling").
     """
-    bits = fold(fold(key, step)[:, None], ids.astype(mx.uint32))[..., 0]  # (B, K)
+    bits = fold_in(fold_in(key, step)[:, None], ids.astype(mx.uint32))[..., 0]  # (B, K)
     # -log1p(-u) is the exponential variate that resolves rare events best: u near 0 has fine steps.
     u = mx.minimum((bits.astype(mx.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     return -mx.log(-mx.log1p(-u))

@@ -14,9 +14,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlxrun.errors import ParameterError
-from mlxrun.generation import noise, sampling
-from mlxrun.generation.sampling import Plan, Sampler, Settings, State
 from mlxrun.outputs import SamplingParams
+from mlxrun.sampling import rng
+from mlxrun.sampling import sampler as sampling
+from mlxrun.sampling.sampler import Sampler, SamplerState, SamplingSpec, SamplingTensors
 
 VOCABULARY = 12
 OPEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # every stage off
@@ -79,7 +80,7 @@ def test_the_stages_act_in_the_documented_order(
     logits = random_logits(seed)
     naive.CLOSE.clear()
     sampler = Sampler(params, VOCABULARY, context_tokens=past, dry_breakers=breakers)
-    chance = noise.uniform(sampler.settings.key, sampler.state.step).item()
+    chance = rng.uniform(sampler.settings.key, sampler.state.step).item()
     expected = dict(naive.pipeline(logits[0].tolist(), params, past, breakers, chance))
     assume(all(distance > 1e-5 for distance in naive.CLOSE))
     left, ids = sampling.distribution(sampler.plan, sampler.settings, sampler.state, logits)
@@ -98,11 +99,13 @@ def test_the_stages_act_in_the_documented_order(
 
 
 def test_off_stages_are_not_planned() -> None:
-    plan = Plan.of(SamplingParams(**OPEN), VOCABULARY)
-    assert plan == Plan(False, False, 0, 0, 0, False, False, False, False, 0)
+    plan = SamplingSpec.of(SamplingParams(**OPEN), VOCABULARY)
+    assert plan == SamplingSpec(False, False, 0, 0, 0, False, False, False, False, 0)
     assert not plan.ranks
-    greedy = Plan.of(SamplingParams(temperature=0, mirostat=2, xtc_probability=1), VOCABULARY)
-    assert greedy == Plan(True, False, 0, 0, 0, False, False, False, False, 0)
+    greedy = SamplingSpec.of(
+        SamplingParams(temperature=0, mirostat=2, xtc_probability=1), VOCABULARY
+    )
+    assert greedy == SamplingSpec(True, False, 0, 0, 0, False, False, False, False, 0)
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 2.0, 2.5]), min_size=1, max_size=9))
@@ -132,8 +135,8 @@ def test_rows_of_a_batch_draw_what_they_draw_alone(params: dict[str, Any]) -> No
         )
         for i in range(4)
     ]
-    settings = Settings(*map(mx.concatenate, zip(*(each.settings for each in samplers))))  # noqa: B905
-    state = State(*map(mx.concatenate, zip(*(each.state for each in samplers))))  # noqa: B905
+    settings = SamplingTensors(*map(mx.concatenate, zip(*(each.settings for each in samplers))))  # noqa: B905
+    state = SamplerState(*map(mx.concatenate, zip(*(each.state for each in samplers))))  # noqa: B905
     for step in range(12):
         logits = random_logits(step, rows=4)
         together, state = sampling.next_token(samplers[0].plan, settings, state, logits)
@@ -160,7 +163,7 @@ def test_a_step_can_be_compiled() -> None:
     )
     sampler = Sampler(params, VOCABULARY, context_tokens=[1, 2, 1], dry_breakers=[(0,)])
     plan, settings = sampler.plan, sampler.settings
-    step = mx.compile(lambda state, x: sampling.next_token(plan, settings, State(*state), x))
+    step = mx.compile(lambda state, x: sampling.next_token(plan, settings, SamplerState(*state), x))
     state = sampler.state
     for i in range(10):
         sampled, state = step(state, random_logits(i))

@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrun.generation.breakers import breaker_tokens
+from mlxrun.sampling.dry import breaker_tokens
 
 PIECES = [b"a", b"b", b"c", b"ab", b"bc", b"ca", b"cab", b""]
 

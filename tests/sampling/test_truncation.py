@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mlxrun.generation import truncation
+from mlxrun.sampling import truncation
 
 logit = st.one_of(
     st.floats(-30, 30, width=32), st.sampled_from([-math.inf, 0.0, -0.0, 1.0, 2.0, -5.0])

@@ -1,1 +1,0 @@
-"""From logits to events: requests, sampling, the engine."""
