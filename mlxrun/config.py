@@ -374,6 +374,14 @@ class StorageOptions(CacheTypeOptions, total=False):
     attention: str | None
 
 
+class BatchStorageOptions(TypedDict, total=False):
+    """:class:`StorageOptions` of a batch: one value, or a list with a value per prompt."""
+
+    cache_type_k: str | Sequence[str | None] | None
+    cache_type_v: str | Sequence[str | None] | None
+    attention: str | Sequence[str | None] | None
+
+
 class CacheOptions(StorageOptions, total=False):
     """The options of :meth:`mlxrun.LLM.session`: see :class:`CacheConfig`."""
 
@@ -414,6 +422,11 @@ class StorageConfig:
         metavar="PATTERN",
         default_help="dense",
     )
+
+    @classmethod
+    def of_types(cls, keys: str | None, values: str | None) -> Self:
+        """The config of two cache types."""
+        return cls(cache_type_k=keys, cache_type_v=values)
 
     @property
     def types(self) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""What a notebook shows: tables of values, and the progress of loading."""
+"""Output in a notebook: tables of values, and a progress bar of loading."""
 
 from __future__ import annotations
 
@@ -48,13 +48,11 @@ def progress_bar(
     """A bar on standard error, as text: a notebook shows it without an extension for widgets.
 
     Args:
-        label: what goes on.
-        unit: what is counted.
         delay: seconds before it appears.
         shown: whether it appears at all.
 
     Yields:
-        A function of (done, in all) that brings it up to date.
+        A function of (done, total) that updates it.
     """
     from tqdm import tqdm
 
@@ -77,7 +75,7 @@ def progress_bar(
 def loading_progress(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback for (bytes done, bytes in all): the caller's, or in a notebook a bar's."""
+    """A callback for (bytes done, bytes in all): the caller's, or a notebook's bar."""
     if progress is not None or not in_notebook():
         yield progress
         return

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from mlxrun.config import (
+    BatchStorageOptions,
     Flag,
     Range,
     StorageConfig,
@@ -59,7 +60,7 @@ class RequestOptions(SamplingOptions, StorageOptions, total=False):
     template: Mapping[str, Any] | None
 
 
-class BatchOptions(SharedSamplingOptions, total=False):
+class BatchOptions(SharedSamplingOptions, BatchStorageOptions, total=False):
     """The options of :meth:`mlxrun.LLM.batch`: some may be a list with a value per prompt."""
 
     temperature: float | Sequence[float]
@@ -72,9 +73,6 @@ class BatchOptions(SharedSamplingOptions, total=False):
     params: SamplingParams | Sequence[SamplingParams | None] | None
     parse_special: bool
     template: Mapping[str, Any] | None
-    cache_type_k: str | Sequence[str | None] | None
-    cache_type_v: str | Sequence[str | None] | None
-    attention: str | Sequence[str | None] | None
     parallel: int | None
     context: int | None
     deterministic: bool

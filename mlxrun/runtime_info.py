@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from mlxrun.config import CacheTypeOptions, names_of
 from mlxrun.display import table_of
 from mlxrun.engine.model_runner import DecodeStep
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
@@ -77,6 +78,9 @@ def runtime_info(
         projections = "one product where layouts agree"
     else:
         projections = "one operation for those of one input" if native else "a product each"
+    names = names_of(CacheTypeOptions)
+    keywords = ", ".join(f"{name}=" for name in names)
+    flags = ", ".join("--" + name.replace("_", "-") for name in names)
     return RuntimeInfo(
         device=f"CPU, {cores()} cores" if name == "CPU" else name,
         blas=blas.described(),
@@ -84,8 +88,7 @@ def runtime_info(
         weights=storage.reason,
         products=_products(storage, products),
         projections=projections,
-        cache=f"keys and values in {dtype}, as activations "
-        "(cache_type_k=, cache_type_v=; --cache-type-k, --cache-type-v)",
+        cache=f"keys and values in {dtype}, as activations ({keywords}; {flags})",
         decode=_decode(model, step),
         prefill=f"{PREFILL_CHUNK} tokens a pass",
         sampling=str(defaults),

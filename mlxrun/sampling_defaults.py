@@ -1,7 +1,7 @@
-"""The sampling parameters that a model's own files recommend.
+"""Sampling parameters that a model's own files recommend.
 
-What a caller leaves out of :class:`mlxrun.SamplingParams` is the model's where its files name it:
-``generation_config.json`` in a directory, ``general.sampling.*`` in a GGUF. All else is mlxrun's.
+They are in ``generation_config.json`` of a directory, or ``general.sampling.*`` of a GGUF, and the
+defaults of options that a caller leaves out. The others have mlxrun's defaults.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NAMES: Final = {**KEYS, **{name: name for name in RECOMMENDABLE}}
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """The sampling parameters that apply where a caller says nothing.
+    """The sampling parameters of requests that name none.
 
     Attributes:
         params: all of them.
@@ -44,12 +44,12 @@ class SamplingDefaults:
 
     @classmethod
     def of(cls, source: str, entries: Mapping[str, Any]) -> Self:
-        """The defaults that a file's entries make.
+        """The defaults of a file.
 
         Args:
-            source: the file, for messages.
-            entries: of a ``generation_config.json``, or metadata of a GGUF; others are ignored, and
-                so is null.
+            source: its name, for messages.
+            entries: of ``generation_config.json``, or metadata of a GGUF; unknown ones and null are
+                ignored.
         """
         values: dict[str, Any] = {}
         problems = []
@@ -68,7 +68,7 @@ class SamplingDefaults:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the model's files recommend."""
+        """The recommended ones."""
         return {f.name: getattr(self.params, f.name) for f in fields(self.params)
                 if f.name in self.names}  # fmt: skip
 

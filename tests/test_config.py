@@ -174,3 +174,8 @@ def test_a_misspelt_or_mistyped_option_fails_in_mypy(tmp_path: Path) -> None:
     lines = {int(line.split(":")[1]) for line in found.splitlines() if ": error:" in line}
     wrong = {i for i, line in enumerate(SNIPPET.splitlines(), 1) if line.endswith("# wrong")}
     assert lines == wrong, found
+
+
+def test_cache_types_travel_as_one_value() -> None:
+    files = [path for path in (ROOT / "mlxrun").rglob("*.py") if "cache_type_k" in path.read_text()]
+    assert len(files) <= 4

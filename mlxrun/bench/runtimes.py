@@ -92,8 +92,7 @@ class MlxrunRuntime:
     Args:
         llm: the model; its prefix cache is switched off, since all runs have the same prompts.
         load_seconds: its loading time.
-        cache: ``cache_type_k``, ``cache_type_v`` and ``attention``, as :meth:`LLM.session` has
-            them.
+        cache: how keys and values are stored and attended to.
     """
 
     name = OURS

@@ -1,7 +1,7 @@
-"""What the commands share of a terminal: safe text, notes, tables, and progress bars.
+"""Terminal output: safe text, notes, tables, progress bars.
 
-Results go to standard output, everything else to standard error. Colour and bars appear only on a
-terminal. Knows nothing of models.
+Results go to standard output, everything else to standard error. Color and bars appear on a
+terminal only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.table import Table as RichTable
 
-# A terminal obeys these characters; only newline and tab are harmless. C0 characters and DEL become
-# their pictures, C1 characters and those that turn the direction of text around (which can show a
-# name or a command as another one) the replacement character, and a carriage return vanishes.
+# Control characters, except newline and tab. C0 characters and DEL become
+# their pictures, C1 characters and those that change the direction of text (and can disguise a
+# name or a command) the replacement character, and a carriage return vanishes.
 _NEUTRAL = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
     | {0x7F: 0x2421}
@@ -35,23 +35,23 @@ _NEUTRAL = (
 
 
 def visible(text: str) -> str:
-    """The text without what a terminal would obey: files and models may write anything."""
+    """The text without control characters, which files and models may contain."""
     return text.translate(_NEUTRAL)
 
 
 def dim(text: str) -> str:
-    """The text in a fainter shade, on a terminal that has one and may show it."""
+    """The text, dim on a terminal that can show that."""
     plain = os.environ.get("NO_COLOR") or not obeys_escapes()
     return text if plain or not sys.stdout.isatty() else f"\x1b[2m{text}\x1b[22m"
 
 
 def obeys_escapes() -> bool:
-    """Whether the terminal, if there is one, obeys escape sequences."""
+    """Whether a terminal would interpret escape sequences."""
     return os.environ.get("TERM", "dumb") != "dumb"
 
 
 def one_line(text: str) -> str:
-    """The text on a single, harmless line."""
+    """The text on one line, without control characters."""
     return visible(" ".join(text.split()))
 
 
@@ -61,30 +61,30 @@ def complain(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """Print a line beside the results."""
+    """Print a line on standard error."""
     print(one_line(message), file=sys.stderr, flush=True)
 
 
 @contextmanager
-def noticing_interrupts(tell: Callable[[], None], *, patience: float = 0.2) -> Iterator[None]:
-    """While it is entered, a Ctrl-C of which nothing has come after a moment is acknowledged.
+def noticing_interrupts(notify: Callable[[], None], *, delay: float = 0.2) -> Iterator[None]:
+    """While it is entered, acknowledge a Ctrl-C that has no effect for a moment.
 
-    Python's handlers run between two steps of the main thread, which may be seconds apart in a pass
-    of the model. To be used in the main thread.
+    Python runs signal handlers between bytecodes of the main thread, which may be seconds apart in
+    a forward pass. For the main thread.
 
     Args:
-        tell: says so; called at most once, from another thread.
-        patience: seconds.
+        notify: called at most once, from another thread.
+        delay: seconds.
     """
     reader, writer = socket.socketpair()
-    writer.setblocking(False)  # as set_wakeup_fd has it
+    writer.setblocking(False)  # required by set_wakeup_fd
     over = threading.Event()
 
     def watch() -> None:
         while signals := reader.recv(64):
             if signal.SIGINT in signals:
-                if not over.wait(patience):
-                    tell()
+                if not over.wait(delay):
+                    notify()
                 return
 
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -100,20 +100,18 @@ def noticing_interrupts(tell: Callable[[], None], *, patience: float = 0.2) -> I
         reader.close()
 
 
-# A column of text may become so narrow, its cells going on in the next line.
+# The smallest width of a column of text, whose cells wrap.
 _LEAST_TEXT = 16
 _GAP = 2
 
 
 @dataclass(frozen=True)
 class Table:
-    """A plain table; a column whose name begins with ``#`` holds numbers.
+    """A plain table; a column whose name begins with ``#`` has numbers.
 
     Attributes:
-        title: above it.
-        columns: their names.
-        rows: cells, each of a line.
-        header: whether the names are shown.
+        rows: cells of one line each.
+        header: whether the names of columns are shown.
     """
 
     title: str
@@ -122,9 +120,9 @@ class Table:
     header: bool = True
 
     def within(self, width: int) -> list[Table]:
-        """The table, or several for one below the other: no number goes on in the next line.
+        """The table, or several one below the other, so that no number wraps.
 
-        Each begins with the columns before the first number, which say what a row is about.
+        Each begins with the columns before the first number, the names of rows.
         """
         numbers = [at for at, name in enumerate(self.columns) if name.startswith("#")]
         first = numbers[0] if numbers else len(self.columns)
@@ -151,8 +149,8 @@ class Table:
         longest = max(map(cell_len, shown), default=0)
         return longest if name.startswith("#") else min(longest, _LEAST_TEXT)
 
-    def drawn(self) -> RichTable:
-        """As rich prints it."""
+    def rendered(self) -> RichTable:
+        """The table for rich."""
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -170,7 +168,7 @@ class Table:
 
 
 class Output:
-    """Standard output for lines and tables; in a pipe as wide as they are, without padding."""
+    """Standard output for lines and tables; without width or padding in a pipe."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -185,13 +183,13 @@ class Output:
             print(one_line(content))
         elif self._piped:
             with self._console.capture() as capture:
-                self._console.print(content.drawn())
+                self._console.print(content.rendered())
             print("\n".join(line.rstrip() for line in capture.get().splitlines()))
         else:
             for at, part in enumerate(content.within(self._console.width)):
                 if at:
                     self._console.print()
-                self._console.print(part.drawn())
+                self._console.print(part.rendered())
 
 
 def table(
@@ -201,18 +199,18 @@ def table(
     *,
     header: bool = True,
 ) -> Table:
-    """A :class:`Table` of anything that can be shown."""
+    """A :class:`Table` of values, as text."""
     shown = (tuple(one_line(str(cell)) for cell in row) for row in rows)
     return Table(title, tuple(columns), tuple(shown), header)
 
 
 def size(nbytes: float) -> str:
-    """A number of bytes for people, in powers of ten."""
+    """A number of bytes such as 1.25 GB."""
     return in_thousands(nbytes, "B")
 
 
 def in_thousands(count: float, unit: str) -> str:
-    """A number for people, in powers of ten of a unit."""
+    """A number such as 1.25 k, in powers of 1000."""
     for power in ("", "k", "M", "G"):
         if count < 999.5:
             return f"{count:.3g} {power}{unit}"
@@ -221,7 +219,7 @@ def in_thousands(count: float, unit: str) -> str:
 
 
 def json_of(facts: Mapping[str, Any]) -> str:
-    """One JSON object; a number that is infinite or none at all is null, as JSON has neither."""
+    """One JSON object; infinities and NaN are null."""
     return json.dumps(_finite(facts))
 
 
@@ -234,15 +232,13 @@ def _finite(value: Any) -> Any:
 
 
 class Bar:
-    """A progress bar on standard error, for work that turns out to be long.
+    """A progress bar on standard error, if that is a terminal.
 
-    Call it with (done, total); until then it only shows that something goes on. Shows nothing where
-    standard error is no terminal.
+    Call it with (done, total).
 
     Args:
-        label: what is being done.
-        delay: seconds before the bar appears; with 0 the label is there at once.
-        count: what is counted, where it is not bytes; empty where nothing is.
+        delay: seconds before it appears; with 0 the label appears at once.
+        count: the unit, if not bytes; empty for a spinner.
     """
 
     def __init__(self, label: str, *, delay: float = 0.5, count: str | None = None) -> None:
@@ -256,9 +252,7 @@ class Bar:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            if (
-                not self._timer.interval and obeys_escapes()
-            ):  # what draws a bar takes a while to import
+            if not self._timer.interval and obeys_escapes():  # importing rich takes a while
                 print(f"{self._label} ...", end="", file=sys.stderr, flush=True)
                 self._plain = True
             self._timer.start()
@@ -279,14 +273,14 @@ class Bar:
                 self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
     def label(self, text: str) -> None:
-        """Show another label, such as what is known so far."""
+        """Change the label."""
         with self._lock:
             self._label = one_line(text)
             if self._bar:
                 self._bar.update(self._bar.task_ids[0], description=self._label)
 
     def stop(self) -> None:
-        """Take the bar away; it does not come back."""
+        """Remove the bar for good."""
         self._timer.cancel()
         with self._lock:
             self._over = True
@@ -305,7 +299,7 @@ class Bar:
                 self._bar = bar
 
     def _erase(self) -> None:
-        """Take the plain label away."""
+        """Remove the plain label."""
         if self._plain:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
             self._plain = False

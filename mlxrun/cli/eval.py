@@ -26,7 +26,7 @@ from mlxrun.cli.options import (
     with_sides,
     with_verbose,
 )
-from mlxrun.config import CacheConfig, LoadConfig
+from mlxrun.config import CacheConfig, CacheTypeOptions, LoadConfig, names_of
 from mlxrun.errors import ConversionError, ParameterError
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ class Side:
         return load_model(self.source, cache=self.cache, **self.loading, **more)
 
     def to_dict(self) -> Values:
-        keys, values = self.cache.types
-        return {"source": self.source, **self.loading, "cache_type_k": keys, "cache_type_v": values}
+        types = dict(zip(names_of(CacheTypeOptions), self.cache.types, strict=True))
+        return {"source": self.source, **self.loading, **types}
 
     def shares_weights(self, other: Side) -> bool:
         return (self.source, self.loading) == (other.source, other.loading)

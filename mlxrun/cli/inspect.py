@@ -60,7 +60,7 @@ def inspect_command(
     as_json: bool,
     **storage: Any,
 ) -> None:
-    """Show what is in a model and what it needs.
+    """Show a model's contents and the memory it needs.
 
     Shows the kind of model and whether it fits into this machine's memory. -v adds metadata,
     tensors by type, the form and size of a conversion under each policy, cache types, the terms of

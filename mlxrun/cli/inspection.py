@@ -407,7 +407,7 @@ def _cache_type_facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) 
     if of_values is None and any(window for _, window in layers):
         return facts
     try:
-        config = StorageConfig(cache_type_k=name, cache_type_v=of_values)
+        config = StorageConfig.of_types(name, of_values)
         each = [token_bytes([shape], dtype, config) for shape, _ in layers]
     except ParameterError:
         return facts

@@ -1,4 +1,4 @@
-"""``mlxrun kernels``: what multiplies GGUF blocks on this machine, and whether it is right."""
+"""``mlxrun kernels``: the kernels for GGUF blocks on this machine, and their test."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ NO_COMPILER = (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def kernels_command(selftest: bool, names: tuple[str, ...], size: int, as_json: bool) -> None:
-    """Show what multiplies GGUF blocks on this machine, and test it.
+    """Show and test the kernels for GGUF blocks on this machine.
 
-    A model's matrices stay the blocks that they are in their GGUF file where there are kernels that
-    multiply these: compiled C++ on a CPU, Metal or CUDA on a GPU.
+    Kernels multiply with a matrix as the blocks of its GGUF file, without repacking: compiled C++
+    on a CPU, Metal or CUDA on a GPU.
 
     \b
     Examples:
@@ -91,7 +91,7 @@ def _words(value: Any) -> str:
 
 
 def _facts() -> dict[str, Any]:
-    """What there is, by name: words, or lists of words."""
+    """Facts by name: words, or lists of words."""
     from mlxrun.kernels import gpu
     from mlxrun.kernels.machine import SWITCH, machine
 
@@ -147,7 +147,7 @@ def _gpu_facts() -> dict[str, Any]:
 
 
 def _subject(kinds: Sequence[Any]) -> Subject:
-    """What is tested here.
+    """The kernels to test.
 
     Raises:
         KernelsError: there are no kernels.

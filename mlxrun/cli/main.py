@@ -1,8 +1,8 @@
-"""The entry point: names the commands, loads the one that is asked for, and ends every failure.
+"""The entry point: commands, errors, exit codes.
 
-Nothing is imported here that ``mlxrun --help`` does not need. Exit codes: 0 done, 1 an error
-(one line on standard error), 2 wrong usage, 129 the terminal was closed, 130 interrupted, 141 the
-reader of a pipe left, 143 terminated.
+Imports no more than ``mlxrun --help`` needs. Exit codes: 0 done, 1 an error (one line on standard
+error), 2 wrong usage, 129 the terminal was closed, 130 interrupted, 141 the reader of a pipe
+closed it, 143 terminated.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import click
 from mlxrun import __version__
 from mlxrun.errors import MlxrunError
 
-# Each is a module of this package, or in one of HOMES; the line is the command's short help.
+# With their short help; each is in the module of its name, or in that of HOMES.
 COMMANDS = {
     "chat": "Talk with a model.",
     "generate": "Continue a text.",
     "convert": "Convert a GGUF file or a Hugging Face model to a directory.",
-    "inspect": "Show what is in a model and what it needs.",
+    "inspect": "Show a model's contents and the memory it needs.",
     "pull": "Download a model from the hub.",
     "check-batch": "Compare requests served together with each alone.",
     "perplexity": "Measure how well a model predicts a text.",
     "compare": "Measure how far model B is from model A.",
     "bench": "Measure how fast a model runs on this machine.",
-    "kernels": "Show what multiplies GGUF blocks on this machine, and test it.",
+    "kernels": "Show and test the kernels for GGUF blocks on this machine.",
 }
 
 HOMES = dict.fromkeys(("perplexity", "compare", "check-batch"), "eval")
@@ -47,7 +47,7 @@ ERROR, CLOSED_TERMINAL, INTERRUPTED, CLOSED_PIPE = 1, 129, 130, 141
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it runs, not when it is listed."""
+    """A group that imports a command when it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -135,10 +135,10 @@ def _run(args: Sequence[str] | None) -> int:
 
 
 def _leave_cleanly() -> None:
-    """Have a request to end undo what is half done, such as a conversion, as Ctrl-C does."""
+    """End on SIGTERM and SIGHUP as on Ctrl-C: unfinished work, such as a conversion, is undone."""
 
     def leave(number: int, _: object) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)  # who asks twice cannot wait
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -147,7 +147,7 @@ def _leave_cleanly() -> None:
 
 
 def _prepare_streams() -> None:
-    """Have three streams, whatever was closed, that print and read ``?`` for what they cannot."""
+    """Open closed standard streams, and replace characters that one cannot encode by ``?``."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -157,14 +157,14 @@ def _prepare_streams() -> None:
 
 
 def _note_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as a user reads it: one line, without the place in the code."""
+    """Print a warning on one line, without its place in the code."""
     from mlxrun.cli.console import note
 
     note(f"warning: {message}")
 
 
 def _terminal_is_gone() -> bool:
-    """Whether a standard stream is of a terminal that has been closed."""
+    """Whether the terminal of a standard stream has been closed."""
     for stream in range(3):
         try:
             termios.tcgetattr(stream)
@@ -175,7 +175,7 @@ def _terminal_is_gone() -> bool:
 
 
 def _unread(code: int) -> int:
-    """The exit code; the rest of the output goes nowhere, or Python would complain of it."""
+    """Discard the rest of the output, of which Python would complain; returns the code."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the end
     return code
 

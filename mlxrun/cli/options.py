@@ -20,12 +20,14 @@ from click.shell_completion import CompletionItem
 from mlxrun.config import (
     Biases,
     CacheConfig,
+    CacheTypeOptions,
     LoadConfig,
     OneOf,
     Option,
     Range,
     Strings,
     Written,
+    names_of,
     options_of,
 )
 from mlxrun.errors import ParameterError
@@ -412,7 +414,7 @@ def with_settings(values: Values) -> Callable[[Callback], Callback]:
 
 
 _STORAGE = options_of(CacheConfig)
-_CACHE_TYPES = {name: _STORAGE[name] for name in ("cache_type_k", "cache_type_v")}
+_CACHE_TYPES = {name: _STORAGE[name] for name in names_of(CacheTypeOptions)}
 _LOADING = options_of(LoadConfig)
 
 with_cache_types = with_options(_CACHE_TYPES, "KV cache")

@@ -17,7 +17,7 @@ _INTRODUCTION = """\
 <!-- Made by `python -m mlxrun.cli.reference > docs/cli.md` from the help texts: edit those. -->
 
 Results go to standard output; notes, errors and progress go to standard error. Progress bars and
-colour appear on a terminal only, and no colour where `NO_COLOR` is set.
+color appear on a terminal only, and no color if `NO_COLOR` is set.
 
 | exit code | meaning |
 |---|---|
@@ -26,22 +26,21 @@ colour appear on a terminal only, and no colour where `NO_COLOR` is set.
 | 2 | wrong usage |
 | 129 | the terminal was closed |
 | 130 | interrupted by Ctrl-C |
-| 141 | the reader of a pipe has left |
+| 141 | the reader of a pipe has closed it |
 | 143 | terminated |
 
-`-v` tells every choice that was made for a model, and what overrides it. On the CPU a GGUF's
-matrices stay what they are in the mapped file; `MLXRUN_PRODUCTS` is the default of `--products`.
-Quantised weights that cannot stay, and those of directories, become plain float32 where that takes
-up to half of the free memory; `MLXRUN_PLAIN_SHARE` names another share, from 0 (they stay packed)
-to 1.
+`-v` prints every choice made for a model, and the options that change it. On the CPU a GGUF's
+matrices stay the blocks of the mapped file; `MLXRUN_PRODUCTS` is the default of `--products`. Other
+quantized weights, and those of directories, become plain float32 if that takes up to half of the
+free memory; `MLXRUN_PLAIN_SHARE` sets another share, from 0 (they stay packed) to 1.
 
 Sampling options that are left out are the model's own, where its `generation_config.json` or its
 GGUF's `general.sampling.*` names them, and else mlxrun's. `mlxrun inspect`, `-v` and `/set` in a
-chat tell which.
+chat show them.
 
-`MLXRUN_DEBUG=1` shows the traceback of an error. `MLXRUN_BLAS` names the BLAS library that MLX is
-to use on Linux, or switches the search for one off with `0`. `MLXRUN_HISTORY=off` keeps what is
-typed into a chat out of the history file.
+`MLXRUN_DEBUG=1` shows the traceback of an error. `MLXRUN_BLAS` names the BLAS library for MLX on
+Linux; `0` switches the search for one off. `MLXRUN_HISTORY=off` stores no typed messages in the
+history file.
 
 ## Completion in a shell
 

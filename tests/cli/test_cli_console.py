@@ -142,7 +142,7 @@ def test_numbers_stay_whole_in_a_narrow_terminal(names, data):
     for part in parts:
         assert part.columns[0] == "name"
         console = Console(width=width, file=io.StringIO(), color_system=None)
-        console.print(part.drawn())
+        console.print(part.rendered())
         lines = console.file.getvalue().splitlines()
         assert all(cell_len(line) <= width for line in lines)
         for row in part.rows:
@@ -173,7 +173,7 @@ def test_an_interrupt_that_must_wait_is_acknowledged():
     told, handled = threading.Event(), []
     before = signal.signal(signal.SIGINT, lambda *_: handled.append(True))
     try:
-        with noticing_interrupts(told.set, patience=0):
+        with noticing_interrupts(told.set, delay=0):
             os.kill(os.getpid(), signal.SIGINT)
             assert told.wait(60) and handled
         assert signal.set_wakeup_fd(-1) == -1
@@ -186,7 +186,7 @@ def test_nothing_is_said_of_an_interrupt_that_is_obeyed_at_once():
     # Which a shell's background job ignores, and so would Python.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), noticing_interrupts(told.set, patience=60):
+        with pytest.raises(KeyboardInterrupt), noticing_interrupts(told.set, delay=60):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
     finally:
