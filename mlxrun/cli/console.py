@@ -1,4 +1,4 @@
-"""Terminal output: safe text, notes, tables, progress bars.
+"""Terminal output: safe text, notes, streamed text, tables, progress bars.
 
 Results go to standard output, everything else to standard error. Color and bars appear on a
 terminal only.
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.table import Table as RichTable
 
-# Control characters, except newline and tab. C0 characters and DEL become
-# their pictures, C1 characters and those that change the direction of text (and can disguise a
-# name or a command) the replacement character, and a carriage return vanishes.
+    from mlxrun.cli.thinking import Think
+
+# Control characters except newline and tab: C0 characters and DEL become their pictures, C1
+# characters and those that change the direction of text (and can disguise a name or a command) the
+# replacement character, and a carriage return vanishes.
 _NEUTRAL = (
     {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
     | {0x7F: 0x2421}
@@ -48,6 +50,13 @@ def dim(text: str) -> str:
 def obeys_escapes() -> bool:
     """Whether a terminal would interpret escape sequences."""
     return os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _cells(text: str) -> int:
+    """Columns of a terminal that the text takes."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
 
 
 def one_line(text: str) -> str:
@@ -100,6 +109,123 @@ def noticing_interrupts(notify: Callable[[], None], *, delay: float = 0.2) -> It
         reader.close()
 
 
+_TAB = 8
+
+
+class Wrap:
+    """Wraps streamed text between words.
+
+    A word is shown as it grows; one that becomes too long for the line is erased and moves to the
+    next. Longer ones than a line, and wide characters (Chinese, emoji), break anywhere. The last
+    column stays free: terminals differ in where the cursor is after it.
+
+    Attributes:
+        column: where the cursor is, from 0.
+    """
+
+    def __init__(self) -> None:
+        self._begin_word(0)
+
+    def _begin_word(self, column: int) -> None:
+        self.column, self._word, self._cells = column, "", 0
+
+    def feed(self, text: str, width: int) -> str:
+        """The text for a terminal of so many columns."""
+        room = max(2, width - 1)
+        return "".join(self._one(char, room) for char in text)
+
+    def _one(self, char: str, room: int) -> str:
+        if char == "\n":
+            self._begin_word(0)
+            return char
+        if char in " \t":
+            column = self.column + (1 if char == " " else _TAB - self.column % _TAB)
+            self._begin_word(min(room, column))
+            return char if column <= room else ""  # the line ends here
+        cells = _cells(char)
+        if self.column + cells <= room:
+            return self._put(char, cells)
+        word, taken = self._word, self._cells
+        if not 0 < taken < self.column or taken + cells > room:  # it fills the line
+            self._begin_word(0)
+            return "\n" + self._put(char, cells)
+        self.column = taken
+        return f"\x1b[{taken}D\x1b[K\n{word}{self._put(char, cells)}"
+
+    def _put(self, char: str, cells: int) -> str:
+        self.column += cells
+        if cells or self._word:  # an accent belongs to the character before it
+            self._word, self._cells = self._word + char, self._cells + cells
+        if cells > 1:
+            self._begin_word(self.column)
+        return char
+
+
+def wrapped(text: str) -> str:
+    """A text for standard output, wrapped if that is a terminal."""
+    breaks = sys.stdout.isatty() and obeys_escapes()
+    return Wrap().feed(text, _width()) if breaks else text
+
+
+class Writer:
+    """Writes streamed text to standard output, wrapped on a terminal.
+
+    Thinking is dim, and on lines of its own.
+
+    Args:
+        think: whether thinking is shown; by default it is on a terminal.
+
+    Attributes:
+        begun: there was text, shown or not.
+        all_hidden: there was text, and all of it was hidden.
+    """
+
+    def __init__(self, think: Think | None = None) -> None:
+        self.begun = self.all_hidden = False
+        self._terminal = sys.stdout.isatty()
+        self._hides = think == "hide" or (think is None and not self._terminal)
+        self._wraps = self._terminal and obeys_escapes()
+        self._wrap = Wrap()
+        self._thought = False
+
+    def write(self, text: str, thought: bool) -> None:
+        """Write text without control characters, which is thinking or the answer."""
+        if thought != self._thought:
+            self._switch(thought)
+        hidden = thought and self._hides
+        self.all_hidden = hidden and (self.all_hidden or not self.begun)
+        self.begun = True
+        if not hidden:
+            self._put(text, faint=thought)
+
+    def end_line(self) -> None:
+        """Begin a new line, unless the cursor is at the beginning of one."""
+        if self._wrap.column:
+            self._put("\n")
+
+    def _switch(self, thought: bool) -> None:
+        """Separate thinking from answer."""
+        self.end_line()
+        self._thought = thought
+        if self._hides:
+            if thought and self._terminal:
+                self._put("thinking ...", faint=True)
+        elif self.begun:
+            self._put("\n")
+
+    def _put(self, text: str, *, faint: bool = False) -> None:
+        shown = self._wrap.feed(text, _width() if self._wraps else sys.maxsize)
+        sys.stdout.write(dim(shown) if faint else shown)
+        sys.stdout.flush()
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
 # The smallest width of a column of text, whose cells wrap.
 _LEAST_TEXT = 16
 _GAP = 2
@@ -142,11 +268,9 @@ class Table:
 
     def _least(self, at: int) -> int:
         """The least width of a column."""
-        from rich.cells import cell_len
-
         name, cells = self.columns[at], [row[at] for row in self.rows]
         shown = [name.removeprefix("#"), *cells] if self.header else cells
-        longest = max(map(cell_len, shown), default=0)
+        longest = max(map(_cells, shown), default=0)
         return longest if name.startswith("#") else min(longest, _LEAST_TEXT)
 
     def rendered(self) -> RichTable:

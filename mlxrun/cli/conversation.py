@@ -1,6 +1,6 @@
-"""A conversation without its terminal: messages, settings, thinking, session, files.
+"""A conversation without its terminal: messages, settings, KV cache, files.
 
-The whole conversation lives in one session, so that a turn computes its new tokens only.
+All of it is in one session, so that a turn computes its new tokens only.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from mlxrun.cli.console import size
 from mlxrun.cli.options import Values, chat_defaults, parse_settings, store_settings
-from mlxrun.errors import CacheError, ContextLengthError, MlxrunError
+from mlxrun.cli.thinking import Span, Thinking
+from mlxrun.errors import CacheError, MlxrunError
 from mlxrun.files import check_regular, check_writable, remove, replacing
 from mlxrun.kv_cache import storage
 
@@ -26,160 +28,255 @@ if TYPE_CHECKING:
     from mlxrun.outputs import Chunk, FinishReason, Usage
     from mlxrun.text.tokenizer import Tokenizer
 
-# --- thinking ------------------------------------------------------------------------------------
+# An answer as it is streamed; closing it stops the model.
+Answer = Generator[Span, None, None]
+Print = Callable[[str], None]
+
+# The key of an answer that was stopped; templates never see it.
+STOPPED = "stopped"
+_FORMAT = "mlxrun-chat"
+# Larger files, such as models, are refused unread.
+_LARGEST_FILE = 64 << 20
 
 
-# Opening to closing marker: DeepSeek R1, Qwen3, GLM-4.5 and most others; Magistral; Seed-OSS.
-MARKERS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<seed:think>": "</seed:think>"}
-# Tokens in which an opening marker and the whitespace after it fit.
-_OPENING = 16
-
-Think = Literal["show", "hide"]
-# Text, and whether it is thinking.
-Span = tuple[str, bool]
+class ConversationError(MlxrunError):
+    """A conversation cannot be saved, loaded, undone or continued."""
 
 
-class Thinking:
-    """How one model marks its thinking.
-
-    Args:
-        tokenizer: the model's.
-
-    Attributes:
-        markers: opening to closing marker; empty if the model does not think.
-        controls: markers that are control tokens, which are not part of a chunk's text, by id.
-
-    Raises:
-        TemplateError: the model's chat template does not parse.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        sources = [template.source for template in tokenizer.chat_templates.values()]
-
-        def token(text: str) -> int | None:
-            ids = tokenizer.encode(text, add_special=False, parse_special=True)
-            return ids[0] if len(ids) == 1 else None
-
-        self.markers = {
-            opening: closing
-            for opening, closing in MARKERS.items()
-            if token(opening) is not None or any(closing in source for source in sources)
-        }
-        ids = {token(text): text for pair in self.markers.items() for text in pair}
-        self.controls = {
-            index: text
-            for index, text in ids.items()
-            if index is not None and tokenizer.is_control(index)
-        }
-
-    def text(self, chunk: Chunk) -> str:
-        """A chunk's text, with markers that are control tokens."""
-        if not self.controls:
-            return chunk.text
-        return "".join(self.controls.get(token, "") for token in chunk.tokens) + chunk.text
-
-    def answer(self, completion: str) -> str:
-        """A completion without its thinking."""
-        opened = None
-        for opening, end in self.markers.items():
-            before, found, _ = completion.partition(end)
-            if found and opening not in before:  # the prompt had opened it
-                opened = end
-        splitter = Splitter(self.markers, opened)
-        spans = [*splitter.add(completion), *splitter.finish()]
-        return "".join(text for text, thought in spans if not thought)
-
-    def splitter(self, prompt: Sequence[int]) -> Splitter:
-        """A splitter for the completion of a prompt."""
-        end = self._tokenizer.decode(prompt[-_OPENING:]).rstrip() if self.markers else ""
-        closing = (self.markers[opening] for opening in self.markers if end.endswith(opening))
-        return Splitter(self.markers, next(closing, None))
+class _StoppedError(Exception):
+    """The user stopped the model during prefill."""
 
 
-class Splitter:
-    """Splits streamed text into thinking and answer, without markers.
-
-    An opening marker counts before the answer only: an answer may be about markers. Thinking that
-    is never closed lasts to the end. Whitespace after a marker is dropped.
+class Conversation:
+    """Messages, and the session with their KV cache.
 
     Args:
-        markers: opening to closing marker.
-        closing: the marker that closes thinking opened by the prompt, if it does.
+        session: empty.
+        settings: those that differ from the model's defaults.
+        template: variables for the chat template.
 
     Attributes:
-        closing: the marker that would close the current thinking; None outside.
+        messages: ``{"role": "user" | "assistant", "content": str}`` in turn.
+        defaults: the model's value of every setting.
+        usage: of the latest completion; None if it was stopped.
+        finish_reason: of the latest completion; ``"cancelled"`` if it was stopped.
     """
 
-    def __init__(self, markers: Mapping[str, str], closing: str | None = None) -> None:
-        self._markers, self.closing = markers, closing
-        self._pending = ""
-        self._answered = False  # whether the answer has begun, whitespace apart
-        self._trims = closing is not None
+    def __init__(
+        self,
+        llm: LLM,
+        session: Session,
+        *,
+        system: str | None = None,
+        settings: Values | None = None,
+        template: Values | None = None,
+    ) -> None:
+        self.llm, self.session = llm, session
+        self.system, self.template = system, template or {}
+        self.defaults = chat_defaults(llm.defaults.params)
+        self.settings = self.defaults | (settings or {})
+        self.messages: list[dict[str, Any]] = []
+        self.usage: Usage | None = None
+        self.finish_reason: FinishReason | None = None
+        # Files of this conversation, with their size and modification time when last read or
+        # written.
+        self._files: dict[Path, tuple[int, int]] = {}
 
-    def add(self, text: str) -> list[Span]:
-        """The non-empty spans that this text completes."""
-        self._pending += text
-        spans: list[Span] = []
-        while (found := self._next()) is not None:
-            at, marker = found
-            self._emit(spans, self._pending[:at])
-            self._pending = self._pending[at + len(marker) :]
-            self.closing = None if self.closing else self._markers[marker]
-            self._trims = True
-        keep = self._unsure()
-        self._emit(spans, self._pending[: len(self._pending) - keep])
-        self._pending = self._pending[len(self._pending) - keep :]
-        return spans
+    @cached_property
+    def thinking(self) -> Thinking:
+        return Thinking(self.llm.tokenizer)
 
-    def finish(self) -> list[Span]:
-        """The last spans."""
-        spans: list[Span] = []
-        self._emit(spans, self._pending)
-        self._pending = ""
-        return spans
+    def set(self, values: Values) -> None:
+        """Change settings.
 
-    def _next(self) -> tuple[int, str] | None:
-        """Position and text of the next marker."""
-        if self.closing:
-            at = self._pending.find(self.closing)
-            return None if at < 0 else (at, self.closing)
-        if self._answered:
-            return None
-        text = self._pending.lstrip()
-        opening = next((marker for marker in self._markers if text.startswith(marker)), None)
-        return None if opening is None else (len(self._pending) - len(text), opening)
+        Raises:
+            ParameterError: a value that this model cannot have, such as a token outside its
+                vocabulary; then nothing changes.
+        """
+        settings = self.settings | values
+        inputs = self.llm.inputs
+        inputs.sampler(inputs.request([0], **settings))
+        self.settings = settings
 
-    def _unsure(self) -> int:
-        """Pending characters at the end that may begin a marker."""
-        if self.closing is None:
-            text = self._pending.lstrip()
-            opens = any(marker.startswith(text) for marker in self._markers)
-            return len(text) if opens and not self._answered else 0
-        lengths = range(1, min(len(self.closing), len(self._pending) + 1))
-        return max((n for n in lengths if self._pending.endswith(self.closing[:n])), default=0)
+    def ask(
+        self,
+        text: str,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Answer:
+        """Add a message and stream the answer to it, split into thinking and answer.
 
-    def _emit(self, spans: list[Span], text: str) -> None:
-        if self._trims:
-            text = text.lstrip()
-            self._trims = not text
-        if not text:
+        The answer is added when the iterator ends or is closed, or when ``stopped()`` is true. If
+        it is empty, the message is removed.
+
+        Args:
+            stopped: called after each chunk, and during a long prefill.
+            progress: called with (tokens done, tokens in all) during a long prefill.
+            settings: for this answer only.
+
+        Raises:
+            MlxrunError: the model cannot answer; the message is removed.
+            KeyboardInterrupt: the answer so far is kept, the session's cache is not.
+        """
+
+        def prefilling(done: int, total: int) -> None:
+            if stopped():
+                raise _StoppedError
+            if progress:
+                progress(done, total)
+
+        self.messages.append({"role": "user", "content": text})
+        self.usage, self.finish_reason = None, "cancelled"
+        answer: list[str] = []
+        try:
+            prompt = self.prompt()
+            splitter = self.thinking.splitter(prompt)
+            chunks = self.llm.stream(
+                prompt, session=self.session, progress=prefilling, **self.settings | settings
+            )
+            # Closing truncates the session to the text that was yielded.
+            with closing(cast("Generator[Chunk, None, None]", chunks)):
+                for chunk in chunks:
+                    answer.append(self.thinking.text(chunk))
+                    if chunk.finish_reason:
+                        self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
+                    yield from splitter.add(answer[-1])
+                    if stopped():
+                        break
+            yield from splitter.finish()
+        except _StoppedError:
+            pass
+        except KeyboardInterrupt:
+            # It may have struck between the caches of two layers.
+            self.session.reset()
+            raise
+        finally:
+            self._close("".join(answer))
+
+    def _close(self, answer: str) -> None:
+        if not answer and self.finish_reason == "cancelled":
+            self.messages.pop()
             return
-        self._answered |= self.closing is None and not text.isspace()
-        spans.append((text, self.closing is not None))
+        message: dict[str, Any] = {"role": "assistant", "content": answer}
+        if self.finish_reason == "cancelled":
+            message[STOPPED] = True
+        self.messages.append(message)
+
+    def retry(self, **options: Any) -> Answer:
+        """Stream another answer to the last message; takes the options of :meth:`ask`.
+
+        Without a new answer the old exchange is restored.
+
+        Raises:
+            ConversationError: there is no message.
+            MlxrunError: the model cannot answer.
+        """
+        before = list(self.messages)
+        text = self.undo()
+        kept = len(self.messages)
+        try:
+            yield from self.ask(text, **options)
+        finally:
+            if len(self.messages) == kept:
+                self.messages = before
+
+    def prompt(self) -> list[int]:
+        """Token ids of the conversation, with the session's own where the bytes are equal."""
+        tokenizer = self.llm.tokenizer
+        ids = tokenizer.encode_chat(self.template_messages(), **self.template)
+        return keep_tokens(self.session.tokens, ids, tokenizer)
+
+    def template_messages(self) -> list[dict[str, str]]:
+        """The messages for the chat template, the system message first."""
+        system = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return [*system, *({"role": m["role"], "content": m["content"]} for m in self.messages)]
+
+    def undo(self) -> str:
+        """Remove the last exchange; returns the user's message.
+
+        Raises:
+            ConversationError: there is none.
+        """
+        if not self.messages:
+            raise ConversationError("there is nothing to take back")
+        while self.messages[-1]["role"] != "user":
+            self.messages.pop()
+        return str(self.messages.pop()["content"])
+
+    def truncate_session(self) -> None:
+        """Remove tokens from the session that are not of the messages."""
+        from mlxrun.kv_cache.prefix_cache import common_prefix_len
+
+        prompt = self.prompt() if self.messages else []
+        self.session.rewind(common_prefix_len(tuple(self.session.tokens), tuple(prompt)))
+
+    def clear(self) -> None:
+        """Remove all messages; the system message and the settings stay."""
+        self.messages.clear()
+        self.session.reset()
+        self._files.clear()
+
+    def save(self, path: Path, *, force: bool = False) -> None:
+        """Write messages, and settings other than the defaults, as JSON, atomically.
+
+        Args:
+            force: replace another saved conversation, too.
+
+        Raises:
+            ConversationError: it cannot be written, or would replace another conversation or
+                another kind of file.
+        """
+        from mlxrun.text.tokenizer import valid
+
+        check_replaceable(path)
+        if path.exists() and not force and self._files.get(path.resolve()) != _stamp(path):
+            raise ConversationError(
+                f"{path} was not replaced: it holds another conversation",
+                hint="Name another file; /save! replaces this one",
+            )
+        own = {name: v for name, v in self.settings.items() if v != self.defaults[name]}
+        stored = {
+            "format": _FORMAT,
+            "version": 1,
+            "model": self.llm.source,
+            "system": self.system,
+            "settings": store_settings(own),
+            "messages": self.messages,
+        }
+        # A terminal's odd bytes arrive as lone surrogates, which no file can hold.
+        text = valid(json.dumps(stored, ensure_ascii=False, indent=1))
+        try:
+            with replacing(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
+            self._files[path.resolve()] = _stamp(path)
+        except OSError as error:
+            raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def load(self, path: Path) -> str | None:
+        """Continue a saved conversation: messages, system message and settings.
+
+        Returns:
+            The source of the model that it was saved with.
+
+        Raises:
+            ConversationError: the file cannot be read or is damaged; then nothing changes.
+            ParameterError: it has a setting outside its range; then nothing changes.
+        """
+        try:
+            stamp, stored = _stamp(path), _read(path, str(path))
+        except OSError as error:
+            raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
+        settings = parse_settings(stored["settings"], self.settings)
+        self.system, self.messages = stored["system"], stored["messages"]
+        self.settings |= settings
+        self._files = {path.resolve(): stamp}
+        model = stored["model"]
+        return model if isinstance(model, str) else None
 
 
-# --- tokens of the session -----------------------------------------------------------------------
-
-
-class TokenBytes(Protocol):
-    """The part of a tokenizer that :func:`keep_tokens` needs."""
-
-    def token_bytes(self, token_id: int) -> bytes: ...
-    def is_control(self, token_id: int) -> bool: ...
-
-
-def keep_tokens(cached: Sequence[int], prompt: Sequence[int], tokenizer: TokenBytes) -> list[int]:
+def keep_tokens(cached: Sequence[int], prompt: Sequence[int], tokenizer: Tokenizer) -> list[int]:
     """``prompt`` with as much of its prefix as possible in the tokens of a session.
 
     A model may sample other tokens for a text than the tokenizer would encode. Encoding the
@@ -215,289 +312,7 @@ def keep_tokens(cached: Sequence[int], prompt: Sequence[int], tokenizer: TokenBy
     return [*cached[: agreed[0]], *prompt[agreed[1] :]]
 
 
-# --- conversation --------------------------------------------------------------------------------
-
-
-# Streamed text of a completion; closing it stops the model.
-TextStream = Generator[str, None, None]
-
-FORMAT = "mlxrun-chat"
-# Larger files, such as models, are refused unread.
-_LARGEST_FILE = 64 << 20
-# Size and modification time of a file.
-Stamp = tuple[int, int]
-# The key of an answer that was stopped; templates never see it.
-STOPPED = "stopped"
-# The hint for a full context.
-ROOM = "Say less, or start anew; chat --window N evicts old messages"
-
-
-class ConversationError(MlxrunError):
-    """A conversation cannot be saved, loaded, undone or continued."""
-
-
-class _StoppedError(Exception):
-    """The user stopped the model during prefill."""
-
-
-class Conversation:
-    """Messages, and the session with their KV cache.
-
-    Args:
-        llm: the model.
-        session: empty.
-        system: the system message.
-        settings: the value of every setting.
-        template: variables for the chat template.
-
-    Attributes:
-        messages: ``{"role": "user" | "assistant", "content": str}`` in turn.
-        defaults: the settings at first.
-        usage: of the latest completion; None if it was stopped.
-        finish_reason: of the latest completion; ``"cancelled"`` if it was stopped.
-    """
-
-    def __init__(
-        self,
-        llm: LLM,
-        session: Session,
-        *,
-        system: str | None = None,
-        settings: Values,
-        template: Values | None = None,
-    ) -> None:
-        self.llm, self.session = llm, session
-        self.template = template or {}
-        self.system, self.settings = system, dict(settings)
-        self.defaults = dict(settings)
-        self.messages: list[dict[str, Any]] = []
-        self.usage: Usage | None = None
-        self.finish_reason: FinishReason | None = None
-        self._stale = False
-        # The files of this conversation, as it last read or wrote them.
-        self._files: dict[Path, Stamp] = {}
-        self._splitter = Splitter({})
-
-    @cached_property
-    def thinking(self) -> Thinking:
-        """The model's markers of thinking."""
-        return Thinking(self.llm.tokenizer)
-
-    def set(self, values: Values) -> None:
-        """Change settings.
-
-        Raises:
-            ParameterError: a value that this model cannot have, such as a token outside its
-                vocabulary; then nothing changes.
-        """
-        settings = self.settings | values
-        asker = self.llm.inputs
-        asker.sampler(asker.request([0], **settings))
-        self.settings = settings
-
-    def ask(
-        self,
-        text: str,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-        progress: Progress | None = None,
-        **settings: Any,
-    ) -> TextStream:
-        """Add a message and stream the answer to it.
-
-        The answer is added when the iterator ends or is closed, or when ``stopped()`` is true. If
-        it is empty, the message is removed.
-
-        Args:
-            stopped: called after each chunk, and during a long prefill.
-            progress: called with (tokens done, tokens in all) during a long prefill.
-            settings: for this answer only.
-
-        Raises:
-            MlxrunError: the model cannot answer; the message is removed.
-            KeyboardInterrupt: the answer so far is kept, the session's cache is not.
-        """
-
-        def prefilling(done: int, total: int) -> None:
-            if stopped():
-                raise _StoppedError
-            if progress:
-                progress(done, total)
-
-        self.messages.append({"role": "user", "content": text})
-        self.usage, self.finish_reason = None, "cancelled"
-        answer: list[str] = []
-        try:
-            prompt = self.prompt()
-            self._splitter = self.thinking.splitter(prompt)
-            chunks = self.llm.stream(
-                prompt, session=self.session, progress=prefilling, **self.settings | settings
-            )
-            yield from self._collect(chunks, answer, stopped)
-        except _StoppedError:
-            pass
-        except ContextLengthError as error:
-            raise ContextLengthError(error.message, hint=ROOM) from error
-        except KeyboardInterrupt:
-            # It may have struck between the caches of two layers.
-            self.session.reset()
-            raise
-        finally:
-            self._close(answer)
-
-    def _collect(
-        self, chunks: Iterator[Chunk], answer: list[str], stopped: Callable[[], bool]
-    ) -> TextStream:
-        # Closing truncates the session to the text that was yielded.
-        with closing(cast("Generator[Chunk, None, None]", chunks)):
-            for chunk in chunks:
-                self._stale = False  # prefill has truncated the session
-                text = self.thinking.text(chunk)
-                answer.append(text)
-                if chunk.finish_reason:
-                    self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
-                yield text
-                if stopped():
-                    break
-
-    def spans(self, stream: TextStream) -> Iterator[Span]:
-        """The text of :meth:`ask` or :meth:`retry`, split into thinking and answer."""
-        for text in stream:
-            yield from self._splitter.add(text)
-        yield from self._splitter.finish()
-
-    def _close(self, answer: Sequence[str]) -> None:
-        text = "".join(answer)
-        if not text and self.finish_reason == "cancelled":
-            self.messages.pop()
-            return
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self.finish_reason == "cancelled":
-            message[STOPPED] = True
-        self.messages.append(message)
-
-    def retry(self, **options: Any) -> TextStream:
-        """Stream another answer to the last message; takes the options of :meth:`ask`.
-
-        Without a new answer the old exchange is restored.
-
-        Raises:
-            ConversationError: there is no message.
-            MlxrunError: the model cannot answer.
-        """
-        before = list(self.messages)
-        text = self.undo()
-        kept = len(self.messages)
-        try:
-            yield from self.ask(text, **options)
-        finally:
-            if len(self.messages) == kept:
-                self.messages = before
-
-    def prompt(self) -> list[int]:
-        """Token ids of the conversation, with the session's own where the bytes are equal."""
-        tokenizer = self.llm.tokenizer
-        ids = tokenizer.encode_chat(self.template_messages(), **self.template)
-        return keep_tokens(self.session.tokens, ids, tokenizer)
-
-    def template_messages(self) -> list[dict[str, str]]:
-        """The messages for the chat template, the system message first."""
-        system = [{"role": "system", "content": self.system}] if self.system is not None else []
-        shown = [{"role": m["role"], "content": m["content"]} for m in self.messages]
-        return [*system, *shown]
-
-    def undo(self) -> str:
-        """Remove the last exchange; returns the user's message.
-
-        Raises:
-            ConversationError: there is none.
-        """
-        if not self.messages:
-            raise ConversationError("there is nothing to take back")
-        self._stale = True
-        while self.messages[-1]["role"] != "user":
-            self.messages.pop()
-        return str(self.messages.pop()["content"])
-
-    def truncate_session(self) -> None:
-        """Truncate the session to the messages, after :meth:`undo` or :meth:`load`."""
-        if self._stale:
-            from mlxrun.kv_cache.prefix_cache import common_prefix_len
-
-            prompt = self.prompt() if self.messages else []
-            self.session.rewind(common_prefix_len(tuple(self.session.tokens), tuple(prompt)))
-            self._stale = False
-
-    def clear(self) -> None:
-        """Remove all messages; the system message and the settings stay."""
-        self.messages.clear()
-        self.session.reset()
-        self._files.clear()
-
-    def save(self, path: Path, *, force: bool = False) -> None:
-        """Write messages, and settings other than the defaults, as JSON, atomically.
-
-        Args:
-            force: replace another saved conversation, too.
-
-        Raises:
-            ConversationError: it cannot be written, or would replace another conversation or
-                another kind of file.
-        """
-        from mlxrun.text.tokenizer import valid
-
-        check_replaceable(path)
-        if path.exists() and not force and self._files.get(path.resolve()) != _stamp(path):
-            raise ConversationError(
-                f"{path} was not replaced: it holds another conversation",
-                hint="Name another file; /save! replaces this one",
-            )
-        defaults = chat_defaults(self.llm.defaults.params)
-        own = {name: v for name, v in self.settings.items() if v != defaults[name]}
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "version": 1,
-                "model": self.llm.source,
-                "system": self.system,
-                "settings": store_settings(own),
-                "messages": self.messages,
-            },
-            ensure_ascii=False,
-            indent=1,
-        )
-        try:
-            with replacing(path) as partial:
-                # A terminal's odd bytes arrive as lone surrogates, which no file can hold.
-                partial.write_text(valid(text) + "\n", encoding="utf-8")
-            self._files[path.resolve()] = _stamp(path)
-        except OSError as error:
-            raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
-
-    def load(self, path: Path) -> str | None:
-        """Continue a saved conversation: messages, system message and settings.
-
-        Returns:
-            The source of the model that it was saved with.
-
-        Raises:
-            ConversationError: the file cannot be read or is damaged; then nothing changes.
-            ParameterError: it has a setting outside its range; then nothing changes.
-        """
-        try:
-            stamp, stored = _stamp(path), _read(path, str(path))
-        except OSError as error:
-            raise ConversationError(f"cannot read {path}: {error.strerror or error}") from error
-        settings = parse_settings(stored["settings"], self.settings)
-        self.system, self.messages = stored["system"], stored["messages"]
-        self.settings |= settings
-        self._files = {path.resolve(): stamp}
-        self._stale = bool(self.session.tokens)  # of the previous conversation
-        return cast("str | None", stored["model"])
-
-    def use(self, session: Session) -> None:
-        """Continue with another session, which has the cache of these messages."""
-        self.session, self._stale = session, False
+# --- files ---------------------------------------------------------------------------------------
 
 
 def check_replaceable(path: Path) -> None:
@@ -510,13 +325,13 @@ def check_replaceable(path: Path) -> None:
         raise ConversationError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def _read(path: Path, it: str) -> dict[str, Any]:
-    """A saved conversation, checked: ``system``, ``settings`` and ``messages``.
+    """A saved conversation, checked.
 
     Args:
         it: the subject of error messages.
@@ -528,28 +343,22 @@ def _read(path: Path, it: str) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConversationError(f"{it} is no saved conversation") from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+    if not isinstance(stored, dict) or stored.get("format") != _FORMAT:
         raise ConversationError(f"{it} is no saved conversation")
-    version = stored.get("version")
+    stored = {"model": None, "system": None, "settings": {}, **stored}
+    version: object = stored.get("version")
+    messages: Any = stored.get("messages")
     if not isinstance(version, int) or version < 1:
         raise ConversationError(f"{it} is damaged: it has no version")
     if version > 1:
         raise ConversationError(f"{it} was saved by a newer mlxrun")
-    system, settings = stored.get("system"), stored.get("settings", {})
-    messages = stored.get("messages")
-    if not (system is None or isinstance(system, str)) or not isinstance(settings, dict):
+    if not isinstance(stored["system"], str | None) or not isinstance(stored["settings"], dict):
         raise ConversationError(f"{it} is damaged: its system message or settings")
     if not isinstance(messages, list) or not all(map(_is_message, messages)):
         raise ConversationError(f"{it} is damaged: its messages")
     if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise ConversationError(f"{it} is damaged: user and assistant do not take turns")
-    model = stored.get("model")
-    return {
-        "system": system,
-        "settings": settings,
-        "messages": messages,
-        "model": model if isinstance(model, str) else None,
-    }
+    return stored
 
 
 def _is_message(message: object) -> bool:
@@ -558,12 +367,6 @@ def _is_message(message: object) -> bool:
         and message.get("role") in ("user", "assistant")
         and isinstance(message.get("content"), str)
     )
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-Print = Callable[[str], None]
 
 
 def cache_path(path: Path) -> Path:
@@ -601,22 +404,17 @@ def save_chat(conversation: Conversation, path: Path, say: Print, *, force: bool
     say(f"saved {len(conversation.messages)} messages to {path}")
     conversation.truncate_session()
     session = conversation.session
-    if not session.tokens:
-        _remove(file, say)
+    if session.tokens:
+        try:
+            session.save(file)
+        except CacheError as error:
+            say(f"their KV cache was not saved: {error}")
+        else:
+            nbytes = size(file.stat().st_size)
+            say(f"and the KV cache of {len(session.tokens)} tokens, {nbytes}, to {file}")
         return
     try:
-        session.save(file)
-    except CacheError as error:
-        say(f"their KV cache was not saved: {error}")
-    else:
-        size = file.stat().st_size / 1e6
-        say(f"and the KV cache of {len(session.tokens)} tokens, {size:.1f} MB, to {file}")
-
-
-def _remove(file: Path, say: Print) -> None:
-    """Remove the session of an earlier version of the conversation."""
-    try:
-        remove(file)
+        remove(file)  # the session of an earlier version of the conversation
     except OSError as error:
         say(f"{file} still holds what was said before: {error.strerror or error}")
 
@@ -633,12 +431,12 @@ def save_at_exit(conversation: Conversation, path: Path, say: Print) -> None:
         if not conversation.messages:
             say(f"there is nothing to save; {error.message}")
             return
-        spare = _written_elsewhere(conversation, path)
+        spare = _save_elsewhere(conversation, path)
         where = f"It was written to {spare} instead" if spare else "Nor could it be anywhere else"
         raise ConversationError(f"the chat was not saved: {error.message}", hint=where) from error
 
 
-def _written_elsewhere(conversation: Conversation, path: Path) -> Path | None:
+def _save_elsewhere(conversation: Conversation, path: Path) -> Path | None:
     """A new file with the conversation, in the first folder that can be written."""
     # /dev/shm is memory: it works when all disks are full.
     folders = [str(path.parent), "~", os.environ.get("TMPDIR", "/tmp"), "/dev/shm"]
@@ -650,18 +448,8 @@ def _written_elsewhere(conversation: Conversation, path: Path) -> Path | None:
     return None
 
 
-def load_chat(conversation: Conversation, path: Path, say: Print) -> None:
-    """Continue a saved conversation and its session, and print a line about it.
-
-    Raises:
-        ConversationError, ParameterError: as ``Conversation.load`` raises them.
-    """
-    load_messages(conversation, path, say)
-    load_cache(conversation, path, say)
-
-
 def load_messages(conversation: Conversation, path: Path, say: Print) -> None:
-    """The first half of :func:`load_chat`."""
+    """Continue a saved conversation, and print a line about it; raises as ``load`` does."""
     model, ours = conversation.load(path), conversation.llm.source
     say(f"loaded {len(conversation.messages)} messages from {path}")
     if model and Path(model).name != Path(ours).name:
@@ -669,11 +457,10 @@ def load_messages(conversation: Conversation, path: Path, say: Print) -> None:
 
 
 def load_cache(conversation: Conversation, path: Path, say: Print) -> None:
-    """The second half of :func:`load_chat`; without a usable file the model prefills again."""
+    """Use the saved session of a conversation; without one the model prefills again."""
     file = cache_path(path)
-    if not file.exists():
-        return
-    session = conversation.session
-    loaded = conversation.llm.restore_session(file, say, session.config)
-    if loaded.tokens:
-        conversation.use(loaded)
+    if file.exists():
+        config = conversation.session.config
+        session = conversation.llm.restore_session(file, say, config)
+        if session.tokens:
+            conversation.session = session

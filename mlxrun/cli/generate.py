@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.console import Bar, note, size, visible
-from mlxrun.cli.loading import load_model, usage_line, with_prefill_bar
+from mlxrun.cli.loading import load_model, usage_line
 from mlxrun.cli.options import (
     Command,
     ModelName,
@@ -23,13 +24,15 @@ from mlxrun.cli.options import (
     with_cache_types,
     with_loading,
     with_settings,
+    with_stats,
     with_template_vars,
+    with_think,
 )
 from mlxrun.config import CacheConfig
 from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
-    from mlxrun.cli.conversation import Think
+    from mlxrun.cli.thinking import Think
     from mlxrun.llm import LLM
     from mlxrun.outputs import Usage
 
@@ -57,13 +60,8 @@ LONGEST_PROMPT = 100_000_000
 )
 @click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-@click.option("--stats", is_flag=True, help="Print its cost on standard error.")
-@click.option(
-    "--think",
-    type=click.Choice(("show", "hide")),
-    help="With --chat: whether to print the model's thinking before its answer.  [default: show "
-    "on a terminal, hide elsewhere]",
-)
+@with_stats
+@with_think
 @with_template_vars
 @with_settings(defaults())
 @with_cache_types
@@ -108,58 +106,50 @@ def generate_command(
         raise click.UsageError("--logprobs needs --json.")
     text = _prompt(prompts, files)
     cache, verbose = take(options, CacheConfig), options["verbose"]
-    settings = take_settings(options) | cache
-    settings |= {"parse_special": parse_special, "ignore_eos": ignore_eos, "template": template}
+    settings = take_settings(options) | {"ignore_eos": ignore_eos}
     llm = load_model(model, cache=CacheConfig(**cache), **options)
-    prompt: Any = _messages(text, system) if chat else text
+    request = settings | cache | {"parse_special": parse_special, "template": template}
+    usage: Usage | None
     if as_json:
+        first = [] if system is None else [{"role": "system", "content": system}]
+        prompt: Any = [*first, {"role": "user", "content": text}] if chat else text
         with Bar("Prefilling", count="tokens") as bar:
-            completion = llm.generate(prompt, progress=bar, **settings)
+            completion = llm.generate(prompt, progress=bar, **request)
         print(json.dumps({"model": model, **completion.to_dict()}, ensure_ascii=False))
         usage = completion.usage
     elif chat:
-        usage = _print_chat(llm, prompt, settings, think)
+        from mlxrun.cli.chat import print_answer
+        from mlxrun.cli.conversation import Conversation
+
+        settings = defaults(llm.defaults.params) | settings
+        session = llm.session(**cache)
+        conversation = Conversation(
+            llm, session, system=system, settings=settings, template=template
+        )
+        print_answer(conversation, text, think, shown=_shown())
+        usage = conversation.usage
     else:
-        usage = _print_stream(llm, prompt, settings)
-    if stats or verbose:
+        usage = _print_continuation(llm, text, request)
+    if usage and (stats or verbose):
         note(usage_line(usage))
 
 
-def _print_stream(llm: LLM, prompt: Any, settings: Values) -> Usage:
-    """Print a continuation as it is generated, on a terminal without escape sequences."""
-    shown = visible if sys.stdout.isatty() else str
-    last = None
-    for last in with_prefill_bar(lambda bar: llm.stream(prompt, progress=bar, **settings)):
-        sys.stdout.write(shown(last.text))
-        sys.stdout.flush()
+def _shown() -> Callable[[str], str]:
+    """On a terminal control characters are neutralized; a pipe gets the text as it is."""
+    return visible if sys.stdout.isatty() else str
+
+
+def _print_continuation(llm: LLM, prompt: str, request: Values) -> Usage | None:
+    """Print a continuation as it is streamed."""
+    shown, usage = _shown(), None
+    with Bar("Prefilling", count="tokens") as bar:
+        for chunk in llm.stream(prompt, progress=bar, **request):
+            bar.stop()
+            sys.stdout.write(shown(chunk.text))
+            sys.stdout.flush()
+            usage = chunk.usage
     print(flush=True)
-    assert last is not None and last.usage is not None
-    return last.usage
-
-
-def _print_chat(
-    llm: LLM, messages: list[dict[str, str]], settings: Values, think: Think | None
-) -> Usage:
-    """Print an answer as it is generated, with thinking apart."""
-    from mlxrun.cli.conversation import Thinking
-    from mlxrun.cli.terminal import Writer
-
-    on_terminal = sys.stdout.isatty()
-    shown = visible if on_terminal else str
-    writer = Writer(think or ("show" if on_terminal else "hide"))
-    ids, last = llm.inputs.encode(messages, template=settings["template"]), None
-    thinking = Thinking(llm.tokenizer)
-    splitter = thinking.splitter(ids)
-    for last in with_prefill_bar(lambda bar: llm.stream(ids, progress=bar, **settings)):
-        for text, thought in splitter.add(thinking.text(last)):
-            writer.write(shown(text), thought)
-    for text, thought in splitter.finish():
-        writer.write(shown(text), thought)
-    print(flush=True)
-    if writer.all_hidden:
-        note("all of it was thinking; --think show shows that")
-    assert last is not None and last.usage is not None
-    return last.usage
+    return usage
 
 
 def _prompt(prompts: tuple[str, ...], files: tuple[str, ...]) -> str:
@@ -187,8 +177,3 @@ def _read(name: str) -> str:
         raise click.UsageError(
             f"{source} is not UTF-8 text: {error.reason} at {error.start}."
         ) from None
-
-
-def _messages(text: str, system: str | None) -> list[dict[str, str]]:
-    first = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": text}]

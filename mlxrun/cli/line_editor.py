@@ -16,7 +16,6 @@ from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import has_focus
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
-from prompt_toolkit.keys import Keys
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
@@ -29,8 +28,8 @@ class LineEditor:
     """Reads messages from a terminal.
 
     Args:
-        commands: what to complete at the start of a line.
-        settings: what to complete after ``/set``.
+        commands: completed at the start of a line.
+        settings: completed after ``/set``.
         history: file of past messages; None keeps them in memory.
     """
 
@@ -69,14 +68,14 @@ class LineEditor:
 
 
 def wants_more(text: str) -> bool:
-    """Whether Enter continues a message rather than sends it."""
+    """Whether Enter continues a message."""
     if text.startswith(FENCE):
         return text.count(FENCE) < 2
     return text.endswith("\\")
 
 
 def unfold(text: str) -> str:
-    """The message that was typed, without the fence around it."""
+    """A typed message without the fence around it."""
     if not text.startswith(FENCE):
         return text
     inner, _, after = text.removeprefix(FENCE).partition(FENCE)
@@ -99,11 +98,6 @@ def _bindings() -> KeyBindings:
             buffer.text = buffer.text.removesuffix("\\")
             buffer.cursor_position = len(buffer.text)
         buffer.insert_text("\n")
-
-    @bindings.add(Keys.BracketedPaste)
-    def _(event: KeyPressEvent) -> None:
-        pasted = event.data.replace("\r\n", "\n").replace("\r", "\n")
-        event.current_buffer.insert_text(pasted)
 
     @bindings.add("<sigint>", filter=_typing)
     @bindings.add("c-c", filter=_typing)
@@ -130,19 +124,10 @@ class _Completer(Completer):
         self, document: Document, complete_event: CompleteEvent
     ) -> Iterable[Completion]:
         text = document.text_before_cursor
-        first, _, rest = text.partition(" ")
-        if not text.startswith("/") or "\n" in text:
-            return
-        if text == first:
-            yield from _matching(self._commands, first)
-        elif first == "/set" and " " not in rest:
-            yield from _matching(self._settings, rest)
-
-
-def _matching(words: Sequence[str], start: str) -> Iterable[Completion]:
-    for word in words:
-        if word.startswith(start):
-            yield Completion(word, start_position=-len(start))
+        sets, typed = text.startswith("/set "), text.removeprefix("/set ")
+        for word in (self._settings if sets else self._commands) if text.startswith("/") else ():
+            if word.startswith(typed):
+                yield Completion(word, start_position=-len(typed))
 
 
 def history_path() -> Path | None:
@@ -163,7 +148,7 @@ def history_path() -> Path | None:
 
 
 class _PrivateHistory(FileHistory):
-    """A history that only its owner may read, and that a full or lost disk does not end."""
+    """A history that a full or lost disk does not end."""
 
     def load_history_strings(self) -> Iterable[str]:
         try:

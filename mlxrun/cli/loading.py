@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -14,7 +13,7 @@ from mlxrun.config import DEFAULT_CACHE, LoadOptions, StorageConfig
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
-    from mlxrun.outputs import Chunk, Usage
+    from mlxrun.outputs import Usage
     from mlxrun.sampling_defaults import SamplingDefaults
 
 # Weights from which a slow BLAS matters.
@@ -129,15 +128,6 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
     slow = not llm.storage.native and (always or large)
     if advice and (slow or blas.problem):
         note(f"hint: {advice}")
-
-
-def with_prefill_bar(start: Callable[[Bar], Iterator[Chunk]]) -> Iterator[Chunk]:
-    """The chunks of a completion, with a progress bar during a long prefill."""
-    with Bar("Reading the prompt", count="tokens") as bar:
-        chunks = start(bar)
-        first = next(chunks)
-    yield first
-    yield from chunks
 
 
 def usage_line(usage: Usage) -> str:

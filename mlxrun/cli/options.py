@@ -32,7 +32,7 @@ from mlxrun.config import (
 )
 from mlxrun.errors import ParameterError
 from mlxrun.outputs import MAX_TOKENS, Request
-from mlxrun.sampling_defaults import RECOMMENDABLE, SamplingDefaults
+from mlxrun.sampling_defaults import RECOMMENDABLE
 from mlxrun.sampling_params import SamplingParams
 
 Values = dict[str, Any]
@@ -222,19 +222,15 @@ def words_of(value: Any) -> list[str]:
     if value is None:
         return ["none"]
     if isinstance(value, Mapping):
-        return [f"{key}={_digits(number)}" for key, number in value.items()]
+        return [f"{key}={str(number).removesuffix('.0')}" for key, number in value.items()]
     if isinstance(value, tuple):
         return [_escape(text) for text in value]
-    return [_digits(value)]
+    return [str(value).removesuffix(".0")]
 
 
 def show(value: Any) -> str:
     """A value on one line, as ``/set`` takes it."""
     return shlex.join(words_of(value)) or "none"
-
-
-def _digits(number: float) -> str:
-    return repr(number).removesuffix(".0")
 
 
 def _number(word: str) -> Any:
@@ -291,26 +287,12 @@ def chat_defaults(params: SamplingParams | None = None) -> Values:
     return values
 
 
-def origin(name: str, value: Any, model: SamplingDefaults) -> str:
-    """``"yours"`` for a setting of a chat that was changed, else whose default it is."""
-    default = chat_defaults(model.params)[name]
-    return model.origin(name) if value == default else "yours"
-
-
-def given(options: Mapping[str, Any]) -> Values:
-    """The settings that the command line gives, out of all its options."""
-    values: Values = {}
-    for name, declared in SETTINGS.items():
-        if words := options.get(name):
-            values[name] = parse(name, declared, [words] if isinstance(words, str) else words)
-    return values
-
-
 def take_settings(options: Values) -> Values:
     """Take the settings out of a command's options; returns those that were given."""
-    values = given(options)
-    for name in SETTINGS:
-        options.pop(name, None)
+    values: Values = {}
+    for name, declared in SETTINGS.items():
+        if words := options.pop(name, None):
+            values[name] = parse(name, declared, [words] if isinstance(words, str) else words)
     return values
 
 
@@ -461,6 +443,20 @@ def _strength(value: str) -> tuple[str, float]:
         return (path, float(scale)) if path and not Path(value).exists() else (value, 1.0)
     except (ValueError, OSError):  # no number; no path that the system would look at
         return value, 1.0
+
+
+# Not of a request: how a chat shows its answers.
+THINK = Option(
+    OneOf(("show", "hide"), "show or hide"),
+    "Whether a chat shows the model's thinking before its answer.",
+    default_help="show on a terminal, hide elsewhere",
+)
+with_think = with_options({"think": THINK}, "Options")
+with_stats = click.option(
+    "--stats",
+    is_flag=True,
+    help="Show the cost of each answer: tokens, speed, time to the first one, peak memory.",
+)
 
 
 def with_template_vars(command: Callback) -> Callback:

@@ -26,7 +26,6 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.cli.chat import _shared_prefix
 from mlxrun.cli.conversation import Conversation
-from mlxrun.cli.options import chat_defaults
 
 GREEDY = ["--temp", "0", "-n", "8"]
 
@@ -82,14 +81,14 @@ def test_a_window_makes_room(mlxrun_cli, model):
     ("system", "text"), [(None, "[user]"), ("be brief", "[system]be brief\n[user]")]
 )
 def test_a_window_keeps_what_precedes_the_messages(llm, system, text):
-    conversation = Conversation(llm, llm.session(), system=system, settings=chat_defaults())
+    conversation = Conversation(llm, llm.session(), system=system)
     keep = _shared_prefix(conversation)
     conversation.messages.append({"role": "user", "content": "x"})
     assert llm.tokenizer.decode(conversation.prompt()[:keep]) == text
 
 
 def test_interrupt_ends_a_pipe(mlxrun_cli, model, monkeypatch):
-    def interrupt(self, text):
+    def interrupt(self, text, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Conversation, "ask", interrupt)
@@ -224,7 +223,7 @@ def test_a_terminal(endless, tmp_path):
         screen.expect(r"max_tokens: 5\s.*>")
         screen.type("hello\r")
         screen.expect(r"\[cut off: max_tokens is 5")
-        screen.expect(r"0 of \d+ prompt tokens cached.*>")
+        screen.expect(r"prompt \d+ tokens.*, context \d+/65536.*>")
         screen.type("/set max_tokens none\r")
         screen.expect(r"max_tokens: none\s.*>")
         screen.type("more\r")
@@ -236,7 +235,7 @@ def test_a_terminal(endless, tmp_path):
         screen.type("/set max_tokens 4\r")
         screen.expect(r"max_tokens: 4\s.*>")
         screen.type("\x1b[A\x1b[A\r")  # history: the message before
-        screen.expect(r"prompt tokens cached.*>")
+        screen.expect(r"\(\d+ cached\).*>")
         screen.type(f"/save {tmp_path}/chat.json\r")
         screen.expect("saved 6 messages.*>")
         screen.type("\x04")
@@ -389,7 +388,7 @@ def test_a_chat_is_saved_elsewhere_if_its_file_has_become_another(
     file, real = tmp_path / "talk.json", mlxrun.LLM.stream
 
     def stream(self, *arguments, **options):
-        Conversation(llm, llm.session(), settings=chat_defaults()).save(file)
+        Conversation(llm, llm.session()).save(file)
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(mlxrun.LLM, "stream", stream)

@@ -14,7 +14,8 @@ from tiny_models import Tiny
 import mlxrun
 from mlxrun.cli import chat
 from mlxrun.cli.conversation import Conversation
-from mlxrun.cli.options import chat_defaults, defaults, origin
+from mlxrun.cli.options import defaults
+from mlxrun.cli.terminal import TerminalChat
 from mlxrun.cli.terminal import run_command as slash
 from mlxrun.sampling_defaults import RECOMMENDABLE
 
@@ -69,7 +70,7 @@ def test_help_says_whose_a_default_is(mlxrun_cli, command):
 
 def test_set_tells_whose_a_value_is(llm_of, capsys):
     llm = llm_of(temp=0.25, top_k=5)
-    chat = Conversation(llm, llm.session(), settings=chat_defaults(llm.defaults.params))
+    chat = Conversation(llm, llm.session())
     screen = Screen(chat)
     slash(screen, "/set top_k 6")
     slash(screen, "/set temperature")
@@ -86,21 +87,19 @@ def test_set_tells_whose_a_value_is(llm_of, capsys):
     assert group("top_k") == "yours:"
     assert group("temperature") == "the model's (x.gguf):"
     assert group("min_p") == group("max_tokens") == "mlxrun's:"
-    assert origin("seed", 3, llm.defaults) == "yours"
 
 
 def test_a_saved_chat_holds_the_users_settings_only(llm_of, tmp_path):
     llm = llm_of(temp=0.25)
-    settings = chat_defaults(llm.defaults.params) | {"top_k": 7}
-    Conversation(llm, llm.session(), settings=settings).save(tmp_path / "talk.json")
+    Conversation(llm, llm.session(), settings={"top_k": 7}).save(tmp_path / "talk.json")
     assert json.loads((tmp_path / "talk.json").read_text())["settings"] == {"top_k": 7}
 
 
-class Screen:
-    """As much of a chat as a command needs."""
+class Screen(TerminalChat):
+    """Lines are kept, not printed."""
 
     def __init__(self, conversation: Conversation) -> None:
-        self.conversation, self.think = conversation, "show"
+        super().__init__(conversation, input)
         self.lines: list[str] = []
 
     def say(self, line: str) -> None:
@@ -234,12 +233,10 @@ def test_a_panic_of_the_tokenizer_is_one_line_of_ours(panicking):
 
 
 def test_a_chat_goes_on_after_a_panic(panicking, capfd):
-    from mlxrun.cli.terminal import TerminalChat
-
     llm = mlxrun.load(panicking)
     lines = iter(["one", "a" * 50 + "!", "two"])
     chat = TerminalChat(
-        Conversation(llm, llm.session(), settings=chat_defaults() | {"max_tokens": 2}),
+        Conversation(llm, llm.session(), settings={"max_tokens": 2}),
         lambda: next(lines, None) or _leave(),
     )
     chat.run()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from mlxrun.cli.terminal import Wrap, Writer
+from mlxrun.cli.console import Wrap, Writer
 
 
 def shown(pieces: list[str], width: int) -> list[str]:

@@ -14,10 +14,10 @@ from mlxrun.cli.options import (
     SETTINGS,
     chat_defaults,
     defaults,
-    given,
     parse,
     parse_settings,
     store_settings,
+    take_settings,
     words_of,
 )
 from mlxrun.errors import ParameterError
@@ -108,7 +108,7 @@ def test_nonsense_in_json(stored):
 def test_only_what_was_given_counts():
     options = dict.fromkeys(SETTINGS) | {"dry_sequence_breakers": ()}
     options |= {"temperature": "0", "stop": ("a", "\\n"), "logit_bias": ("3=-inf",)}
-    assert given(options) == {
+    assert take_settings(options) == {
         "temperature": 0.0,
         "stop": ("a", "\n"),
         "logit_bias": {3: -math.inf},

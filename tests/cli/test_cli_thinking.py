@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.cli.conversation import MARKERS, Conversation, Splitter, Thinking
-from mlxrun.cli.options import chat_defaults
+from mlxrun.cli.conversation import Conversation
+from mlxrun.cli.thinking import MARKERS, Splitter, Thinking
 from mlxrun.outputs import Chunk
 
 THINKS = {"<think>": "</think>"}
@@ -87,8 +87,8 @@ def test_markers_are_those_of_the_template(plain, thinker):
 
 
 def test_a_prompt_may_open_the_thinking(thinker):
-    chat = Conversation(thinker, thinker.session(), settings=chat_defaults() | {"max_tokens": 8})
-    spans = list(chat.spans(chat.ask("one")))
+    chat = Conversation(thinker, thinker.session(), settings={"max_tokens": 8})
+    spans = list(chat.ask("one"))
     assert spans and all(thought for _, thought in spans)
     assert chat.messages[-1]["content"].strip()  # raw
 
