@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -20,6 +20,7 @@ from mlxrun.cli.options import (
 from mlxrun.cli.roofline import print_model, with_chips
 from mlxrun.config import POLICIES, CacheConfig
 
+Facts = dict[str, Any]
 # Characters of a metadata value.
 WIDEST = 100
 
@@ -91,17 +92,28 @@ def inspect_command(
         del facts["tensors"]
     if as_json:
         print(json.dumps({"source": model, **facts}, ensure_ascii=False))
-    else:
-        _print_source(path.resolve().name, facts)
-        if verbose:
-            _print_all(facts, detailed=policy is not None)
-        else:
-            asked = context or parallel > 1 or any(storage.values())
-            _print_essentials(facts, policies=bool(policy), plan=bool(asked), work=bool(chips))
-
-
-def _print_source(name: str, facts: Mapping[str, Any]) -> None:
+        return
     out = Output()
+    _print_source(out, path.resolve().name, facts)
+    _print_essentials(out, facts)
+    if verbose:
+        _print_contents(out, facts)
+    _print_tensors(out, facts)
+    if verbose or policy:
+        _print_policies(out, facts["policies"], detailed=policy is not None)
+    if verbose:
+        _print_memory(out, facts)
+    if plan := facts["plan"]:
+        asked = context or parallel > 1 or any(storage.values())
+        (_print_plan if verbose or asked else _print_verdict)(out, plan)
+    if facts["work"] and (verbose or chips):
+        out.print()
+        print_model(facts["work"])
+    if not verbose:
+        out.print("inspect -v shows everything.")
+
+
+def _print_source(out: Output, name: str, facts: Facts) -> None:
     if facts["format"].startswith("GGUF"):
         for file in facts["files"]:
             out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
@@ -111,26 +123,10 @@ def _print_source(name: str, facts: Mapping[str, Any]) -> None:
     out.print()
 
 
-def _print_essentials(facts: Mapping[str, Any], *, policies: bool, plan: bool, work: bool) -> None:
-    """The main facts, and the requested parts."""
-    out = Output()
+def _print_essentials(out: Output, facts: Facts) -> None:
     if facts["problem"]:
         out.print(f"Cannot be run: {facts['problem']}")
         out.print()
-    out.print(table("", ("", ""), _essentials(facts), header=False))
-    out.print()
-    _print_listed(facts)
-    if policies:
-        _print_policies(facts, detailed=True)
-    if facts["plan"]:
-        (_print_plan if plan else _print_verdict)(facts["plan"])
-    if facts["work"] and work:
-        out.print()
-        print_model(facts["work"])
-    out.print("inspect -v shows everything.")
-
-
-def _essentials(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     metadata, model, plan = facts["metadata"], facts["model"], facts["plan"]
     if name := metadata.get("general.name"):
@@ -145,7 +141,8 @@ def _essentials(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("weights", f"{_millions(weights)}: {kinds}"))
     if model:
         rows.append(("context", f"{model['context_length']} tokens"))
-        rows.append(("sampling", _sampling(facts)))
+        rows.append(("sampling", _sampling(facts["sampling"])))
+        rows += [("", problem) for problem in facts["sampling"]["problems"]]
     if model and facts["chat_template"] is not None:
         none = "none, so probably a base model; `mlxrun generate` continues text"
         rows.append(("chat template", "yes" if facts["chat_template"] else none))
@@ -155,53 +152,29 @@ def _essentials(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("runs here as", plan["held"]))
         available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
         rows.append(("memory", f"{size(plan['needed'])} for {_sequences(plan)}{available}"))
-    return rows
+    out.print(table("", ("", ""), rows, header=False))
+    out.print()
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e9:.3g} billion" if count >= 1e9 else f"{count / 1e6:.3g} million"
 
 
-def _print_all(facts: Mapping[str, Any], *, detailed: bool) -> None:
-    out = Output()
-    metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
-    out.print(table("Metadata", ("", ""), metadata, header=False))
-    out.print()
-    if facts["problem"]:
-        out.print(f"Cannot be run: {facts['problem']}")
-    else:
-        model = [(name, value) for name, value in facts["model"].items() if value is not None]
-        out.print(table("Model", ("", ""), model, header=False))
-    out.print()
-    _print_use(facts)
-    _print_types(facts)
-    _print_listed(facts)
-    _print_policies(facts, detailed)
-    _print_memory(facts)
-
-
-def _print_use(facts: Mapping[str, Any]) -> None:
-    """Sampling defaults, tokenizer and chat template."""
-    out = Output()
-    out.print(f"Sampling defaults: {_sampling(facts)}")
-    for problem in facts["sampling"]["problems"]:
-        out.print(f"Sampling defaults: {problem}")
-    if facts["tokenizer_problem"]:
-        out.print(f"The tokenizer cannot be used: {facts['tokenizer_problem']}")
-    if facts["chat_template"] is False:
-        out.print("Chat template: none, so probably a base model; `mlxrun generate` continues text")
-    out.print()
-
-
-def _sampling(facts: Mapping[str, Any]) -> str:
+def _sampling(sampling: Facts) -> str:
     """The sampling defaults and their source."""
-    sampling = facts["sampling"]
     values = ", ".join(f"{name} {value:g}" for name, value in sampling["values"].items())
     return f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
 
 
-def _print_types(facts: Mapping[str, Any]) -> None:
-    out = Output()
+def _print_contents(out: Output, facts: Facts) -> None:
+    """Metadata, hyperparameters and types of tensors."""
+    metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
+    out.print(table("Metadata", ("", ""), metadata, header=False))
+    out.print()
+    if facts["model"]:
+        model = [(name, value) for name, value in facts["model"].items() if value is not None]
+        out.print(table("Model", ("", ""), model, header=False))
+        out.print()
     if facts["types"]:
         columns = ("type", "#tensors", "#weights", "#size", "#bits a weight")
         rows = [
@@ -212,9 +185,8 @@ def _print_types(facts: Mapping[str, Any]) -> None:
         out.print()
 
 
-def _print_listed(facts: Mapping[str, Any]) -> None:
-    """Tensors one by one, and the result of their conversion."""
-    out = Output()
+def _print_tensors(out: Output, facts: Facts) -> None:
+    """Tensors one by one, if they are listed, and the result of their conversion."""
     if facts.get("tensors"):
         entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
         out.print(table("Tensors", ("name", "type", "shape", "#size"), entries))
@@ -222,19 +194,17 @@ def _print_listed(facts: Mapping[str, Any]) -> None:
     for skipped in facts["skipped"]:
         line = f"A conversion skips {skipped['name']} ({skipped['type']}): {skipped['reason']}"
         out.print(line)
-    if facts.get("conversion"):
-        report = facts["conversion"]
+    if report := facts.get("conversion"):
         counts = ", ".join(f"{count} {kind}" for kind, count in report["fidelity"].items())
-        line = f"Converted from {report['source']}, policy {report['policy']}: {counts}"
-        out.print(line)
+        out.print(f"Converted from {report['source']}, policy {report['policy']}: {counts}")
         out.print()
 
 
-def _print_policies(facts: Mapping[str, Any], detailed: bool) -> None:
-    out = Output()
-    if not facts["policies"]:
+def _print_policies(out: Output, policies: Sequence[Facts], *, detailed: bool) -> None:
+    """The expected result of a conversion under each policy."""
+    if not policies:
         return
-    for estimate in facts["policies"] if detailed else ():
+    for estimate in policies if detailed else ():
         forms = [
             (f["type"], f["form"], f["fidelity"], f["tensors"], size(f["bytes"]))
             for f in estimate["forms"]
@@ -243,12 +213,12 @@ def _print_policies(facts: Mapping[str, Any], detailed: bool) -> None:
         out.print(table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
         out.print()
     columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantized", "note")
-    estimates = [_policy_row(estimate) for estimate in facts["policies"]]
-    out.print(table("Conversion (expected from types; no weight was read)", columns, estimates))
+    rows = [_policy_row(estimate) for estimate in policies]
+    out.print(table("Conversion (expected from types; no weight was read)", columns, rows))
     out.print()
 
 
-def _policy_row(estimate: Mapping[str, Any]) -> tuple[object, ...]:
+def _policy_row(estimate: Facts) -> tuple[object, ...]:
     counts = dict.fromkeys(("exact", "rounded", "requantized"), 0)
     for form in estimate["forms"]:
         counts[form["fidelity"]] += form["tensors"]
@@ -262,25 +232,36 @@ def _policy_row(estimate: Mapping[str, Any]) -> tuple[object, ...]:
     )
 
 
-def _print_memory(facts: Mapping[str, Any]) -> None:
-    out = Output()
+def _print_memory(out: Output, facts: Facts) -> None:
+    """Bytes of caches, by type and with the weights of each policy."""
     memory = facts["memory"]
     if memory is None:
         return
-    rows = [("cache alone", *(size(held) for held in memory["cache"].values()))]
+    rows = [("cache alone", *map(size, memory["cache"].values()))]
     for policy, totals in memory["total"].items():
-        rows.append((f"with weights: {policy}", *(size(total) for total in totals.values())))
+        rows.append((f"with weights: {policy}", *map(size, totals.values())))
     columns = ("", *(f"#{name} cache" for name in memory["cache"]))
     out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
+    out.print()
     if facts["cache_types"]:
+        rows = [
+            (
+                each["type"],
+                _or_dash(each["keys"], "{:,}".format),
+                _or_dash(each["values"], "{:,}".format),
+                _or_dash(each["bits"], "{:.4g}".format),
+                _or_dash(each["context"], size),
+            )
+            for each in facts["cache_types"]
+        ]
+        columns = ("type", "#keys", "#values", "#bits per number", f"#{memory['context']} tokens")
+        out.print(table("Cache types, in bytes per token", columns, rows))
+        out.print("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
         out.print()
-        _print_cache_types(facts["cache_types"], memory["context"])
-    if facts["plan"]:
-        out.print()
-        _print_plan(facts["plan"])
-    if facts["work"]:
-        out.print()
-        print_model(facts["work"])
+
+
+def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:
+    return "-" if value is None else shown(value)
 
 
 def _value(value: Any) -> str:
@@ -292,15 +273,14 @@ def _value(value: Any) -> str:
     return text if len(text) <= WIDEST else f"{text[:WIDEST]}... ({len(text)} characters)"
 
 
-def _sequences(plan: Mapping[str, Any]) -> str:
+def _sequences(plan: Facts) -> str:
     """The sequences of a plan, in words."""
     count = plan["parallel"]
     return f"{'one sequence' if count == 1 else f'{count} sequences'} of {plan['context']} tokens"
 
 
-def _print_plan(plan: Mapping[str, Any]) -> None:
+def _print_plan(out: Output, plan: Facts) -> None:
     """The terms of the plan."""
-    out = Output()
     parallel = plan["parallel"]
     caches = plan["sequence"] * parallel
     each = f", {parallel} x {size(plan['sequence'])}" if parallel > 1 else ""
@@ -317,12 +297,11 @@ def _print_plan(plan: Mapping[str, Any]) -> None:
         rows.append(("available", size(plan["available"])))
     out.print(f"Memory plan: {_sequences(plan)}")
     out.print(table("", ("", "#"), rows, header=False))
-    _print_verdict(plan)
+    _print_verdict(out, plan)
 
 
-def _print_verdict(plan: Mapping[str, Any]) -> None:
+def _print_verdict(out: Output, plan: Facts) -> None:
     """Whether it fits, and the largest context and number of sequences that do."""
-    out = Output()
     context, trained = plan["context"], plan["trained_context"]
     if plan["available"] is not None:
         out.print(_verdict(plan))
@@ -330,7 +309,7 @@ def _print_verdict(plan: Mapping[str, Any]) -> None:
         out.print(f"The model was trained for {trained} tokens, not for {context}.")
 
 
-def _verdict(plan: Mapping[str, Any]) -> str:
+def _verdict(plan: Facts) -> str:
     from mlxrun.memory.plan import LONGEST
 
     sequences = "one sequence" if plan["parallel"] == 1 else f"{plan['parallel']} sequences"
@@ -346,24 +325,3 @@ def _verdict(plan: Mapping[str, Any]) -> str:
         return f"{verdict} There is no room for {sequences}, however short; {fewer}."
     room = f"There is room for {sequences} {up_to}, and for {at_once} of {plan['context']} tokens."
     return f"{verdict} {room}"
-
-
-def _print_cache_types(types: Sequence[Mapping[str, Any]], context: int) -> None:
-    rows = [
-        (
-            each["type"],
-            _bytes(each["keys"]),
-            _bytes(each["values"]),
-            "-" if each["bits"] is None else f"{each['bits']:.4g}",
-            "-" if each["context"] is None else size(each["context"]),
-        )
-        for each in types
-    ]
-    columns = ("type", "#keys", "#values", "#bits per number", f"#{context} tokens")
-    out = Output()
-    out.print(table("Cache types, in bytes per token", columns, rows))
-    out.print("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
-
-
-def _bytes(count: int | None) -> str:
-    return "-" if count is None else f"{count:,}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from converters.gguf.names import NameMap
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from converters.gguf.source import half_dtype, skipped
 from converters.huggingface.names import text_config
-from converters.huggingface.reader import StoredTensor, read_config, read_object, stored_tensors
+from converters.huggingface.reader import read_config, read_object, stored_tensors
 from converters.quantize.encode import expected_layout
 from converters.quantize.policy import POLICIES, Policy
 from mlxrun.cli.roofline import model_facts
@@ -27,7 +27,6 @@ from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, Shape
 from mlxrun.llm import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.loader import DTYPES, Checkpoint, GGUFCheckpoint, WeightStorage, open_model, run_dtype
 from mlxrun.memory.plan import MemoryPlan, plan_source
-from mlxrun.model import Model
 from mlxrun.models.config import ModelConfig
 from mlxrun.sampling_defaults import read_sampling_defaults
 from mlxrun.text.from_directory import has_chat_template
@@ -69,27 +68,38 @@ def inspect_model(
     """
     file = path if path.is_dir() else read_gguf(path)
     source, model, problem = _opened(file)
-    runs = source if model else None
     if isinstance(file, Path):
-        facts = _directory(file, model, context)
-        storage = runs.storage() if runs and facts["tensors"] else None
+        facts = _directory(file)
     else:
-        storage = runs.storage(policy=policy) if runs else None
-        mapped = source.names if isinstance(source, GGUFCheckpoint) and model else None
-        facts = _gguf(file, mapped, model, storage, context, policy)
-    facts["problem"] = problem
-    facts["sampling"] = _sampling(file)
-    facts["chat_template"] = _has_chat_template(file)
-    facts["tokenizer_problem"] = _tokenizer_problem(path) if path.is_dir() else None
-    facts["plan"] = facts["work"] = None
-    facts.setdefault("cache_types", [])
-    if source and storage:
-        beside = prefill_budget("batch")
-        plan = plan_source(source, storage, cache=cache, prefill_tokens=beside)
+        facts = _gguf(file, source.names if isinstance(source, GGUFCheckpoint) else None, policy)
+    facts |= {
+        "problem": problem,
+        "sampling": _sampling(file),
+        "chat_template": _has_chat_template(file),
+        "tokenizer_problem": _tokenizer_problem(path) if path.is_dir() else None,
+        "model": model.facts if model else None,
+        **dict.fromkeys(("loaded", "memory", "plan", "work")),
+        "cache_types": [],
+    }
+    if source is None or model is None:
+        return facts
+    longest = model.facts["context_length"]
+    tokens = context or longest
+    storage = source.storage(policy=policy) if facts["tensors"] else None
+    weights = {each["policy"]: each["bytes"] for each in facts["policies"]}
+    if isinstance(file, Path):
+        weights["as stored"] = sum(kind["bytes"] for kind in facts["types"])
+    elif storage:
+        facts["loaded"] = {"policy": f"run here ({storage.how})", "bytes": storage.nbytes}
+        weights[facts["loaded"]["policy"]] = storage.nbytes
+    facts["memory"] = _memory(model, tokens, weights)
+    dtype = DTYPES[run_dtype(None, "float16")]
+    names = (*NAMES, *PER_CHANNEL) if model.layers else ()
+    facts["cache_types"] = [_cache_type(name, model.layers, dtype, tokens) for name in names]
+    if storage:
+        plan = plan_source(source, storage, cache=cache, prefill_tokens=prefill_budget("batch"))
         plan = replace(plan, prefix_bytes=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
-        longest = facts["model"]["context_length"]
-        tokens = context or longest
-        facts["plan"] = plan_facts(plan, storage, tokens, parallel, longest=longest)
+        facts["plan"] = _plan(plan, storage, tokens, parallel, longest=longest)
         facts["work"] = model_facts(
             source, policy=policy, context=tokens, parallel=parallel, cache=cache, chips=chips
         )
@@ -102,7 +112,7 @@ def _opened(file: Path | GGUFFile) -> tuple[Checkpoint | None, Described | None,
         return None, None, "a vocabulary without weights: it can tokenize, not generate"
     try:
         source = open_model(file)
-        return source, described(source.definition, source.config), None
+        return source, _described(source.definition, source.config), None
     except MlxrunError as error:
         return None, None, str(error)
 
@@ -133,38 +143,51 @@ def _tokenizer_problem(path: Path) -> str | None:
     return None
 
 
-def _gguf(
-    gguf: GGUFFile,
-    names: NameMap | None,
-    model: Described | None,
-    storage: WeightStorage | None,
-    context: int | None,
-    policy: str | None,
-) -> Facts:
-    facts: Facts = {
+def _gguf(gguf: GGUFFile, names: NameMap | None, policy: str | None) -> Facts:
+    tensors = [mapped.source for mapped in names.mapped] if names else list(gguf.tensors)
+    policies = ([policy] if policy else POLICIES) if tensors else ()
+    return {
         "format": f"GGUF v{gguf.version}",
         "files": [{"name": p.name, "bytes": p.stat().st_size} for p in gguf.paths],
         "architecture": gguf.architecture,
         "metadata": {key: _short(value) for key, value in gguf.metadata.items()},
-        "types": _by_type((t.type.name, t.elements, t.nbytes) for t in gguf.tensors),
+        **_tensors([(t.name, t.type.name, t.shape, t.elements, t.nbytes) for t in gguf.tensors]),
+        "skipped": skipped(names) if names else [],
+        "policies": [_estimate(name, gguf, tensors) for name in policies],
+    }
+
+
+def _directory(path: Path) -> Facts:
+    config = read_config(path)
+    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
+    stored = stored_tensors(files, text_config(config))
+    return {
+        "format": "model directory",
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
+        "architecture": str(config.get("model_type")),
+        "metadata": {k: _short(v) for k, v in config.items() if not k.startswith("quantization")},
+        **_tensors([(t.name, t.form, t.shape, t.weights, t.nbytes) for t in stored]),
+        "skipped": [],
+        "policies": [],
+        "conversion": _conversion(path),
+    }
+
+
+def _tensors(tensors: Sequence[tuple[str, str, Sequence[int], int, int]]) -> Facts:
+    """Tensors by name, type, shape, number of weights and bytes; and by type, the largest first."""
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for _, kind, _, weights, nbytes in tensors:
+        sums[kind] = [old + new for old, new in zip(sums[kind], (1, weights, nbytes), strict=True)]
+    return {
+        "types": [
+            {"type": kind, "tensors": n, "weights": w, "bytes": b, "bits": 8 * b / max(1, w)}
+            for kind, (n, w, b) in sorted(sums.items(), key=lambda item: -item[1][2])
+        ],
         "tensors": [
-            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "bytes": t.nbytes}
-            for t in gguf.tensors
+            {"name": name, "type": kind, "shape": list(shape), "bytes": nbytes}
+            for name, kind, shape, _, nbytes in tensors
         ],
     }
-    facts["model"] = model.facts if model else None
-    facts["skipped"] = skipped(names) if names else []
-    tensors = [mapped.source for mapped in names.mapped] if names else list(gguf.tensors)
-    policies = [policy] if policy else POLICIES
-    facts["policies"] = [_estimate(name, gguf, tensors) for name in policies] if tensors else []
-    if model and storage:
-        loaded = {"policy": f"run here ({storage.how})", "bytes": storage.nbytes}
-        facts["loaded"] = loaded
-        facts["memory"] = _memory(model, context, [*facts["policies"], loaded])
-        facts["cache_types"] = _cache_types(model, context)
-    else:
-        facts["loaded"] = facts["memory"] = None
-    return facts
 
 
 def _short(value: Any) -> Any:
@@ -179,19 +202,6 @@ def _short(value: Any) -> Any:
         return value
     values = [_short(entry) for entry in values]
     return values if count <= SHOWN else {"length": count, "first": values}
-
-
-def _by_type(tensors: Iterable[tuple[str, int, int]]) -> list[Facts]:
-    """(type, weights, bytes) of each tensor, summed by type, the largest first."""
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for kind, weights, nbytes in tensors:
-        for i, value in enumerate((1, weights, nbytes)):
-            sums[kind][i] += value
-    rows = sorted(sums.items(), key=lambda item: -item[1][2])
-    return [
-        {"type": kind, "tensors": n, "weights": w, "bytes": b, "bits": 8 * b / max(1, w)}
-        for kind, (n, w, b) in rows
-    ]
 
 
 def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
@@ -222,55 +232,6 @@ def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
     }  # fmt: skip
 
 
-def _memory(model: Described, context: int | None, policies: list[Facts]) -> Facts:
-    """Bytes of the caches by type, and with the weights of each policy."""
-    trained = model.facts["context_length"]
-    tokens = context or trained
-    cache = {name: model.cache_values(tokens) * size for name, size in CACHE_TYPES.items()}
-    return {
-        "context": tokens,
-        "beyond_training": tokens > trained,
-        "cache": cache,
-        "total": {
-            each["policy"]: {name: each["bytes"] + held for name, held in cache.items()}
-            for each in policies
-        },
-    }
-
-
-def _cache_types(model: Described, context: int | None) -> list[Facts]:
-    """Bytes of each cache type, with this machine's default activations."""
-    dtype = DTYPES[run_dtype(None, "float16")]
-    return cache_facts(model.layers, dtype, context or model.facts["context_length"])
-
-
-def _directory(path: Path, model: Described | None, context: int | None) -> Facts:
-    config = read_config(path)
-    files = sorted(file for file in path.glob("*.safetensors") if file.is_file())
-    tensors = stored_tensors(files, text_config(config))
-    facts: Facts = {
-        "format": "model directory",
-        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in files],
-        "architecture": str(config.get("model_type")),
-        "metadata": {k: _short(v) for k, v in config.items() if not k.startswith("quantization")},
-        "types": _by_type((t.form, t.weights, t.nbytes) for t in tensors),
-        "tensors": [_entry(tensor) for tensor in tensors],
-        "model": model.facts if model else None,
-        "skipped": [],
-        "policies": [],
-        "conversion": _conversion(path),
-    }
-    weights: Facts = {"policy": "as stored", "bytes": sum(t.nbytes for t in tensors)}
-    facts["memory"] = _memory(model, context, [weights]) if model else None
-    facts["cache_types"] = _cache_types(model, context) if model else []
-    return facts
-
-
-def _entry(tensor: StoredTensor) -> Facts:
-    shape = list(tensor.shape)
-    return {"name": tensor.name, "type": tensor.form, "shape": shape, "bytes": tensor.nbytes}
-
-
 def _conversion(path: Path) -> Facts | None:
     """Source and fidelity of a converted directory, by its report."""
     file = path / "conversion.json"
@@ -289,6 +250,20 @@ def _conversion(path: Path) -> Facts | None:
     }
 
 
+def _memory(model: Described, tokens: int, weights: Mapping[str, int]) -> Facts:
+    """Bytes of the caches by type, and with the weights of each policy."""
+    cache = {name: model.cache_values(tokens) * size for name, size in CACHE_TYPES.items()}
+    return {
+        "context": tokens,
+        "beyond_training": tokens > model.facts["context_length"],
+        "cache": cache,
+        "total": {
+            policy: {name: nbytes + cached for name, cached in cache.items()}
+            for policy, nbytes in weights.items()
+        },
+    }
+
+
 @dataclass(frozen=True)
 class Described:
     """A model that can be run, by its config alone.
@@ -301,41 +276,32 @@ class Described:
 
     facts: Facts
     cache_values: Callable[[int], int]
-    layers: tuple[tuple[Shape, int | None], ...] = ()
+    layers: Layers = ()
 
 
-def described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> Described:
+def _described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> Described:
     """The model of :func:`mlxrun.loader.definition`."""
     if not isinstance(model, ModelConfig):
         from mlxrun.models.mlx_lm import sketch
 
         made = sketch(model, config)
-        return Described(_mlx_lm_facts(made), made.cache_values)
-    layers = tuple((x.attention.cache_shape, x.attention.window) for x in model.layers)
-    return Described(_hyperparameters(model), lambda context: cache_values(model, context), layers)
-
-
-def _mlx_lm_facts(model: Model[Any]) -> Facts:
-    summary = model.summary
-    return {
-        "family": summary.family,
-        "runs": f"through {summary.through}",
-        "layers": summary.layers,
-        "hidden_size": summary.hidden_size or None,
-        "heads": summary.heads or None,
-        "kv_heads": summary.kv_heads or None,
-        "vocabulary": model.vocab_size,
-        "context_length": model.context_length,
-    }
-
-
-def _hyperparameters(model: ModelConfig) -> Facts:
+        facts = {
+            "family": made.summary.family,
+            "runs": f"through {made.summary.through}",
+            "layers": made.summary.layers,
+            "hidden_size": made.summary.hidden_size or None,
+            "heads": made.summary.heads or None,
+            "kv_heads": made.summary.kv_heads or None,
+            "vocabulary": made.vocab_size,
+            "context_length": made.context_length,
+        }
+        return Described(facts, made.cache_values)
     first = model.layers[0]
-    windows = [layer.attention.window for layer in model.layers]
-    return {
+    layers = tuple((x.attention.cache_shape, x.attention.window) for x in model.layers)
+    facts = {
         "family": model.family,
         "runs": None,
-        "layers": len(model.layers),
+        "layers": len(layers),
         "hidden_size": model.hidden_size,
         "heads": first.attention.heads,
         "kv_heads": first.attention.kv_heads,
@@ -344,34 +310,27 @@ def _hyperparameters(model: ModelConfig) -> Facts:
         "vocabulary": model.vocab_size,
         "context_length": model.context_length,
         "tied_embeddings": model.tied,
-        "windows": windows if any(windows) else None,
+        "windows": [w for _, w in layers] if any(w for _, w in layers) else None,
     }
 
+    def cache_values(context: int) -> int:
+        return sum(
+            shape.heads * (shape.key + shape.value) * min(context, window or context)
+            for shape, window in layers
+        )
 
-def cache_values(model: ModelConfig, context: int) -> int:
-    """Numbers in the caches after ``context`` tokens."""
-    total = 0
-    for layer in model.layers:
-        attention = layer.attention
-        tokens = min(context, attention.window or context)
-        shape = attention.cache_shape
-        total += shape.heads * (shape.key + shape.value) * tokens
-    return total
+    return Described(facts, cache_values, layers)
 
 
-def plan_facts(
-    plan: MemoryPlan, held: WeightStorage, context: int, parallel: int, *, longest: int
+def _plan(
+    plan: MemoryPlan, storage: WeightStorage, context: int, parallel: int, *, longest: int
 ) -> Facts:
-    """A plan as JSON types; all sizes in bytes.
-
-    Args:
-        longest: the model's context length.
-    """
+    """Terms in bytes; ``longest`` is the model's context length."""
     terms = plan.terms(context, parallel)
     return {
         "context": context,
         "parallel": parallel,
-        "held": held.how,
+        "held": storage.how,
         "weights": terms.weights,
         "sequence": terms.sequence,
         "scratch": terms.scratch,
@@ -387,21 +346,12 @@ def plan_facts(
     }
 
 
-def cache_facts(layers: Layers, dtype: mx.Dtype, context: int) -> list[Facts]:
-    """Bytes of each cache type, for keys and values alike; those by channel are for keys only.
+def _cache_type(name: str, layers: Layers, dtype: mx.Dtype, context: int) -> Facts:
+    """Bytes of one type for keys and for values; None if the model cannot have it.
 
     Args:
-        layers: shape of K/V per token, and window.
         dtype: of activations and scales.
-        context: tokens.
     """
-    if not layers:
-        return []
-    return [_cache_type_facts(name, layers, dtype, context) for name in (*NAMES, *PER_CHANNEL)]
-
-
-def _cache_type_facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) -> Facts:
-    """Of one type; None if the model cannot have it."""
     facts: Facts = {"type": name, "keys": None, "values": None, "bits": None, "context": None}
     of_values = None if name in PER_CHANNEL else name
     if of_values is None and any(window for _, window in layers):
@@ -411,11 +361,10 @@ def _cache_type_facts(name: str, layers: Layers, dtype: mx.Dtype, context: int) 
         each = [token_bytes([shape], dtype, config) for shape, _ in layers]
     except ParameterError:
         return facts
-    numbers = sum(shape.heads * shape.key for shape, _ in layers)
-    held = [min(context, window or context) for _, window in layers]
     facts["keys"] = sum(keys for keys, _ in each)
-    facts["bits"] = 8 * facts["keys"] / numbers
+    facts["bits"] = 8 * facts["keys"] / sum(shape.heads * shape.key for shape, _ in layers)
     if of_values is not None:
+        slots = [min(context, window or context) for _, window in layers]
         facts["values"] = sum(values for _, values in each)
-        facts["context"] = sum(sum(both) * n for both, n in zip(each, held, strict=True))
+        facts["context"] = sum(sum(both) * n for both, n in zip(each, slots, strict=True))
     return facts
