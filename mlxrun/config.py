@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -83,14 +83,13 @@ class OneOf:
     def check(self, name: str, value: Any) -> Any:
         known = isinstance(value, str | int) and not isinstance(value, bool)
         if not known or value not in self.values:
-            raise ParameterError(name, value, self.words or f"one of {_listed(self.values)}")
+            allowed = self.words or f"one of {', '.join(map(str, self.values))}"
+            raise ParameterError(name, value, allowed)
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """True or False."""
-
     def check(self, name: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise ParameterError(name, value, "True or False")
@@ -168,7 +167,7 @@ def known(options: Iterable[str], names: Sequence[str]) -> None:
 
 
 def names_of(options: type) -> list[str]:
-    """The keys of a TypedDict, those of its bases among them."""
+    """The keys of a TypedDict and of its bases."""
     return list(options.__annotations__)
 
 
@@ -218,25 +217,31 @@ def check_options(instance: Any) -> None:
         object.__setattr__(instance, name, declared.check(name, getattr(instance, name)))
 
 
+class Config:
+    """Base of frozen dataclasses of options, which are checked."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *others: str) -> Self:
+        """Options by name; ``others`` are names that the caller takes in addition."""
+        known(options, [*others, *options_of(cls)])
+        return cls(**options)
+
+
 def documented(cls: C) -> C:
     """Append the options of a class to its docstring."""
-    lines = [f"    {name}: {_sentence(f)}" for name, f in _declared(cls)]
-    cls.__doc__ = "\n".join([(cls.__doc__ or "").rstrip(), "", "    Options:", *lines])
+    lines = [(cls.__doc__ or "").rstrip(), "", "    Options:"]
+    for f in fields(cls):
+        if declared := f.metadata.get("option"):
+            default = declared.default_help or (repr(f.default) if f.default is not None else "")
+            default = f"  [default: {default}]" if default else ""
+            lines.append(f"    {f.name}: {declared.help}{default}")
+    cls.__doc__ = "\n".join(lines)
     return cls
-
-
-def _declared(cls: type[Any]) -> list[tuple[str, Field[Any]]]:
-    return [(f.name, f) for f in fields(cls) if "option" in f.metadata]
-
-
-def _sentence(f: Field[Any]) -> str:
-    declared: Option = f.metadata["option"]
-    default = declared.default_help or (repr(f.default) if f.default is not None else "")
-    return f"{declared.help}{f'  [default: {default}]' if default else ''}"
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))
 
 
 # --- loading ------------------------------------------------------------------------------------
@@ -259,7 +264,7 @@ class LoadOptions(TypedDict, total=False):
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class LoadConfig:
+class LoadConfig(Config):
     """How a model is loaded."""
 
     dtype: str | None = option(
@@ -278,7 +283,7 @@ class LoadConfig:
         None,
         OneOf(tuple(PLANES)),
         "Bits of activations where they are multiplied with a GGUF's own blocks, on the CPU: "
-        + _listed(f"{name} {8 * planes}" for name, planes in PLANES.items())
+        + ", ".join(f"{name} {8 * planes}" for name, planes in PLANES.items())
         + ".",
         default_help=DEFAULT,
     )
@@ -295,15 +300,6 @@ class LoadConfig:
         "Keep the model's memory from being swapped out, as far as the device recommends "
         "(Metal only).",
     )
-
-    def __post_init__(self) -> None:
-        check_options(self)
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], *others: str) -> Self:
-        """Options by name; ``others`` are names that the caller takes besides."""
-        known(options, [*others, *options_of(cls)])
-        return cls(**options)
 
 
 # --- conversion ---------------------------------------------------------------------------------
@@ -322,7 +318,7 @@ class ConversionOptions(TypedDict, total=False):
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ConversionConfig:
+class ConversionConfig(Config):
     """The form that a conversion gives to weights; :mod:`mlxrun.conversion` checks the values."""
 
     bits: int | None = option(
@@ -350,12 +346,6 @@ class ConversionConfig:
         "How close a GGUF's weights must stay to the file's.",
         default_help="near",
     )
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], *others: str) -> Self:
-        """Options by name; ``others`` are names that the caller takes besides."""
-        known(options, [*others, *options_of(cls)])
-        return cls(**options)
 
 
 # --- KV caches ----------------------------------------------------------------------------------
@@ -406,7 +396,7 @@ def _cache_type(what: str, allowed: Written, more: str = "") -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StorageConfig:
+class StorageConfig(Config):
     """How keys and values are stored, and which of them decoding attends to."""
 
     cache_type_k: str | None = _cache_type(
@@ -470,12 +460,6 @@ class CacheConfig(StorageConfig):
         if not isinstance(pattern, options.Strided | options.Blocks):
             object.__setattr__(self, "attention", None)
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any], *others: str) -> Self:
-        """Options by name; ``others`` are names that the caller takes besides."""
-        known(options, [*others, *options_of(cls)])
-        return cls(**options)
-
     @property
     def sparse(self) -> options.Sparse | None:
         """The pattern of attention over tokens that are all cached."""
@@ -517,7 +501,7 @@ class EngineOptions(StorageOptions, total=False):
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(Config):
     """How many requests are served at once, and how."""
 
     parallel: int | None = option(
@@ -559,12 +543,8 @@ class EngineConfig:
     )
     cache: CacheConfig = DEFAULT_CACHE
 
-    def __post_init__(self) -> None:
-        check_options(self)
-
     @classmethod
     def of(cls, options: Mapping[str, Any], *others: str) -> Self:
-        """Options by name, those of the cache among them; ``others`` are names besides."""
         own, storage = options_of(cls), options_of(StorageConfig)
         known(options, [*others, *own, *storage])
         cache = CacheConfig(**{name: options[name] for name in storage if name in options})

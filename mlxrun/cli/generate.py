@@ -22,6 +22,7 @@ from mlxrun.cli.options import (
     take_settings,
     with_attention,
     with_cache_types,
+    with_ignore_eos,
     with_loading,
     with_settings,
     with_stats,
@@ -58,7 +59,7 @@ LONGEST_PROMPT = 100_000_000
 @click.option(
     "--parse-special", is_flag=True, help="Let <|markers|> in the prompt be control tokens."
 )
-@click.option("--ignore-eos", is_flag=True, help="Go on past the model's end of turn.")
+@with_ignore_eos
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @with_stats
 @with_think

@@ -21,6 +21,7 @@ from mlxrun.config import (
     Biases,
     CacheConfig,
     CacheTypeOptions,
+    Flag,
     LoadConfig,
     OneOf,
     Option,
@@ -359,7 +360,7 @@ def _click_option(
     kwargs: dict[str, Any] = {"metavar": declared.metavar}
     if name == "adapter":
         kwargs |= {"multiple": True, "callback": _strengths}
-    elif name == "wired":
+    elif name == "wired" or isinstance(declared.allowed, Flag):
         kwargs = {"is_flag": True}
     elif isinstance(declared.allowed, OneOf) and not declared.metavar:
         words = [value for value in declared.allowed.values if isinstance(value, str)]
@@ -401,6 +402,7 @@ _LOADING = options_of(LoadConfig)
 
 with_cache_types = with_options(_CACHE_TYPES, "KV cache")
 with_attention = with_options({"attention": _STORAGE["attention"]}, "KV cache")
+with_ignore_eos = with_options({"ignore_eos": _REQUEST["ignore_eos"]}, "Options")
 with_verbose = click.option(
     "-v", "--verbose", is_flag=True, help="Print the choices made for this model and its cost."
 )
