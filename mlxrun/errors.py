@@ -16,8 +16,8 @@
     ├── ParameterError                    a value outside its allowed range
     ├── TokenizerError                    a vocabulary that cannot be used
     ├── TemplateError                     a chat template that fails or runs away
-    ├── ContextLengthError                more tokens than the model can hold
-    ├── NumericError                      a model whose output is no number
+    ├── ContextLengthError                more tokens than the model's context
+    ├── NumericError                      a model that computes infinities or NaN
     ├── KernelsError                      block kernels that cannot be used as asked
     ├── CacheError                        an operation that this kind of cache cannot do
     ├── QueueFullError                    more requests than may wait
@@ -26,7 +26,8 @@
     ├── ProcessError                      a model in another process than the one that loaded it
     ├── BaselineError                     another runtime to measure against is missing, or fails
     ├── PictureError                      measurements that cannot be drawn into a file
-    ├── DatasetError                      a data set that cannot be read: line, and what is wrong
+    ├── DatasetError                      a data set that cannot be read: line and problem
+    ├── ConversationError                 (mlxrun.cli.conversation)
     └── MissingExtraError                 an optional package is not installed: how to install it
 """
 
@@ -34,47 +35,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converters.errors import (
-    AdapterError,
-    CheckpointError,
-    ConversionError,
-    GGUFError,
-    InexactError,
-    MlxrunError,
-    OutOfSpaceError,
-    TargetExistsError,
-    UnsupportedArchitectureError,
-    shortened,
-)
-
-__all__ = [
-    "AdapterError",
-    "BaselineError",
-    "CacheError",
-    "CheckpointError",
-    "ContextLengthError",
-    "ConversionError",
-    "DatasetError",
-    "EngineClosedError",
-    "GGUFError",
-    "HubError",
-    "InexactError",
-    "KernelsError",
-    "MemoryLimitError",
-    "MissingExtraError",
-    "MlxrunError",
-    "NumericError",
-    "OutOfSpaceError",
-    "ParameterError",
-    "PictureError",
-    "ProcessError",
-    "QueueFullError",
-    "SourceError",
-    "TargetExistsError",
-    "TemplateError",
-    "TokenizerError",
-    "UnsupportedArchitectureError",
-]
+from converters.errors import AdapterError as AdapterError
+from converters.errors import CheckpointError as CheckpointError
+from converters.errors import ConversionError as ConversionError
+from converters.errors import GGUFError as GGUFError
+from converters.errors import InexactError as InexactError
+from converters.errors import MlxrunError as MlxrunError
+from converters.errors import OutOfSpaceError as OutOfSpaceError
+from converters.errors import TargetExistsError as TargetExistsError
+from converters.errors import UnsupportedArchitectureError as UnsupportedArchitectureError
+from converters.errors import shortened
 
 
 class SourceError(MlxrunError):
@@ -89,9 +59,7 @@ class ParameterError(MlxrunError):
     """A value is outside its allowed range.
 
     Args:
-        name: the parameter.
-        value: what was given.
-        allowed: the allowed range in words, e.g. ``"between 0 and 1"``.
+        allowed: the range in words, such as ``"between 0 and 1"``.
     """
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
@@ -110,11 +78,11 @@ class TemplateError(MlxrunError):
 
 
 class ContextLengthError(MlxrunError):
-    """A request needs more tokens than the model or the cache can hold."""
+    """A request needs more tokens than the model's context or the cache has room for."""
 
 
 class NumericError(MlxrunError):
-    """A model computes infinities or not-a-number, so that no token can be chosen."""
+    """A model computes infinities or NaN, so that no token can be sampled."""
 
 
 class KernelsError(MlxrunError):
@@ -122,7 +90,7 @@ class KernelsError(MlxrunError):
 
 
 class CacheError(MlxrunError):
-    """An operation that this kind of cache cannot do, such as trimming past its window."""
+    """An operation that this kind of cache cannot do, such as truncating past its window."""
 
 
 class QueueFullError(MlxrunError):
@@ -140,8 +108,7 @@ class MemoryLimitError(MlxrunError):
 
     Args:
         needed, available: bytes.
-        what: what needs it.
-        hint: what to do.
+        what: needs it.
     """
 
     def __init__(
@@ -158,7 +125,7 @@ class MemoryLimitError(MlxrunError):
 
 
 def _size(nbytes: float) -> str:
-    """Bytes for people, so exact that what does not fit by a little is seen not to."""
+    """Bytes, so exact that a need a little above the limit does not look like the limit."""
     amount, unit = nbytes / 1e6, "MB"
     for larger in ("GB", "TB"):
         if amount >= 10_000:
@@ -179,17 +146,15 @@ class BaselineError(MlxrunError):
 
 
 class PictureError(MlxrunError):
-    """What was measured cannot be drawn into a file."""
+    """Measurements that cannot be drawn into a file."""
 
 
 class DatasetError(MlxrunError):
-    """A file of prompts and outputs has something else in it.
+    """A file of prompts and outputs that cannot be read.
 
     Args:
-        path: the file.
-        line: where, from 1; None where it is the file as a whole.
-        found: what is wrong there.
-        hint: what the user can do.
+        line: from 1; None for the file as a whole.
+        found: the problem.
     """
 
     def __init__(
@@ -204,14 +169,14 @@ class MissingExtraError(MlxrunError):
     """Something needs a package that an extra of mlxrun installs.
 
     Args:
-        wanted: what needs it.
+        feature: that needs it.
         package: which is missing.
         extra: of mlxrun that installs it.
     """
 
-    def __init__(self, wanted: str, package: str, extra: str) -> None:
+    def __init__(self, feature: str, package: str, extra: str) -> None:
         self.package, self.extra = package, extra
         super().__init__(
-            f"{wanted} needs {package}, which is not installed",
+            f"{feature} needs {package}, which is not installed",
             hint=f"Install it: pip install 'mlxrun[{extra}]'",
         )

@@ -250,13 +250,13 @@ class Table:
 
         Each begins with the columns before the first number, the names of rows.
         """
-        numbers = [at for at, name in enumerate(self.columns) if name.startswith("#")]
-        first = numbers[0] if numbers else len(self.columns)
-        room = width - sum(self._least(at) + _GAP for at in range(first))
+        count = len(self.columns)
+        taken = [self._least(at) + _GAP for at in range(count)]
+        first = next((at for at in range(count) if self.columns[at].startswith("#")), count)
+        room = width - sum(taken[:first]) + _GAP  # none after the last column
         parts: list[list[int]] = [[]]
-        for at in range(first, len(self.columns)):
-            taken = sum(self._least(other) + _GAP for other in parts[-1])
-            if parts[-1] and taken + self._least(at) > room:
+        for at in range(first, count):
+            if parts[-1] and sum(taken[other] for other in [*parts[-1], at]) > room:
                 parts.append([])
             parts[-1].append(at)
         made = [self._of([*range(first), *part]) for part in parts]

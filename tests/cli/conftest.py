@@ -31,7 +31,7 @@ class Result:
 Mlxrun = Callable[..., Result]
 
 
-# A reply renders as it was generated, as in the templates of real models.
+# An answer renders as it was generated, as in the templates of real models.
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -40,7 +40,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama of two layers that spells nonsense, with a context of 256 tokens."""
+    """A llama of two layers that writes nonsense, with a context of 256 tokens."""
     folder = tmp_path_factory.mktemp("model")
     return Tiny(keys={"context_length": 256}, template=TEMPLATE).write(folder / "tiny.gguf")
 

@@ -30,13 +30,13 @@ from mlxrun.cli.conversation import Conversation
 GREEDY = ["--temp", "0", "-n", "8"]
 
 
-def replies(llm, *texts: str, **options) -> list[str]:
+def answers(llm, *texts: str, **options) -> list[str]:
     """What a conversation gives through the API."""
     messages: list[dict[str, str]] = []
     for text in texts:
         messages.append({"role": "user", "content": text})
-        reply = llm.chat(messages, **{"temperature": 0, "max_tokens": 8} | options).text
-        messages.append({"role": "assistant", "content": reply})
+        answer = llm.chat(messages, **{"temperature": 0, "max_tokens": 8} | options).text
+        messages.append({"role": "assistant", "content": answer})
     return [m["content"] for m in messages[1::2]]
 
 
@@ -47,8 +47,8 @@ BIAS = {token: -float("inf") for token in range(259)}
 def test_a_pipe_is_one_conversation(mlxrun_cli, model, llm):
     result = mlxrun_cli("chat", model, *GREEDY, *LETTERS, stdin=b"one\n\ntwo\r\n/stats\nlast")
     assert (result.code, result.err) == (0, "")
-    wanted = replies(llm, "one", "two", "/stats", "last", logit_bias=BIAS)
-    assert result.out == "".join(f"{reply}\n" for reply in wanted)
+    wanted = answers(llm, "one", "two", "/stats", "last", logit_bias=BIAS)
+    assert result.out == "".join(f"{answer}\n" for answer in wanted)
 
 
 def test_a_pipe_gets_no_control_characters(mlxrun_cli, model):
@@ -211,7 +211,7 @@ def _own_terminal() -> None:
 
 @pytest.fixture
 def endless(tmp_path):
-    """A model whose replies do not end by themselves before they are stopped, however late."""
+    """A model whose answers do not end by themselves before they are stopped, however late."""
     return Tiny(keys={"context_length": 1 << 16}).write(tmp_path / "m.gguf")
 
 
@@ -228,7 +228,7 @@ def test_a_terminal(endless, tmp_path):
         screen.expect(r"max_tokens: none\s.*>")
         screen.type("more\r")
         screen.expect("piece")
-        screen.type("\x03")  # while the reply streams
+        screen.type("\x03")  # while the answer streams
         screen.expect(r"\[stopped\].*>")
         screen.type("half a line\x03other half\x03\x03\x03")
         screen.expect(r"Ctrl-D leaves.*Ctrl-D leaves.*>")
@@ -254,8 +254,8 @@ def test_typing_during_a_reply_waits_for_the_next_prompt(model, tmp_path):
         screen.type("hello\r")
         screen.expect(r"hello\s+\w\w")
         screen.type("typed\x1b\rahead")  # Alt-Enter: a message of two lines
-        reply = screen.expect(r"\[cut off: the context is full.*>")
-        assert "typed" not in reply
+        answer = screen.expect(r"\[cut off: the context is full.*>")
+        assert "typed" not in answer
         screen.expect("typed.*ahead")
         screen.type("\r")
         screen.expect("error: the prompt has.*>")
@@ -343,7 +343,7 @@ def test_a_chat_typed_into_a_pipe_has_a_prompt(model, tmp_path):
     assert log.read_text() and "Talking" not in log.read_text()
 
 
-def test_a_chat_that_was_saved_goes_on_without_reading_again(mlxrun_cli, model, tmp_path):
+def test_a_chat_that_was_saved_goes_on_without_another_prefill(mlxrun_cli, model, tmp_path):
     file = tmp_path / "talk.json"
     options = [*GREEDY, *LETTERS, "--stats"]
     whole = mlxrun_cli("chat", model, *options, stdin=b"one\ntwo\nthree\n")
@@ -384,7 +384,7 @@ def test_another_chat_is_not_saved_over(mlxrun_cli, model, tmp_path):
 def test_a_chat_is_saved_elsewhere_if_its_file_has_become_another(
     mlxrun_cli, model, llm, tmp_path, monkeypatch
 ):
-    """As when two chats are told to end in one file."""
+    """As when two chats end with --save to one file."""
     file, real = tmp_path / "talk.json", mlxrun.LLM.stream
 
     def stream(self, *arguments, **options):

@@ -100,7 +100,7 @@ def test_bar_on_a_terminal_leaves_nothing_behind(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("appeared", [False, True])
-def test_a_bar_tells_what_is_known_so_far(monkeypatch, capsys, appeared):
+def test_a_bar_has_a_label(monkeypatch, capsys, appeared):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with Bar("Reading", delay=0 if appeared else 0.2) as bar:
@@ -170,31 +170,31 @@ def test_json_has_no_infinity():
 
 def test_an_interrupt_that_must_wait_is_acknowledged():
     """As of Python code that a pass of the model keeps from running its handler."""
-    told, handled = threading.Event(), []
+    notified, handled = threading.Event(), []
     before = signal.signal(signal.SIGINT, lambda *_: handled.append(True))
     try:
-        with noticing_interrupts(told.set, delay=0):
+        with noticing_interrupts(notified.set, delay=0):
             os.kill(os.getpid(), signal.SIGINT)
-            assert told.wait(60) and handled
+            assert notified.wait(60) and handled
         assert signal.set_wakeup_fd(-1) == -1
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_nothing_is_said_of_an_interrupt_that_is_obeyed_at_once():
-    told = threading.Event()
+def test_an_interrupt_that_is_obeyed_at_once_is_not_acknowledged():
+    notified = threading.Event()
     # Which a shell's background job ignores, and so would Python.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt), noticing_interrupts(told.set, delay=60):
+        with pytest.raises(KeyboardInterrupt), noticing_interrupts(notified.set, delay=60):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert not told.is_set()
+    assert not notified.is_set()
 
 
-def test_a_bar_that_is_due_at_once_says_so_at_once(monkeypatch, capsys):
+def test_a_bar_without_delay_appears_at_once(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("threading.Timer.start", lambda timer: None)  # what comes later

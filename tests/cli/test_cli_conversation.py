@@ -1,4 +1,4 @@
-"""A conversation without a terminal: memory is reused, nothing is lost, files are checked."""
+"""A conversation without a terminal: the cache is reused, nothing is lost, files are checked."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def text_of(answer) -> str:
     return "".join(text for text, _ in answer)
 
 
-def stop_after(pieces: int):
+def stop_after(chunks: int):
     """A ``stopped`` that says so when it is asked for that many times."""
-    asked = iter([False] * (pieces - 1))
+    asked = iter([False] * (chunks - 1))
     return lambda: next(asked, True)
 
 
-def fresh_reply(chat: Conversation, seed: int = 1) -> str:
-    """The same reply by a session that remembers nothing, to the same tokens."""
+def fresh_answer(chat: Conversation, seed: int = 1) -> str:
+    """The answer of an empty session to the same tokens."""
     options = chat.settings | {"seed": seed}
     return chat.llm.generate(chat.prompt(), session=chat.llm.session(), **options).text
 
@@ -46,19 +46,19 @@ def fresh_reply(chat: Conversation, seed: int = 1) -> str:
 def test_each_turn_computes_only_what_is_new(chat):
     ask(chat, "one")
     for text in ("two", "three", "four"):
-        held = len(chat.session.tokens)
+        cached = len(chat.session.tokens)
         ask(chat, text)
-        assert chat.usage.cached_tokens == held
+        assert chat.usage.cached_tokens == cached
 
 
-def test_memory_changes_nothing(chat):
+def test_cached_tokens_change_nothing(chat):
     ask(chat, "one")
     ask(chat, "two")
-    reply = chat.messages.pop()
-    assert fresh_reply(chat) == reply["content"]
+    answer = chat.messages.pop()
+    assert fresh_answer(chat) == answer["content"]
 
 
-def test_memory_after_undo_retry_and_stop(chat):
+def test_the_cache_after_undo_retry_and_stop(chat):
     ask(chat, "one")
     ask(chat, "two")
     assert chat.undo() == "two"
@@ -68,28 +68,28 @@ def test_memory_after_undo_retry_and_stop(chat):
     assert chat.usage.cached_tokens == chat.usage.prompt_tokens - 1
     assert [m["content"] for m in chat.messages[::2]] == ["one", "other"]
     ask(chat, "stop", stopped=stop_after(3))
-    held = len(chat.session.tokens)
+    cached = len(chat.session.tokens)
     ask(chat, "go on")
-    assert chat.usage.cached_tokens == held
-    reply = chat.messages.pop()
-    assert fresh_reply(chat) == reply["content"]
+    assert chat.usage.cached_tokens == cached
+    answer = chat.messages.pop()
+    assert fresh_answer(chat) == answer["content"]
 
 
-def test_what_is_taken_back_is_not_saved(chat, tmp_path):
+def test_an_undone_exchange_is_not_saved(chat, tmp_path):
     ask(chat, "one")
     first = list(chat.session.tokens)
-    ask(chat, "something to be forgotten")
+    ask(chat, "something to be undone")
     chat.undo()
     chats.save_chat(chat, tmp_path / "chat.json", lambda _: None)
-    held = chat.llm.load_session(chats.cache_path(tmp_path / "chat.json")).tokens
-    assert held[: len(first)] == first
-    assert "some" not in chat.llm.tokenizer.decode(held)
+    cached = chat.llm.load_session(chats.cache_path(tmp_path / "chat.json")).tokens
+    assert cached[: len(first)] == first
+    assert "some" not in chat.llm.tokenizer.decode(cached)
     chat.undo()
     chats.save_chat(chat, tmp_path / "chat.json", lambda _: None)
     assert not chat.session.tokens
 
 
-def test_a_stopped_reply_is_kept_and_marked(chat):
+def test_a_stopped_answer_is_kept_and_marked(chat):
     shown = ask(chat, "one", stopped=stop_after(3))
     assert shown
     assert chat.messages[-1] == {"role": "assistant", "content": shown, STOPPED: True}
@@ -97,15 +97,15 @@ def test_a_stopped_reply_is_kept_and_marked(chat):
     assert all(set(message) == {"role", "content"} for message in chat.template_messages())
 
 
-def test_a_closed_iterator_stops_the_reply(chat):
-    reply = chat.ask("one")
-    first, _ = next(reply)
-    reply.close()
+def test_a_closed_iterator_stops_the_answer(chat):
+    answer = chat.ask("one")
+    first, _ = next(answer)
+    answer.close()
     assert chat.messages[-1] == {"role": "assistant", "content": first, STOPPED: True}
 
 
 def test_interrupted_between_layers(chat):
-    """The memory is not to be trusted then, and is dropped."""
+    """The cache is not to be trusted then, and is dropped."""
     ask(chat, "one")
 
     class Interrupting:
@@ -119,19 +119,19 @@ def test_interrupted_between_layers(chat):
     assert chat.session.tokens == [] and len(chat.messages) == 2
     chat.llm = model
     ask(chat, "three")
-    reply = chat.messages.pop()
-    assert fresh_reply(chat) == reply["content"]
+    answer = chat.messages.pop()
+    assert fresh_answer(chat) == answer["content"]
 
 
-def test_stopped_while_a_long_prompt_is_read(llm, monkeypatch):
+def test_stopped_during_a_long_prefill(llm, monkeypatch):
     monkeypatch.setattr("mlxrun.engine.prefix_reuse.PREFILL_CHUNK", 32)
     chat = Conversation(llm, llm.session())
     assert ask(chat, "x" * 150, stopped=stop_after(2)) == ""
     assert chat.messages == [] and chat.finish_reason == "cancelled"
-    held = len(chat.session.tokens)
-    assert held == 32
+    cached = len(chat.session.tokens)
+    assert cached == 32
     ask(chat, "x" * 150)
-    assert chat.usage.cached_tokens == held
+    assert chat.usage.cached_tokens == cached
 
 
 def test_a_full_context_takes_the_message_back(chat):
@@ -143,7 +143,7 @@ def test_a_full_context_takes_the_message_back(chat):
     assert len(chat.messages) == 4
 
 
-def test_a_window_goes_on_for_ever(llm):
+def test_a_window_never_fills(llm):
     session = llm.session(window=48, keep=8)
     chat = Conversation(llm, session, settings={"max_tokens": 8})
     for turn in range(12):
@@ -211,7 +211,7 @@ def stored(**changes) -> str:
     return json.dumps({"format": "mlxrun-chat", "version": 1, "messages": []} | changes)
 
 
-USER, REPLY = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
+USER, ANSWER = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ USER, REPLY = {"role": "user", "content": "x"}, {"role": "assistant", "content":
         (stored(messages=[1]), "its messages"),
         (stored(messages=[USER, {"role": "assistant", "content": 1}]), "its messages"),
         (stored(messages=[USER]), "take turns"),
-        (stored(messages=[REPLY, USER]), "take turns"),
+        (stored(messages=[ANSWER, USER]), "take turns"),
         (stored(system=1), "system message"),
         (stored(settings=[]), "settings"),
         (stored(settings={"top_k": -1}), "top_k must be"),
@@ -248,9 +248,9 @@ def test_damaged_files_change_nothing(chat, tmp_path, text, message):
 
 def test_a_byte_order_mark_is_no_part_of_a_file(chat, tmp_path):
     """As editors on Windows leave one."""
-    (tmp_path / "chat.json").write_text(stored(messages=[USER, REPLY]), encoding="utf-8-sig")
+    (tmp_path / "chat.json").write_text(stored(messages=[USER, ANSWER]), encoding="utf-8-sig")
     chat.load(tmp_path / "chat.json")
-    assert chat.messages == [USER, REPLY]
+    assert chat.messages == [USER, ANSWER]
 
 
 def test_another_conversation_is_replaced_only_by_force(chat, llm, tmp_path):
@@ -316,7 +316,7 @@ def test_after_clearing_no_file_holds_the_conversation(chat, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_no_memory_of_another_conversation_is_saved(chat, tmp_path):
+def test_no_cache_of_another_conversation_is_saved(chat, tmp_path):
     file = tmp_path / "a.json"
     chats.save_chat(chat, file, lambda _: None)
     ask(chat, "one")
@@ -331,7 +331,7 @@ def test_no_memory_of_another_conversation_is_saved(chat, tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_memory_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
     file, heard = tmp_path / "a.json", []
     ask(chat, "one")
     chats.save_chat(chat, file, heard.append)
@@ -346,7 +346,7 @@ def test_a_memory_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
     assert heard[-1] == f"{file}.cache still holds what was said before: busy"
 
 
-def test_a_memory_does_not_replace_another_file(chat, tmp_path):
+def test_a_cache_does_not_replace_another_file(chat, tmp_path):
     ask(chat, "one")
     notes = tmp_path / "notes.cache"
     notes.write_text("precious")
@@ -357,7 +357,7 @@ def test_a_memory_does_not_replace_another_file(chat, tmp_path):
         chats.check_target(tmp_path / "notes", None)
 
 
-def test_what_cannot_be_saved_in_its_place_is_saved_elsewhere(chat, tmp_path, monkeypatch):
+def test_a_chat_is_saved_elsewhere_if_its_file_cannot_be_written(chat, tmp_path, monkeypatch):
     ask(chat, "one")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
@@ -373,7 +373,7 @@ def test_what_cannot_be_saved_in_its_place_is_saved_elsewhere(chat, tmp_path, mo
     assert chat.messages == before
 
 
-def test_what_can_be_saved_nowhere_is_said_to_be_lost(chat, tmp_path, monkeypatch):
+def test_a_chat_that_can_be_saved_nowhere(chat, tmp_path, monkeypatch):
     ask(chat, "one")
 
     def full(self, target):
@@ -385,7 +385,7 @@ def test_what_can_be_saved_nowhere_is_said_to_be_lost(chat, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("what", ["pipe", "socket", "device", "directory"])
-def test_what_is_no_regular_file_is_left_alone(chat, llm, tmp_path, what):
+def test_files_that_are_not_regular_are_left_alone(chat, llm, tmp_path, what):
     path = made(tmp_path / "x", what)
     before = path.stat()
     ask(chat, "one")

@@ -1,4 +1,4 @@
-"""What a model says of how to run it reaches the command line: sampling, templates, no model."""
+"""A model's own defaults on the command line: sampling, templates, the default model."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_generate_and_chat_use_the_models(mlxrun_cli, greedy):
             mlxrun_cli("generate", greedy, "-p", "one", "-n", "8", *LETTERS).out == expected + "\n"
         )
     messages = [{"role": "user", "content": "one"}]
-    reply = llm.chat(messages, max_tokens=8, temperature=0, logit_bias=BIAS).text
-    assert mlxrun_cli("chat", greedy, "-n", "8", *LETTERS, stdin=b"one\n").out == reply + "\n"
+    answer = llm.chat(messages, max_tokens=8, temperature=0, logit_bias=BIAS).text
+    assert mlxrun_cli("chat", greedy, "-n", "8", *LETTERS, stdin=b"one\n").out == answer + "\n"
 
 
 def test_the_users_word_wins(mlxrun_cli, greedy):
@@ -54,21 +54,21 @@ def test_the_users_word_wins(mlxrun_cli, greedy):
     assert mlxrun_cli("generate", greedy, *options).out == expected.text + "\n"
 
 
-def test_verbose_tells(mlxrun_cli, greedy, model):
-    told = mlxrun_cli("generate", greedy, "-p", "one", "-n", "1", "-v").err
-    assert "sampling: temperature 0 (greedy.gguf)" in told.splitlines()
+def test_verbose_shows_them(mlxrun_cli, greedy, model):
+    shown = mlxrun_cli("generate", greedy, "-p", "one", "-n", "1", "-v").err
+    assert "sampling: temperature 0 (greedy.gguf)" in shown.splitlines()
     assert "sampling: mlxrun's own" in mlxrun_cli("generate", model, "-p", "a", "-n", "1", "-v").err
 
 
 @pytest.mark.parametrize("command", ["chat", "generate"])
-def test_help_says_whose_a_default_is(mlxrun_cli, command):
-    told = " ".join(mlxrun_cli(command, "--help").out.split())
+def test_help_shows_the_origin_of_a_default(mlxrun_cli, command):
+    shown = " ".join(mlxrun_cli(command, "--help").out.split())
     for name in RECOMMENDABLE:
-        assert f"[default: the model's, else {defaults()[name]:g}]" in told
-    assert told.count("the model's, else") == len(RECOMMENDABLE)
+        assert f"[default: the model's, else {defaults()[name]:g}]" in shown
+    assert shown.count("the model's, else") == len(RECOMMENDABLE)
 
 
-def test_set_tells_whose_a_value_is(llm_of, capsys):
+def test_set_shows_the_origin_of_a_value(llm_of, capsys):
     llm = llm_of(temp=0.25, top_k=5)
     chat = Conversation(llm, llm.session())
     screen = Screen(chat)
@@ -140,7 +140,7 @@ def test_inspect_of_a_directory(mlxrun_cli, tmp_path, template):
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("command", [["chat"], ["generate", "--chat", "-p", "one"]])
-def test_a_base_model_is_told_in_one_line(mlxrun_cli, tmp_path, command):
+def test_a_base_model_is_one_line(mlxrun_cli, tmp_path, command):
     path = tiny(tmp_path / "base.gguf", template=None)
     result = mlxrun_cli(*command, path, "-n", "2", stdin=b"one\ntwo\n")
     assert result.code == 0
@@ -150,7 +150,7 @@ def test_a_base_model_is_told_in_one_line(mlxrun_cli, tmp_path, command):
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_bad_default_is_told_in_one_line(mlxrun_cli, tmp_path):
+def test_a_bad_default_is_one_line(mlxrun_cli, tmp_path):
     path = tiny(tmp_path / "hot.gguf", temp=500.0)
     result = mlxrun_cli("generate", path, "-p", "one", "-n", "2")
     assert result.code == 0
@@ -188,10 +188,10 @@ def test_template_variables(mlxrun_cli, greedy):
     messages = [{"role": "user", "content": "one"}]
     options = ["-n", "8", *LETTERS]
     for word, value in (("prefix=ab", "ab"), ("prefix=12", 12), ('prefix={"a": [1]}', {"a": [1]})):
-        reply = llm.chat(messages, max_tokens=8, logit_bias=BIAS, template={"prefix": value}).text
+        answer = llm.chat(messages, max_tokens=8, logit_bias=BIAS, template={"prefix": value}).text
         given = ["--template-var", word, *options]
-        assert mlxrun_cli("generate", greedy, "--chat", "-p", "one", *given).out == reply + "\n"
-        assert mlxrun_cli("chat", greedy, *given, stdin=b"one\n").out == reply + "\n"
+        assert mlxrun_cli("generate", greedy, "--chat", "-p", "one", *given).out == answer + "\n"
+        assert mlxrun_cli("chat", greedy, *given, stdin=b"one\n").out == answer + "\n"
 
 
 @pytest.mark.parametrize("word", ["prefix", "=x", "a b=1", "messages=[]"])

@@ -1,4 +1,4 @@
-"""Line editing: what is one message, what is completed, and where history is kept."""
+"""Line editing: messages, completion, history."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_a_pasted_backslash_is_shown_as_it_is():
     assert typed(PASTE.format("make \\\n  all") + ENTER) == ["make \\\n  all"]
 
 
-def test_a_fence_is_left_for_the_reader_of_commands():
+def test_a_fence_is_left_for_slash_commands():
     assert typed('"""/help"""' + ENTER) == ['"""/help"""']
 
 
 @given(st.text("ab\\\n", max_size=20))
-def test_what_is_sent_has_no_open_end(text):
+def test_a_sent_message_has_no_open_end(text):
     if not wants_more(text):
         assert not unfold(text).endswith("\\")
 
@@ -110,7 +110,7 @@ def test_history_that_was_public_becomes_private(tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-def test_history_that_is_kept_nowhere_changes_no_device(tmp_path, monkeypatch):
+def test_history_in_dev_null_changes_no_device(tmp_path, monkeypatch):
     file = tmp_path / "chat_history"
     file.symlink_to("/dev/null")
     changed = []

@@ -1,4 +1,4 @@
-"""``mlxrun inspect``: what it says of a model is true of the model."""
+"""``mlxrun inspect``: its facts are true of the model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_memory_as_it_is_run_here(mixed):
     assert facts["loaded"]["bytes"] == mlxrun.load(mixed).model.nbytes
 
 
-def test_a_directory_is_told_by_its_weights_and_takes_no_policy(mlxrun_cli, mixed, tmp_path):
+def test_a_directory_is_measured_by_its_weights_and_takes_no_policy(mlxrun_cli, mixed, tmp_path):
     """Its file is larger by the room of a header."""
     report = mlxrun.convert(mixed, tmp_path / "out")
     assert f"{size(report.nbytes)} of weights" in mlxrun_cli("inspect", tmp_path / "out").out
@@ -68,7 +68,7 @@ def test_a_directory_is_told_by_its_weights_and_takes_no_policy(mlxrun_cli, mixe
 
 
 @pytest.mark.parametrize("damaged", ["{}", "no JSON", None])
-def test_a_tokenizer_of_no_use_is_told(mlxrun_cli, mixed, tmp_path, damaged):
+def test_a_tokenizer_that_cannot_be_used(mlxrun_cli, mixed, tmp_path, damaged):
     mlxrun.convert(mixed, tmp_path / "made")
     whole = mlxrun_cli("inspect", tmp_path / "made").out
     assert "cannot be used" not in whole
@@ -77,9 +77,9 @@ def test_a_tokenizer_of_no_use_is_told(mlxrun_cli, mixed, tmp_path, damaged):
     if damaged is not None:
         (tmp_path / "made" / "tokenizer.json").write_text(damaged)
     for options in ((), ("-v",)):
-        told = mlxrun_cli("inspect", tmp_path / "made", *options)
-        assert told.code == 0
-        assert re.search(r"tokenizer +cannot be used: .*tokenizer", told.out)
+        shown = mlxrun_cli("inspect", tmp_path / "made", *options)
+        assert shown.code == 0
+        assert re.search(r"tokenizer +cannot be used: .*tokenizer", shown.out)
 
 
 def test_a_directory_is_what_was_converted(mixed, tmp_path):
@@ -109,7 +109,7 @@ def test_memory_of_the_cache(llm, model):
     assert facts["memory"]["cache"]["float32"] == 200 * per_slot
 
 
-def test_window_layers_hold_their_window(tmp_path):
+def test_window_layers_cache_their_window(tmp_path):
     config = {
         "model_type": "mistral", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 8,
         "num_key_value_heads": 2, "num_hidden_layers": 3, "intermediate_size": 96,
@@ -158,7 +158,7 @@ def test_the_essentials_come_first(mlxrun_cli, mixed):
         (["--cache-type-k", "q8"], "+ keys and values"),
     ],
 )
-def test_what_is_asked_for_is_shown_beside_the_essentials(mlxrun_cli, mixed, options, title):
+def test_requested_parts_are_shown_after_the_essentials(mlxrun_cli, mixed, options, title):
     lines = mlxrun_cli("inspect", mixed, *options).out.splitlines()
     assert any(line.startswith(title) for line in lines)
     assert not any(line.startswith(title) for line in mlxrun_cli("inspect", mixed).out.splitlines())
@@ -262,8 +262,8 @@ def test_the_memory_plan(mlxrun_cli, mixed, monkeypatch):
     longest = str(plan["largest_context"])
     assert 1000 < plan["largest_context"] < 2048
     for context, fits in ((longest, True), (str(int(longest) + 1), False)):
-        told = mlxrun_cli("inspect", mixed, "--json", *options, "--context", context).out
-        assert json.loads(told)["plan"]["fits"] is fits
+        shown = mlxrun_cli("inspect", mixed, "--json", *options, "--context", context).out
+        assert json.loads(shown)["plan"]["fits"] is fits
     out = mlxrun_cli("inspect", mixed, *options, "-v").out
     assert "Memory plan: 4 sequences of 1000 tokens" in out
     room = f"There is room for 4 sequences of up to {longest} tokens, and for up to "
@@ -290,11 +290,11 @@ def test_no_room_for_so_many_sequences(mlxrun_cli, mixed, monkeypatch):
     monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "20GB")
     options = ("inspect", mixed, "--context", "4k", "--parallel", str(10**18))
     most = json.loads(mlxrun_cli(*options, "--json").out)["plan"]["largest_parallel"]
-    told = (
+    shown = (
         f"It does not fit. There is no room for {10**18} sequences, however short; there is for "
         f"up to {most} of 4096 tokens."
     )
-    assert told in mlxrun_cli(*options).out
+    assert shown in mlxrun_cli(*options).out
     assert json.loads(mlxrun_cli(*options[:-1], str(most), "--json").out)["plan"]["fits"]
 
 

@@ -41,7 +41,7 @@ def users(chat: TerminalChat) -> list[str]:
     return [m["content"] for m in chat.conversation.messages if m["role"] == "user"]
 
 
-def test_messages_and_replies(talk):
+def test_messages_and_answers(talk):
     chat, shown = talk("one", "", "  ", "two\nlines")
     assert users(chat) == ["one", "two\nlines"]
     assert "[cut off: max_tokens is 6; /set max_tokens N allows more]" in shown
@@ -76,7 +76,7 @@ def test_a_message_may_begin_with_a_slash(talk, line, message):
     assert users(chat) == [message] and "error" not in shown
 
 
-def test_what_nearly_is_a_command_is_no_message(talk):
+def test_a_misspelt_command_is_no_message(talk):
     chat, shown = talk("/sav notes", "/xyzzy", "/HELP")
     assert users(chat) == []
     assert shown.count("To send it as a message, begin with a space") == 2
@@ -215,15 +215,15 @@ def test_save_over_another_conversation(talk, tmp_path):
     assert shown.count(f"saved 2 messages to {file}") == 2
 
 
-def test_a_saved_chat_without_a_memory_of_use_is_read_again(talk, tmp_path):
+def test_a_saved_chat_without_a_usable_cache(talk, tmp_path):
     file = tmp_path / "chat.json"
     _, shown = talk("one", f"/save {file}")
-    memory = tmp_path / "chat.json.cache"
-    assert re.search(rf"KV cache of \d+ tokens, [\d.]+ kB, to {re.escape(str(memory))}", shown)
-    memory.write_bytes(memory.read_bytes()[:-1] + b"?")
+    cache = tmp_path / "chat.json.cache"
+    assert re.search(rf"KV cache of \d+ tokens, [\d.]+ kB, to {re.escape(str(cache))}", shown)
+    cache.write_bytes(cache.read_bytes()[:-1] + b"?")
     chat, shown = talk("/clear", f"/load {file}")
-    assert f"{memory} is damaged" in shown and users(chat) == ["one"]
-    memory.unlink()
+    assert f"{cache} is damaged" in shown and users(chat) == ["one"]
+    cache.unlink()
     _, shown = talk("/clear", f"/load {file}")
     assert "damaged" not in shown
 
@@ -235,14 +235,14 @@ def test_full_context_is_one_line(talk):
     assert users(chat) == ["one"]
 
 
-def test_reply_up_to_a_full_context(talk):
+def test_answer_up_to_a_full_context(talk):
     chat, shown = talk("/set max_tokens none", "/set logit_bias 2=-inf", "one")
     assert "[cut off: the context is full. /undo" in shown
     assert len(chat.conversation.messages) == 2
 
 
-def test_interrupt_stops_the_reply_and_keeps_the_session(talk, monkeypatch):
-    """A real signal, sent from where the reply is printed."""
+def test_interrupt_stops_the_answer_and_keeps_the_session(talk, monkeypatch):
+    """A real signal, sent from where the answer is printed."""
     import mlxrun.cli.terminal as terminal
 
     def interrupting(text: str) -> str:
@@ -274,7 +274,7 @@ def test_a_second_interrupt_is_one():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_escape_sequences_of_a_reply_are_neutralised(talk):
+def test_escape_sequences_of_an_answer_are_neutralized(talk):
     banned = " ".join(f"{i}=-inf" for i in range(3))
     _, shown = talk(f"/set logit_bias 30=1000 {banned}", "/set max_tokens 2", "one")
     assert "␛␛" in shown and "\x1b" not in shown

@@ -1,4 +1,4 @@
-"""Thinking is told from the answer wherever a reply is cut into pieces."""
+"""Thinking and answer are split wherever chunks end."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("closing", "reply", "thought", "answer"), CASES)
+@pytest.mark.parametrize(("closing", "completion", "thought", "answer"), CASES)
 @given(cuts=st.sets(st.integers(0, 45)))
-def test_thinking_and_answer_of_a_reply_in_pieces(closing, reply, thought, answer, cuts):
+def test_thinking_and_answer_of_a_completion_in_chunks(closing, completion, thought, answer, cuts):
     splitter = Splitter(THINKS, closing)
-    ends = [0, *sorted(cut for cut in cuts if cut < len(reply)), len(reply)]
+    ends = [0, *sorted(cut for cut in cuts if cut < len(completion)), len(completion)]
     spans = []
     for start, end in pairwise(ends):
-        spans += splitter.add(reply[start:end])
+        spans += splitter.add(completion[start:end])
     spans += splitter.finish()
     assert all(text for text, _ in spans)
     assert "".join(text for text, thinks in spans if thinks) == thought
     assert "".join(text for text, thinks in spans if not thinks) == (
-        reply if answer is None else answer
+        completion if answer is None else answer
     )
 
 
-def test_only_what_may_be_a_marker_is_held_back():
+def test_only_a_possible_marker_is_held_back():
     splitter = Splitter(THINKS)
     assert splitter.add("\n <") == [("\n ", False)]
     assert splitter.add("3") == [("<3", False)]
@@ -95,7 +95,7 @@ def test_a_prompt_may_open_the_thinking(thinker):
 
 @pytest.mark.parametrize("command", [["chat"], ["generate", "--chat"]])
 def test_thinking_in_a_pipe(mlxrun_cli, thinker, command):
-    """Here all of a reply is thinking: the prompt opens it, and the model never closes it."""
+    """Here all of a completion is thinking: the prompt opens it, and the model never closes it."""
     options = ["--temp", "0", "-n", "8"]
     shown = mlxrun_cli(*command, thinker.source, *options, "--think", "show", stdin=b"one")
     hidden = mlxrun_cli(*command, thinker.source, *options, stdin=b"one")
@@ -104,19 +104,19 @@ def test_thinking_in_a_pipe(mlxrun_cli, thinker, command):
 
 
 @pytest.mark.parametrize("options", [[], ["--chat", "--json"]])
-def test_thinking_of_what_is_no_chat(mlxrun_cli, options):
+def test_think_without_a_chat(mlxrun_cli, options):
     result = mlxrun_cli("generate", "nowhere.gguf", "-p", "x", "--think", "hide", *options)
     assert result.code == 2 and "--think is for --chat" in result.err
 
 
-def test_the_answer_of_a_stored_reply(thinker):
+def test_the_answer_of_a_stored_completion(thinker):
     thinking = Thinking(thinker.tokenizer)
-    for reply in ("<think>why</think>\n\nbecause", "why</think>\n\nbecause", "because"):
-        assert thinking.answer(reply) == "because"
+    for completion in ("<think>why</think>\n\nbecause", "why</think>\n\nbecause", "because"):
+        assert thinking.answer(completion) == "because"
 
 
 def test_markers_that_are_control_tokens_are_text(thinker):
-    """A reply's text leaves control tokens out."""
+    """A completion's text leaves control tokens out."""
     thinking = Thinking(thinker.tokenizer)
     thinking.controls = {7: "[THINK]", 8: "[/THINK]"}
     chunks = [Chunk("", (7,)), Chunk("why", (20,)), Chunk("", (8,)), Chunk("because", (21,))]

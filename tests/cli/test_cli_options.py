@@ -1,4 +1,4 @@
-"""The table of settings: complete, checked, the same as options, in /set and in JSON."""
+"""Options and settings: complete, checked, the same on the command line, in /set and in JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 from dataclasses import fields
 
+import click
 import pytest
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
 from mlxrun.cli.options import (
     SETTINGS,
+    CountList,
     chat_defaults,
     defaults,
     parse,
@@ -125,3 +127,17 @@ def test_wrong_options_are_wrong_usage(mlxrun_cli, args):
     assert f"Invalid value for {args[0]!r}" in result.err.replace("'-n' / ", "'-n', ") or (
         "must be" in result.err
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("128,512", (128, 512)), ("1k, 4K", (1024, 4096)), ("0", (0,)), ("2,2,1", (2, 1))],
+)
+def test_lists_of_numbers(text, found):
+    assert CountList().convert(text, None, None) == found
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1.5", "1g", "17m", "9" * 40, "１"])
+def test_what_is_no_list_of_numbers(text):
+    with pytest.raises(click.BadParameter, match="is not numbers from 1"):
+        CountList(1).convert(text, None, None)

@@ -1,4 +1,4 @@
-"""What is written to a terminal breaks between words, however it comes in."""
+"""Streamed text wraps between words, wherever chunks end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.cells import cell_len
 from mlxrun.cli.console import Wrap, Writer
 
 
-def shown(pieces: list[str], width: int) -> list[str]:
+def shown(chunks: list[str], width: int) -> list[str]:
     """The lines of a terminal so wide."""
     wrap = Wrap()
     lines = [""]
-    for part in re.findall(r"\x1b\[\d*[A-Z]|.", "".join(wrap.feed(p, width) for p in pieces), re.S):
+    for part in re.findall(r"\x1b\[\d*[A-Z]|.", "".join(wrap.feed(p, width) for p in chunks), re.S):
         if part == "\n":
             lines.append("")
         elif part.endswith("D") and part[0] == "\x1b":
@@ -47,8 +47,8 @@ def shown(pieces: list[str], width: int) -> list[str]:
 @given(cuts=st.sets(st.integers(1, 20)))
 def test_words_stay_whole(text, lines, cuts):
     ends = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    pieces = [text[start:end] for start, end in pairwise(ends)]
-    found = [line.rstrip() for line in shown(pieces, 10)]
+    chunks = [text[start:end] for start, end in pairwise(ends)]
+    found = [line.rstrip() for line in shown(chunks, 10)]
     if "incompreh" in lines[-2:]:  # where such a word begins is no matter
         assert "".join(found) == text.replace(" ", "")
     else:
