@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -190,13 +189,13 @@ def chat_command(
 def _shared_prefix(conversation: Conversation) -> int:
     """Length of the prefix that all prompts share, whatever the first message."""
     from mlxrun.kv_cache.options import SINKS
+    from mlxrun.kv_cache.prefix_cache import common_prefix_len
 
     system = conversation.template_messages()[:1] if conversation.system is not None else []
     encode = conversation.llm.tokenizer.encode_chat
     chats = ([*system, {"role": "user", "content": text}] for text in "ab")
-    one, other = (encode(chat, **conversation.template) for chat in chats)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-    return max(SINKS, same)
+    one, other = (tuple(encode(chat, **conversation.template)) for chat in chats)
+    return max(SINKS, common_prefix_len(one, other))
 
 
 def _type(conversation: Conversation, name: str, stats: bool, think: Think | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,13 +68,18 @@ def inspect_model(
     """
     file = path if path.is_dir() else read_gguf(path)
     source, model, problem = _opened(file)
+    defaults = read_sampling_defaults(file)
     if isinstance(file, Path):
         facts = _directory(file)
     else:
         facts = _gguf(file, source.names if isinstance(source, GGUFCheckpoint) else None, policy)
     facts |= {
         "problem": problem,
-        "sampling": _sampling(file),
+        "sampling": {
+            "source": defaults.source,
+            "values": defaults.values,
+            "problems": list(defaults.problems),
+        },
         "chat_template": _has_chat_template(file),
         "tokenizer_problem": _tokenizer_problem(path) if path.is_dir() else None,
         "model": model.facts if model else None,
@@ -117,15 +122,8 @@ def _opened(file: Path | GGUFFile) -> tuple[Checkpoint | None, Described | None,
         return None, None, str(error)
 
 
-def _sampling(source: Path | GGUFFile) -> Facts:
-    """The sampling parameters that the model's files recommend."""
-    defaults = read_sampling_defaults(source)
-    problems = list(defaults.problems)
-    return {"source": defaults.source, "values": defaults.values, "problems": problems}
-
-
 def _has_chat_template(source: Path | GGUFFile) -> bool | None:
-    """Whether the model has a chat template; None if its tokenizer's files are damaged."""
+    """None if the tokenizer's files are damaged."""
     if not isinstance(source, Path):
         return "tokenizer.chat_template" in source.metadata
     try:
@@ -239,14 +237,11 @@ def _conversion(path: Path) -> Facts | None:
         return None
     report = read_object(file)
     source, tensors = report.get("source"), report.get("tensors")
-    counts: dict[str, int] = defaultdict(int)
-    for record in tensors if isinstance(tensors, list) else []:
-        if isinstance(record, Mapping):
-            counts[str(record.get("fidelity"))] += 1
+    records = [r for r in tensors if isinstance(r, Mapping)] if isinstance(tensors, list) else []
     return {
         "source": source.get("name") if isinstance(source, Mapping) else None,
         "policy": report.get("policy"),
-        "fidelity": dict(counts),
+        "fidelity": Counter(str(record.get("fidelity")) for record in records),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -19,18 +20,13 @@ if TYPE_CHECKING:
 # Weights from which a slow BLAS matters.
 LARGE = 50_000_000
 
-# The hint for a file whose blocks cannot be multiplied as they are.
 MISSED = (
     "slower and larger in memory than it could be, for its blocks cannot be multiplied as they are"
 )
 
 
 def located(source: str) -> Path:
-    """The local file or directory of a model, downloaded if necessary.
-
-    Raises:
-        SourceError, OutOfSpaceError: as :func:`mlxrun.hub.resolve` raises them.
-    """
+    """The local file or directory of a model, downloaded if necessary."""
     from mlxrun.hub import resolve
 
     with Bar(f"Downloading {source}") as bar:
@@ -82,17 +78,22 @@ def load_model(
 
 
 def _warn_of_strays(llm: LLM) -> None:
-    """Warn of tensors that the architecture does not have: it may be another than the file says."""
+    """Warn of tensors that the architecture does not have: the file may name a wrong one."""
     from converters.gguf.names import NO_PLACE
 
     skipped = llm.report.skipped if llm.report else []
     strays = [entry["name"] for entry in skipped if entry["reason"] == NO_PLACE]
     if strays:
-        more = f" and {len(strays) - 4} more" if len(strays) > 4 else ""
         note(
-            f"warning: left out {', '.join(strays[:4])}{more}: {NO_PLACE}; "
+            f"warning: left out {_some(strays, 4)}: {NO_PLACE}; "
             "if the model needs them, its text is wrong"
         )
+
+
+def _some(names: Sequence[str], count: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def _describe(llm: LLM, cache: StorageConfig) -> None:
@@ -110,8 +111,7 @@ def _describe(llm: LLM, cache: StorageConfig) -> None:
         for line in llm.report.notes():
             note(f"note: {line}")
     if llm.unused:
-        more = f" and {len(llm.unused) - 8} more" if len(llm.unused) > 8 else ""
-        note(f"unused: {', '.join(llm.unused[:8])}{more}")
+        note(f"unused: {_some(llm.unused, 8)}")
 
 
 def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:

@@ -151,9 +151,6 @@ class ModelName(click.ParamType[str]):
 
     name = "MODEL"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return str(value)
-
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
@@ -316,12 +313,9 @@ def parse_settings(stored: Mapping[str, Any], known: Iterable[str]) -> Values:
     return values
 
 
-def store_settings(values: Values) -> dict[str, Any]:
+def store_settings(values: Values) -> Values:
     """Settings as JSON for :func:`parse_settings`."""
-    return {
-        name: words_of(value) if _is_many(SETTINGS[name]) else value
-        for name, value in values.items()
-    }
+    return {n: words_of(v) if _is_many(SETTINGS[n]) else v for n, v in values.items()}
 
 
 def _is_many(declared: Option) -> bool:
