@@ -110,14 +110,10 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code and lets no exception out."""
     _prepare_streams()
-    with warnings.catch_warnings():
-        warnings.showwarning = _note_warning
-        return _run(args)
-
-
-def _run(args: Sequence[str] | None) -> int:
     try:
-        code = cli.main(args, prog_name="mlxrun", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note_warning
+            code = cli.main(args, prog_name="mlxrun", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
