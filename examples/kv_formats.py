@@ -26,11 +26,11 @@ import mlx.core as mx  # isort: skip
 
 from mlxrun.config import CacheConfig
 from mlxrun.errors import MlxrunError
-from mlxrun.kv_cache.attention_error import attention_error
+from mlxrun.eval.perplexity import logits_of, softmax
 from mlxrun.kv_cache.factory import token_bytes
 from mlxrun.models.transformer import Transformer
-from mlxrun.quality.perplexity import predicted
-from mlxrun.quality.reading import logits_of
+
+from .attention_error import attention_error
 
 DEMO = Path(mlxrun.__file__).parent / "assets" / "demo.gguf"
 SEED = 20_000  # of chats that training did not draw
@@ -73,14 +73,14 @@ def chats(llm: mlxrun.LLM, count: int) -> list[Piece]:
 
 def perplexity(llm: mlxrun.LLM, pieces: Sequence[Piece], config: CacheConfig) -> float:
     """Of all tokens that count, with keys and values of some types."""
-    surprises = [_surprise(llm, piece, config) for piece in pieces]
-    return math.exp(sum(surprises) / sum(sum(piece.counted[1:]) for piece in pieces))
+    nlls = [_nll(llm, piece, config) for piece in pieces]
+    return math.exp(sum(nlls) / sum(sum(piece.counted[1:]) for piece in pieces))
 
 
-def _surprise(llm: mlxrun.LLM, piece: Piece, config: CacheConfig) -> float:
+def _nll(llm: mlxrun.LLM, piece: Piece, config: CacheConfig) -> float:
     """The sum of negative log-likelihoods, in nats."""
     parts = logits_of(llm, config, piece.ids, 0)
-    each = mx.concatenate([predicted(logits).surprises(targets) for logits, targets in parts])
+    each = mx.concatenate([softmax(logits).nll(targets) for logits, targets in parts])
     return float((each * mx.array(piece.counted[1:])).sum().item())
 
 

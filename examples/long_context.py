@@ -29,11 +29,11 @@ import mlxrun  # first: it finds a BLAS for MLX
 import mlx.core as mx  # isort: skip
 
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
+from mlxrun.eval.kl_divergence import kl_divergence
+from mlxrun.eval.perplexity import softmax
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.factory import read_bytes
 from mlxrun.models.transformer import Transformer
-from mlxrun.quality.divergence import divergences
-from mlxrun.quality.perplexity import predicted
 
 from .kv_formats import chats
 from .make_random_gguf import SHAPES, write
@@ -130,7 +130,7 @@ class _Drawing:
     def off(self, dense: _Drawing) -> tuple[float, float]:
         """KL divergence from another's distributions, and agreement on the first token."""
         got, wanted = mx.stack(self._rows), mx.stack(dense._rows)  # (T, V)
-        divergence = divergences(predicted(wanted), predicted(got)).mean()
+        divergence = kl_divergence(softmax(wanted), softmax(got)).mean()
         same = (mx.argmax(got, axis=-1) == mx.argmax(wanted, axis=-1)).mean()
         return float(divergence.item()), float(same.item())
 

@@ -24,21 +24,21 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Chunk": "mlxrun.outputs",
-    "Comparison": "mlxrun.quality.divergence",
+    "Comparison": "mlxrun.eval.kl_divergence",
     "Completion": "mlxrun.outputs",
     "ConversionReport": "converters.report",
     "Engine": "mlxrun.engine.engine",
     "Handle": "mlxrun.engine.handle",
     "LLM": "mlxrun.llm",
     "MlxrunError": "mlxrun.errors",
-    "Perplexity": "mlxrun.quality.perplexity",
+    "Perplexity": "mlxrun.eval.perplexity",
     "Request": "mlxrun.outputs",
     "SamplingDefaults": "mlxrun.sampling_defaults",
     "SamplingParams": "mlxrun.sampling_params",
     "Session": "mlxrun.engine.sequence",
     "Tokenizer": "mlxrun.text.tokenizer",
     "Usage": "mlxrun.outputs",
-    "compare": "mlxrun.quality.measure",
+    "compare": "mlxrun.eval.kl_divergence",
     "convert": "mlxrun.conversion",
     "load": "mlxrun.llm",
     "load_tokenizer": "mlxrun.conversion",
@@ -87,11 +87,10 @@ if TYPE_CHECKING:
     from mlxrun.engine.handle import Handle
     from mlxrun.engine.sequence import Session
     from mlxrun.errors import MlxrunError
+    from mlxrun.eval.kl_divergence import Comparison, compare
+    from mlxrun.eval.perplexity import Perplexity
     from mlxrun.llm import LLM, load
     from mlxrun.outputs import Chunk, Completion, Request, Usage
-    from mlxrun.quality.divergence import Comparison
-    from mlxrun.quality.measure import compare
-    from mlxrun.quality.perplexity import Perplexity
     from mlxrun.sampling_defaults import SamplingDefaults
     from mlxrun.sampling_params import SamplingParams
     from mlxrun.text.tokenizer import Tokenizer

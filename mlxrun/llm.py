@@ -61,9 +61,8 @@ from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
 if TYPE_CHECKING:
     from mlxrun.engine.batch import OnToken
     from mlxrun.engine.kv_budget import KVBudget
+    from mlxrun.eval.perplexity import Perplexity, PerplexityOptions
     from mlxrun.memory.plan import Room
-    from mlxrun.quality.measure import PerplexityOptions
-    from mlxrun.quality.perplexity import Perplexity
     from mlxrun.runtime_info import RuntimeInfo
 
 # Bytes of weights from which a slow BLAS is felt.
@@ -278,8 +277,8 @@ class LLM:
         progress: Progress | None = None,
         **options: Unpack[PerplexityOptions],
     ) -> Perplexity:
-        """How well the model predicts a text: see :func:`mlxrun.quality.measure.perplexity`."""
-        from mlxrun.quality.measure import perplexity
+        """How well the model predicts a text: see :func:`mlxrun.eval.perplexity.perplexity`."""
+        from mlxrun.eval.perplexity import perplexity
 
         return perplexity(self, text, progress=progress, **options)
 

@@ -142,7 +142,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "mlxrun.display",
         "mlxrun.errors",
     ),
-    "mlxrun.quality": (
+    "mlxrun.eval": (
         "mlxrun.config",
         "mlxrun.outputs",
         "mlxrun.model",
@@ -167,8 +167,7 @@ WITHOUT_MLX = (
     "mlxrun.sampling_params",
     "mlxrun.engine.scheduler",
     "mlxrun.kv_cache.options",
-    "mlxrun.quality.windows",
-    "mlxrun.quality.estimates",
+    "mlxrun.eval.windows",
     "mlxrun.bench.workloads",
     "mlxrun.bench.runner",
     "mlxrun.bench.report",
@@ -192,11 +191,8 @@ def test_rooms_import_only_what_lies_below_them(package: str) -> None:
         assert not above, f"{name} imports {above}"
 
 
-# Circles that are still there, to be emptied: they go with the engine's own classes, and with the
-# merge of these files.
+# Circles that are still there, to be emptied: they go with the merge of these files.
 CIRCLES = {
-    *("mlxrun.llm", "mlxrun.quality.measure", "mlxrun.quality.reading"),
-    *("mlxrun.quality.memory", "mlxrun.quality.vocabularies"),
     *("mlxrun.text.tokenizer", "mlxrun.text.from_gguf", "mlxrun.text.from_directory"),
 }
 

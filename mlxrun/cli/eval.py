@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,10 +30,9 @@ from mlxrun.config import CacheConfig, CacheTypeOptions, LoadConfig, names_of
 from mlxrun.errors import ConversionError, ParameterError
 
 if TYPE_CHECKING:
+    from mlxrun.eval.kl_divergence import Comparison, DivergenceScorer
+    from mlxrun.eval.perplexity import Estimate, Perplexity, PerplexityScorer
     from mlxrun.llm import LLM
-    from mlxrun.quality.divergence import Comparison
-    from mlxrun.quality.estimates import Estimate
-    from mlxrun.quality.measure import Comparing, Scoring
 
 # Bytes: a hundred times the usual texts of published perplexities.
 LONGEST_TEXT = 100_000_000
@@ -100,30 +99,20 @@ def perplexity_command(model: str, file: str, as_json: bool, **options: Any) -> 
       mlxrun perplexity model.gguf wiki.test.raw --context 2048 --chunks 20
       mlxrun perplexity model.gguf wiki.test.raw --cache-type-k q8 --cache-type-v q4
     """
-    from mlxrun.quality.measure import Scoring
+    from mlxrun.eval.perplexity import PerplexityScorer
 
     text, cache = _read_text(file), CacheConfig(**take(options, CacheConfig))
-    loading = _take_loading(options)
+    loading = {"verbose": options.pop("verbose"), **take(options, LoadConfig)}
     llm = load_model(model, cache=cache, **loading)
-    scoring = Scoring(llm, text, cache=cache, **options)
-    interrupted = _run(scoring, "Scoring", "perplexity")
-    result = scoring.result()
-    if as_json:
-        about = {"model": model, "file": file, "interrupted": interrupted}
-        print(json_of(about | asdict(result)))
-    else:
-        rows = [
-            ("perplexity", _shown(result.perplexity)),
-            ("nats per token", _shown(result.surprise)),
-            ("scored", _scored(result)),
-        ]
-        Output().print(table("", ("", ""), rows, header=False))
-    if interrupted:
-        raise click.Abort
-
-
-def _take_loading(options: Values) -> Values:
-    return {"verbose": options.pop("verbose"), **take(options, LoadConfig)}
+    scorer = PerplexityScorer(llm, text, cache=cache, **options)
+    interrupted = _run(scorer, "Scoring", "perplexity")
+    result = scorer.result()
+    rows = [
+        ("perplexity", _shown(result.perplexity)),
+        ("nats per token", _shown(result.surprise)),
+        ("scored", _scored(result)),
+    ]
+    _report({"model": model, "file": file}, result, rows, interrupted, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -171,7 +160,7 @@ def compare_command(
       mlxrun compare model.gguf model.gguf wiki.test.raw --a-policy exact --b-policy compact
       mlxrun compare model.gguf model.gguf wiki.test.raw --b-cache-type-k q8 --b-cache-type-v q4
     """
-    from mlxrun.quality.measure import Comparing
+    from mlxrun.eval.kl_divergence import DivergenceScorer
 
     one, other = (
         Side(
@@ -186,24 +175,33 @@ def compare_command(
     first = one.load(wired=wired, verbose=verbose)
     shared = one.shares_weights(other)
     second = first if shared else other.load(wired=wired, verbose=verbose)
-    comparing = Comparing(first, second, text, cache_a=one.cache, cache_b=other.cache, **options)
-    interrupted = _run(comparing, "Comparing", "divergence")
-    result = comparing.result()
-    if as_json:
-        sides = {"a": one.to_dict(), "b": other.to_dict()}
-        print(json_of(sides | {"file": file, "interrupted": interrupted} | asdict(result)))
-    else:
-        _print_comparison(result)
-    if interrupted:
-        raise click.Abort
+    scorer = DivergenceScorer(
+        first, second, text, cache_a=one.cache, cache_b=other.cache, **options
+    )
+    interrupted = _run(scorer, "Comparing", "divergence")
+    result = scorer.result()
+    levels = ", ".join(f"{level}%: {x:.3g}" for level, x in result.percentiles.items())
+    rows = [
+        ("KL divergence D(A||B), nats per token", _shown(result.divergence)),
+        ("KL divergence of single tokens", f"{levels}, most: {result.largest:.3g}"),
+        ("same likeliest token", _shown(result.agreement, 100, "%")),
+        ("perplexity of A", _shown(result.perplexity_a)),
+        ("perplexity of B", _shown(result.perplexity_b)),
+        ("ln(B's / A's)", _shown(result.log_ratio)),
+        ("probability of the right token, B - A", _shown(result.change, 100, "%")),
+        ("root mean square of B - A", _shown(result.rms_change, 100, "%")),
+        ("scored", _scored(result)),
+    ]
+    about = {"a": one.to_dict(), "b": other.to_dict(), "file": file}
+    _report(about, result, rows, interrupted, as_json=as_json)
 
 
 def _check_memory(a: Side, b: Side) -> None:
     """Refuse models that do not fit into memory together, before they are loaded."""
+    from mlxrun.eval.perplexity import check_memory
+    from mlxrun.eval.windows import SMALLEST
     from mlxrun.loader import open_model
     from mlxrun.memory.plan import plan_source
-    from mlxrun.quality.memory import check_memory
-    from mlxrun.quality.windows import SMALLEST
 
     if a.shares_weights(b):
         return  # loading refuses a model that is too large alone
@@ -220,20 +218,20 @@ def _check_memory(a: Side, b: Side) -> None:
     check_memory([first, second], SMALLEST)
 
 
-def _print_comparison(result: Comparison) -> None:
-    levels = ", ".join(f"{level}%: {x:.3g}" for level, x in result.percentiles.items())
-    rows = [
-        ("KL divergence D(A||B), nats per token", _shown(result.divergence)),
-        ("KL divergence of single tokens", f"{levels}, most: {result.largest:.3g}"),
-        ("same likeliest token", _shown(result.agreement, 100, "%")),
-        ("perplexity of A", _shown(result.perplexity_a)),
-        ("perplexity of B", _shown(result.perplexity_b)),
-        ("ln(B's / A's)", _shown(result.log_ratio)),
-        ("probability of the right token, B - A", _shown(result.change, 100, "%")),
-        ("root mean square of B - A", _shown(result.rms_change, 100, "%")),
-        ("scored", _scored(result)),
-    ]
-    Output().print(table("", ("", ""), rows, header=False))
+def _report(
+    about: Values,
+    result: Perplexity | Comparison,
+    rows: Sequence[tuple[str, str]],
+    interrupted: bool,
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        print(json_of(about | {"interrupted": interrupted} | asdict(result)))
+    else:
+        Output().print(table("", ("", ""), rows, header=False))
+    if interrupted:
+        raise click.Abort
 
 
 @click.command("check-batch", cls=Command)
@@ -280,29 +278,29 @@ def check_batch_command(
       mlxrun check-batch model.gguf
       mlxrun check-batch model.gguf --requests 100 --parallel 32 --json
     """
-    from mlxrun.checking import check_batch
+    from mlxrun.eval.batch_invariance import check_batch
 
     llm = load_model(model, **loading)
     with Bar("Serving", count="requests") as bar:
-        ways = check_batch(
+        results = check_batch(
             llm, requests=requests, tokens=tokens, parallel=parallel, seed=seed, progress=bar
         )
     if as_json:
-        print(json.dumps({"model": model, "ways": [asdict(way) for way in ways]}))
+        print(json.dumps({"model": model, "ways": [asdict(each) for each in results]}))
     else:
         columns = ("way", "#equal", "#differences per token", "#tokens/s", "#x one at a time")
         rows = [
             (
-                way.name,
-                f"{way.equal} of {way.requests}",
-                f"{(way.requests - way.equal) / max(1, way.same):.2g}",
-                f"{way.tokens / way.seconds:.0f}",
-                f"{way.alone / way.seconds:.2f}",
+                each.name,
+                f"{each.equal} of {each.requests}",
+                f"{(each.requests - each.equal) / max(1, each.same):.2g}",
+                f"{each.tokens / each.seconds:.0f}",
+                f"{each.alone / each.seconds:.2f}",
             )
-            for way in ways
+            for each in results
         ]
         Output().print(table("", columns, rows))
-    if any(way.equal < way.requests for way in ways if "deterministic" in way.name):
+    if any(each.equal < each.requests for each in results if "deterministic" in each.name):
         click.get_current_context().exit(1)
 
 
@@ -330,23 +328,23 @@ def _read_text(name: str) -> str:
     return text
 
 
-def _run(run: Scoring | Comparing, label: str, figure: str) -> bool:
+def _run(scorer: PerplexityScorer | DivergenceScorer, label: str, figure: str) -> bool:
     """Score all windows, or those until Ctrl-C; returns whether it was pressed.
 
     Raises:
         KeyboardInterrupt: it was pressed during the first window.
     """
-    done = 0
+    done, count = 0, scorer.windows.count
     try:
         with Bar(label, count="windows") as bar:
-            bar(0, run.plan.count)
-            for done in run:
-                bar(done, run.plan.count)
-                bar.label(f"{figure} {_shown(run.estimate())}")
+            bar(0, count)
+            for done in scorer:
+                bar(done, count)
+                bar.label(f"{figure} {_shown(scorer.estimate())}")
     except KeyboardInterrupt:
         if not done:
             raise
-        note(f"interrupted after {done} of {run.plan.count} windows")
+        note(f"interrupted after {done} of {count} windows")
         return True
     return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from mlxrun import checking
+from mlxrun.eval import batch_invariance
 
 SMALL = ("--requests", "3", "--tokens", "6", "--parallel", "2")
 
@@ -25,13 +25,13 @@ def test_json(mlxrun_cli, model):
 
 
 def test_a_difference_where_none_may_be(mlxrun_cli, model, monkeypatch):
-    whole = checking.check_batch
+    whole = batch_invariance.check_batch
 
     def check_batch(*args, **options):
         ways = whole(*args, **options)
         return [replace(way, equal=2) if "deterministic" in way.name else way for way in ways]
 
-    monkeypatch.setattr(checking, "check_batch", check_batch)
+    monkeypatch.setattr(batch_invariance, "check_batch", check_batch)
     result = mlxrun_cli("check-batch", model, *SMALL)
     assert result.code == 1
     assert "2 of 3" in result.out

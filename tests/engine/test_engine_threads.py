@@ -19,7 +19,6 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.checking import check_batch
 from mlxrun.computing import COMPUTING
 from mlxrun.errors import (
     ContextLengthError,
@@ -28,6 +27,7 @@ from mlxrun.errors import (
     ParameterError,
     QueueFullError,
 )
+from mlxrun.eval.batch_invariance import check_batch
 
 OPTIONS: dict[str, Any] = {"temperature": 0.8, "ignore_eos": True}
 PROMPTS = ["tea", "a longer prompt", "x", "why?", "one two three", "Z"]

@@ -19,8 +19,9 @@ import mlxrun
 from mlxrun.config import CacheConfig
 from mlxrun.engine import prefix_reuse
 from mlxrun.errors import CacheError, MemoryLimitError, NumericError, ParameterError, TokenizerError
-from mlxrun.quality import reading
-from mlxrun.quality.measure import Comparing, Scoring
+from mlxrun.eval import perplexity as scoring
+from mlxrun.eval.kl_divergence import DivergenceScorer
+from mlxrun.eval.perplexity import PerplexityScorer
 
 FIGURES = json.loads(
     (Path(__file__).parents[1] / "oracle" / "perplexity.json").read_text(encoding="utf-8")
@@ -81,9 +82,9 @@ def test_parts_of_a_window_are_its_logits(tiny, tmp_path, monkeypatch, kind, fir
     if kind != "ours":
         tiny = mlxrun.load(save(tmp_path, CONFIGS["mamba2"], stock(CONFIGS["mamba2"])))
     monkeypatch.setattr(prefix_reuse, "PREFILL_CHUNK", 32)
-    monkeypatch.setattr(reading, "rows_at_once", lambda _: rows)
+    monkeypatch.setattr(scoring, "rows_at_once", lambda _: rows)
     ids = tiny.tokenizer.encode(TEXT)[:80]
-    parts = list(reading.logits_of(tiny, CacheConfig(), ids, first))
+    parts = list(scoring.logits_of(tiny, CacheConfig(), ids, first))
     assert all(len(logits) <= rows and logits.dtype == mx.float32 for logits, _ in parts)
     logits = mx.concatenate([logits for logits, _ in parts])
     targets = mx.concatenate([targets for _, targets in parts])
@@ -149,7 +150,7 @@ def test_a_model_that_mlx_lm_defines(tmp_path):
     config = CONFIGS["mamba2"]
     llm = mlxrun.load(save(tmp_path, config, stock(config)))
     got = llm.perplexity(TEXT, context=64, chunks=2)
-    ids = Scoring(llm, TEXT, context=64).plan.tokens
+    ids = PerplexityScorer(llm, TEXT, context=64).windows.tokens
     rows, targets = [], []
     for start in (0, 64):
         window = [*llm.tokenizer.prefix, *ids[start + len(llm.tokenizer.prefix) : start + 64]]
@@ -168,9 +169,9 @@ def test_progress_and_estimates(tiny):
     tiny.perplexity(TEXT, context=64, chunks=3, progress=lambda *at: seen.append(at))
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for run, figure in (
-        (Scoring(tiny, TEXT, context=64), "perplexity"),
+        (PerplexityScorer(tiny, TEXT, context=64), "perplexity"),
         (
-            Comparing(tiny, tiny, TEXT, context=64, cache_b=CacheConfig(cache_type_k="q4")),
+            DivergenceScorer(tiny, tiny, TEXT, context=64, cache_b=CacheConfig(cache_type_k="q4")),
             "divergence",
         ),
     ):
@@ -181,10 +182,10 @@ def test_progress_and_estimates(tiny):
 
 def test_control_tokens_in_a_text(tiny):
     text = "</s>" * 40 + TEXT
-    plain = Scoring(tiny, text, context=64)
-    marked = Scoring(tiny, text, context=64, parse_special=True)
-    assert marked.plan.tokens.count(2) == 40
-    assert plain.plan.tokens.count(2) == 0
+    plain = PerplexityScorer(tiny, text, context=64)
+    marked = PerplexityScorer(tiny, text, context=64, parse_special=True)
+    assert marked.windows.tokens.count(2) == 40
+    assert plain.windows.tokens.count(2) == 0
 
 
 def test_logits_that_are_no_numbers(tmp_path):

@@ -11,10 +11,10 @@ import pytest
 from naive_cache import NaiveCache
 from stored import half, packed
 
+from examples.attention_error import attention_error
 from mlxrun.config import CacheConfig
 from mlxrun.errors import ParameterError
 from mlxrun.kv_cache.attention import scaled
-from mlxrun.kv_cache.attention_error import attention_error
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.factory import make_cache
 from mlxrun.kv_cache.options import Shape

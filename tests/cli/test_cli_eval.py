@@ -7,7 +7,8 @@ import json
 import pytest
 from tiny_models import Tiny
 
-from mlxrun.quality.measure import Comparing, Scoring
+from mlxrun.eval.kl_divergence import DivergenceScorer
+from mlxrun.eval.perplexity import PerplexityScorer
 
 TEXT = "she tells the story of another tree and the rain " * 12
 SMALL = ("--context", "64")
@@ -85,8 +86,8 @@ def test_texts_that_cannot_be_scored(mlxrun_cli, model, tmp_path, command, conte
 @pytest.mark.parametrize("form", ["--json", None])
 @pytest.mark.parametrize("command", ["perplexity", "compare"])
 def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, text, monkeypatch, command, form):
-    kind = Comparing if command == "compare" else Scoring
-    real, calls = kind._score, []
+    kind = DivergenceScorer if command == "compare" else PerplexityScorer
+    real, calls = kind.score, []
 
     def score(self, ids):
         calls.append(ids)
@@ -94,7 +95,7 @@ def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, text, monkeypatch, c
             raise KeyboardInterrupt
         return real(self, ids)
 
-    monkeypatch.setattr(kind, "_score", score)
+    monkeypatch.setattr(kind, "score", score)
     models = (model, model) if command == "compare" else (model,)
     result = mlxrun_cli(command, *models, text, *SMALL, *([form] if form else []))
     assert result.code == 130

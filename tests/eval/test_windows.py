@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrun.errors import ContextLengthError, ParameterError
-from mlxrun.quality.windows import windows
+from mlxrun.eval.windows import windows
 
 BOS = -1
 

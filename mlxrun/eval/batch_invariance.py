@@ -1,4 +1,4 @@
-"""Whether a model gives each request the tokens that it gets alone: measured, not promised.
+"""Batch invariance: whether a batch gives each request the tokens that it gets alone, measured.
 
 Products of many rows round differently from products of one. Where two tokens are nearly as likely,
 that may decide between them; how often it does depends on model, dtype and device.
@@ -12,39 +12,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlxrun.engine.engine import Engine
-from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.config import EngineConfig
 from mlxrun.outputs import completed
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
 
 Progress = Callable[[int, int], None]
-# Control tokens are most often at the beginning of a vocabulary.
+# Control tokens are most often at the start of a vocabulary.
 _FIRST_TOKEN = 3
 
 
 @dataclass(frozen=True)
-class Way:
-    """How one way of serving requests compares with serving each alone.
+class BatchInvariance:
+    """How one way of serving requests compares with serving each alone."""
 
-    Attributes:
-        name: of the way.
-        requests: how many there were.
-        equal: how many got just the same tokens.
-        tokens: drawn in all.
-        same: drawn before the first difference of each request.
-        seconds: what it took.
-        alone: seconds that the same requests took one after the other.
-    """
-
-    name: str
+    name: str  # of the way
     requests: int
-    equal: int
-    tokens: int
-    same: int
+    equal: int  # requests with just the same tokens
+    tokens: int  # sampled in all
+    same: int  # sampled before the first difference of each request
     seconds: float
-    alone: float
+    alone: float  # seconds of the same requests one after the other
 
 
 def check_batch(
@@ -55,21 +44,24 @@ def check_batch(
     parallel: int = 20,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[Way]:
+) -> list[BatchInvariance]:
     """Serve random requests alone and together, greedy and seeded, and compare the tokens.
 
-    Every way computes the whole of every prompt: no beginnings are taken over.
+    Every prompt is prefilled whole: no prefix is reused.
 
     Args:
         requests: how many, with prompts of 4 to 300 random tokens.
-        tokens: the most that each draws; lengths differ.
-        parallel: the most that are live at once.
+        tokens: the most that each samples; lengths differ.
+        parallel: the most sequences at once.
         seed: of prompts and lengths.
         progress: called with (requests served, requests in all).
     """
-    rng = random.Random(seed)
+    rng, last = random.Random(seed), llm.model.vocab_size - 1
     longest = max(5, min(300, llm.context_length - tokens - 1))
-    prompts = [_prompt(llm, rng, rng.randint(4, longest)) for _ in range(requests)]
+    prompts = [
+        [rng.randint(min(_FIRST_TOKEN, last), last) for _ in range(rng.randint(4, longest))]
+        for _ in range(requests)
+    ]
     limits = [rng.randint(max(1, tokens // 4), tokens) for _ in range(requests)]
     done = 0
 
@@ -79,23 +71,21 @@ def check_batch(
         if progress:
             progress(done, 6 * requests)
 
-    ways = []
-    for kind in ("greedy", "seeded"):
-        temperature = 0.0 if kind == "greedy" else 0.8
+    results = []
+    for kind, temperature in (("greedy", 0.0), ("seeded", 0.8)):
+        engine = llm.make_engine(EngineConfig(parallel=1, prefix_bytes=0), "direct")
         started, alone = time.perf_counter(), []
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             request = llm.inputs.request(
                 prompt, max_tokens=limit, ignore_eos=True, temperature=temperature, seed=number
             )
-            # What is in the prefix cache would make this one look faster.
-            engine = Engine(llm.inputs, PrefixCache(0), mode="direct")
-            chunks = list(engine.stream(engine.prepare(request, streams=False)))
-            alone.append(completed(chunks).tokens)
+            chunks = engine.stream(engine.prepare(request, streams=False))
+            alone.append(completed(list(chunks)).tokens)
             served(1)
-        seconds = time.perf_counter() - started
+        seconds_alone = time.perf_counter() - started
         for deterministic in (False, True):
             started = time.perf_counter()
-            got = llm.batch(
+            completions = llm.batch(
                 prompts,
                 max_tokens=limits,
                 ignore_eos=True,
@@ -106,16 +96,12 @@ def check_batch(
                 temperature=temperature,
                 seed=list(range(requests)),
             )
-            took = time.perf_counter() - started
+            seconds = time.perf_counter() - started
             name = f"{kind}, {'deterministic' if deterministic else 'default'}"
-            ways.append(_compared(name, alone, [reply.tokens for reply in got], took, seconds))
+            together = [completion.tokens for completion in completions]
+            results.append(_compared(name, alone, together, seconds, seconds_alone))
             served(requests)
-    return ways
-
-
-def _prompt(llm: LLM, rng: random.Random, length: int) -> list[int]:
-    last = llm.model.vocab_size - 1
-    return [rng.randint(min(_FIRST_TOKEN, last), last) for _ in range(length)]
+    return results
 
 
 def _compared(
@@ -123,13 +109,12 @@ def _compared(
     alone: Sequence[Sequence[int]],
     together: Sequence[Sequence[int]],
     seconds: float,
-    took_alone: float,
-) -> Way:
-    pairs = list(zip(alone, together, strict=True))
-    equal = sum(list(a) == list(b) for a, b in pairs)
-    same = 0
-    for a, b in pairs:
+    seconds_alone: float,
+) -> BatchInvariance:
+    equal = same = 0
+    for a, b in zip(alone, together, strict=True):
+        equal += list(a) == list(b)
         differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
         same += next(differ, len(b))
-    drawn = sum(map(len, together))
-    return Way(name, len(pairs), equal, drawn, same, seconds, took_alone)
+    sampled = sum(map(len, together))
+    return BatchInvariance(name, len(together), equal, sampled, same, seconds, seconds_alone)

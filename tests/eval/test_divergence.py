@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from mlxrun.quality.divergence import Kept, comparison, differences, divergences
-from mlxrun.quality.perplexity import perplexity_of, predicted
+from mlxrun.eval.kl_divergence import comparison, kl_divergence, token_scores
+from mlxrun.eval.perplexity import exponential, mean, softmax
 
 logits = npst.arrays(
     np.float32,
@@ -33,14 +33,14 @@ def naive(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ours(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.array(divergences(predicted(mx.array(a)), predicted(mx.array(b))))
+    return np.array(kl_divergence(softmax(mx.array(a)), softmax(mx.array(b))))
 
 
 @given(logits, st.data())
 @settings(max_examples=60)
-def test_surprises(x, data):
+def test_negative_log_likelihoods(x, data):
     targets = data.draw(st.lists(st.integers(0, x.shape[1] - 1), min_size=len(x), max_size=len(x)))
-    got = np.array(predicted(mx.array(x)).surprises(mx.array(targets)))
+    got = np.array(softmax(mx.array(x)).nll(mx.array(targets)))
     expected = -log_probabilities(x)[np.arange(len(x)), targets]
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)
 
@@ -65,7 +65,7 @@ def test_tokens_that_cannot_be():
     never = -math.inf
     a = mx.array([[1.0, 2.0, never], [1.0, 2.0, never], [1.0, 2.0, 0.0]])
     b = mx.array([[1.0, 2.0, never], [1.0, 2.0, 3.0], [1.0, 2.0, never]])
-    same, less, lost = divergences(predicted(a), predicted(b)).tolist()
+    same, less, lost = kl_divergence(softmax(a), softmax(b)).tolist()
     p, q = np.exp([1, 2]) / np.exp([1, 2]).sum(), np.exp([1, 2]) / np.exp([1, 2, 3]).sum()
     assert same == 0
     assert less == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-6)
@@ -87,25 +87,22 @@ def test_small_divergences_are_resolved_beyond_the_precision_of_probabilities(of
 def test_perplexity_over_a_large_vocabulary():
     logits = np.random.default_rng(3).standard_normal((2, 262_144)).astype(np.float32)
     targets = np.array([17, 262_143])
-    got = np.array(predicted(mx.array(logits)).surprises(mx.array(targets)), dtype=np.float64)
+    got = np.array(softmax(mx.array(logits)).nll(mx.array(targets)), dtype=np.float64)
     exact = log_probabilities(logits)[np.arange(2), targets]
     np.testing.assert_allclose(got, -exact, atol=2e-6)
 
 
-def test_what_is_kept_of_a_token():
+def test_the_scores_of_a_token():
     rng = np.random.default_rng(1)
     a, b = (rng.standard_normal((5, 40)).astype(np.float32) for _ in "ab")
     targets = rng.integers(0, 40, 5)
-    got = differences(mx.array(a), mx.array(b), mx.array(targets))
+    scores = token_scores(mx.array(a), mx.array(b), mx.array(targets))
+    nll_a, nll_b, divergence, agrees = np.array(scores)
     rows = np.arange(5)
-    np.testing.assert_allclose(
-        np.array(got.surprise_a), -log_probabilities(a)[rows, targets], rtol=1e-5
-    )
-    np.testing.assert_allclose(
-        np.array(got.surprise_b), -log_probabilities(b)[rows, targets], rtol=1e-5
-    )
-    np.testing.assert_allclose(np.array(got.divergence), naive(a, b), rtol=1e-5)
-    assert np.array(got.agrees).tolist() == (a.argmax(-1) == b.argmax(-1)).tolist()
+    np.testing.assert_allclose(nll_a, -log_probabilities(a)[rows, targets], rtol=1e-5)
+    np.testing.assert_allclose(nll_b, -log_probabilities(b)[rows, targets], rtol=1e-5)
+    np.testing.assert_allclose(divergence, naive(a, b), rtol=1e-5)
+    assert agrees.tolist() == (a.argmax(-1) == b.argmax(-1)).tolist()
 
 
 @given(st.integers(2, 200))
@@ -113,11 +110,13 @@ def test_what_is_kept_of_a_token():
 def test_a_comparison(count):
     rng = np.random.default_rng(count)
     a, b, each = rng.exponential(2, (3, count))
-    kept = Kept(a, b, each, rng.random(count) < 0.7)
-    got = comparison(kept, windows=3, context=16, scored=7)
+    agrees = rng.random(count) < 0.7
+    scores = np.stack([a, b, each, agrees])
+    got = comparison(scores, tokens=count, windows=3, context=16, scored=7)
+    assert got.agreement.value == pytest.approx(agrees.mean())
     change = np.exp(-b) - np.exp(-a)
     assert got.perplexity_b.value == pytest.approx(np.exp(b.mean()))
-    assert (got.perplexity_a, got.perplexity_b) == (perplexity_of(a)[0], perplexity_of(b)[0])
+    assert (got.perplexity_a, got.perplexity_b) == (exponential(mean(a)), exponential(mean(b)))
     assert got.log_ratio.value == pytest.approx(np.log(got.perplexity_b.value / np.exp(a.mean())))
     # The variance of a difference has a covariance in it.
     paired = (np.var(a) + np.var(b) - 2 * np.cov(a, b, bias=True)[0, 1]) / (count - 1)

@@ -1,6 +1,6 @@
 """Makes ``tests/oracle/perplexity.json``: what llama.cpp's logits say of a text.
 
-usage: PYTHON tests/quality/make_figures.py stories260K.gguf
+usage: PYTHON tests/eval/make_figures.py stories260K.gguf
 
 with a PYTHON that has llama-cpp-python. The demo models are dequantised first: llama.cpp rounds
 activations to eight bits where weights are Q8_0. Shares no code with what is tested.

@@ -1,8 +1,4 @@
-"""Which tokens of a text are read together, and which of them are scored.
-
-Knows nothing of models or of MLX. The windows are those of llama.cpp's llama-perplexity, so that
-figures can be compared.
-"""
+"""The windows of a text that are scored, as llama.cpp's llama-perplexity cuts them."""
 
 from __future__ import annotations
 
@@ -13,14 +9,14 @@ from typing import TypedDict
 from mlxrun.config import Range
 from mlxrun.errors import ContextLengthError, ParameterError
 
-# The window where none is asked for, as llama-perplexity has it.
+# The window of llama-perplexity.
 USUAL = 512
 # A smaller window has less than two tokens in its second half.
 SMALLEST = 5
 
 
 class WindowOptions(TypedDict, total=False):
-    """Which tokens of a text are scored: see :func:`~mlxrun.quality.measure.perplexity`."""
+    """The options of windows: see :func:`mlxrun.eval.perplexity.perplexity`."""
 
     context: int | None
     stride: int | None
@@ -30,13 +26,13 @@ class WindowOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Windows:
-    """A text's windows.
+    """A text's windows; iterating yields the token ids of each.
 
     Attributes:
-        tokens: of the text, and what the tokenizer puts before it.
+        tokens: of the text, behind the tokenizer's prefix.
         first: tokens that each window begins with in place of its own.
         context: tokens of a window.
-        step: from one window's beginning to the next one's.
+        step: tokens from the start of one window to the next one's.
         scored: tokens at the end of a window that are scored.
         count: of windows.
     """
@@ -57,7 +53,7 @@ class Windows:
 
 def windows(
     tokens: Sequence[int],
-    before: tuple[int, ...],
+    prefix: tuple[int, ...],
     longest: int,
     *,
     context: int | None = None,
@@ -69,33 +65,31 @@ def windows(
 
     Args:
         tokens: of the text.
-        before: what the tokenizer puts before a text.
-        longest: tokens that the model can see at once.
-        context, stride, chunks, bos: as :func:`~mlxrun.quality.measure.perplexity` has them.
+        prefix: the tokenizer's, such as BOS.
+        longest: the model's context.
+        context, stride, chunks, bos: as :func:`mlxrun.eval.perplexity.perplexity` has them.
 
     Raises:
         ParameterError: a value outside its range, or a text shorter than a window.
-        ContextLengthError: a window longer than the model can see.
+        ContextLengthError: a window longer than the model's context.
     """
-    wanted = min(USUAL, longest) if context is None else context
-    size = int(Range(SMALLEST, whole=True).check("context", wanted))
+    size = min(USUAL, longest) if context is None else context
+    size = int(Range(SMALLEST, whole=True).check("context", size))
     if size > longest:
         raise ContextLengthError(
             f"a window of {size} tokens does not fit the model's context of {longest}",
             hint=f"Take a context of at most {longest}",
         )
-    scored = size - 1 - size // 2
+    step, scored = size, size - 1 - size // 2
     if stride is not None:
-        most = size - max(1, len(before))
-        scored = int(Range(1, most, whole=True).check("stride", stride))
-    if chunks is not None:
-        chunks = int(Range(1, whole=True).check("chunks", chunks))
-    whole = [*before, *tokens]
+        most = size - max(1, len(prefix))
+        step = scored = int(Range(1, most, whole=True).check("stride", stride))
+    whole = [*prefix, *tokens]
     if len(whole) < size:
-        ways = "longer text or a smaller context" if len(whole) >= SMALLEST else "longer text"
-        need = f"at least {size}, a window (take a {ways})"
+        remedy = "longer text or a smaller context" if len(whole) >= SMALLEST else "longer text"
+        need = f"at least {size}, a window (take a {remedy})"
         raise ParameterError("tokens of the text", len(whole), need)
-    step = size if stride is None else scored
     count = (len(whole) - size) // step + 1
-    count = count if chunks is None else min(count, chunks)
-    return Windows(whole, before if bos else (), size, step, scored, count)
+    if chunks is not None:
+        count = min(count, int(Range(1, whole=True).check("chunks", chunks)))
+    return Windows(whole, prefix if bos else (), size, step, scored, count)

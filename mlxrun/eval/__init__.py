@@ -1,0 +1,1 @@
+"""Quality of a model's output: perplexity, KL divergence of two models, batch invariance."""
