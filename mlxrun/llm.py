@@ -17,7 +17,6 @@ blas.preload()
 import mlx.core as mx  # noqa: E402 - a BLAS must be loaded before MLX
 
 from converters.report import ConversionReport  # noqa: E402
-from mlxrun.computing import COMPUTING, LOADING, check_process, is_forked  # noqa: E402
 from mlxrun.config import (  # noqa: E402
     CacheConfig,
     CacheOptions,
@@ -35,7 +34,13 @@ from mlxrun.engine.engine import (  # noqa: E402
     Progress,
     prefill_budget,
 )
-from mlxrun.engine.input import InputProcessor, Message, Prompt, conversation  # noqa: E402
+from mlxrun.engine.input import (  # noqa: E402
+    InputProcessor,
+    Message,
+    Prompt,
+    conversation,
+    token_ids,
+)
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK  # noqa: E402
 from mlxrun.engine.sequence import Session, load_session  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
@@ -43,6 +48,7 @@ from mlxrun.hub import resolve  # noqa: E402
 from mlxrun.identity import ModelFingerprint  # noqa: E402
 from mlxrun.kv_cache.prefix_cache import PrefixCache  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
+from mlxrun.lock import check_process, device_lock, is_forked, load_lock  # noqa: E402
 from mlxrun.memory.device import give_back, room, wire  # noqa: E402
 from mlxrun.memory.plan import preflight  # noqa: E402
 from mlxrun.outputs import (  # noqa: E402
@@ -112,7 +118,7 @@ def load(
         path = resolve(source, progress=shown)
         if config.wired is not False:
             wire(None if config.wired is True else config.wired)
-        with LOADING:
+        with load_lock:
             llm = _loaded(path, str(source), config, shown)
     return _advised(llm)
 
@@ -257,14 +263,15 @@ class LLM:
         Raises:
             ParameterError: no ids, or ids that the model does not have.
         """
-        engine, tokens = self.direct_engine, self.inputs.check_ids(ids)
-        sequence = engine.prepare(Request(tokens), score_from=0)
+        engine, request = self.direct_engine, Request(token_ids(ids))
+        self.inputs.check(request)
+        sequence = engine.prepare(request, score_from=0)
         rows = []
         for _, states in engine.scores(sequence):
-            with COMPUTING:
+            with device_lock:
                 rows.append(self.model.head(states)[0].astype(mx.float32))
                 mx.eval(rows[-1])
-        with COMPUTING:
+        with device_lock:
             logits = mx.concatenate(rows) if len(rows) > 1 else rows[0]
             mx.eval(logits)
             self.model.check()

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
 
 import mlx.core as mx
 
-from mlxrun.computing import COMPUTING, check_process
 from mlxrun.config import CacheConfig, EngineConfig
 from mlxrun.display import table
 from mlxrun.engine.detokenize import OutputProcessor
@@ -39,6 +38,7 @@ from mlxrun.kernels.device import device
 from mlxrun.kv_cache import prefix_cache
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.lock import check_process, device_lock
 from mlxrun.outputs import Chunk, FinishReason, Request, RequestOptions
 
 if TYPE_CHECKING:
@@ -268,7 +268,9 @@ class Engine:
             request = self.inputs.request(request, **options)
         elif options:
             raise ParameterError("options", options, "left out where a Request is given")
-        self.inputs.check(request, session)
+        else:
+            self.inputs.check(request)
+        self.inputs.check_session(request, session)
         sequence = self.prepare(request, session=session, started=started)
         sequence.engine = self
         handle = Handle(sequence)
@@ -291,7 +293,7 @@ class Engine:
             return
         self._inbox.put(Abort(sequence, output))
         if self._thread is None:
-            with COMPUTING:
+            with device_lock:
                 if not self._stepping:  # the garbage collector may call this within a step
                     self._take_in()
             self._notify()
@@ -520,7 +522,7 @@ class Engine:
 
     def _locked_step(self) -> None:
         """One step, while no other thread computes; notifies readers."""
-        with COMPUTING:
+        with device_lock:
             self._safe_step()
         self._notify()
 
@@ -539,14 +541,14 @@ class Engine:
         """Wake readers of new output.
 
         Not while computing: the garbage collector may have a thread that holds their lock wait for
-        COMPUTING.
+        device_lock.
         """
         while self._news:
             self._news.popleft().notify()
 
     def drive(self, sequence: Sequence, ready: Callable[[], bool]) -> None:
         """Wait until a sequence is ready; one of the threads that wait steps the engine."""
-        COMPUTING.prepare_thread()
+        device_lock.prepare_thread()
         while not ready():
             with self._changed:
                 while self._driven and not ready():
@@ -611,13 +613,13 @@ class Engine:
             self._inbox.put(sequence)
         try:
             while self.busy:
-                with COMPUTING:
+                with device_lock:
                     self._safe_step()
                 news = list(dict.fromkeys(self._news))
                 self._news.clear()
                 yield news
         finally:
-            with COMPUTING:
+            with device_lock:
                 self._take_in()
                 for sequence in self.scheduler.sequences:
                     self._remove(sequence, None)
@@ -651,7 +653,7 @@ class Engine:
         self._inbox.close()
         # At the end of the process the thread waits for ever.
         thread = self._thread
-        if thread and threading.current_thread() is not thread and not COMPUTING.kept:
+        if thread and threading.current_thread() is not thread and not device_lock.kept:
             thread.join()
 
     def _work(self) -> bool:
@@ -673,14 +675,14 @@ class Engine:
             arrived = self._inbox.arrivals
             self._inbox.items.clear()
         try:
-            with COMPUTING:
+            with device_lock:
                 if isinstance(error, EngineClosedError):
                     for sequence in self.scheduler.sequences:
                         self._finish(sequence, "cancelled")
         except Exception as failure:  # nor does that keep anyone waiting
             error = failure
         finally:
-            with COMPUTING:
+            with device_lock:
                 for sequence in [*self.scheduler.sequences, *arrived]:
                     self._remove(sequence, error)
             self._notify()

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from mlxrun.computing import check_process
+from mlxrun.lock import check_process
 from mlxrun.outputs import Chunk, Completion, completed
 
 if TYPE_CHECKING:

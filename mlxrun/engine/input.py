@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import mlx.core as mx
@@ -18,7 +17,7 @@ from mlxrun.outputs import MAX_TOKENS, Request, RequestOptions
 from mlxrun.sampling.dry import breaker_tokens
 from mlxrun.sampling.sampler import Sampler
 from mlxrun.sampling_defaults import SamplingDefaults
-from mlxrun.sampling_params import SamplingOptions, SamplingParams
+from mlxrun.sampling_params import SamplingOptions
 from mlxrun.text.template import REASONING
 from mlxrun.text.tokenizer import Tokenizer
 
@@ -70,7 +69,7 @@ class InputProcessor:
         elif sampling:
             raise ParameterError("params", sampling, "given alone, without single fields")
         request = Request(ids, params, **given)
-        self.check_bias(request.params)
+        self.check(request)
         return request
 
     def encode(
@@ -79,7 +78,7 @@ class InputProcessor:
         parse_special: bool = False,
         template: Mapping[str, Any] | None = None,
     ) -> list[int]:
-        """A prompt's token ids."""
+        """A prompt's token ids; those that are given as such are not checked yet."""
         variables = _variables(template)
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt, parse_special=parse_special)
@@ -90,57 +89,38 @@ class InputProcessor:
                 conversation(cast(Sequence[Message], prompt)), **variables
             )
         else:
-            return self.check_ids(cast(Sequence[int], prompt))
+            ids = token_ids(cast(Sequence[int], prompt))
         if not ids:
             raise ParameterError("prompt", prompt, "at least one token long")
-        return self.check_ids(ids)
+        return ids
 
-    def check_ids(self, ids: Sequence[int] | mx.array) -> list[int]:
-        """Token ids (also of numpy or MLX arrays) as a list, if the model has them all."""
-        size = self.model.vocab_size
-        listed = ids.tolist() if hasattr(ids, "tolist") else ids
-        if not isinstance(listed, Iterable) or isinstance(listed, bytes | bytearray):
-            raise ParameterError("prompt", ids, "text, token ids or messages")
-        tokens = list(cast(Iterable[int], listed))
-        if not tokens:
-            raise ParameterError("prompt", tokens, "at least one token long")
-        for token in tokens:
-            whole = isinstance(token, Integral) and not isinstance(token, bool)
-            if not whole or not 0 <= token < size:
-                raise ParameterError("token id", token, f"a whole number from 0 to {size - 1}")
-        return [int(token) for token in tokens]
-
-    def check(self, request: Request, session: Session | None = None) -> None:
-        """Check a request, and the session that it continues, against the model.
+    def check(self, request: Request) -> None:
+        """Check a request against the model.
 
         Raises:
-            ParameterError: a token that the model has not, a bias that bans them all, another
-                model's session, or a session besides options of one.
+            ParameterError: a token that the model has not, or a bias that bans them all.
         """
-        self.check_ids(request.prompt)
-        self.check_bias(request.params)
-        self.check_session(request, session)
+        size, largest = self.model.vocab_size, max(request.prompt)
+        if largest >= size:
+            raise ParameterError("token id", largest, f"a whole number from 0 to {size - 1}")
+        banned = sum(bias == -math.inf for bias in request.params.logit_bias.values())
+        if banned >= size:
+            raise ParameterError(
+                "logit_bias", f"a ban of all {banned}", "such that a token is left"
+            )
 
     def check_session(self, request: Request, session: Session | None) -> None:
-        """The part of :meth:`check` about sessions."""
+        """Check the session that a request continues.
+
+        Raises:
+            ParameterError: another model's session, or a session besides options of one.
+        """
         if session is None:
             return
         if getattr(session, "model", None) is not self.model:
             raise ParameterError("session", session, "one that this model's session() made")
         if request.types != (None, None) or request.attention is not None:
             raise ParameterError("session", session, "left out where options of one are given")
-
-    def check_bias(self, params: SamplingParams) -> None:
-        """Check that a bias leaves at least one token.
-
-        Raises:
-            ParameterError: it bans them all.
-        """
-        banned = sum(bias == -math.inf for bias in params.logit_bias.values())
-        if banned >= self.model.vocab_size:
-            raise ParameterError(
-                "logit_bias", f"a ban of all {banned}", "such that a token is left"
-            )
 
     def limit(self, request: Request, *, windowed: bool = False, context: int | None = None) -> int:
         """The most tokens to sample.
@@ -176,6 +156,21 @@ class InputProcessor:
         return Sampler(
             params, self.model.vocab_size, context_tokens=request.prompt, dry_breakers=breakers
         )
+
+
+def token_ids(ids: Sequence[int] | mx.array) -> list[int]:
+    """Token ids as a list, also of numpy or MLX arrays.
+
+    Raises:
+        ParameterError: they are no sequence, or an empty one.
+    """
+    listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    if not isinstance(listed, Iterable) or isinstance(listed, bytes | bytearray):
+        raise ParameterError("prompt", ids, "text, token ids or messages")
+    tokens = list(cast(Iterable[int], listed))
+    if not tokens:
+        raise ParameterError("prompt", tokens, "at least one token long")
+    return tokens
 
 
 def conversation(messages: Sequence[Message]) -> list[Message]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxrun.computing import COMPUTING
 from mlxrun.config import CacheConfig, Range
 from mlxrun.engine.blocks import IDLE_SHARE
 from mlxrun.errors import MemoryLimitError
 from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
 from mlxrun.model import Model
 
@@ -102,7 +102,7 @@ class KVBudget:
         return self._plans[cache_config]
 
     def _plan_of(self, cache_config: CacheConfig) -> MemoryPlan:
-        with COMPUTING:
+        with device_lock:
             self._model.make_cache(cache_config)  # refuses types that do not fit
             return plan_loaded(
                 self._model,

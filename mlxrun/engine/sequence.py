@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import mlx.core as mx
 
-from mlxrun.computing import COMPUTING
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.display import table
 from mlxrun.engine.blocks import Block
@@ -21,6 +20,7 @@ from mlxrun.kv_cache import storage
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.dense import bucket
 from mlxrun.kv_cache.prefix_cache import Lease, SharedPrefix, common_prefix_len, shared_prefix_of
+from mlxrun.lock import device_lock
 from mlxrun.model import Model
 from mlxrun.outputs import Chunk, Request
 
@@ -236,13 +236,13 @@ class Session:
         """
         if self._fingerprint is None:
             raise CacheError("this session belongs to a model that came from no file")
-        with COMPUTING:
+        with device_lock:
             held = self.fork() if self._running else self
             storage.write(Path(path), self._fingerprint(), held.tokens, held.cache, self.options)
 
     def fork(self) -> Session:
         """A session with the same past that goes its own way from here."""
-        with COMPUTING:
+        with device_lock:
             other = Session(self.model, self.config, self._fingerprint)
             if self._running is not None:
                 engine, sequence = self._running
@@ -258,14 +258,14 @@ class Session:
         Returns:
             The tokens that are left.
         """
-        with COMPUTING:
+        with device_lock:
             self.interrupt()
             self.hold(self.cache, self.tokens[:length])
             return len(self.tokens)
 
     def reset(self) -> None:
         """Forget everything."""
-        with COMPUTING:
+        with device_lock:
             self.interrupt()
             self.reset_caches()
 
@@ -347,7 +347,7 @@ def load_session(
     try:
         if fingerprint is None:
             raise CacheError("this model came from no file, so that no file can be of it")
-        with COMPUTING:
+        with device_lock:
             read = storage.read(path, fingerprint())
             before = Session(model, CacheConfig.of(read.metadata), fingerprint)
             if config is None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 import mlx.core as mx
 import numpy as np
 
-from mlxrun.computing import COMPUTING
 from mlxrun.config import DEFAULT_CACHE, CacheConfig, known, names_of
 from mlxrun.display import table_of
 from mlxrun.errors import ParameterError, TokenizerError
@@ -32,6 +31,7 @@ from mlxrun.eval.perplexity import (
 )
 from mlxrun.eval.windows import WindowOptions, windows
 from mlxrun.kernels.cpu_ops import total
+from mlxrun.lock import device_lock
 from mlxrun.memory.plan import plan_loaded
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ class DivergenceScorer(WindowScorer):
         first = len(ids) - 1 - self.windows.scored
         pairs = (logits_of(llm, cache, ids, first) for llm, cache in self._sides)
         for (a, targets), (b, _) in zip(*pairs, strict=True):
-            with COMPUTING:
+            with device_lock:
                 parts.append(token_scores(a, b, targets))
                 mx.eval(parts[-1])
         (one, _), (other, _) = self._sides
-        with COMPUTING:
+        with device_lock:
             scores = mx.concatenate(parts, axis=1)
             finite(one.model, scores[0])
             return finite(other.model, scores)

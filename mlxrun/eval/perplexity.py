@@ -14,7 +14,6 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from mlxrun.computing import COMPUTING
 from mlxrun.config import (
     DEFAULT_CACHE,
     CacheConfig,
@@ -30,6 +29,7 @@ from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
 from mlxrun.errors import MemoryLimitError
 from mlxrun.eval.windows import WindowOptions, Windows, windows
 from mlxrun.kernels.cpu_ops import exp, total
+from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, plan_loaded
 from mlxrun.model import Model
 from mlxrun.outputs import Request
@@ -151,7 +151,7 @@ def logits_of(
         end = start + states.shape[1]
         for at in range(max(start, first), end, rows):
             stop = min(at + rows, end)
-            with COMPUTING:
+            with device_lock:
                 logits = llm.model.head(states[:, at - start : stop - start])[0]
                 logits = logits.astype(mx.float32)
                 mx.eval(logits)
@@ -284,10 +284,10 @@ class PerplexityScorer(WindowScorer):
         parts = []
         first = len(ids) - 1 - self.windows.scored
         for logits, targets in logits_of(self._llm, self._cache, ids, first):
-            with COMPUTING:
+            with device_lock:
                 parts.append(softmax(logits).nll(targets))
                 mx.eval(parts[-1])
-        with COMPUTING:
+        with device_lock:
             return finite(self._llm.model, mx.concatenate(parts)[None])
 
     def estimate(self) -> Estimate:

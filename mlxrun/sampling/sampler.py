@@ -353,7 +353,7 @@ class Sampler:
 
     Args:
         vocab_size: V, the number of logits.
-        context_tokens: the prompt, for the stages that look back.
+        context_tokens: the prompt, checked ids, for the stages that look back.
         dry_breakers: token sequences that break a repetition for DRY, as ``breaker_tokens`` finds
             them for ``params.dry_sequence_breakers``.
 
@@ -366,7 +366,7 @@ class Sampler:
     ``copy.copy(sampler)`` is a snapshot: both continue independently, at no cost.
 
     Raises:
-        ParameterError: a token id outside the vocabulary.
+        ParameterError: a token id of a bias or a breaker outside the vocabulary.
     """
 
     def __init__(
@@ -378,7 +378,6 @@ class Sampler:
         dry_breakers: Collection[Sequence[int]] = (),
     ) -> None:
         _check_ids("logit_bias", params.logit_bias, vocab_size)
-        _check_ids("context_tokens", context_tokens, vocab_size)
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
         self.plan = SamplingSpec.of(params, vocab_size)
         breakers = [tuple(each) for each in dry_breakers if each] if self.plan.dry_window else []

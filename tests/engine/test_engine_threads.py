@@ -19,7 +19,6 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.computing import COMPUTING
 from mlxrun.errors import (
     ContextLengthError,
     EngineClosedError,
@@ -28,6 +27,7 @@ from mlxrun.errors import (
     QueueFullError,
 )
 from mlxrun.eval.batch_invariance import check_batch
+from mlxrun.lock import device_lock
 
 OPTIONS: dict[str, Any] = {"temperature": 0.8, "ignore_eos": True}
 PROMPTS = ["tea", "a longer prompt", "x", "why?", "one two three", "Z"]
@@ -142,13 +142,13 @@ def test_a_callback_may_wait_for_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engin
 def test_a_thread_that_has_a_handles_lock_may_compute(
     llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch, refused: bool
 ) -> None:
-    """The garbage collector may end a stream there that was dropped, which takes COMPUTING."""
+    """The garbage collector may end a stream there that was dropped, which takes device_lock."""
 
     def refuse(*_: Any) -> int:
         raise RuntimeError("refused")
 
     def compute() -> None:
-        with COMPUTING:
+        with device_lock:
             computed.set()
 
     computed = threading.Event()
@@ -156,7 +156,7 @@ def test_a_thread_that_has_a_handles_lock_may_compute(
     with llm.engine(parallel=1) as engine:
         if refused:
             monkeypatch.setattr(engine, "_begin", refuse)
-        with COMPUTING:
+        with device_lock:
             handle = engine.submit("tea", max_tokens=4, ignore_eos=True)
             handle._sequence.changed.acquire()
         try:

@@ -16,10 +16,10 @@ from tiny_models import Tiny
 
 import mlxrun
 from mlxrun import llm as llm_module
-from mlxrun.computing import COMPUTING
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
 from mlxrun.engine.sequence import Session
 from mlxrun.errors import ParameterError
+from mlxrun.lock import device_lock
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 5, "ignore_eos": True}
 PROMPT = np.random.default_rng(0).integers(3, 288, PREFILL_CHUNK + 90).tolist()
@@ -112,7 +112,7 @@ def test_a_session_is_not_touched_while_another_thread_computes(
     session = llm.session()
     llm.generate(PROMPT[:20], session=session, **GREEDY)
     thread = threading.Thread(target=touch, args=[session])
-    with COMPUTING:
+    with device_lock:
         thread.start()
         thread.join(0.1)
         assert thread.is_alive() and len(session.tokens) == 24

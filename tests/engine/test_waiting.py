@@ -11,9 +11,9 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.computing import COMPUTING
 from mlxrun.engine.engine import Engine
 from mlxrun.kv_cache.dense import RowCache
+from mlxrun.lock import device_lock
 from mlxrun.sampling.sampler import Sampler
 
 OPTIONS: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "prefix_bytes": 0}
@@ -63,7 +63,7 @@ def test_a_higher_priority_goes_first_and_the_rest_in_order(llm: mlxrun.LLM) -> 
 def test_a_deadline_counts_from_when_an_engine_was_asked(llm: mlxrun.LLM) -> None:
     """Not from when its thread, which others keep from computing, takes the request in."""
     with llm.engine(parallel=1) as engine:
-        with COMPUTING:
+        with device_lock:
             handle = engine.submit([5, 6, 7], max_tokens=5, ignore_eos=True, deadline=0.05)
             time.sleep(0.1)
         reply = handle.result(PATIENCE)

@@ -301,7 +301,6 @@ def test_a_vocabulary_of_one() -> None:
     ("name", "params", "given"),
     [
         ("logit_bias", {"logit_bias": {12: 1.0}}, {}),
-        ("context_tokens", {}, {"context_tokens": [3, -1]}),
         ("dry_breakers", {"dry_multiplier": 1}, {"dry_breakers": [(1, 99)]}),
     ],
 )

@@ -1,7 +1,7 @@
 """One thread computes at a time, on streams that all threads share.
 
-MLX crashes when threads build and evaluate graphs over the same arrays at the same time, so whoever
-computes with a model holds :data:`COMPUTING` meanwhile.
+MLX crashes when threads build and evaluate graphs over the same arrays at the same time, so a
+thread that computes with a model holds :data:`device_lock`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import mlx.core as mx
 
 from mlxrun.errors import ProcessError
 from mlxrun.kernels.device import stream_devices
-
-T = TypeVar("T")
 
 # Threads at once, besides the main one, from which a first computation never waits for a load.
 RESERVE = 4
@@ -58,7 +56,7 @@ def _new_streams() -> list[mx.Stream]:
     return [mx.new_thread_unsafe_stream(device) for device in stream_devices()]
 
 
-class ComputeLock:
+class DeviceLock:
     """A reentrant lock whose owner computes on streams of the lock, not on those of its thread.
 
     By default MLX gives every Python thread streams of its own, and on a CPU each stream an OS
@@ -122,8 +120,8 @@ class ComputeLock:
             return
         if not self._streams:  # not before: importing this must leave a process free to fork
             with _both_locks():
-                if not COMPUTING.used:
-                    COMPUTING._streams, LOADING._streams = _new_streams(), _new_streams()
+                if not device_lock.used:
+                    device_lock._streams, load_lock._streams = _new_streams(), _new_streams()
                     _ThreadStreams.reserve(RESERVE)
         main = threading.current_thread() is threading.main_thread()
         self._thread.own = None if main else _ThreadStreams()
@@ -147,16 +145,16 @@ def _set_default(streams: list[mx.Stream]) -> None:
         mx.set_default_stream(stream)
 
 
-COMPUTING = ComputeLock()
+device_lock = DeviceLock()
 # Loading shares no arrays with what runs meanwhile, and may take long.
-LOADING = ComputeLock()
+load_lock = DeviceLock()
 _forked = False
 
 
 @contextmanager
 def _both_locks() -> Iterator[None]:
     """Hold both locks, without waiting for one while holding the other: that could deadlock."""
-    first, second = LOADING._lock, COMPUTING._lock
+    first, second = load_lock._lock, device_lock._lock
     first.acquire()
     while not second.acquire(blocking=False):
         first.release()
@@ -191,30 +189,15 @@ def check_process() -> None:
 
 def _after_fork() -> None:
     global _forked
-    _forked = COMPUTING.used or LOADING.used
+    _forked = device_lock.used or load_lock.used
 
 
 def _at_exit() -> None:
     """Stop threads that still compute: MLX aborts where one is at work while it is taken down."""
     if not is_forked():
-        COMPUTING.keep(timeout=10)  # a step at most
+        device_lock.keep(timeout=10)  # a step at most
 
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def one_at_a_time(items: Generator[T, None, None]) -> Iterator[T]:
-    """The same items; while one is computed, other threads wait."""
-    try:
-        while True:
-            with COMPUTING:
-                try:
-                    item = next(items)
-                except StopIteration:
-                    return
-            yield item
-    finally:
-        with COMPUTING:
-            items.close()

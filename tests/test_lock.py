@@ -20,8 +20,8 @@ from patience import PATIENCE
 from tiny_models import Tiny
 
 import mlxrun
-from mlxrun.computing import COMPUTING, LOADING, _ThreadStreams
 from mlxrun.errors import ProcessError
+from mlxrun.lock import _ThreadStreams, device_lock, load_lock
 
 TASKS = Path("/proc/self/task")
 linux = pytest.mark.skipif(not TASKS.exists(), reason="threads are counted in /proc")
@@ -130,9 +130,9 @@ def test_a_thread_computes_on_its_own_streams_besides(llm: mlxrun.LLM) -> None:
     finally:
         threading.excepthook = hook
     assert not failed
-    with COMPUTING:
+    with device_lock:
         shared = mx.default_stream(mx.cpu)
-        with COMPUTING:
+        with device_lock:
             assert mx.default_stream(mx.cpu) == shared
         assert mx.default_stream(mx.cpu) == shared
     assert mx.default_stream(mx.cpu) == main
@@ -147,12 +147,12 @@ def test_streams_are_made_only_while_no_other_thread_computes_or_loads(
     make, made = mx.new_thread_unsafe_stream, []
 
     def observed(device: mx.Device) -> mx.Stream:
-        made.append((LOADING._lock._is_owned(), COMPUTING._lock._is_owned()))
+        made.append((load_lock._lock._is_owned(), device_lock._lock._is_owned()))
         return make(device)
 
     monkeypatch.setattr(_ThreadStreams, "_free", [])
     monkeypatch.setattr(mx, "new_thread_unsafe_stream", observed)
-    for first in (LOADING, COMPUTING):
+    for first in (load_lock, device_lock):
         thread = threading.Thread(target=lambda lock=first: lock.__enter__() or lock._release())
         thread.start()
         thread.join()
@@ -163,7 +163,7 @@ def test_streams_are_made_only_while_no_other_thread_computes_or_loads(
 def test_a_new_thread_need_not_wait_for_a_load(path: Path) -> None:
     code = """if True:
         import sys, threading, mlxrun
-        from mlxrun.computing import LOADING, RESERVE
+        from mlxrun.lock import load_lock, RESERVE
 
         def ask():
             llm.generate("tea", max_tokens=1)
@@ -171,7 +171,7 @@ def test_a_new_thread_need_not_wait_for_a_load(path: Path) -> None:
 
         llm, together = mlxrun.load(sys.argv[1]), threading.Barrier(RESERVE)
         threads = [threading.Thread(target=ask) for _ in range(RESERVE)]
-        with LOADING:
+        with load_lock:
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -181,7 +181,7 @@ def test_a_new_thread_need_not_wait_for_a_load(path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("outer, inner", [(COMPUTING, LOADING), (LOADING, COMPUTING)])
+@pytest.mark.parametrize("outer, inner", [(device_lock, load_lock), (load_lock, device_lock)])
 def test_a_thread_that_waits_for_both_locks_keeps_neither_from_others(
     monkeypatch: pytest.MonkeyPatch, outer: Any, inner: Any
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_thread_that_waits_for_both_locks_keeps_neither_from_others(
 
     def wait() -> None:
         waiting.set()
-        with COMPUTING:
+        with device_lock:
             pass
 
     def nest() -> None:
