@@ -21,8 +21,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import dequantize_model, load_model
 
 from mlxrun.bench.runner import Run
-from mlxrun.bench.runtimes import Meter
-from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged, Workload, token_ids
+from mlxrun.bench.runtimes import InProcessRuntime, Work
+from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged, Workload
 from mlxrun.conversion import convert
 from mlxrun.errors import (
     BaselineError,
@@ -97,42 +97,19 @@ def _nbytes(model: Any) -> int:
     return sum(array.nbytes for _, array in arrays)
 
 
-class MLXLMRuntime:
-    """A model of mlx-lm's: ``generate_step`` for one sequence, ``BatchGenerator`` for several.
-
-    Args:
-        model: as ``mlx_lm.utils.load_model`` returns it.
-        vocabulary: number of token ids.
-        load_seconds: loading time, without a conversion.
-        about: form of its weights.
-    """
+class MLXLMRuntime(InProcessRuntime):
+    """A model of mlx-lm's: ``generate_step`` for one sequence, ``BatchGenerator`` for several."""
 
     name = "mlx-lm"
 
-    def __init__(self, model: Any, vocabulary: int, load_seconds: float, about: str) -> None:
-        self._model, self._vocabulary = model, vocabulary
-        self.load_seconds, self.about = load_seconds, about
-        self._meter = Meter(_nbytes(model))
+    def __init__(self, model: Any, vocab_size: int, load_seconds: float, about: str) -> None:
+        super().__init__(vocab_size, _nbytes(model), load_seconds, about)
+        self._model = model
         self._context, self._filled = 0, make_prompt_cache(model)
 
-    def can(self, workload: Workload) -> bool:
-        return True
-
     def run(self, workload: Workload) -> Run:
-        if isinstance(workload, Prefill | Decode):
-            self._fill(workload.context)
-        self._meter.begin()
         try:
-            match workload:
-                case Prefill():
-                    return self._generate(workload.prompt, 0)
-                case Decode(parallel=1):
-                    return self._generate(1, workload.predict)
-                case Decode():
-                    return self._together(workload)
-                case Ragged():
-                    return self._ragged(workload)
-            return self._first_token(workload)
+            return super().run(workload)
         except RuntimeError as error:  # MLX's
             raise BaselineError(
                 f"mlx-lm failed in {workload.name}: {shorten(str(error), 160)}", hint=_HINT
@@ -140,7 +117,28 @@ class MLXLMRuntime:
         finally:
             mx.synchronize(generation_stream)  # it queues one step more
 
-    def _generate(self, prompt: int, predict: int) -> Run:
+    def _fill(self, context: int) -> None:
+        if self._context == context:
+            return
+        self._context, self._filled = context, make_prompt_cache(self._model)
+        if context:
+            ids = mx.array(self._ids(context))
+            list(generate_step(ids, self._model, max_tokens=0, prompt_cache=self._filled))
+            mx.synchronize(generation_stream)
+
+    def _work(self, workload: Workload) -> Work:
+        match workload:
+            case Prefill():
+                return self._generate(workload.prompt, 0)
+            case Decode(parallel=1):
+                return self._generate(1, workload.predict)
+            case Decode():
+                return self._decode_together(workload)
+            case Ragged():
+                return self._serve(workload)
+        return self._first_token(workload)
+
+    def _generate(self, prompt: int, predict: int) -> Work:
         cache, ids = copy.deepcopy(self._filled), mx.array(self._ids(prompt, seed=1))
 
         def work() -> int:
@@ -150,9 +148,9 @@ class MLXLMRuntime:
                     break
             return sum(int(getattr(layer, "nbytes", 0)) for layer in cache)
 
-        return self._meter.time(work)
+        return work
 
-    def _together(self, workload: Decode) -> Run:
+    def _decode_together(self, workload: Decode) -> Work:
         rows = workload.parallel
         generator: Any = BatchGenerator(
             self._model, completion_batch_size=rows, prefill_batch_size=rows
@@ -169,11 +167,11 @@ class MLXLMRuntime:
                     kv_bytes = generator.prompt_cache_nbytes
             return kv_bytes
 
-        return self._meter.time(work)
+        return work
 
-    def _ragged(self, workload: Ragged) -> Run:
+    def _serve(self, workload: Ragged) -> Work:
         generator: Any = BatchGenerator(self._model)
-        prompts = [self._ids(count, seed) for seed, count in enumerate(workload.prompts)]
+        prompts = self._prompts(workload)
 
         def work() -> int:
             generator.insert(prompts, list(workload.completions))
@@ -181,9 +179,9 @@ class MLXLMRuntime:
                 pass
             return 0
 
-        return self._meter.time(work)
+        return work
 
-    def _first_token(self, workload: FirstToken) -> Run:
+    def _first_token(self, workload: FirstToken) -> Work:
         generator: Any = BatchGenerator(self._model)
 
         def work() -> int:
@@ -195,20 +193,7 @@ class MLXLMRuntime:
                 pass
             return 0
 
-        return self._meter.time(work)
-
-    def _fill(self, context: int) -> None:
-        """Have a cache of so many tokens, to be copied by each run."""
-        if self._context == context:
-            return
-        self._context, self._filled = context, make_prompt_cache(self._model)
-        if context:
-            ids = mx.array(self._ids(context))
-            list(generate_step(ids, self._model, max_tokens=0, prompt_cache=self._filled))
-            mx.synchronize(generation_stream)
-
-    def _ids(self, count: int, seed: int = 0) -> list[int]:
-        return token_ids(count, self._vocabulary, seed)
+        return work
 
 
 class LlamaBenchRuntime:

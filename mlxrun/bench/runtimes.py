@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Self
@@ -25,41 +26,8 @@ GREEDY: dict[str, Any] = {"params": SamplingParams(temperature=0), "ignore_eos":
 _PAUSE = 0.01
 
 
-class Meter:
-    """Time and MLX memory of one runtime's runs, without other memory of this process.
-
-    Average memory is that of samples from a thread of its own, since a pass takes most in the
-    middle.
-
-    Args:
-        weights: bytes of the runtime's model, mapped ones included.
-    """
-
-    def __init__(self, weights: int) -> None:
-        self._weights = weights
-        self._others = 0
-
-    def begin(self) -> None:
-        """Note other memory before a run makes its caches, without garbage."""
-        gc.collect()
-        mx.synchronize()
-        mx.reset_peak_memory()
-        self._others = mx.get_active_memory() - self._weights
-
-    def time(self, work: Callable[[], int]) -> Run:
-        """Time some work, which returns bytes of keys and values."""
-        mx.synchronize()
-        with _MemorySamples() as samples:
-            started = time.perf_counter()
-            kv_bytes = work()
-            seconds = time.perf_counter() - started
-        peak, average = mx.get_peak_memory() - self._others, samples.average - self._others
-        mx.synchronize()
-        return Run(seconds, kv_bytes, max(0, peak), max(0, average))
-
-
 class _MemorySamples:
-    """Samples of MLX's active memory, at both ends and in between."""
+    """Samples of MLX's active memory from a thread of their own: a pass takes most midway."""
 
     def __enter__(self) -> Self:
         self._sum, self._count, self._over = 0, 0, Event()
@@ -86,29 +54,21 @@ class _MemorySamples:
         self._count += 1
 
 
-class MlxrunRuntime:
-    """A model of mlxrun's.
+Work = Callable[[], int]
+
+
+class InProcessRuntime(ABC):
+    """A runtime of this process; see :class:`~mlxrun.bench.runner.Runtime`.
 
     Args:
-        llm: the model; its prefix cache is switched off, since all runs have the same prompts.
-        load_seconds: its loading time.
-        cache: how keys and values are stored and attended to.
+        weights: bytes of the model, mapped ones included.
     """
 
-    name = OURS
+    name: str
 
-    def __init__(self, llm: LLM, load_seconds: float, cache: StorageOptions | None = None) -> None:
-        self._llm, self.load_seconds = llm, load_seconds
-        self._cache: StorageOptions = cache or {}
-        dtype = str(llm.model.dtype).removeprefix("mlx.core.")
-        self.about = f"{dtype}, {llm.model.nbytes / 1e6:.1f} MB of weights"
-        self.about += "".join(
-            f", {name.replace('_', ' ')} {value}" for name, value in self._cache.items()
-        )
-        self._meter = Meter(llm.model.nbytes)
-        llm.prefix_cache.budget = 0
-        llm.prefix_cache.clear()
-        self._filled = llm.session(**self._cache)
+    def __init__(self, vocab_size: int, weights: int, load_seconds: float, about: str) -> None:
+        self._vocab_size, self._weights = vocab_size, weights
+        self.load_seconds, self.about = load_seconds, about
 
     def can(self, workload: Workload) -> bool:
         return True
@@ -116,19 +76,81 @@ class MlxrunRuntime:
     def run(self, workload: Workload) -> Run:
         if isinstance(workload, Prefill | Decode):
             self._fill(workload.context)
-        self._meter.begin()
+        gc.collect()
+        mx.synchronize()
+        mx.reset_peak_memory()
+        others = mx.get_active_memory() - self._weights  # memory that is not this runtime's
+        work = self._work(workload)
+        mx.synchronize()
+        with _MemorySamples() as samples:
+            started = time.perf_counter()
+            kv_bytes = work()
+            seconds = time.perf_counter() - started
+        peak = mx.get_peak_memory()
+        mx.synchronize()
+        return Run(seconds, kv_bytes, max(0, peak - others), max(0, samples.average - others))
+
+    @abstractmethod
+    def _fill(self, context: int) -> None:
+        """Have a cache of so many tokens, to be copied by each run."""
+
+    @abstractmethod
+    def _work(self, workload: Workload) -> Work:
+        """Prepare a run; the function that is returned is timed, and returns bytes of K/V."""
+
+    def _prompts(self, workload: Ragged) -> list[list[int]]:
+        return [self._ids(count, seed) for seed, count in enumerate(workload.prompts)]
+
+    def _ids(self, count: int, seed: int = 0) -> list[int]:
+        return token_ids(count, self._vocab_size, seed)
+
+
+class MlxrunRuntime(InProcessRuntime):
+    """A model of mlxrun's.
+
+    Args:
+        llm: the model; its prefix cache is switched off, since all runs have the same prompts.
+        cache: how keys and values are stored and attended to.
+    """
+
+    name = OURS
+
+    def __init__(self, llm: LLM, load_seconds: float, cache: StorageOptions | None = None) -> None:
+        self._llm = llm
+        self._cache: StorageOptions = cache or {}
+        dtype = str(llm.model.dtype).removeprefix("mlx.core.")
+        about = f"{dtype}, {llm.model.nbytes / 1e6:.1f} MB of weights"
+        about += "".join(f", {name.replace('_', ' ')} {v}" for name, v in self._cache.items())
+        super().__init__(llm.model.vocab_size, llm.model.nbytes, load_seconds, about)
+        llm.prefix_cache.budget = 0
+        llm.prefix_cache.clear()
+        self._filled = llm.session(**self._cache)
+        self._waited = 0.0
+
+    def run(self, workload: Workload) -> Run:
+        run = super().run(workload)
+        return replace(run, seconds=self._waited) if isinstance(workload, FirstToken) else run
+
+    def _fill(self, context: int) -> None:
+        if len(self._filled.tokens) != context:
+            self._filled = self._llm.session(**self._cache)
+            if context:
+                ids = self._ids(context)
+                self._llm.generate(ids, session=self._filled, max_tokens=1, **GREEDY)
+
+    def _work(self, workload: Workload) -> Work:
         match workload:
             case Prefill():
                 return self._generate(workload.prompt, 1)
             case Decode(parallel=1):
                 return self._generate(1, workload.predict)
             case Decode():
-                return self._together(workload)
+                return self._decode_together(workload)
             case Ragged():
-                return self._ragged(workload)
+                return self._serve(workload)
         return self._first_token(workload)
 
-    def _generate(self, prompt: int, predict: int) -> Run:
+    def _generate(self, prompt: int, predict: int) -> Work:
         session = self._filled.fork()
         ids = [*session.tokens, *self._ids(prompt, seed=1)]
 
@@ -136,45 +158,36 @@ class MlxrunRuntime:
             self._llm.generate(ids, session=session, max_tokens=predict, **GREEDY)
             return session.nbytes
 
-        return self._meter.time(work)
+        return work
 
-    def _together(self, workload: Decode) -> Run:
+    def _decode_together(self, workload: Decode) -> Work:
         llm, rows = self._llm, workload.parallel
         engine = llm.make_engine(EngineConfig(parallel=rows, queue=rows, prefix_bytes=0), "batch")
-        sessions, sequences = [], []
-        for last in self._ids(rows, seed=1):
-            session = self._filled.fork()
+        sessions = [self._filled.fork() for _ in range(rows)]
+        sequences = []
+        for session, last in zip(sessions, self._ids(rows, seed=1), strict=True):
             ids = [*session.tokens, last]
             request = llm.inputs.request(ids, max_tokens=workload.predict, **GREEDY)
             sequences.append(engine.prepare(request, session=session))
-            sessions.append(session)
 
         def work() -> int:
             for _ in engine.run(sequences):
                 pass
             return sum(session.nbytes for session in sessions)
 
-        return self._meter.time(work)
+        return work
 
-    def _ragged(self, workload: Ragged) -> Run:
-        prompts = self._prompts(workload)
+    def _serve(self, workload: Ragged) -> Work:
+        prompts, limits = self._prompts(workload), list(workload.completions)
+        options = {"prefix_bytes": 0, "progress": False, **GREEDY, **self._cache}
 
         def work() -> int:
-            self._llm.batch(
-                prompts,
-                max_tokens=list(workload.completions),
-                prefix_bytes=0,
-                progress=False,
-                **GREEDY,
-                **self._cache,
-            )
+            self._llm.batch(prompts, max_tokens=limits, **options)
             return 0
 
-        return self._meter.time(work)
+        return work
 
-    def _first_token(self, workload: FirstToken) -> Run:
-        waited: list[float] = []
-
+    def _first_token(self, workload: FirstToken) -> Work:
         def work() -> int:
             with self._llm.engine(prefix_bytes=0, **self._cache) as engine:
                 ahead = []  # the engine drops a request whose handle is dropped
@@ -185,24 +198,10 @@ class MlxrunRuntime:
                         time.sleep(1e-3)
                 ids = self._ids(workload.prompt, seed=1)
                 completion = engine.submit(ids, max_tokens=1, **GREEDY).result()
-            waited.append(completion.usage.time_to_first_token)
+            self._waited = completion.usage.time_to_first_token
             return 0
 
-        return replace(self._meter.time(work), seconds=waited[0])
-
-    def _fill(self, context: int) -> None:
-        """Have a session of so many tokens, to be forked by each run."""
-        if len(self._filled.tokens) != context:
-            self._filled = self._llm.session(**self._cache)
-            if context:
-                ids = self._ids(context)
-                self._llm.generate(ids, session=self._filled, max_tokens=1, **GREEDY)
-
-    def _prompts(self, workload: Ragged) -> Sequence[list[int]]:
-        return [self._ids(count, seed) for seed, count in enumerate(workload.prompts)]
-
-    def _ids(self, count: int, seed: int = 0) -> list[int]:
-        return token_ids(count, self._llm.model.vocab_size, seed)
+        return work
 
 
 class SerialRuntime(MlxrunRuntime):
@@ -213,7 +212,7 @@ class SerialRuntime(MlxrunRuntime):
     def can(self, workload: Workload) -> bool:
         return isinstance(workload, Ragged)
 
-    def _ragged(self, workload: Ragged) -> Run:
+    def _serve(self, workload: Ragged) -> Work:
         prompts = self._prompts(workload)
 
         def work() -> int:
@@ -221,4 +220,4 @@ class SerialRuntime(MlxrunRuntime):
                 self._llm.generate(prompt, max_tokens=limit, **GREEDY, **self._cache)
             return 0
 
-        return self._meter.time(work)
+        return work
