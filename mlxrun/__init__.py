@@ -33,10 +33,10 @@ _HOMES = {
     "MlxrunError": "mlxrun.errors",
     "Perplexity": "mlxrun.eval.perplexity",
     "Request": "mlxrun.outputs",
-    "SamplingDefaults": "mlxrun.sampling_defaults",
+    "SamplingDefaults": "mlxrun.sampling_params",
     "SamplingParams": "mlxrun.sampling_params",
     "Session": "mlxrun.engine.sequence",
-    "Tokenizer": "mlxrun.text.tokenizer",
+    "Tokenizer": "mlxrun.tokenizer.tokenizer",
     "Usage": "mlxrun.outputs",
     "compare": "mlxrun.eval.kl_divergence",
     "convert": "mlxrun.conversion",
@@ -91,6 +91,5 @@ if TYPE_CHECKING:
     from mlxrun.eval.perplexity import Perplexity
     from mlxrun.llm import LLM, load
     from mlxrun.outputs import Chunk, Completion, Request, Usage
-    from mlxrun.sampling_defaults import SamplingDefaults
-    from mlxrun.sampling_params import SamplingParams
-    from mlxrun.text.tokenizer import Tokenizer
+    from mlxrun.sampling_params import SamplingDefaults, SamplingParams
+    from mlxrun.tokenizer.tokenizer import Tokenizer

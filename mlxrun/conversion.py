@@ -22,8 +22,8 @@ from mlxrun.hub import resolve
 from mlxrun.loader import definition
 from mlxrun.models.config import ModelConfig
 from mlxrun.models.transformer import Transformer
-from mlxrun.text.tokenizer import Tokenizer
-from mlxrun.text.tokenizer import load_tokenizer as read_tokenizer
+from mlxrun.tokenizer.tokenizer import Tokenizer
+from mlxrun.tokenizer.tokenizer import load_tokenizer as read_tokenizer
 from mlxrun.weights.adapters import merging
 from mlxrun.weights.parameters import Parameters
 

@@ -44,8 +44,8 @@ from mlxrun.engine.input import (  # noqa: E402
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK  # noqa: E402
 from mlxrun.engine.sequence import Session, load_session  # noqa: E402
 from mlxrun.errors import ParameterError, ProcessError  # noqa: E402
+from mlxrun.fingerprint import ModelFingerprint  # noqa: E402
 from mlxrun.hub import resolve  # noqa: E402
-from mlxrun.identity import ModelFingerprint  # noqa: E402
 from mlxrun.kv_cache.prefix_cache import PrefixCache  # noqa: E402
 from mlxrun.loader import Loaded, open_model  # noqa: E402
 from mlxrun.lock import check_process, device_lock, is_forked, load_lock  # noqa: E402
@@ -60,9 +60,12 @@ from mlxrun.outputs import (  # noqa: E402
     completed,
 )
 from mlxrun.products import products_named  # noqa: E402
-from mlxrun.sampling_defaults import SamplingDefaults, read_sampling_defaults  # noqa: E402
-from mlxrun.sampling_params import SamplingParams  # noqa: E402
-from mlxrun.text.tokenizer import Tokenizer  # noqa: E402
+from mlxrun.sampling_params import (  # noqa: E402
+    SamplingDefaults,
+    SamplingParams,
+    read_sampling_defaults,
+)
+from mlxrun.tokenizer.tokenizer import Tokenizer  # noqa: E402
 
 if TYPE_CHECKING:
     from mlxrun.engine.batch import OnToken

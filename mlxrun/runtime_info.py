@@ -15,7 +15,7 @@ from mlxrun.loader import WeightStorage
 from mlxrun.memory.device import cores
 from mlxrun.model import Model
 from mlxrun.products import described
-from mlxrun.sampling_defaults import SamplingDefaults
+from mlxrun.sampling_params import SamplingDefaults
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from mlxrun.cli.options import (
 )
 from mlxrun.config import CacheConfig, options_of
 from mlxrun.errors import ContextLengthError, SourceError
-from mlxrun.sampling_defaults import SamplingDefaults
+from mlxrun.sampling_params import SamplingDefaults
 
 if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlxrun.engine.sequence import Session
     from mlxrun.llm import LLM
     from mlxrun.outputs import Chunk, FinishReason, Usage
-    from mlxrun.text.tokenizer import Tokenizer
+    from mlxrun.tokenizer.tokenizer import Tokenizer
 
 # An answer as it is streamed; closing it stops the model.
 Answer = Generator[Span, None, None]
@@ -228,7 +228,7 @@ class Conversation:
             ConversationError: it cannot be written, or would replace another conversation or
                 another kind of file.
         """
-        from mlxrun.text.tokenizer import valid
+        from mlxrun.tokenizer.tokenizer import valid
 
         check_replaceable(path)
         if path.exists() and not force and self._files.get(path.resolve()) != _stamp(path):

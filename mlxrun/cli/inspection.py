@@ -28,9 +28,9 @@ from mlxrun.llm import PREFIX_BYTES, PREFIX_SHARE
 from mlxrun.loader import DTYPES, Checkpoint, GGUFCheckpoint, WeightStorage, open_model, run_dtype
 from mlxrun.memory.plan import MemoryPlan, plan_source
 from mlxrun.models.config import ModelConfig
-from mlxrun.sampling_defaults import read_sampling_defaults
-from mlxrun.text.from_directory import has_chat_template
-from mlxrun.text.tokenizer import load_tokenizer
+from mlxrun.sampling_params import read_sampling_defaults
+from mlxrun.tokenizer.parts import has_chat_template
+from mlxrun.tokenizer.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from mlxrun.models.mlx_lm import MLXLMClasses

@@ -15,7 +15,7 @@ from mlxrun.config import DEFAULT_CACHE, LoadOptions, StorageConfig
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
     from mlxrun.outputs import Usage
-    from mlxrun.sampling_defaults import SamplingDefaults
+    from mlxrun.sampling_params import SamplingDefaults
 
 # Weights from which a slow BLAS matters.
 LARGE = 50_000_000

@@ -33,8 +33,7 @@ from mlxrun.config import (
 )
 from mlxrun.errors import ParameterError
 from mlxrun.outputs import MAX_TOKENS, Request
-from mlxrun.sampling_defaults import RECOMMENDABLE
-from mlxrun.sampling_params import SamplingParams
+from mlxrun.sampling_params import RECOMMENDABLE, SamplingParams
 
 Values = dict[str, Any]
 Callback = Callable[..., None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from mlxrun.outputs import Chunk
-    from mlxrun.text.tokenizer import Tokenizer
+    from mlxrun.tokenizer.tokenizer import Tokenizer
 
 # Opening to closing marker: DeepSeek R1, Qwen3, GLM-4.5 and most others; Magistral; Seed-OSS.
 MARKERS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<seed:think>": "</seed:think>"}

@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 
 from mlxrun.outputs import Chunk, FinishReason, Request, TokenLogprob, Usage
-from mlxrun.text.stops import StopMatcher
-from mlxrun.text.tokenizer import Tokenizer
+from mlxrun.tokenizer.detokenizer import StopMatcher
+from mlxrun.tokenizer.tokenizer import Tokenizer
 
 # Fewer tokens give no decode rate: the next one is computed while one is handed out.
 MIN_TIMED_TOKENS = 8

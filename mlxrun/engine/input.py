@@ -16,10 +16,9 @@ from mlxrun.model import Model
 from mlxrun.outputs import MAX_TOKENS, Request, RequestOptions
 from mlxrun.sampling.dry import breaker_tokens
 from mlxrun.sampling.sampler import Sampler
-from mlxrun.sampling_defaults import SamplingDefaults
-from mlxrun.sampling_params import SamplingOptions
-from mlxrun.text.template import REASONING
-from mlxrun.text.tokenizer import Tokenizer
+from mlxrun.sampling_params import SamplingDefaults, SamplingOptions
+from mlxrun.tokenizer.chat_template import REASONING
+from mlxrun.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from mlxrun.engine.sequence import Session

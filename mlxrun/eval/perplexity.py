@@ -33,7 +33,7 @@ from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, plan_loaded
 from mlxrun.model import Model
 from mlxrun.outputs import Request
-from mlxrun.text.tokenizer import Tokenizer
+from mlxrun.tokenizer.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]

@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from mlxrun.hub.source import Progress, pull, resolve
+from mlxrun.hub.resolve import Progress, pull, resolve
 
 __all__ = ["Progress", "pull", "resolve"]

@@ -11,10 +11,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-from mlxrun.errors import SourceError
+from mlxrun.errors import HubError, SourceError
 
 GRAMMAR = "A model on the hub is org/repo, org/repo:QUANT or org/repo/file.gguf"
 MAIN = "main"
@@ -106,3 +108,196 @@ def _is_repo(repo: str) -> bool:
 
 def _malformed(text: str, why: str) -> SourceError:
     return SourceError(f"{text!r} is not a model: {why}", hint=GRAMMAR)
+
+
+DEFAULT_QUANT = "Q4_K_M"  # the default of llama.cpp and Ollama
+
+_MOST_SHARDS = 1000  # keeps a hostile list from costing memory
+
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.(?:gguf|safetensors)")
+_NOT_A_MODEL = re.compile(
+    r"(?<![a-z0-9])(?:mmproj|imatrix|ggml-vocab|vocab-?only)(?![a-z0-9])", re.IGNORECASE
+)
+# Companions of a model, unless there is nothing else: then the word is part of its name.
+_BESIDE_A_MODEL = re.compile(r"(?<![a-z0-9])(?:lora|adapter|vocab)(?![a-z0-9])", re.IGNORECASE)
+_WHOLE = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
+_LABEL = re.compile(
+    r"(?<![A-Z0-9])(?:UD-)?(?:I?Q[1-8]_\w+|TQ[12]_0|(?:MX|NV)FP4\w*|B?F16|F32|FP16|FP32|Q[1-8])"
+    r"(?![A-Z0-9])",
+    re.IGNORECASE,
+)
+_TEXT_FILES = re.compile(
+    r"config\.json|generation_config\.json|tokenizer[\w.-]*|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.(?:json|txt)|merges\.txt|chat_template\.\w+"
+    r"|[\w.-]+\.tiktoken|tekken\.json|model[\w.-]*\.safetensors\.index\.json"
+)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository: path, bytes, and hash if the hub has one."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The files of one model, in download order.
+
+    Attributes:
+        first: the path to open: a GGUF, the first of its shards, or ``""`` for the directory.
+    """
+
+    files: tuple[HubFile, ...]
+    first: str
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def label(self) -> str:
+        """The quantization's name, or the whole path if it has none."""
+        labels = _LABEL.findall(PurePosixPath(self.first).name) or _LABEL.findall(self.first)
+        return labels[-1] if labels else self.first
+
+
+Fits = Callable[[Choice], bool]
+
+
+def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) -> Choice:
+    """The files of the requested model among those of its repository.
+
+    Args:
+        fits: whether this machine can run a model, to mark the choices in error messages.
+
+    Raises:
+        HubError: no model there, or none or several match; lists the choices.
+    """
+    if name.file:
+        return _file(name, files, fits)
+    choices = gguf_models(files)
+    if not choices and not name.quant:
+        return _directory(name, files)
+    if not choices:
+        raise HubError(
+            f"{name.repo} has no GGUF files, so no {name.quant}", hint=f"Ask for {name.repo} alone"
+        )
+    if not name.quant and len(choices) == 1:
+        return _complete(name, choices[0])
+    fitting = _fitting(name.quant or DEFAULT_QUANT, choices)
+    if len(fitting) == 1:
+        return _complete(name, fitting[0])
+    shown = _listed(fitting or choices, fits)
+    if not name.quant:
+        problem = f"{name.repo} has {len(choices)} models"
+    else:
+        problem = f"{name.repo} has {len(fitting) or 'no'} {name.quant} model" + "s" * (
+            len(fitting) > 1
+        )
+    raise HubError(
+        f"{problem}: {shown}", hint=f"Name one, as in {_example(name, fitting or choices)}"
+    )
+
+
+def gguf_models(files: Iterable[HubFile]) -> list[Choice]:
+    """The GGUF models of a repository, smallest first; shards count as one."""
+    models = [file for file in files if not _NOT_A_MODEL.search(file.path)]
+    plain = [file for file in models if not _BESIDE_A_MODEL.search(PurePosixPath(file.path).name)]
+    return _grouped(plain) or _grouped(models)
+
+
+def missing_shards(files: Iterable[HubFile]) -> list[str]:
+    """Paths of shards that the numbering implies and the list lacks."""
+    here = {file.path for file in files}
+    promised = {path for each in here for path in _siblings(each)}
+    return sorted(promised - here)
+
+
+def size_text(size: int) -> str:
+    """``4.7 GB``: decimal units, as the hub's."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _file(name: HubName, files: Sequence[HubFile], fits: Fits | None) -> Choice:
+    """The named file, with the other shards if it is one."""
+    wanted = set(_siblings(name.file or ""))
+    found = sorted((file for file in files if file.path in wanted), key=lambda file: file.path)
+    if name.file not in {file.path for file in found}:
+        listed = _listed(_grouped(files), fits, by_path=True) or "no GGUF files"
+        raise HubError(f"{name.repo} has no file {name.file}", hint=f"It has {listed}")
+    return _complete(name, Choice(tuple(found), found[0].path))
+
+
+def _grouped(files: Iterable[HubFile]) -> list[Choice]:
+    groups: dict[str, list[HubFile]] = {}
+    for file in sorted(files, key=lambda file: file.path):
+        if file.path.lower().endswith(".gguf"):
+            groups.setdefault(_siblings(file.path)[0], []).append(file)
+    choices = [Choice(tuple(group), first) for first, group in groups.items()]
+    return sorted(choices, key=lambda choice: (choice.size, choice.first))
+
+
+def _fitting(quant: str, choices: Sequence[Choice]) -> list[Choice]:
+    """Choices whose path has the quantization as a word, or the one whose label equals it."""
+    word = re.compile(rf"(?<![a-z0-9]){re.escape(quant)}(?![a-z0-9_])", re.IGNORECASE)
+    found = [choice for choice in choices if word.search(choice.first)]
+    exact = [choice for choice in found if choice.label.lower() == quant.lower()]
+    return exact if len(exact) == 1 else found
+
+
+def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
+    """Config, tokenizer and safetensors of a repository without GGUF, small files first."""
+    top = [file for file in files if "/" not in file.path]
+    weights = [file for file in top if file.path.endswith(".safetensors")]
+    ours = [file for file in weights if _WHOLE.fullmatch(file.path)] or weights
+    texts = [file for file in top if _TEXT_FILES.fullmatch(file.path)]
+    if not ours or "config.json" not in {file.path for file in texts}:
+        kinds = sorted({PurePosixPath(file.path).suffix or file.path for file in files})
+        raise HubError(
+            f"{name.repo} has neither GGUF files nor config.json with safetensors, "
+            f"only {', '.join(kinds[:12]) or 'nothing'}",
+            hint="Look for a GGUF or MLX version of the model",
+        )
+    ordered = sorted(texts, key=lambda file: file.path) + sorted(ours, key=lambda file: file.path)
+    return _complete(name, Choice(tuple(ordered), ""))
+
+
+def _complete(name: HubName, choice: Choice) -> Choice:
+    """The choice, or HubError if a shard is missing."""
+    if missing := missing_shards(choice.files):
+        total = len(missing) + sum(bool(_SHARD.fullmatch(file.path)) for file in choice.files)
+        raise HubError(
+            f"{name.repo} lacks {len(missing)} of {total} shards of "
+            f"{choice.first or 'its weights'}, {missing[0]} among them"
+        )
+    return choice
+
+
+def _siblings(path: str) -> list[str]:
+    """All shards of a path's split file, or the path alone."""
+    found = _SHARD.fullmatch(path)
+    if not found or not 0 < int(found["index"]) <= int(found["count"]) <= _MOST_SHARDS:
+        return [path]
+    stem, count, suffix = found["stem"], int(found["count"]), PurePosixPath(path).suffix
+    return [f"{stem}-{index:05}-of-{count:05}{suffix}" for index in range(1, count + 1)]
+
+
+def _listed(choices: Sequence[Choice], fits: Fits | None, *, by_path: bool = False) -> str:
+    """Labels and sizes; the path where labels repeat."""
+    labels = [choice.label for choice in choices]
+    shown = []
+    for choice in choices:
+        unique = labels.count(choice.label) == 1 and not by_path
+        mark = "" if fits is None or fits(choice) else ", too large for this machine"
+        shown.append(f"{choice.label if unique else choice.first} ({size_text(choice.size)}{mark})")
+    return "; ".join(shown)
+
+
+def _example(name: HubName, choices: Sequence[Choice]) -> str:
+    labels = [choice.label for choice in choices]
+    first = choices[0]
+    unique = labels.count(first.label) == 1 and first.label != first.first
+    return f"{name.repo}:{first.label}" if unique else f"{name.repo}/{first.first}"

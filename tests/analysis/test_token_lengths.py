@@ -18,7 +18,7 @@ from mlxrun.analysis.dataset import (
     token_lengths,
 )
 from mlxrun.errors import DatasetError
-from mlxrun.text.tokenizer import Tokenizer, load_tokenizer
+from mlxrun.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 lengths = st.lists(st.integers(0, 5000), min_size=1, max_size=300)
 FILE = Path("data.jsonl")

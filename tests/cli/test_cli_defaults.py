@@ -17,7 +17,7 @@ from mlxrun.cli.conversation import Conversation
 from mlxrun.cli.options import defaults
 from mlxrun.cli.terminal import TerminalChat
 from mlxrun.cli.terminal import run_command as slash
-from mlxrun.sampling_defaults import RECOMMENDABLE
+from mlxrun.sampling_params import RECOMMENDABLE
 
 TEMPLATE = "{% for m in messages %}{{ prefix }}{{ m.content }}{% endfor %}"
 LETTERS = [arg for token in range(259) for arg in ("--logit-bias", f"{token}=-inf")]

@@ -11,7 +11,7 @@ from vocab_files import pairs, write_gguf
 
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.vocab import PRE_TOKENIZERS
-from mlxrun.text import Tokenizer
+from mlxrun.tokenizer import Tokenizer
 
 FIGURES = Path(__file__).parent.parent / "oracle" / "pretokenizers.json"
 CASES: dict[str, Any] = json.loads(FIGURES.read_text("utf-8"))

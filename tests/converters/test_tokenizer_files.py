@@ -15,7 +15,7 @@ from converters.errors import GGUFError
 from converters.gguf.reader import read_gguf
 from converters.huggingface.tokenizer_files import merges_from_scores, tokenizer_files
 from mlxrun.errors import TokenizerError
-from mlxrun.text import Tokenizer, load_tokenizer
+from mlxrun.tokenizer import Tokenizer, load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -17,7 +17,7 @@ from examples.train_demo.corpus import CHAT_TEMPLATE, conversation, documents, n
 from examples.train_demo.evaluate import judge, mlxrun_answer
 from examples.train_demo.export import TEMPERATURE
 from examples.train_demo.questions import BASICS, HELD_OUT, held_out_questions
-from mlxrun.text.template import ChatTemplate
+from mlxrun.tokenizer.chat_template import ChatTemplate
 
 ASSETS = Path(mlxrun.__file__).parent / "assets"
 DEMO, DRAFT = ASSETS / "demo.gguf", ASSETS / "demo-draft.gguf"

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrun.errors import HubError
-from mlxrun.hub.choice import HubFile, choose, size_text
-from mlxrun.hub.names import HubName
+from mlxrun.hub.names import HubFile, HubName, choose, size_text
 
 
 def files(*paths: str) -> list[HubFile]:

@@ -11,9 +11,8 @@ from converters.gguf.reader import read_gguf
 from converters.quantize.encode import expected_layout
 from converters.quantize.policy import Policy
 from mlxrun.errors import HubError
-from mlxrun.hub import fit, pull
-from mlxrun.hub.choice import Choice, HubFile, choose, gguf_models
-from mlxrun.hub.names import HubName
+from mlxrun.hub import download, pull
+from mlxrun.hub.names import Choice, HubFile, HubName, choose, gguf_models
 from mlxrun.kernels import device
 from mlxrun.kernels.device import CPU, GPU
 from mlxrun.memory import device as memory
@@ -32,8 +31,8 @@ def model(label: str, size: float) -> Choice:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU and 16 GB for models."""
-    monkeypatch.setattr(fit, "machine_memory", lambda: 16 * GB)
-    monkeypatch.setattr(fit, "device", lambda: GPU)
+    monkeypatch.setattr(download, "machine_memory", lambda: 16 * GB)
+    monkeypatch.setattr(download, "device", lambda: GPU)
 
 
 @pytest.mark.parametrize("label", QUANTS)
@@ -41,7 +40,7 @@ def test_the_name_tells_about_what_the_tensors_would(
     oracle: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
     """Held to each tensor's own type, in files that llama-quantize made."""
-    monkeypatch.setattr(fit, "device", lambda: GPU)
+    monkeypatch.setattr(download, "device", lambda: GPU)
     tensors = read_gguf(oracle / "quants" / f"{label}.gguf").tensors
     policy = Policy("near", "float16")
     held = 0.0
@@ -49,28 +48,28 @@ def test_the_name_tells_about_what_the_tensors_would(
         expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
         assert expected is not None
         held += tensor.elements * expected.layout.bits_per_weight / 8
-    told = fit.needed(model(label, sum(tensor.nbytes for tensor in tensors) / GB))
+    told = download.needed(model(label, sum(tensor.nbytes for tensor in tensors) / GB))
     assert 0.9 * held < told < 1.4 * held
 
 
 def test_models_stay_as_they_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "device", lambda: CPU)
-    assert fit.needed(model("Q6_K", 0.1)) == pytest.approx(1.1 * 0.1 * GB, rel=0.01)
+    monkeypatch.setattr(download, "device", lambda: CPU)
+    assert download.needed(model("Q6_K", 0.1)) == pytest.approx(1.1 * 0.1 * GB, rel=0.01)
 
 
 @pytest.mark.usefixtures("machine")
 def test_the_announcement_says_size_need_and_room() -> None:
     name = HubName("org/repo")
-    told = fit.announcement(name, model("Q8_0", 4), missing=4 * GB)
+    told = download.announcement(name, model("Q8_0", 4), missing=4 * GB)
     need = 1.1 * 4 * 9 / 8.5
     assert told == (
         f"downloading Q8_0 of org/repo, 4.0 GB; it runs in about {need:.1f} GB of the 16.0 GB that "
         "this machine has for models"
     )
-    assert "4.0 GB, 1.0 GB of it here already; " in fit.announcement(
+    assert "4.0 GB, 1.0 GB of it here already; " in download.announcement(
         name, model("Q8_0", 4), missing=3 * GB
     )
-    assert fit.announcement(name, model("", 4), missing=4 * GB).startswith(
+    assert download.announcement(name, model("", 4), missing=4 * GB).startswith(
         "downloading org/repo, 4.0 GB; "
     )
 
@@ -78,20 +77,20 @@ def test_the_announcement_says_size_need_and_room() -> None:
 @pytest.mark.usefixtures("machine")
 def test_a_model_that_is_too_large_names_the_largest_that_is_not() -> None:
     small, fitting, large = model("Q4_0", 5), model("Q5_0", 10), model("Q8_0", 15.9)
-    assert fit.warning(fitting, [small, fitting, large]) is None
-    told = fit.warning(large, [small, fitting, large])
+    assert download.warning(fitting, [small, fitting, large]) is None
+    told = download.warning(large, [small, fitting, large])
     assert told is not None and told.startswith("warning: Q8_0 does not fit")
     assert told.endswith("is Q5_0 (10.0 GB)")
-    alone = fit.warning(large, [large])
+    alone = download.warning(large, [large])
     assert alone is not None and alone.endswith("look for a smaller quantisation or model")
 
 
 def test_where_the_system_does_not_say_nothing_is_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fit, "machine_memory", lambda: 0)
-    assert fit.fits(model("F16", 10_000))
-    assert "machine" not in fit.announcement(HubName("a/b"), model("Q8_0", 4), missing=4 * GB)
+    monkeypatch.setattr(download, "machine_memory", lambda: 0)
+    assert download.fits(model("F16", 10_000))
+    assert "machine" not in download.announcement(HubName("a/b"), model("Q8_0", 4), missing=4 * GB)
 
 
 @pytest.mark.usefixtures("machine")
@@ -99,17 +98,17 @@ def test_lists_mark_what_is_too_large() -> None:
     files = [HubFile("m-Q5_0.gguf", 10 * GB), HubFile("m-Q8_0.gguf", 16 * GB)]
     marked = r"Q5_0 \(10\.0 GB\); Q8_0 \(16\.0 GB, too large for this machine\)"
     with pytest.raises(HubError, match=marked):
-        choose(HubName("a/b"), files, fit.fits)
+        choose(HubName("a/b"), files, download.fits)
     with pytest.raises(HubError, match=r"m-Q8_0\.gguf \(16\.0 GB, too large for this machine\)$"):
-        choose(HubName("a/b", file="x.gguf"), files, fit.fits)
+        choose(HubName("a/b", file="x.gguf"), files, download.fits)
     assert [choice.label for choice in gguf_models(files)] == ["Q5_0", "Q8_0"]
 
 
 def test_it_is_told_once_before_the_first_byte_and_not_for_what_is_here(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "machine_memory", lambda: 50_000)
-    monkeypatch.setattr(fit, "device", lambda: CPU)
+    monkeypatch.setattr(download, "machine_memory", lambda: 50_000)
+    monkeypatch.setattr(download, "device", lambda: CPU)
     hub.add("org/repo", {"m-Q4_K_M.gguf": BODY, "m-Q2_K.gguf": BODY[:9000]})
     events: list[str] = []
     pull("org/repo", tell=events.append, progress=lambda done, total: events.append("bytes"))

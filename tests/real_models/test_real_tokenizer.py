@@ -8,7 +8,7 @@ import pytest
 from real_models import Figures
 from real_texts import PROMPTS, fingerprint, strings
 
-from mlxrun.text import Tokenizer, load_tokenizer
+from mlxrun.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mlxrun.text.detokenizer import StreamingDetokenizer
-from mlxrun.text.stops import StopMatcher
-from mlxrun.text.template import ChatTemplate
-from mlxrun.text.tokenizer import Tokenizer, load_tokenizer
+from mlxrun.tokenizer.chat_template import ChatTemplate
+from mlxrun.tokenizer.detokenizer import StopMatcher, StreamingDetokenizer
+from mlxrun.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = ["ChatTemplate", "StopMatcher", "StreamingDetokenizer", "Tokenizer", "load_tokenizer"]

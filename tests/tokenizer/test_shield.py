@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrun.text.shield import Shield
+from mlxrun.tokenizer.special_tokens import Shield
 
 CONTROL = ["<|a|>", "<|ab|>", "</s>", "[/a]"]
 texts = st.text("<|abs/>[]\\ue0f13\ue0f0\ue0f1\ue0f2\ue0f3", max_size=20)

@@ -11,7 +11,7 @@ import pytest
 from runaway import refusal
 
 from mlxrun.errors import TemplateError
-from mlxrun.text import ChatTemplate
+from mlxrun.tokenizer import ChatTemplate
 
 CALL = {"name": "weather", "arguments": {"city": "Paris", "days": 2}}
 CONVERSATIONS: list[list[dict[str, Any]]] = [

@@ -4,47 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.gguf.reader import GGUFFile, read_gguf
 from mlxrun.errors import ParameterError, SourceError, TemplateError, TokenizerError
-from mlxrun.text.default_templates import DefaultTemplate, default_template
-from mlxrun.text.detokenizer import StreamingDetokenizer
-from mlxrun.text.encoders import Encoder
-from mlxrun.text.shield import Shield
-from mlxrun.text.special import SpecialTokens
-from mlxrun.text.template import ChatTemplate, Message
+from mlxrun.tokenizer.chat_template import ChatTemplate, DefaultTemplate, Message, default_template
+from mlxrun.tokenizer.detokenizer import StreamingDetokenizer
+from mlxrun.tokenizer.parts import TokenizerParts, directory_parts, gguf_parts
+from mlxrun.tokenizer.special_tokens import Shield
 
 if TYPE_CHECKING:
-    from mlxrun.text.pieces import Pieces
+    pass
 
 __all__ = ["Tokenizer", "TokenizerParts", "load_tokenizer"]
-
-
-@dataclass(frozen=True)
-class TokenizerParts:
-    """The parts of a tokenizer, from either source.
-
-    Attributes:
-        before, after: ids that ``add_special`` puts around a text.
-        roles: ids of special tokens: "bos", "eos", "unknown", "padding" ...
-        end_ids: tokens that end a turn or a text.
-        strips_space: whether decoding drops the space that encoding puts in front.
-        templates: chat templates by name, "default" among them if there are any.
-    """
-
-    pieces: Pieces
-    encoder: Encoder
-    special: SpecialTokens
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    roles: Mapping[str, int]
-    end_ids: frozenset[int]
-    strips_space: bool
-    templates: Mapping[str, str]
 
 
 class Tokenizer:
@@ -62,8 +36,6 @@ class Tokenizer:
             GGUFError: damaged vocabulary metadata.
             TokenizerError: unknown tokenizer or pre-tokenizer.
         """
-        from mlxrun.text.from_gguf import gguf_parts
-
         return cls(gguf_parts(gguf))
 
     @classmethod
@@ -73,8 +45,6 @@ class Tokenizer:
         Raises:
             TokenizerError: no tokenizer, or one that is damaged or of an unknown kind.
         """
-        from mlxrun.text.from_directory import directory_parts
-
         return cls(directory_parts(Path(path)))
 
     @property

@@ -15,7 +15,7 @@ from patience import PATIENCE
 
 from converters.staging import set_aside
 from mlxrun.errors import HubError, SourceError
-from mlxrun.hub import pull, resolve, source
+from mlxrun.hub import pull, resolve
 
 BODY = b"GGUF" + bytes(5000)
 
@@ -27,7 +27,7 @@ def never(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def asked(name: str, **_: object) -> Path:
         raise AssertionError(f"the hub was asked for {name}")
 
-    monkeypatch.setattr(source, "pull", asked)
+    monkeypatch.setattr(sys.modules[resolve.__module__], "pull", asked)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

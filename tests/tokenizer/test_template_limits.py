@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runaway import refusal
 
-from mlxrun.text import ChatTemplate
-from mlxrun.text.extent import Extent, LimitError, Measures, Once
+from mlxrun.tokenizer import ChatTemplate
+from mlxrun.tokenizer.sandbox import Extent, LimitError, Measures, Once
 
 
 def render(source: str) -> str:

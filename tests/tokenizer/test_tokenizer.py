@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from vocab_files import CONTROL, USER, bpe, hard_text, keys, spm, write_gguf
 
 from mlxrun.errors import MlxrunError, SourceError, TokenizerError
-from mlxrun.text import Tokenizer, load_tokenizer
-from mlxrun.text.special import SpecialToken, SpecialTokens
+from mlxrun.tokenizer import Tokenizer, load_tokenizer
+from mlxrun.tokenizer.special_tokens import SpecialToken, SpecialTokens
 
 
 @pytest.fixture

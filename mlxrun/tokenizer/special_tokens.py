@@ -1,19 +1,84 @@
-"""Prompt-injection shield: text in messages never becomes a control token.
+"""Split a text at its special tokens.
 
-A template prints control tokens as text, and a message may contain the same text. Before rendering,
-``escape`` replaces every occurrence in a message of a control token's text, or of a part that could
-complete one, by a placeholder of private-use characters; after the rendered prompt has been split
-at its control tokens, ``restore`` puts the original text back.
+Follows llama.cpp: longer tokens are matched first, wherever they are. User-defined tokens are
+always matched; control tokens only on request, since text of users must not become one.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Shield"]
+__all__ = ["Shield", "SpecialToken", "SpecialTokens"]
+
+
+_WHITE = " \t\n\v\f\r"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A token that is matched in text as a whole.
+
+    Attributes:
+        control: only matched on request.
+        lstrip, rstrip: strips the white space before or after it.
+    """
+
+    text: str
+    id: int
+    control: bool
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+class SpecialTokens:
+    """All special tokens of a vocabulary."""
+
+    def __init__(self, tokens: Iterable[SpecialToken]) -> None:
+        there = [token for token in tokens if token.text != ""]  # which would be everywhere
+        self._tokens = sorted(there, key=lambda token: -len(token.text.encode("utf-8", "replace")))
+
+    def split(self, text: str, control: bool) -> list[str | int]:
+        """Plain parts (never empty) and ids of the special tokens between them.
+
+        Args:
+            control: match control tokens, too.
+        """
+        if not text:
+            return []
+        pieces: list[str | int] = [text]
+        characters = set(text)
+        for token in self._tokens:
+            if token.control and not control:
+                continue
+            if token.text[0] in characters and token.text in text:
+                pieces = [part for piece in pieces for part in _cut(piece, token)]
+        return pieces
+
+    def control_texts(self) -> list[str]:
+        """The texts of all control tokens, longest first."""
+        return [token.text for token in self._tokens if token.control]
+
+
+def _cut(piece: str | int, token: SpecialToken) -> list[str | int]:
+    if isinstance(piece, int) or token.text not in piece:
+        return [piece]
+    parts: list[str | int] = []
+    raw = piece.split(token.text)
+    for index, part in enumerate(raw):
+        if index and token.rstrip:
+            part = part.lstrip(_WHITE)
+        if index < len(raw) - 1 and token.lstrip:
+            part = part.rstrip(_WHITE)
+        if part:
+            parts.append(part)
+        if index < len(raw) - 1:
+            parts.append(token.id)
+    return parts
+
 
 _OPEN, _DIGITS, _CLOSE = "\ue0f0", "\ue0f1\ue0f2", "\ue0f3"
 _MARKS: Final = _OPEN + _DIGITS + _CLOSE

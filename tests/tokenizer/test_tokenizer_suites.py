@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocab_files import hard_text, suite
 
-from mlxrun.text import Tokenizer, load_tokenizer
+from mlxrun.tokenizer import Tokenizer, load_tokenizer
 
 NAMES = [
     "command-r",

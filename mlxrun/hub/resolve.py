@@ -10,8 +10,7 @@ from pathlib import Path
 
 from converters.staging import set_aside
 from mlxrun.errors import HubError, SourceError
-from mlxrun.hub.choice import choose, gguf_models
-from mlxrun.hub.names import GRAMMAR, HubName, has_address
+from mlxrun.hub.names import GRAMMAR, HubName, choose, gguf_models, has_address
 
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
@@ -81,23 +80,22 @@ def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = N
     """
     name = HubName.parse(source)
     # Imports huggingface_hub: only where a hub name is used.
-    from mlxrun.hub import download, fit
-    from mlxrun.hub.listing import list_files
+    from mlxrun.hub.download import announcement, bytes_to_fetch, fetch, fits, list_files, warning
 
     listing = list_files(name)
     try:
-        choice = choose(name, listing.files, fit.fits)
+        choice = choose(name, listing.files, fits)
     except HubError as error:
         if listing.problem is None:
             raise
         problem = f"{listing.problem.message}; in the cache, {error.message}"
         raise HubError(problem, hint=listing.problem.hint) from error
-    missing = download.bytes_to_fetch(name, listing, choice)
+    missing = bytes_to_fetch(name, listing, choice)
     if missing and tell:
-        tell(fit.announcement(name, choice, missing))
-        if too_large := fit.warning(choice, gguf_models(listing.files)):
+        tell(announcement(name, choice, missing))
+        if too_large := warning(choice, gguf_models(listing.files)):
             tell(too_large)
-    return download.fetch(name, listing, choice, progress)
+    return fetch(name, listing, choice, progress)
 
 
 def _expand(text: str) -> Path:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrun.errors import ParameterError
-from mlxrun.text import StopMatcher
+from mlxrun.tokenizer import StopMatcher
 
 few_letters = st.text("abc", max_size=20)
 stop_lists = st.lists(st.text("abc", min_size=1, max_size=5), max_size=4)
