@@ -319,7 +319,7 @@ class ConversionOptions(TypedDict, total=False):
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ConversionConfig(Config):
-    """The form that a conversion gives to weights; :mod:`mlxrun.conversion` checks the values."""
+    """The form that a conversion gives to weights."""
 
     bits: int | None = option(
         None, OneOf(layout.BITS), "Quantize to 2, 3, 4, 5, 6 or 8 bits a weight."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlxrun.bench.report import REFERENCE, reference_speedup
 from mlxrun.bench.runner import OURS, Result, Results
 from mlxrun.bench.workloads import Decode, Prefill, Ragged
-from mlxrun.cli.console import Output, Table, size, table
+from mlxrun.cli.console import Output, Table, size
 from mlxrun.cli.roofline import number
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _compared(
         runtime = [result.runtime] if others else []
         ratios = [_ratio(results, result, other) for other in others]
         cells.append((result.workload.name, *runtime, *row, *ratios))
-    return table(title, heads, cells)
+    return Table(title, heads, cells)
 
 
 def _ratio(results: Results, result: Result, other: str) -> str:
@@ -193,7 +193,7 @@ def _percentiles(profile: Profile) -> Table:
         summary = Summary.of(each)
         shares = [summary.percentiles[percent] for percent in PERCENTILES]
         rows.append((name, summary.count, f"{summary.mean:.0f}", *shares, summary.longest))
-    return table(title, ("", "#count", "#mean", *(f"#{p}%" for p in PERCENTILES), "#max"), rows)
+    return Table(title, ("", "#count", "#mean", *(f"#{p}%" for p in PERCENTILES), "#max"), rows)
 
 
 def _recommended(profile: Profile) -> Table:
@@ -205,7 +205,7 @@ def _recommended(profile: Profile) -> Table:
         lengths = (one.prompt, one.predict, f"{one.both:.0%}")
         rows.append((one.level, f"{one.percent}%", *lengths, fits, *at_once))
     columns = ("coverage", "#of each", "#n-prompt", "#n-predict", "#of both", "#fit in memory")
-    return table("What to measure", (*columns, "#workers, interactive", "#workers, offline"), rows)
+    return Table("What to measure", (*columns, "#workers, interactive", "#workers, offline"), rows)
 
 
 def _profile_notes(profile: Profile) -> Iterator[str]:

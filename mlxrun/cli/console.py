@@ -13,9 +13,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
@@ -230,19 +229,24 @@ _LEAST_TEXT = 16
 _GAP = 2
 
 
-@dataclass(frozen=True)
 class Table:
     """A plain table; a column whose name begins with ``#`` has numbers.
 
-    Attributes:
-        rows: cells of one line each.
+    Args:
+        rows: values, which are shown on one line each.
         header: whether the names of columns are shown.
     """
 
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    header: bool = True
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        header: bool = True,
+    ) -> None:
+        self.title, self.columns, self.header = title, tuple(columns), header
+        self.rows = [[one_line(str(cell)) for cell in row] for row in rows]
 
     def within(self, width: int) -> list[Table]:
         """The table, or several one below the other, so that no number wraps.
@@ -258,12 +262,16 @@ class Table:
             if parts[-1] and sum(taken[other] for other in [*parts[-1], at]) > room:
                 parts.append([])
             parts[-1].append(at)
-        made = [self._of([*range(first), *part]) for part in parts]
-        return [made[0], *(replace(part, title="") for part in made[1:])]
-
-    def _of(self, places: Sequence[int]) -> Table:
-        rows = tuple(tuple(row[at] for at in places) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[at] for at in places), rows=rows)
+        shown = [[*range(first), *part] for part in parts]
+        return [
+            Table(
+                "" if number else self.title,
+                [self.columns[at] for at in places],
+                [[row[at] for at in places] for row in self.rows],
+                header=self.header,
+            )
+            for number, places in enumerate(shown)
+        ]
 
     def _least(self, at: int) -> int:
         """The least width of a column."""
@@ -313,18 +321,6 @@ class Output:
                 if at:
                     self._console.print()
                 self._console.print(part.rendered())
-
-
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    *,
-    header: bool = True,
-) -> Table:
-    """A :class:`Table` of values, as text."""
-    shown = (tuple(one_line(str(cell)) for cell in row) for row in rows)
-    return Table(title, tuple(columns), tuple(shown), header)
 
 
 def size(nbytes: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, note, size, table
+from mlxrun.cli.console import Bar, Output, Table, note, size
 from mlxrun.cli.loading import located
 from mlxrun.cli.options import Adapters, ModelName, with_merged_adapter, with_options
 from mlxrun.config import ConversionConfig, options_of
@@ -98,7 +98,7 @@ def _print_report(report: ConversionReport) -> None:
     for record in report.tensors:
         groups[record.type, record.form, record.fidelity].append(record)
     columns = ("from", "to", "#tensors", "fidelity", "#worst RMSE", "#bits before", "#after")
-    out.print(table("", columns, [_row(*key, group) for key, group in groups.items()]))
+    out.print(Table("", columns, [_row(*key, group) for key, group in groups.items()]))
     out.print()
     for names, reason in _by_reason((s["name"], s["type"], s["reason"]) for s in report.skipped):
         out.print(f"skipped {names}: {reason}")

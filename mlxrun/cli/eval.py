@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, json_of, note, size, table
+from mlxrun.cli.console import Bar, Output, Table, json_of, note, size
 from mlxrun.cli.loading import load_model, located
 from mlxrun.cli.options import (
     Command,
@@ -229,7 +229,7 @@ def _report(
     if as_json:
         print(json_of(about | {"interrupted": interrupted} | asdict(result)))
     else:
-        Output().print(table("", ("", ""), rows, header=False))
+        Output().print(Table("", ("", ""), rows, header=False))
     if interrupted:
         raise click.Abort
 
@@ -299,7 +299,7 @@ def check_batch_command(
             )
             for each in results
         ]
-        Output().print(table("", columns, rows))
+        Output().print(Table("", columns, rows))
     if any(each.equal < each.requests for each in results if "deterministic" in each.name):
         click.get_current_context().exit(1)
 

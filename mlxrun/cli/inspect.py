@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxrun.cli.console import Output, size, table
+from mlxrun.cli.console import Output, Table, size
 from mlxrun.cli.loading import located, refuse_policy
 from mlxrun.cli.options import (
     MAX_COUNT,
@@ -152,7 +152,7 @@ def _print_essentials(out: Output, facts: Facts) -> None:
         rows.append(("runs here as", plan["held"]))
         available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
         rows.append(("memory", f"{size(plan['needed'])} for {_sequences(plan)}{available}"))
-    out.print(table("", ("", ""), rows, header=False))
+    out.print(Table("", ("", ""), rows, header=False))
     out.print()
 
 
@@ -169,11 +169,11 @@ def _sampling(sampling: Facts) -> str:
 def _print_contents(out: Output, facts: Facts) -> None:
     """Metadata, hyperparameters and types of tensors."""
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
-    out.print(table("Metadata", ("", ""), metadata, header=False))
+    out.print(Table("Metadata", ("", ""), metadata, header=False))
     out.print()
     if facts["model"]:
         model = [(name, value) for name, value in facts["model"].items() if value is not None]
-        out.print(table("Model", ("", ""), model, header=False))
+        out.print(Table("Model", ("", ""), model, header=False))
         out.print()
     if facts["types"]:
         columns = ("type", "#tensors", "#weights", "#size", "#bits a weight")
@@ -181,7 +181,7 @@ def _print_contents(out: Output, facts: Facts) -> None:
             (t["type"], t["tensors"], f"{t['weights']:,}", size(t["bytes"]), f"{t['bits']:.4g}")
             for t in facts["types"]
         ]
-        out.print(table("Tensors by type", columns, rows))
+        out.print(Table("Tensors by type", columns, rows))
         out.print()
 
 
@@ -189,7 +189,7 @@ def _print_tensors(out: Output, facts: Facts) -> None:
     """Tensors one by one, if they are listed, and the result of their conversion."""
     if facts.get("tensors"):
         entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
-        out.print(table("Tensors", ("name", "type", "shape", "#size"), entries))
+        out.print(Table("Tensors", ("name", "type", "shape", "#size"), entries))
         out.print()
     for skipped in facts["skipped"]:
         line = f"A conversion skips {skipped['name']} ({skipped['type']}): {skipped['reason']}"
@@ -210,11 +210,11 @@ def _print_policies(out: Output, policies: Sequence[Facts], *, detailed: bool) -
             for f in estimate["forms"]
         ]
         title = f"Forms under policy {estimate['policy']} (expected)"
-        out.print(table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
+        out.print(Table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
         out.print()
     columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantized", "note")
     rows = [_policy_row(estimate) for estimate in policies]
-    out.print(table("Conversion (expected from types; no weight was read)", columns, rows))
+    out.print(Table("Conversion (expected from types; no weight was read)", columns, rows))
     out.print()
 
 
@@ -241,7 +241,7 @@ def _print_memory(out: Output, facts: Facts) -> None:
     for policy, totals in memory["total"].items():
         rows.append((f"with weights: {policy}", *map(size, totals.values())))
     columns = ("", *(f"#{name} cache" for name in memory["cache"]))
-    out.print(table(f"Memory at a context of {memory['context']} tokens", columns, rows))
+    out.print(Table(f"Memory at a context of {memory['context']} tokens", columns, rows))
     out.print()
     if facts["cache_types"]:
         rows = [
@@ -255,7 +255,7 @@ def _print_memory(out: Output, facts: Facts) -> None:
             for each in facts["cache_types"]
         ]
         columns = ("type", "#keys", "#values", "#bits per number", f"#{memory['context']} tokens")
-        out.print(table("Cache types, in bytes per token", columns, rows))
+        out.print(Table("Cache types, in bytes per token", columns, rows))
         out.print("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
         out.print()
 
@@ -296,7 +296,7 @@ def _print_plan(out: Output, plan: Facts) -> None:
     if plan["available"] is not None:
         rows.append(("available", size(plan["available"])))
     out.print(f"Memory plan: {_sequences(plan)}")
-    out.print(table("", ("", "#"), rows, header=False))
+    out.print(Table("", ("", "#"), rows, header=False))
     _print_verdict(out, plan)
 
 

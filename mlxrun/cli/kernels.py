@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, json_of, note, table
+from mlxrun.cli.console import Bar, Output, Table, json_of, note
 from mlxrun.cli.options import Command
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _show(as_json: bool) -> None:
         print(json_of(facts))
     else:
         rows = [(name.replace("_", " "), _words(value)) for name, value in facts.items() if value]
-        Output().print(table("", ("", ""), rows, header=False))
+        Output().print(Table("", ("", ""), rows, header=False))
 
 
 def _words(value: Any) -> str:
@@ -228,7 +228,7 @@ def _print(subject: Subject, results: Sequence[Result]) -> None:
     )
     out.print()
     if rows:
-        out.print(table("", columns, rows))
+        out.print(Table("", columns, rows))
         out.print()
     for result in results:
         if result.problem is not None:

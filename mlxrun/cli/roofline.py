@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, in_thousands, size, table
+from mlxrun.cli.console import Bar, Output, Table, in_thousands, size
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def print_model(facts: Mapping[str, Any]) -> None:
     ]
     sequences = "one sequence" if facts["parallel"] == 1 else f"{facts['parallel']} sequences"
     out.print(f"Cost: {sequences} of {facts['context']} tokens, weights {facts['held']}")
-    out.print(table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
+    out.print(Table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
     for term in facts["unknown"]:
         out.print(_UNKNOWN.format(term))
     if here := facts["here"]:
@@ -135,7 +135,7 @@ def _tests(facts: Facts) -> Table:
     ]
     runtime = ("runtime",) if several else ()
     figures = ("#tokens/s", "#limit", "#reached", "binds", "#bytes a pass", "#FLOPs a byte")
-    return table("Against the limits of this device", ("test", *runtime, *figures), rows)
+    return Table("Against the limits of this device", ("test", *runtime, *figures), rows)
 
 
 def _notes(facts: Facts) -> Iterator[str]:
@@ -165,7 +165,7 @@ def _print_chips(out: Output, elsewhere: Facts) -> None:
         for chip in chips
     ]
     columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
-    out.print(table("Limits of other chips, tokens/s", columns, rows))
+    out.print(Table("Limits of other chips, tokens/s", columns, rows))
     out.print(
         f"Bounds, not measured: weights as a GPU would hold them ({elsewhere['held']}, "
         f"{size(elsewhere['weights'])}), every byte at full bandwidth, every operation at full "

@@ -22,12 +22,12 @@ from rich.console import Console
 from mlxrun.cli.console import (
     Bar,
     Output,
+    Table,
     dim,
     json_of,
     noticing_interrupts,
     one_line,
     size,
-    table,
     visible,
 )
 
@@ -73,7 +73,7 @@ def test_size(nbytes, text):
 
 
 def test_piped_tables_are_bare(capsys):
-    Output().print(table("Title", ("a", "#n"), [("x\x1b[31m", 1), ("[bold]y", "2" * 150)]))
+    Output().print(Table("Title", ("a", "#n"), [("x\x1b[31m", 1), ("[bold]y", "2" * 150)]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Title"
     assert lines[1].split() == ["a", "n"]
@@ -135,7 +135,7 @@ def test_numbers_stay_whole_in_a_narrow_terminal(names, data):
     """Columns that do not fit stand below, in order, behind the name of their row."""
     count = data.draw(st.integers(1, 9))
     rows = [(name, *(data.draw(NUMBERS) for _ in range(count))) for name in names]
-    made = table("", ("name", *(f"#number {i}" for i in range(count))), rows)
+    made = Table("", ("name", *(f"#number {i}" for i in range(count))), rows)
     width = data.draw(st.integers(36, 130))
     parts = made.within(width)
     assert sum((part.columns[1:] for part in parts), ()) == made.columns[1:]
@@ -153,7 +153,7 @@ def test_a_wide_table_on_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
     rows = [("first", "12345 MB", "67890 MB", "13579 MB")]
-    Output().print(table("Title", ("name", "#one", "#two", "#three"), rows))
+    Output().print(Table("Title", ("name", "#one", "#two", "#three"), rows))
     shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
     assert [line.split() for line in shown.splitlines()] == [
         ["Title"], ["name", "one", "two"], ["first", "12345", "MB", "67890", "MB"], [],
