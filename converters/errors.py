@@ -51,7 +51,6 @@ class GGUFError(ConversionError):
     def __init__(
         self,
         path: str | Path,
-        *,
         field: str,
         offset: int,
         expected: str,

@@ -87,9 +87,14 @@ PER_BLOCK: Final[dict[str, Range]] = {
 STRINGS: Final = ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template")
 BOOLEANS: Final = tuple(
     f"tokenizer.ggml.{name}"
-    for name in ("add_bos_token", "add_eos_token", "add_sep_token", "add_space_prefix")
+    for name in (
+        "add_bos_token",
+        "add_eos_token",
+        "add_sep_token",
+        "add_space_prefix",
+        "remove_extra_whitespaces",
+    )
 )
-
 TOKENS: Final = "tokenizer.ggml.tokens"
 SCORES: Final = "tokenizer.ggml.scores"
 TOKEN_TYPE: Final = "tokenizer.ggml.token_type"
@@ -100,7 +105,7 @@ _BLOCK: Final = re.compile(r"blk\.([0-9]{1,9})\.")
 
 
 def validate(file: GGUFFile) -> None:
-    """Raise GGUFError for the first value that is impossible."""
+    """Raise GGUFError for the first value that is impossible, whatever the architecture."""
     architecture = file.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise file.error("general.architecture", expected="a string naming the model's family")
@@ -124,34 +129,34 @@ def _check_types(file: GGUFFile) -> None:
         elif suffix in NUMBERS:
             if not NUMBERS[suffix].holds(value):
                 raise file.error(key, expected=str(NUMBERS[suffix]))
-        elif suffix not in PER_BLOCK and suffix and _has_nan(value):
+        elif suffix and suffix not in PER_BLOCK and _has_nan(value):
             raise file.error(key, expected="a number", found="NaN")
     for suffix, allowed in PER_BLOCK.items():
         if prefix + suffix in file.metadata:
-            _check_per_block(file, prefix + suffix, allowed)
+            _check_per_block(file, suffix, allowed)
 
 
-def _check_per_block(file: GGUFFile, key: str, allowed: Range) -> None:
-    value = file.metadata[key]
+def _check_per_block(file: GGUFFile, suffix: str, allowed: Range) -> None:
+    value = file.key(suffix)
     if not isinstance(value, np.ndarray):
         if not allowed.holds(value):
-            raise file.error(key, expected=f"{allowed}, or one for each block")
+            raise file.key_error(suffix, expected=f"{allowed}, or one for each block")
         return
     blocks = file.key("block_count", None)
     if blocks is None:
+        key = f"{file.architecture}.{suffix}"
         expected = f"a number of blocks, as {key} has one number for each"
-        raise file.error(f"{file.architecture}.block_count", expected=expected)
+        raise file.key_error("block_count", expected=expected)
     if len(value) != blocks:
-        raise file.error(key, expected=f"one number for each of the {blocks} blocks")
+        raise file.key_error(suffix, expected=f"one number for each of the {blocks} blocks")
     for index, number in enumerate(value.tolist()):
         if not allowed.holds(number):
-            raise file.error(key, expected=f"{allowed} for block {index}", found=show(number))
+            expected = f"{allowed} for block {index}"
+            raise file.key_error(suffix, expected=expected, found=show(number))
 
 
 def _has_nan(value: object) -> bool:
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-        return bool(np.isnan(value).any())
-    return isinstance(value, float) and math.isnan(value)
+    return isinstance(value, np.ndarray | float) and bool(np.isnan(value).any())
 
 
 def _per_block(file: GGUFFile, suffix: str, default: int | list[int]) -> list[int]:
@@ -174,15 +179,15 @@ def _check_attention(file: GGUFFile) -> None:
         key.startswith((f"{file.architecture}.ssm.", f"{file.architecture}.wkv."))
         for key in file.metadata
     )
-    key = f"{file.architecture}.attention.head_count"
-    if key in file.metadata and not any(heads) and not state_space:
-        raise file.error(key, expected="at least one attention head")
+    stated = file.key("attention.head_count", None) is not None
+    if stated and not any(heads) and not state_space:
+        raise file.key_error("attention.head_count", expected="at least one attention head")
     for index, (query, group) in enumerate(zip(heads, groups, strict=True)):
         if group and query % group:
             expected = f"a divisor of the {query} attention heads of block {index}"
-            raise file.error(f"{key}_kv", expected=expected, found=str(group))
+            raise file.key_error("attention.head_count_kv", expected=expected, found=str(group))
     if any(heads) and not any(groups) and not state_space:
-        raise file.error(f"{key}_kv", expected="at least one key-value head")
+        raise file.key_error("attention.head_count_kv", expected="at least one key-value head")
     _check_head_size(file, next(filter(None, heads), 0))
 
 
@@ -194,34 +199,25 @@ def _check_head_size(file: GGUFFile, heads: int) -> None:
     size = file.key("attention.key_length", None)
     if size is None:
         if embedding % heads:
-            raise file.error(
-                f"{file.architecture}.attention.head_count",
+            raise file.key_error(
+                "attention.head_count",
                 expected=f"a divisor of the embedding length {embedding}, "
                 "as there is no attention.key_length",
                 found=str(heads),
             )
         size = embedding // heads
     if size == 0:
-        expected = "a head of at least 1 element"
-        raise file.error(f"{file.architecture}.attention.key_length", expected=expected)
+        raise file.key_error("attention.key_length", expected="a head of at least 1 element")
     if file.key("rope.dimension_count", 0) > size:
-        expected = f"at most {size}, the size of a head"
-        raise file.error(f"{file.architecture}.rope.dimension_count", expected=expected)
+        raise file.key_error("rope.dimension_count", expected=f"at most {size}, the size of a head")
 
 
 def _check_experts(file: GGUFFile) -> None:
     experts = file.key("expert_count", 0)
     used = max(_per_block(file, "expert_used_count", 0))
     if experts > 1 and used > experts:
-        raise file.error(
-            f"{file.architecture}.expert_used_count",
-            expected=f"at most {experts}, the number of experts",
-            found=str(used),
-        )
-
-
-def _is_strings(value: Any) -> bool:
-    return isinstance(value, list) and (not value or isinstance(value[0], str))
+        expected = f"at most {experts}, the number of experts"
+        raise file.key_error("expert_used_count", expected=expected, found=str(used))
 
 
 def _check_vocabulary(file: GGUFFile) -> None:
@@ -233,8 +229,12 @@ def _check_vocabulary(file: GGUFFile) -> None:
     tokens = file.get(TOKENS)
     if not _is_strings(tokens) or not tokens:
         raise file.error(TOKENS, expected="an array of strings, one for each token")
-    _check_token_list(file, SCORES, "fiu", "numbers", len(tokens))
-    _check_token_list(file, TOKEN_TYPE, "iu", "integers", len(tokens))
+    for key, kinds, what in ((SCORES, "fiu", "numbers"), (TOKEN_TYPE, "iu", "integers")):
+        value = file.get(key)
+        fits = isinstance(value, np.ndarray) and value.dtype.kind in kinds
+        if key in file.metadata and not (fits and len(value) == len(tokens)):
+            expected = f"an array of {len(tokens)} {what}, one for each token"
+            raise file.error(key, expected=expected)
     if _has_nan(file.get(SCORES)):
         raise file.error(SCORES, expected="numbers", found="NaN among them")
     inside = Range(0, len(tokens) - 1)
@@ -243,13 +243,8 @@ def _check_vocabulary(file: GGUFFile) -> None:
             raise file.error(key, expected=f"the id of a token, {inside}")
 
 
-def _check_token_list(file: GGUFFile, key: str, kinds: str, what: str, tokens: int) -> None:
-    """``kinds``: numpy's letters for the allowed element types."""
-    if key not in file.metadata:
-        return
-    value = file.get(key)
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds or len(value) != tokens:
-        raise file.error(key, expected=f"an array of {tokens} {what}, one for each token")
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list) and (not value or isinstance(value[0], str))
 
 
 def _check_tensors(file: GGUFFile) -> None:
@@ -266,19 +261,19 @@ def _check_tensors(file: GGUFFile) -> None:
     if len(tensor.shape) != 2:
         raise tensor.error(expected="2 dimensions", found=str(len(tensor.shape)))
     rows, columns = tensor.shape
-    width = f"{file.architecture}.embedding_length"
-    if f"{file.architecture}.features_length" in file.metadata:  # the input width, where it differs
-        width = f"{file.architecture}.features_length"
-    vocabulary = f"{file.architecture}.vocab_size"
+    different_input = file.key("features_length", None) is not None
+    width = "features_length" if different_input else "embedding_length"
     for key, value, size in (
-        (width, file.get(width, columns), columns),
-        (vocabulary, file.get(vocabulary, rows), rows),
+        (f"{file.architecture}.{width}", file.key(width, columns), columns),
+        (f"{file.architecture}.vocab_size", file.key("vocab_size", rows), rows),
         (TOKENS, len(file.get(TOKENS, range(rows))), rows),
     ):
         if value != size:
             expected = f"{size}, as token_embd.weight is {rows} x {columns}"
             raise file.error(key, expected=expected, found=str(value))
 
+
+# --- shapes ---------------------------------------------------------------------------------------
 
 Shape = tuple[int, ...]
 
@@ -350,9 +345,12 @@ def _show(shape: Shape) -> str:
     return " x ".join(str(size) for size in shape)
 
 
-def scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:
+# --- hyperparameters as plain numbers -------------------------------------------------------------
+
+
+def scalar(gguf: GGUFFile, suffix: str, *default: int) -> int:
     """A whole number; one per layer is allowed if they are equal."""
-    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    value = gguf.key(suffix, *default)
     if isinstance(value, np.ndarray | list):
         distinct = sorted({int(x) for x in value})
         if len(distinct) != 1:
@@ -367,6 +365,25 @@ def scalar(gguf: GGUFFile, suffix: str, default: int | None = None) -> int:
     return int(value)
 
 
+def flag(gguf: GGUFFile, suffix: str, default: bool) -> bool:
+    value = gguf.key(suffix, default)
+    if not isinstance(value, bool | int):
+        raise gguf.key_error(suffix, expected="true or false")
+    return bool(value)
+
+
+def float_of(gguf: GGUFFile, suffix: str, *default: float) -> float:
+    value = gguf.key(suffix, *default)
+    if not isinstance(value, int | float):
+        raise gguf.key_error(suffix, expected="a number")
+    return tidy(value)
+
+
+def tidy(value: Any) -> float:
+    """A float32 as its shortest decimal."""
+    return float(str(np.float32(value)))
+
+
 def layer_count(gguf: GGUFFile) -> int:
     """Layers without those for multi-token prediction, which come last."""
     blocks, ahead = scalar(gguf, "block_count"), scalar(gguf, "nextn_predict_layers", 0)
@@ -375,48 +392,27 @@ def layer_count(gguf: GGUFFile) -> int:
     return blocks - ahead
 
 
-def flag(gguf: GGUFFile, suffix: str, default: bool) -> bool:
-    value = gguf.key(suffix, default)
-    if not isinstance(value, bool | int):
-        raise gguf.key_error(suffix, expected="true or false")
-    return bool(value)
-
-
-def tidy(value: Any) -> float:
-    """A float32 as its shortest decimal."""
-    return float(str(np.float32(value)))
-
-
-def float_of(gguf: GGUFFile, suffix: str, default: float | None = None) -> float:
-    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
-    if not isinstance(value, int | float):
-        raise gguf.key_error(suffix, expected="a number")
-    return tidy(value)
-
-
-def per_layer(gguf: GGUFFile, suffix: str, default: int | None = None) -> list[int]:
+def per_layer(gguf: GGUFFile, suffix: str, *default: int) -> list[int]:
     """A whole number for each layer; stored once, it is that of every layer."""
-    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
+    value = gguf.key(suffix, *default)
     layers = layer_count(gguf)
     if not isinstance(value, np.ndarray | list):
-        return [scalar(gguf, suffix, default)] * layers
+        return [scalar(gguf, suffix, *default)] * layers
     if len(value) != scalar(gguf, "block_count"):
         raise gguf.key_error(suffix, expected="a value for each layer")
     return [int(x) for x in value[:layers]]
 
 
-def values_per_layer(gguf: GGUFFile, suffix: str, default: float | None = None) -> list[Any]:
+def values_per_layer(gguf: GGUFFile, suffix: str, *default: float) -> list[Any]:
     """As :func:`per_layer`, of numbers of any kind; a file may have more values than layers."""
-    value = gguf.key(suffix) if default is None else gguf.key(suffix, default)
-    return for_each_layer(gguf, f"{gguf.architecture}.{suffix}", value)
+    return for_each_layer(gguf, f"{gguf.architecture}.{suffix}", gguf.key(suffix, *default))
 
 
 def for_each_layer(gguf: GGUFFile, key: str, value: Any) -> list[Any]:
     """The value of a key for each layer; stored once, it is that of every layer."""
     layers = layer_count(gguf)
-    values = (
-        np.asarray(value).tolist() if isinstance(value, np.ndarray | list) else [value] * layers
-    )
+    many = isinstance(value, np.ndarray | list)
+    values = np.asarray(value).tolist() if many else [value] * layers
     if None in values or len(values) < layers:
         raise gguf.error(key, expected=f"{layers} values")
     return list(values[:layers])

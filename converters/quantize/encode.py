@@ -35,7 +35,7 @@ from converters.quantize.affine import (
 )
 from converters.quantize.layout import Layout, dense
 from converters.quantize.packing import Bytes, Floats, from_float
-from converters.quantize.policy import FIXED, FLOATS, Policy, kept_group
+from converters.quantize.policy import FIXED, FLOATS, Policy
 
 Change = Callable[[Floats], Floats]
 Rows = npt.NDArray[np.intp]
@@ -264,7 +264,7 @@ def keeps_codes(kind: GGMLType, layout: Layout) -> bool:
         return False
     if kind not in CODECS or not layout.quantized:
         return True
-    return layout.bits == CODECS[kind].bits and layout.group_size == kept_group(kind)
+    return layout.bits == CODECS[kind].bits and layout.group_size == CODECS[kind].mlx_group
 
 
 def _encode_rows(
@@ -333,22 +333,6 @@ def _floats(raw: Bytes, kind: GGMLType) -> Floats:
     return from_float(stored, "bfloat16" if kind is GGMLType.BF16 else "float32")
 
 
-# Types whose scales (and biases) are float16 numbers, so that MLX holds them in float16 exactly.
-HALF_SCALES = frozenset(
-    {
-        GGMLType.Q4_0,
-        GGMLType.Q4_1,
-        GGMLType.Q5_0,
-        GGMLType.Q5_1,
-        GGMLType.Q8_0,
-        GGMLType.Q1_0,
-        GGMLType.Q2_0,
-        GGMLType.TQ1_0,
-        GGMLType.TQ2_0,
-        GGMLType.Q3_K,
-        GGMLType.IQ4_NL,
-    }
-)
 # Near requantizes to codes of at least this width.
 _NEAR_BITS = 8
 
@@ -402,5 +386,5 @@ def _fidelity(kind: GGMLType, layout: Layout) -> str:
         return "rounded"
     if not keeps_codes(kind, layout):
         return "requantized"
-    same = layout.dtype == "float32" or (layout.dtype == "float16" and kind in HALF_SCALES)
+    same = layout.dtype == "float32" or (layout.dtype == "float16" and CODECS[kind].half_scales)
     return "exact" if same else "rounded"

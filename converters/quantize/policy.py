@@ -120,8 +120,8 @@ class Policy:
             yield dense(dtype)
 
     def _packed(self, kind: GGMLType) -> Iterator[Layout]:
-        group = kept_group(kind)
-        bits = CODECS[kind].bits
+        codec = CODECS[kind]
+        group, bits = codec.mlx_group, codec.bits
         if group:
             first = ("float16",) if self.narrow else ()
             for dtype in dict.fromkeys((*first, self.half, "float32")):
@@ -131,11 +131,11 @@ class Policy:
 
     def _compact(self, kind: GGMLType) -> Iterator[Layout]:
         limit = source_bits(kind) + COMPACT_GROWTH
-        group = kept_group(kind)
-        if group:
-            kept = affine(CODECS[kind].bits, group, self.half)
-            if kept.bits_per_weight <= limit:
-                yield kept
+        codec = CODECS[kind]
+        if codec.mlx_group:
+            own = affine(codec.bits, codec.mlx_group, self.half)
+            if own.bits_per_weight <= limit:
+                yield own
         fitting = list(by_size(lambda layout: layout.bits_per_weight <= limit, self.half))
         yield from reversed(fitting)
         # Nothing in MLX is as small as the 1-bit types: the smallest form there is.
@@ -146,25 +146,6 @@ def by_size(condition: Callable[[Layout], bool], dtype: str) -> Iterator[Layout]
     """The affine forms that fulfill a condition, smallest first."""
     forms = (affine(bits, group, dtype) for bits in BITS for group in reversed(GROUPS))
     yield from sorted(filter(condition, forms), key=lambda layout: layout.bits_per_weight)
-
-
-def kept_group(kind: GGMLType) -> int:
-    """The MLX group size that holds a type's own codes; 0 where its groups are too narrow."""
-    group = _GROUPS.get(kind, 32)
-    return min(group, 128) if group >= 32 else 0
-
-
-# Weights that share a scale, where that is not 32.
-_GROUPS = {
-    GGMLType.Q2_K: 16,
-    GGMLType.Q6_K: 16,
-    GGMLType.IQ2_XS: 16,
-    GGMLType.IQ2_S: 16,
-    GGMLType.Q1_0: 128,
-    GGMLType.Q2_0: 64,
-    GGMLType.TQ1_0: 256,
-    GGMLType.TQ2_0: 256,
-}
 
 
 def source_bits(kind: GGMLType) -> float:

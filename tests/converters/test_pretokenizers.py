@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def test_every_name_is_covered() -> None:
 
 
 @pytest.mark.parametrize("name", FIRST_NAMES.values())
-def test_same_ids_as_llama_cpp(gguf: GGUFFile, monkeypatch: Any, name: str) -> None:
-    monkeypatch.setattr(gguf, "metadata", {**gguf.metadata, "tokenizer.ggml.pre": name})
-    tokenizer = Tokenizer.from_gguf(gguf)
+def test_same_ids_as_llama_cpp(gguf: GGUFFile, name: str) -> None:
+    keys = {**gguf.metadata, "tokenizer.ggml.pre": name}
+    tokenizer = Tokenizer.from_gguf(replace(gguf, metadata=keys))
     found = [tokenizer.encode(text, add_special=False) for text in CASES["texts"]]
     assert found == IDS[name]

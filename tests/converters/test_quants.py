@@ -17,7 +17,6 @@ from converters.gguf.reader import read_gguf
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.affine import pack_codes, regroup
 from converters.quantize.layout import affine
-from converters.quantize.policy import kept_group
 
 OURS_ALONE = {GGMLType.Q1_0, GGMLType.Q2_0}  # the gguf package cannot read these
 SHARED = sorted(set(CODECS) - OURS_ALONE)
@@ -115,13 +114,13 @@ FOURS = [GGMLType.Q2_K, GGMLType.Q6_K, GGMLType.IQ2_XS, GGMLType.IQ2_S]
 
 
 def test_only_four_types_have_scales_too_narrow_for_mlx() -> None:
-    assert {kind for kind in CODECS if not kept_group(kind)} == set(FOURS)
+    assert {kind for kind in CODECS if not CODECS[kind].mlx_group} == set(FOURS)
     for kind in CODECS:
         group = CODECS[kind].decode(blocks_of(kind, 1, seed=4)).group
-        assert group == 16 if kind in FOURS else group % kept_group(kind) == 0
+        assert group == 16 if kind in FOURS else group % CODECS[kind].mlx_group == 0
 
 
-KEPT = sorted(kind for kind in CODECS if kept_group(kind))
+KEPT = sorted(kind for kind in CODECS if CODECS[kind].mlx_group)
 
 
 @pytest.mark.parametrize("kind", KEPT, ids=names(KEPT))
@@ -130,7 +129,7 @@ def test_mlx_dequantises_kept_codes_to_the_same_floats(kind: GGMLType) -> None:
     rows = 8
     blocks = blocks_of(kind, 4 * rows, seed=5)
     codes = CODECS[kind].decode(blocks)
-    layout = affine(CODECS[kind].bits, kept_group(kind), "float32")
+    layout = affine(CODECS[kind].bits, CODECS[kind].mlx_group, "float32")
     arrays = pack_codes(regroup(codes, rows, layout.group_size), layout).arrays
     got = mx.dequantize(
         *(mx.array(arrays[name]) for name in ("weight", "scales", "biases")),

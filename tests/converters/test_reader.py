@@ -148,8 +148,8 @@ def test_order_and_offsets_are_kept(tmp_path: Path) -> None:
     assert list(file.metadata) == list(b.keys)
     assert [tensor.name for tensor in file.tensors] == [tensor.name for tensor in b.tensors]
     for key in b.keys:
-        assert file.field_offset(key) == b.marks[f"value:{key}"]
-    assert file.field_offset("no.such.key") == b.marks["directory"]
+        assert file.offsets[key] == b.marks[f"value:{key}"]
+    assert file.metadata_end == b.marks["directory"]
     for tensor in file.tensors:
         assert tensor.entry == b.marks[f"tensor:{tensor.name}"]
         assert tensor.raw().tobytes() == content[tensor.offset : tensor.offset + tensor.nbytes]
