@@ -326,7 +326,7 @@ class ConversionConfig(Config):
     )
     group_size: int | None = option(
         None,
-        OneOf(layout.GROUPS),
+        OneOf((16, *layout.GROUPS)),  # nvfp4 has 16
         "Weights that share a scale: 32, 64 or 128.",
         default_help=str(layout.DEFAULT_GROUP),
     )

@@ -17,12 +17,13 @@ from converters.gguf.file import GGUFTensor
 from converters.gguf.names import map_names
 from converters.gguf.quants import CODECS
 from converters.gguf.reader import GGUFFile, read_gguf
-from converters.gguf.source import gguf_tensors, half_dtype
+from converters.gguf.source import GGUFSource, gguf_tensors, half_dtype
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.affine import Arrays
 from converters.quantize.encode import Encoded, encode
 from converters.quantize.layout import Layout
 from converters.quantize.policy import POLICIES, Policy
+from mlxrun.errors import ParameterError
 
 HALVES = ("float16", "bfloat16")
 
@@ -256,5 +257,7 @@ def test_unknown_policies_are_refused(tmp_path: Path) -> None:
 
     source = Tiny().write(tmp_path / "x.gguf")
     with pytest.raises(ConversionError, match="exact, near, compact"):
+        GGUFSource(source, policy="best")
+    with pytest.raises(ParameterError, match="exact, near, compact"):
         convert(source, tmp_path / "out", policy="best")
     assert not (tmp_path / "out").exists()
