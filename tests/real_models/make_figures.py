@@ -32,7 +32,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from tests.quality.make_figures import dequantised, mean
+from tests.eval.make_figures import dequantised, mean
 from tests.real_models.real_models import FIGURES, MODELS, RealModel
 from tests.real_models.real_texts import PROMPTS, STORY, fingerprint, strings
 
