@@ -79,55 +79,39 @@ def read(path: Path, most: int) -> tuple[list[Exchange], int]:
     return found, count
 
 
-def exchanges(path: Path) -> Iterator[Exchange]:
-    """Exchanges of a file, in order; a conversation without a user's turn has none.
-
-    Raises:
-        DatasetError: the file cannot be read, or a line has no such form.
-    """
-    for number, record in _records(path):
-        try:
-            yield from _exchanges(number, record)
-        except _Malformed as error:
-            raise DatasetError(path, number, str(error)) from None
-
-
 def sample(found: Iterable[Exchange], most: int, seed: int = 0) -> tuple[list[Exchange], int]:
     """A uniform sample of at most ``most`` exchanges, in order, and the number of all.
 
     Vitter's Algorithm R ("Random sampling with a reservoir", 1985): one pass, bounded memory.
     """
     rng, count = random.Random(seed), 0
-    kept: list[tuple[int, Exchange]] = []
+    reservoir: list[tuple[int, Exchange]] = []
     for count, exchange in enumerate(found, 1):
-        if len(kept) < most:
-            kept.append((count, exchange))
+        if len(reservoir) < most:
+            reservoir.append((count, exchange))
         elif (place := rng.randrange(count)) < most:
-            kept[place] = (count, exchange)
-    return [exchange for _, exchange in sorted(kept, key=lambda pair: pair[0])], count
+            reservoir[place] = (count, exchange)
+    return [exchange for _, exchange in sorted(reservoir, key=lambda pair: pair[0])], count
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Objects of a file with their line numbers; empty lines are skipped."""
+def exchanges(path: Path) -> Iterator[Exchange]:
+    """Exchanges of a file, in order; a conversation without a user's turn has none.
+
+    Raises:
+        DatasetError: the file cannot be read, or a line has no such form.
+    """
     for number, line in _lines(path):
         if number == 1 and line.startswith("["):
             hint = "Write one object a line, as jq -c '.[]' does"
             raise DatasetError(path, number, "a list, not an object on each line", hint=hint)
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError):
-                reason = f"{error.msg} at character {error.pos + 1}"
-            else:
-                deep = isinstance(error, RecursionError)
-                reason = "nested too deeply" if deep else "a number that is too long"
-            raise DatasetError(path, number, f"no JSON: {reason}") from None
-        if not isinstance(record, dict):
-            raise DatasetError(path, number, f"{_kind(record)}, not an object")
-        yield number, record
+            yield from _exchanges(number, _object(line))
+        except _Malformed as error:
+            raise DatasetError(path, number, str(error)) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers."""
     number = 0
     try:
         with path.open("rb") as file:
@@ -144,6 +128,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DatasetError(path, None, error.strerror or str(error)) from None
 
 
+def _object(line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _Malformed(f"no JSON: {error.msg} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise _Malformed("no JSON: nested too deeply") from None
+    except ValueError:
+        raise _Malformed("no JSON: a number that is too long") from None
+    if not isinstance(record, dict):
+        raise _Malformed(f"{_kind(record)}, not an object")
+    return record
+
+
 def _exchanges(line: int, record: Mapping[str, Any]) -> Iterator[Exchange]:
     for turns in _TURNS:
         if turns in record:
@@ -158,11 +156,11 @@ def _exchanges(line: int, record: Mapping[str, Any]) -> Iterator[Exchange]:
 
 
 def _conversation(line: int, messages: tuple[Message, ...]) -> Iterator[Exchange]:
+    asked = False
     for place, message in enumerate(messages):
-        before = messages[:place]
-        asked = any(one["role"] == "user" for one in before)
         if message["role"] == "assistant" and asked and message["content"]:
-            yield Exchange(line, before, message["content"])
+            yield Exchange(line, messages[:place], message["content"])
+        asked = asked or message["role"] == "user"
     if messages and messages[-1]["role"] == "user":
         yield Exchange(line, messages, None)
 
@@ -253,19 +251,14 @@ class Lengths:
         return sum(p <= prompt and o <= output for p, o in pairs) / len(pairs)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Number, mean, maximum and percentiles of some lengths."""
-
-    count: int
-    mean: float
-    longest: int
-    percentiles: Mapping[int, int]
-
-    @classmethod
-    def of(cls, lengths: Sequence[int]) -> Summary:
-        found = {percent: percentile(lengths, percent) for percent in PERCENTILES}
-        return cls(len(lengths), statistics.fmean(lengths), max(lengths), found)
+def summary(lengths: Sequence[int]) -> dict[str, Any]:
+    """Number, mean, maximum and percentiles of at least one length."""
+    return {
+        "count": len(lengths),
+        "mean": statistics.fmean(lengths),
+        "longest": max(lengths),
+        "percentiles": {percent: percentile(lengths, percent) for percent in PERCENTILES},
+    }
 
 
 def percentile(lengths: Sequence[int], percent: int) -> int:
@@ -356,8 +349,9 @@ def workers(rates: Mapping[int, float], most: int) -> Workers | None:
         return None
     best = max(fitting.values())
     offline = next(n for n, rate in fitting.items() if rate >= OFFLINE * best)
-    kept = [n for n, rate in fitting.items() if n <= offline and rate / n >= INTERACTIVE * rates[1]]
-    return Workers(max(kept, default=1), offline)
+    least = INTERACTIVE * rates[1]
+    interactive = [n for n, rate in fitting.items() if n <= offline and rate / n >= least]
+    return Workers(max(interactive, default=1), offline)
 
 
 @dataclass(frozen=True)
@@ -419,8 +413,8 @@ class Profile:
             "file": self.file,
             "exchanges": self.exchanges,
             "counted": self.counted,
-            "prompts": asdict(Summary.of(self.lengths.prompts)),
-            "outputs": asdict(Summary.of(self.lengths.known_outputs)),
+            "prompts": summary(self.lengths.prompts),
+            "outputs": summary(self.lengths.known_outputs),
             "levels": {advice.size.level: asdict(advice) for advice in self.advices},
             "rules": {"interactive": INTERACTIVE, "offline": OFFLINE},
         }

@@ -146,7 +146,7 @@ class Results:
     def ratio(self, result: Result, other: str) -> float | None:
         """Rate over that of another runtime: the median of the ratios of neighboring runs.
 
-        The load of the machine changes slowly, so that it weighs on both of a pair alike.
+        The load of the machine changes slowly, so that it weighs equally on both of a pair.
         """
         theirs = self.find(result.workload, other)
         if theirs is None:
@@ -167,7 +167,7 @@ def measure(
     """Run every workload with every runtime that can.
 
     Each warms up once on each workload. Then they take turns, in an order that is reversed from one
-    repetition to the next, so that the load of the machine weighs on all alike.
+    repetition to the next, so that the load of the machine weighs on all equally.
 
     Args:
         repetitions: runs of each that count.

@@ -1,4 +1,4 @@
-"""What is measured: workloads as values."""
+"""Workloads of a benchmark, as values."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Ragged:
 
     @property
     def tokens(self) -> int:
-        """Of the completions: what a user waits for."""
+        """Of the completions, which a user waits for."""
         return sum(self.completions)
 
     @property

@@ -183,16 +183,16 @@ def print_profile(profile: Profile) -> None:
 
 
 def _percentiles(profile: Profile) -> Table:
-    from mlxrun.analysis.dataset import PERCENTILES, Summary
+    from mlxrun.analysis.dataset import PERCENTILES, summary
 
     counted, total, lengths = profile.counted, profile.exchanges, profile.lengths
     some = f"{counted:,} of {total:,}" if counted < total else f"{total:,}"
     title = f"Tokens of {some} exchange{'s' * (total > 1)} in {profile.file}"
     rows = []
     for name, each in (("prompts", lengths.prompts), ("outputs", lengths.known_outputs)):
-        summary = Summary.of(each)
-        shares = [summary.percentiles[percent] for percent in PERCENTILES]
-        rows.append((name, summary.count, f"{summary.mean:.0f}", *shares, summary.longest))
+        found = summary(each)
+        levels = found["percentiles"].values()
+        rows.append((name, found["count"], f"{found['mean']:.0f}", *levels, found["longest"]))
     return Table(title, ("", "#count", "#mean", *(f"#{p}%" for p in PERCENTILES), "#max"), rows)
 
 

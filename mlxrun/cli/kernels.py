@@ -12,6 +12,7 @@ from mlxrun.cli.console import Bar, Output, Table, json_of, note
 from mlxrun.cli.options import Command
 
 if TYPE_CHECKING:
+    from converters.gguf.types import GGMLType
     from mlxrun.kernels.selftest import Result, Subject
 
 NOT_ON_METAL = "Metal's and CUDA's kernels cannot run here; not yet run on Apple hardware"
@@ -63,8 +64,7 @@ def kernels_command(selftest: bool, names: tuple[str, ...], size: int, as_json: 
         _show(as_json)
 
 
-def _kinds(names: Sequence[str]) -> list[Any]:
-    from converters.gguf.types import GGMLType
+def _kinds(names: Sequence[str]) -> list[GGMLType]:
     from mlxrun.kernels.selftest import TYPES
 
     known = {kind.name: kind for kind in TYPES}
@@ -73,21 +73,20 @@ def _kinds(names: Sequence[str]) -> list[Any]:
             raise click.BadParameter(
                 f"{name!r} is not one of {', '.join(known)}", param_hint="--type"
             )
-    chosen: list[GGMLType] = [known[name.upper()] for name in names]
-    return chosen
+    return [known[name.upper()] for name in names]
 
 
 def _show(as_json: bool) -> None:
     facts = _facts()
     if as_json:
         print(json_of(facts))
-    else:
-        rows = [(name.replace("_", " "), _words(value)) for name, value in facts.items() if value]
-        Output().print(Table("", ("", ""), rows, header=False))
-
-
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return
+    rows = [
+        (name.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value))
+        for name, value in facts.items()
+        if value
+    ]
+    Output().print(Table("", ("", ""), rows, header=False))
 
 
 def _facts() -> dict[str, Any]:
@@ -146,7 +145,7 @@ def _gpu_facts() -> dict[str, Any]:
     }
 
 
-def _subject(kinds: Sequence[Any]) -> Subject:
+def _subject(kinds: Sequence[GGMLType]) -> Subject:
     """The kernels to test.
 
     Raises:
@@ -168,7 +167,7 @@ def _subject(kinds: Sequence[Any]) -> Subject:
     return Subject("CPU", {"blocks": found}, CPU_WAYS, Policy("exact", "float32", packed=False))
 
 
-def _test(kinds: Sequence[Any], size: int, as_json: bool) -> None:
+def _test(kinds: Sequence[GGMLType], size: int, as_json: bool) -> None:
     from mlxrun.kernels import gpu, selftest
 
     subject = _subject(kinds or selftest.TYPES)
@@ -183,25 +182,22 @@ def _test(kinds: Sequence[Any], size: int, as_json: bool) -> None:
     if whole and passed:
         selftest.keep(subject.device, results)
     if as_json:
-        print(json_of({"device": subject.device, "passed": passed, "types": _json(results)}))
+        types = [
+            {
+                "type": result.kind.name,
+                "passed": result.passed,
+                "rows_equal": result.equal,
+                "errors": result.errors,
+                "seconds": result.seconds,
+                "problem": result.problem,
+            }
+            for result in results
+        ]
+        print(json_of({"device": subject.device, "passed": passed, "types": types}))
     else:
         _print(subject, results)
     if not passed:
         click.get_current_context().exit(1)
-
-
-def _json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    return [
-        {
-            "type": result.kind.name,
-            "passed": result.passed,
-            "rows_equal": result.equal,
-            "errors": result.errors,
-            "seconds": result.seconds,
-            "problem": result.problem,
-        }
-        for result in results
-    ]
 
 
 def _print(subject: Subject, results: Sequence[Result]) -> None:

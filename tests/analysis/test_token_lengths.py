@@ -13,8 +13,8 @@ from mlxrun.analysis.dataset import (
     PERCENTILES,
     Exchange,
     Lengths,
-    Summary,
     percentile,
+    summary,
     token_lengths,
 )
 from mlxrun.errors import DatasetError
@@ -34,12 +34,12 @@ def test_a_percentile_covers_as_many_and_no_smaller_one_does(found, percent):
 
 @given(lengths)
 def test_a_summary(found):
-    summary = Summary.of(found)
-    shares = [summary.percentiles[percent] for percent in PERCENTILES]
-    assert shares == sorted(shares)
-    assert summary.count == len(found)
-    assert shares[-1] <= summary.longest == max(found)
-    assert summary.mean == pytest.approx(sum(found) / len(found))
+    made = summary(found)
+    levels = [made["percentiles"][percent] for percent in PERCENTILES]
+    assert levels == sorted(levels)
+    assert made["count"] == len(found)
+    assert levels[-1] <= made["longest"] == max(found)
+    assert made["mean"] == pytest.approx(sum(found) / len(found))
 
 
 def test_both_are_covered_only_together():
