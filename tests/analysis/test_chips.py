@@ -1,4 +1,4 @@
-"""The table of chips: every figure has a source, and names find what they mean."""
+"""The table of chips: every figure has a source, and chips are found by name."""
 
 from __future__ import annotations
 

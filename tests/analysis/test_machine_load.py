@@ -113,7 +113,7 @@ def test_names_with_spaces_and_brackets(tmp_path: Path):
     assert of_proc(tmp_path) == {10: Process("a b) c (d", took), 12: Process("kernel", took)}
 
 
-def test_what_ps_prints():
+def test_processes_in_the_output_of_ps():
     text = f"""\
       1     0 1:02.50 /sbin/launchd
     345     1 112:00.25 /Applications/Some App.app/Contents/MacOS/Some App

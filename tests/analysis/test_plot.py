@@ -1,4 +1,4 @@
-"""Pictures of made-up measurements: what is on them, in every format, and what is refused."""
+"""Plots of made-up measurements: their content in every format, and refusals."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_where_nothing_varies_every_test_is_a_point():
     assert titles(measured(Ragged((1,), (2,)))) == []
 
 
-def test_limits_stand_beside_what_has_them():
+def test_limits_are_lines_of_their_own():
     tests = [{"test": "tg12", "limit": {"rate": 50.0}}, {"test": "tg12 x4", "limit": {"rate": 99}}]
     both = [Decode(12), Decode(12, 0, 4)]
     results = measured(*both, runtime="mlx-lm", into=measured(*both))
@@ -149,7 +149,7 @@ def test_nothing_to_draw_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_refused(tmp_path, monkeypatch):
+def test_files_that_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ParameterError, match=r"ends in .png, .svg, .pdf, .html, not 'a.gif'"):
         check(tmp_path / "a.gif")
     with pytest.raises(ParameterError, match="in a folder that is there"):

@@ -46,7 +46,7 @@ ABOUT = {
 
 @pytest.fixture
 def shown(capsys):
-    """What is printed of results, by line."""
+    """The lines that are printed of results."""
 
     def call(*measured, **about) -> list[str]:
         results = Results()

@@ -46,7 +46,7 @@ def test_a_directory_as_it_is(source, tmp_path):
     assert (tmp_path / "made").is_dir()
 
 
-def test_what_mlx_fails_with_is_told_in_a_line(source, monkeypatch):
+def test_a_failure_of_mlx_is_one_line(source, monkeypatch):
     def fails(*args, **options):
         raise RuntimeError("[malloc] Unable to allocate\n" + "bytes " * 1000)
 

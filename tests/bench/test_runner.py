@@ -51,7 +51,7 @@ def test_an_interrupt_leaves_what_was_measured():
     assert [(r.workload.name, len(r.runs)) for r in results.items] == [("pp1", 2)]
 
 
-def test_what_is_measured_again_takes_its_turns_anew():
+def test_a_workload_that_is_measured_again_takes_its_turns_anew():
     """Runs from before a baseline came would be compared with runs that they did not follow."""
     log: list[str] = []
     results, ours = Results(), Fake("a", log)

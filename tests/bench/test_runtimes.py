@@ -1,4 +1,4 @@
-"""Runs compute what they say: nothing is taken from an earlier run, nothing is left out."""
+"""Runs compute all of their tokens: nothing is reused from an earlier run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_sequences_run_together_however_short(llm, computed):
     assert computed == [150, 150]
 
 
-def test_what_the_model_recommends_is_not_measured(tmp_path, monkeypatch):
+def test_a_models_recommended_sampling_is_not_measured(tmp_path, monkeypatch):
     asked = []
     real = Asker.request
 

@@ -1,6 +1,6 @@
 """Every option of ``mlxrun bench`` once, at tiny sizes: it runs to its end. No times.
 
-What the options mean is tested where they are defined; this is what CI runs of the benchmarks.
+The options' effects are tested where they are defined; CI runs no other benchmarks.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_every_option_is_run_here_or_elsewhere():
     )
 
 
-def test_a_data_set_says_what_to_measure(bench, folder):
+def test_the_recommendation_of_a_data_set_is_measured(bench, folder):
     ran = ("--run", "recommended", "--parallel", "4", "-r", "1", "--json")
     result = bench("--dataset", "chats.jsonl", *ran)
     found = json.loads(result.out)

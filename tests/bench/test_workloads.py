@@ -34,14 +34,14 @@ def test_a_plan_has_every_combination_and_always_one_sequence():
 
 @given(st.integers(2, 400))
 def test_only_what_the_context_holds_is_run(length):
-    wanted = plan([64], [64], [0, 64, 128], [1])
+    workloads = plan([64], [64], [0, 64, 128], [1])
     try:
-        fit, rest = fitting(wanted, length)
+        fit, rest = fitting(workloads, length)
     except ContextLengthError:
-        assert all(workload.length > length for workload in wanted)
+        assert all(workload.length > length for workload in workloads)
         return
     assert all(workload.length <= length for workload in fit)
-    assert sorted(map(repr, fit + rest)) == sorted(map(repr, wanted))
+    assert sorted(map(repr, fit + rest)) == sorted(map(repr, workloads))
 
 
 @given(st.integers(4, 5000), st.integers(1, 40))

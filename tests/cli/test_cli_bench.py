@@ -1,4 +1,4 @@
-"""``mlxrun bench`` at tiny sizes: it runs, and tells the truth about what it ran. No times."""
+"""``mlxrun bench`` at tiny sizes: tables, JSON, CSV and early ends. No times."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def test_wrong_usage(mlxrun_cli, model, wrong):
     assert "Traceback" not in result.err
 
 
-def test_what_the_context_does_not_hold_is_left_out_and_told(mlxrun_cli, model):
+def test_tests_beyond_the_context_are_left_out_and_named(mlxrun_cli, model):
     result = mlxrun_cli("bench", model, "-p", "8,512", "-n", "0", "-r", "1")
     assert result.code == 0
     assert "Left out, longer than the model's context: pp512." in result.out
 
 
-def test_what_memory_does_not_hold_is_left_out_and_told(mlxrun_cli, model, monkeypatch):
+def test_tests_beyond_memory_are_left_out_and_named(mlxrun_cli, model, monkeypatch):
     monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "120M")
     many = ("-p", "8", "-n", "4", "-r", "1", "--parallel", "2000")
     result = mlxrun_cli("bench", model, *many)
@@ -80,14 +80,14 @@ def test_what_memory_does_not_hold_is_left_out_and_told(mlxrun_cli, model, monke
     assert "room for" not in result.out
 
 
-def test_nothing_that_memory_holds(mlxrun_cli, model, monkeypatch):
+def test_no_test_fits_in_memory(mlxrun_cli, model, monkeypatch):
     monkeypatch.setattr("mlxrun.memory.plan.room", lambda: 1 << 20)
     result = mlxrun_cli("bench", model, *SMALL)
     assert (result.code, result.out) == (1, "")
     assert result.err.splitlines()[-1].startswith("error: this needs ")
 
 
-def test_nothing_that_the_context_holds(mlxrun_cli, model):
+def test_no_test_fits_the_context(mlxrun_cli, model):
     result = mlxrun_cli("bench", model, "-p", "1k", "-n", "0")
     assert result.code == 1
     assert result.error.startswith("error: pp1024 needs 1024 tokens")
@@ -132,7 +132,7 @@ def test_an_adapter_changes_the_weights(mlxrun_cli, model):
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv", None])
-def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
+def test_ctrl_c_prints_the_results_so_far(mlxrun_cli, model, monkeypatch, form):
     real, calls = MlxrunRuntime.run, []
 
     def run(self, workload):
@@ -152,7 +152,7 @@ def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, monkeypatch, form):
         assert "Interrupted" in result.out
 
 
-def test_a_failure_prints_what_was_measured(mlxrun_cli, model, monkeypatch):
+def test_a_failure_prints_the_results_so_far(mlxrun_cli, model, monkeypatch):
     real, calls = MlxrunRuntime.run, []
 
     def run(self, workload):

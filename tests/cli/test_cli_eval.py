@@ -54,7 +54,7 @@ def test_a_model_does_not_differ_from_itself(mlxrun_cli, model, text):
     assert found["agreement"]["value"] == 1
 
 
-def test_what_is_said_of_b_is_not_said_of_a(mlxrun_cli, model, text):
+def test_options_of_b_are_not_those_of_a(mlxrun_cli, model, text):
     said = ("--b-cache-type-k", "q4", "--b-cache-type-v", "q4")
     found = json.loads(mlxrun_cli("compare", model, model, text, *SMALL, *said, "--json").out)
     assert found["divergence"]["value"] > 0
@@ -85,7 +85,7 @@ def test_texts_that_cannot_be_scored(mlxrun_cli, model, tmp_path, command, conte
 
 @pytest.mark.parametrize("form", ["--json", None])
 @pytest.mark.parametrize("command", ["perplexity", "compare"])
-def test_ctrl_c_prints_what_was_measured(mlxrun_cli, model, text, monkeypatch, command, form):
+def test_ctrl_c_prints_the_result_so_far(mlxrun_cli, model, text, monkeypatch, command, form):
     kind = DivergenceScorer if command == "compare" else PerplexityScorer
     real, calls = kind.score, []
 

@@ -1,4 +1,4 @@
-"""``bench --roofline`` and the work that ``inspect`` tells, at tiny sizes. No times."""
+"""``bench --roofline`` and the costs that ``inspect`` shows, at tiny sizes. No times."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_without_it_the_device_is_not_measured(mlxrun_cli, model, monkeypatch):
     assert "roofline" not in json.loads(result.out)
 
 
-def test_what_does_not_go_together(mlxrun_cli, model):
+def test_options_that_exclude_each_other(mlxrun_cli, model):
     result = mlxrun_cli("bench", model, *SMALL, "--roofline", "--csv")
     assert (result.code, result.out) == (2, "")
 
@@ -99,7 +99,7 @@ def test_inspect_with_chips(mlxrun_cli, model):
     assert [row.split("  ")[0] for row in rows[2:4]] == ["M1 Pro", "H100"]
 
 
-def test_no_such_chip_is_told_before_a_model_is_looked_for(mlxrun_cli):
+def test_an_unknown_chip_is_refused_before_a_model_is_looked_for(mlxrun_cli):
     result = mlxrun_cli("inspect", "nobody/nothing", "--chip", "h100", "--chip", "m1-por")
     assert (result.code, result.out) == (2, "")
     assert "m1-pro" in result.err

@@ -1,8 +1,8 @@
-"""Makes ``tests/oracle/perplexity.json``: what llama.cpp's logits say of a text.
+"""Makes ``tests/oracle/perplexity.json``: figures of llama.cpp's logits of a text.
 
 usage: PYTHON tests/eval/make_figures.py stories260K.gguf
 
-with a PYTHON that has llama-cpp-python. The demo models are dequantised first: llama.cpp rounds
+with a PYTHON that has llama-cpp-python. The demo models are dequantized first: llama.cpp rounds
 activations to eight bits where weights are Q8_0. Shares no code with what is tested.
 """
 
@@ -31,7 +31,7 @@ CASES = (
 )
 
 
-def dequantised(source: Path, folder: Path) -> Path:
+def dequantized(source: Path, folder: Path) -> Path:
     """The model with float32 weights."""
     target = folder / source.name
     params = llama_cpp.llama_model_quantize_default_params()
@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = {"stories": Path(sys.argv[1])}
         for name in ("demo", "demo-draft"):
-            models[name] = dequantised(ASSETS / f"{name}.gguf", Path(folder))
+            models[name] = dequantized(ASSETS / f"{name}.gguf", Path(folder))
         figures = {
             "about": f"llama-cpp-python {llama_cpp.__version__}, float32, CPU; see make_figures.py",
             "text": text,

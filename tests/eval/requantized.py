@@ -1,6 +1,6 @@
 """A GGUF with its matrices in Q6_K, the most common type that MLX has no exact form for.
 
-The quantiser is the simplest there is; shares no code with what is tested.
+The quantizer is the simplest there is; shares no code with what is tested.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _bytes(d: np.ndarray) -> np.ndarray:
 
 
 def requantized(source: Path, target: Path) -> Path:
-    """Write a copy of a GGUF with every quantised matrix in Q6_K."""
+    """Write a copy of a GGUF with every quantized matrix in Q6_K."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():

@@ -53,5 +53,5 @@ def test_an_exponential_moves_by_its_error(value, error):
     assert got.error == pytest.approx(step, rel=1e-3, abs=1e-12 * got.value)
 
 
-def test_what_no_number_holds_is_infinite():
+def test_an_overflow_is_infinite():
     assert exponential(Estimate(1e4, 0.0)) == Estimate(math.inf, 0.0)

@@ -94,7 +94,7 @@ def test_parts_of_a_window_are_its_logits(tiny, tmp_path, monkeypatch, kind, fir
 
 
 @pytest.mark.parametrize(("keys", "values"), [("q4", "q4"), ("q8", None), ("q4c/32", "q8")])
-def test_a_window_meets_itself_as_it_is_stored(tiny, monkeypatch, keys, values):
+def test_a_window_attends_to_itself_as_it_is_stored(tiny, monkeypatch, keys, values):
     options = {"context": 160, "cache_type_k": keys, "cache_type_v": values}
     whole = tiny.perplexity(TEXT, **options)
     monkeypatch.setattr(prefix_reuse, "PREFILL_CHUNK", 8)
@@ -125,7 +125,7 @@ def test_a_comparison_has_the_perplexities_of_each(tiny, other):
 
 
 def test_policies_on_the_demo_model(tmp_path):
-    """Exact loses nothing, near hardly anything, compact what it says."""
+    """Exact loses nothing, near hardly anything, compact more."""
     path = requantized(ASSETS / "demo.gguf", tmp_path / "demo-q6_k.gguf")
     plain, text = mlxrun.load(path, dtype="float32"), FIGURES["text"]
     exact, near, compact = (
@@ -216,7 +216,7 @@ def test_vocabularies_with_other_tokens(tiny, other, monkeypatch):
 
 
 def _with(tokenizer: mlxrun.Tokenizer, name: str, token: int, value: Any) -> Any:
-    """A method that says something else of one token of one tokenizer."""
+    """A method with another result for one token of one tokenizer."""
     real = getattr(type(tokenizer), name)
     return lambda self, i: value if self is tokenizer and i == token else real(self, i)
 
@@ -229,7 +229,7 @@ def test_texts_that_are_cut_differently(tiny, other, monkeypatch):
         mlxrun.compare(tiny, other, TEXT, context=64)
 
 
-def test_what_there_is_no_memory_for(tiny, monkeypatch):
+def test_an_evaluation_that_does_not_fit_in_memory(tiny, monkeypatch):
     monkeypatch.setenv("MLXRUN_MEMORY_LIMIT", "70MB")
     with pytest.raises(MemoryLimitError, match="scoring the text needs"):
         tiny.perplexity(TEXT, context=64)

@@ -1,4 +1,4 @@
-"""Which tokens are read and scored, against the loops of llama-perplexity written out."""
+"""Windows and scored tokens, against the loops of llama-perplexity written out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BOS = -1
 
 
 def scored(plan) -> list[tuple[list[int], int]]:
-    """What each scored token is predicted from, and the token."""
+    """The prefix of each scored token, and the token."""
     return [
         (window[:place], window[place])
         for window in plan
@@ -61,7 +61,7 @@ def test_the_usual_window_is_the_models_where_that_is_smaller():
     assert windows(text, (), 300).context == 300
 
 
-def test_a_text_is_all_that_a_tokenizer_puts_before_it_and_its_tokens():
+def test_a_text_stands_behind_the_tokenizers_prefix():
     plan = windows(list(range(18)), (-2, -1), 100, context=10)
     assert list(plan) == [[-2, -1, *range(8)], [-2, -1, *range(10, 18)]]
 
@@ -80,7 +80,7 @@ def test_a_text_is_all_that_a_tokenizer_puts_before_it_and_its_tokens():
         ),
     ],
 )
-def test_what_cannot_be(options, message):
+def test_impossible_windows(options, message):
     with pytest.raises(ParameterError, match=message):
         windows(list(range(20)), (), 100, **options)
 

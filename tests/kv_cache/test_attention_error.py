@@ -23,7 +23,7 @@ HEADS, WIDTH, LAYERS = 4, 32, 2
 TOKENS = [*range(300)]
 
 
-def drawn(layer: int, heads: int, what: int) -> np.ndarray:
+def random_states(layer: int, heads: int, what: int) -> np.ndarray:
     rng = np.random.default_rng((layer, what))
     return rng.standard_normal((1, heads, len(TOKENS), WIDTH)).astype(np.float32)
 
@@ -33,7 +33,7 @@ def types(keys: str | None, values: str | None) -> CacheConfig:
 
 
 class Layers:
-    """What the probe needs of a model: layers whose queries, keys and values are known."""
+    """A model of layers whose queries, keys and values are known."""
 
     def __init__(self) -> None:
         self.given: list[mx.array] = []
@@ -45,7 +45,7 @@ class Layers:
         start, count = cache[0].offset, tokens.shape[1]
         for layer, one in enumerate(cache):
             q, k, v = (
-                mx.array(drawn(layer, heads, what)[:, :, start : start + count])
+                mx.array(random_states(layer, heads, what)[:, :, start : start + count])
                 for what, heads in enumerate((HEADS, 2, 2))
             )
             self.given.append(one.attend(q, k, v, scaled(1.0, None, None)))
@@ -55,7 +55,7 @@ class Layers:
 def by_hand(keys: Any, values: Any) -> float:
     wrong = right = 0.0
     for layer in range(LAYERS):
-        q, k, v = (drawn(layer, heads, what) for what, heads in enumerate((HEADS, 2, 2)))
+        q, k, v = (random_states(layer, heads, what) for what, heads in enumerate((HEADS, 2, 2)))
         plain, stored = NaiveCache(), NaiveCache(keys=keys, values=values)
         for cache in (plain, stored):
             cache.update(k, v)
