@@ -72,7 +72,7 @@ def _attention(
 
 
 def _rotate(model: Tiny, x: Array) -> Array:
-    """(T, H, D): neighbours for llama, halves for the others."""
+    """(T, H, D): neighbors for llama, halves for the others."""
     angles, scale = _angles(model, len(x))
     cos, sin = (scale * f(angles)[:, None, :] for f in (np.cos, np.sin))
     out = np.empty_like(x)

@@ -186,7 +186,7 @@ class Tiny:
         return {key: v for key, v in (keys | dict(self.keys)).items() if v is not None}
 
 
-# Types that the gguf package cannot quantise to: scales that give weights of about one.
+# Types that the gguf package cannot quantize to: scales that give weights of about one.
 _RANDOM_ONLY = {
     "Q2_K": 0.05, "Q3_K": 0.02, "Q4_K": 0.005, "Q5_K": 0.0025, "Q6_K": 0.001, "IQ4_XS": 0.0008,
     "IQ2_XXS": 0.02, "IQ2_XS": 0.02, "IQ2_S": 0.02, "IQ3_XXS": 0.01, "IQ3_S": 0.01, "IQ1_S": 0.1,

@@ -48,7 +48,7 @@ KEY, PAUSE, FRAME, HOLD = 0.05, 0.7, 0.08, 5.0
 PATIENCE = 60.0
 
 Event = tuple[float, str]
-# A line of a screen: texts with a colour and whether they are bold.
+# A line of a screen: texts with a color and whether they are bold.
 Line = tuple[tuple[str, str, bool], ...]
 
 THEMES: dict[str, dict[str, str]] = {

@@ -542,7 +542,7 @@ def not_finite(model: Model[Any]) -> NumericError:
         return NumericError(
             f"the model's output is not finite: {', '.join(names[:4])}{more} with infinite numbers "
             "or none (NaN) among the weights",
-            hint="The file is damaged: download or quantise it again",
+            hint="The file is damaged: download or quantize it again",
         )
     dtype = str(model.dtype).removeprefix("mlx.core.")
     return NumericError(

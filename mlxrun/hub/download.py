@@ -510,7 +510,7 @@ def warning(choice: Choice, others: Sequence[Choice]) -> str | None:
     advice = (
         f"the largest of this repository that does is {smaller.label} ({size_text(smaller.size)})"
         if smaller
-        else "look for a smaller quantisation or model"
+        else "look for a smaller quantization or model"
     )
     return f"warning: {choice.label or 'it'} does not fit this machine's memory; {advice}"
 

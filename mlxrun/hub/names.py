@@ -55,7 +55,7 @@ class HubName:
         repo, file = found["repo"], found["file"]
         marks = re.findall(r"([:@])([^:@]*)", found["marks"])
         if len({mark for mark, _ in marks}) < len(marks):
-            raise _malformed(text, "it gives a quantisation or a revision twice")
+            raise _malformed(text, "it gives a quantization or a revision twice")
         values = dict(marks)
         quant, revision = values.get(":"), values.get("@", MAIN)
         if not _is_repo(repo):
@@ -63,7 +63,7 @@ class HubName:
         if file is not None and not (is_safe(file[1:]) and file.lower().endswith(".gguf")):
             raise _malformed(text, f"{file[1:]!r} cannot be a .gguf file in a repository")
         if quant is not None and (file is not None or not _QUANT.fullmatch(quant)):
-            why = "cannot be a quantisation" if file is None else "says again which file"
+            why = "cannot be a quantization" if file is None else "says again which file"
             raise _malformed(text, f"{quant!r} {why}")
         if not _REVISION.fullmatch(revision) or ".." in revision:
             raise _malformed(text, f"{revision!r} cannot be a revision")

@@ -29,7 +29,7 @@ _SUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 _LONGEST_HEADER = 16 << 20
 # Names in the layout keys of version 1.
 _RENAMED = (
-    ("Quantised(", "Quantized("),
+    ("Quantized(", "Quantized("),
     ("ByChannel(", "PerChannel("),
     ("ChannelCache ", "PerChannelCache "),
 )

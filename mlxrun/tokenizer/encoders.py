@@ -50,7 +50,7 @@ class SPMEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         import sentencepiece
 
-        spm = vocabulary.kind == "spm"  # a unigram model's own normaliser sees to the prefix
+        spm = vocabulary.kind == "spm"  # a unigram model's own normalizer sees to the prefix
         self._prefix = " " if spm and vocabulary.add_space_prefix else ""
         self._size = len(vocabulary.tokens)
         try:

@@ -73,7 +73,7 @@ def test_a_session_has_its_types_already(llm):
         llm.session(window=9, cache_type_k="q4c")
 
 
-def test_a_conversation_goes_back_in_a_quantised_cache(llm):
+def test_a_conversation_goes_back_in_a_quantized_cache(llm):
     options = {"temperature": 0, "max_tokens": 8, "ignore_eos": True}
     for types in (TYPES, {"cache_type_k": "q3c/32"}):
         session = llm.session(**types)

@@ -80,7 +80,7 @@ def test_a_bias_in_any_layer_is_a_bias(tmp_path: Path, layers: tuple[int, ...]) 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 @pytest.mark.parametrize("dim", [64, 128])
-def test_llama_3_factors_are_recognised(tmp_path: Path, factor: float, dim: int) -> None:
+def test_llama_3_factors_are_recognized(tmp_path: Path, factor: float, dim: int) -> None:
     model = Tiny(head_dim=dim, keys={"rope.freq_base": 5e5}, rope_freqs=llama31(dim, factor))
     assert config_of(tmp_path, model)["rope_scaling"] == {
         "rope_type": "llama3", "type": "llama3", "factor": factor, "low_freq_factor": 1.0,

@@ -15,8 +15,8 @@ from converters.quantize.policy import POLICIES, Policy
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_on_real_quantisations(oracle: Path, policy: str, half: str) -> None:
-    """One tensor of each type, quantised by llama.cpp."""
+def test_on_real_quantizations(oracle: Path, policy: str, half: str) -> None:
+    """One tensor of each type, quantized by llama.cpp."""
     tensors = {}
     for path in sorted((oracle / "quants").glob("*.gguf")):
         for tensor in read_gguf(path).tensors:

@@ -184,7 +184,7 @@ def test_products_that_a_form_holds_are_told_from_those_that_it_nearly_holds(bit
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_requantizing_is_no_worse_than_mlx_own_quantiser(bits: int) -> None:
+def test_requantizing_is_no_worse_than_mlx_own_quantizer(bits: int) -> None:
     w = np.random.default_rng(bits).standard_t(4, (32, 512)).astype(np.float32)
     theirs = mx.dequantize(*mx.quantize(mx.array(w), group_size=64, bits=bits), 64, bits)
     error = ErrorStats()

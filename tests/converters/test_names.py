@@ -15,7 +15,7 @@ from converters.gguf.names import architecture_of, map_names
 from converters.gguf.reader import GGUFFile, read_gguf
 
 BIASED = ("attn_q", "attn_k", "attn_v")
-#: Architectures whose files keep the rows of queries and keys for the rotation of neighbours.
+#: Architectures whose files keep the rows of queries and keys for the rotation of neighbors.
 REORDERED = {"llama", "granite", "granitemoe", "internlm2", "mistral3", "mixtral", "smollm3"}
 
 

@@ -15,7 +15,7 @@ def some_bytes(seed: int, rows: int, columns: int) -> np.ndarray:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([8, 16, 32]), st.integers(1, 4))
-def test_nibbles_of_a_run_become_neighbours(seed: int, rows: int, run: int, runs: int) -> None:
+def test_nibbles_of_a_run_become_neighbors(seed: int, rows: int, run: int, runs: int) -> None:
     x = some_bytes(seed, rows, run * runs)
     wanted = []
     for row in x.reshape(rows, runs, run):

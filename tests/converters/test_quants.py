@@ -40,7 +40,7 @@ def equal(got: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_array_equal(got, wanted)
 
 
-def test_there_is_a_codec_or_a_float_for_all_that_gguf_can_dequantise() -> None:
+def test_there_is_a_codec_or_a_float_for_all_that_gguf_can_dequantize() -> None:
     readable = {kind.name for kind in Kind if kind in gguf.quants._type_traits}
     floats_and_microscaling = {"F32", "F16", "BF16", "MXFP4", "NVFP4"}
     assert readable - floats_and_microscaling == {kind.name for kind in SHARED}
@@ -124,7 +124,7 @@ KEPT = sorted(kind for kind in CODECS if CODECS[kind].mlx_group)
 
 
 @pytest.mark.parametrize("kind", KEPT, ids=names(KEPT))
-def test_mlx_dequantises_kept_codes_to_the_same_floats(kind: GGMLType) -> None:
+def test_mlx_dequantizes_kept_codes_to_the_same_floats(kind: GGMLType) -> None:
     """The file's own codes under float32 scales: what ``exact`` rests on."""
     rows = 8
     blocks = blocks_of(kind, 4 * rows, seed=5)
@@ -140,7 +140,7 @@ def test_mlx_dequantises_kept_codes_to_the_same_floats(kind: GGMLType) -> None:
 
 
 def test_weights_of_the_oracle(oracle: Path) -> None:
-    """All quantised tensors that llama-quantize wrote, of each of its file types."""
+    """All quantized tensors that llama-quantize wrote, of each of its file types."""
     seen = set()
     for path in sorted((oracle / "quants").glob("*.gguf")):
         for tensor in read_gguf(path).tensors:

@@ -134,7 +134,7 @@ def test_columns_that_share_a_scale_cannot_be_parted(
 def test_rows_of_a_fused_matrix_go_to_their_keys(
     tmp_path: Path, pack: Callable[[str], None]
 ) -> None:
-    """Old files of Qwen 3 Next: queries, keys, values and gates of a key are neighbours."""
+    """Old files of Qwen 3 Next: queries, keys, values and gates of a key are neighbors."""
     pack("blk.0.ssm_in.weight")
     model = replace(read("qwen3next-legacy"))
     model = replace(

@@ -150,7 +150,7 @@ def test_when_tokens_are_read(tiny: Any, mode: Mode) -> None:
     assert engine.num_steps == 10
 
 
-def test_how_much_is_read_at_once_is_learnt_from_steps(tiny: Any) -> None:
+def test_how_much_is_read_at_once_is_learned_from_steps(tiny: Any) -> None:
     """Where any delay is too long, what follows the first step is read token by token."""
     ask = Ask([5, 6, 7, 8] * 50, 1, PARAMS["greedy"](0))
     engine = engine_of(tiny, rows=1, stall=1e-9, prefill=64)

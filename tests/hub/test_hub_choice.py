@@ -39,7 +39,7 @@ MANY = (
         ("bf16", "m-BF16.gguf"),
     ],
 )
-def test_a_quantisation_is_a_whole_word_in_any_case(quant: str, path: str) -> None:
+def test_a_quantization_is_a_whole_word_in_any_case(quant: str, path: str) -> None:
     assert first(f"a/b:{quant}", *MANY) == path
 
 
@@ -57,7 +57,7 @@ def test_the_plain_one_wins_over_the_longer_label() -> None:
     assert first("a/b:Q4_K_XL", paths[0], "m-Q2_K.gguf") == paths[0]
 
 
-def test_without_a_quantisation_the_only_file_or_the_usual_one() -> None:
+def test_without_a_quantization_the_only_file_or_the_usual_one() -> None:
     assert first("a/b", "m-Q2_K.gguf") == "m-Q2_K.gguf"
     assert first("a/b", *MANY) == "m-Q4_K_M.gguf"
     assert first("a/b", "m-Q2_K.gguf", "mmproj-F16.gguf", "m.imatrix.gguf") == "m-Q2_K.gguf"
@@ -145,7 +145,7 @@ def test_a_repository_without_a_model_says_what_it_has(paths: tuple[str, ...], k
         first("a/b", *paths)
 
 
-def test_a_quantisation_of_a_repository_without_gguf_is_an_error() -> None:
+def test_a_quantization_of_a_repository_without_gguf_is_an_error() -> None:
     with pytest.raises(HubError, match="no GGUF files, so no Q4_0"):
         first("a/b:Q4_0", "config.json", "model.safetensors")
 

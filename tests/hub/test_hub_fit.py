@@ -82,7 +82,7 @@ def test_a_model_that_is_too_large_names_the_largest_that_is_not() -> None:
     assert told is not None and told.startswith("warning: Q8_0 does not fit")
     assert told.endswith("is Q5_0 (10.0 GB)")
     alone = download.warning(large, [large])
-    assert alone is not None and alone.endswith("look for a smaller quantisation or model")
+    assert alone is not None and alone.endswith("look for a smaller quantization or model")
 
 
 def test_where_the_system_does_not_say_nothing_is_too_large(

@@ -21,7 +21,7 @@ def test_a_model_whose_scores_go_by_distance_cannot_forget(tmp_path: Path, name:
         model.make_cache(caching(window=8))
 
 
-def test_past_the_last_learnt_position_the_last_one_stays(tmp_path: Path) -> None:
+def test_past_the_last_learned_position_the_last_one_stays(tmp_path: Path) -> None:
     model = load(read("gpt2-small").write(tmp_path / "x.gguf")).model
     assert model.context_length == 96
     logits = model(mx.array([[5] * 100]), model.make_cache())

@@ -32,7 +32,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from tests.eval.make_figures import dequantised, mean
+from tests.eval.make_figures import dequantized, mean
 from tests.real_models.real_models import FIGURES, MODELS, RealModel
 from tests.real_models.real_texts import PROMPTS, STORY, fingerprint, strings
 
@@ -61,14 +61,14 @@ class Judge:
         return list(self.llama.tokenize(text.encode(), add_bos=add_bos, special=special))
 
     def spell(self, tokens: Sequence[int]) -> bytes:
-        """Their text, control tokens spelt out."""
+        """Their text, control tokens spelled out."""
         buffer = ctypes.create_string_buffer(512)
-        spelt = b""
+        spelled = b""
         for token in tokens:
             length = llama_cpp.llama_token_to_piece(self.vocabulary, token, buffer, 512, 0, True)
             assert length >= 0, token
-            spelt += buffer.raw[:length]
-        return spelt
+            spelled += buffer.raw[:length]
+        return spelled
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """After each token, float64 (T, V)."""
@@ -96,8 +96,10 @@ def tokenization(judge: Judge) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         for text, tokens in zip(texts, each, strict=True):
             assert judge.tokens(text, add_bos=True, special=flag) == [*judge.bos, *tokens], text
     differ = [index for index, tokens in enumerate(plain) if special[index] != tokens]
-    spelt = [judge.spell(tokens).decode(errors="replace") for tokens in plain]
-    decoded = {str(index): spelt[index] for index, text in enumerate(texts) if spelt[index] != text}
+    spelled = [judge.spell(tokens).decode(errors="replace") for tokens in plain]
+    decoded = {
+        str(index): spelled[index] for index, text in enumerate(texts) if spelled[index] != text
+    }
     facts = {"strings": fingerprint(texts), "bos": judge.bos, "decoded": decoded}
     arrays = {
         "tokens": flat(plain),
@@ -178,7 +180,7 @@ def perplexity(judge: Judge) -> dict[str, Any]:
 
 def figures(model: RealModel, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        judge = Judge(dequantised(path, Path(folder)))
+        judge = Judge(dequantized(path, Path(folder)))
     cuts, arrays = tokenization(judge)
     facts = {
         "about": f"llama-cpp-python {llama_cpp.__version__}, float32, CPU; see make_figures.py",

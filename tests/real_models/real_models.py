@@ -141,7 +141,7 @@ class Continuation:
         tokens: those that followed, whatever ends a turn among them.
         gaps: how far the best logit was from the second best before each.
         ends: the first of them that ends a turn; None where none does.
-        text: of all that followed, control tokens spelt out.
+        text: of all that followed, control tokens spelled out.
     """
 
     prompt: list[int]

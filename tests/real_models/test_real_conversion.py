@@ -61,7 +61,7 @@ def stored(path: Path, model: RealModel) -> Iterator[tuple[str, np.ndarray]]:
         if model.name == "gemma" and name.endswith("norm"):
             weights = weights - 1
         if model.name == "smollm2" and name in ("attn_q", "attn_k"):
-            # Halves of a head that turn together are neighbours in llama.cpp.
+            # Halves of a head that turn together are neighbors in llama.cpp.
             heads = weights.reshape(-1, 32, 2, weights.shape[-1])
             weights = heads.swapaxes(1, 2).reshape(weights.shape)
         yield (f"model.layers.{layer}." if layer else "") + names[name], weights

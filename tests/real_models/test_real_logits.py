@@ -25,7 +25,7 @@ class Bounds:
     """Of errors against llama.cpp.
 
     Attributes:
-        mean, worst: normalised mean squared errors, on average and of a position.
+        mean, worst: normalized mean squared errors, on average and of a position.
         surprise: nats, of a token.
     """
 

@@ -45,7 +45,7 @@ def test_strings_become_llama_cpps_tokens(
 def test_tokens_become_the_text_that_llama_cpp_spells(
     tokenizer: Tokenizer, figures: Figures
 ) -> None:
-    """Nearly always the string itself: few bytes have no token, and a blank may be spelt ``▁``."""
+    """Nearly always the string itself: few bytes have no token, and a blank may become ``▁``."""
     decoded = figures.facts["decoded"]
     texts = strings()
     assert len(decoded) < 0.06 * len(texts)

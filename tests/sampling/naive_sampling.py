@@ -197,7 +197,7 @@ def pipeline(
         adjusted = dry(adjusted, past, p.dry_penalty_last_n, breakers, *strength)
     candidates = rank(adjusted)
     for (_, more), (_, less) in pairwise(candidates):
-        compare(more, less)  # rounding may swap neighbours
+        compare(more, less)  # rounding may swap neighbors
     if p.temperature == 0:
         return [(candidates[0][0], 0.0)]
     if p.mirostat:

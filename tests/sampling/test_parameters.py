@@ -1,4 +1,4 @@
-"""Sampling parameters: defaults, normalisation, and every wrong value refused by name and range."""
+"""Sampling parameters: defaults, normalization, and every wrong value refused by name and range."""
 
 from __future__ import annotations
 

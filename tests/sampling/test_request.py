@@ -31,7 +31,7 @@ def completion(text: str = "Hello.") -> Completion:
     return Completion(text, (7, 8, 9), "stop", USAGE, (entry,))
 
 
-def test_a_request_normalises_its_lists() -> None:
+def test_a_request_normalizes_its_lists() -> None:
     request = Request([1, 2], SamplingParams(seed=1), max_tokens=4, stop="###")
     assert request.prompt == (1, 2)
     assert request.stop == ("###",)

@@ -720,7 +720,7 @@ constexpr bool SIGNED_DOT = true;  // codes above 127 have to be given as signed
 constexpr bool SIGNED_DOT = false;
 #endif
 
-// acc + sums of four products of neighbours. Codes go up to TOP: where that is below 128, two
+// acc + sums of four products of neighbors. Codes go up to TOP: where that is below 128, two
 // products fit 16 bits, and processors without a dot product need half the work.
 template <int TOP>
 KERNELS_INLINE i32x16 dot(const i32x16& acc, const u8x64& codes, const i8x64& x) {
