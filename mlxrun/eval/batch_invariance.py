@@ -72,8 +72,8 @@ def check_batch(
             progress(done, 6 * requests)
 
     results = []
+    engine = llm.make_engine(EngineConfig(parallel=1, prefix_bytes=0), "direct")
     for kind, temperature in (("greedy", 0.0), ("seeded", 0.8)):
-        engine = llm.make_engine(EngineConfig(parallel=1, prefix_bytes=0), "direct")
         started, alone = time.perf_counter(), []
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             request = llm.inputs.request(

@@ -237,8 +237,10 @@ def compare(
         ParameterError, ContextLengthError, CacheError, MemoryLimitError, NumericError: as
             :func:`~mlxrun.eval.perplexity.perplexity`.
     """
+    from mlxrun.llm import LLM
+
     for name, model in (("a", a), ("b", b)):
-        if not hasattr(model, "tokenizer"):
+        if not isinstance(model, LLM):
             raise ParameterError(name, model, "a model, as mlxrun.load returns it")
     known(options, names_of(CompareOptions))
     given: dict[str, Any] = {**options}
