@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import jinja2
+from jinja2.exceptions import SecurityError
 
 from mlxrun.errors import TemplateError
 from mlxrun.tokenizer.sandbox import LimitError, RefusalError, Sandbox
@@ -87,7 +88,7 @@ class ChatTemplate:
         newlines.
 
         Args:
-            messages: mappings with ``role`` and ``content``, and whatever else the template reads.
+            messages: mappings with ``role``, ``content`` and further fields for the template.
             add_generation_prompt: open the assistant's turn at the end.
             tools: JSON schemas of functions.
             kwargs: more variables, e.g. ``enable_thinking=False``.
@@ -117,12 +118,12 @@ class ChatTemplate:
 
     def _flattened(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Messages with lists of text parts joined, if the template cannot print lists."""
-        joined = {id(message): _joined(message.get("content")) for message in messages}
-        if not any(text is not None for text in joined.values()) or self._prints_parts:
+        joined = [_joined(message.get("content")) for message in messages]
+        if not any(text is not None for text in joined) or self._prints_parts:
             return messages
         return [
-            message if joined[id(message)] is None else message | {"content": joined[id(message)]}
-            for message in messages
+            message if text is None else message | {"content": text}
+            for message, text in zip(messages, joined, strict=True)
         ]
 
     @cached_property
@@ -146,7 +147,9 @@ class ChatTemplate:
             raise
         except LimitError as reason:
             raise TemplateError(f"the chat template {reason}") from None
-        except Exception as reason:  # whatever a template's author can get wrong
+        except SecurityError as reason:
+            raise TemplateError(f"the chat template is refused: {reason}") from None
+        except Exception as reason:  # any mistake in a template
             raise TemplateError(f"the chat template fails: {_say(reason)}") from None
         return "".join(parts)
 
@@ -269,7 +272,7 @@ _BY_MARKERS: Final = (
 
 
 class DefaultTemplate(NamedTuple):
-    """A chat template for a model without one: whose it is, and its source."""
+    """A chat template for a model without one."""
 
     name: str
     source: str
