@@ -18,7 +18,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxrun.analysis.costs import Roof
-from mlxrun.kernels.device import GPU, device
+from mlxrun.kernels.device import device
 from mlxrun.memory.device import cores, room
 
 # Bytes of the arrays, unless caches are larger or memory is short.
@@ -63,11 +63,16 @@ def measure_device(*, nbytes: int | None = None, side: int | None = None) -> Dev
         nbytes: of the array; by default well beyond the caches.
         side: of the square matrices.
     """
-    gpu = device() is GPU
-    cached = 0 if gpu else last_cache()
-    moved = nbytes or _bytes_to_move(gpu=gpu, cached=cached)
-    bandwidth = _moved(moved) if gpu else [_copied(moved), *_moved(moved)]
-    products = _products(side or GPU_SIDE) if gpu else [_product(side or CPU_SIDE, mx.float32)]
+    measured = device()
+    cached = 0 if measured.own_memory else last_cache()
+    moved = nbytes or _bytes_to_move(own_memory=measured.own_memory, cached=cached)
+    bandwidth = _moved(moved)
+    if not measured.own_memory:
+        bandwidth.insert(0, _copied(moved))
+    if measured.half_precision:
+        products = _products(side or GPU_SIDE)
+    else:
+        products = [_product(side or CPU_SIDE, mx.float32)]
     return Device(moved, cached, tuple(bandwidth), tuple(products))
 
 
@@ -78,8 +83,8 @@ def last_cache() -> int:
     return max(sizes, default=0)
 
 
-def _bytes_to_move(*, gpu: bool, cached: int) -> int:
-    nbytes = GPU_BYTES if gpu else max(CPU_BYTES, 4 * cached)
+def _bytes_to_move(*, own_memory: bool, cached: int) -> int:
+    nbytes = GPU_BYTES if own_memory else max(CPU_BYTES, 4 * cached)
     free = room()
     return min(nbytes, int(SHARE * free)) if free else nbytes
 

@@ -60,7 +60,7 @@ def test_arrays_are_larger_than_caches_and_leave_memory_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(device, "room", lambda: 0)  # the system does not say
-    assert device._bytes_to_move(gpu=False, cached=1 << 30) == 4 << 30
-    assert device._bytes_to_move(gpu=True, cached=0) == device.GPU_BYTES
+    assert device._bytes_to_move(own_memory=False, cached=1 << 30) == 4 << 30
+    assert device._bytes_to_move(own_memory=True, cached=0) == device.GPU_BYTES
     monkeypatch.setattr(device, "room", lambda: 1 << 20)
-    assert device._bytes_to_move(gpu=False, cached=0) == 1 << 17
+    assert device._bytes_to_move(own_memory=False, cached=0) == 1 << 17
