@@ -391,30 +391,30 @@ def advise(
     return [Advice(size, count := fits(size.length), workers(rates, count)) for size in found]
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Lengths of a data set, and recommendations for it."""
+def profile_facts(
+    path: Path,
+    exchanges: int,
+    lengths: Lengths,
+    advices: Sequence[Advice],
+    tried: Sequence[Workload],
+    context: int,
+) -> dict[str, Any]:
+    """Lengths of a data set and recommendations for it, as JSON types.
 
-    file: str
-    exchanges: int
-    counted: int  # of the exchanges, a sample
-    lengths: Lengths
-    advices: Sequence[Advice]  # by level
-    trials: Sequence[Workload]  # measured for them; none where that ended early
-    context: int  # of the model, in tokens
-
-    def workloads(self, level: str) -> list[Workload]:
-        (advice,) = (advice for advice in self.advices if advice.size.level == level)
-        return advice.workloads
-
-    def facts(self) -> dict[str, Any]:
-        """The profile as JSON types."""
-        return {
-            "file": self.file,
-            "exchanges": self.exchanges,
-            "counted": self.counted,
-            "prompts": summary(self.lengths.prompts),
-            "outputs": summary(self.lengths.known_outputs),
-            "levels": {advice.size.level: asdict(advice) for advice in self.advices},
-            "rules": {"interactive": INTERACTIVE, "offline": OFFLINE},
-        }
+    Args:
+        exchanges: of the data set; those of a sample have ``lengths``.
+        advices: by level.
+        tried: workloads that were measured for them; none where that ended early.
+        context: of the model, in tokens.
+    """
+    return {
+        "file": path.name,
+        "exchanges": exchanges,
+        "counted": len(lengths.prompts),
+        "prompts": summary(lengths.prompts),
+        "outputs": summary(lengths.known_outputs),
+        "levels": {advice.size.level: asdict(advice) for advice in advices},
+        "rules": {"interactive": INTERACTIVE, "offline": OFFLINE},
+        "tried": [workload.parallel for workload in tried],
+        "context": context,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from dataclasses import asdict
 from typing import Any
 
@@ -35,11 +36,9 @@ def facts(results: Results, about: Facts) -> Facts:
 
 
 def _result(results: Results, result: Result) -> Facts:
-    workload, speedup = result.workload, results.speedup(result)
-    others = [name for name in results.runtimes() if name != OURS]
-    ratios = (
-        {name: results.ratio(result, name) for name in others} if result.runtime == OURS else {}
-    )
+    workload, rate, seconds = result.workload, result.rate, result.seconds.median
+    others = dict.fromkeys(r.runtime for r in results.items if OURS == result.runtime != r.runtime)
+    ratios = {name: results.ratio(result, name) for name in others}
     found: Facts = {
         "test": workload.name,
         "runtime": result.runtime,
@@ -47,19 +46,20 @@ def _result(results: Results, result: Result) -> Facts:
         "tokens": workload.tokens,
         "parallel": workload.parallel,
         "seconds": [run.seconds for run in result.runs],
-        "tokens_per_second": asdict(result.rate),
-        "kv_bytes": result.kv_bytes or None,
-        "peak_memory": result.peak or None,
-        "average_memory": result.average or None,
+        "tokens_per_second": asdict(rate),
+        "kv_bytes": max(run.kv_bytes for run in result.runs) or None,
+        "peak_memory": max(run.peak for run in result.runs) or None,
+        "average_memory": int(statistics.median(run.average for run in result.runs)) or None,
         "faster_than": {name: ratio for name, ratio in ratios.items() if ratio is not None},
     }
     if isinstance(workload, Prefill | FirstToken):
-        found["time_to_first_token"] = result.seconds.median
+        found["time_to_first_token"] = seconds
     if isinstance(workload, FirstToken):
         found["times_idle"] = results.delay(result)
     if isinstance(workload, Decode):
-        found["time_per_token"] = result.per_token
-        found["tokens_per_second_each"] = result.rate.median / workload.parallel
+        speedup = results.speedup(result)
+        found["time_per_token"] = seconds / workload.predict
+        found["tokens_per_second_each"] = rate.median / workload.parallel
         found["speedup"] = speedup
         found["efficiency"] = speedup / workload.parallel if speedup else None
     return found

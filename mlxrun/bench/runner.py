@@ -82,25 +82,6 @@ class Result:
     def seconds(self) -> Spread:
         return Spread.of([run.seconds for run in self.runs])
 
-    @property
-    def per_token(self) -> float:
-        """Seconds between two tokens of a sequence."""
-        workload = self.workload
-        steps = workload.predict if isinstance(workload, Decode) else workload.tokens
-        return self.seconds.median / steps
-
-    @property
-    def kv_bytes(self) -> int:
-        return max(run.kv_bytes for run in self.runs)
-
-    @property
-    def peak(self) -> int:
-        return max(run.peak for run in self.runs)
-
-    @property
-    def average(self) -> int:
-        return int(statistics.median(run.average for run in self.runs))
-
 
 @dataclass
 class Results:
@@ -122,10 +103,6 @@ class Results:
         return next(
             (r for r in self.items if r.workload == workload and r.runtime == runtime), None
         )
-
-    def runtimes(self) -> list[str]:
-        """Names in the order of their first run."""
-        return list(dict.fromkeys(result.runtime for result in self.items))
 
     def speedup(self, result: Result) -> float | None:
         """Rate of parallel sequences over that of one alone, by the same runtime."""

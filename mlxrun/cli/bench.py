@@ -33,7 +33,7 @@ from mlxrun.config import CacheConfig, StorageOptions
 from mlxrun.errors import MlxrunError
 
 if TYPE_CHECKING:
-    from mlxrun.analysis.dataset import Exchange, Profile
+    from mlxrun.analysis.dataset import Advice, Exchange
     from mlxrun.bench.runner import Runtime
     from mlxrun.llm import LLM
     from mlxrun.memory.plan import MemoryPlan
@@ -198,10 +198,10 @@ def bench_command(
     load_seconds = time.perf_counter() - started
     bench = Bench(llm, load_seconds, cast(StorageOptions, stored), repetitions, mixed=mixed)
     memory = plan_loaded(llm.model, llm.config, cache=cache)
-    profile = None
+    profile: Facts = {}
     if dataset and exchanges:
-        profile = _profile(dataset, *exchanges, llm, memory, bench, parallel)
-        workloads = profile.workloads(level) if level else []
+        advices, profile["dataset"] = _profile(dataset, *exchanges, llm, memory, bench, parallel)
+        workloads = [w for each in advices if each.size.level == level for w in each.workloads]
     elif mixed:
         workloads += [ragged(llm.context_length), *behind(llm.context_length)]
     short, too_long = fitting(workloads, llm.context_length)
@@ -222,7 +222,7 @@ def bench_command(
         "room": _room(llm, memory, workloads),
         "left_out": {"context": [w.name for w in too_long], "memory": [w.name for w in too_large]},
         **limits,
-        **({"dataset": profile.facts()} if profile else {}),
+        **profile,
     }
     found = facts(bench.results, about)
     if as_json:
@@ -230,7 +230,7 @@ def bench_command(
     elif as_csv:
         sys.stdout.write(flat(found))
     else:
-        _print_tables(bench.results, about, profile)
+        _print_tables(found)
     if plot:
         from mlxrun.analysis.plot import draw
 
@@ -395,9 +395,9 @@ def _profile(
     memory: MemoryPlan,
     bench: Bench,
     parallel: Sequence[int] | None,
-) -> Profile:
+) -> tuple[list[Advice], Facts]:
     """Count tokens, try numbers of sequences, and recommend lengths and numbers."""
-    from mlxrun.analysis.dataset import TRIED, Profile, advise, sizes, token_lengths, trials
+    from mlxrun.analysis.dataset import TRIED, advise, profile_facts, sizes, token_lengths, trials
 
     with Bar("Counting tokens", count="exchanges") as bar:
         lengths = token_lengths(path, exchanges, llm.tokenizer, bar)
@@ -410,14 +410,14 @@ def _profile(
     results = filter(None, map(bench.results.find, tried))
     rates = {result.workload.parallel: result.rate.median for result in results}
     advices = advise(found, rates, memory.parallel_for)
-    return Profile(path.name, count, len(exchanges), lengths, advices, tried, llm.context_length)
+    return advices, profile_facts(path, count, lengths, advices, tried, llm.context_length)
 
 
-def _print_tables(results: Results, about: Facts, profile: Profile | None) -> None:
+def _print_tables(found: Facts) -> None:
     from mlxrun.cli.bench_tables import print_profile, print_results
 
-    if profile:
-        print_profile(profile)
-    print_results(results, about)
-    if "roofline" in about:
-        print_roofline(about["roofline"])
+    if "dataset" in found:
+        print_profile(found["dataset"])
+    print_results(found)
+    if "roofline" in found:
+        print_roofline(found["roofline"])

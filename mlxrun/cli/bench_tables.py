@@ -1,50 +1,42 @@
-"""Measurements, and profiles of data sets, as tables for people."""
+"""Facts of benchmarks and profiles of data sets as tables for people."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlxrun.bench.report import REFERENCE, reference_speedup
-from mlxrun.bench.runner import OURS, Result, Results
-from mlxrun.bench.workloads import Decode, Prefill, Ragged
+from mlxrun.bench.report import reference_speedup
+from mlxrun.bench.runner import OURS
 from mlxrun.cli.console import Output, Table, size
 from mlxrun.cli.roofline import number
-
-if TYPE_CHECKING:
-    from mlxrun.analysis.dataset import Profile
 
 Facts = dict[str, Any]
 
 _LEFT_OUT = {"context": "longer than the model's context", "memory": "more than memory holds"}
 
 
-def print_results(results: Results, about: Facts) -> None:
+def print_results(found: Facts) -> None:
     """Results, and below them the machine, its load, and the tests that were left out."""
     out = Output()
-    alone = [r for r in results.items if _is_plain(r) and r.workload.parallel == 1]
-    decodes = [r for r in results.items if isinstance(r.workload, Decode)]
-    together = decodes if any(r.workload.parallel > 1 for r in decodes) else []
-    mixed = [r for r in results.items if not _is_plain(r)]
-    for title, shown, columns, cells in (
+    alone = [r for r in found["results"] if "context" in r["workload"] and r["parallel"] == 1]
+    decodes = [r for r in found["results"] if "predict" in r["workload"]]
+    together = decodes if any(r["parallel"] > 1 for r in decodes) else []
+    mixed = [r for r in found["results"] if "context" not in r["workload"]]
+    for title, results, columns, cells in (
         ("One sequence", alone, _ALONE, _alone),
         ("Sequences together", together, _TOGETHER, _together),
         ("Mixed requests", mixed, _MIXED, _mixed),
     ):
-        if shown:
-            rows = [cells(results, result) for result in shown]
-            out.print(_compared(title, results, shown, columns, rows))
+        if results:
+            out.print(_compared(title, results, columns, [cells(each) for each in results]))
             out.print()
-    if any(result.workload.parallel in (2, 4, 8) for result in together):
-        rates = REFERENCE["tokens_per_second"]
-        each = ", ".join(f"{rate} at {rows}" for rows, rate in rates.items())
-        out.print(f"Reference, another machine and model: {REFERENCE['what']}: {each} tokens/s.")
-    for line in _notes(about):
+    if any(result["parallel"] in (2, 4, 8) for result in together):
+        reference = found["reference"]
+        rates = ", ".join(f"{v} at {n}" for n, v in reference["tokens_per_second"].items())
+        out.print(f"Reference, another machine and model: {reference['what']}: {rates} tokens/s.")
+    for line in _notes(found):
         out.print(line)
-
-
-def _is_plain(result: Result) -> bool:
-    return isinstance(result.workload, Prefill | Decode)
 
 
 _SPEED = ("#tokens/s", "#min-max")
@@ -62,70 +54,69 @@ _TOGETHER = (
 _MIXED = (*_SPEED, "#all of it", "#first token", "#x idle")
 
 
-def _alone(results: Results, result: Result) -> Sequence[object]:
-    if isinstance(result.workload, Prefill):
-        times = (_duration(result.seconds.median), "")
-    else:
-        times = ("", _duration(result.per_token))
-    memory = (_bytes(result.kv_bytes), _bytes(result.average), _bytes(result.peak))
-    return (*_speed(result), *times, *memory)
-
-
-def _together(results: Results, result: Result) -> Sequence[object]:
-    parallel, speedup = result.workload.parallel, results.speedup(result)
-    reference = reference_speedup(parallel)
+def _alone(result: Facts) -> Sequence[object]:
     return (
-        parallel,
         *_speed(result),
-        number(result.rate.median / parallel),
-        *(("", "") if speedup is None else (f"{speedup:.2f}x", f"{speedup / parallel:.0%}")),
-        _bytes(result.kv_bytes),
-        _bytes(result.peak),
-        f"{reference:.2f}x" if reference else "",
+        _duration(result.get("time_to_first_token")),
+        _duration(result.get("time_per_token")),
+        *(_bytes(result[name]) for name in ("kv_bytes", "average_memory", "peak_memory")),
     )
 
 
-def _mixed(results: Results, result: Result) -> Sequence[object]:
-    duration, delay = _duration(result.seconds.median), results.delay(result)
-    if isinstance(result.workload, Ragged):
-        return (*_speed(result), duration, "", "")
-    return ("", "", "", duration, "" if delay is None else f"{delay:.2f}x")
+def _together(result: Facts) -> Sequence[object]:
+    speedup = result["speedup"]
+    return (
+        result["parallel"],
+        *_speed(result),
+        number(result["tokens_per_second_each"]),
+        _times(speedup),
+        "" if speedup is None else f"{result['efficiency']:.0%}",
+        _bytes(result["kv_bytes"]),
+        _bytes(result["peak_memory"]),
+        _times(reference_speedup(result["parallel"])),
+    )
+
+
+def _mixed(result: Facts) -> Sequence[object]:
+    if "time_to_first_token" in result:
+        times = (_duration(result["time_to_first_token"]), _times(result["times_idle"]))
+        return ("", "", "", *times)
+    return (*_speed(result), _duration(statistics.median(result["seconds"])), "", "")
 
 
 def _compared(
     title: str,
-    results: Results,
-    shown: Sequence[Result],
+    results: Sequence[Facts],
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
 ) -> Table:
     """A table with, where there are baselines, the runtime of each test and ratios to mlxrun's."""
-    runtimes = list(dict.fromkeys(result.runtime for result in shown))
-    others = [name for name in runtimes if name != OURS]
+    others = dict.fromkeys(r["runtime"] for r in results if r["runtime"] != OURS)
     heads = ["test", *(["runtime"] if others else []), *columns, *(f"#x {n}" for n in others)]
     cells = []
-    for result, row in zip(shown, rows, strict=True):
-        runtime = [result.runtime] if others else []
-        ratios = [_ratio(results, result, other) for other in others]
-        cells.append((result.workload.name, *runtime, *row, *ratios))
+    for result, row in zip(results, rows, strict=True):
+        runtime = [result["runtime"]] if others else []
+        ratios = [_times(result["faster_than"].get(other)) for other in others]
+        cells.append((result["test"], *runtime, *row, *ratios))
     return Table(title, heads, cells)
 
 
-def _ratio(results: Results, result: Result, other: str) -> str:
-    ratio = results.ratio(result, other) if result.runtime == OURS else None
+def _speed(result: Facts) -> tuple[str, str]:
+    rate = result["tokens_per_second"]
+    return number(rate["median"]), f"{number(rate['low'])}-{number(rate['high'])}"
+
+
+def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
-def _speed(result: Result) -> tuple[str, str]:
-    rate = result.rate
-    return number(rate.median), f"{number(rate.low)}-{number(rate.high)}"
-
-
-def _duration(seconds: float) -> str:
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
     return f"{number(seconds)} s" if seconds >= 1 else f"{number(1e3 * seconds)} ms"
 
 
-def _bytes(count: int) -> str:
+def _bytes(count: int | None) -> str:
     return size(count) if count else ""
 
 
@@ -171,7 +162,7 @@ def _load(use: Facts) -> Iterator[str]:
         yield "Other programs used this machine: these figures are lower than it can do."
 
 
-def print_profile(profile: Profile) -> None:
+def print_profile(profile: Facts) -> None:
     """Lengths of a data set, and recommendations for it."""
     out = Output()
     for shown in (_percentiles(profile), _recommended(profile)):
@@ -182,43 +173,43 @@ def print_profile(profile: Profile) -> None:
     out.print()
 
 
-def _percentiles(profile: Profile) -> Table:
-    from mlxrun.analysis.dataset import PERCENTILES, summary
-
-    counted, total, lengths = profile.counted, profile.exchanges, profile.lengths
+def _percentiles(profile: Facts) -> Table:
+    counted, total = profile["counted"], profile["exchanges"]
     some = f"{counted:,} of {total:,}" if counted < total else f"{total:,}"
-    title = f"Tokens of {some} exchange{'s' * (total > 1)} in {profile.file}"
+    title = f"Tokens of {some} exchange{'s' * (total > 1)} in {profile['file']}"
+    levels = profile["prompts"]["percentiles"]
     rows = []
-    for name, each in (("prompts", lengths.prompts), ("outputs", lengths.known_outputs)):
-        found = summary(each)
-        levels = found["percentiles"].values()
-        rows.append((name, found["count"], f"{found['mean']:.0f}", *levels, found["longest"]))
-    return Table(title, ("", "#count", "#mean", *(f"#{p}%" for p in PERCENTILES), "#max"), rows)
+    for name in ("prompts", "outputs"):
+        found = profile[name]
+        tokens = (*found["percentiles"].values(), found["longest"])
+        rows.append((name, found["count"], f"{found['mean']:.0f}", *tokens))
+    return Table(title, ("", "#count", "#mean", *(f"#{level}%" for level in levels), "#max"), rows)
 
 
-def _recommended(profile: Profile) -> Table:
+def _recommended(profile: Facts) -> Table:
     rows = []
-    for advice in profile.advices:
-        one, workers = advice.size, advice.workers
-        at_once = (workers.interactive, workers.offline) if workers else ("", "")
-        fits = f"{advice.fits:,}" if advice.fits < 10**6 else "any"
-        lengths = (one.prompt, one.predict, f"{one.both:.0%}")
-        rows.append((one.level, f"{one.percent}%", *lengths, fits, *at_once))
+    for level, advice in profile["levels"].items():
+        lengths, workers = advice["size"], advice["workers"]
+        at_once = (workers["interactive"], workers["offline"]) if workers else ("", "")
+        fits = f"{advice['fits']:,}" if advice["fits"] < 10**6 else "any"
+        sizes = (lengths["prompt"], lengths["predict"], f"{lengths['both']:.0%}")
+        rows.append((level, f"{lengths['percent']}%", *sizes, fits, *at_once))
     columns = ("coverage", "#of each", "#n-prompt", "#n-predict", "#of both", "#fit in memory")
     return Table("What to measure", (*columns, "#workers, interactive", "#workers, offline"), rows)
 
 
-def _profile_notes(profile: Profile) -> Iterator[str]:
-    from mlxrun.analysis.dataset import INTERACTIVE, OFFLINE
-
-    if profile.trials:
-        counts = ", ".join(str(workload.parallel) for workload in profile.trials)
+def _profile_notes(profile: Facts) -> Iterator[str]:
+    if profile["tried"]:
+        counts, rules = ", ".join(map(str, profile["tried"])), profile["rules"]
         yield (
             f"Workers, of {counts}: interactive is the most at which each keeps "
-            f"{INTERACTIVE:.0%} of the rate that it has alone, offline the fewest that reach "
-            f"{OFFLINE:.0%} of the best rate together."
+            f"{rules['interactive']:.0%} of the rate that it has alone, offline the fewest that "
+            f"reach {rules['offline']:.0%} of the best rate together."
         )
-    long = [one.size for one in profile.advices if one.size.length > profile.context]
-    if long:
-        named = ", ".join(f"{each.level} ({each.length} tokens)" for each in long)
-        yield f"Longer than the model's context of {profile.context} tokens: {named}."
+    lengths = {
+        level: advice["size"]["prompt"] + advice["size"]["predict"]
+        for level, advice in profile["levels"].items()
+    }
+    if long := [f"{k} ({n} tokens)" for k, n in lengths.items() if n > profile["context"]]:
+        context = profile["context"]
+        yield f"Longer than the model's context of {context} tokens: {', '.join(long)}."

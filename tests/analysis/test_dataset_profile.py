@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,11 +16,11 @@ from mlxrun.analysis.dataset import (
     SHORTEST,
     Advice,
     Lengths,
-    Profile,
     Size,
     Workers,
     advise,
     benchmark_length,
+    profile_facts,
     sizes,
     trials,
     workers,
@@ -98,8 +99,8 @@ def test_advice_fits_in_memory():
     assert found[0].workloads == [Prefill(16), Decode(32, 16), Decode(32, 16, 4)]
     assert Advice(small, 0, None).workloads == [Prefill(16), Decode(32, 16)]
     lengths = Lengths([1, 2], [3, None])
-    profile = Profile("data.jsonl", 2, 2, lengths, found, [], 192)
-    facts = json.loads(json.dumps(profile.facts()))
+    facts = profile_facts(Path("data.jsonl"), 2, lengths, found, [], 192)
+    facts = json.loads(json.dumps(facts))
     assert facts["levels"]["small"]["workers"] == {"interactive": 4, "offline": 4}
     assert (facts["prompts"]["count"], facts["outputs"]["count"]) == (2, 1)
 

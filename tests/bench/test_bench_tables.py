@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlxrun.bench.report import facts
 from mlxrun.bench.runner import Results, Run
 from mlxrun.bench.workloads import Decode, FirstToken, Prefill, Ragged
 from mlxrun.cli.bench_tables import print_results
@@ -52,7 +53,7 @@ def shown(capsys):
         results = Results()
         for workload, runtime, seconds in measured:
             results.add(workload, runtime, Run(seconds, 2_000_000, 5_000_000, 3_000_000))
-        print_results(results, ABOUT | about)
+        print_results(facts(results, ABOUT | about))
         return capsys.readouterr().out.splitlines()
 
     return call

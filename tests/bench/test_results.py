@@ -34,7 +34,8 @@ def test_rates_are_tokens_over_seconds(times):
     rate = result.rate
     assert rate.low <= rate.median <= rate.high
     assert rate.low <= rate.mean * (1 + 1e-9)
-    assert result.per_token == pytest.approx(result.seconds.median / 10)
+    (found,) = facts(Results([result]), {})["results"]
+    assert found["time_per_token"] == pytest.approx(result.seconds.median / 10)
 
 
 def test_a_spread():
