@@ -53,7 +53,7 @@ def convert(
             (:func:`converters.quantize.recipe.recipe`).
 
     Raises:
-        MlxrunError: one of its subclasses says what is wrong.
+        MlxrunError: its subclasses say what failed.
     """
     config = ConversionConfig.of(options, "adapter", "overwrite", "progress")
     choice = recipe_of(config)
@@ -109,7 +109,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         source: as :func:`mlxrun.load` takes it.
 
     Raises:
-        MlxrunError: one of its subclasses says what is wrong.
+        MlxrunError: its subclasses say what failed.
     """
     return read_tokenizer(resolve(source))
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Knows nothing of what is in them."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from converters.staging import follow, staged, sync_folder
 
-# Of files that nobody else may read.
+# Of files that no other user may read.
 _PRIVATE = 0o600
 
 
 @contextmanager
 def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator[Path]:
-    """A new file beside a path, for the block to fill; it takes the path's name when that is done.
+    """A new file for the block to fill, which takes the path's name at the end of the block.
 
-    Whatever else ends the block leaves what was there as it was.
+    An exception in the block leaves the old file as it was.
 
     Args:
         ending: of the new file's own name, for writers that go by it.
@@ -28,7 +28,7 @@ def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator
 
     Raises:
         OSError: it cannot be written, the path is of something other than a regular file, or of
-            another user's link in a folder that everybody can write to.
+            another user's link in a folder that any user can write to.
     """
     check_regular(path)
     path = follow(path)  # a link stays one

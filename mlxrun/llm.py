@@ -112,7 +112,7 @@ def load(
         MemoryLimitError: the weights alone exceed this machine's memory. The environment variable
             ``MLXRUN_MEMORY_LIMIT`` (bytes such as ``24GB``, or ``none``) sets another limit.
         ProcessError: this process was forked from one that had already loaded a model.
-        MlxrunError: one of its subclasses says what is wrong with the source.
+        MlxrunError: the source cannot be loaded; its subclasses say why.
     """
     config = LoadConfig.of(options, "progress")
     check_process()
@@ -172,7 +172,7 @@ class LLM:
         model: the transformer.
         tokenizer: text to token ids and back.
         config: ``config.json`` in Hugging Face terms.
-        report: what the conversion of a GGUF did to each tensor; None for a directory.
+        report: the conversion of each tensor of a GGUF; None for a directory.
         source: where it came from.
         storage: how the weights are stored, and why (``storage.reason``).
         products: the option of that name, where the weights are a GGUF's own blocks; else None.
@@ -223,10 +223,10 @@ class LLM:
 
     @property
     def prefix_cache(self) -> PrefixCache:
-        """Beginnings of prompts that were computed, for later ones that share them.
+        """Prefixes of earlier prompts, for later ones that share them.
 
         Sessions, :meth:`batch` and engines use it. Its ``budget`` in bytes may be set, 0 turns it
-        off; ``figures`` says what it is worth.
+        off; ``figures`` has its statistics.
         """
         with self._making:
             if self._prefix_cache is None:
@@ -255,7 +255,7 @@ class LLM:
         return self.model.context_length
 
     def logits(self, ids: Sequence[int]) -> mx.array:
-        """What the model expects after each token.
+        """The logits after each token.
 
         Args:
             ids: T token ids, at least one.
@@ -511,7 +511,7 @@ class LLM:
             session=session,
             streams=streams,
             holds=progress is not None,
-            # A request alone has the operations of a cold start, whatever was asked before.
+            # A request alone has the operations of a cold start, whatever is cached.
             reuse_step=1 if session else PREFILL_CHUNK,
             started=started,
         )

@@ -49,7 +49,7 @@ class _ThreadStreams:
 
 
 def _new_streams() -> list[mx.Stream]:
-    """One for each device, for any thread; to be made while both locks are held.
+    """One for each device, for any thread; to be made with both locks.
 
     MLX adds them to a table that it reads without a lock whenever it evaluates.
     """

@@ -1,4 +1,4 @@
-"""What the engine and :class:`mlxrun.LLM` need of a model, whoever defines its layers."""
+"""The contract between the engine and a model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelSummary:
 
 
 class Model(Protocol[M]):
-    """Immutable weights and a forward pass; what it remembers lives in memories.
+    """Immutable weights and a forward pass; all state is in KV caches.
 
     Attributes:
         vocab_size: logits of a token.
@@ -48,8 +48,8 @@ class Model(Protocol[M]):
         nbytes: of all weights.
         fused: whether the kernels of this package compute its layers.
         mapped: bytes among them that are pages of a file, which the system can drop and read again.
-        summary: what it is.
-        joint: whether tokens of several sequences may share a pass; it is a :class:`JointModel`.
+        summary: its family and sizes.
+        joint: whether tokens of several sequences may share a pass; the engine batches them.
     """
 
     joint: bool
@@ -90,8 +90,7 @@ class Model(Protocol[M]):
         """Empty caches, for ``__call__``.
 
         Raises:
-            CacheError: the model cannot forget, needs to see everything, or stores keys and values
-                in its own way.
+            CacheError: the model cannot evict tokens, or stores keys and values in its own way.
             ParameterError: no such type, or none that fits the model.
         """
 
@@ -99,7 +98,7 @@ class Model(Protocol[M]):
         """See to it that mapped files are whole; called wherever results are read.
 
         Raises:
-            GGUFError: one has been cut short: what was computed since then is wrong.
+            GGUFError: one has been cut short, and results since then are wrong.
         """
 
     def damaged(self) -> list[str]:

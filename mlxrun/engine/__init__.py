@@ -1,1 +1,1 @@
-"""The engine: one loop that turns requests into tokens, and what it is made of."""
+"""One loop that turns requests into tokens, and its parts."""

@@ -23,7 +23,7 @@ OnToken = Callable[[int, Chunk], None]
 PATIENCE = 2.0
 # What holds for all requests of a batch.
 _SHARED = ("parallel", "context", "deterministic", "stall", "prefix_bytes")
-# What may be given once for all prompts, or as a list with a value for each.
+# Options with one value for all prompts, or a list with a value for each.
 _EACH = (
     *("max_tokens", "temperature", "seed", "priority", "deadline", "params", "ignore_eos"),
     *names_of(StorageOptions),
@@ -59,7 +59,7 @@ def batch(
     Raises:
         ParameterError, ContextLengthError: as :meth:`LLM.stream` raises them, before anything is
             computed.
-        MemoryLimitError: there is never room for one of them, or none for what is asked for.
+        MemoryLimitError: a prompt can never fit, or ``parallel`` and ``context`` do not.
         NumericError: the model computes no numbers for a prompt.
     """
     if isinstance(prompts, str) or not isinstance(prompts, Sequence):

@@ -13,14 +13,14 @@ from mlxrun.sampling.sampler import SamplerBatch
 
 # Rows of a block: fewer attend over less that is not theirs, more need fewer operations.
 BLOCK_ROWS = 32
-# One of so many rows of a block may be idle before it is packed, which copies what is cached.
+# One of so many rows of a block may be idle before it is packed, which copies the others' caches.
 IDLE_SHARE = 4
 
 Kind = tuple[Hashable, ...]
 
 
 class Placed(Protocol):
-    """What has a row of a block."""
+    """A sequence, as far as its row is concerned."""
 
     block: Block | None
     row: int
@@ -110,7 +110,7 @@ class Block:
         self._measure()
 
     def advance(self) -> None:
-        """Note a step of all rows; idle ones compute what the next sequence overwrites."""
+        """Note a step of all rows; idle ones compute tokens that the next sequence overwrites."""
         self.length += 1
         self.steady += 1
         if None in self.rows:

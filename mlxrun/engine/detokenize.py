@@ -20,7 +20,7 @@ class OutputProcessor:
         started: arrival of the request, seconds of ``time.perf_counter``.
 
     Attributes:
-        num_cached: prompt tokens that a cache held.
+        num_cached: prompt tokens taken from a cache.
         finish_reason: None while it runs.
     """
 
@@ -52,7 +52,7 @@ class OutputProcessor:
         return Chunk(text, (token,), tuple(self._with_bytes(entry) for entry in logprobs))
 
     def finish(self, reason: FinishReason | None = None, *, peak_memory: int = 0) -> Chunk:
-        """The last chunk: text that was held back, the finish reason and usage."""
+        """The last chunk: text held back for stop strings, the finish reason and usage."""
         rest, _ = self._stops.add(self._text.finish())
         reason = reason or self.finish_reason or "length"
         return Chunk(rest + self._stops.finish(), (), (), reason, self._usage(peak_memory))

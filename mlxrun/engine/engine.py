@@ -508,7 +508,7 @@ class Engine:
             self.runner.rest()
 
     def _recover(self) -> None:
-        """After an interrupted step: what was not read is sampled again, from new caches."""
+        """After an interrupted step: tokens that were not read are sampled again."""
         self._in_flight = None
         for sequence in self.scheduler.running:
             self.runner.undo_sampling(sequence)
@@ -689,7 +689,7 @@ class Engine:
 
     @property
     def figures(self) -> EngineStats:
-        """What it was sized for, and what it has done so far."""
+        """Its size, and counts so far."""
         room = self._budget.room if self._budget else None
         return EngineStats(
             room.parallel if room else self.scheduler.rows,

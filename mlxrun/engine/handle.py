@@ -50,12 +50,12 @@ class Handle:
 
         Raises:
             TimeoutError: the request has not ended by then.
-            MlxrunError: what the request failed with.
+            MlxrunError: the request failed.
         """
         sequence = self._sequence
         with self._reading(), sequence.changed:
             if not sequence.changed.wait_for(lambda: sequence.finished, timeout):
-                raise TimeoutError(f"the reply is not complete after {timeout:g} s")
+                raise TimeoutError(f"the completion is not there after {timeout:g} s")
         return completed(list(self))
 
     def __iter__(self) -> Iterator[Chunk]:

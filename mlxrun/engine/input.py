@@ -141,7 +141,7 @@ class InputProcessor:
         if room < 1:
             raise ContextLengthError(
                 f"the prompt has {len(request.prompt)} tokens, {whose} holds {length}",
-                hint='Shorten it, or forget old tokens: attention="window:N" (--attention '
+                hint='Shorten it, or evict old tokens: attention="window:N" (--attention '
                 "window:N), or a session with a window",
             )
         return min(request.max_tokens or room, room)

@@ -30,12 +30,12 @@ class KVBudget:
         chunk: prompt tokens of a step.
 
     Attributes:
-        memory: bytes for KV caches; None where the system does not say what there is.
+        memory: bytes for KV caches; None where the system does not say.
         room: sequences at once, and tokens of each.
 
     Raises:
         ParameterError, CacheError: the model cannot have such caches.
-        MemoryLimitError: there is no room for what is asked for, or for a single token.
+        MemoryLimitError: ``parallel`` and ``context`` do not fit, or not a single token does.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What the sequences of an engine take from the prefix cache, and store in it.
+"""Prefixes that the sequences of an engine take over from the prefix cache, and store in it.
 
 A sequence looks up its prefix when it is about to prefill, not when it arrives, so that it finds
-what those before it have stored meanwhile. One that would prefill what another is prefilling just
-now waits for it.
+prefixes that were stored meanwhile. One that would repeat the prefill of another sequence waits for
+it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.prefix_cache import PrefixCache, common_prefix_len
 
 # Tokens of a forward pass of prefill: enough for matrix products to be efficient, few enough to
-# bound its memory and to report progress. What has been prefilled is stored as often.
+# bound its memory and to report progress. Prefixes are stored at multiples of it.
 PREFILL_CHUNK = 512
-# Tokens from which a prefix is worth being held in common, with a product of its own in attention.
+# The shortest prefix to share between rows, with a product of its own in attention.
 MIN_SHARED = 256
-# The share of the tokens saved at best that a prefix must save which others share already.
+# A prefix that is shared already is preferred if it saves this share of the best one's tokens.
 NEARLY = 0.8
 
 
@@ -29,12 +29,12 @@ class PrefixReuse:
     def __init__(self, cache: PrefixCache) -> None:
         self.cache = cache
         self._running: dict[Sequence, tuple[str, ...]] = {}  # with the kinds of their caches
-        self._changed = False  # whether what waits must be found out again
+        self._changed = False  # whether waiting sequences are to be determined again
         self.num_reused = 0
 
     @property
     def shared_nbytes(self) -> int:
-        """Bytes of prefixes that running sequences hold in common."""
+        """Bytes of prefixes that running sequences share."""
         prefixes = {sequence.prefix for sequence in self._running}
         return sum(prefix.nbytes for prefix in prefixes if prefix)
 
@@ -91,7 +91,7 @@ class PrefixReuse:
         return min(count, *(stop - start for stop in stops if stop > start))
 
     def prefilled(self, sequence: Sequence) -> None:
-        """Store what a sequence has prefilled, if it is at a stop or at the end."""
+        """Store the prefix of a sequence that is at a stop or at its end."""
         length = sequence.num_computed
         at_stop = length % PREFILL_CHUNK == 0 or length in sequence.stops
         if at_stop or sequence.is_prefilled:
@@ -107,7 +107,7 @@ class PrefixReuse:
             self.store(sequence, caches, sequence.ids[: sequence.num_computed])
 
     def remove(self, sequence: Sequence) -> None:
-        """Let go of what a sequence uses."""
+        """Release a sequence's prefixes."""
         if self._running.pop(sequence, None) is not None:
             self._changed = True
         if sequence.lease is not None:
@@ -140,7 +140,7 @@ class PrefixReuse:
                 yield other
 
     def _shared_length(self, sequence: Sequence) -> int:
-        """How many first tokens of a prompt to hold in common with other sequences."""
+        """Tokens of the prefix that a prompt shares with other sequences."""
         if sequence.reuse_step > 1 or sequence.session:  # sums of two parts round otherwise
             return 0
         prompt = tuple(sequence.ids[:-1])
@@ -153,7 +153,7 @@ class PrefixReuse:
         return shared_length([min(n, known) for n in common], held)
 
     def _waits(self, sequence: Sequence) -> bool:
-        """Whether another sequence is prefilling what this one would prefill."""
+        """Whether another sequence is prefilling a prefix of this one."""
         if not self.cache.budget or not all(self._running[sequence]):
             return False
         prompt, step = tuple(sequence.ids[:-1]), sequence.reuse_step
@@ -168,22 +168,22 @@ class PrefixReuse:
         return False
 
 
-def shared_length(common: ListLike[int], held: ListLike[int]) -> int:
-    """How many first tokens to hold in common with other sequences; 0 unless it pays.
+def shared_length(common: ListLike[int], shared: ListLike[int]) -> int:
+    """Tokens of the prefix to share with other sequences; 0 unless it pays.
 
-    The fewer tokens, the more sequences may have them in common: the tokens that need not be held
-    again count. A prefix that is shared already is preferred to one that saves little more, so that
-    a group is not split by a word that some of it have in common.
+    A shorter prefix may be shared by more sequences, so the tokens saved in all count. A prefix
+    that is shared already is preferred to one that saves little more, so that a group is not split
+    by a word that some of it have in common.
 
     Args:
         common: length in common with each other sequence.
-        held: lengths of prefixes that are shared already.
+        shared: lengths of prefixes that are shared already.
     """
     each = sorted((n for n in common if n >= MIN_SHARED), reverse=True)
     saved = {n: n * count for count, n in enumerate(each, 1)}
     if not saved:
         return 0
     best = max(saved, key=saved.__getitem__)
-    again = {n: n * sum(one >= n for one in each) for n in held if n >= MIN_SHARED}
+    again = {n: n * sum(one >= n for one in each) for n in shared if n >= MIN_SHARED}
     likely = max(again, key=again.__getitem__, default=0)
     return likely if again.get(likely, 0) >= NEARLY * saved[best] else best

@@ -42,7 +42,7 @@ WINDOW = 9
 
 
 class Schedulable(Protocol):
-    """What the scheduler sees of a sequence.
+    """A sequence, as the scheduler sees it.
 
     Attributes:
         priority: higher goes first.
@@ -51,7 +51,7 @@ class Schedulable(Protocol):
         arrival: its number, set by the scheduler.
         num_computed: tokens in its KV cache.
         num_cached: tokens that the prefix cache is expected to supply.
-        waits_for_prefix: another sequence is prefilling what they share.
+        waits_for_prefix: another sequence is prefilling their prefix.
         holds: it looks up its prefix, but does not prefill yet.
         reserved: bytes, and ``reserved_slots`` the cache slots they are for; set by the scheduler.
     """
@@ -93,7 +93,7 @@ class PrefillChunk(NamedTuple, Generic[S]):
 
 
 class Batch(NamedTuple, Generic[S]):
-    """What a step computes; or nothing but the sequences that have to leave it first."""
+    """The parts of a step, or only the sequences that have to leave it first."""
 
     decode: list[S]
     prefill: list[PrefillChunk[S]]
@@ -111,7 +111,7 @@ class Prefixes(Protocol[C]):
         """Set ``num_cached`` and ``waits_for_prefix``."""
 
     def take_over(self, sequence: C) -> bool:
-        """Load what is cached, once per sequence; whether its cost has changed."""
+        """Load the cached prefix, once per sequence; whether its cost has changed."""
 
     def chunk(self, sequence: C, count: int) -> int:
         """A chunk of at most ``count`` tokens that ends where the prefix cache wants to store."""
@@ -261,7 +261,7 @@ class Scheduler(Generic[S]):
         return [s for s in self.sequences if s.deadline is not None and s.deadline <= now]
 
     def schedule(self, begin: Callable[[S], None] | None = None) -> Batch[S]:
-        """What the next step computes; again, once those that it preempts have left.
+        """The parts of the next step; called again once preempted sequences have left.
 
         Args:
             begin: called with each sequence that is admitted.

@@ -48,7 +48,7 @@ class Sequence:
         score_rows: at most so many of them at once, where the model has no output matrix apart.
         streams: its reader waits for each chunk, not for the last one.
         holds: its reader reports progress before the first chunk is prefilled.
-        chunks, states, error: what there is for the reader, who waits for ``changed``.
+        chunks, states, error: for the reader, who waits for ``changed``.
     """
 
     request: Request
@@ -97,7 +97,7 @@ class Sequence:
     lease: Lease | None = field(default=None, init=False)
     stops: set[int] = field(default_factory=set, init=False)  # lengths to store
     num_stored: int = field(default=0, init=False)
-    prefix: SharedPrefix | None = field(default=None, init=False)  # held in common with others
+    prefix: SharedPrefix | None = field(default=None, init=False)  # shared with other sequences
 
     def __post_init__(self) -> None:
         self.ids = list(self.request.prompt)
@@ -228,7 +228,7 @@ class Session:
         """Write the session to a file, to be read by ``LLM.load_session``.
 
         The file is bound to model, tokenizer and chat template. An existing file is replaced if it
-        is a saved session, of whatever model; anything else is left alone.
+        is a saved session, of any model; no other file is.
 
         Raises:
             CacheError: there is nothing to write, or the file cannot be written or is something
@@ -237,8 +237,8 @@ class Session:
         if self._fingerprint is None:
             raise CacheError("this session belongs to a model that came from no file")
         with device_lock:
-            held = self.fork() if self._running else self
-            storage.write(Path(path), self._fingerprint(), held.tokens, held.cache, self.options)
+            own = self.fork() if self._running else self
+            storage.write(Path(path), self._fingerprint(), own.tokens, own.cache, self.options)
 
     def fork(self) -> Session:
         """A session with the same past that goes its own way from here."""

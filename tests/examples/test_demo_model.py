@@ -13,7 +13,7 @@ import pytest
 
 import mlxrun
 from converters.gguf.reader import GGMLType, GGUFFile, read_gguf
-from examples.train_demo.corpus import CHAT_TEMPLATE, conversation, documents, normalised, render
+from examples.train_demo.corpus import CHAT_TEMPLATE, conversation, documents, normalized, render
 from examples.train_demo.evaluate import judge, mlxrun_answer
 from examples.train_demo.export import TEMPERATURE
 from examples.train_demo.questions import BASICS, HELD_OUT, held_out_questions
@@ -25,7 +25,7 @@ DEMO, DRAFT = ASSETS / "demo.gguf", ASSETS / "demo-draft.gguf"
 
 def chats(count: int, seed: int = 5) -> list[list[dict[str, str]]]:
     rng = random.Random(seed)
-    held_out = frozenset(map(normalised, held_out_questions()))
+    held_out = frozenset(map(normalized, held_out_questions()))
     return [chat for chat in (conversation(rng, held_out) for _ in range(count)) if chat]
 
 
@@ -65,8 +65,8 @@ class TestCorpus:
         assert recalled > 50
 
     def test_held_out_phrasings_do_not_occur(self) -> None:
-        held_out = set(map(normalised, held_out_questions()))
-        asked = {normalised(turn["content"]) for chat in chats(1500) for turn in chat}
+        held_out = set(map(normalized, held_out_questions()))
+        asked = {normalized(turn["content"]) for chat in chats(1500) for turn in chat}
         assert len(held_out) > 80
         assert not held_out & asked
 

@@ -102,7 +102,7 @@ def test_batches_hold_whole_documents_and_their_next_tokens(tokenizer) -> None: 
 def test_training_learns_resumes_and_exports(tmp_path: Path, tokenizer) -> None:  # type: ignore[no-untyped-def]
     def run_for(steps: int) -> Run:
         model = demo.Llama(CONFIG)
-        demo.initialise(model, seed=1)
+        demo.initialize(model, seed=1)
         run = Run(tmp_path, model, make_optimizer(5e-3, steps=30, decay=10))
         run.resume()
         source = batches(tokenizer, 1, 1024, CONFIG.context, frozenset())
@@ -129,6 +129,6 @@ def test_training_learns_resumes_and_exports(tmp_path: Path, tokenizer) -> None:
 
 def test_the_loss_of_a_new_model_is_that_of_guessing(tokenizer) -> None:  # type: ignore[no-untyped-def]
     model = demo.Llama(CONFIG)
-    demo.initialise(model, seed=1)
+    demo.initialize(model, seed=1)
     batch = next(batches(tokenizer, 1, 1024, CONFIG.context, frozenset()))
     assert loss(model, *batch).item() == pytest.approx(np.log(CONFIG.vocabulary), rel=0.1)
