@@ -1,106 +1,13 @@
-"""Stop strings in streamed text.
-
-Aho-Corasick (Aho and Corasick, "Efficient string matching", CACM 1975): one step per character for
-any number of stop strings; the automaton's depth is the length of the text that may still become a
-stop string and is held back. The output does not depend on the chunks of the input.
-"""
+"""Text of a stream of tokens: no part of a character, no part of a stop string."""
 
 from __future__ import annotations
 
 import codecs
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from mlxrun.errors import ParameterError
 
 __all__ = ["StopMatcher", "StreamingDetokenizer"]
-
-
-class StopMatcher:
-    """Passes text through up to the first stop string.
-
-    The stop string that starts first wins, even if one that starts later ends sooner.
-
-    Raises:
-        ParameterError: a stop string is empty.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        for stop in stops:
-            if not isinstance(stop, str) or not stop:
-                raise ParameterError("stop", stop, "a string of at least one character")
-        self._next: list[dict[str, int]] = [{}]
-        self._fail: list[int] = [0]
-        self._depth: list[int] = [0]
-        self._match: list[int] = [0]  # length of the longest stop that ends in this state
-        for stop in stops:
-            self._insert(stop)
-        self._link()
-        self._state = 0
-        self._held = ""  # from the start of the longest candidate, or of an earlier match
-        self._match_at: int | None = None  # in _held, while an earlier candidate is alive
-        self._stopped = False
-
-    def add(self, text: str) -> tuple[str, bool]:
-        """The text that can be shown now, and whether a stop string was found."""
-        if self._stopped:
-            return "", True
-        held = self._held + text
-        begin = 0
-        for end, character in enumerate(text, start=len(self._held) + 1):
-            self._step(character)
-            if self._match[self._state]:
-                found = end - self._match[self._state]
-                self._match_at = found if self._match_at is None else min(found, self._match_at)
-            begin = end - self._depth[self._state]
-            if self._match_at is not None and self._match_at <= begin:
-                return held[: self._stop()], True
-        self._held = held[begin:]
-        if self._match_at is not None:
-            self._match_at -= begin
-        return held[:begin], False
-
-    def finish(self) -> str:
-        """The text held back, at the end of the input."""
-        held = self._held if self._match_at is None else self._held[: self._match_at]
-        self._stop()
-        return held
-
-    def _stop(self) -> int:
-        at = self._match_at or 0
-        self._stopped, self._held, self._match_at = True, "", None
-        return at
-
-    def _step(self, character: str) -> None:
-        state = self._state
-        while state and character not in self._next[state]:
-            state = self._fail[state]
-        self._state = self._next[state].get(character, 0)
-
-    def _insert(self, stop: str) -> None:
-        state = 0
-        for character in stop:
-            if character not in self._next[state]:
-                self._next[state][character] = len(self._next)
-                self._next.append({})
-                self._fail.append(0)
-                self._depth.append(self._depth[state] + 1)
-                self._match.append(0)
-            state = self._next[state][character]
-        self._match[state] = len(stop)
-
-    def _link(self) -> None:
-        """Failure links, breadth first; a state inherits the matches of what it fails to."""
-        queue = deque(self._next[0].values())
-        while queue:
-            state = queue.popleft()
-            for character, child in self._next[state].items():
-                fail = self._fail[state]
-                while fail and character not in self._next[fail]:
-                    fail = self._fail[fail]
-                self._fail[child] = self._next[fail].get(character, 0)
-                self._match[child] = self._match[child] or self._match[self._fail[child]]
-                queue.append(child)
 
 
 class StreamingDetokenizer:
@@ -138,3 +45,44 @@ class StreamingDetokenizer:
     def finish(self) -> str:
         """U+FFFD if the sequence ended within a character, else nothing."""
         return self._decoder.decode(b"", final=True)
+
+
+class StopMatcher:
+    """Passes text through up to the first stop string, however it is cut into chunks.
+
+    The stop string that starts first wins, even if one that starts later ends sooner.
+
+    Raises:
+        ParameterError: a stop string is empty.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        for stop in stops:
+            if not isinstance(stop, str) or not stop:
+                raise ParameterError("stop", stop, "a string of at least one character")
+        self._stops = stops
+        self._first_characters = {stop[0] for stop in stops}
+        self._pending = ""  # starts with a prefix of a stop string
+        self._stopped = False
+
+    def add(self, text: str) -> tuple[str, bool]:
+        """The text that can be shown now, and whether a stop string was found."""
+        if self._stopped:
+            return "", True
+        text = self._pending + text
+        self._pending = ""
+        for start, character in enumerate(text):
+            if character not in self._first_characters:
+                continue
+            begun = [s for s in self._stops if s.startswith(text[start : start + len(s)])]
+            if begun:
+                self._stopped = min(map(len, begun)) <= len(text) - start
+                self._pending = "" if self._stopped else text[start:]
+                return text[:start], self._stopped
+        return text, False
+
+    def finish(self) -> str:
+        """The text held back, at the end of the input."""
+        text, self._pending, self._stopped = self._pending, "", True
+        found = (text.find(stop) for stop in self._stops if stop in text)
+        return text[: min(found, default=len(text))]

@@ -1,8 +1,4 @@
-"""Split a text at its special tokens.
-
-Follows llama.cpp: longer tokens are matched first, wherever they are. User-defined tokens are
-always matched; control tokens only on request, since text of users must not become one.
-"""
+"""Special tokens in text: find them, and keep those in users' text from becoming tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 __all__ = ["Shield", "SpecialToken", "SpecialTokens"]
-
 
 _WHITE = " \t\n\v\f\r"
 
@@ -35,10 +30,14 @@ class SpecialToken:
 
 
 class SpecialTokens:
-    """All special tokens of a vocabulary."""
+    """All special tokens of a vocabulary.
+
+    As in llama.cpp, longer tokens are matched first, wherever they are. User-defined tokens are
+    always matched.
+    """
 
     def __init__(self, tokens: Iterable[SpecialToken]) -> None:
-        there = [token for token in tokens if token.text != ""]  # which would be everywhere
+        there = [token for token in tokens if token.text != ""]  # which would match everywhere
         self._tokens = sorted(there, key=lambda token: -len(token.text.encode("utf-8", "replace")))
 
     def split(self, text: str, control: bool) -> list[str | int]:
@@ -49,46 +48,52 @@ class SpecialTokens:
         """
         if not text:
             return []
-        pieces: list[str | int] = [text]
+        parts: list[str | int] = [text]
         characters = set(text)
         for token in self._tokens:
             if token.control and not control:
                 continue
             if token.text[0] in characters and token.text in text:
-                pieces = [part for piece in pieces for part in _cut(piece, token)]
-        return pieces
+                parts = [found for part in parts for found in _split(part, token)]
+        return parts
 
     def control_texts(self) -> list[str]:
         """The texts of all control tokens, longest first."""
         return [token.text for token in self._tokens if token.control]
 
 
-def _cut(piece: str | int, token: SpecialToken) -> list[str | int]:
-    if isinstance(piece, int) or token.text not in piece:
-        return [piece]
-    parts: list[str | int] = []
-    raw = piece.split(token.text)
-    for index, part in enumerate(raw):
-        if index and token.rstrip:
-            part = part.lstrip(_WHITE)
-        if index < len(raw) - 1 and token.lstrip:
-            part = part.rstrip(_WHITE)
-        if part:
-            parts.append(part)
-        if index < len(raw) - 1:
-            parts.append(token.id)
-    return parts
+def _split(part: str | int, token: SpecialToken) -> list[str | int]:
+    if isinstance(part, int) or token.text not in part:
+        return [part]
+    found: list[str | int] = []
+    texts = part.split(token.text)
+    for index, text in enumerate(texts):
+        if index:
+            found.append(token.id)
+            if token.rstrip:
+                text = text.lstrip(_WHITE)
+        if token.lstrip and index < len(texts) - 1:
+            text = text.rstrip(_WHITE)
+        if text:
+            found.append(text)
+    return found
 
 
 _OPEN, _DIGITS, _CLOSE = "\ue0f0", "\ue0f1\ue0f2", "\ue0f3"
-_MARKS: Final = _OPEN + _DIGITS + _CLOSE
-# The marks themselves, and their JSON escapes after the backslash.
-_RESERVED: Final = (f"[{_MARKS}]", r"(?<=\\)ue0f[0-3]")
+# The marks of placeholders, and their JSON escapes after the backslash.
+_RESERVED: Final = (f"[{_OPEN}{_DIGITS}{_CLOSE}]", r"(?<=\\)ue0f[0-3]")
+_PLACEHOLDER: Final = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")
+_ESCAPED_PLACEHOLDER: Final = re.compile(r"\\ue0f0(?:\\ue0f[12])+\\ue0f3")
 _ROLES: Final = ("system", "developer", "user", "assistant", "model", "tool", "function", "ipython")
 
 
 class Shield:
-    """Placeholders for one conversation.
+    """Prompt-injection shield of one conversation: no text in messages becomes a control token.
+
+    A template prints control tokens as text, and a message may contain the same text. Before
+    rendering, ``escape`` replaces each occurrence in a message of a control token's text, or of a
+    part that could complete one, by a placeholder of private-use characters; after the rendered
+    prompt has been split at its control tokens, ``restore`` puts the original text back.
 
     Args:
         control: the texts of all control tokens.
@@ -106,10 +111,13 @@ class Shield:
             # a pattern of all the control tokens would be slow; few of them occur
             present = [re.escape(text) for text in self._control if text in value]
             pattern = "|".join([*present, *_RESERVED])
-            return self._escape_tail(re.sub(pattern, lambda match: self._put(match[0]), value))
+            text = re.sub(pattern, lambda match: self._placeholder(match[0]), value)
+            return self._escape_tail(text)
         if isinstance(value, Mapping):
             return {
-                self.escape(key): item if key == "role" and _is_role(item) else self.escape(item)
+                self.escape(key): item
+                if key == "role" and isinstance(item, str) and item in _ROLES
+                else self.escape(item)
                 for key, item in value.items()
             }
         if isinstance(value, list | tuple):
@@ -120,24 +128,24 @@ class Shield:
         """The text with the originals in place of placeholders."""
         if not self._originals:
             return text
-        text = _ESCAPED_PLACEHOLDER.sub(lambda match: _unescape(match[0]), text)
+        text = _ESCAPED_PLACEHOLDER.sub(
+            lambda match: re.sub(r"\\u(e0f[0-3])", lambda mark: chr(int(mark[1], 16)), match[0]),
+            text,
+        )
         return _PLACEHOLDER.sub(self._original, text)
 
     def _escape_tail(self, text: str) -> str:
         """Escape an end that the next string could complete to a control token."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
-            if self._is_head(text[-size:]):
-                return text[:-size] + self._put(text[-size:])
+            tail = text[-size:]
+            place = bisect_right(self._ordered, tail)
+            begins = place < len(self._ordered) and self._ordered[place].startswith(tail)
+            # Words are left alone: templates compare roles and types, and no marker starts with one
+            if begins and not tail.isalnum():
+                return text[:-size] + self._placeholder(tail)
         return text
 
-    def _is_head(self, text: str) -> bool:
-        """Whether a control token starts with the text."""
-        # Words are left alone: templates compare roles and types, and no marker starts with one.
-        place = bisect_right(self._ordered, text)
-        begins = place < len(self._ordered) and self._ordered[place].startswith(text)
-        return begins and not text.isalnum()
-
-    def _put(self, original: str) -> str:
+    def _placeholder(self, original: str) -> str:
         self._originals.append(original)
         digits = f"{len(self._originals) - 1:b}".translate({48: _DIGITS[0], 49: _DIGITS[1]})
         return f"{_OPEN}{digits}{_CLOSE}"
@@ -145,15 +153,3 @@ class Shield:
     def _original(self, match: re.Match[str]) -> str:
         index = int(match[1].translate({ord(_DIGITS[0]): "0", ord(_DIGITS[1]): "1"}), 2)
         return self._originals[index] if index < len(self._originals) else ""
-
-
-def _is_role(value: Any) -> bool:
-    return isinstance(value, str) and value in _ROLES
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\u(e0f[0-3])", lambda match: chr(int(match[1], 16)), text)
-
-
-_ESCAPED_PLACEHOLDER: Final = re.compile(r"\\ue0f0(?:\\ue0f[12])+\\ue0f3")
-_PLACEHOLDER: Final = re.compile(f"{_OPEN}([{_DIGITS}]+){_CLOSE}")

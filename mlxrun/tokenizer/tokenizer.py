@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converters.gguf.reader import GGUFFile, read_gguf
 from mlxrun.errors import ParameterError, SourceError, TemplateError, TokenizerError
@@ -15,8 +15,6 @@ from mlxrun.tokenizer.detokenizer import StreamingDetokenizer
 from mlxrun.tokenizer.parts import TokenizerParts, directory_parts, gguf_parts
 from mlxrun.tokenizer.special_tokens import Shield
 
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Tokenizer", "TokenizerParts", "load_tokenizer"]
 
@@ -26,7 +24,7 @@ class Tokenizer:
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._parts = parts
-        self._pieces = parts.pieces
+        self._tokens = parts.tokens
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> Tokenizer:
@@ -49,7 +47,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return len(self._pieces)
+        return len(self._tokens)
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -81,8 +79,7 @@ class Tokenizer:
         Raises:
             ParameterError: not a string.
         """
-        pieces = self._parts.special.split(valid(text), control=parse_special)
-        ids = self._encode_pieces(pieces)
+        ids = self._encode(self._parts.special.split(valid(text), control=parse_special))
         return [*self._parts.before, *ids, *self._parts.after] if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
@@ -112,30 +109,30 @@ class Tokenizer:
             skip_special: leave out control tokens.
             continues: the tokens continue an earlier text, so a leading space is kept.
         """
-        spell = self._pieces.spell_visible if skip_special else self._pieces.spell
+        token_bytes = self._visible_bytes if skip_special else self._tokens.to_bytes
         if continues:
-            return StreamingDetokenizer(spell)
+            return StreamingDetokenizer(token_bytes)
         return StreamingDetokenizer(
-            spell,
+            token_bytes,
             skip_first=self._parts.before[0] if self._parts.before else None,
             strip_space=self._parts.strips_space,
         )
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token adds to a text, maybe part of a character."""
-        return self._pieces.spell(token_id)
+        return self._tokens.to_bytes(token_id)
 
     def piece(self, token_id: int) -> str:
         """A token as written in the vocabulary."""
-        return self._pieces.text(token_id)
+        return self._tokens.text(token_id)
 
     def is_control(self, token_id: int) -> bool:
-        return self._pieces.is_control(token_id)
+        return self._tokens.is_control(token_id)
 
     @cached_property
     def default_template(self) -> DefaultTemplate | None:
         """The substitute template of a model that has none; else None."""
-        return None if "default" in self._parts.templates else default_template(self._pieces.ids())
+        return None if "default" in self._parts.templates else default_template(self._tokens.ids)
 
     @cached_property
     def chat_templates(self) -> Mapping[str, ChatTemplate]:
@@ -180,9 +177,9 @@ class Tokenizer:
             TokenizerError: no template of that name.
             ParameterError: invalid messages or tools.
         """
-        for what, given in (("messages", messages), ("tools", [] if tools is None else tools)):
-            if not isinstance(given, Iterable) or isinstance(given, str | Mapping):
-                raise ParameterError(what, given, "a sequence of mappings")
+        for name, value in (("messages", messages), ("tools", [] if tools is None else tools)):
+            if not isinstance(value, Iterable) or isinstance(value, str | Mapping):
+                raise ParameterError(name, value, "a sequence of mappings")
         shield = Shield(self._parts.special.control_texts())
         try:
             text = self._choose(template, tools).render(
@@ -193,20 +190,23 @@ class Tokenizer:
             )
         except RecursionError:
             raise TemplateError("the messages are nested too deeply") from None
-        split = self._parts.special.split(valid(text), control=True)
-        pieces = [shield.restore(piece) if isinstance(piece, str) else piece for piece in split]
-        ids = self._encode_pieces(pieces)
+        parts = self._parts.special.split(valid(text), control=True)
+        ids = self._encode(shield.restore(p) if isinstance(p, str) else p for p in parts)
         before = self._parts.before
         return ids if tuple(ids[: len(before)]) == before else [*before, *ids]
 
-    def _encode_pieces(self, pieces: Sequence[str | int]) -> list[int]:
+    def _encode(self, parts: Iterable[str | int]) -> list[int]:
+        """Ids of plain text and special tokens."""
         ids: list[int] = []
-        for index, piece in enumerate(pieces):
-            if isinstance(piece, int):
-                ids.append(piece)
-            elif piece:
-                ids += self._parts.encoder(piece, index == 0)
+        for index, part in enumerate(parts):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._parts.encoder(part, index == 0)
         return ids
+
+    def _visible_bytes(self, token_id: int) -> bytes:
+        return b"" if self._tokens.is_control(token_id) else self._tokens.to_bytes(token_id)
 
     def _choose(self, name: str | None, tools: object) -> ChatTemplate:
         templates = self.chat_templates
