@@ -15,7 +15,6 @@ from mlxrun.tokenizer.detokenizer import StreamingDetokenizer
 from mlxrun.tokenizer.parts import TokenizerParts, directory_parts, gguf_parts
 from mlxrun.tokenizer.special_tokens import Shield
 
-
 __all__ = ["Tokenizer", "TokenizerParts", "load_tokenizer"]
 
 
