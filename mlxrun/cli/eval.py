@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mlxrun.eval.kl_divergence import Comparison, DivergenceScorer
     from mlxrun.eval.perplexity import Estimate, Perplexity, PerplexityScorer
     from mlxrun.llm import LLM
+
+Rows = list[tuple[str, str]]
 
 # Bytes: a hundred times the usual texts of published perplexities.
 LONGEST_TEXT = 100_000_000
@@ -105,14 +107,16 @@ def perplexity_command(model: str, file: str, as_json: bool, **options: Any) -> 
     loading = {"verbose": options.pop("verbose"), **take(options, LoadConfig)}
     llm = load_model(model, cache=cache, **loading)
     scorer = PerplexityScorer(llm, text, cache=cache, **options)
-    interrupted = _run(scorer, "Scoring", "perplexity")
-    result = scorer.result()
-    rows = [
+    about = {"model": model, "file": file}
+    _evaluate(scorer, "Scoring", "perplexity", about, _perplexity_rows, as_json=as_json)
+
+
+def _perplexity_rows(result: Perplexity) -> Rows:
+    return [
         ("perplexity", _shown(result.perplexity)),
         ("nats per token", _shown(result.surprise)),
         ("scored", _scored(result)),
     ]
-    _report({"model": model, "file": file}, result, rows, interrupted, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -178,10 +182,13 @@ def compare_command(
     scorer = DivergenceScorer(
         first, second, text, cache_a=one.cache, cache_b=other.cache, **options
     )
-    interrupted = _run(scorer, "Comparing", "divergence")
-    result = scorer.result()
+    about = {"a": one.to_dict(), "b": other.to_dict(), "file": file}
+    _evaluate(scorer, "Comparing", "divergence", about, _comparison_rows, as_json=as_json)
+
+
+def _comparison_rows(result: Comparison) -> Rows:
     levels = ", ".join(f"{level}%: {x:.3g}" for level, x in result.percentiles.items())
-    rows = [
+    return [
         ("KL divergence D(A||B), nats per token", _shown(result.divergence)),
         ("KL divergence of single tokens", f"{levels}, most: {result.largest:.3g}"),
         ("same likeliest token", _shown(result.agreement, 100, "%")),
@@ -192,8 +199,6 @@ def compare_command(
         ("root mean square of B - A", _shown(result.rms_change, 100, "%")),
         ("scored", _scored(result)),
     ]
-    about = {"a": one.to_dict(), "b": other.to_dict(), "file": file}
-    _report(about, result, rows, interrupted, as_json=as_json)
 
 
 def _check_memory(a: Side, b: Side) -> None:
@@ -216,22 +221,6 @@ def _check_memory(a: Side, b: Side) -> None:
     if a.source == b.source and choices[0] == choices[1]:  # a mapped file serves both
         second = replace(second, weights=second.weights - storages[1].mapped)
     check_memory([first, second], SMALLEST)
-
-
-def _report(
-    about: Values,
-    result: Perplexity | Comparison,
-    rows: Sequence[tuple[str, str]],
-    interrupted: bool,
-    *,
-    as_json: bool,
-) -> None:
-    if as_json:
-        print(json_of(about | {"interrupted": interrupted} | asdict(result)))
-    else:
-        Output().print(Table("", ("", ""), rows, header=False))
-    if interrupted:
-        raise click.Abort
 
 
 @click.command("check-batch", cls=Command)
@@ -328,13 +317,22 @@ def _read_text(name: str) -> str:
     return text
 
 
-def _run(scorer: PerplexityScorer | DivergenceScorer, label: str, figure: str) -> bool:
-    """Score all windows, or those until Ctrl-C; returns whether it was pressed.
+def _evaluate(
+    scorer: PerplexityScorer | DivergenceScorer,
+    label: str,
+    figure: str,
+    about: Values,
+    rows: Callable[[Any], Rows],
+    *,
+    as_json: bool,
+) -> None:
+    """Score all windows, or those until Ctrl-C, and print the result.
 
     Raises:
         KeyboardInterrupt: it was pressed during the first window.
+        Abort: it was pressed later.
     """
-    done, count = 0, scorer.windows.count
+    done, count, interrupted = 0, scorer.windows.count, False
     try:
         with Bar(label, count="windows") as bar:
             bar(0, count)
@@ -345,8 +343,14 @@ def _run(scorer: PerplexityScorer | DivergenceScorer, label: str, figure: str) -
         if not done:
             raise
         note(f"interrupted after {done} of {count} windows")
-        return True
-    return False
+        interrupted = True
+    result = scorer.result()
+    if as_json:
+        print(json_of(about | {"interrupted": interrupted} | asdict(result)))
+    else:
+        Output().print(Table("", ("", ""), rows(result), header=False))
+    if interrupted:
+        raise click.Abort
 
 
 def _shown(estimate: Estimate, scale: float = 1, unit: str = "") -> str:
@@ -356,8 +360,7 @@ def _shown(estimate: Estimate, scale: float = 1, unit: str = "") -> str:
     return f"{value:.5g}{unit}{spread}"
 
 
-def _scored(result: Any) -> str:
-    """The scored tokens in words."""
+def _scored(result: Perplexity | Comparison) -> str:
     windows = f"each of {result.windows} windows" if result.windows > 1 else "one window"
     tokens = f"{result.tokens} token{'s' * (result.tokens > 1)}"
     return f"{tokens}: the last {result.scored} of {windows} of {result.context}"
