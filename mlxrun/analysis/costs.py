@@ -38,11 +38,11 @@ def attended_keys(before: int, tokens: int, window: int | None = None) -> int:
 
 @dataclass(frozen=True)
 class ExpertCost:
-    """The routed experts of a layer: in all, of one token, and the bytes of all of them."""
+    """Routed experts of layers that have equally many."""
 
-    count: int
-    used: int
-    nbytes: float
+    count: int  # in a layer
+    used: int  # by one token
+    nbytes: float  # of all of them
 
     def read(self, tokens: float) -> float:
         """Expected bytes of the experts that a pass over ``tokens`` reads."""
@@ -57,7 +57,7 @@ class WeightCost:
     head: float  # output matrix, read once by a pass with logits; also that of tied embeddings
     row: float  # of the embedding, read for every token
     table: float  # all rows; 0 for tied embeddings, which are in ``head``
-    experts: tuple[ExpertCost, ...] = ()  # by layer
+    experts: tuple[ExpertCost, ...] = ()
 
     @property
     def total(self) -> float:

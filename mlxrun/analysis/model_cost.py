@@ -7,7 +7,7 @@ Bytes are those of a loaded model (:attr:`Transformer.module_bytes`) or those of
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,8 +76,8 @@ def model_cost(
 
 def weight_cost(config: ModelConfig, modules: Mapping[str, float]) -> WeightCost:
     """Bytes of modules, by name, by how much of them a pass reads."""
-    experts = dict.fromkeys(range(len(config.layers)), 0.0)
     table = head = positions = always = 0.0
+    experts: defaultdict[tuple[int, int], float] = defaultdict(float)
     for name, nbytes in modules.items():
         if _EMBEDDING.search(name):
             table += nbytes
@@ -85,29 +85,24 @@ def weight_cost(config: ModelConfig, modules: Mapping[str, float]) -> WeightCost
             head += nbytes
         elif config.positions and name.endswith(f".{config.positions}"):
             positions += nbytes
-        elif (layer := _expert_layer(config, name)) is not None:
-            experts[layer] += nbytes
+        elif routed := _routed_experts(config, name):
+            experts[routed.count, routed.used] += nbytes
         else:
             always += nbytes
     row = table / config.vocab_size + positions / config.context_length
-    routed = tuple(
-        ExpertCost(block.feed_forward.count, block.feed_forward.used, experts[i])
-        for i, block in enumerate(config.layers)
-        if isinstance(block.feed_forward, Experts)
-    )
+    costs = tuple(ExpertCost(*numbers, nbytes) for numbers, nbytes in experts.items())
     if config.tied:
-        return WeightCost(always, table, row, positions, routed)
-    return WeightCost(always, head, row, table + positions, routed)
+        return WeightCost(always, table, row, positions, costs)
+    return WeightCost(always, head, row, table + positions, costs)
 
 
-def _expert_layer(config: ModelConfig, name: str) -> int | None:
-    """The layer of which a module is a routed expert, or a stack of them."""
+def _routed_experts(config: ModelConfig, name: str) -> Experts | None:
+    """The routed experts that a module is one of, or a stack of."""
     match = _LAYER.search(name)
     if match is None or int(match[1]) >= len(config.layers) or "shared" in name:
         return None
-    layer = int(match[1])
-    routed = isinstance(config.layers[layer].feed_forward, Experts) and _EXPERTS.search(match[2])
-    return layer if routed else None
+    feed_forward = config.layers[int(match[1])].feed_forward
+    return feed_forward if isinstance(feed_forward, Experts) and _EXPERTS.search(match[2]) else None
 
 
 def _attention_cost(
@@ -148,9 +143,7 @@ def mlx_lm_cost(
     )
     read = weight_traffic(model)
     each = storage.nbytes / read.total
-    experts = tuple(
-        ExpertCost(count, used, each * weights) for (count, used), weights in read.routed.items()
-    )
+    experts = tuple(ExpertCost(*numbers, each * n) for numbers, n in read.routed.items())
     unread = each * (read.table + read.unrouted)
     weights = WeightCost(each * read.always, each * read.head, each * read.row, unread, experts)
     unknown = ["operations, and so whether compute binds"]
