@@ -76,20 +76,18 @@ def mlx_lm_runtime(llm: LLM, path: Path) -> Iterator[MLXLMRuntime]:
                 f"mlx-lm cannot load {llm.source}: {error}", hint=_HINT
             ) from error
         seconds = time.perf_counter() - started
-        about = _match_weights(model, llm)
+        _match_weights(model, llm)
         mx.eval(model.parameters())
-    yield MLXLMRuntime(model, llm.model.vocab_size, seconds, about)
+    yield MLXLMRuntime(model, llm.model.vocab_size, llm.model.dtype, seconds)
 
 
-def _match_weights(model: Any, llm: LLM) -> str:
-    """Give mlx-lm's weights the form and dtype of mlxrun's; returns a description."""
+def _match_weights(model: Any, llm: LLM) -> None:
+    """Give mlx-lm's weights the form and dtype of mlxrun's."""
     plain = llm.products is not None or llm.model.nbytes > _PLAIN * _nbytes(model)
     model.set_dtype(llm.model.dtype)  # scales first: they decide how products with them round
     if plain:
         dequantize_model(model)
     model.eval()
-    dtype = str(llm.model.dtype).removeprefix("mlx.core.")
-    return f"{dtype}, {_nbytes(model) / 1e6:.1f} MB of weights"
 
 
 def _nbytes(model: Any) -> int:
@@ -102,8 +100,8 @@ class MLXLMRuntime(InProcessRuntime):
 
     name = "mlx-lm"
 
-    def __init__(self, model: Any, vocab_size: int, load_seconds: float, about: str) -> None:
-        super().__init__(vocab_size, _nbytes(model), load_seconds, about)
+    def __init__(self, model: Any, vocab_size: int, dtype: mx.Dtype, load_seconds: float) -> None:
+        super().__init__(vocab_size, _nbytes(model), dtype, load_seconds)
         self._model = model
         self._context, self._filled = 0, make_prompt_cache(model)
 

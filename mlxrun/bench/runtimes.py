@@ -62,13 +62,15 @@ class InProcessRuntime(ABC):
 
     Args:
         weights: bytes of the model, mapped ones included.
+        dtype: of activations.
     """
 
     name: str
 
-    def __init__(self, vocab_size: int, weights: int, load_seconds: float, about: str) -> None:
+    def __init__(self, vocab_size: int, weights: int, dtype: mx.Dtype, load_seconds: float) -> None:
         self._vocab_size, self._weights = vocab_size, weights
-        self.load_seconds, self.about = load_seconds, about
+        self.load_seconds = load_seconds
+        self.about = f"{str(dtype).removeprefix('mlx.core.')}, {weights / 1e6:.1f} MB of weights"
 
     def can(self, workload: Workload) -> bool:
         return True
@@ -118,10 +120,9 @@ class MlxrunRuntime(InProcessRuntime):
     def __init__(self, llm: LLM, load_seconds: float, cache: StorageOptions | None = None) -> None:
         self._llm = llm
         self._cache: StorageOptions = cache or {}
-        dtype = str(llm.model.dtype).removeprefix("mlx.core.")
-        about = f"{dtype}, {llm.model.nbytes / 1e6:.1f} MB of weights"
-        about += "".join(f", {name.replace('_', ' ')} {v}" for name, v in self._cache.items())
-        super().__init__(llm.model.vocab_size, llm.model.nbytes, load_seconds, about)
+        model = llm.model
+        super().__init__(model.vocab_size, model.nbytes, model.dtype, load_seconds)
+        self.about += "".join(f", {name.replace('_', ' ')} {v}" for name, v in self._cache.items())
         llm.prefix_cache.budget = 0
         llm.prefix_cache.clear()
         self._filled = llm.session(**self._cache)
