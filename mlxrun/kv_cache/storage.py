@@ -27,9 +27,9 @@ _OURS = re.compile(rb'"format":"%s"' % FORMAT.encode())
 _SUM = re.compile(rb'"checksum":"([0-9a-f]{64})"')
 # A few names of arrays per layer: a longer header is not ours.
 _LONGEST_HEADER = 16 << 20
-# Names in the layout keys of version 1.
+# Names in the layout keys of version 1, as that spelled them.
 _RENAMED = (
-    ("Quantized(", "Quantized("),
+    ("Quantised(", "Quantized("),
     ("ByChannel(", "PerChannel("),
     ("ChannelCache ", "PerChannelCache "),
 )
