@@ -17,14 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from converters.gguf.reader import GGUFFile
-from converters.gguf.vocab import (
-    KINDS,
-    PRE_TOKENIZERS,
-    TokenType,
-    Vocabulary,
-    end_ids,
-    read_vocabulary,
-)
+from converters.gguf.vocab import TokenType, Vocabulary, end_ids, read_vocabulary
 from converters.huggingface.tokenizer_files import read_model
 from mlxrun.errors import TokenizerError
 from mlxrun.tokenizer.encoders import (
@@ -68,16 +61,8 @@ class TokenizerParts:
 
 
 def gguf_parts(gguf: GGUFFile) -> TokenizerParts:
-    model, pre = gguf.get("tokenizer.ggml.model"), gguf.get("tokenizer.ggml.pre")
-    if model is None:
+    if gguf.get("tokenizer.ggml.model") is None:
         raise TokenizerError(f"{gguf.path.name} has no tokenizer: no tokenizer.ggml.model")
-    if model not in KINDS:
-        raise TokenizerError(f"{gguf.path.name}: tokenizers of kind {model!r} are not supported")
-    if model == "gpt2" and pre and pre not in PRE_TOKENIZERS:
-        raise TokenizerError(
-            f"{gguf.path.name}: the pre-tokenizer {pre!r} is unknown",
-            hint="Without its rules text would be split wrongly: a newer release may know it.",
-        )
     return _vocabulary_parts(read_vocabulary(gguf))
 
 

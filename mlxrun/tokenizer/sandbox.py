@@ -33,23 +33,16 @@ from jinja2.visitor import NodeTransformer
 
 __all__ = ["LimitError", "RefusalError", "Sandbox"]
 
-MAX_SIZE: Final = 4_000_000
-"""Characters of a string, or characters and items of a container."""
-MAX_DEPTH: Final = 100
-"""Levels of nesting; Python hashes tuples by unguarded recursion."""
-_MAX_MADE: Final = 1_000_000_000
-"""Bytes of all values of one rendering."""
-_MAX_BITS: Final = 100_000
-"""Bits of a number; division is quadratic in them."""
-_MAX_NUMBER: Final = 100_000
-"""The largest count or width that may be given to a method or a filter."""
-_MAX_COMPARED: Final = 1_000_000_000
-"""Characters that one search may compare."""
-_MAX_CONCATENATED: Final = 10_000
-"""Items of lists that one ``sum`` may concatenate; it is quadratic."""
-_MAX_DATE_FORMAT: Final = 1_000
-"""Characters of a date format."""
+MAX_SIZE: Final = 4_000_000  # characters of a string, or characters and items of a container
+MAX_DEPTH: Final = 100  # levels of nesting; Python hashes tuples by unguarded recursion
+_MAX_MADE: Final = 1_000_000_000  # bytes of all values of one rendering
+_MAX_BITS: Final = 100_000  # of a number; division is quadratic in them
+_MAX_NUMBER: Final = 100_000  # the largest count or width
+_MAX_COMPARED: Final = 1_000_000_000  # characters that one search may compare
+_MAX_CONCATENATED: Final = 10_000  # items of lists that one ``sum`` may add; it is quadratic
+_MAX_DATE_FORMAT: Final = 1_000  # characters
 
+# Methods of built-in types that a template may call.
 _METHODS: Final[dict[type, frozenset[str]]] = {
     str: frozenset((
         "capitalize", "casefold", "center", "count", "endswith", "find", "format", "index",
@@ -65,14 +58,11 @@ _METHODS: Final[dict[type, frozenset[str]]] = {
     int: frozenset(),
     float: frozenset(("is_integer",)),
 }  # fmt: skip
-"""Methods of built-in types that a template may call."""
-_QUADRATIC_SEARCHES: Final = frozenset(
-    ("rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip", "trim")
-)
-_COUNTED_FILTERS: Final = frozenset(("batch", "center", "indent", "round", "truncate"))
+# Methods and filters with a count or width, and those that search in quadratic time.
+_COUNTED: Final = {"batch", "center", "indent", "ljust", "rjust", "round", "truncate", "zfill"}
+_SEARCHES: Final = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip", "trim"}
+# Filters of quadratic cost, of no use in a prompt.
 _SLOW_FILTERS: Final = ("pprint", "striptags", "urlize", "wordwrap")
-"""Filters of quadratic cost, of no use in a prompt."""
-
 # Filters that a template cannot name.
 _KEEP, _JOINED, _TICK = "a new value", "the operator ~", "a loop or macro"
 
@@ -193,10 +183,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         check_size(sum(self._size(value) for value in (*args, *kwargs.values())))
         method = getattr(obj, "__wrapped__", obj)  # jinja2 wraps str.format
         owner = getattr(method, "__self__", None)
-        if isinstance(owner, str):
-            args = _listed_arguments(args) if method.__name__ == "join" else args
-            _check_numbers([*args, *kwargs.values()])
-            self._check_text(method.__name__, owner, [*args, *kwargs.values()])
+        if isinstance(owner, str) and method.__name__ == "join" and args:
+            args = _listed_arguments(args)
+            self._check("join", args[0], [owner])
+        elif isinstance(owner, str):
+            self._check(method.__name__, owner, [*args, *kwargs.values()])
         return self._keep(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -273,16 +264,18 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if name == "join":
                 args = _listed_arguments(args)
             value, *options = (v for v in (*args, *kwargs.values()) if not isinstance(v, _PASSED))
-            self._check_filter(name, value, options)
+            self._check(name, value, options)
             return self._keep(filter_(*args, **kwargs))
 
         return checked
 
-    def _check_filter(self, name: str, value: Any, options: list[Any]) -> None:
-        if name in _COUNTED_FILTERS:
+    def _check(self, name: str, value: Any, options: list[Any]) -> None:
+        """Refuse a filter, or a method of a text, whose result or time outgrows its arguments."""
+        if name in _COUNTED:
             _check_numbers(options)
         if name == "join":
-            self._check_join(options[0] if options else "", value)
+            count = len(value) if isinstance(value, Sized) else 0
+            check_size(self._size(value) + count * len(str(options[0] if options else "")))
         elif name == "indent":
             width = options[0] if options else 4
             width = len(width) if isinstance(width, str) else width
@@ -290,26 +283,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif name == "sum" and any(isinstance(option, list | tuple) for option in options):
             if self._size(value) > _MAX_CONCATENATED:
                 raise LimitError(f"concatenates lists of more than {_MAX_CONCATENATED} items")
-        elif isinstance(value, str):
-            self._check_text(name, value, options)
-
-    def _check_text(self, name: str, text: str, values: list[Any]) -> None:
-        """Check a method or filter of a text by its arguments."""
-        if name == "join" and values:
-            self._check_join(text, values[0])
         elif name in ("format", "format_map"):
-            self._check_format(text, values)
-        elif name == "replace" and len(values) > 1:
-            old, new = (str(value) for value in values[:2])
+            self._check_format(str(value), options)
+        elif name == "replace" and len(options) > 1:
+            text, old, new = (str(each) for each in (value, *options[:2]))
             check_size(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
-        elif name in _QUADRATIC_SEARCHES:
-            longest = max((len(value) for value in values if isinstance(value, str)), default=1)
-            if len(text) * longest > _MAX_COMPARED:
+        elif name in _SEARCHES:
+            longest = max((len(option) for option in options if isinstance(option, str)), default=1)
+            if self._size(value) * longest > _MAX_COMPARED:
                 raise LimitError("searches a long text for a long one")
-
-    def _check_join(self, separator: Any, items: Any) -> None:
-        count = len(items) if isinstance(items, Sized) else 0
-        check_size(self._size(items) + count * len(str(separator)))
 
     def _check_format(self, pattern: str, values: Iterable[Any]) -> None:
         values = list(values)
@@ -411,7 +393,7 @@ def _check_bits(bits: int) -> None:
 def _check_numbers(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, int) and abs(value) > _MAX_NUMBER:
-            raise LimitError(f"gives a method the number {value}, more than {_MAX_NUMBER}")
+            raise LimitError(f"counts to {value}, more than {_MAX_NUMBER}")
 
 
 def _raise_exception(message: object) -> None:

@@ -30,8 +30,8 @@ class Tokenizer:
         """The tokenizer of a GGUF file, also of a vocabulary-only one.
 
         Raises:
-            GGUFError: damaged vocabulary metadata.
-            TokenizerError: unknown tokenizer or pre-tokenizer.
+            GGUFError: damaged metadata, or an unknown kind of tokenizer or pre-tokenizer.
+            TokenizerError: no tokenizer.
         """
         return cls(gguf_parts(gguf))
 
