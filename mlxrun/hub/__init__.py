@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
-from mlxrun.hub.resolve import Progress, pull, resolve
+from mlxrun.hub.names import Progress
+from mlxrun.hub.resolve import pull, resolve
 
 __all__ = ["Progress", "pull", "resolve"]

@@ -1,4 +1,4 @@
-"""Names of models on the hub.
+"""Names of models on the hub, and which files of a repository a name means.
 
 ::
 
@@ -17,6 +17,9 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 from mlxrun.errors import HubError, SourceError
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes present, total bytes)."""
 
 GRAMMAR = "A model on the hub is org/repo, org/repo:QUANT or org/repo/file.gguf"
 MAIN = "main"
@@ -110,8 +113,9 @@ def _malformed(text: str, why: str) -> SourceError:
     return SourceError(f"{text!r} is not a model: {why}", hint=GRAMMAR)
 
 
-DEFAULT_QUANT = "Q4_K_M"  # the default of llama.cpp and Ollama
+# --- which files of a repository are the model ----------------------------------------------------
 
+_DEFAULT_QUANT = "Q4_K_M"  # the default of llama.cpp and Ollama
 _MOST_SHARDS = 1000  # keeps a hostile list from costing memory
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.(?:gguf|safetensors)")
@@ -119,8 +123,8 @@ _NOT_A_MODEL = re.compile(
     r"(?<![a-z0-9])(?:mmproj|imatrix|ggml-vocab|vocab-?only)(?![a-z0-9])", re.IGNORECASE
 )
 # Companions of a model, unless there is nothing else: then the word is part of its name.
-_BESIDE_A_MODEL = re.compile(r"(?<![a-z0-9])(?:lora|adapter|vocab)(?![a-z0-9])", re.IGNORECASE)
-_WHOLE = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
+_COMPANION = re.compile(r"(?<![a-z0-9])(?:lora|adapter|vocab)(?![a-z0-9])", re.IGNORECASE)
+_WEIGHTS = re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors")
 _LABEL = re.compile(
     r"(?<![A-Z0-9])(?:UD-)?(?:I?Q[1-8]_\w+|TQ[12]_0|(?:MX|NV)FP4\w*|B?F16|F32|FP16|FP32|Q[1-8])"
     r"(?![A-Z0-9])",
@@ -174,10 +178,35 @@ def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) ->
         fits: whether this machine can run a model, to mark the choices in error messages.
 
     Raises:
-        HubError: no model there, or none or several match; lists the choices.
+        HubError: no model there, or none or several match; lists the choices. A shard is missing.
     """
+    choice = _choose(name, files, fits)
+    paths = {file.path for file in choice.files}
+    shards = {path for each in paths for path in _shards(each)}
+    if missing := sorted(shards - paths):
+        total = len(missing) + sum(bool(_SHARD.fullmatch(path)) for path in paths)
+        raise HubError(
+            f"{name.repo} lacks {len(missing)} of {total} shards of "
+            f"{choice.first or 'its weights'}, {missing[0]} among them"
+        )
+    return choice
+
+
+def gguf_models(files: Iterable[HubFile]) -> list[Choice]:
+    """The GGUF models of a repository, smallest first; shards count as one."""
+    models = [file for file in files if not _NOT_A_MODEL.search(file.path)]
+    plain = [file for file in models if not _COMPANION.search(PurePosixPath(file.path).name)]
+    return _grouped(plain) or _grouped(models)
+
+
+def size_text(size: int) -> str:
+    """``4.7 GB``: decimal units, as the hub's."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _choose(name: HubName, files: Sequence[HubFile], fits: Fits | None) -> Choice:
     if name.file:
-        return _file(name, files, fits)
+        return _file(name, name.file, files, fits)
     choices = gguf_models(files)
     if not choices and not name.quant:
         return _directory(name, files)
@@ -186,61 +215,60 @@ def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) ->
             f"{name.repo} has no GGUF files, so no {name.quant}", hint=f"Ask for {name.repo} alone"
         )
     if not name.quant and len(choices) == 1:
-        return _complete(name, choices[0])
-    fitting = _fitting(name.quant or DEFAULT_QUANT, choices)
-    if len(fitting) == 1:
-        return _complete(name, fitting[0])
-    shown = _listed(fitting or choices, fits)
-    if not name.quant:
-        problem = f"{name.repo} has {len(choices)} models"
+        return choices[0]
+    matching = _matching(name.quant or _DEFAULT_QUANT, choices)
+    if len(matching) == 1:
+        return matching[0]
+    if name.quant:
+        models = "models" if len(matching) > 1 else "model"
+        problem = f"{name.repo} has {len(matching) or 'no'} {name.quant} {models}"
     else:
-        problem = f"{name.repo} has {len(fitting) or 'no'} {name.quant} model" + "s" * (
-            len(fitting) > 1
-        )
+        problem = f"{name.repo} has {len(choices)} models"
+    shown = matching or choices
+    first = _short_names(shown)[0]
     raise HubError(
-        f"{problem}: {shown}", hint=f"Name one, as in {_example(name, fitting or choices)}"
+        f"{problem}: {_listed(shown, _short_names(shown), fits)}",
+        hint=f"Name one, as in {name.repo}{'/' if first == shown[0].first else ':'}{first}",
     )
 
 
-def gguf_models(files: Iterable[HubFile]) -> list[Choice]:
-    """The GGUF models of a repository, smallest first; shards count as one."""
-    models = [file for file in files if not _NOT_A_MODEL.search(file.path)]
-    plain = [file for file in models if not _BESIDE_A_MODEL.search(PurePosixPath(file.path).name)]
-    return _grouped(plain) or _grouped(models)
+def _file(name: HubName, path: str, files: Sequence[HubFile], fits: Fits | None) -> Choice:
+    """A named file, with the other shards if it is one."""
+    shards = set(_shards(path))
+    found = sorted((file for file in files if file.path in shards), key=lambda file: file.path)
+    if path not in {file.path for file in found}:
+        models = _grouped(files)
+        listed = _listed(models, [model.first for model in models], fits) or "no GGUF files"
+        raise HubError(f"{name.repo} has no file {path}", hint=f"It has {listed}")
+    return Choice(tuple(found), found[0].path)
 
 
-def missing_shards(files: Iterable[HubFile]) -> list[str]:
-    """Paths of shards that the numbering implies and the list lacks."""
-    here = {file.path for file in files}
-    promised = {path for each in here for path in _siblings(each)}
-    return sorted(promised - here)
-
-
-def size_text(size: int) -> str:
-    """``4.7 GB``: decimal units, as the hub's."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _file(name: HubName, files: Sequence[HubFile], fits: Fits | None) -> Choice:
-    """The named file, with the other shards if it is one."""
-    wanted = set(_siblings(name.file or ""))
-    found = sorted((file for file in files if file.path in wanted), key=lambda file: file.path)
-    if name.file not in {file.path for file in found}:
-        listed = _listed(_grouped(files), fits, by_path=True) or "no GGUF files"
-        raise HubError(f"{name.repo} has no file {name.file}", hint=f"It has {listed}")
-    return _complete(name, Choice(tuple(found), found[0].path))
+def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
+    """Config, tokenizer and safetensors of a repository without GGUF, small files first."""
+    top = sorted((file for file in files if "/" not in file.path), key=lambda file: file.path)
+    safetensors = [file for file in top if file.path.endswith(".safetensors")]
+    weights = [file for file in safetensors if _WEIGHTS.fullmatch(file.path)] or safetensors
+    texts = [file for file in top if _TEXT_FILES.fullmatch(file.path)]
+    if not weights or "config.json" not in {file.path for file in texts}:
+        kinds = sorted({PurePosixPath(file.path).suffix or file.path for file in files})
+        raise HubError(
+            f"{name.repo} has neither GGUF files nor config.json with safetensors, "
+            f"only {', '.join(kinds[:12]) or 'nothing'}",
+            hint="Look for a GGUF or MLX version of the model",
+        )
+    return Choice((*texts, *weights), "")
 
 
 def _grouped(files: Iterable[HubFile]) -> list[Choice]:
     groups: dict[str, list[HubFile]] = {}
     for file in sorted(files, key=lambda file: file.path):
         if file.path.lower().endswith(".gguf"):
-            groups.setdefault(_siblings(file.path)[0], []).append(file)
+            groups.setdefault(_shards(file.path)[0], []).append(file)
     choices = [Choice(tuple(group), first) for first, group in groups.items()]
     return sorted(choices, key=lambda choice: (choice.size, choice.first))
 
 
-def _fitting(quant: str, choices: Sequence[Choice]) -> list[Choice]:
+def _matching(quant: str, choices: Sequence[Choice]) -> list[Choice]:
     """Choices whose path has the quantization as a word, or the one whose label equals it."""
     word = re.compile(rf"(?<![a-z0-9]){re.escape(quant)}(?![a-z0-9_])", re.IGNORECASE)
     found = [choice for choice in choices if word.search(choice.first)]
@@ -248,35 +276,7 @@ def _fitting(quant: str, choices: Sequence[Choice]) -> list[Choice]:
     return exact if len(exact) == 1 else found
 
 
-def _directory(name: HubName, files: Sequence[HubFile]) -> Choice:
-    """Config, tokenizer and safetensors of a repository without GGUF, small files first."""
-    top = [file for file in files if "/" not in file.path]
-    weights = [file for file in top if file.path.endswith(".safetensors")]
-    ours = [file for file in weights if _WHOLE.fullmatch(file.path)] or weights
-    texts = [file for file in top if _TEXT_FILES.fullmatch(file.path)]
-    if not ours or "config.json" not in {file.path for file in texts}:
-        kinds = sorted({PurePosixPath(file.path).suffix or file.path for file in files})
-        raise HubError(
-            f"{name.repo} has neither GGUF files nor config.json with safetensors, "
-            f"only {', '.join(kinds[:12]) or 'nothing'}",
-            hint="Look for a GGUF or MLX version of the model",
-        )
-    ordered = sorted(texts, key=lambda file: file.path) + sorted(ours, key=lambda file: file.path)
-    return _complete(name, Choice(tuple(ordered), ""))
-
-
-def _complete(name: HubName, choice: Choice) -> Choice:
-    """The choice, or HubError if a shard is missing."""
-    if missing := missing_shards(choice.files):
-        total = len(missing) + sum(bool(_SHARD.fullmatch(file.path)) for file in choice.files)
-        raise HubError(
-            f"{name.repo} lacks {len(missing)} of {total} shards of "
-            f"{choice.first or 'its weights'}, {missing[0]} among them"
-        )
-    return choice
-
-
-def _siblings(path: str) -> list[str]:
+def _shards(path: str) -> list[str]:
     """All shards of a path's split file, or the path alone."""
     found = _SHARD.fullmatch(path)
     if not found or not 0 < int(found["index"]) <= int(found["count"]) <= _MOST_SHARDS:
@@ -285,19 +285,16 @@ def _siblings(path: str) -> list[str]:
     return [f"{stem}-{index:05}-of-{count:05}{suffix}" for index in range(1, count + 1)]
 
 
-def _listed(choices: Sequence[Choice], fits: Fits | None, *, by_path: bool = False) -> str:
-    """Labels and sizes; the path where labels repeat."""
+def _short_names(choices: Sequence[Choice]) -> list[str]:
+    """Labels; the path where labels repeat."""
     labels = [choice.label for choice in choices]
-    shown = []
-    for choice in choices:
-        unique = labels.count(choice.label) == 1 and not by_path
-        mark = "" if fits is None or fits(choice) else ", too large for this machine"
-        shown.append(f"{choice.label if unique else choice.first} ({size_text(choice.size)}{mark})")
-    return "; ".join(shown)
+    return [choice.label if labels.count(choice.label) == 1 else choice.first for choice in choices]
 
 
-def _example(name: HubName, choices: Sequence[Choice]) -> str:
-    labels = [choice.label for choice in choices]
-    first = choices[0]
-    unique = labels.count(first.label) == 1 and first.label != first.first
-    return f"{name.repo}:{first.label}" if unique else f"{name.repo}/{first.first}"
+def _listed(choices: Sequence[Choice], names: Sequence[str], fits: Fits | None) -> str:
+    """Names and sizes."""
+    return "; ".join(
+        f"{name} ({size_text(choice.size)}"
+        f"{'' if fits is None or fits(choice) else ', too large for this machine'})"
+        for choice, name in zip(choices, names, strict=True)
+    )

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from converters.staging import set_aside
 from mlxrun.errors import HubError, SourceError
-from mlxrun.hub.names import GRAMMAR, HubName, choose, gguf_models, has_address
+from mlxrun.hub.names import GRAMMAR, HubName, Progress, choose, gguf_models, has_address
 
-Progress = Callable[[int, int], None]
 Tell = Callable[[str], None]
 
 
@@ -79,23 +78,22 @@ def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = N
         OutOfSpaceError: not enough disk space.
     """
     name = HubName.parse(source)
-    # Imports huggingface_hub: only where a hub name is used.
-    from mlxrun.hub.download import announcement, bytes_to_fetch, fetch, fits, list_files, warning
+    from mlxrun.hub import download  # imports huggingface_hub: only for a name on the hub
 
-    listing = list_files(name)
+    listing = download.list_files(name)
     try:
-        choice = choose(name, listing.files, fits)
+        choice = choose(name, listing.files, download.fits)
     except HubError as error:
         if listing.problem is None:
             raise
         problem = f"{listing.problem.message}; in the cache, {error.message}"
         raise HubError(problem, hint=listing.problem.hint) from error
-    missing = bytes_to_fetch(name, listing, choice)
+    missing = listing.bytes_to_fetch(choice)
     if missing and tell:
-        tell(announcement(name, choice, missing))
-        if too_large := warning(choice, gguf_models(listing.files)):
+        tell(download.announcement(name, choice, missing))
+        if too_large := download.warning(choice, gguf_models(listing.files)):
             tell(too_large)
-    return fetch(name, listing, choice, progress)
+    return download.fetch(listing, choice, progress)
 
 
 def _expand(text: str) -> Path:

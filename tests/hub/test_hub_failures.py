@@ -49,12 +49,12 @@ def test_a_gated_model_says_where_to_accept_and_how_to_log_in(hub: FakeHub) -> N
     assert f"{hub.url}/org/repo" in str(caught.value) and "HF_TOKEN" in str(caught.value)
 
 
-def test_a_gated_model_whose_licence_is_not_accepted_says_so_too(
+def test_a_gated_model_whose_license_is_not_accepted_says_so_too(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/repo", {"model.gguf": BODY}, gated=True, accepted=False)
     monkeypatch.setenv("HF_TOKEN", hub.token)
-    with pytest.raises(HubError, match=r"org/repo is gated\. Accept its licence"):
+    with pytest.raises(HubError, match=r"org/repo is gated\. Accept its license"):
         resolve("org/repo")
 
 
