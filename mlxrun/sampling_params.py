@@ -1,7 +1,6 @@
-"""SamplingParams: how the next token is sampled from the logits.
+"""How the next token is sampled from the logits: options, and a model's own defaults for them.
 
-Standard library only. The formulas, and the order in which they are applied, are in
-``mlxrun.sampling/sampling.py``.
+The formulas, and the order in which they are applied, are in ``mlxrun.sampling.sampler``.
 """
 
 from __future__ import annotations
@@ -187,7 +186,7 @@ _NAMES: Final = {**KEYS, **{name: name for name in RECOMMENDABLE}}
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """The sampling parameters of requests that name none.
+    """The sampling parameters of requests that set none.
 
     Attributes:
         params: all of them.
@@ -216,11 +215,15 @@ class SamplingDefaults:
             name = _NAMES.get(key)
             if name is None or value is None:
                 continue
+            setting: Any = decimal(value) if key in KEYS else value
+            if name == "top_k" and isinstance(setting, int) and setting == -1:
+                setting = 0  # -1 is "all" to llama.cpp and vLLM
             try:
-                values[name] = _checked(name, decimal(value) if key in KEYS else value)
+                values[name] = getattr(SamplingParams(**{name: setting}), name)
             except ParameterError as error:
                 problem = ParameterError(f"{source}: {key}", value, error.allowed)
-                problems.append(f"{problem}; mlxrun's default, {_ours(name)}, is used")
+                default = getattr(SamplingParams(), name)
+                problems.append(f"{problem}; mlxrun's default, {default}, is used")
         if entries.get("do_sample") is False:
             values["temperature"] = 0.0
         return cls(SamplingParams(**values), frozenset(values), source, tuple(problems))
@@ -232,7 +235,7 @@ class SamplingDefaults:
                 if f.name in self.names}  # fmt: skip
 
     def origin(self, name: str) -> str:
-        """Whose a default is: ``"the model's (FILE)"`` or ``"mlxrun's"``."""
+        """Owner of a default: ``"the model's (FILE)"`` or ``"mlxrun's"``."""
         return f"the model's ({self.source})" if name in self.names else "mlxrun's"
 
     def __str__(self) -> str:
@@ -240,16 +243,6 @@ class SamplingDefaults:
             return "mlxrun's own defaults: the model's files recommend none"
         listed = ", ".join(f"{name} {value:g}" for name, value in self.values.items())
         return f"{listed} ({self.source})"
-
-
-def _checked(name: str, value: Any) -> Any:
-    if name == "top_k" and isinstance(value, int) and value == -1:
-        value = 0  # -1 is "all" to llama.cpp and vLLM
-    return getattr(SamplingParams(**{name: value}), name)
-
-
-def _ours(name: str) -> Any:
-    return getattr(SamplingParams(), name)
 
 
 def read_sampling_defaults(source: Path | GGUFFile) -> SamplingDefaults:

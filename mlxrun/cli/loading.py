@@ -30,7 +30,7 @@ def located(source: str) -> Path:
     from mlxrun.hub import resolve
 
     with Bar(f"Downloading {source}") as bar:
-        return resolve(source, progress=bar, tell=note)
+        return resolve(source, progress=bar, notify=note)
 
 
 def refuse_policy(path: Path, policy: str | None) -> None:

@@ -22,5 +22,5 @@ def pull_command(source: str) -> None:
     from mlxrun.hub import pull
 
     with Bar("Downloading", delay=0) as bar:
-        path = pull(source, progress=bar, tell=note)
+        path = pull(source, progress=bar, notify=note)
     print(visible(str(path)))

@@ -21,7 +21,7 @@ from mlxrun.errors import HubError, SourceError
 Progress = Callable[[int, int], None]
 """Called with (bytes present, total bytes)."""
 
-GRAMMAR = "A model on the hub is org/repo, org/repo:QUANT or org/repo/file.gguf"
+FORMS = "a model on the hub is org/repo, org/repo:QUANT or org/repo/file.gguf"
 MAIN = "main"
 
 _PREFIX = re.compile(r"hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
@@ -110,7 +110,7 @@ def _is_repo(repo: str) -> bool:
 
 
 def _malformed(text: str, why: str) -> SourceError:
-    return SourceError(f"{text!r} is not a model: {why}", hint=GRAMMAR)
+    return SourceError(f"{text!r} is not a model: {why}", hint=f"Check the name: {FORMS}")
 
 
 # --- which files of a repository are the model ----------------------------------------------------

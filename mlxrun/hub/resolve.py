@@ -10,13 +10,13 @@ from pathlib import Path
 
 from converters.staging import set_aside
 from mlxrun.errors import HubError, SourceError
-from mlxrun.hub.names import GRAMMAR, HubName, Progress, choose, gguf_models, has_address
+from mlxrun.hub.names import FORMS, HubName, Progress, choose, gguf_models, has_address
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def resolve(
-    source: str | Path, *, progress: Progress | None = None, tell: Tell | None = None
+    source: str | Path, *, progress: Progress | None = None, notify: Notify | None = None
 ) -> Path:
     """The local file or directory of a source, downloaded if need be.
 
@@ -26,7 +26,7 @@ def resolve(
     Args:
         source: a path, or a name as :class:`HubName` parses it.
         progress: called with (bytes present, total bytes) during a download.
-        tell: called with lines of text before a download; see :func:`pull`.
+        notify: called with lines of text before a download; see :func:`pull`.
 
     Raises:
         SourceError: nothing there; suggests the nearest name.
@@ -34,10 +34,10 @@ def resolve(
         OutOfSpaceError: not enough disk space.
     """
     if not isinstance(source, str | os.PathLike):
-        raise SourceError(f"{source!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
+        raise SourceError(f"{source!r} is not a model", hint=f"Give a path; {FORMS}")
     text = os.fspath(source)
     if isinstance(source, str) and has_address(text):
-        return pull(text, progress=progress, tell=tell)
+        return pull(text, progress=progress, notify=notify)
     path = _expand(text)
     if _exists(path):
         return path
@@ -49,7 +49,7 @@ def resolve(
     if isinstance(source, Path) or _looks_local(text):
         raise _missing(text, path)
     try:
-        return pull(text, progress=progress, tell=tell)
+        return pull(text, progress=progress, notify=notify)
     except HubError as error:  # "models/tinylama" could be either
         if nearest := _nearest(path):
             hint = f"{error.hint or 'Check the name'}. Or did you mean the local {nearest}?"
@@ -57,7 +57,7 @@ def resolve(
         raise
 
 
-def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = None) -> Path:
+def pull(source: str, *, progress: Progress | None = None, notify: Notify | None = None) -> Path:
     """Download a model of the hub into the local cache.
 
     Offline, or with ``HF_HUB_OFFLINE=1``, the cache is used.
@@ -65,8 +65,8 @@ def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = N
     Args:
         source: a name on the hub.
         progress: called with (bytes present, total bytes) during a download.
-        tell: called before a download with its size and the memory the model will take, and with a
-            warning if that is too much.
+        notify: called before a download with its size and the model's memory, and with a warning
+            if that is too much.
 
     Returns:
         The GGUF file (first shard of a split one), or the directory of a model without GGUF.
@@ -89,16 +89,16 @@ def pull(source: str, *, progress: Progress | None = None, tell: Tell | None = N
         problem = f"{listing.problem.message}; in the cache, {error.message}"
         raise HubError(problem, hint=listing.problem.hint) from error
     missing = listing.bytes_to_fetch(choice)
-    if missing and tell:
-        tell(download.announcement(name, choice, missing))
+    if missing and notify:
+        notify(download.announcement(name, choice, missing))
         if too_large := download.warning(choice, gguf_models(listing.files)):
-            tell(too_large)
+            notify(too_large)
     return download.fetch(listing, choice, progress)
 
 
 def _expand(text: str) -> Path:
     if not text or "\0" in text:
-        raise SourceError(f"{text!r} is not a model", hint=f"Give a path; {_lower(GRAMMAR)}")
+        raise SourceError(f"{text!r} is not a model", hint=f"Give a path; {FORMS}")
     try:
         # Path drops "./", after which a tilde is just a letter
         return Path(text).expanduser() if text.startswith("~") else Path(text)
@@ -133,9 +133,9 @@ def _missing(text: str, path: Path) -> SourceError:
         hint = f"Did you mean {nearest}?"
     elif _exists(path.parent):
         folder = path.parent.resolve()
-        hint = f"No name in the directory {folder} is similar; {_lower(GRAMMAR)}"
+        hint = f"No name in the directory {folder} is similar; {FORMS}"
     else:
-        hint = f"Even the directory {path.parent} does not exist; {_lower(GRAMMAR)}"
+        hint = f"Even the directory {path.parent} does not exist; {FORMS}"
     return SourceError(f"there is no model at {text}", hint=hint)
 
 
@@ -151,7 +151,3 @@ def _nearest(path: Path) -> Path | None:
         return None
     found = get_close_matches(path.name.lower(), names, n=1)
     return path.with_name(names[found[0]]) if found else None
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:]

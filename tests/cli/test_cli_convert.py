@@ -86,9 +86,9 @@ def test_kill_leaves_nothing_under_the_name(mlxrun_cli, model, tmp_path):
 def test_pull_prints_the_path(mlxrun_cli, monkeypatch):
     asked = []
 
-    def pull(source, *, progress, tell):
+    def pull(source, *, progress, notify):
         asked.append(source)
-        tell("downloading 4.9 GB")
+        notify("downloading 4.9 GB")
         progress(1, 2)
         return Path("/somewhere/model.gguf")
 

@@ -1,7 +1,8 @@
 """A hub on loopback: the API's model info, ``resolve`` with redirects, and a second host for blobs.
 
-Plays what huggingface_hub relies on: ``X-Repo-Commit``, ``X-Linked-Etag``, ``X-Linked-Size``, error
-codes in headers, ranges. Switches make it drop connections, serve other bytes, refuse or fail.
+It has what huggingface_hub relies on: ``X-Repo-Commit``, ``X-Linked-Etag``, ``X-Linked-Size``,
+error codes in headers, ranges. Switches make it drop connections, serve other bytes, refuse or
+fail.
 """
 
 from __future__ import annotations
@@ -198,9 +199,9 @@ def _resolve(handler: _Handler, repo: Repo, path: str) -> None:
 def _blob_answer(handler: _Handler, path: str) -> None:
     """``/blob/SHA256``, whole or from an offset on."""
     hub, switches = handler.hub, handler.hub.switches
-    wanted = path.removeprefix("/blob/")
+    requested = path.removeprefix("/blob/")
     contents = (content for repo in hub.repos.values() for content in repo.files.values())
-    content = next(content for content in contents if sha256(content) == wanted)
+    content = next(content for content in contents if sha256(content) == requested)
     if switches.corrupt:
         content = bytes([content[0] ^ 1]) + content[1:]
     start = 0

@@ -1,4 +1,4 @@
-"""Downloads from a hub on loopback: what arrives, what is kept, what is refused."""
+"""Downloads from a hub on loopback: complete, resumed, verified, refused."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_shards_in_a_folder_are_fetched_together_and_the_first_is_returned(hub: 
     }
 
 
-def test_a_repository_without_gguf_gives_a_directory_of_what_loads(hub: FakeHub) -> None:
-    wanted = {
+def test_a_repository_without_gguf_gives_a_directory_of_the_model(hub: FakeHub) -> None:
+    model = {
         "config.json": b"{}",
         "tokenizer.json": b"{ }",
         "tokenizer_config.json": b"{  }",
@@ -76,16 +76,16 @@ def test_a_repository_without_gguf_gives_a_directory_of_what_loads(hub: FakeHub)
         "model-00001-of-00002.safetensors": BODY,
         "model-00002-of-00002.safetensors": BODY + b"2",
     }
-    unwanted = {
+    others = {
         "pytorch_model.bin": b"1",
         "consolidated.safetensors": b"2",
         "original/model.safetensors": b"3",
         "onnx/model.onnx": b"4",
         "modeling_evil.py": b"5",
     }
-    hub.add("org/repo", wanted | unwanted)
+    hub.add("org/repo", model | others)
     path = resolve("org/repo")
-    assert {each.name: each.read_bytes() for each in path.iterdir()} == wanted
+    assert {each.name: each.read_bytes() for each in path.iterdir()} == model
 
 
 def test_a_dropped_connection_is_resumed_where_it_broke(hub: FakeHub) -> None:
@@ -185,7 +185,7 @@ def test_a_new_commit_is_seen_and_unchanged_files_are_kept(hub: FakeHub) -> None
     assert len(hub.blobs()) == 1
 
 
-def test_out_of_reach_the_cache_serves_and_says_what_it_lacks(
+def test_the_cache_serves_an_unreachable_hub_and_names_missing_files(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/repo", {"a-Q4_K_M.gguf": BODY, "a-Q8_0.gguf": BODY + b"8"})
@@ -232,7 +232,7 @@ def test_a_mirror_with_etags_of_its_own_is_checked_too(hub: FakeHub) -> None:
     assert path.read_bytes() == BODY and path.resolve().name != sha256(BODY)
 
 
-def test_what_huggingface_hub_fetched_itself_is_checked_too(
+def test_downloads_of_huggingface_hub_itself_are_verified_too(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/repo", {"model.gguf": BODY})
@@ -282,7 +282,7 @@ def test_a_hub_that_gets_busy_over_a_file_is_asked_again(hub: FakeHub, pauses: l
     def busy(line: str) -> None:
         hub.switches.busy = [(503, "3"), (503, "")]
 
-    assert pull("org/repo", tell=busy).read_bytes() == BODY
+    assert pull("org/repo", notify=busy).read_bytes() == BODY
     assert pauses == [3, 2]
 
 
@@ -325,7 +325,7 @@ def test_a_file_that_the_hub_offers_over_xet_comes_over_http(hub: FakeHub) -> No
     assert not [seen for seen in hub.seen if "xet" in seen.path]
 
 
-def test_what_lies_beside_models_is_not_fetched(hub: FakeHub) -> None:
+def test_companions_of_models_are_not_fetched(hub: FakeHub) -> None:
     shards = {f"model-0000{i}-of-00002.safetensors": BODY + bytes([i]) for i in (1, 2)}
     index = {"config.json": b"{}", "model.safetensors.index.json": b"{    }"}
     others = {"model.fp16.safetensors": b"1", "pytorch_model.bin": b"2", "x.pth": b"3"}

@@ -1,4 +1,4 @@
-"""What a hub refuses, lacks or garbles, and what the disk refuses: one line each."""
+"""Refusals, gaps and garbage of a hub, and failures of the disk: one line each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlxrun.hub import pull, resolve
 BODY = bytes(range(256)) * 200
 
 
-def test_a_disk_without_room_is_told_before_anything_is_fetched(
+def test_a_disk_without_space_is_an_error_before_any_download(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("org/repo", {"model.gguf": BODY})
@@ -68,7 +68,7 @@ def test_a_gated_model_whose_license_is_not_accepted_says_so_too(
         ("org/repo:Q5_0", r"org/repo has no Q5_0 model: model\.gguf"),
     ],
 )
-def test_what_is_not_there_is_named(hub: FakeHub, source: str, message: str) -> None:
+def test_missing_things_are_named(hub: FakeHub, source: str, message: str) -> None:
     hub.add("org/repo", {"model.gguf": BODY})
     hub.add("org/secret", {"model.gguf": BODY}, private=True)
     with pytest.raises(HubError, match=message) as caught:

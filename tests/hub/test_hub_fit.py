@@ -1,4 +1,4 @@
-"""What a model takes of this machine's memory, told before it is downloaded."""
+"""A model's memory on this machine, estimated before the download."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("label", QUANTS)
-def test_the_name_tells_about_what_the_tensors_would(
+def test_the_name_gives_about_the_size_of_the_tensors(
     oracle: Path, monkeypatch: pytest.MonkeyPatch, label: str
 ) -> None:
-    """Held to each tensor's own type, in files that llama-quantize made."""
+    """Compared with each tensor's own type, in files of llama-quantize."""
     monkeypatch.setattr(download, "device", lambda: GPU)
     tensors = read_gguf(oracle / "quants" / f"{label}.gguf").tensors
     policy = Policy("near", "float16")
-    held = 0.0
+    expected_bytes = 0.0
     for tensor in tensors:
         expected = expected_layout(tensor.type, policy, module=len(tensor.shape) > 1)
         assert expected is not None
-        held += tensor.elements * expected.layout.bits_per_weight / 8
-    told = download.needed(model(label, sum(tensor.nbytes for tensor in tensors) / GB))
-    assert 0.9 * held < told < 1.4 * held
+        expected_bytes += tensor.elements * expected.layout.bits_per_weight / 8
+    estimate = download.needed(model(label, sum(tensor.nbytes for tensor in tensors) / GB))
+    assert 0.9 * expected_bytes < estimate < 1.4 * expected_bytes
 
 
 def test_models_stay_as_they_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +60,9 @@ def test_models_stay_as_they_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("machine")
 def test_the_announcement_says_size_need_and_room() -> None:
     name = HubName("org/repo")
-    told = download.announcement(name, model("Q8_0", 4), missing=4 * GB)
+    text = download.announcement(name, model("Q8_0", 4), missing=4 * GB)
     need = 1.1 * 4 * 9 / 8.5
-    assert told == (
+    assert text == (
         f"downloading Q8_0 of org/repo, 4.0 GB; it runs in about {need:.1f} GB of the 16.0 GB that "
         "this machine has for models"
     )
@@ -78,14 +78,14 @@ def test_the_announcement_says_size_need_and_room() -> None:
 def test_a_model_that_is_too_large_names_the_largest_that_is_not() -> None:
     small, fitting, large = model("Q4_0", 5), model("Q5_0", 10), model("Q8_0", 15.9)
     assert download.warning(fitting, [small, fitting, large]) is None
-    told = download.warning(large, [small, fitting, large])
-    assert told is not None and told.startswith("warning: Q8_0 does not fit")
-    assert told.endswith("is Q5_0 (10.0 GB)")
+    text = download.warning(large, [small, fitting, large])
+    assert text is not None and text.startswith("warning: Q8_0 does not fit")
+    assert text.endswith("is Q5_0 (10.0 GB)")
     alone = download.warning(large, [large])
     assert alone is not None and alone.endswith("look for a smaller quantization or model")
 
 
-def test_where_the_system_does_not_say_nothing_is_too_large(
+def test_nothing_is_too_large_if_the_memory_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(download, "machine_memory", lambda: 0)
@@ -104,19 +104,19 @@ def test_lists_mark_what_is_too_large() -> None:
     assert [choice.label for choice in gguf_models(files)] == ["Q5_0", "Q8_0"]
 
 
-def test_it_is_told_once_before_the_first_byte_and_not_for_what_is_here(
+def test_the_announcement_comes_before_the_first_byte_and_not_for_cached_models(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "machine_memory", lambda: 50_000)
     monkeypatch.setattr(download, "device", lambda: CPU)
     hub.add("org/repo", {"m-Q4_K_M.gguf": BODY, "m-Q2_K.gguf": BODY[:9000]})
     events: list[str] = []
-    pull("org/repo", tell=events.append, progress=lambda done, total: events.append("bytes"))
+    pull("org/repo", notify=events.append, progress=lambda done, total: events.append("bytes"))
     assert [event.partition(" ")[0] for event in events[:3]] == ["downloading", "warning:", "bytes"]
     assert "Q4_K_M of org/repo, 0.1 MB" in events[0] and "is Q2_K (0.0 MB)" in events[1]
     assert set(events[2:]) == {"bytes"}
     events.clear()
-    pull("org/repo", tell=events.append)
+    pull("org/repo", notify=events.append)
     assert events == []
 
 
@@ -133,7 +133,7 @@ def test_a_container_may_have_less_than_the_machine(
     assert memory.machine_memory() == physical // 2
 
 
-def test_metal_says_itself_what_models_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metal_gives_the_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlx.core as mx
 
     monkeypatch.setattr(device, "device", lambda: GPU)

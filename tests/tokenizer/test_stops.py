@@ -1,4 +1,4 @@
-"""Stop strings in text that arrives in pieces."""
+"""Stop strings in text that arrives in chunks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_like_searching_the_whole_text(parts: list[str], stops: list[str]) -> No
 
 
 @given(parts=st.lists(few_letters, max_size=8), stops=stop_lists)
-def test_holds_back_only_what_may_begin_a_stop(parts: list[str], stops: list[str]) -> None:
+def test_holds_back_only_a_prefix_of_a_stop_string(parts: list[str], stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     seen = shown = ""
     for part in parts:
@@ -47,7 +47,7 @@ def test_holds_back_only_what_may_begin_a_stop(parts: list[str], stops: list[str
         assert not held or pending or any(stop.startswith(held) for stop in stops)
 
 
-def test_spans_pieces_and_swallows_what_follows() -> None:
+def test_a_stop_string_spans_chunks_and_ends_the_text() -> None:
     matcher = StopMatcher(["</end>"])
     assert matcher.add("text <") == ("text ", False)
     assert matcher.add("/e") == ("", False)

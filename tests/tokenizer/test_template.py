@@ -117,7 +117,7 @@ FOR_PARTS = "{% for p in m.content %}<{{ p.text }}>{% endfor %}"
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         ("{{ m.content }}", "one\n2"),
         ("{{ 'user: ' + m.content }}", "user: one\n2"),
@@ -130,12 +130,12 @@ FOR_PARTS = "{% for p in m.content %}<{{ p.text }}>{% endfor %}"
         ("{{ raise_exception('no') if messages | length == 1 else m.content }}", "one\n2x"),
     ],
 )  # fmt: skip
-def test_parts_of_text_are_joined_where_a_template_wants_a_text(content: str, wanted: str) -> None:
+def test_text_parts_are_joined_where_a_string_is_printed(content: str, expected: str) -> None:
     source = "{% for m in messages %}" + content + "{% endfor %}"
     messages = [{"role": "user", "content": PARTS}]
-    if wanted.endswith("x"):
+    if expected.endswith("x"):
         messages.append({"role": "assistant", "content": "x"})
-    assert render(source, messages) == wanted
+    assert render(source, messages) == expected
 
 
 def test_other_parts_are_left_to_the_template() -> None:

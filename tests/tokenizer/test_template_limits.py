@@ -84,7 +84,7 @@ def test_no_step_of_a_template_takes_long(source: str) -> None:
     assert "fails" not in str(refusal(render, source)), "refused by a limit, not by an accident"
 
 
-def test_filters_give_what_can_be_gone_through_once() -> None:
+def test_lazy_filters_give_iterators() -> None:
     odd = "{% set x = [1, 2, 3] | select('odd') %}"
     assert render(odd + "{% for i in x %}{{ i }}{% endfor %}{{ x | list }}") == "13[]"
     assert render("{{ 'yes' if [] | select else 'no' }}") == "yes"
