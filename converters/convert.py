@@ -71,36 +71,30 @@ class Converted:
             yield name, array, "uint32" if packed else own
 
 
-class SourceTensor(Protocol):
-    """One parameter of the model that a source becomes."""
+#: Begins in the caller's thread, where MLX reads arrays, and returns the rest of the work. Takes a
+#: pool for chunks of rows, and the merge into the tensor's rows.
+Start = Callable[[ThreadPoolExecutor, Patch | None], Callable[[], Converted]]
 
-    @property
-    def name(self) -> str:
-        """Its name in the source, for progress."""
 
-    @property
-    def target(self) -> str:
-        """Its Hugging Face name."""
+@dataclass(frozen=True)
+class SourceTensor:
+    """One parameter of the model that a source becomes.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of its weights, packed or not."""
+    Attributes:
+        name: in the source, for progress.
+        target: its Hugging Face name.
+        shape: of its weights, packed or not.
+        nbytes: to read; 0 for a parameter that the source does not store.
+        least_bytes: that its form takes at the least.
+        start: its conversion.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read; 0 for a parameter that the source does not store."""
-
-    @property
-    def least_bytes(self) -> float:
-        """Bytes that its form takes at the least."""
-
-    def start(self, pool: ThreadPoolExecutor, patch: Patch | None) -> Callable[[], Converted]:
-        """Begin in the caller's thread, where MLX reads arrays, and return the rest of the work.
-
-        Args:
-            pool: for chunks of rows.
-            patch: merge into its rows.
-        """
+    name: str
+    target: str
+    shape: tuple[int, ...]
+    nbytes: int
+    least_bytes: float
+    start: Start
 
 
 class Source(Protocol):
@@ -108,13 +102,13 @@ class Source(Protocol):
 
     Attributes:
         path: names the default target.
-        inputs: all that is read; none of it may lie in the target.
-        weight_files: files with weights, which the report names with their SHA-256.
-        config: ``config.json`` of the model that is written, but for ``quantization``.
+        inputs: all files that are read; none may lie in the target.
+        weight_files: those with weights, which the report names with their SHA-256.
+        config: ``config.json`` of the model that is written, without ``quantization``.
         dtype: of its floats, ``torch_dtype``.
         spec: the policy or recipe that chooses the forms, in words.
         tensors: in the order in which they are written.
-        skipped: ``{"name", "type", "reason"}`` of what has no place in the model.
+        skipped: ``{"name", "type", "reason"}`` of tensors that have no place in the model.
     """
 
     path: Path
@@ -166,7 +160,7 @@ def convert(
         Hashing(source.weight_files) as hashing,
         CheckpointWriter(target, overwrite=overwrite, entries=3 * len(tensors)) as writer,
     ):
-        check_space(sum(tensor.least_bytes for tensor in tensors), target)
+        _check_space(sum(tensor.least_bytes for tensor in tensors), target)
         with source.reading():
             layouts = _write(writer, stream(tensors, merge=merged, progress=progress), report)
         writer.flush()
@@ -317,12 +311,8 @@ def _lies_in(file: Path, folder: Path) -> bool:
     return any(place.samefile(folder) for way in ways for place in (way, *way.parents))
 
 
-def check_space(needed: float, target: Path) -> None:
-    """Refuse early when the disk cannot hold ``needed`` bytes.
-
-    Raises:
-        OutOfSpaceError: it cannot.
-    """
+def _check_space(needed: float, target: Path) -> None:
+    """Refuse early when the disk cannot hold ``needed`` bytes."""
     free = shutil.disk_usage(target.absolute().parent).free
     if needed > free:
         raise OutOfSpaceError(
@@ -340,35 +330,26 @@ class Hashing:
     """Names, sizes and SHA-256 of files, computed in a thread; leaving the context stops it."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = tuple(paths)
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(1)
-        self._future = self._pool.submit(lambda: [self._entry(path) for path in self._paths])
+        self._entries = self._pool.submit(lambda files: [*map(self._entry, files)], tuple(paths))
 
     def _entry(self, path: Path) -> dict[str, Any]:
+        digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
         try:
-            size, digest = path.stat().st_size, self._digest(path)
+            with path.open("rb", buffering=0) as file:
+                while not self._stopped.is_set() and (size := file.readinto(part)):
+                    digest.update(part[:size])
+            return {"name": path.name, "size": path.stat().st_size, "sha256": digest.hexdigest()}
         except OSError as error:  # the file was there when the conversion began
             raise ConversionError(
                 f"cannot read {path}: {error.strerror or error}",
                 hint="See that it is still there, and convert it again",
             ) from error
-        return {"name": path.name, "size": size, "sha256": digest}
-
-    def _digest(self, path: Path) -> str:
-        digest, part = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
-        with path.open("rb", buffering=0) as file:
-            while not self._stopped.is_set() and (size := file.readinto(part)):
-                digest.update(part[:size])
-        return digest.hexdigest()
 
     def result(self) -> list[dict[str, Any]]:
-        """An entry of each file, in order; waits for them.
-
-        Raises:
-            ConversionError: a file cannot be read.
-        """
-        return self._future.result()
+        """An entry of each file, in order; ConversionError if one cannot be read."""
+        return self._entries.result()
 
     def __enter__(self) -> Self:
         return self

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from converters.gguf.names import Mapped, NameMap, architecture_of, map_tensors
 from converters.gguf.reader import GGUFFile, read_gguf
 from converters.gguf.regroup import regroup
 from converters.gguf.types import GGMLType
+from converters.quantize.affine import Arrays
 from converters.quantize.encode import (
     Encoded,
     Patch,
     encode,
-    in_order,
     least_bits,
     plain_floats,
     supported,
@@ -106,7 +105,7 @@ class GGUFSource:
         self.config = model.config
         self.dtype = "float32" if policy == "exact" else half
         self.spec = policy
-        self.tensors = gguf_tensors(model.names, Policy(policy, half))
+        self.tensors: Sequence[SourceTensor] = gguf_tensors(model.names, Policy(policy, half))
         self.skipped = skipped(model.names)
 
     def reading(self) -> AbstractContextManager[None]:
@@ -128,7 +127,7 @@ class GGUFSource:
         }
 
 
-def gguf_tensors(names: NameMap, policy: Policy) -> Sequence[SourceTensor]:
+def gguf_tensors(names: NameMap, policy: Policy) -> list[SourceTensor]:
     """The tensors of a file, to be converted under a policy.
 
     Raises:
@@ -140,87 +139,53 @@ def gguf_tensors(names: NameMap, policy: Policy) -> Sequence[SourceTensor]:
             [(t.name, t.type.name, "no known meaning as weights") for t in bad],
             hint="Get the model in another quantization: no policy can convert these",
         )
-    zeros = [_Zeros(target, length, policy.half) for target, length in names.zeros]
-    return [*(_GGUFTensor(mapped, policy) for mapped in names.mapped), *zeros]
+    tensors = [_tensor(mapped, policy) for mapped in names.mapped]
+    return tensors + [_zeros(target, length, policy.half) for target, length in names.zeros]
 
 
-@dataclass(frozen=True)
-class _Zeros:
-    """A parameter of the model that the file leaves out; see :class:`SourceTensor`."""
-
-    target: str
-    length: int
-    dtype: str
-    nbytes: int = 0
-    least_bytes: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return self.target
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.length,)
-
-    def start(self, _: ThreadPoolExecutor, patch: Patch | None) -> Callable[[], Converted]:
-        zeros = {"weight": np.zeros(self.length, _NUMPY_TYPES[self.dtype])}
-        return lambda: Converted(self.target, dense(self.dtype), zeros, None)
+def _zeros(target: str, length: int, dtype: str) -> SourceTensor:
+    """A parameter of the model that the file leaves out."""
+    arrays: Arrays = {"weight": np.zeros(length, _NUMPY_TYPES[dtype])}
+    converted = Converted(target, dense(dtype), arrays, None)
+    return SourceTensor(target, target, (length,), 0, 0.0, lambda pool, patch: lambda: converted)
 
 
-@dataclass(frozen=True)
-class _GGUFTensor:
-    """A tensor of the file under a policy; see :class:`SourceTensor`."""
+def _tensor(mapped: Mapped, policy: Policy) -> SourceTensor:
+    tensor = mapped.source
+    bits = least_bits(tensor.type, policy, module=len(tensor.shape) > 1)
+    return SourceTensor(
+        name=tensor.name,
+        target=mapped.target,
+        shape=mapped.shape,
+        nbytes=tensor.nbytes,
+        least_bytes=bits * tensor.elements / 8,
+        start=lambda pool, patch: lambda: _convert(mapped, policy, pool, patch),
+    )
 
-    mapped: Mapped
-    policy: Policy
 
-    @property
-    def name(self) -> str:
-        return self.mapped.source.name
-
-    @property
-    def target(self) -> str:
-        return self.mapped.target
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.mapped.shape
-
-    @property
-    def nbytes(self) -> int:
-        return self.mapped.source.nbytes
-
-    @property
-    def least_bytes(self) -> float:
-        source = self.mapped.source
-        bits = least_bits(source.type, self.policy, module=len(source.shape) > 1)
-        return bits * source.elements / 8
-
-    def start(self, pool: ThreadPoolExecutor, patch: Patch | None) -> Callable[[], Converted]:
-        return partial(self._convert, pool, patch)
-
-    def _convert(self, pool: ThreadPoolExecutor, patch: Patch | None) -> Converted:
-        mapped, tensor, policy = self.mapped, self.mapped.source, self.policy
-        if _is_decay_rate(mapped):
-            policy = replace(policy, name="exact")
-        encoded = encode(
-            tensor,
-            policy,
-            module=len(tensor.shape) > 1,
-            pool=pool,
-            change=mapped.change,
-            factor=None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1),
-            patch=None if patch is None else _in_file_order(patch, mapped),
-        )
-        arrays = {}
-        for name, array in encoded.arrays.items():
-            if name != "factor":
-                array = array if mapped.order is None else array[mapped.order]
-                array = array if mapped.columns is None else _reordered_columns(mapped, array)
-                array = array if mapped.shape == tensor.shape else array.reshape(mapped.shape)
-            arrays[name] = array
-        record = _record(mapped, encoded, policy)
-        return Converted(mapped.target, encoded.layout, arrays, record)
+def _convert(
+    mapped: Mapped, policy: Policy, pool: ThreadPoolExecutor, patch: Patch | None
+) -> Converted:
+    tensor = mapped.source
+    if _is_decay_rate(mapped):
+        policy = replace(policy, name="exact")
+    encoded = encode(
+        tensor,
+        policy,
+        module=len(tensor.shape) > 1,
+        pool=pool,
+        change=mapped.change,
+        factor=None if mapped.factor is None else plain_floats(mapped.factor).reshape(-1),
+        patch=None if patch is None else _in_file_order(patch, mapped),
+    )
+    arrays = {}
+    for name, array in encoded.arrays.items():
+        if name != "factor":
+            array = array if mapped.order is None else array[mapped.order]
+            array = array if mapped.columns is None else _reordered_columns(mapped, array)
+            array = array if mapped.shape == tensor.shape else array.reshape(mapped.shape)
+        arrays[name] = array
+    return Converted(mapped.target, encoded.layout, arrays, _record(mapped, encoded, policy))
 
 
 def _is_decay_rate(mapped: Mapped) -> bool:
@@ -240,7 +205,11 @@ def _in_file_order(patch: Patch, mapped: Mapped) -> Patch:
             "into it",
             hint="Apply the adapter when the model is loaded instead",
         )
-    return in_order(patch, mapped.order, mapped.source.shape[0])
+    if mapped.order is None:
+        return patch
+    places = np.empty(mapped.source.shape[0], np.intp)
+    places[mapped.order] = np.arange(len(places))
+    return lambda values, numbers: patch(values, places[numbers])
 
 
 def _reordered_columns(mapped: Mapped, array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def half_dtype(plan: Plan) -> str:
     return declared if declared in ("float16", "bfloat16") else "float16"
 
 
-def _tensors(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[_DirectoryTensor]:
+def _tensors(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[SourceTensor]:
     """Every parameter with its form, in the order in which they are stored."""
     weights = plan.weights
     modules = {
@@ -120,27 +121,32 @@ def _tensors(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[_DirectoryTenso
         if name.endswith(".weight") and array.ndim > 1
     }
     modules = {module for module in modules if plan.form(module, EIGHT_BITS)}
-    kept = recipe.kept(modules)
+    named = recipe.kept(modules)
     for name, array in weights.arrays.items():
         module, _, kind = name.rpartition(".")
         if kind in ("scales", "biases") and module in weights.layouts:
             continue
         stored = weights.layout(name)
-        own = dtype_name(array) if stored is None and plan.stays(name) else dtype
         if stored is None:
-            as_is = dense(own)
+            layout = dense(dtype_name(array) if plan.stays(name) else dtype)
         else:
-            as_is = stored.with_dtype(recipe.dtype) if recipe.dtype else stored
-        if kind != "weight" or module not in modules:
-            yield _DirectoryTensor(weights, name, as_is)
-            continue
-        asked = kept.get(module) or (recipe.form and plan.form(module, recipe.form))
-        layout, note = as_is, ""
-        if asked is not None:
-            width = weights.shape(name)[-1]
-            asked = asked.with_dtype(dtype)
-            layout, note = _fitting(width, as_is, asked, explicit=module in kept)
-        yield _DirectoryTensor(weights, name, layout, note, explicit=module in kept)
+            layout = stored.with_dtype(recipe.dtype) if recipe.dtype else stored
+        note, explicit = "", False
+        if kind == "weight" and module in modules:
+            explicit = module in named
+            asked = named.get(module) or (recipe.form and plan.form(module, recipe.form))
+            if asked is not None:
+                width, asked = weights.shape(name)[-1], asked.with_dtype(dtype)
+                layout, note = _fitting(width, layout, asked, explicit=explicit)
+        shape = weights.shape(name)
+        yield SourceTensor(
+            name=name,
+            target=name,
+            shape=shape,
+            nbytes=sum(weights.arrays[part].nbytes for part in weights.parts(name)),
+            least_bytes=layout.bits_per_weight * math.prod(shape) / 8,
+            start=partial(_start, weights, name, layout, note, explicit),
+        )
 
 
 def _fitting(width: int, as_is: Layout, asked: Layout, *, explicit: bool) -> tuple[Layout, str]:
@@ -160,89 +166,69 @@ def _fitting(width: int, as_is: Layout, asked: Layout, *, explicit: bool) -> tup
     return asked, ""
 
 
-@dataclass(frozen=True)
-class _DirectoryTensor:
-    """A parameter of the directory; see :class:`converters.convert.SourceTensor`.
+def _start(
+    weights: Weights,
+    target: str,
+    layout: Layout,
+    note: str,
+    explicit: bool,
+    pool: ThreadPoolExecutor,
+    patch: Patch | None,
+) -> Callable[[], Converted]:
+    """Read a parameter's arrays, which are dropped, and return the rest of its conversion.
 
-    Attributes:
+    Args:
         layout: the form that it gets.
         note: why this is not the one that is asked for.
         explicit: a pattern asks for it.
     """
+    origin, stored = weights.origin(target), weights.layout(target)
+    elements = math.prod(weights.shape(target))
+    parts = [weights.arrays.pop(name) for name in weights.parts(target)]
+    same = stored is not None and stored.module_config == layout.module_config and not patch
+    if stored is not None and same:
+        form, encode = _same_codes(parts, stored, layout)
+    else:
+        form = layout
+        array = parts[0] if stored is None else dequantized(parts, stored)
+        encode = recode(array, layout, pool, patch)
+    mx.clear_cache()
 
-    weights: Weights = field(repr=False)
-    target: str
-    layout: Layout
-    note: str = ""
-    explicit: bool = False
+    def finish() -> Converted:
+        arrays, error = encode()
+        _check(target, layout, error, explicit=explicit)
+        rounded = same or not layout.quantized
+        exact = "exact" if error.equal else "rounded" if rounded else "requantized"
+        record = TensorRecord(
+            name=origin.name,
+            target=target,
+            type=str(origin.type),
+            form=str(form),
+            fidelity="merged" if patch else exact,
+            rmse=error.rmse,
+            max_error=error.maximum,
+            bits_before=origin.bits,
+            bits_after=form.bits_per_weight,
+            elements=elements,
+            note=note,
+        )
+        return Converted(target, form, arrays, record)
 
-    @property
-    def name(self) -> str:
-        return self.target
+    return finish
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weights.shape(self.target)
 
-    @property
-    def nbytes(self) -> int:
-        names = self.weights.parts(self.target)
-        return sum(self.weights.arrays[name].nbytes for name in names)
-
-    @property
-    def least_bytes(self) -> float:
-        return self.layout.bits_per_weight * math.prod(self.shape) / 8
-
-    def start(self, pool: ThreadPoolExecutor, patch: Patch | None) -> Callable[[], Converted]:
-        weights, layout = self.weights, self.layout
-        origin, elements = weights.origin(self.target), math.prod(self.shape)
-        stored = weights.layout(self.target)
-        parts = [weights.arrays.pop(name) for name in weights.parts(self.target)]
-        same = stored is not None and stored.module_config == layout.module_config and not patch
-        if stored is not None and same:
-            form, encode = _same_codes(parts, stored, layout)
-        else:
-            form = layout
-            array = parts[0] if stored is None else dequantized(parts, stored)
-            encode = recode(array, layout, pool, patch)
-        mx.clear_cache()
-
-        def finish() -> Converted:
-            arrays, error = encode()
-            self._check(error)
-            kept = same or not layout.quantized
-            exact = "exact" if error.equal else "rounded" if kept else "requantized"
-            record = TensorRecord(
-                name=origin.name,
-                target=self.target,
-                type=str(origin.type),
-                form=str(form),
-                fidelity="merged" if patch else exact,
-                rmse=error.rmse,
-                max_error=error.maximum,
-                bits_before=origin.bits,
-                bits_after=form.bits_per_weight,
-                elements=elements,
-                note=self.note,
-            )
-            return Converted(self.target, form, arrays, record)
-
-        return finish
-
-    def _check(self, error: ErrorStats) -> None:
-        """Refuse infinite weights, unless they are asked for."""
-        layout = self.layout
-        if not math.isfinite(error.squared_weight) and (layout.quantized or not self.explicit):
-            keep = f"--keep {self.target.removesuffix('.weight')}=float"
-            raise ConversionError(
-                f"{self.target} holds infinite or not-a-number weights",
-                hint=f"The source is damaged: get it again; a matrix is kept as it is with {keep}",
-            )
-        if math.isinf(error.maximum) or (layout.quantized and not math.isfinite(error.rmse)):
-            raise ConversionError(
-                f"{self.target} holds weights that {layout} cannot",
-                hint="Choose --dtype bfloat16",
-            )
+def _check(target: str, layout: Layout, error: ErrorStats, *, explicit: bool) -> None:
+    """Refuse infinite weights, unless they are asked for."""
+    if not math.isfinite(error.squared_weight) and (layout.quantized or not explicit):
+        keep = f"--keep {target.removesuffix('.weight')}=float"
+        raise ConversionError(
+            f"{target} holds infinite or not-a-number weights",
+            hint=f"The source is damaged: get it again; a matrix is kept as it is with {keep}",
+        )
+    if math.isinf(error.maximum) or (layout.quantized and not math.isfinite(error.rmse)):
+        raise ConversionError(
+            f"{target} holds weights that {layout} cannot", hint="Choose --dtype bfloat16"
+        )
 
 
 def recode(

@@ -73,19 +73,6 @@ class Merge(Protocol):
 PrepareMerge = Callable[[Mapping[str, Any]], Merge]
 
 
-def in_order(patch: Patch, order: Rows | None, rows: int) -> Patch:
-    """The patch for rows that are stored in another order.
-
-    Args:
-        order: where each of the parameter's ``rows`` is stored, or None for the same order.
-    """
-    if order is None:
-        return patch
-    places = np.empty(rows, np.intp)
-    places[order] = np.arange(rows)
-    return lambda values, numbers: patch(values, places[numbers])
-
-
 def workers() -> ThreadPoolExecutor:
     """Threads for chunks, one for each core up to eight.
 
