@@ -280,10 +280,6 @@ def target_path(dst: str | Path | None, source: Path, inputs: Iterable[Path] = (
     Args:
         source: names the default target.
         inputs: none of them may lie in the target, which may be replaced.
-
-    Raises:
-        CheckpointError: this is no path, or there is no such home directory.
-        TargetExistsError: the source lies in the target, or is the target.
     """
     if dst is None:
         dst = f"{source.stem if source.suffix == '.gguf' else source.name}-mlx"

@@ -87,11 +87,7 @@ def _source(path: Path, choice: Recipe, policy: str | None) -> Source:
 
 
 def recipe_of(config: ConversionConfig) -> Recipe:
-    """The recipe that a config asks for.
-
-    Raises:
-        ConversionError: an option has no such value, or two do not go together.
-    """
+    """The recipe that a config asks for."""
     choice = recipe(config.bits, config.group_size, config.mode, config.keep, config.dtype)
     if config.policy is not None:
         check_policy(config.policy)
@@ -120,12 +116,7 @@ _SOURCE_ONLY = ("quantization", "quantization_config", "auto_map")
 
 
 def prepare(config: dict[str, Any], weights: Weights) -> Plan:
-    """How a directory's weights are converted: checked against the model itself, none is read.
-
-    Raises:
-        UnsupportedArchitectureError: neither has the ``model_type``.
-        CheckpointError: config and weights do not make such a model.
-    """
+    """How a directory's weights are converted: checked against the model itself, none is read."""
     config = text_config(config)
     kept = {key: value for key, value in config.items() if key not in _SOURCE_ONLY}
     defined = definition(config)

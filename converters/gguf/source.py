@@ -128,11 +128,7 @@ class GGUFSource:
 
 
 def gguf_tensors(names: NameMap, policy: Policy) -> list[SourceTensor]:
-    """The tensors of a file, to be converted under a policy.
-
-    Raises:
-        InexactError: no form holds the weights of some types.
-    """
+    """The tensors of a file, to be converted under a policy."""
     bad = [m.source for m in names.mapped if not supported(m.source.type)]
     if bad:
         raise InexactError(

@@ -50,11 +50,7 @@ class WeightFiles:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The ``config.json`` of a directory.
-
-    Raises:
-        CheckpointError: it is missing or not a JSON object.
-    """
+    """The ``config.json`` of a directory."""
     file = path / CONFIG
     if not file.is_file():
         raise CheckpointError(
@@ -65,11 +61,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds something else.
-    """
+    """The JSON object in a file."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -107,54 +99,46 @@ def weight_files(path: Path) -> WeightFiles:
 
 
 def indexed_names(path: Path) -> list[str]:
-    """The files that a directory's index names; none where there is no index.
-
-    Raises:
-        CheckpointError: the index is damaged.
-    """
+    """The files that a directory's index names; none where there is no index."""
     index = path / INDEX
     if not index.is_file():
         return []
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return sorted(_plain_name(name) for name in names)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        names = sorted(set(read_object(index)["weight_map"].values()))
+        outside = [n for n in names if Path(n).name != n or len(n) > 255 or "\0" in n]
+    except (LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"cannot read {index}: {error}") from error
-
-
-def _plain_name(name: str) -> str:
-    """A file's name that does not lead out of its directory."""
-    if Path(name).name != name or len(name) > 255 or "\0" in name:
-        raise ValueError(f"{name[:80]!r} is no file of this directory")
-    return name
+    if outside:
+        raise CheckpointError(f"{index}: {outside[0][:80]!r} is no file of this directory")
+    return names
 
 
 def _without_weights(path: Path) -> CheckpointError:
     """Why a directory without model*.safetensors cannot be read, and what to do."""
     found = {file.suffix: file.name for file in sorted(path.iterdir()) if file.is_file()}
     message = f"{path} has no model*.safetensors"
-    for suffix in (".bin", ".pt", ".pth"):
-        if suffix in found:
-            return CheckpointError(
-                f"{message}, only PyTorch files such as {found[suffix]}",
-                hint="They can run code when they are read, so mlxrun does not read them: get a "
-                "safetensors version, or save one with save_pretrained(safe_serialization=True)",
-            )
+    pickled = next((found[suffix] for suffix in (".bin", ".pt", ".pth") if suffix in found), None)
+    if pickled:
+        return CheckpointError(
+            f"{message}, only PyTorch files such as {pickled}",
+            hint="They can run code when they are read, so mlxrun does not read them: get a "
+            "safetensors version, or save one with save_pretrained(safe_serialization=True)",
+        )
     if ".safetensors" in found:
         return CheckpointError(
             f"{message}, only {found['.safetensors']}, which is of another layout",
             hint="Get the version for transformers, whose files are called model*.safetensors",
         )
     if ".gguf" in found:
-        return CheckpointError(f"{message}", hint=f"Give {path / found['.gguf']} itself")
+        return CheckpointError(message, hint=f"Give {path / found['.gguf']} itself")
     return CheckpointError(message, hint="Only safetensors weights are read")
 
 
 _OTHER_WEIGHTS = {
     ".safetensors": "not one of the files that hold the model's weights",
-    ".bin": "PyTorch weights are not read, the safetensors files are",
-    ".pt": "PyTorch weights are not read, the safetensors files are",
-    ".pth": "PyTorch weights are not read, the safetensors files are",
+    **dict.fromkeys(
+        (".bin", ".pt", ".pth"), "PyTorch weights are not read, the safetensors files are"
+    ),
     ".gguf": "the safetensors files are read instead; name the file to convert it",
     ".py": "code is neither run nor copied",
 }
@@ -172,31 +156,16 @@ def _left_out(path: Path, used: list[Path]) -> list[dict[str, str]]:
 _LONGEST_HEADER = 100_000_000
 # Types that MLX reads, and the bits of an element.
 DTYPES = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E4M3": 8,
-    "U16": 16,
-    "I16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "U32": 32,
-    "I32": 32,
-    "F32": 32,
-    "U64": 64,
-    "I64": 64,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64"), 64),
 }
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One entry of a header.
-
-    Attributes:
-        dtype: in the format's terms, such as ``BF16``.
-        shape: of the array.
-        nbytes: of its data.
-    """
+    """One entry of a header; ``dtype`` is in the format's terms, such as ``BF16``."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -204,11 +173,7 @@ class StoredArray:
 
 
 def read_header(path: Path) -> dict[str, StoredArray]:
-    """The arrays of a file by name.
-
-    Raises:
-        CheckpointError: the file is cut short, damaged or no safetensors file.
-    """
+    """The arrays of a file by name."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -275,42 +240,25 @@ class StoredTensor:
 def stored_tensors(files: Sequence[Path], config: Mapping[str, Any]) -> list[StoredTensor]:
     """The parameters in some files, codes and scales put together.
 
-    Raises:
-        CheckpointError: a header is damaged, or ``config`` does not say how wide codes are.
+    CheckpointError if a header is damaged, or ``config`` does not say how wide codes are.
     """
     entries: dict[str, StoredArray] = {}
     for file in files:
         entries |= read_header(file)
-    try:
-        return [
-            _stored_tensor(name, entries, config) for name in entries if not _is_part(name, entries)
-        ]
-    except LookupError as error:
-        raise CheckpointError(f"a safetensors header is damaged: {error}") from error
-
-
-def _is_part(name: str, entries: Mapping[str, StoredArray]) -> bool:
-    module, _, kind = name.rpartition(".")
-    quantized = f"{module}.scales" in entries and f"{module}.weight" in entries
-    return quantized and kind in ("scales", "biases")
-
-
-def _stored_tensor(
-    name: str, entries: Mapping[str, StoredArray], config: Mapping[str, Any]
-) -> StoredTensor:
-    entry = entries[name]
-    shape = entry.shape
-    module, _, kind = name.rpartition(".")
-    if kind != "weight" or f"{module}.scales" not in entries:
-        return StoredTensor(name, entry.dtype, shape, entry.nbytes)
-    form = stored_form(config, module)
-    parts = [f"{module}.{part}" for part in ("weight", "scales", "biases")]
-    return StoredTensor(
-        name,
-        str(form),
-        (*shape[:-1], shape[-1] * 32 // form.bits),
-        sum(entries[part].nbytes for part in parts if part in entries),
-    )
+    tensors = []
+    for name, entry in entries.items():
+        module, _, kind = name.rpartition(".")
+        quantized = f"{module}.scales" in entries and f"{module}.weight" in entries
+        if quantized and kind == "weight":
+            form = stored_form(config, module)
+            *rows, words = entry.shape or (1,)
+            parts = [f"{module}.{part}" for part in ("weight", "scales", "biases")]
+            nbytes = sum(entries[part].nbytes for part in parts if part in entries)
+            shape = (*rows, words * 32 // form.bits)
+            tensors.append(StoredTensor(name, str(form), shape, nbytes))
+        elif not (quantized and kind in ("scales", "biases")):
+            tensors.append(StoredTensor(name, entry.dtype, entry.shape, entry.nbytes))
+    return tensors
 
 
 # Bits of affine codes where a module's own entry does not say.
@@ -318,13 +266,10 @@ _DEFAULT_BITS = 4
 
 
 def stored_form(config: Mapping[str, Any], module: str) -> Layout:
-    """The form of a module that has scales, but for the type of the scales.
+    """The form of a module that has scales, without the type of the scales.
 
-    What a module's own entry leaves out is its mode's default, whatever the section says of other
-    modules (``mlx_lm.utils.load_model`` hands it to ``to_quantized`` as it is).
-
-    Raises:
-        CheckpointError: the section is missing, or names a form that MLX does not have.
+    Where a module's own entry has no bits or group size, they are its mode's defaults, whatever the
+    section says of other modules (as in ``mlx_lm.utils.load_model``).
     """
     section = config.get("quantization") or config.get("quantization_config")
     if not section or not isinstance(section, dict):
@@ -366,11 +311,7 @@ _COPIED = (
 
 
 def small_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Names, relative to the directory, and contents of the small files that are copied.
-
-    Raises:
-        CheckpointError: one cannot be read.
-    """
+    """Names, relative to the directory, and contents of the small files that are copied."""
     for file in small_file_paths(path):
         try:
             yield file.relative_to(path).as_posix(), file.read_bytes()

@@ -22,8 +22,7 @@ _SPACE = "\u2581"
 def tokenizer_files(gguf: GGUFFile) -> dict[str, bytes]:
     """Name (with at most one folder) to contents of a checkpoint's tokenizer files.
 
-    Raises:
-        GGUFError: the vocabulary is damaged, or of a kind without such files (e.g. "rwkv").
+    GGUFError if the vocabulary is damaged, or of a kind without such files (e.g. "rwkv").
     """
     vocabulary = read_vocabulary(gguf)
     if vocabulary.kind not in ("bpe", "spm"):
@@ -296,10 +295,7 @@ def merges_from_scores(tokens: Sequence[str], scores: Sequence[float]) -> list[t
 
 def read_model(proto: bytes) -> dict[str, Any]:
     """The ``tokens``, ``scores``, ``types``, ``unigram``, ``charsmap``, ``add_space_prefix`` and
-    ``remove_extra_whitespaces`` of a ``tokenizer.model``.
-
-    Raises:
-        ValueError: the bytes are no ModelProto.
+    ``remove_extra_whitespaces`` of a ``tokenizer.model``; ValueError if it is no ModelProto.
     """
     pieces, trainer, normalizer = [], {}, {}
     for field, value in _fields(proto):

@@ -25,7 +25,7 @@ FLOAT_TYPES = {mx.float32: "float32", mx.float16: "float16", mx.bfloat16: "bfloa
 
 @dataclass(frozen=True)
 class Origin:
-    """How a parameter is stored in the files where its array does not say it.
+    """Name and type of a parameter in the files, where they are others than its array's.
 
     Attributes:
         name: in the files; with ``*`` where several were stacked.
@@ -144,12 +144,7 @@ def dtype_name(array: mx.array) -> str:
 
 
 def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
-    """Every array of some files, to be read when it is used.
-
-    Raises:
-        CheckpointError: a file cannot be opened, the weights are quantized in a format that is not
-            read, or ``config.json`` does not say how they are.
-    """
+    """Every array of some files, to be read when it is used."""
     _refuse_foreign(config)
     arrays: dict[str, mx.array] = {}
     for file in files.paths:
@@ -164,11 +159,7 @@ def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """While arrays of a directory are evaluated, and so read.
-
-    Raises:
-        CheckpointError: a file has been cut short since it was opened, or the disk fails.
-    """
+    """While arrays of a directory are evaluated, and so read: failures become CheckpointError."""
     # MLX tells a failed read only to who asks the stream that it was on, and leaves the array as it
     # is: what was read is good if the files are whole afterwards.
     try:
@@ -217,11 +208,11 @@ def to_numpy(array: mx.array) -> npt.NDArray[np.generic]:
 
 def dequantized(parts: list[mx.array], layout: Layout) -> mx.array:
     """The float32 weights of packed codes, scales and (affine) biases."""
-    weight, scales, biases = parts[0], parts[1], parts[2] if len(parts) > 2 else None
+    weight, scales, *biases = parts
     return mx.dequantize(
         weight,
-        scales if biases is None else scales.astype(mx.float32),
-        None if biases is None else biases.astype(mx.float32),
+        scales.astype(mx.float32) if biases else scales,
+        biases[0].astype(mx.float32) if biases else None,
         group_size=layout.group_size,
         bits=layout.bits,
         mode=layout.mode,

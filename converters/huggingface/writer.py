@@ -16,7 +16,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -53,7 +52,7 @@ _DTYPES = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write into errors that say what to do."""
+    """Turn the operating system's failures to write into errors that say what to do."""
     try:
         yield
     except ValueError as error:  # a path with a null byte
@@ -173,22 +172,18 @@ class CheckpointWriter:
     def add(self, name: str, array: npt.NDArray[np.generic], dtype: str) -> None:
         """Append one array; ``dtype`` is its MLX type (bfloat16 travels as uint16)."""
         with disk_errors(self.path):
-            if not self._shards or self._shards[-1].size + array.nbytes > SHARD_BYTES > 0:
-                self._next_shard()
+            full = self._shards and self._shards[-1].size + array.nbytes > SHARD_BYTES > 0
+            if full and self._shards[-1].size:
+                self._shards[-1].close()
+            if not self._shards or self._shards[-1].file.closed:
+                path = self._partial / f"shard-{len(self._shards)}"
+                self._shards.append(_Shard(path, self._header_bytes))
             self._shards[-1].add(name, array, dtype)
 
     def flush(self) -> None:
         """Flush the last arrays while small files are made."""
         if self._shards:
             self._shards[-1].flush_behind()
-
-    def _next_shard(self) -> None:
-        if self._shards and not self._shards[-1].size:
-            return
-        if self._shards:
-            self._shards[-1].close()
-        path = self._partial / f"shard-{len(self._shards)}"
-        self._shards.append(_Shard(path, self._header_bytes))
 
     def write_file(self, name: str, data: bytes | str) -> None:
         """Write one small file into the directory, or into a folder of it."""
@@ -208,11 +203,8 @@ class CheckpointWriter:
             total, count = sum(s.size for s in self._shards), len(self._shards)
             weight_map: dict[str, str] = {}
             for number, shard in enumerate(self._shards, 1):
-                name = (
-                    "model.safetensors"
-                    if count == 1
-                    else f"model-{number:05}-of-{count:05}.safetensors"
-                )
+                part = f"-{number:05}-of-{count:05}" if count > 1 else ""
+                name = f"model{part}.safetensors"
                 shard.path.rename(self._partial / name)
                 weight_map |= {k: name for k in shard.entries if k != "__metadata__"}
             index = {
@@ -233,12 +225,7 @@ class CheckpointWriter:
         for folder in {self._partial, *(path.parent for path in paths)}:
             sync_folder(folder)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for shard in self._shards:
             with contextlib.suppress(OSError):
                 shard.abandon()

@@ -44,8 +44,7 @@ _CHANCE = 1e-6
 class ErrorStats:
     """Sums over the weights of a chunk or a tensor that give its error.
 
-    ``relative RMSE = sqrt(sum((w' - w)^2) / sum(w^2))``; not-a-number and infinite weights count as
-    errors only when they change.
+    Not-a-number and infinite weights count as errors only when they change.
     """
 
     squared_error: float = 0.0
@@ -54,13 +53,12 @@ class ErrorStats:
     equal: bool = True
 
     def add(self, weights: Floats, got: Floats) -> None:
-        """Add a chunk of weights and what they became, both float32 of one shape."""
+        """Add a chunk of weights and their stored values, both float32 of one shape."""
         self.squared_weight += _squares(weights)
         difference = got - weights
         squared = _squares(difference)
-        if np.isnan(squared) and np.array_equal(weights, got, equal_nan=True):
-            return
-        self._include(difference, squared)
+        if not (np.isnan(squared) and np.array_equal(weights, got, equal_nan=True)):
+            self._include(difference, squared)
 
     def add_difference(self, difference: Floats) -> None:
         """Add the float32 differences of a chunk of finite weights."""
@@ -158,22 +156,16 @@ def _sum_of_squares(s: Floats, b: Floats, sums_of: tuple[Words, Words], group: i
 
     In float64 where squares leave the range of float32 or the terms cancel.
     """
-    found, positive = _moments(s, b, sums_of, group, np.dtype("f4"))
-    if not (_SMALLEST < found < _LARGEST and found > _CANCELED * positive):
-        found, _ = _moments(s, b, sums_of, group, np.dtype("f8"))
+    for kind in ("f4", "f8"):
+        s, b = s.astype(kind, copy=False), b.astype(kind, copy=False)
+        total, squares = (x.astype(kind) for x in sums_of)
+        squares *= s
+        total *= b
+        positive = np.einsum("i,i->", squares, s) + group * np.einsum("i,i->", b, b)
+        found = float(positive + 2 * np.einsum("i,i->", total, s))
+        if _SMALLEST < found < _LARGEST and found > _CANCELED * positive:
+            break
     return float(np.maximum(found, 0.0))
-
-
-def _moments(
-    s: Floats, b: Floats, sums_of: tuple[Words, Words], group: int, kind: Any
-) -> tuple[float, float]:
-    """That sum, and the sum of its terms that cannot be negative."""
-    s, b = s.astype(kind, copy=False), b.astype(kind, copy=False)
-    total, squares = (x.astype(kind) for x in sums_of)
-    squares *= s
-    total *= b
-    positive = np.einsum("i,i->", squares, s) + group * np.einsum("i,i->", b, b)
-    return float(positive + 2 * np.einsum("i,i->", total, s)), float(positive)
 
 
 def _largest(codes: Codes, ds: Floats, db: Floats) -> float:
@@ -228,7 +220,7 @@ def requantize(w: Floats, layout: Layout) -> Packed:
 
 
 def requantize_integers(p: Integers, unit: Floats, layout: Layout) -> Packed:
-    """As :func:`requantize` of the weights ``unit * p``, in half the time.
+    """:func:`requantize` of the weights ``unit * p``, in half the time.
 
     Args:
         p: int16 (n, c).
@@ -260,7 +252,8 @@ def _affine_range(low: Floats, high: Floats, layout: Layout) -> tuple[Floats, Fl
     """Scales and biases (n,) whose codes span low to high, and the highest code."""
     levels = (1 << layout.bits) - 1
     scale = (high - low).astype(np.float32) / np.float32(levels)
-    return *_round_pair(scale, low.astype(np.float32), layout.dtype), levels
+    bias = low.astype(np.float32)
+    return rounded(scale, layout.dtype)[1], rounded(bias, layout.dtype)[1], levels
 
 
 def _packed(q: npt.NDArray[np.uint8], scale: Floats, bias: Floats, layout: Layout) -> Packed:
@@ -293,10 +286,6 @@ def _fold(across: npt.NDArray[Any], n: int, smaller: np.ufunc) -> npt.NDArray[An
     few = smaller.reduce(across, axis=0).reshape(n, -1)
     found: npt.NDArray[Any] = smaller.reduce(np.ascontiguousarray(few.T), axis=0)
     return found
-
-
-def _round_pair(scale: Floats, bias: Floats, dtype: str) -> tuple[Floats, Floats]:
-    return rounded(scale, dtype)[1], rounded(bias, dtype)[1]
 
 
 def _nearest(w: Floats, scale: Floats, bias: Floats, levels: int) -> Floats:
@@ -335,7 +324,8 @@ def _refine(
         fit = np.einsum("ij,ij->i", x, w)
         with np.errstate(divide="ignore", invalid="ignore"):
             s = np.where(spread > 0, fit / spread, scale).astype(np.float32)
-        s, b = _round_pair(s, (w_mean - s * x_mean).astype(np.float32), dtype)
+        b = rounded((w_mean - s * x_mean).astype(np.float32), dtype)[1]
+        s = rounded(s, dtype)[1]
         with np.errstate(invalid="ignore"):
             tried = _nearest(w, s, b, levels).astype(np.uint8)
         error = _squared_errors(w, tried, s, b)

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from converters.errors import GGUFError
 from converters.gguf.file import GGUFTensor, StoredRows
 from converters.gguf.quants import CODECS, Codes, Products
 from converters.gguf.types import GGMLType
@@ -59,11 +58,7 @@ class Merge(Protocol):
     """Changes of a model's parameters, by Hugging Face name."""
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse changes that a model with these parameters has no place for.
-
-        Raises:
-            AdapterError: a parameter does not exist or has another shape.
-        """
+        """Raise AdapterError if a changed parameter does not exist or has another shape."""
 
     def patch(self, name: str) -> Patch | None:
         """The merge into a parameter, None where it stays as it is."""
@@ -214,8 +209,7 @@ def encode(
         patch: merge into its dequantized rows, applied last; the error is against the result.
 
     Raises:
-        GGUFError: blocks have infinite or not-a-number scales, or no form that the policy allows
-            holds the tensor.
+        GGUFError: scales are not finite, or no form that the policy allows holds the tensor.
     """
     columns = tensor.shape[-1]
     data = tensor.stored_rows()
@@ -236,10 +230,7 @@ def encode(
         if apart and layout.quantized:
             encoded.arrays["factor"] = np.asarray(factor)
         return encoded
-    raise GGUFError(
-        tensor.path,
-        field=f"tensor {tensor.name}",
-        offset=tensor.offset,
+    raise tensor.error(
         expected=f"weights that policy {policy.name!r} can keep",
         found=f"{tensor.type.name} blocks with values that no MLX form holds",
     )
@@ -266,18 +257,17 @@ def _encode_rows(
     if kind in _ALIKE and _ALIKE[kind] == layout.dtype and change is None and factor is None:
         return Packed(layout, {"weight": _stored(raw, kind)})
     if kind in FLOATS:
-        floats = _floats(raw, kind)
+        floats = from_float(_stored(raw, kind), FLOATS[kind])
         floats = floats if factor is None else floats * factor[:, None]
         return pack_floats(change(floats) if change else floats, layout.dtype)
-    if kind in FIXED and factor is None:
-        return repack(raw, kind, layout)
-    if kind in FIXED and factor is not None:
+    if kind in FIXED:
+        if factor is None:
+            return repack(raw, kind, layout)
         values = repack(raw, kind, dense("float32")).arrays["weight"].astype(np.float32)
         return pack(values * factor[:, None], layout)
     kept = layout.quantized and keeps_codes(kind, layout)
     codec = CODECS[kind]
-    found = None if kept else codec.products(raw)
-    blocks: Products | Codes = found or codec.decode(raw)
+    blocks: Products | Codes = (None if kept else codec.products(raw)) or codec.decode(raw)
     blocks = blocks if factor is None else blocks.times(factor)
     if not blocks.finite:
         raise tensor.error(
@@ -312,12 +302,6 @@ _STORED = {GGMLType.F32: "<f4", GGMLType.F16: "<f2", GGMLType.BF16: "<u2", GGMLT
 def _stored(raw: Bytes, kind: GGMLType) -> npt.NDArray[np.generic]:
     """Plain weights as the file has them (n, c)."""
     return np.ascontiguousarray(raw).view(_STORED[kind])
-
-
-def _floats(raw: Bytes, kind: GGMLType) -> Floats:
-    """Plain weights as float32 (n, c)."""
-    stored = _stored(raw, kind)
-    return from_float(stored, "bfloat16" if kind is GGMLType.BF16 else "float32")
 
 
 # Near requantizes to codes of at least this width.

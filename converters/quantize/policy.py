@@ -1,8 +1,8 @@
 """Which MLX forms a tensor may take, in order of preference, and when one is good enough.
 
 ``exact``
-    every weight bit-equal to the source in float32. Packed with half-precision scales where they
-    hold it, with float32 scales where only those do, else as plain float32.
+    every weight bit-equal to the source in float32: packed with half-precision scales where they
+    hold it, with float32 scales where only those do, else plain float32.
 ``near`` (default)
     the source's own codes wherever MLX can hold them (only scales are rounded to half precision);
     other types are requantized to the smallest form with a relative RMSE of at most

@@ -43,17 +43,13 @@ class Recipe:
     dtype: str | None = None
 
     def kept(self, modules: Collection[str]) -> dict[str, Layout]:
-        """The forms of the modules that patterns name.
-
-        Raises:
-            ConversionError: a pattern names none.
-        """
+        """The forms of the modules that patterns name; ConversionError if one names none."""
         layers = 1 + max((_layer(name) for name in modules), default=-1)
         tied = not any(name.endswith("lm_head") for name in modules)
         chosen: dict[str, Layout] = {}
         for pattern, form in self.keep.items():
             matches = _matcher(pattern, layers)
-            found = [name for name in modules if any(map(matches, _spellings(name, tied)))]
+            found = [name for name in modules if any(map(matches, _names(name, tied)))]
             if not found:
                 raise _no_match(pattern, modules)
             chosen |= dict.fromkeys(found, form)
@@ -132,9 +128,6 @@ def parse_keep(text: str, default_group: int = DEFAULT_GROUP) -> dict[str, Layou
     ``*`` or ``?``, its whole name (``*.mlp.gate``). A range stands for each number in it
     (``layers.0-3.``, or ``layers.28-.`` to the last layer). ``mixed`` names what :func:`mixed`
     does.
-
-    Raises:
-        ConversionError: an entry cannot be parsed.
     """
     entries: dict[str, Layout] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
@@ -168,7 +161,7 @@ def _named_form(text: str, entry: str, default_group: int) -> Layout:
         raise ConversionError(f"keep has {entry!r}: {error.message}") from error
 
 
-def _spellings(module: str, tied: bool) -> tuple[str, ...]:
+def _names(module: str, tied: bool) -> tuple[str, ...]:
     """Names that patterns match: a tied embedding is the head as well."""
     return (module, "lm_head") if tied and module.endswith(_EMBEDDINGS) else (module,)
 
