@@ -115,7 +115,7 @@ def test_a_target_holds_no_shard_of_its_source(target: Path, tmp_path: Path) -> 
     refuses(tmp_path / "part-00001-of-00002.gguf", target)
 
 
-def test_a_source_may_lie_beside_or_around_its_target(source: Path, target: Path) -> None:
+def test_a_source_may_lie_next_to_or_around_its_target(source: Path, target: Path) -> None:
     beside = copy(source, target.with_name(f"{TARGET}-source"))
     mlxrun.convert(beside, target, overwrite=True)
     assert not (target / "LICENSE").exists()
