@@ -13,7 +13,6 @@ from converters.gguf.source import GGUFSource
 from converters.huggingface.names import form_of, normalize, stays, text_config
 from converters.huggingface.source import DirectorySource, Plan
 from converters.huggingface.weights import Weights
-from converters.quantize.policy import check_policy
 from converters.quantize.recipe import Recipe, recipe
 from converters.report import ConversionReport
 from mlxrun.config import AdapterChoice, ConversionConfig, ConversionOptions
@@ -43,8 +42,7 @@ def convert(
         src: a ``.gguf`` file, a shard of a split one, a directory of safetensors, or
             ``org/repo[:QUANT]`` on the hub.
         dst: directory to create; by default ``NAME-mlx`` in the working directory.
-        adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them. What
-            they touch is stored in the form that a policy or a directory's own choices ask for.
+        adapter: LoRA adapters to merge into the weights, as :func:`mlxrun.load` takes them.
         overwrite: replace a directory that holds nothing but an earlier conversion, once the new
             one is complete.
         progress: called with (bytes read, bytes in all, tensor name).
@@ -87,14 +85,12 @@ def _source(path: Path, choice: Recipe, policy: str | None) -> Source:
 
 
 def recipe_of(config: ConversionConfig) -> Recipe:
-    """The recipe that a config asks for."""
+    """The recipe of a config; ConversionError if two of its options contradict each other."""
     choice = recipe(config.bits, config.group_size, config.mode, config.keep, config.dtype)
-    if config.policy is not None:
-        check_policy(config.policy)
-        if choice != Recipe():
-            raise ConversionError(
-                "a policy is for GGUF files; bits, group size, mode, keep and dtype for directories"
-            )
+    if config.policy is not None and choice != Recipe():
+        raise ConversionError(
+            "a policy is for GGUF files; bits, group size, mode, keep and dtype for directories"
+        )
     return choice
 
 

@@ -118,10 +118,10 @@ def _architecture(gguf: GGUFFile, config: Mapping[str, Any]) -> Architecture:
             hint="Only adapters that apply to the whole text are known here",
         )
     model = str(config.get("model_type"))
-    wanted = {a for a, row in ARCHITECTURES.items() if row.model_type == model}
-    wanted |= {_ALSO[model]} if model in _ALSO else set()
-    if gguf.architecture not in wanted:
-        expected = " or ".join(sorted(wanted)) or f"one that becomes {model}"
+    fitting = {a for a, row in ARCHITECTURES.items() if row.model_type == model}
+    fitting |= {_ALSO[model]} if model in _ALSO else set()
+    if gguf.architecture not in fitting:
+        expected = " or ".join(sorted(fitting)) or f"one that becomes {model}"
         raise AdapterError(
             f"{name} was made for architecture {shortened(gguf.architecture, 60)!r}, "
             f"the model's is {expected}",

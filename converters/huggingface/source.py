@@ -31,7 +31,7 @@ from converters.huggingface.weights import (
     to_numpy,
 )
 from converters.quantize.affine import Arrays, ErrorStats, Packed
-from converters.quantize.encode import CHUNK_WEIGHTS, Patch, chunks, gather, pack
+from converters.quantize.encode import CHUNK_WEIGHTS, Patch, chunks, fidelity, gather, pack
 from converters.quantize.layout import FIXED_MODES, Layout, dense
 from converters.quantize.packing import Floats, from_float
 from converters.quantize.recipe import EIGHT_BITS, Recipe
@@ -197,14 +197,14 @@ def _start(
     def finish() -> Converted:
         arrays, error = encode()
         _check(target, layout, error, explicit=explicit)
-        rounded = same or not layout.quantized
-        exact = "exact" if error.equal else "rounded" if rounded else "requantized"
         record = TensorRecord(
             name=origin.name,
             target=target,
             type=str(origin.type),
             form=str(form),
-            fidelity="merged" if patch else exact,
+            fidelity=fidelity(
+                error, own_codes=same or not layout.quantized, merged=patch is not None
+            ),
             rmse=error.rmse,
             max_error=error.maximum,
             bits_before=origin.bits,

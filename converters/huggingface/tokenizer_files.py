@@ -17,6 +17,13 @@ from converters.gguf.vocab import PreTokenizer, TokenType, Vocabulary, read_voca
 
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _SPACE = "\u2581"
+_ESCAPE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+# From tokens in UTF-8 with <0xXX> for other bytes.
+_DECODERS: list[dict[str, Any]] = [
+    {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
 
 
 def tokenizer_files(gguf: GGUFFile) -> dict[str, bytes]:
@@ -84,9 +91,9 @@ def bpe_pipeline(pre: PreTokenizer) -> dict[str, Any]:
         steps.append({**level, "use_regex": False})
         decoder: dict[str, Any] = {**level, "use_regex": True}
     else:
-        decoder = _sequence("decoders", _spaces_back(), {"type": "ByteFallback"}, {"type": "Fuse"})
+        decoder = _sequence("decoders", *_DECODERS)
     return {
-        "normalizer": _spaces_out() if pre.escape_spaces else None,
+        "normalizer": _ESCAPE_SPACES if pre.escape_spaces else None,
         "pre_tokenizer": _sequence("pretokenizers", *steps),
         "decoder": decoder,
     }
@@ -104,15 +111,14 @@ def known_merges(
 
 
 def _spm_pipeline(vocabulary: Vocabulary) -> dict[str, Any]:
-    before: list[dict[str, Any]] = [_spaces_out()]
-    after = [_spaces_back(), {"type": "ByteFallback"}, {"type": "Fuse"}]
+    prepend, strip = [], []
     if vocabulary.add_space_prefix:
-        before.insert(0, {"type": "Prepend", "prepend": _SPACE})
-        after.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        prepend = [{"type": "Prepend", "prepend": _SPACE}]
+        strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
     return {
-        "normalizer": _sequence("normalizers", *before),
+        "normalizer": _sequence("normalizers", *prepend, _ESCAPE_SPACES),
         "pre_tokenizer": None,
-        "decoder": _sequence("decoders", *after),
+        "decoder": _sequence("decoders", *_DECODERS, *strip),
     }
 
 
@@ -122,14 +128,6 @@ def _spm_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     rows = zip(vocabulary.tokens, vocabulary.scores.tolist(), vocabulary.types, strict=True)
     usable = [(token, score) for token, score, type_ in rows if type_ not in hidden]
     return merges_from_scores([token for token, _ in usable], [score for _, score in usable])
-
-
-def _spaces_out() -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-
-
-def _spaces_back() -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
 
 
 def _sequence(field: str, *steps: dict[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ Map = Callable[[Callable[[slice], ErrorStats], list[slice]], Iterator[ErrorStats
 
 # Chunks of half this size let threads meet at the interpreter's lock: two took as long as one.
 CHUNK_WEIGHTS = 1 << 20
-# Codes that are kept take a byte each or less.
-KEPT_AT_ONCE = 4
+# A file's own codes take a byte each or less.
+OWN_CODES_AT_ONCE = 4
 SAMPLE_WEIGHTS = 1 << 16
 # More threads mostly wait for the interpreter's lock, each with some 20 MB of its own.
 _MAX_THREADS = 8
@@ -120,23 +120,23 @@ class Encoded:
 
     Attributes:
         arrays: by suffix; leading axes are the tensor's own.
-        error: over all weights, against the source or, if ``merged``, against the exact sum.
-        kept: the source's own codes (or floats) were kept.
+        error: over all weights, against the source or, of a merge, against the exact sum.
+        fidelity: see :class:`converters.report.TensorRecord`.
     """
 
     layout: Layout
     arrays: Arrays
     error: ErrorStats
-    kept: bool
-    merged: bool = False
+    fidelity: str
 
-    @property
-    def fidelity(self) -> str:
-        if self.merged:
-            return "merged"
-        if self.error.equal:
-            return "exact"
-        return "rounded" if self.kept else "requantized"
+
+def fidelity(error: ErrorStats, *, own_codes: bool, merged: bool) -> str:
+    """The report's word for a tensor that has its own codes (or floats), or new ones."""
+    if merged:
+        return "merged"
+    if error.equal:
+        return "exact"
+    return "rounded" if own_codes else "requantized"
 
 
 def supported(kind: GGMLType) -> bool:
@@ -176,8 +176,9 @@ class _Rows:
     def encode(self, layout: Layout, policy: Policy, pool: ThreadPoolExecutor) -> Encoded | None:
         """All rows in a form; None where that does not keep the policy's promise."""
         shape, kind = self.tensor.shape, self.tensor.type
-        kept = self.patch is None and keeps_codes(kind, layout)
-        most = CHUNK_WEIGHTS * (KEPT_AT_ONCE if kept and layout.quantized else 1)
+        merged = self.patch is not None
+        own_codes = not merged and keeps_codes(kind, layout)
+        most = CHUNK_WEIGHTS * (OWN_CODES_AT_ONCE if own_codes and layout.quantized else 1)
         parts = chunks(len(self.data), shape[-1], most)
         sample = slice(0, max(1, SAMPLE_WEIGHTS // shape[-1]))
         if len(parts) > 1 and not policy.accept(self.packed(layout, sample).error, layout):
@@ -186,7 +187,8 @@ class _Rows:
         if not policy.accept(error, layout):
             return None
         shaped = {name: a.reshape(*shape[:-1], a.shape[-1]) for name, a in arrays.items()}
-        return Encoded(layout, shaped, error, kept, merged=self.patch is not None)
+        word = fidelity(error, own_codes=own_codes, merged=merged)
+        return Encoded(layout, shaped, error, word)
 
 
 def encode(
@@ -265,9 +267,9 @@ def _encode_rows(
             return repack(raw, kind, layout)
         values = repack(raw, kind, dense("float32")).arrays["weight"].astype(np.float32)
         return pack(values * factor[:, None], layout)
-    kept = layout.quantized and keeps_codes(kind, layout)
+    own_codes = layout.quantized and keeps_codes(kind, layout)
     codec = CODECS[kind]
-    blocks: Products | Codes = (None if kept else codec.products(raw)) or codec.decode(raw)
+    blocks: Products | Codes = (None if own_codes else codec.products(raw)) or codec.decode(raw)
     blocks = blocks if factor is None else blocks.times(factor)
     if not blocks.finite:
         raise tensor.error(
@@ -278,7 +280,7 @@ def _encode_rows(
     if isinstance(blocks, Products) and layout.quantized:
         unit = np.repeat(blocks.unit, blocks.p.shape[1] // layout.group_size, axis=1)
         return requantize_integers(blocks.p.reshape(rows, -1), unit, layout)
-    if isinstance(blocks, Codes) and kept:
+    if isinstance(blocks, Codes) and own_codes:
         return pack_codes(regroup(blocks, rows, layout.group_size), layout)
     return pack(blocks.values().reshape(rows, -1), layout)
 

@@ -95,13 +95,10 @@ class Policy:
         enough, compact the best one of about the tensor's size.
         """
         if module and self.packed and kind not in FLOATS and self.name != "exact":
-            limit = source_bits(kind) + COMPACT_GROWTH
             if self.name == "near":
                 yield from by_size(lambda layout: True, self.half)
             else:
-                fitting = by_size(lambda layout: layout.bits_per_weight <= limit, self.half)
-                yield from reversed(list(fitting))
-                yield affine(2, 128, self.half)
+                yield from self._within(source_bits(kind) + COMPACT_GROWTH)
         yield from self._floats("float32" if self.name == "exact" else FLOATS.get(kind, "float32"))
 
     def accept(self, error: ErrorStats, layout: Layout) -> bool:
@@ -136,10 +133,13 @@ class Policy:
             own = affine(codec.bits, codec.mlx_group, self.half)
             if own.bits_per_weight <= limit:
                 yield own
-        fitting = list(by_size(lambda layout: layout.bits_per_weight <= limit, self.half))
+        yield from self._within(limit)
+
+    def _within(self, bits: float) -> Iterator[Layout]:
+        """The forms of at most so many bits per weight, largest first, and the smallest of all."""
+        fitting = list(by_size(lambda layout: layout.bits_per_weight <= bits, self.half))
         yield from reversed(fitting)
-        # Nothing in MLX is as small as the 1-bit types: the smallest form there is.
-        yield affine(2, 128, self.half)
+        yield affine(2, 128, self.half)  # nothing in MLX is as small as the 1-bit types
 
 
 def by_size(condition: Callable[[Layout], bool], dtype: str) -> Iterator[Layout]:
