@@ -121,7 +121,7 @@ class Source(Protocol):
     skipped: list[dict[str, str]]
 
     def reading(self) -> AbstractContextManager[None]:
-        """Turns failures to read tensors into errors that say what to do."""
+        """Turns failures to read tensors into errors with a hint."""
 
     def small_files(self) -> Iterable[tuple[str, bytes | str]]:
         """Names and contents of the tokenizer and other small files of the model."""

@@ -46,12 +46,12 @@ class ConversionReport:
     """All tensors of a conversion.
 
     Attributes:
-        source: file names, sizes in bytes and SHA-256 of what was read.
+        source: names, sizes in bytes and SHA-256 of the files that were read.
         policy: ``exact``, ``near`` or ``compact``.
         tensors: one record each.
         skipped: ``{"name", "type", "reason"}`` of tensors that have no place in the model.
         files: names of the small files written.
-        warnings: what keeps the result from being used as it is.
+        warnings: obstacles to using the result as it is.
         path: where the checkpoint was written; None when it stayed in memory.
         seconds: how long it took.
     """

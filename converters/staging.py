@@ -99,7 +99,7 @@ def follow(path: Path) -> Path:
         shared, owner = folder.stat(), path.lstat().st_uid
         open_to_all = shared.st_mode & stat.S_ISVTX and shared.st_mode & stat.S_IWOTH
         if open_to_all and owner not in (os.geteuid(), shared.st_uid):
-            what = "it is a link of another user in a folder that everybody can write to"
+            what = "it is a link of another user in a folder that all users can write to"
             raise PermissionError(errno.EACCES, what, str(path))
         path = folder / path.readlink()
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))

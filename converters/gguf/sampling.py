@@ -30,7 +30,7 @@ def sampling_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of ``generation_config.json`` that a GGUF's metadata recommend.
 
     Only numbers are taken over; their ranges are checked where they are used. transformers wants
-    ``do_sample`` said, and no temperature of 0.
+    ``do_sample`` stated, and no temperature of 0.
     """
     config: dict[str, Any] = {}
     for key, name in KEYS.items():

@@ -37,7 +37,7 @@ _NUMPY_TYPES = {"float32": "f4", "float16": "f2", "bfloat16": "u2"}
 
 @dataclass(frozen=True)
 class GGUFModel:
-    """A GGUF with what its header says, worked out once.
+    """A GGUF, its names and its config worked out once.
 
     Attributes:
         file: as it is on disk.

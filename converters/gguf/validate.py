@@ -292,9 +292,9 @@ def check_shapes(gguf: GGUFFile, config: Mapping[str, Any]) -> None:
         shape = ends.get(module) or layer.get(module.split(".", 2)[-1])
         if shape is None or kind not in ("weight", "bias"):
             continue
-        wanted = shape if kind == "weight" else shape[: max(1, len(shape) - 1)]
-        if tensor.shape != wanted:
-            raise tensor.error(expected=f"{_show(wanted)} weights", found=_show(tensor.shape))
+        expected = shape if kind == "weight" else shape[: max(1, len(shape) - 1)]
+        if tensor.shape != expected:
+            raise tensor.error(expected=f"{_show(expected)} weights", found=_show(tensor.shape))
 
 
 def _layer_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:

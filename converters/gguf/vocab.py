@@ -98,7 +98,7 @@ class Vocabulary:
         return None if index is None else self.tokens[index]
 
 
-def spelled(tokens: Sequence[str]) -> Sequence[str]:
+def utf8_tokens(tokens: Sequence[str]) -> Sequence[str]:
     """The tokens, with unique placeholders for those that are not UTF-8."""
     try:
         "".join(tokens).encode()
@@ -294,7 +294,7 @@ _FILE_ENDS: Final = {
     "fim_rep": ["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     "fim_sep": ["<|file_sep|>"],
 }
-# Fill-in-the-middle tokens: control tokens, whatever the file says, but they end nothing.
+# Fill-in-the-middle tokens: control tokens in any file, which end nothing.
 _INFIX: Final = [
     line.split()
     for line in (

@@ -1,7 +1,7 @@
 """The files of a model directory: ``config.json``, safetensors headers and the small files.
 
-Decides which files hold the weights and says why others do not count; no weight is read. Formats:
-https://github.com/huggingface/safetensors, and the ``quantization`` section as mlx-lm reads it.
+Chooses the files with weights, and gives the reason for leaving others out; no weight is read.
+Formats: https://github.com/huggingface/safetensors, and mlx-lm's ``quantization`` section.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class StoredTensor:
 def stored_tensors(files: Sequence[Path], config: Mapping[str, Any]) -> list[StoredTensor]:
     """The parameters in some files, codes and scales put together.
 
-    CheckpointError if a header is damaged, or ``config`` does not say how wide codes are.
+    CheckpointError if a header is damaged, or ``config`` lacks the width of codes.
     """
     entries: dict[str, StoredArray] = {}
     for file in files:
@@ -261,7 +261,7 @@ def stored_tensors(files: Sequence[Path], config: Mapping[str, Any]) -> list[Sto
     return tensors
 
 
-# Bits of affine codes where a module's own entry does not say.
+# Bits of affine codes where a module's own entry has none.
 _DEFAULT_BITS = 4
 
 

@@ -57,7 +57,7 @@ class Plan:
     stays: Callable[[str], bool] = lambda name: False
 
 
-#: Gives the weights the names of the model, and says what the model can hold.
+#: Gives the weights the names of the model, with the forms that it can hold.
 Prepare = Callable[[dict[str, Any], Weights], Plan]
 
 
@@ -66,7 +66,7 @@ class DirectorySource:
 
     Args:
         path: the directory.
-        recipe: what becomes of its matrices.
+        recipe: the forms of its matrices.
 
     Raises:
         CheckpointError: the directory is damaged or incomplete.
@@ -121,7 +121,7 @@ def _tensors(plan: Plan, recipe: Recipe, dtype: str) -> Iterator[SourceTensor]:
         if name.endswith(".weight") and array.ndim > 1
     }
     modules = {module for module in modules if plan.form(module, EIGHT_BITS)}
-    named = recipe.kept(modules)
+    named = recipe.named(modules)
     for name, array in weights.arrays.items():
         module, _, kind = name.rpartition(".")
         if kind in ("scales", "biases") and module in weights.layouts:

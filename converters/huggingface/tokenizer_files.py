@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from converters.gguf.file import GGUFFile
 from converters.gguf.sampling import sampling_config
-from converters.gguf.vocab import PreTokenizer, TokenType, Vocabulary, read_vocabulary, spelled
+from converters.gguf.vocab import PreTokenizer, TokenType, Vocabulary, read_vocabulary, utf8_tokens
 
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _SPACE = "\u2581"
@@ -66,7 +66,7 @@ def tokenizer_json(vocabulary: Vocabulary) -> dict[str, Any]:
         "fuse_unk": spm,
         "byte_fallback": vocabulary.pre is None or not vocabulary.pre.byte_level,
         "ignore_merges": vocabulary.pre is not None and vocabulary.pre.ignore_merges,
-        "vocab": {token: index for index, token in enumerate(spelled(vocabulary.tokens))},
+        "vocab": {token: index for index, token in enumerate(utf8_tokens(vocabulary.tokens))},
         "merges": merges,
     }
     return {
@@ -227,7 +227,7 @@ def model_proto(vocabulary: Vocabulary) -> bytes:
     results of merges, whether user-defined, unused or normal.
     """
     types = _piece_types(vocabulary)
-    texts = [text.encode() for text in spelled(vocabulary.tokens)]
+    texts = [text.encode() for text in utf8_tokens(vocabulary.tokens)]
     pieces = list(zip(texts, vocabulary.scores.tolist(), types, strict=True))
     if _UNKNOWN not in types:
         pieces.append((UNKNOWN_PIECE.encode(), 0.0, _UNKNOWN))

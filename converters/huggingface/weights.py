@@ -29,7 +29,7 @@ class Origin:
 
     Attributes:
         name: in the files; with ``*`` where several were stacked.
-        type: such as ``float8_e4m3``; None where the array's own type says it.
+        type: such as ``float8_e4m3``; None for the array's own type.
         bits: stored bits per weight, if ``type`` is given.
     """
 
@@ -86,7 +86,7 @@ class Weights:
         return [name, *(f"{module}.{kind}" for kind in kinds)]
 
     def skip(self, name: str, reason: str) -> None:
-        """Leave an array out and say why."""
+        """Leave an array out, with the reason for the report."""
         array = self.arrays.pop(name)
         if name.endswith(".weight"):
             self.layouts.pop(name.removesuffix(".weight"), None)
@@ -160,13 +160,13 @@ def read_weights(files: WeightFiles, config: Mapping[str, Any]) -> Weights:
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """While arrays of a directory are evaluated, and so read: failures become CheckpointError."""
-    # MLX tells a failed read only to who asks the stream that it was on, and leaves the array as it
-    # is: what was read is good if the files are whole afterwards.
+    # MLX reports a failed read only on the stream of that read, and leaves the array as it is: what
+    # was read is good if the files are whole afterwards.
     try:
         yield
     except (RuntimeError, MlxrunError) as error:
         weight_files(path)
-        if "[read]" not in str(error):  # as MLX's reader begins what it says
+        if "[read]" not in str(error):  # the prefix of errors of MLX's reader
             raise
         raise CheckpointError(f"cannot read the weights in {path}: the disk fails") from error
     weight_files(path)

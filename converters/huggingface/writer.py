@@ -52,7 +52,7 @@ _DTYPES = {
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's failures to write into errors that say what to do."""
+    """Turn the operating system's failures to write into errors with a hint."""
     try:
         yield
     except ValueError as error:  # a path with a null byte
@@ -95,7 +95,7 @@ class _Shard:
             self._flush_at = self.size + _FLUSHED_AT_ONCE
 
     def flush_behind(self) -> None:
-        """Flush what is written so far in a thread of its own."""
+        """Flush the bytes so far in a thread of its own."""
         self._flushes.append(self._flusher.submit(os.fsync, self.file.fileno()))
 
     def abandon(self) -> None:

@@ -296,7 +296,7 @@ def plain_floats(tensor: GGUFTensor) -> Floats:
     return _encode_rows(rows, tensor, dense("float32")).arrays["weight"].astype(np.float32)
 
 
-# Floats that GGUF and MLX store alike; bfloat16 as bit patterns.
+# Floats that GGUF and MLX store in the same way; bfloat16 as bit patterns.
 _ALIKE = {GGMLType.F32: "float32", GGMLType.F16: "float16", GGMLType.BF16: "bfloat16"}
 _STORED = {GGMLType.F32: "<f4", GGMLType.F16: "<f2", GGMLType.BF16: "<u2", GGMLType.F64: "<f8"}
 

@@ -42,7 +42,7 @@ class Recipe:
     keep: Mapping[str, Layout] = field(default_factory=dict)
     dtype: str | None = None
 
-    def kept(self, modules: Collection[str]) -> dict[str, Layout]:
+    def named(self, modules: Collection[str]) -> dict[str, Layout]:
         """The forms of the modules that patterns name; ConversionError if one names none."""
         layers = 1 + max((_layer(name) for name in modules), default=-1)
         tied = not any(name.endswith("lm_head") for name in modules)

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, SupportsIndex
 
 import tokenizers
 
-from converters.gguf.vocab import PreTokenizer, TokenType, Vocabulary, spelled
+from converters.gguf.vocab import PreTokenizer, TokenType, Vocabulary, utf8_tokens
 from converters.huggingface.tokenizer_files import bpe_pipeline, known_merges, model_proto
 from mlxrun.errors import TokenizerError
 
@@ -141,7 +141,7 @@ class _BPEEncoder:
     """The ``tokenizers`` library with the pre-tokenizer of the vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary, pre: PreTokenizer) -> None:
-        rows = zip(spelled(vocabulary.tokens), vocabulary.types, strict=True)
+        rows = zip(utf8_tokens(vocabulary.tokens), vocabulary.types, strict=True)
         vocab = {text: index for index, (text, type_) in enumerate(rows) if type_ not in _CONTROL}
         self._size = len(vocabulary.tokens)
         model = {

@@ -26,7 +26,7 @@ MODULES = [
 
 
 def kept(keep: str) -> dict[str, str]:
-    chosen = recipe(bits=4, keep=keep).kept(MODULES)
+    chosen = recipe(bits=4, keep=keep).named(MODULES)
     return {name: str(form) for name, form in chosen.items()}
 
 
@@ -78,7 +78,7 @@ def test_the_last_entry_decides() -> None:
 
 def test_a_tied_embedding_is_the_head() -> None:
     tied = [name for name in MODULES if name != "lm_head"]
-    chosen = recipe(bits=4, keep="lm_head=8").kept(tied)
+    chosen = recipe(bits=4, keep="lm_head=8").named(tied)
     assert list(chosen) == ["model.embed_tokens"]
 
 
@@ -158,6 +158,6 @@ def test_no_text_breaks_the_parser(text: str) -> None:
     for form in entries.values():
         assert form == FLOAT or form.bits in (2, 3, 4, 5, 6, 8)
     try:
-        recipe(keep=text).kept(MODULES)
+        recipe(keep=text).named(MODULES)
     except ConversionError as error:
         assert "no module" in str(error)
