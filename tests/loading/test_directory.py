@@ -294,7 +294,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "as many layers as can be counted": (config_with(num_hidden_layers=2**40), "from 1 to 512"),
     "index is not an index": (
         lambda p: (p / "model.safetensors.index.json").write_text("[]"),
-        "cannot read",
+        "index.json is not a JSON object",
     ),
     "missing key": (config_without("hidden_size"), "hidden_size"),
     "zero heads": (config_with(num_attention_heads=0), "heads|impossible"),
