@@ -56,7 +56,7 @@ def check_regular(path: Path) -> None:
     """Whether a path is of a regular file, or of nothing yet.
 
     Raises:
-        OSError: it is a directory, a device, a pipe or a socket, or cannot be told.
+        OSError: it is a directory, a device, a pipe or a socket, or cannot be examined.
     """
     try:
         mode = path.stat().st_mode

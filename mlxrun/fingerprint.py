@@ -1,6 +1,6 @@
-"""A cheap fingerprint of a model's files, for session files.
+"""A cheap fingerprint of a model, for session files.
 
-Metadata, configs, tokenizers, templates and headers are read whole, of each tensor only its size
+Metadata, configs, tokenizers, templates and headers are hashed whole, of each tensor only its size
 and bytes at its start, middle and end: a model of 10 GB takes some tens of milliseconds.
 """
 
@@ -44,10 +44,10 @@ class ModelFingerprint:
     ) -> None:
         adapters = listed(adapter)
         self._paths = [*paths, *(path for path, _ in adapters)]
-        self._also = [str(model.dtype), model.nbytes, [strength for _, strength in adapters]]
-        self._also += [products] if products else []
+        self._facts = [str(model.dtype), model.nbytes, [strength for _, strength in adapters]]
+        self._facts += [products] if products else []
         self._stamps = [_stamp(file) for file in self._files()]
-        self._known: str | None = None
+        self._digest: str | None = None
 
     def __call__(self) -> str:
         """The fingerprint, in hexadecimal.
@@ -55,7 +55,7 @@ class ModelFingerprint:
         Raises:
             CacheError: the files have changed since the model was loaded, or cannot be read.
         """
-        if self._known is None:
+        if self._digest is None:
             try:
                 files = self._files()
                 if [_stamp(file) for file in files] != self._stamps:
@@ -63,10 +63,10 @@ class ModelFingerprint:
                         f"{self._paths[0]} has changed since it was loaded",
                         hint="Load the model again",
                     )
-                self._known = _digest(files, self._also)
+                self._digest = _hash(files, self._facts)
             except (OSError, MlxrunError) as error:
                 raise CacheError(f"cannot compute the fingerprint of the model: {error}") from error
-        return self._known
+        return self._digest
 
     def _files(self) -> list[Path]:
         return [file for path in self._paths for file in _files_of(path)]
@@ -81,25 +81,25 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    known = file.stat()
-    return known.st_size, known.st_mtime_ns
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
-def _digest(files: list[Path], also: list[Any]) -> str:
-    whole = hashlib.sha256(json.dumps(["mlxrun model", 1, also]).encode())
+def _hash(files: list[Path], facts: list[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(["mlxrun model", 1, facts]).encode())
     for file in files:
         size = file.stat().st_size
         name = file.name if file.suffix != ".gguf" else ""  # a file may be renamed
-        whole.update(json.dumps([name, size]).encode())
+        digest.update(json.dumps([name, size]).encode())
         with file.open("rb") as data:
-            for start, length in _places(file, size):
+            for start, length in _ranges(file, size):
                 data.seek(start)
-                whole.update(data.read(length))
-    return whole.hexdigest()
+                digest.update(data.read(length))
+    return digest.hexdigest()
 
 
-def _places(file: Path, size: int) -> Iterator[tuple[int, int]]:
-    """Starts and lengths of the parts to read: everything but the inside of tensors."""
+def _ranges(file: Path, size: int) -> Iterator[tuple[int, int]]:
+    """Starts and lengths of the bytes to hash: everything but the inside of tensors."""
     tensors = sorted(_tensors(file))
     if not tensors:
         yield 0, size
@@ -107,8 +107,8 @@ def _places(file: Path, size: int) -> Iterator[tuple[int, int]]:
     yield 0, tensors[0][0]
     for start, length in tensors:
         middle = start + max(0, length - _SAMPLE) // 2
-        for place in (start, middle, start + max(0, length - _SAMPLE)):
-            yield place, min(length, _SAMPLE)
+        for begin in (start, middle, start + max(0, length - _SAMPLE)):
+            yield begin, min(length, _SAMPLE)
 
 
 def _tensors(file: Path) -> Iterator[tuple[int, int]]:
@@ -122,6 +122,6 @@ def _tensors(file: Path) -> Iterator[tuple[int, int]]:
         with file.open("rb") as data:
             start = 8 + int.from_bytes(data.read(8), "little")
             header = json.loads(data.read(start - 8))
-        for name in read_header(file):  # which has checked it
+        for name in read_header(file):  # checks the header
             first, end = header[name]["data_offsets"]
             yield start + first, end - first

@@ -215,6 +215,7 @@ def test_a_template_that_is_too_long() -> None:
     [
         "{{ ''.__class__ }}{{ ''.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
+        "{{ ''.encode }}{{ {}.fromkeys }}{{ (1).to_bytes }}{{ [].extend }}",
         "{{ missing.x.y }}",
         "{{ 1 / 0 }}",
         "{{ cycler.__init__.__globals__ }}{{ namespace.__init__.__globals__.os }}",

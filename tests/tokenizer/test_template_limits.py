@@ -43,6 +43,7 @@ SHARED = [
 DEEP = [
     grown("ns.x | batch(1)", "ns.x | list"),
     grown("[ns.x] | map('list')", "ns.x | list"),
+    grown("[ns.x] | batch(1)", "ns.x | list"),
     grown("{1: ns.x}.items()", "ns.x | list"),
     grown("(" * 11 + "ns.x" + ",)" * 11, "{ns.x: 1} | length", first="1"),
 ]
@@ -60,6 +61,7 @@ SINGLE = [
     "{{ [[[[1] * 1000] * 100]] | tojson(indent=100000) }}",
     "{{ 10 ** 1000000 // 7 ** 500000 }}",
     "{{ ('{0:>99999}' * 40000).format(1) | length }}",
+    "{{ ('{0:>99999}' * 40000).format_map({'0': 1}) | length }}",
     "{{ ('%.99999f' * 4000) | format(*([1.5] * 4000)) | length }}",
     "{{ ('\\t' * 40000).encode().expandtabs(100000) | length }}",
     "{{ (2).to_bytes(1000000000) | length }}",
