@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxrun.models.config import Rope
-from mlxrun.models.plan import rope_of
+from mlxrun.models.decoder import rope_of
 from mlxrun.models.rope import rotation
 
 
