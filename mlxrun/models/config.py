@@ -1,8 +1,7 @@
 """ModelConfig: a decoder as frozen data.
 
-A family (``families.py``) turns a Hugging Face ``config.json`` into a :class:`ModelConfig`; the
-transformer reads nothing else. Families differ in these values alone, per layer where models
-differ per layer; names are those of the checkpoint's parameters.
+The transformer reads nothing else: families differ in these values alone, per layer where models
+differ per layer. Names are those of the checkpoint's parameters.
 """
 
 from __future__ import annotations
@@ -14,23 +13,14 @@ from mlxrun.kv_cache.options import Shape
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864).
+    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864)."""
 
-    Attributes:
-        dims: leading dimensions of a head that are rotated.
-        base: theta.
-        scale: multiplies positions (linear scaling: 1 / factor).
-        factors: divisors of the inverse frequencies, ``dims / 2`` numbers, or None.
-        traditional: rotate neighbors (2i, 2i+1) instead of halves (i, i + dims/2).
-        attention_factor: multiplies the rotated dimensions of queries and keys (YaRN's mscale).
-    """
-
-    dims: int
-    base: float = 10000.0
-    scale: float = 1.0
-    factors: tuple[float, ...] | None = None
-    traditional: bool = False
-    attention_factor: float = 1.0
+    dims: int  # leading dimensions of a head that are rotated
+    base: float = 10000.0  # theta
+    scale: float = 1.0  # of positions (linear scaling: 1 / factor)
+    factors: tuple[float, ...] | None = None  # divisors of the inverse frequencies, (dims / 2,)
+    traditional: bool = False  # rotate neighbors (2i, 2i+1) instead of halves (i, i + dims/2)
+    attention_factor: float = 1.0  # of the rotated dimensions of queries and keys (YaRN's mscale)
 
 
 @dataclass(frozen=True)
@@ -40,15 +30,12 @@ class Norm:
     Attributes:
         kind: ``rms`` (Zhang and Sennrich, 2019, arXiv:1910.07467) or ``layer`` (Ba et al., 2016,
             arXiv:1607.06450).
-        eps: added to the variance.
-        offset: added to the stored weight when it is loaded.
-        bare: without weights.
     """
 
     kind: str = "rms"
-    eps: float = 1e-6
-    offset: float = 0.0
-    bare: bool = False
+    eps: float = 1e-6  # added to the variance
+    offset: float = 0.0  # added to the stored weight when it is loaded
+    bare: bool = False  # without weights
 
 
 @dataclass(frozen=True)
@@ -64,38 +51,27 @@ class Attention:
     """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245).
 
     Attributes:
-        heads: query heads, a multiple of ``kv_heads``.
-        scale: of the scores.
-        rope: None for a layer without positions.
-        window: attend to the last ``window`` tokens only, or None for all.
         qk_norm: normalize queries and keys: per ``head``, ``each`` head by weights of its own, the
             ``whole`` projection, a head ``after_rope`` (the others: before), or not at all (None).
-        norms: names of the norms of queries and of keys.
-        clip: bound of queries, keys and values, or None.
         alibi: linear biases by distance (ALiBi; Press et al., 2022, arXiv:2108.12409): the
             exponent of the steepest slope, 8 in the paper, or None.
-        softcap: bound of the scores, by tanh, or None.
-        temperature: scale of the queries by position, or None.
-        sinks: each head has a learned attention sink (gpt-oss).
-        fused: queries, keys and values come from one projection, ``qkv_proj``.
-        out: name of the output projection.
     """
 
-    heads: int
+    heads: int  # of queries, a multiple of kv_heads
     kv_heads: int
     head_dim: int
-    scale: float
-    rope: Rope | None
-    window: int | None = None
+    scale: float  # of the scores
+    rope: Rope | None  # None for a layer without positions
+    window: int | None = None  # attend to so many of the last tokens only
     qk_norm: str | None = None
-    norms: tuple[str, str] = ("q_norm", "k_norm")
-    clip: float | None = None
+    norms: tuple[str, str] = ("q_norm", "k_norm")  # names
+    clip: float | None = None  # bound of queries, keys and values
     alibi: float | None = None
-    softcap: float | None = None
-    temperature: Temperature | None = None
-    sinks: bool = False
-    fused: bool = False
-    out: str = "o_proj"
+    softcap: float | None = None  # bound of the scores, by tanh
+    temperature: Temperature | None = None  # scale of the queries by position
+    sinks: bool = False  # each head has a learned attention sink (gpt-oss)
+    fused: bool = False  # queries, keys and values come from one projection, qkv_proj
+    out: str = "o_proj"  # name of the output projection
 
     @property
     def cache_shape(self) -> Shape:
@@ -108,24 +84,15 @@ class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434).
 
     The cache has the compressed K/V, and one rotated key for all heads.
-
-    Attributes:
-        heads: query heads.
-        qk_nope_head_dim: width of a query head without its rotated part.
-        v_head_dim: width of a value head.
-        kv_lora_rank: width of the compressed keys and values.
-        q_lora_rank: width of the compressed queries; None for uncompressed ones.
-        scale: of the scores.
-        rope: of the rotated part; its ``dims`` are all of ``qk_rope_head_dim``.
     """
 
-    heads: int
-    qk_nope_head_dim: int
+    heads: int  # of queries
+    qk_nope_head_dim: int  # width of a query head without its rotated part
     v_head_dim: int
-    kv_lora_rank: int
-    q_lora_rank: int | None
-    scale: float
-    rope: Rope
+    kv_lora_rank: int  # width of the compressed keys and values
+    q_lora_rank: int | None  # width of the compressed queries; None for uncompressed ones
+    scale: float  # of the scores
+    rope: Rope  # of the rotated part, all qk_rope_head_dim of it
     window: int | None = None
     alibi: float | None = None
 
@@ -149,16 +116,14 @@ class FeedForward:
     """``down(act(gate(x)) * up(x))`` (Shazeer, 2020, arXiv:2002.05202), or without a gate.
 
     Attributes:
-        size: width between the projections.
-        activation: see ``functions.ACTIVATIONS``.
-        names: of the projections: gate, up and down, or up and down without a gate.
-        fused: gate and up are one projection; ``names`` has that and down.
+        names: of the projections: gate, up and down; up and down without a gate; or the fused gate
+            and up, and down.
     """
 
-    size: int
-    activation: str = "silu"
+    size: int  # width between the projections
+    activation: str = "silu"  # see functions.ACTIVATIONS
     names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    fused: bool = False
+    fused: bool = False  # gate and up are one projection
 
 
 @dataclass(frozen=True)
@@ -166,89 +131,58 @@ class Experts:
     """A mixture of experts (MoE): each token is routed to a few of many gated feed-forwards.
 
     Attributes:
-        count, used: experts in all, and per token.
-        size: width of an expert.
-        router, experts: names of the router and of the stacked experts.
         gating: router logits to weights: ``softmax`` over all experts, ``softmax_topk`` over the
             selected ones, or ``sigmoid`` of each.
-        normalize: make the weights of the selected experts sum to one.
-        scale: multiplies the weights.
         bias: name of a bias on the weights that affects the selection only, or None.
-        groups, used_groups: groups of experts, and how many of the best groups are considered.
-        activation: of the gate; see ``functions.GATES``.
         shared: the shared experts, as one feed-forward for every token, or None.
-        shared_name: name of the shared experts.
-        shared_gate: name of the gate of the shared experts, or None.
     """
 
-    count: int
-    used: int
-    size: int
-    router: str = "gate"
-    experts: str = "switch_mlp"
+    count: int  # experts in all
+    used: int  # experts per token
+    size: int  # width of an expert
+    router: str = "gate"  # name
+    experts: str = "switch_mlp"  # name of the stacked experts
     gating: str = "softmax"
-    normalize: bool = True
-    scale: float = 1.0
+    normalize: bool = True  # make the weights of the selected experts sum to one
+    scale: float = 1.0  # of the weights
     bias: str | None = None
-    groups: int = 1
-    used_groups: int = 1
-    activation: str = "silu"
+    groups: int = 1  # of experts
+    used_groups: int = 1  # so many of the best groups are considered
+    activation: str = "silu"  # of the gate; see functions.GATES
     shared: FeedForward | None = None
     shared_name: str = "shared_expert"
-    shared_gate: str | None = None
+    shared_gate: str | None = None  # name
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: attention and feed-forward, each with norms around it, added to the stream.
-
-    Attributes:
-        mlp: name of the feed-forward.
-        before_attention, after_attention, before_feed_forward, after_feed_forward: names of the
-            norms there, or None for none.
-        parallel: both sublayers read the block's input, instead of one after the other.
-        residual: multiplies each sublayer's output.
-    """
+    """One block: attention and feed-forward, each with norms around it, added to the stream."""
 
     attention: Attention | LatentAttention
     feed_forward: FeedForward | Experts
-    mlp: str = "mlp"
-    before_attention: str | None = "input_layernorm"
+    mlp: str = "mlp"  # name of the feed-forward
+    before_attention: str | None = "input_layernorm"  # names of norms, or None for none
     after_attention: str | None = None
     before_feed_forward: str | None = "post_attention_layernorm"
     after_feed_forward: str | None = None
-    parallel: bool = False
-    residual: float = 1.0
+    parallel: bool = False  # both sublayers read the block's input
+    residual: float = 1.0  # of each sublayer's output
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole decoder.
+    """A whole decoder."""
 
-    Attributes:
-        family: its ``model_type``; for display, never for decisions.
-        vocab_size: rows of the embedding.
-        hidden_size: width of the residual stream.
-        norm: every norm of the model.
-        tied: the output head is the embedding.
-        context_length: tokens the model was trained for.
-        final_norm: name of the last norm.
-        positions: name of a learned embedding of positions, or None.
-        embedding_norm: name of a norm on embeddings, or None.
-        embedding_scale, logit_scale: multiply embeddings and logits.
-        logit_softcap: bound of the logits, by tanh, or None.
-    """
-
-    family: str
-    vocab_size: int
-    hidden_size: int
+    family: str  # its model_type; for display, never for decisions
+    vocab_size: int  # rows of the embedding
+    hidden_size: int  # width of the residual stream
     layers: tuple[Layer, ...]
-    norm: Norm
-    tied: bool
-    context_length: int
-    final_norm: str = "norm"
-    positions: str | None = None
-    embedding_norm: str | None = None
+    norm: Norm  # every norm of the model
+    tied: bool  # the output head is the embedding
+    context_length: int  # tokens the model was trained for
+    final_norm: str = "norm"  # name
+    positions: str | None = None  # name of a learned embedding of positions
+    embedding_norm: str | None = None  # name of a norm on embeddings
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
-    logit_softcap: float | None = None
+    logit_softcap: float | None = None  # bound of the logits, by tanh
