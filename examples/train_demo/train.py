@@ -21,7 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from tokenizers import Tokenizer
 
-from .corpus import Document, documents, normalised
+from .corpus import Document, documents, normalized
 from .model import DEMO, DRAFT, Llama, initialise, logsumexp
 from .questions import held_out_questions
 from .tokenizer import train_tokenizer
@@ -215,7 +215,7 @@ def main() -> None:
         model.load_weights(
             [(k.removeprefix("model."), v) for k, v in state.items() if k.startswith("model.")]
         )
-    held_out = frozenset(map(normalised, held_out_questions()))
+    held_out = frozenset(map(normalized, held_out_questions()))
     # A resumed run must not read again what it has read.
     seed = args.seed * 1_000_003 + run.step * 101 + group.rank()
     source = batches(tokenizer, seed, args.batch // group.size(), config.context, held_out)

@@ -82,7 +82,7 @@ class StopMatcher:
         return text, False
 
     def finish(self) -> str:
-        """The text held back, at the end of the input."""
+        """The pending text, at the end of the input."""
         text, self._pending, self._stopped = self._pending, "", True
         found = (text.find(stop) for stop in self._stops if stop in text)
         return text[: min(found, default=len(text))]

@@ -71,7 +71,7 @@ def test_streaming_equals_decoding(oracle: Path, name: str, data: st.DataObject)
     parts = [detokenizer.add(index) for index in ids]
     whole = "".join(parts) + detokenizer.finish()
     assert whole == tok.decode(ids)
-    # no part holds half a character: what is emitted is what UTF-8 has completed
+    # no part holds half a character: only complete characters are emitted
     assert "".join(parts) == whole[: len("".join(parts))]
 
 

@@ -28,7 +28,7 @@ Message = dict[str, str]
 Document = list[tuple[str, bool]]  # pieces of text, and whether the model is to learn to write them
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """A question without case and punctuation, to compare phrasings."""
     return " ".join(re.findall(r"[a-z0-9+*'/-]+", text.lower()))
 
@@ -36,13 +36,13 @@ def normalised(text: str) -> str:
 def conversation(rng: random.Random, held_out: frozenset[str] = frozenset()) -> list[Message]:
     """One chat of one to about ten exchanges.
 
-    Phrasings in `held_out` (normalised) do not occur in it.
+    Phrasings in `held_out` (normalized) do not occur in it.
     """
     chat = Chat(rng)
     exchanges = [(typed(ask, reply, rng), reply) for ask, reply in topics.write(chat)]
     messages = []
     for user, reply in exchanges:
-        if normalised(user) not in held_out:
+        if normalized(user) not in held_out:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": reply}]
     return [*_system(chat), *messages] if messages else []
 
