@@ -1,7 +1,7 @@
-"""From the names of original Hugging Face repositories to those that mlxrun and mlx-lm share.
+"""Names of original Hugging Face repositories to those that mlxrun and mlx-lm share.
 
-A family that differs has a row in ``SPELLINGS``. Arrays become lazy views and stacks; no weight is
-read. For our own families only: mlx-lm's classes rename theirs.
+A family that differs has a row in ``NAMINGS``. Arrays become lazy views and stacks; no weight is
+read. For native families only: mlx-lm's classes rename theirs.
 """
 
 from __future__ import annotations
@@ -20,81 +20,74 @@ from converters.quantize.recipe import EIGHT_BITS
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """One family.
+class Naming:
+    """What differs in one family.
 
     Attributes:
-        experts: the module of a layer that holds its stacked experts.
-        aliases: other prefixes of a layer's modules, and ours.
-        interleaved: whether fused gate and up projections alternate row by row.
-        latent: whether ``kv_b_proj`` is parted into ``embed_q`` and ``unembed_out``; ``reading``
-            where mlx-lm's class wants it whole, so that only mlxrun parts it.
-        routers: modules that choose experts: 8 bits, whatever the rest gets.
-        plain: modules that mlx-lm's class cannot hold quantized.
-        precise: parameters that stay in their own type.
+        latent: whether ``kv_b_proj`` is split into ``embed_q`` and ``unembed_out``: ``always``, or
+            ``native`` where mlx-lm's class has it whole, so that only mlxrun splits it.
         sensitive: modules whose weights are so small that microscaling modes lose them: 8 bits
             there (mlx-lm keeps the same ones).
-        tied: whether the embedding is the head where the config does not say.
     """
 
-    experts: str | None = None
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    interleaved: bool = False
+    experts: str | None = None  # the module of a layer that holds its stacked experts
+    aliases: Mapping[str, str] = field(default_factory=dict)  # other prefixes of modules: ours
+    interleaved: bool = False  # fused gate and up projections alternate row by row
     latent: str | None = None
-    routers: tuple[str, ...] = ()
-    plain: tuple[str, ...] = ()
-    precise: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()  # modules that choose experts: 8 bits, whatever the rest gets
+    plain: tuple[str, ...] = ()  # modules that mlx-lm's class cannot hold quantized
+    precise: tuple[str, ...] = ()  # parameters that keep their own type
     sensitive: tuple[str, ...] = ()
-    tied: bool = False
+    tied: bool = False  # whether the embedding is the head where the config does not say
 
 
-_TIED = Spelling(tied=True)
+_TIED = Naming(tied=True)
 _SWITCH = "mlp.switch_mlp"
 _SMALL = ("self_attn.o_proj", "mlp.down_proj", "lm_head")
 
-# Families that are not here spell everything as mlxrun does.
-SPELLINGS: dict[str, Spelling] = {
+# Families that are not here have mlxrun's names.
+NAMINGS: dict[str, Naming] = {
     "cohere": _TIED,
     "cohere2": _TIED,
-    "deepseek": Spelling(_SWITCH, plain=("mlp.gate",)),
-    "deepseek_v2": Spelling(_SWITCH, latent="reading", plain=("mlp.gate",)),
-    "deepseek_v3": Spelling(
+    "deepseek": Naming(_SWITCH, plain=("mlp.gate",)),
+    "deepseek_v2": Naming(_SWITCH, latent="native", plain=("mlp.gate",)),
+    "deepseek_v3": Naming(
         _SWITCH, latent="always", plain=("mlp.gate",), precise=("e_score_correction_bias",)
     ),
-    "dots1": Spelling("mlp.experts", plain=("mlp.gate",), precise=("e_score_correction_bias",)),
+    "dots1": Naming("mlp.experts", plain=("mlp.gate",), precise=("e_score_correction_bias",)),
     "gemma": _TIED,
     "gemma2": _TIED,
     "gemma3_text": _TIED,
-    "glm4_moe": Spelling(_SWITCH, plain=("mlp.gate",), precise=("e_score_correction_bias",)),
-    "gpt_oss": Spelling("mlp.experts", interleaved=True, routers=("mlp.router",)),
-    "granite": Spelling(sensitive=_SMALL),
-    "granitemoe": Spelling(
+    "glm4_moe": Naming(_SWITCH, plain=("mlp.gate",), precise=("e_score_correction_bias",)),
+    "gpt_oss": Naming("mlp.experts", interleaved=True, routers=("mlp.router",)),
+    "granite": Naming(sensitive=_SMALL),
+    "granitemoe": Naming(
         "block_sparse_moe.switch_mlp",
         routers=("block_sparse_moe.router.layer",),
         sensitive=_SMALL,
     ),
-    "hunyuan_v1_moe": Spelling(_SWITCH, routers=("mlp.gate.wg",)),
-    "mixtral": Spelling(
+    "hunyuan_v1_moe": Naming(_SWITCH, routers=("mlp.gate.wg",)),
+    "mixtral": Naming(
         "block_sparse_moe.switch_mlp",
         aliases={"mlp.": "block_sparse_moe."},
         routers=("block_sparse_moe.gate",),
     ),
-    "olmoe": Spelling(_SWITCH, routers=("mlp.gate",)),
-    "qwen2_moe": Spelling(_SWITCH, routers=("mlp.gate", "shared_expert_gate")),
-    "qwen3_moe": Spelling(_SWITCH, routers=("mlp.gate",)),
+    "olmoe": Naming(_SWITCH, routers=("mlp.gate",)),
+    "qwen2_moe": Naming(_SWITCH, routers=("mlp.gate", "shared_expert_gate")),
+    "qwen3_moe": Naming(_SWITCH, routers=("mlp.gate",)),
 }
 
 
-def spelling_of(config: Mapping[str, Any]) -> Spelling:
-    """The row of a family of ours."""
-    return SPELLINGS.get(str(config.get("model_type")), Spelling())
+def naming_of(config: Mapping[str, Any]) -> Naming:
+    """The row of a native family."""
+    return NAMINGS.get(str(config.get("model_type")), Naming())
 
 
-# Models of text and images, by those of our families that their text model may be: what their
-# text_config may leave out because transformers has it as a default (of Gemma3TextConfig; the
-# others say everything).
+# Models of text and images: the native families of their text models.
 TEXT_MODELS = {"gemma3": ("gemma3_text",), "mistral3": ("mistral", "ministral3", "llama")}
-MULTIMODAL: dict[str, dict[str, Any]] = {
+# Keys that their text_config may leave out: defaults of transformers' Gemma3TextConfig; the others
+# state everything.
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
     "gemma3": {
         "model_type": "gemma3_text",
         "vocab_size": 262208,
@@ -111,36 +104,43 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
 }
 
 # Projections of experts that are stored one by one.
-EXPERT_PARTS = {
+EXPERT_PROJECTIONS = {
     "w1": "gate_proj",
     "w2": "down_proj",
     "w3": "up_proj",
-    "gate_proj": "gate_proj",
-    "down_proj": "down_proj",
-    "up_proj": "up_proj",
+    **{name: name for name in ("gate_proj", "down_proj", "up_proj")},
 }
 
-# Reasons to leave a parameter out, by how its name begins, and by what is in it.
+# Parameters that are left out, by the start of their names or by the end, and why.
 OTHER_TOWERS = {
-    "vision_tower.": "images are not read: it is the vision tower",
-    "vision_model.": "images are not read: it is the vision tower",
-    "vision_encoder.": "images are not read: it is the vision tower",
-    "multi_modal_projector.": "images are not read: it joins the vision tower to the text model",
-    "patch_merger.": "images are not read: it joins the vision tower to the text model",
-    "vision_language_adapter.": "images are not read: it joins the vision tower to the text model",
+    **dict.fromkeys(
+        ("vision_tower.", "vision_model.", "vision_encoder."),
+        "images are not read: it is the vision tower",
+    ),
+    **dict.fromkeys(
+        ("multi_modal_projector.", "patch_merger.", "vision_language_adapter."),
+        "images are not read: it joins the vision tower to the text model",
+    ),
 }
-NEEDLESS = {
+_NEEDLESS = {
     "rotary_emb.inv_freq": "it follows from config.json",
     "activation_scale": "activations stay floats",
     "input_scale": "activations stay floats",
 }
 
+# Starts of names where the text model is a part of a larger model, and its own.
+_PREFIXES = {
+    "language_model.": "",
+    "model.language_model.": "model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
 
 HFConfig = dict[str, Any]
 
 
 def normalize(config: HFConfig, weights: Weights, *, stock: bool = False) -> None:
-    """Rename and reshape the weights of one of our families in place.
+    """Rename and reshape the weights of a native family in place.
 
     Args:
         config: of the text model; see :func:`text_config`.
@@ -149,30 +149,32 @@ def normalize(config: HFConfig, weights: Weights, *, stock: bool = False) -> Non
     Raises:
         CheckpointError: arrays are missing or have shapes that contradict ``config.json``.
     """
-    spelling = spelling_of(config)
+    naming = naming_of(config)
     try:
-        _prefixes(weights)
-        _leave_out(config, weights, spelling)
+        for name in list(weights.arrays):
+            target = text_name(name, naming)
+            if target != name:
+                weights.move(name, target)
+        _leave_out(config, weights, naming)
         decode_prequantized(config, weights)
-        if spelling.experts:
-            _aliases(weights, spelling)
-            _stack_experts(weights, spelling.experts)
-            _part_experts(config, weights, spelling)
-        if spelling.latent == "always" or (spelling.latent and not stock):
-            _part_latent(config, weights)
+        if naming.experts:
+            _stack_experts(weights, naming.experts)
+            _split_experts(config, weights, naming)
+        if naming.latent == "always" or (naming.latent and not stock):
+            _split_latent(config, weights)
     except (KeyError, TypeError, ValueError) as error:
         # MLX refuses shapes with ValueError; a key is one of the config's or of the weights'.
         raise CheckpointError(f"config.json and the weights do not agree: {error}") from error
 
 
 def text_config(config: HFConfig) -> HFConfig:
-    """The configuration of the text model in that of a model of text and images."""
+    """The configuration of the text model of a model of text and images; others as they are."""
     inner = config.get("text_config")
     kind = str(config.get("model_type"))
     if kind not in TEXT_MODELS or not isinstance(inner, dict):
         return config
     shared = {key: config[key] for key in _SHARED if key in config}
-    text = {**MULTIMODAL[kind], **shared, **inner}
+    text = {**TEXT_DEFAULTS[kind], **shared, **inner}
     return text if text["model_type"] in TEXT_MODELS[kind] else config
 
 
@@ -183,65 +185,54 @@ _SHARED = (
 
 
 def form_of(config: HFConfig) -> Callable[[str, Layout], Layout | None]:
-    """What a module of one of our families takes where a form is asked for; None: only floats."""
-    spelling = spelling_of(config)
+    """What a module of a native family gets where a layout is asked for; None: only floats."""
+    naming = naming_of(config)
 
     def form(module: str, asked: Layout) -> Layout | None:
-        if module.endswith(spelling.plain):
+        if module.endswith(naming.plain):
             return None
-        low = module.endswith(spelling.routers) and asked.bits < EIGHT_BITS.bits
-        lost = module.endswith(spelling.sensitive) and asked.mode != "affine"
+        low = module.endswith(naming.routers) and asked.bits < EIGHT_BITS.bits
+        lost = module.endswith(naming.sensitive) and asked.mode != "affine"
         return EIGHT_BITS if low or lost else asked
 
     return form
 
 
 def stays(config: HFConfig, name: str) -> bool:
-    """Whether a parameter of one of our families keeps its own type of floats."""
-    return name.endswith(spelling_of(config).precise)
-
-
-def _prefixes(weights: Weights) -> None:
-    """The text model's own names, where it is a part of a larger model."""
-    for name in list(weights.arrays):
-        for begin, end in (
-            ("language_model.", ""),
-            ("model.language_model.", "model."),
-            ("model.vision_tower.", "vision_tower."),
-            ("model.multi_modal_projector.", "multi_modal_projector."),
-        ):
-            if name.startswith(begin):
-                weights.move(name, end + name.removeprefix(begin))
-                break
+    """Whether a parameter of a native family keeps its own dtype."""
+    return name.endswith(naming_of(config).precise)
 
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def _leave_out(config: HFConfig, weights: Weights, spelling: Spelling) -> None:
-    """Parameters that the text model does not have, each with the reason."""
+def text_name(name: str, naming: Naming) -> str:
+    """The name of a parameter or module in the text model: without the larger model's prefix."""
+    name = _replaced(name, _PREFIXES)
+    layer = _LAYER.match(name)
+    return layer[0] + _replaced(name[layer.end() :], naming.aliases) if layer else name
+
+
+def _replaced(name: str, prefixes: Mapping[str, str]) -> str:
+    """The name with its first known prefix replaced."""
+    old = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+    return name if old is None else prefixes[old] + name.removeprefix(old)
+
+
+def _leave_out(config: HFConfig, weights: Weights, naming: Naming) -> None:
+    """Skip what the text model does not have, each with the reason."""
     layers = int(config.get("num_hidden_layers", 0))
-    tied = bool(config.get("tie_word_embeddings", spelling.tied))
+    tied = bool(config.get("tie_word_embeddings", naming.tied))
     for name in list(weights.arrays):
         layer = _LAYER.match(name)
-        reason = next((why for begin, why in OTHER_TOWERS.items() if name.startswith(begin)), None)
-        reason = reason or next((why for end, why in NEEDLESS.items() if name.endswith(end)), None)
+        reasons = [why for start, why in OTHER_TOWERS.items() if name.startswith(start)]
+        reasons += [why for end, why in _NEEDLESS.items() if name.endswith(end)]
         if tied and name.startswith("lm_head."):
-            reason = "the embedding serves as the head"
+            reasons = ["the embedding serves as the head"]
         elif layer and int(layer[1]) >= layers:
-            reason = f"beyond the {layers} layers of config.json (not used for generation)"
-        if reason:
-            weights.skip(name, reason)
-
-
-def _aliases(weights: Weights, spelling: Spelling) -> None:
-    for name in list(weights.arrays):
-        layer = _LAYER.match(name)
-        for begin, ours in spelling.aliases.items() if layer else ():
-            assert layer
-            rest = name[layer.end() :]
-            if rest.startswith(begin):
-                weights.move(name, layer[0] + ours + rest.removeprefix(begin))
+            reasons = [f"beyond the {layers} layers of config.json (not used for generation)"]
+        if reasons:
+            weights.skip(name, reasons[0])
 
 
 _EXPERT = re.compile(
@@ -254,88 +245,72 @@ def _stack_experts(weights: Weights, home: str) -> None:
     stacks: dict[str, dict[int, str]] = {}
     for name in weights.arrays:
         found = _EXPERT.fullmatch(name)
-        if found and found[3] in EXPERT_PARTS:
-            target = f"{found[1]}{home}.{EXPERT_PARTS[found[3]]}.{found[4]}"
+        if found and found[3] in EXPERT_PROJECTIONS:
+            target = f"{found[1]}{home}.{EXPERT_PROJECTIONS[found[3]]}.{found[4]}"
             stacks.setdefault(target, {})[int(found[2])] = name
     for target, members in stacks.items():
-        names = [members.get(number) for number in range(len(members))]
-        first = members[min(members)]
-        missing = names.index(None) if None in names else None
+        missing = next((number for number in range(len(members)) if number not in members), None)
         if missing is not None:
+            module = members[min(members)].split(".experts.")[0]
             raise CheckpointError(
-                f"expert {missing} of {first.split('.experts.')[0]} is not among the weights",
-                hint="Download it again",
+                f"expert {missing} of {module} is not among the weights", hint="Download it again"
             )
-        weights.stack([str(name) for name in names], target)
+        weights.stack([members[number] for number in range(len(members))], target)
 
 
 _FUSED = re.compile(
-    r"(model\.layers\.\d+\.)(?:.+\.)?(?:experts\.gate_up_proj|(input_linear))(_bias|\.bias|\.\w+)?"
+    r"(model\.layers\.\d+\.)(?:.+\.)?"
+    r"(experts\.gate_up_proj|experts\.down_proj|input_linear|output_linear)"
+    r"(?:(?:\.|_(?=bias$))(\w+))?"
 )
-_DOWN = re.compile(
-    r"(model\.layers\.\d+\.)(?:.+\.)?(?:experts\.down_proj|output_linear)(_bias|\.bias|\.\w+)?"
-)
-_SUFFIXES = {None: "weight", "_bias": "bias"}
+_DOWN = ("experts.down_proj", "output_linear")
 
 
-def _part_experts(config: HFConfig, weights: Weights, spelling: Spelling) -> None:
+def _split_experts(config: HFConfig, weights: Weights, naming: Naming) -> None:
     """Gate and up projections of all experts in one array, as two; one orientation for all."""
     width = int(config.get("moe_intermediate_size") or config["intermediate_size"])
-    hidden = int(config["hidden_size"])
-    turned: dict[str, bool] = {}
-    for name in list(weights.arrays):
-        if found := _FUSED.fullmatch(name):
-            layer, kind = found[1], _suffix(found[3])
-            array = weights.arrays[name]
-            if kind == "weight" and name.rpartition(".")[0] not in weights.layouts:
-                turned[layer] = _turned(array.shape, (2 * width, hidden), spelling.interleaved)
-                array = array.swapaxes(-1, -2) if turned[layer] else array
-            axis = 1
-            halves = (
-                (array[:, ::2], array[:, 1::2])
-                if spelling.interleaved
-                else mx.split(array, 2, axis=axis)
-            )
-            targets = [
-                f"{layer}{spelling.experts}.{part}.{kind}" for part in ("gate_proj", "up_proj")
-            ]
-            weights.part(name, dict(zip(targets, halves, strict=True)))
-    for name in list(weights.arrays):
-        if found := _DOWN.fullmatch(name):
-            layer, kind = found[1], _suffix(found[2])
-            array = weights.arrays[name]
-            if kind == "weight" and turned.get(layer):
-                array = array.swapaxes(-1, -2)
-            weights.part(name, {f"{layer}{spelling.experts}.down_proj.{kind}": array})
+    rows = 2 * width, int(config["hidden_size"])
+    found = [match for name in weights.arrays if (match := _FUSED.fullmatch(name))]
+    transposed: dict[str, bool] = {}
+    # Gate and up first: their shape tells the orientation of the layer's experts.
+    for match in sorted(found, key=lambda match: match[2] in _DOWN):
+        name, layer, kind = match[0], match[1], match[3] or "weight"
+        array, home = weights.arrays[name], f"{layer}{naming.experts}"
+        fused = match[2] not in _DOWN
+        if fused and kind == "weight" and name.rpartition(".")[0] not in weights.layouts:
+            transposed[layer] = _transposed(array.shape, rows, naming.interleaved)
+        if kind == "weight" and transposed.get(layer):
+            array = array.swapaxes(-1, -2)
+        if not fused:
+            weights.part(name, {f"{home}.down_proj.{kind}": array})
+            continue
+        halves = [array[:, ::2], array[:, 1::2]] if naming.interleaved else mx.split(array, 2, 1)
+        targets = (f"{home}.{part}.{kind}" for part in ("gate_proj", "up_proj"))
+        weights.part(name, dict(zip(targets, halves, strict=True)))
 
 
-def _suffix(text: str | None) -> str:
-    return _SUFFIXES.get(text) or str(text).removeprefix(".")
-
-
-def _turned(shape: tuple[int, ...], rows: tuple[int, int], first: bool) -> bool:
+def _transposed(shape: tuple[int, ...], rows: tuple[int, int], first: bool) -> bool:
     """Whether matrices are stored as (columns, rows): they were multiplied from the left.
 
     Args:
         rows: the expected shape.
         first: the answer where both fit.
     """
-    fits, fits_turned = shape[-2:] == rows, shape[-2:] == rows[::-1]
-    return fits_turned and (first or not fits)
+    fits, fits_transposed = shape[-2:] == rows, shape[-2:] == rows[::-1]
+    return fits_transposed and (first or not fits)
 
 
-def _part_latent(config: HFConfig, weights: Weights) -> None:
+def _split_latent(config: HFConfig, weights: Weights) -> None:
     """The keys' and the values' way out of the latent space, a matrix per head (DeepSeek V2)."""
     heads, width = int(config["num_attention_heads"]), int(config["qk_nope_head_dim"])
     for name in [name for name in weights.arrays if name.endswith(".kv_b_proj.weight")]:
         module = name.removesuffix(".weight")
         base = module.removesuffix(".kv_b_proj")
-        layout = weights.layouts.pop(module, None)
+        layout, parts = weights.layout(name), weights.parts(name)
         array = weights.arrays[name]
         if layout is not None:
-            kinds = ("scales", "biases") if layout.mode == "affine" else ("scales",)
-            parts = [weights.arrays.pop(f"{module}.{kind}") for kind in kinds]
-            array = dequantized([array, *parts], layout)
+            del weights.layouts[module]
+            array = dequantized([array, *map(weights.arrays.pop, parts[1:])], layout)
             weights.origins[name] = Origin(name, str(layout), layout.bits_per_weight)
         each = array.reshape(heads, -1, array.shape[-1])  # (H, width + values, latent)
         targets = {

@@ -19,7 +19,7 @@ import numpy as np
 
 from converters.errors import shortened
 from converters.gguf.lora import read_adapter
-from converters.huggingface.names import EXPERT_PARTS, spelling_of
+from converters.huggingface.names import EXPERT_PROJECTIONS, naming_of, text_name
 from converters.quantize.encode import Patch, PrepareMerge, Rows
 from converters.quantize.layout import Layout
 from converters.quantize.packing import Floats
@@ -364,8 +364,6 @@ _OTHER_BASE = ("pissa", "olora", "corda", "loftq")
 # A stranger's pattern against a stranger's names: repeats within repeats take exponential time, and
 # each repeat next to others multiplies it by the length of a name.
 _REPEAT, _REPEATED_GROUP, _REPEATS = re.compile(r"[*+{]"), re.compile(r"\)[*+{]"), 3
-_TEXT = (("model.language_model.", "model."), ("language_model.", ""))
-_LAYER = re.compile(r"(model\.layers\.\d+\.)(.+)")
 _EXPERT = re.compile(r"(model\.layers\.\d+\.).+\.experts\.(\d{1,6})\.(\w+)")
 
 
@@ -374,7 +372,7 @@ def _read_peft(file: Path, settings: Config, config: Config) -> Adapter:
 
     Parameters have the names of transformers' model below ``base_model.model``.
     """
-    name = file.parent.name
+    name, naming = file.parent.name, naming_of(config)
     _check_peft(name, settings)
     modules: dict[str, dict[str, mx.array]] = defaultdict(dict)
     replaced = {}
@@ -385,11 +383,11 @@ def _read_peft(file: Path, settings: Config, config: Config) -> Adapter:
             modules[found[1]][found[2].removeprefix("embedding_")] = array.T if lookup else array
         elif (found := _SAVED.fullmatch(inner)) and "lora_" not in inner:
             _check_numbers(f"{name}: {key}", array)
-            replaced[_text_name(f"{found[1]}.{found[2]}", config)] = array
+            replaced[text_name(f"{found[1]}.{found[2]}", naming)] = array
         else:
             raise AdapterError(f"{name}: {shortened(key, 200)} is no tensor of a LoRA adapter")
     updates = {
-        _text_name(module, config): _peft_lora(f"{name}: {module}", module, parts, settings)
+        text_name(module, naming): _peft_lora(f"{name}: {module}", module, parts, settings)
         for module, parts in modules.items()
     }
     return Adapter(name, _stacked(name, updates, config), replaced)
@@ -445,27 +443,15 @@ def _by_pattern(origin: str, settings: Config, key: str, patterns: str, module: 
     return _number(settings, key, origin)
 
 
-def _text_name(name: str, config: Config) -> str:
-    """The name of a module or parameter in the text model that ``config.json`` describes."""
-    for begin, end in _TEXT:
-        if name.startswith(begin):
-            name = end + name.removeprefix(begin)
-    if layer := _LAYER.fullmatch(name):
-        for begin, ours in spelling_of(config).aliases.items():
-            if layer[2].startswith(begin):
-                return layer[1] + ours + layer[2].removeprefix(begin)
-    return name
-
-
 def _stacked(name: str, updates: Mapping[str, LoRA], config: Config) -> dict[str, LoRA]:
     """The updates, those of single experts joined to one of the stack."""
-    home = spelling_of(config).experts
+    home = naming_of(config).experts
     found: dict[str, LoRA] = {}
     stacks: dict[str, dict[int, LoRA]] = defaultdict(dict)
     for module, update in updates.items():
         expert = _EXPERT.fullmatch(module)
-        if home and expert and expert[3] in EXPERT_PARTS:
-            stacks[f"{expert[1]}{home}.{EXPERT_PARTS[expert[3]]}"][int(expert[2])] = update
+        if home and expert and expert[3] in EXPERT_PROJECTIONS:
+            stacks[f"{expert[1]}{home}.{EXPERT_PROJECTIONS[expert[3]]}"][int(expert[2])] = update
         else:
             found[module] = update
     keys = ("num_local_experts", "num_experts", "n_routed_experts")
