@@ -13,13 +13,13 @@ import mlx.core as mx
 
 from mlxrun.config import CacheConfig
 from mlxrun.kv_cache.attention import AttentionOp
-from mlxrun.kv_cache.base import KVCache, Position
+from mlxrun.kv_cache.base import KVCache, Position, StepCache
 
 CHUNK = 256
 
 
 class CachedModel(Protocol):
-    def __call__(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array: ...
+    def __call__(self, tokens: mx.array, cache: Sequence[StepCache]) -> mx.array: ...
 
     def make_cache(self, config: CacheConfig, /) -> list[KVCache]: ...
 
@@ -50,16 +50,12 @@ def attention_error(
     return cast(list[float], mx.sqrt(wrong / right).tolist())
 
 
-class _Probe(KVCache):
+class _Probe(StepCache):
     """A layer's unpacked cache and others with the same tokens; sums squared errors."""
 
     def __init__(self, plain: KVCache, others: Sequence[KVCache]) -> None:
         self._plain, self._others = plain, others
         self.wrong, self.right = mx.zeros(len(others)), mx.zeros(())
-
-    @property
-    def offset(self) -> int:  # type: ignore[override]
-        return self._plain.offset
 
     @property
     def position(self) -> Position:

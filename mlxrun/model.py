@@ -103,13 +103,3 @@ class Model(Protocol[M]):
 
     def damaged(self) -> list[str]:
         """Tensors with weights that are no finite numbers, as far as files tell; reads them all."""
-
-
-class JointModel(Protocol):
-    """A model through which tokens of several sequences go together."""
-
-    def hidden(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
-        """The stream (B, T, hidden) after all layers, of tokens (B, T); advances ``cache``."""
-
-    def head(self, x: mx.array) -> mx.array:
-        """Logits (..., V) of the stream (..., hidden)."""

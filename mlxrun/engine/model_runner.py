@@ -22,7 +22,7 @@ from mlxrun.engine.scheduler import PrefillChunk
 from mlxrun.engine.sequence import Sequence
 from mlxrun.errors import NumericError
 from mlxrun.kernels.compilation import avoid_fusion
-from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.base import KVCache, StepCache
 from mlxrun.kv_cache.batch import BatchCache, DecodeRows, DecodeSlots, LayerArrays, Part
 from mlxrun.kv_cache.dense import RowCache
 from mlxrun.model import Model
@@ -524,7 +524,7 @@ def _slots(
 
 def _side_by_side(
     blocks: ListLike[list[DecodeSlots]], offsets: ListLike[mx.array]
-) -> ListLike[KVCache]:
+) -> ListLike[StepCache]:
     """For each layer, one cache for the rows of all blocks."""
     if len(blocks) == 1:
         return blocks[0]

@@ -1,15 +1,4 @@
-"""The contract of a KV cache.
-
-One cache serves one layer and all rows of a batch; for mlx-lm's classes one cache serves a whole
-model. Who owns what, and for how long:
-
-* The cache owns its arrays. ``attend`` and ``update`` append to them; nothing else changes them.
-* What ``update`` returns is valid for the forward pass that called it: views of the cache's arrays
-  in slot order, which need not be the order of time. Keep nothing from one step to the next.
-* ``fork`` shares arrays between two caches. MLX arrays are values: the first of the two to be
-  updated copies what it changes, so neither sees the other's tokens.
-* All of it is lazy: building the graph of the next step before this one is evaluated is fine.
-"""
+"""The contract of a KV cache."""
 
 from __future__ import annotations
 
@@ -20,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import mlx.core as mx
 
 from mlxrun.errors import CacheError
-from mlxrun.kv_cache.attention import AttentionOp, Mask
+from mlxrun.kv_cache.attention import AttentionOp
 
 Arrays = dict[str, mx.array]
 Position = int | mx.array
@@ -49,8 +38,55 @@ class State(NamedTuple):
         return sum(int(array.nbytes) for array in self.arrays.values())
 
 
-class KVCache(ABC):
+class StepCache(ABC):
+    """A layer's cache as a forward pass sees it: where its tokens are, and attention over them."""
+
+    @property
+    @abstractmethod
+    def position(self) -> Position:
+        """The position of the next token, or of each row's, (R,)."""
+
+    @abstractmethod
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array, op: AttentionOp
+    ) -> mx.array:
+        """Append T tokens to each row, and attend to those before them and to each other.
+
+        Args:
+            queries: (R, heads, T, D).
+            keys: (R, H, T, D), already rotated by position.
+            values: (R, H, T, D).
+
+        Returns:
+            (R, heads, T, D).
+        """
+
+    @property
+    @abstractmethod
+    def state(self) -> list[mx.array]:
+        """All arrays of the cache, to be evaluated."""
+
+
+class KVCache(StepCache):
     """Keys and values, or a recurrent state, of the tokens so far.
+
+    One cache serves one layer and all rows of a batch (:class:`mlxrun.kv_cache.dense.RowCache`);
+    for mlx-lm's classes one cache serves a whole model and one sequence.
+
+    *Ownership.* The cache owns its arrays. A sequence owns its caches until it joins a block, which
+    then owns them; nobody else keeps a reference to either.
+
+    *Changes.* A pass appends k tokens to each row through ``attend``, or through the arrays of a
+    compiled step (:class:`mlxrun.kv_cache.batch.DecodeSlots`); k may differ from row to row.
+    ``truncate(row, n)`` removes a row's last n tokens and leaves the other rows alone; of the last
+    pass, ``rollback`` tokens can always be removed, which is what speculation relies on. Tokens
+    that stay are never rewritten: a row after k tokens and a truncation by n has the K/V of one
+    that was given k - n tokens.
+
+    *Validity.* What attention reads are views in slot order, valid for that pass only. ``fork``
+    shares arrays: MLX arrays are values, so the first of the two to append copies what it changes.
+    ``slice_tokens`` and ``snapshot`` are copies, valid for ever. All of it is lazy: the next step's
+    graph may be built before this one is evaluated.
 
     Attributes:
         offset: tokens so far; the position of the next one. With several rows, the fewest.
@@ -62,44 +98,24 @@ class KVCache(ABC):
 
     @property
     def position(self) -> Position:
-        """The position of the next token, or of each row's, (R,)."""
         return self.offset
 
-    def attend(
-        self, queries: mx.array, keys: mx.array, values: mx.array, op: AttentionOp
-    ) -> mx.array:
-        """Append T tokens to each row and attend.
-
-        Args:
-            queries: (R, heads, T, D).
-            keys: (R, H, T, D), already rotated by position.
-            values: (R, H, T, D).
-
-        Returns:
-            (R, heads, T, D).
-        """
-        return op(queries, *self.update(keys, values))
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        """Append T tokens; returns the keys, values (R, H, S, D) and mask to attend to."""
-        raise CacheError(f"a {type(self).__name__} has no keys in one array: use attend")
-
+    @abstractmethod
     def truncate(self, row: int, n: int) -> None:
         """Remove the last ``n`` tokens of a row.
 
         Raises:
             CacheError: tokens that the next query attends to are no longer stored.
         """
-        raise CacheError(f"a {type(self).__name__} cannot be truncated")
 
     @property
     def rollback(self) -> int | None:
         """How many of the tokens of the last pass can always be truncated; None: all."""
         return None
 
+    @abstractmethod
     def fork(self) -> Self:
-        """A copy that shares arrays until one of the two is updated."""
-        raise CacheError(f"a {type(self).__name__} cannot be forked")
+        """A copy that shares arrays until one of the two is appended to."""
 
     @property
     def reusable_len(self) -> int:
@@ -107,9 +123,9 @@ class KVCache(ABC):
         return self.offset
 
     @property
+    @abstractmethod
     def layout_key(self) -> str:
         """Equal for caches that can restore each other's tokens and states; empty: none can."""
-        return ""
 
     @property
     def batch_key(self) -> Hashable | None:
@@ -121,14 +137,15 @@ class KVCache(ABC):
         """Whether all of it can be sliced by token, so that there is no state to snapshot."""
         return False
 
+    @abstractmethod
     def slice_tokens(self, start: int, stop: int) -> Arrays:
         """Copies of the tokens' arrays (1, H, stop - start, ...); none if they are in the state."""
-        raise CacheError("this kind of cache cannot be stored")
 
+    @abstractmethod
     def snapshot(self) -> State | None:
         """The part that cannot be sliced by token, as it is now; None if there is none."""
-        raise CacheError("this kind of cache cannot be stored")
 
+    @abstractmethod
     def restore(self, tokens: Sequence[Arrays], state: State | None, length: int) -> None:
         """Fill this empty cache with what another of the same :attr:`layout_key` stored.
 
@@ -139,14 +156,18 @@ class KVCache(ABC):
         Raises:
             CacheError: it does not work from there.
         """
-        raise CacheError("this kind of cache cannot be stored")
-
-    @property
-    @abstractmethod
-    def state(self) -> list[mx.array]:
-        """All arrays of the cache, to be evaluated."""
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return sum(int(array.nbytes) for array in self.state)
+
+
+def check_rollback(offset: int, n: int) -> None:
+    """Refuse to truncate by more tokens than there are.
+
+    Raises:
+        CacheError: there are fewer than ``n``.
+    """
+    if not 0 <= n <= offset:
+        raise CacheError(f"cannot truncate {n} of {offset} tokens")

@@ -16,7 +16,7 @@ import numpy as np
 
 from mlxrun.errors import CacheError
 from mlxrun.kv_cache.attention import AttentionOp
-from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.base import StepCache
 from mlxrun.kv_cache.dense import RowCache, positions, written
 from mlxrun.kv_cache.formats import StoredKV
 
@@ -36,13 +36,13 @@ class Part(NamedTuple):
         counts: how many each row gets; None if all get T.
     """
 
-    cache: KVCache
+    cache: StepCache
     rows: int
     tokens: int
     counts: tuple[int, ...] | None = None
 
 
-class BatchCache(KVCache):
+class BatchCache(StepCache):
     """One layer's caches during a forward pass over tokens (N, 1).
 
     Args:
@@ -180,7 +180,7 @@ class DecodeRows:
             cache.advance(own, tokens)
 
 
-class DecodeSlots(KVCache):
+class DecodeSlots(StepCache):
     """One layer's rows within a compiled step; :attr:`arrays` then has the step's tokens as well.
 
     Nothing here depends on how many tokens a row has: offsets are arrays, and the view changes only

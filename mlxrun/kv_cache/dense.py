@@ -1,14 +1,10 @@
-"""Caches whose tokens lie in slots of one array per layer, and the one that keeps every token.
-
-A pass appends any number of tokens to each row, and each row can be truncated by itself. Rows join
-and leave without disturbing the others.
-"""
+"""Caches whose rows lie in slots of one array per layer, and the one that keeps every token."""
 
 from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, Self
@@ -18,7 +14,7 @@ import numpy as np
 
 from mlxrun.errors import CacheError
 from mlxrun.kv_cache.attention import AttentionOp, Mask, attend
-from mlxrun.kv_cache.base import Arrays, KVCache, Position, State
+from mlxrun.kv_cache.base import Arrays, KVCache, Position, State, check_rollback
 from mlxrun.kv_cache.formats import PLAIN, Format, StoredKV
 
 # Smallest capacity; every further bucket doubles, so that growing costs O(1) copies per token.
@@ -160,14 +156,6 @@ class Store:
         """The first ``stop`` slots of every row."""
         return [array[:, :, :stop] for array in self.arrays]
 
-    def fork(self) -> Store:
-        """New handles to the same values: assigning to slices of one leaves the other alone."""
-        return Store([mx.array(array) for array in self.arrays])
-
-    def row(self, row: int) -> Store:
-        """One row, for reading."""
-        return Store([array[row : row + 1] for array in self.arrays])
-
     def take_rows(self, rows: Sequence[int]) -> None:
         index = mx.array(list(rows))
         self.arrays = [array[index] for array in self.arrays]
@@ -215,7 +203,7 @@ def _zeros(like: mx.array, rows: int, slots: int) -> mx.array:
 
 
 class RowCache(KVCache):
-    """Keys and values of R rows in slots.
+    """Keys and values of R rows in slots; rows join and leave without disturbing the others.
 
     Args:
         layout: which slot has which token.
@@ -237,6 +225,11 @@ class RowCache(KVCache):
         self.written: list[int] = [0]
         self._store = Store()
         self._split = 0  # how many of the arrays are of keys
+
+    @property
+    def _stores(self) -> list[Store]:
+        """All of its arrays; those of keys and values first."""
+        return [self._store]
 
     @abstractmethod
     def empty(self) -> Self:
@@ -296,10 +289,6 @@ class RowCache(KVCache):
         self.written = [max(end, offset + min(n + 1, tokens)) for offset, end, n in rows]
         self.offsets = [offset + n for offset, _, n in rows]
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        k, v, mask = self._store_tokens(keys, values)
-        return k.unpacked(), v.unpacked(), mask
-
     def attend(
         self,
         queries: mx.array,
@@ -333,7 +322,6 @@ class RowCache(KVCache):
         op: AttentionOp,
         counts: Sequence[int] | None,
     ) -> mx.array:
-        """As :meth:`attend`, for no more than :attr:`tokens_at_once`."""
         k, v, mask = self._store_tokens(keys, values, counts)
         return self.attend_stored(op, queries, k, v, mask, self.fixed)
 
@@ -378,9 +366,8 @@ class RowCache(KVCache):
         return self._store.view(at.view), at.mask
 
     def truncate(self, row: int, n: int) -> None:
+        check_rollback(self.offsets[row], n)
         length = self.offsets[row] - n
-        if n < 0 or length < 0:
-            raise CacheError(f"cannot forget {n} of {self.offsets[row]} tokens")
         if n:
             self._check_truncation(row, length)
         self.offsets[row] = length
@@ -404,26 +391,30 @@ class RowCache(KVCache):
 
     def only(self, row: int) -> Self:
         """A cache of one of the rows, for reading."""
-        other = self.empty()
-        other.offsets, other.written = [self.offsets[row]], [self.written[row]]
-        other._store, other._split = self._store.row(row), self._split
-        return other
+        return self._copy(slice(row, row + 1), lambda array: array[row : row + 1])
 
     def fork(self) -> Self:
+        # New handles to the same values: assigning to slices of one leaves the other alone.
+        return self._copy(slice(None), mx.array)
+
+    def _copy(self, rows: slice, array: Callable[[mx.array], mx.array]) -> Self:
         other = self.empty()
-        other.offsets, other.written = list(self.offsets), list(self.written)
-        other._store, other._split = self._store.fork(), self._split
+        other.offsets, other.written = self.offsets[rows], self.written[rows]
+        other._split = self._split
+        for its, own in zip(other._stores, self._stores, strict=True):
+            its.arrays = [array(each) for each in own.arrays]
         return other
 
     @property
     def state(self) -> list[mx.array]:
-        return self._store.arrays
+        return [array for store in self._stores for array in store.arrays]
 
     def place(self, row: int, other: Self) -> None:
         """Copy another cache's only row into an existing row, or into the next one."""
         if not self._store.arrays:  # the first row decides on heads, widths and dtypes
             self.offsets, self.written, self._split = [], [], other._split
-            self._store = Store([array[:0] for array in other._store.arrays])
+            for mine, its in zip(self._stores, other._stores, strict=True):
+                mine.arrays = [array[:0] for array in its.arrays]
         if row == len(self.offsets):
             self.add_rows(1)
         used, need = self.slots_after(0), other.slots_after(0)
@@ -435,7 +426,8 @@ class RowCache(KVCache):
         """Add empty rows; there is at least one row already."""
         self.offsets.extend([0] * count)
         self.written.extend([0] * count)
-        self._store.add_rows(count)
+        for store in self._stores:
+            store.add_rows(count)
 
     def clear(self, row: int) -> None:
         """Remove a row's tokens; the row stays, to be used again."""
@@ -445,7 +437,8 @@ class RowCache(KVCache):
         """Keep some rows, in that order."""
         self.offsets = [self.offsets[row] for row in rows]
         self.written = [self.written[row] for row in rows]
-        self._store.take_rows(rows)
+        for store in self._stores:
+            store.take_rows(rows)
 
 
 class DenseCache(RowCache):

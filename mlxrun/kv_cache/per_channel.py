@@ -16,7 +16,7 @@ from typing import Self
 import mlx.core as mx
 
 from mlxrun.errors import CacheError
-from mlxrun.kv_cache.attention import AttentionOp, Mask
+from mlxrun.kv_cache.attention import AttentionOp
 from mlxrun.kv_cache.base import Arrays, State
 from mlxrun.kv_cache.dense import DenseCache, Store, bucket, copied, joined, positions
 from mlxrun.kv_cache.formats import PLAIN, Format, Packed, as_stored, reads_packed
@@ -128,15 +128,16 @@ class PerChannelCache(DenseCache):
         self._groups, self._recent = Store(), Store()
 
     @property
+    def _stores(self) -> list[Store]:
+        return [self._store, self._groups, self._recent]
+
+    @property
     def tokens_at_once(self) -> int:
         return 1
 
     @property
     def rollback(self) -> int:
         return self.keys.group_size
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        raise CacheError("keys by channel differ from query to query: use attend")
 
     def _attend(
         self,
@@ -225,11 +226,6 @@ class PerChannelCache(DenseCache):
                 f"in groups of {self.keys.group_size} by now"
             )
 
-    def fork(self) -> Self:
-        other = super().fork()
-        other._groups, other._recent = self._groups.fork(), self._recent.fork()
-        return other
-
     @property
     def sliceable(self) -> bool:
         return False
@@ -260,31 +256,9 @@ class PerChannelCache(DenseCache):
         self.offsets, self.written = [offset], [max(offset, oldest + ring if oldest else 0)]
         self.truncate(0, offset - length)
 
-    def only(self, row: int) -> Self:
-        other = super().only(row)
-        other._groups, other._recent = self._groups.row(row), self._recent.row(row)
-        return other
-
-    @property
-    def state(self) -> list[mx.array]:
-        return [*super().state, *self._groups.arrays, *self._recent.arrays]
-
     def place(self, row: int, other: Self) -> None:
-        if not self._store.arrays:
-            self._groups = Store([array[:0] for array in other._groups.arrays])
-            self._recent = Store([array[:0] for array in other._recent.arrays])
         super().place(row, other)
         used = self.keys.full_groups(other.offsets[0])
         self._groups.reserve(self._groups.arrays, self._groups.slots, self._room(used))
         self._groups.put_row(row, other._groups, used)
         self._recent.put_row(row, other._recent, self.keys.ring)
-
-    def add_rows(self, count: int) -> None:
-        super().add_rows(count)
-        self._groups.add_rows(count)
-        self._recent.add_rows(count)
-
-    def take_rows(self, rows: Sequence[int]) -> None:
-        super().take_rows(rows)
-        self._groups.take_rows(rows)
-        self._recent.take_rows(rows)

@@ -84,10 +84,6 @@ class SharedPrefixCache(DenseCache):
     def fixed(self) -> list[mx.array]:
         return list(self.prefix.parts[self._layer].values())
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
-        k, v, mask = self._with_prefix(*self._store_tokens(keys, values), self.fixed)
-        return k.unpacked(), v.unpacked(), mask
-
     def attend_stored(
         self,
         op: AttentionOp,

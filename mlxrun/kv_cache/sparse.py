@@ -9,7 +9,7 @@ on how tokens were divided into passes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Self
 
@@ -165,6 +165,10 @@ class BlockCache(SparseCache):
         self._bounds = Store()  # (R, H, blocks, 2 D): largest, then smallest
         self._full = [0]  # blocks of each row that have bounds
 
+    @property
+    def _stores(self) -> list[Store]:
+        return [self._store, self._bounds]
+
     def empty(self) -> Self:
         return type(self)(self.pattern, self.keys, self.values)
 
@@ -218,14 +222,10 @@ class BlockCache(SparseCache):
         bounds = self._bounds
         bounds.reserve(bounds.arrays, bounds.slots, self._store.slots // self.run)
 
-    def fork(self) -> Self:
-        other = super().fork()
-        other._bounds, other._full = self._bounds.fork(), list(self._full)
+    def _copy(self, rows: slice, array: Callable[[mx.array], mx.array]) -> Self:
+        other = super()._copy(rows, array)
+        other._full = self._full[rows]
         return other
-
-    @property
-    def state(self) -> list[mx.array]:
-        return [*super().state, *self._bounds.arrays]
 
     def place(self, row: int, other: Self) -> None:
         if not self._store.arrays:
@@ -235,12 +235,10 @@ class BlockCache(SparseCache):
 
     def add_rows(self, count: int) -> None:
         super().add_rows(count)
-        self._bounds.add_rows(count)
         self._full.extend([0] * count)
 
     def take_rows(self, rows: Sequence[int]) -> None:
         super().take_rows(rows)
-        self._bounds.take_rows(rows)
         self._full = [self._full[row] for row in rows]
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlxrun.kernels.interface import HeadsSpec
 from mlxrun.kv_cache.attention import LatentOp, alibi, scaled
-from mlxrun.kv_cache.base import KVCache, Position, following
+from mlxrun.kv_cache.base import Position, StepCache, following
 from mlxrun.models.config import Attention, LatentAttention, ModelConfig, Temperature
 from mlxrun.models.functions import Function, clipped, norm
 from mlxrun.models.rope import Rotation, frequencies, rotation
@@ -16,7 +16,7 @@ from mlxrun.weights.fused import Added, RMSNorm
 from mlxrun.weights.parameters import Parameters
 
 # (x, cache, residual) -> residual + attention of x
-Attend = Callable[[mx.array, KVCache, mx.array], mx.array]
+Attend = Callable[[mx.array, StepCache, mx.array], mx.array]
 Adding = Callable[[Added], Added]
 RotateHeads = Callable[[list[mx.array], Position], list[mx.array]]
 
@@ -47,7 +47,7 @@ def attention(
     else:
         dot = alibi(scale, heads, config.alibi, kernels=params.kernels)
 
-    def attend(x: mx.array, cache: KVCache, residual: mx.array) -> mx.array:
+    def attend(x: mx.array, cache: StepCache, residual: mx.array) -> mx.array:
         q, k, v = project(x)
         position = cache.position
         q, k = rotate([q, k], position)
@@ -196,7 +196,7 @@ def _latent(
     rope_scale = scale * config.rope.attention_factor**2
     dot = LatentOp(scale, rope_dim)
 
-    def attend(x: mx.array, cache: KVCache, residual: mx.array) -> mx.array:
+    def attend(x: mx.array, cache: StepCache, residual: mx.array) -> mx.array:
         query, compressed = project(x)
         q, q_rope = mx.split(_split_heads(query, heads), [width], axis=-1)  # (B, H, T, ...)
         squeezed, key = mx.split(compressed, [config.kv_lora_rank], axis=-1)

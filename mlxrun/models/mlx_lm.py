@@ -593,8 +593,7 @@ class MLXLMCache(base.KVCache):
 
     def truncate(self, row: int, n: int) -> None:
         assert row == 0, "a cache of one sequence"
-        if not 0 <= n <= self.offset:
-            raise CacheError(f"cannot forget {n} of {self.offset} tokens")
+        base.check_rollback(self.offset, n)
         if self._torn:
             self._restore_before()
         if n == 0:
@@ -612,6 +611,9 @@ class MLXLMCache(base.KVCache):
     @property
     def rollback(self) -> int:
         return 1
+
+    def attend(self, *of_a_layer: object) -> mx.array:
+        raise CacheError("mlx-lm's layers attend with caches of their own")
 
     def _restore_before(self) -> None:
         """Undo the last step of one token."""

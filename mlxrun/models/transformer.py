@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import CacheError
-from mlxrun.kv_cache.base import KVCache, Position, following
+from mlxrun.kv_cache.base import KVCache, Position, StepCache, following
 from mlxrun.kv_cache.factory import make_cache
 from mlxrun.model import ModelSummary
 from mlxrun.models.attention import attention
@@ -28,7 +28,7 @@ from mlxrun.weights.parameters import Parameters
 
 def _block(
     layer: Layer, config: ModelConfig, params: Parameters
-) -> Callable[[mx.array, KVCache], mx.array]:
+) -> Callable[[mx.array, StepCache], mx.array]:
     """``(x (B, T, hidden) or of single tokens (B, hidden), cache) -> the same shape``."""
     hidden = config.hidden_size
 
@@ -53,11 +53,11 @@ def _block(
         layer.residual,
     )
 
-    def sequential(x: mx.array, cache: KVCache) -> mx.array:
+    def sequential(x: mx.array, cache: StepCache) -> mx.array:
         h = attend(x, cache, x)
         return feed(h, h)
 
-    def parallel(x: mx.array, cache: KVCache) -> mx.array:
+    def parallel(x: mx.array, cache: StepCache) -> mx.array:
         return feed(x, attend(x, cache, x))
 
     return parallel if layer.parallel else sequential
@@ -121,7 +121,7 @@ class Transformer:
         self.mapped = sum(blocks.nbytes for blocks in self._blocks if blocks.mapped)
 
     def __call__(
-        self, tokens: mx.array, cache: Sequence[KVCache], *, last_only: bool = False
+        self, tokens: mx.array, cache: Sequence[StepCache], *, last_only: bool = False
     ) -> mx.array:
         """Logits after each token.
 
@@ -137,7 +137,7 @@ class Transformer:
         return self.head(x[:, -1:] if last_only else x)
 
     def forward(
-        self, tokens: mx.array, cache: Sequence[KVCache], select: mx.array | None = None
+        self, tokens: mx.array, cache: Sequence[StepCache], select: mx.array | None = None
     ) -> mx.array:
         """Logits (N, V) of tokens (B, T), B * T = N, or of those selected; advances ``cache``."""
         x = self.hidden(tokens, cache)
@@ -145,7 +145,7 @@ class Transformer:
             x = x.reshape(-1, 1, x.shape[-1])
         return self.head(x if select is None else x[select])[:, 0]
 
-    def hidden(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
+    def hidden(self, tokens: mx.array, cache: Sequence[StepCache]) -> mx.array:
         """The stream (B, T, hidden) after all layers, from which :attr:`head` makes logits."""
         x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)
         x = self._enter(self._place(x, cache[0].position))

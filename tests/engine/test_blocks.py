@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mlxrun.engine.blocks import Block, Blocks
+from mlxrun.kv_cache.attention import scaled
 from mlxrun.kv_cache.dense import DenseCache, Store
 
 
@@ -27,7 +28,7 @@ class Row:
     def cache(self) -> DenseCache:
         cache = DenseCache()
         x = mx.full((1, 2, 3 + self.number, 4), float(self.number))
-        cache.update(x, x)
+        cache.attend(x, x, x, scaled(1.0, None, None))
         return cache
 
     def check(self) -> None:

@@ -15,7 +15,7 @@ from examples.attention_error import attention_error
 from mlxrun.config import CacheConfig
 from mlxrun.errors import ParameterError
 from mlxrun.kv_cache.attention import scaled
-from mlxrun.kv_cache.base import KVCache
+from mlxrun.kv_cache.base import KVCache, StepCache
 from mlxrun.kv_cache.factory import make_cache
 from mlxrun.kv_cache.options import Shape
 
@@ -41,8 +41,9 @@ class Layers:
     def make_cache(self, config: CacheConfig) -> list[KVCache]:
         return [make_cache(config, Shape(2, WIDTH, WIDTH), None) for _ in range(LAYERS)]
 
-    def __call__(self, tokens: mx.array, cache: Sequence[KVCache]) -> mx.array:
-        start, count = cache[0].offset, tokens.shape[1]
+    def __call__(self, tokens: mx.array, cache: Sequence[StepCache]) -> mx.array:
+        start, count = cache[0].position, tokens.shape[1]
+        assert isinstance(start, int)
         for layer, one in enumerate(cache):
             q, k, v = (
                 mx.array(random_states(layer, heads, what)[:, :, start : start + count])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored import append
 
 from mlxrun.errors import CacheError
 from mlxrun.kv_cache.attention import AttentionOp, LatentOp, alibi, scaled
@@ -47,7 +48,7 @@ def pair(
 ) -> tuple[DenseCache, SharedPrefixCache]:
     """Two caches that remember the same tokens, the second's held as a beginning."""
     dense = DenseCache(keys, values)
-    dense.update(some(rng, 1, length), some(rng, 1, length))
+    append(dense, some(rng, 1, length), some(rng, 1, length))
     branch = SharedPrefixCache(
         SharedPrefix(length, [dense.slice_tokens(0, length)]), 0, keys, values
     )
@@ -100,7 +101,7 @@ def test_latents(form: str) -> None:
     rng = np.random.default_rng(2)
     keys, values = (mx.array(rng.standard_normal((1, 1, 50, w))) for w in (32, 64))
     dense = DenseCache(FORMATS[form], FORMATS[form])
-    dense.update(keys.astype(mx.float32), values.astype(mx.float32))
+    append(dense, keys.astype(mx.float32), values.astype(mx.float32))
     branch = SharedPrefixCache(
         SharedPrefix(50, [dense.slice_tokens(0, 50)]), 0, FORMATS[form], FORMATS[form]
     )
@@ -153,7 +154,7 @@ def test_rows_come_and_go(seed: int, length: int, life: list[tuple[str, int]]) -
 
 def test_is_not_counted_with_the_rows() -> None:
     dense, branch = pair(np.random.default_rng(3), 1000)
-    branch.update(mx.zeros((1, KV_HEADS, 3, WIDTH)), mx.zeros((1, KV_HEADS, 3, WIDTH)))
+    append(branch, mx.zeros((1, KV_HEADS, 3, WIDTH)), mx.zeros((1, KV_HEADS, 3, WIDTH)))
     token = 2 * KV_HEADS * WIDTH * 4
     assert dense.nbytes == 1024 * token
     assert branch.nbytes == 256 * token
@@ -188,7 +189,7 @@ def remembered(count: int, seed: int = 0) -> list[KVCache]:
     """Two layers that remember so many tokens."""
     rng, layers = np.random.default_rng(seed), [DenseCache(), DenseCache()]
     for layer in layers:
-        layer.update(some(rng, 1, count), some(rng, 1, count))
+        append(layer, some(rng, 1, count), some(rng, 1, count))
     return list(layers)
 
 

@@ -8,6 +8,7 @@ from agreement import Life, lives, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache
+from stored import append
 
 from mlxrun.errors import CacheError
 from mlxrun.kv_cache.dense import BUCKET, DenseCache, bucket
@@ -34,7 +35,7 @@ def test_grows_in_doubling_buckets() -> None:
     assert bucket(5000, limit=600) == 600
     cache, sizes = DenseCache(), set()
     for _ in range(2 * BUCKET + 1):
-        cache.update(tokens(1), tokens(1))
+        append(cache, tokens(1), tokens(1))
         sizes.add(cache.state[0].shape[2])
     assert sizes == {256, 512, 1024}
 
@@ -43,7 +44,7 @@ def test_grows_in_doubling_buckets() -> None:
 def test_keeps_the_dtype_it_is_given(dtype: mx.Dtype) -> None:
     cache = DenseCache()
     for n in (3, 1, 300):
-        keys, values, _ = cache.update(tokens(n, dtype=dtype), tokens(n, dtype=dtype))
+        keys, values, _ = append(cache, tokens(n, dtype=dtype), tokens(n, dtype=dtype))
         assert keys.dtype == values.dtype == dtype
     assert cache.nbytes == 2 * 2 * 512 * 4 * dtype.size
 
@@ -51,8 +52,8 @@ def test_keeps_the_dtype_it_is_given(dtype: mx.Dtype) -> None:
 @pytest.mark.parametrize("n", [-1, 4])
 def test_forgetting_what_is_not_there_is_an_error(n: int) -> None:
     cache = DenseCache()
-    cache.update(tokens(3), tokens(3))
-    with pytest.raises(CacheError, match=f"cannot forget {n} of 3"):
+    append(cache, tokens(3), tokens(3))
+    with pytest.raises(CacheError, match=f"cannot truncate {n} of 3"):
         cache.truncate(0, n)
     assert cache.offset == 3
 
@@ -70,7 +71,7 @@ def peak_of_a_step(cache: DenseCache) -> int:
     mx.eval(key, cache.state)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    keys, values, _ = cache.update(key, key)
+    keys, values, _ = append(cache, key, key)
     seen = keys.sum() + values.sum()
     mx.eval(seen, cache.state)
     return mx.get_peak_memory() - before
@@ -78,7 +79,7 @@ def peak_of_a_step(cache: DenseCache) -> int:
 
 def test_a_step_writes_one_token_and_copies_nothing() -> None:
     cache = DenseCache()
-    cache.update(tokens(100_000), tokens(100_000))
+    append(cache, tokens(100_000), tokens(100_000))
     assert cache.nbytes > 8_000_000
     for _ in range(5):
         assert peak_of_a_step(cache) < cache.nbytes / 10
@@ -86,7 +87,7 @@ def test_a_step_writes_one_token_and_copies_nothing() -> None:
 
 def test_a_fork_copies_once_and_then_no_more() -> None:
     cache = DenseCache()
-    cache.update(tokens(100_000), tokens(100_000))
+    append(cache, tokens(100_000), tokens(100_000))
     mx.eval(cache.state)
     fork = cache.fork()
     before = mx.get_active_memory()

@@ -12,7 +12,7 @@ from cache_configs import caching
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache, Stored, as_given
-from stored import half, packed
+from stored import append, half, packed
 
 from mlxrun.errors import ParameterError
 from mlxrun.kv_cache.dense import BUCKET, DenseCache, RowCache
@@ -73,7 +73,7 @@ def test_rows_of_a_batch(case: Case, window: int | None, lengths: list[int], see
     for row, (length, reference) in enumerate(zip(lengths, naive, strict=True)):
         alone = cache(case, window, 2)
         k, v = rng.standard_normal((2, 1, KV_HEADS, length, width)).astype(np.float32)
-        alone.update(mx.array(k), mx.array(v))
+        append(alone, mx.array(k), mx.array(v))
         reference.update(k, v)
         batch.place(row, alone)
     for _ in range(5):
@@ -92,14 +92,14 @@ def test_rows_of_a_batch(case: Case, window: int | None, lengths: list[int], see
 def test_bytes_of_a_token(name: str, heads: int, width: int, dtype: mx.Dtype) -> None:
     keys, values = formats(Shape(heads, width, width), caching(keys=name, values="q4"))
     made, x = DenseCache(keys, values), mx.ones((1, heads, 3, width), dtype)
-    made.update(x, x)
+    append(made, x, x)
     predicted = sum(one.token_bytes(heads, width, dtype) for one in (keys, values))
     assert made.nbytes == BUCKET * predicted
 
 
 def test_widths_of_keys_and_values_may_differ() -> None:
     made = make_cache(caching(None, 0, "q8", "q4/32"), Shape(1, 64, 512), None)
-    k, v, _ = made.update(mx.ones((1, 1, 5, 64)), mx.ones((1, 1, 5, 512)))
+    k, v, _ = append(made, mx.ones((1, 1, 5, 64)), mx.ones((1, 1, 5, 512)))
     assert (k.shape, v.shape) == ((1, 1, 5, 64), (1, 1, 5, 512))
 
 
@@ -152,13 +152,15 @@ def test_few_queries_read_packed_codes_many_unpack_them() -> None:
 def test_trimming_and_forking_keep_what_is_packed() -> None:
     made = RotatingCache(40, keep=2, keys=Quantized(8, 32), values=Quantized(2, 32))
     x = mx.random.normal((1, KV_HEADS, 30, 32))
-    made.update(x, x)
+    append(made, x, x)
     fork = made.fork()
     fork.truncate(0, 10)
     assert (made.offset, fork.offset) == (30, 20)
-    k, _, _ = fork.update(x[:, :, 20:21], x[:, :, 20:21])
-    whole, _, _ = made.update(x[:, :, :1], x[:, :, :1])
-    assert mx.array_equal(k, whole[:, :, :21])
+    append(fork, x[:, :, 20:21], x[:, :, 20:21])
+    own, whole = fork.snapshot(), made.snapshot()
+    assert own is not None and whole is not None
+    for name, array in own.arrays.items():
+        assert mx.array_equal(array, whole.arrays[name][:, :, :21])
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

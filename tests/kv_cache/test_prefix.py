@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+from stored import append
 
 from mlxrun.kv_cache.attention import scaled
 from mlxrun.kv_cache.base import KVCache
@@ -19,7 +20,7 @@ def window(tokens: int) -> list[KVCache]:
     cache = RotatingCache(8, keep=2)
     if tokens:
         x = mx.broadcast_to(mx.arange(tokens, dtype=mx.float32)[:, None], (1, 2, tokens, 4))
-        cache.update(x, x)
+        append(cache, x, x)
     return [cache]
 
 
@@ -61,14 +62,14 @@ def test_what_is_reused_after_a_rollback_is_that_of_a_cold_start_to_the_bit() ->
     """The next chunk attends to the window alone, not to what the slack happens to have."""
     prefixes, x = PrefixCache(1 << 20), mx.random.normal((1, 2, 80, 4))
     made, tokens = RotatingCache(8, keep=2), list(range(60))
-    made.update(x[:, :, :60], x[:, :, :60])
+    append(made, x[:, :, :60], x[:, :, :60])
     prefixes.insert(tokens, [made])
     for back in (1, 5, SLACK):
         caches: list[KVCache] = [RotatingCache(8, keep=2)]
         lease = prefixes.restore(tokens[:-back], caches)
         assert lease is not None and lease.length == 60 - back
         cold = RotatingCache(8, keep=2)
-        cold.update(x[:, :, : 60 - back], x[:, :, : 60 - back])
+        append(cold, x[:, :, : 60 - back], x[:, :, : 60 - back])
         for n in (40, 3, 1):
             q = mx.random.normal((1, 2, n, 4))
             got, expected = (

@@ -9,6 +9,7 @@ from agreement import PRODUCT, Life, lives, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_cache import NaiveCache
+from stored import append
 
 from mlxrun.errors import CacheError, ParameterError
 from mlxrun.kv_cache.base import State
@@ -48,7 +49,7 @@ def test_agrees_across_buckets(life: Life, window: int, keep: int, seed: int) ->
 def test_never_holds_more_than_it_may(window: int, keep: int) -> None:
     cache = RotatingCache(window, keep=keep)
     for n in (1, 1, 7, 400, 1, 1, 3, 1):
-        cache.update(tokens(n), tokens(n))
+        append(cache, tokens(n), tokens(n))
         assert all(array.shape[2] <= window + keep + SLACK for array in cache.state)
         assert cache.size <= window + keep + SLACK
     assert cache.offset == 415
@@ -58,7 +59,7 @@ def test_never_holds_more_than_it_may(window: int, keep: int) -> None:
 def test_keeps_the_dtype_it_is_given(dtype: mx.Dtype) -> None:
     cache = RotatingCache(8, keep=2)
     for n in (3, 1, 30, 1, 5):
-        keys, values, mask = cache.update(tokens(n, dtype), tokens(n, dtype))
+        keys, values, mask = append(cache, tokens(n, dtype), tokens(n, dtype))
         assert keys.dtype == values.dtype == dtype
         assert not isinstance(mask, mx.array) or mask.dtype == mx.bool_
         assert {array.dtype for array in cache.state} == {dtype}
@@ -67,20 +68,20 @@ def test_keeps_the_dtype_it_is_given(dtype: mx.Dtype) -> None:
 def test_a_decode_step_needs_no_mask_before_anything_is_out_of_sight() -> None:
     cache = RotatingCache(4, keep=1)
     for position in range(12):
-        mask = cache.update(tokens(1), tokens(1))[2]
+        mask = append(cache, tokens(1), tokens(1))[2]
         assert (mask is None) == (position < 5)
 
 
 def test_the_slack_can_be_forgotten_and_no_more() -> None:
     cache = RotatingCache(4, keep=1)
-    cache.update(tokens(60), tokens(60))
+    append(cache, tokens(60), tokens(60))
     cache.truncate(0, SLACK)
     cache.truncate(0, 0)
     with pytest.raises(CacheError, match="window of 4 has dropped"):
         cache.truncate(0, 2)
-    cache.update(tokens(1), tokens(1))
+    append(cache, tokens(1), tokens(1))
     cache.truncate(0, 1)
-    with pytest.raises(CacheError, match=f"cannot forget 61 of {60 - SLACK}"):
+    with pytest.raises(CacheError, match=f"cannot truncate 61 of {60 - SLACK}"):
         cache.truncate(0, 61)
     cache.truncate(0, 60 - SLACK)
 
@@ -89,7 +90,7 @@ def test_a_row_that_is_used_again_can_be_truncated_as_a_new_one() -> None:
     rows = RotatingCache(4, keep=1)
     for row, length in enumerate((3, 30)):
         alone = rows.empty()
-        alone.update(tokens(length), tokens(length))
+        append(alone, tokens(length), tokens(length))
         rows.place(row, alone)
     rows.truncate(1, SLACK)
     with pytest.raises(CacheError, match="window of 4 has dropped"):
@@ -98,7 +99,7 @@ def test_a_row_that_is_used_again_can_be_truncated_as_a_new_one() -> None:
     rows.clear(1)
     rows.truncate(1, 0)
     short = rows.empty()
-    short.update(tokens(5), tokens(5))
+    append(short, tokens(5), tokens(5))
     rows.place(1, short)
     rows.truncate(0, 2)
     rows.truncate(1, 2)
@@ -123,7 +124,7 @@ def test_a_state_is_restored_into_a_ring_of_another_slack(
 
     cache, other = (RotatingCache(6, keep=2, slack=slack) for slack in slacks)
     for n in (before - before // 3, *[1] * (before // 3)):
-        cache.update(random(n), random(n))
+        append(cache, random(n), random(n))
     state = cache.snapshot()
     assert state is not None
     if not slacks[0]:
@@ -145,13 +146,13 @@ def test_wrong_sizes_are_refused() -> None:
 
 def test_a_step_writes_one_slot_and_copies_nothing() -> None:
     cache = RotatingCache(100_000, keep=4)
-    cache.update(tokens(99_990), tokens(99_990))
+    append(cache, tokens(99_990), tokens(99_990))
     for _ in range(30):  # up to the edge of the window, around it and on
         key = mx.random.normal((1, 2, 1, 4))
         mx.eval(key, cache.state)
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        keys, values, _ = cache.update(key, key)
+        keys, values, _ = append(cache, key, key)
         mx.eval(keys.sum() + values.sum(), cache.state)
         assert mx.get_peak_memory() - before < cache.nbytes / 10
     assert cache.offset == 100_020

@@ -208,7 +208,7 @@ def test_32_thousand_tokens(wanted: Sparse) -> None:
     rng = np.random.default_rng(0)
     keys, values = rng.standard_normal((2, 1, KV_HEADS, 32_768, 4)).astype(np.float32)
     cache, naive = made(wanted)(), NaiveSparse(wanted)
-    cache.update(mx.array(keys), mx.array(values))
+    cache.restore([{"0": mx.array(keys), "1": mx.array(values)}], None, keys.shape[2])
     naive.keys, naive.values, naive.offset = keys, values, 32_768
     for n in (1, 1, 3):
         q, k, v = fresh(rng, n)
@@ -287,7 +287,7 @@ def test_a_needle_is_found_that_windows_and_strides_miss() -> None:
         "blocks": made(Blocks(8, 16))(),
         "strided": made(Strided(128, 8))(),
     }.items():
-        cache.update(mx.array(keys), mx.array(values))
+        cache.restore([{"0": mx.array(keys), "1": mx.array(values)}], None, keys.shape[2])
         got[name] = np.array(cache.attend(query, *newest, PRODUCT))
     needle = np.repeat(values[:, :, 3001:3002], HEADS // KV_HEADS, axis=1)
     for name, found in (("dense", True), ("blocks", True), ("strided", False)):

@@ -220,7 +220,7 @@ def test_truncation_that_cannot_be_leaves_a_row_as_it_is() -> None:
     rows.truncate(0, 3)
     with pytest.raises(CacheError, match="window of 4 has dropped"):
         rows.truncate(1, 4)
-    with pytest.raises(CacheError, match="cannot forget 1 of 0"):
+    with pytest.raises(CacheError, match="cannot truncate 1 of 0"):
         rows.truncate(0, 1)
     rows.truncate(1, 2)
     assert rows.offsets == [0, 7]

@@ -99,7 +99,7 @@ def test_going_back_over_one_step_is_exact_and_further_back_starts_afresh(llm: m
     else:
         with pytest.raises(CacheError, match="go back 30 tokens"):
             memory.truncate(0, 30)
-    with pytest.raises(CacheError, match="cannot forget"):
+    with pytest.raises(CacheError, match="cannot truncate"):
         memory.truncate(0, 1000)
 
 
