@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from converters.architectures.mapping import Mapped, NameMap
 from converters.convert import Converted, stream
-from converters.gguf.names import Mapped, NameMap
 from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
 from converters.gguf.source import gguf_tensors, half_dtype, open_gguf, skipped
 from converters.huggingface.names import normalize, text_config

@@ -10,21 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.gguf.file import GGUFTensor
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of, layer_count, scalar
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
-Config = dict[str, Any]
 Names = Mapping[str, str]
 Shape = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.intp]
-# (file, number of rows) -> the file's rows in the model's order.
-RowOrder = Callable[[GGUFFile, int], Rows]
-# file -> the file's blocks of columns in the model's order.
-ColumnOrder = Callable[[GGUFFile], Rows]
-# file -> the parts of a fused tensor: (module, number of the next rows, or their indices).
-Parts = Callable[[GGUFFile], Sequence[tuple[str, int | Rows]]]
+# (hp, number of rows) -> the file's rows in the model's order.
+RowOrder = Callable[[Hyperparameters, int], Rows]
+# hp -> the file's blocks of columns in the model's order.
+ColumnOrder = Callable[[Hyperparameters], Rows]
+# hp -> the parts of a fused tensor: (module, number of the next rows, or their indices).
+Parts = Callable[[Hyperparameters], Sequence[tuple[str, int | Rows]]]
 
 # Modules outside the layers.
 ENDS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -150,11 +147,11 @@ class Architecture:
     model_type: str
     class_name: str
     layer: Names = field(default_factory=lambda: LLAMA)
-    by_layer: Callable[[GGUFFile, int], Names] = lambda gguf, layer: {}
+    by_layer: Callable[[Hyperparameters, int], Names] = lambda hp, layer: {}
     ends: Names = field(default_factory=dict)
     final_norm: str | None = "output_norm"
     prefix: str = "model.layers"
-    keys: Callable[[GGUFFile, Config], Config] = lambda gguf, config: {}
+    keys: Callable[[Hyperparameters], Config] = lambda hp: {}
     epsilon: str = "rms_norm_eps"
     order: Mapping[str, RowOrder] = field(default_factory=dict)
     columns: Mapping[str, ColumnOrder] = field(default_factory=dict)
@@ -163,7 +160,7 @@ class Architecture:
     parts: Mapping[str, Parts] = field(default_factory=dict)
     joins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     in_config: frozenset[str] = frozenset()
-    made: Callable[[GGUFFile], Mapping[str, Floats]] = lambda gguf: {}
+    made: Callable[[Hyperparameters], Mapping[str, Floats]] = lambda hp: {}
     norm_offset: float = 0.0
     zero_biases: tuple[tuple[str, ...], ...] = ()
     always_biased: bool = False
@@ -187,23 +184,22 @@ class Architecture:
         return self.norm_biases if "norm" in module else module != "token_embd"
 
 
-def fixed(**keys: Any) -> Callable[[GGUFFile, Config], Config]:
+def fixed(**keys: Any) -> Callable[[Hyperparameters], Config]:
     """An ``Architecture.keys`` of constants."""
-    return lambda gguf, config: keys
+    return lambda hp: keys
 
 
 # ---------------------------------------------------------------------------- rows and shapes
 
 
-def halves(gguf: GGUFFile, rows: int) -> Rows:
+def halves(hp: Hyperparameters, rows: int) -> Rows:
     """Row order from interleaved rotary pairs (2i, 2i+1) to halves (i, i + d/2)."""
-    heads = int(np.max(gguf.key("attention.head_count"), initial=0))
-    if heads < 1:
-        raise gguf.key_error("attention.head_count", expected="at least one head")
-    width = scalar(gguf, "attention.key_length", scalar(gguf, "embedding_length") // heads)
+    heads = int(np.max(hp.key("attention.head_count"), initial=0))
+    hp.refuse_if(heads < 1, "attention.head_count", "at least one head")
+    width = hp.integer("attention.key_length", hp.integer("embedding_length") // heads)
     if width < 2 or rows % (width // 2 * 2):
         expected = f"heads that divide {rows} rows of queries or keys"
-        raise gguf.key_error("attention.head_count", expected=expected)
+        raise hp.error("attention.head_count", expected=expected)
     pairs = np.arange(rows).reshape(-1, width // 2, 2)
     return pairs.swapaxes(1, 2).reshape(-1)
 
@@ -212,28 +208,33 @@ def halves(gguf: GGUFFile, rows: int) -> Rows:
 PERMUTED: Mapping[str, RowOrder] = {"attn_q": halves, "attn_k": halves}
 
 
-def fused_qkv(gguf: GGUFFile) -> list[tuple[str, int]]:
+def fused_qkv(hp: Hyperparameters) -> list[tuple[str, int]]:
     """The parts of ``attn_qkv`` and their rows."""
-    heads = scalar(gguf, "attention.head_count")
-    width = scalar(gguf, "attention.key_length", scalar(gguf, "embedding_length") // heads)
-    keys = scalar(gguf, "attention.head_count_kv", heads) * width
+    heads = hp.integer("attention.head_count")
+    width = hp.integer("attention.key_length", hp.integer("embedding_length") // heads)
+    keys = hp.integer("attention.head_count_kv", heads) * width
     return [("attn_q", heads * width), ("attn_k", keys), ("attn_v", keys)]
 
 
-def shape_of(gguf: GGUFFile, module: str) -> Shape:
+def shape_of(hp: Hyperparameters, module: str) -> Shape:
     """Shape of a module in the first layer that has it (a bound on index arrays over its rows)."""
-    names = [f"blk.{i}.{module}.weight" for i in range(layer_count(gguf))]
-    return gguf.tensor(next((name for name in names if name in gguf), names[0])).shape
+    names = [f"blk.{i}.{module}.weight" for i in range(hp.layers)]
+    return hp.tensor(next((name for name in names if name in hp), names[0])).shape
 
 
-def gate_and_up(gguf: GGUFFile) -> list[tuple[str, Rows]]:
+def gate_and_up(hp: Hyperparameters) -> list[tuple[str, Rows]]:
     """The parts of ``ffn_gate_up_exps``."""
-    count, size = shape_of(gguf, "ffn_gate_up_exps")[:2]
+    count, size = shape_of(hp, "ffn_gate_up_exps")[:2]
     if size % 2:
         expected = f"half of the {size} rows of gates and up projections"
-        raise gguf.key_error("expert_feed_forward_length", expected=expected)
+        raise hp.error("expert_feed_forward_length", expected=expected)
     rows = np.arange(count * size).reshape(count, 2, -1)
     return [("ffn_gate_exps", rows[:, 0].ravel()), ("ffn_up_exps", rows[:, 1].ravel())]
+
+
+def minus(offset: float) -> Callable[[Floats], Floats]:
+    """Of a norm whose stored weights have had a constant added."""
+    return lambda x: x - np.float32(offset)
 
 
 def log_of_negative(x: Floats) -> Floats:
@@ -253,234 +254,3 @@ def flat(shape: Shape) -> Shape:
 def depthwise(shape: Shape) -> Shape:
     """A kernel (channels, width) in the shape of MLX's convolution: (channels, width, 1)."""
     return (*shape, 1)
-
-
-# ---------------------------------------------------------------------------- hyperparameters
-
-
-def windows(gguf: GGUFFile, every: int, *, full_first: bool = False) -> Config:
-    """Sliding windows: by the file's own pattern, else in all but one of ``every`` layers.
-
-    Args:
-        full_first: full attention is in the first layer of each ``every``, not in the last.
-    """
-    window = gguf.key("attention.sliding_window", None)
-    if not np.any(window):
-        return {}
-    layers = layer_count(gguf)
-    pattern = gguf.key("attention.sliding_window_pattern", every)
-    if isinstance(pattern, np.ndarray | list):
-        sliding = [bool(x) for x in pattern][:layers]
-    else:
-        every = scalar(gguf, "attention.sliding_window_pattern", every)
-        full = 0 if full_first else every - 1
-        sliding = [every > 0 and i % every != full for i in range(layers)]
-    return {
-        "sliding_window": scalar(gguf, "attention.sliding_window"),
-        "sliding_window_pattern": every,
-        "layer_types": ["sliding_attention" if x else "full_attention" for x in sliding],
-    }
-
-
-def experts(gguf: GGUFFile, config: Config) -> Config:
-    """Number and width of the experts, under the keys of all families."""
-    count, used = scalar(gguf, "expert_count"), scalar(gguf, "expert_used_count")
-    if not 0 < used <= count:
-        raise gguf.key_error("expert_used_count", expected=f"between 1 and {count}")
-    return {
-        "num_experts": count,
-        "num_local_experts": count,
-        "num_experts_per_tok": used,
-        "moe_intermediate_size": scalar(
-            gguf, "expert_feed_forward_length", config["intermediate_size"]
-        ),
-    }
-
-
-def gating(gguf: GGUFFile, default: int = 1) -> str:
-    """The function from router logits to weights."""
-    number = scalar(gguf, "expert_gating_func", default) or default
-    if number not in (1, 2):
-        raise gguf.key_error("expert_gating_func", expected="1 (softmax) or 2 (sigmoid)")
-    return "sigmoid" if number == 2 else "softmax"
-
-
-def routed(gguf: GGUFFile, config: Config) -> Config:
-    """Routing under DeepSeek's keys."""
-    needs_experts(gguf, config)
-    return {
-        "n_routed_experts": config["num_experts"],
-        "n_shared_experts": scalar(gguf, "expert_shared_count", 0),
-        "n_group": scalar(gguf, "expert_group_count", 1) or 1,
-        "topk_group": scalar(gguf, "expert_group_used_count", 1) or 1,
-        "first_k_dense_replace": scalar(gguf, "leading_dense_block_count", 0),
-        "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
-        "norm_topk_prob": bool(gguf.key("expert_weights_norm", False)),
-        "scoring_func": gating(gguf),
-        "topk_method": "noaux_tc" if gating(gguf) == "sigmoid" else "greedy",
-        "moe_layer_freq": 1,
-    }
-
-
-def router_bias(gguf: GGUFFile) -> GGUFTensor | None:
-    """The first layer's bias on the selection of experts."""
-    return next((tensor for tensor in gguf.tensors if "exp_probs_b" in tensor.name), None)
-
-
-def shared_width(gguf: GGUFFile) -> int:
-    """Width of all shared experts together; 0 for none."""
-    names = (f"blk.{i}.ffn_down_shexp.weight" for i in range(layer_count(gguf)))
-    return next((gguf.tensor(name).shape[-1] for name in names if name in gguf), 0)
-
-
-def shared_count(gguf: GGUFFile, config: Config) -> int:
-    """Number of shared experts, each as wide as the routed ones."""
-    each = int(config["moe_intermediate_size"])
-    count, rest = divmod(shared_width(gguf), each)
-    if rest:
-        raise gguf.key_error(
-            "expert_shared_feed_forward_length",
-            expected=f"a multiple of {each} in this architecture",
-            found=str(shared_width(gguf)),
-        )
-    return count
-
-
-# ---------------------------------------------------------------------------- refusals
-# Model classes of mlx-lm have constants where llama.cpp has keys; a file with other values is
-# refused, not run with the class's.
-
-
-def only(gguf: GGUFFile, suffix: str, *allowed: object, absent: object = None) -> None:
-    """Allow only some values of a key; ``absent`` is the meaning of a missing one (the first)."""
-    value = gguf.key(suffix, allowed[0] if absent is None else absent)
-    if isinstance(value, np.ndarray | list) or value not in allowed:
-        raise gguf.key_error(
-            suffix, expected=f"{' or '.join(map(str, allowed))} in this architecture"
-        )
-
-
-def needs_experts(gguf: GGUFFile, config: Config) -> None:
-    if "num_experts" not in config:
-        raise gguf.key_error("expert_count", expected="experts")
-
-
-def several_experts(gguf: GGUFFile, config: Config) -> None:
-    """At least two experts per token, for classes that normalize the weight of one to 1."""
-    if config["model_type"] in _SEVERAL_EXPERTS and config.get("num_experts_per_tok") == 1:
-        raise gguf.key_error("expert_used_count", expected="at least 2 in this architecture")
-
-
-_SEVERAL_EXPERTS = (
-    "afmoe", "bailing_hybrid", "bailing_moe", "deepseek_v32", "exaone_moe", "glm_moe_dsa",
-    "kimi_linear", "mimo_v2_flash", "nemotron_h",
-)  # fmt: skip
-
-
-def no_router_bias(gguf: GGUFFile) -> None:
-    found = router_bias(gguf)
-    if found is not None:
-        raise found.error(expected="no bias on the selection of experts", found="one")
-
-
-def no_windows(gguf: GGUFFile) -> None:
-    if scalar(gguf, "attention.sliding_window", 0):
-        raise gguf.key_error(
-            "attention.sliding_window", expected="no sliding window in this architecture"
-        )
-
-
-def needs_windows(gguf: GGUFFile, found: Config) -> Config:
-    """``found`` by :func:`windows`, of which there must be some."""
-    if not found:
-        raise gguf.key_error("attention.sliding_window", expected="a sliding window")
-    if len(found["layer_types"]) != layer_count(gguf):
-        raise gguf.key_error("attention.sliding_window_pattern", expected="a value for each layer")
-    return found
-
-
-def tied(gguf: GGUFFile) -> None:
-    """Only the embedding as output head."""
-    if "output.weight" in gguf:
-        raise gguf.tensor("output.weight").error(
-            expected="the embeddings as output head in this architecture", found="another one"
-        )
-
-
-def whole_heads(gguf: GGUFFile, config: Config) -> None:
-    """Heads must have the width hidden size / heads."""
-    width = config["hidden_size"] // config["num_attention_heads"]
-    if config["head_dim"] != width:
-        expected = f"{width}, the hidden size over the heads"
-        raise gguf.key_error("attention.key_length", expected=expected)
-
-
-def one_base(gguf: GGUFFile, config: Config) -> None:
-    """Windowed layers must have the RoPE base of all layers."""
-    base = config["rope_theta"]
-    if float_of(gguf, "rope.freq_base_swa", base) != base:
-        expected = f"{base:g}, that of all layers, in this architecture"
-        raise gguf.key_error("rope.freq_base_swa", expected=expected)
-
-
-def unscaled(gguf: GGUFFile, config: Config, *known: str) -> None:
-    """No RoPE scaling but of the ``known`` types."""
-    scaling = config.get("rope_scaling")
-    if scaling and scaling["type"] not in known:
-        raise gguf.key_error(
-            "rope.scaling.type",
-            expected=f"{' or '.join(('none', *known))} in this architecture",
-            found=scaling["type"],
-        )
-
-
-def small_epsilon(gguf: GGUFFile, config: Config) -> None:
-    """A usual epsilon, for classes in which some norms have a constant one."""
-    epsilon = config.get("rms_norm_eps", 0.0)
-    if config["model_type"] in _CONSTANT_EPSILON and epsilon > _LARGEST_EPSILON:
-        expected = f"at most {_LARGEST_EPSILON:g} in this architecture"
-        raise gguf.key_error("attention.layer_norm_rms_epsilon", expected=expected)
-
-
-_CONSTANT_EPSILON = (
-    "bailing_hybrid", "deepseek_v32", "glm_moe_dsa", "kimi_linear", "llama4", "mamba2", "mistral4",
-    "plamo2", "qwen3_5", "qwen3_5_moe", "qwen3_next",
-)  # fmt: skip
-# Up to it, the squared error of the logits stays below 1e-8 of their square.
-_LARGEST_EPSILON = 2e-5
-
-
-def text_rope(gguf: GGUFFile, config: Config, *, interleaved: bool) -> None:
-    """Refuse sections of a multimodal RoPE (time, height, width) that change RoPE on text.
-
-    Text has one position for all three. Interleaved sections take turns; where a pair's section has
-    ended already, as for two pairs of Qwen 3 VL, llama.cpp does not rotate it, and models do. Such
-    pairs are among the slowest and hardly rotate if the base is as large as in those models.
-    """
-    if gguf.key("rope.dimension_sections", None) is None:
-        return
-    given = np.atleast_1d(gguf.key("rope.dimension_sections"))
-    if given.dtype.kind not in "iu":
-        raise gguf.key_error("rope.dimension_sections", expected="whole numbers")
-    sections = [int(x) for x in given] + [0] * (3 - len(given))
-    pairs = round(config["head_dim"] * config["partial_rotary_factor"]) // 2
-    if any(sections[3:]) or (interleaved and sum(sections) != pairs):
-        raise gguf.key_error(
-            "rope.dimension_sections",
-            expected=f"three sections for the {pairs} pairs that rotate",
-            found=str(sections),
-        )
-    ended = interleaved and any(i >= 3 * sections[i % 3] for i in range(pairs))
-    if ended and config["rope_theta"] < _LARGE_BASE:
-        expected = f"at least {_LARGE_BASE:g} with sections {sections}"
-        raise gguf.key_error("rope.freq_base", expected=expected)
-
-
-# The least that makes no measurable difference (as for _LARGEST_EPSILON).
-_LARGE_BASE = 1e6
-
-
-def text_of_vl(gguf: GGUFFile, config: Config) -> Config:
-    """No keys of its own: the text model of a vision-language model."""
-    text_rope(gguf, config, interleaved=gguf.architecture == "qwen3vl")
-    return {}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from converters.architectures.base import LLAMA, QK_NORMS, Architecture, Config, windows, without
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of
+from converters.architectures.base import LLAMA, QK_NORMS, Architecture, without
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _cohere(gguf: GGUFFile, config: Config) -> Config:
+def _cohere(hp: Hyperparameters) -> Config:
     return {
-        "logit_scale": float_of(gguf, "logit_scale", 1.0),
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
+        "logit_scale": hp.number("logit_scale", 1.0),
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in hp,
         "rope_traditional": True,
-        **(windows(gguf, 4) if gguf.architecture == "cohere2" else {}),
+        **(hp.windows(4) if hp.architecture == "cohere2" else {}),
     }
 
 

@@ -21,62 +21,52 @@ from converters.architectures.base import (
     QKV,
     ROUTER_BIAS,
     Architecture,
-    Config,
     fused_qkv,
     gate_and_up,
-    gating,
     halves,
-    needs_experts,
-    no_router_bias,
-    only,
     renamed,
-    routed,
-    router_bias,
-    shared_count,
-    unscaled,
     without,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of, scalar, tidy
+from converters.architectures.hyperparameters import Config, Hyperparameters, tidy
 
 
-def _deepseek(gguf: GGUFFile, config: Config) -> Config:
+def _deepseek(hp: Hyperparameters) -> Config:
     # Constants of llama.cpp, whatever the file says.
-    return {**routed(gguf, config), "norm_topk_prob": False, "scoring_func": "softmax"}
+    return {**hp.routed(), "norm_topk_prob": False, "scoring_func": "softmax"}
 
 
-def _deepseek2_ocr(gguf: GGUFFile, config: Config) -> Config:
+def _deepseek2_ocr(hp: Hyperparameters) -> Config:
     """The text model of DeepSeek OCR: a DeepSeek 1 with RoPE on halves."""
-    only(gguf, "expert_gating_func", 1, 0)
-    only(gguf, "expert_weights_norm", False)
-    no_router_bias(gguf)
-    unscaled(gguf, config)
-    return _deepseek(gguf, config)
+    hp.only("expert_gating_func", 1, 0)
+    hp.only("expert_weights_norm", False)
+    hp.no_router_bias()
+    hp.unscaled()
+    return _deepseek(hp)
 
 
-def deepseek2(gguf: GGUFFile, config: Config) -> Config:
+def deepseek2(hp: Hyperparameters) -> Config:
     """DeepSeek V2 and V3, which differ in how they select experts; Mistral's large models."""
-    turning = scalar(gguf, "rope.dimension_count")
-    routing = routed(gguf, config) if "num_experts" in config else _without_experts(gguf, config)
-    version = "3" if router_bias(gguf) or routing["scoring_func"] == "sigmoid" else "2"
+    turning = hp.integer("rope.dimension_count")
+    routing = hp.routed() if "num_experts" in hp.config else _without_experts(hp)
+    version = "3" if hp.router_bias or routing["scoring_func"] == "sigmoid" else "2"
     keys: Config = {
         **routing,
         "model_type": f"deepseek_v{version}",
         "architectures": [f"DeepseekV{version}ForCausalLM"],
-        "num_key_value_heads": config["num_attention_heads"],
-        "q_lora_rank": gguf.key("attention.q_lora_rank", None),
-        "kv_lora_rank": scalar(gguf, "attention.kv_lora_rank"),
+        "num_key_value_heads": hp["num_attention_heads"],
+        "q_lora_rank": hp.key("attention.q_lora_rank", None),
+        "kv_lora_rank": hp.integer("attention.kv_lora_rank"),
         "qk_rope_head_dim": turning,
-        "qk_nope_head_dim": config["head_dim"] - turning,
-        "v_head_dim": scalar(gguf, "attention.value_length_mla"),
+        "qk_nope_head_dim": hp["head_dim"] - turning,
+        "v_head_dim": hp.integer("attention.value_length_mla"),
         "partial_rotary_factor": 1.0,
     }
-    _write_mscale(gguf, config.get("rope_scaling") or {})
-    warm = gguf.architecture == "mistral4" or gguf.key("attention.temperature_scale", 0.0)
-    return keys | _mistral4(gguf, config, routing) if warm else keys
+    _write_mscale(hp, hp.config.get("rope_scaling") or {})
+    warm = hp.architecture == "mistral4" or hp.key("attention.temperature_scale", 0.0)
+    return keys | _mistral4(hp, routing) if warm else keys
 
 
-def _write_mscale(gguf: GGUFFile, scaling: Config) -> None:
+def _write_mscale(hp: Hyperparameters, scaling: Config) -> None:
     """Write llama.cpp's factors of queries and keys as ``mscale`` and ``mscale_all_dim``.
 
     It has a factor on whole heads and another on their rotated part, from a key that its converter
@@ -84,46 +74,45 @@ def _write_mscale(gguf: GGUFFile, scaling: Config) -> None:
     ``mscale`` the product of both.
     """
     factor = scaling.get("factor", 1.0)
-    if factor < 1:
-        raise gguf.key_error("rope.scaling.factor", expected="at least 1")
+    hp.refuse_if(factor < 1, "rope.scaling.factor", "at least 1")
     if factor == 1:
         return
     growth = 0.1 * math.log(factor)
     stated = 0.0
-    if gguf.architecture != "glm-dsa":  # the one that ignores it
-        stated = 10 * float_of(gguf, "rope.scaling.yarn_log_multiplier", 0.0)
+    if hp.architecture != "glm-dsa":  # the one that ignores it
+        stated = 10 * hp.number("rope.scaling.yarn_log_multiplier", 0.0)
     yarn = scaling["type"] == "yarn"
     # DeepSeek 2 has the same factor twice, which cancels out; without YaRN nothing does.
-    both = stated if gguf.architecture == "deepseek2" and stated and yarn else 1.0
+    both = stated if hp.architecture == "deepseek2" and stated and yarn else 1.0
     rotated = (1 + both * growth) / (1 + stated * growth if yarn else 1)
-    rotated *= float_of(gguf, "rope.scaling.attn_factor", 1.0)
+    rotated *= hp.number("rope.scaling.attn_factor", 1.0)
     whole = rotated * (1 + stated * growth)
     scaling["mscale_all_dim"] = tidy((whole - 1) / growth)
     scaling["mscale"] = tidy(((rotated if yarn else 1) * whole - 1) / growth)
 
 
-def _without_experts(gguf: GGUFFile, config: Config) -> Config:
+def _without_experts(hp: Hyperparameters) -> Config:
     """Youtu-LLM: latent attention with dense layers alone."""
-    layers = config["num_hidden_layers"]
-    if scalar(gguf, "leading_dense_block_count", 0) < layers:
-        needs_experts(gguf, config)
+    layers = hp["num_hidden_layers"]
+    if hp.integer("leading_dense_block_count", 0) < layers:
+        hp.needs_experts()
     return {"n_routed_experts": None, "first_k_dense_replace": layers, "scoring_func": "sigmoid"}
 
 
-def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:
+def _mistral4(hp: Hyperparameters, routing: Config) -> Config:
     """Mistral Large 3 and Small 4: queries scaled by position."""
-    only(gguf, "expert_gating_func", 1, 0)
-    no_router_bias(gguf)
-    scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
-    context = config["max_position_embeddings"]
-    length = scalar(gguf, "attention.temperature_length", context) or context
-    if scaling.setdefault("original_max_position_embeddings", length) != length:
-        raise gguf.key_error(
-            "attention.temperature_length",
-            expected="the context before scaling, which this model's class has for both",
-        )
-    scaling["llama_4_scaling_beta"] = float_of(gguf, "attention.temperature_scale", 0.0)
-    scaling["rope_theta"] = config["rope_theta"]
+    hp.only("expert_gating_func", 1, 0)
+    hp.no_router_bias()
+    scaling = dict(hp.config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
+    context = hp["max_position_embeddings"]
+    length = hp.integer("attention.temperature_length", context) or context
+    hp.refuse_if(
+        scaling.setdefault("original_max_position_embeddings", length) != length,
+        "attention.temperature_length",
+        "the context before scaling, which this model's class has for both",
+    )
+    scaling["llama_4_scaling_beta"] = hp.number("attention.temperature_scale", 0.0)
+    scaling["rope_theta"] = hp["rope_theta"]
     return {
         "model_type": "mistral4",
         "architectures": ["Mistral4ForCausalLM"],
@@ -132,41 +121,41 @@ def _mistral4(gguf: GGUFFile, config: Config, routing: Config) -> Config:
     }
 
 
-def _dots1(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2)
-    return routed(gguf, config)
+def _dots1(hp: Hyperparameters) -> Config:
+    hp.only("expert_gating_func", 2)
+    return hp.routed()
 
 
-def _bailing(gguf: GGUFFile, config: Config) -> Config:
-    width = config["hidden_size"] // config["num_attention_heads"]
-    only(gguf, "attention.key_length", width)
+def _bailing(hp: Hyperparameters) -> Config:
+    width = hp["hidden_size"] // hp["num_attention_heads"]
+    hp.only("attention.key_length", width)
     return {
-        **routed(gguf, config),
-        "score_function": gating(gguf),
-        "num_shared_experts": shared_count(gguf, config),
-        "moe_router_enable_expert_bias": any("exp_probs_b" in t.name for t in gguf.tensors),
-        "use_qkv_bias": config["attention_bias"] or "blk.0.attn_qkv.bias" in gguf,
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
+        **hp.routed(),
+        "score_function": hp.gating(),
+        "num_shared_experts": hp.shared_count,
+        "moe_router_enable_expert_bias": any("exp_probs_b" in t.name for t in hp.gguf.tensors),
+        "use_qkv_bias": hp["attention_bias"] or "blk.0.attn_qkv.bias" in hp,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in hp,
     }
 
 
-def _bailing1(gguf: GGUFFile, config: Config) -> Config:
+def _bailing1(hp: Hyperparameters) -> Config:
     # Constants of llama.cpp.
     fixed = {"score_function": "softmax", "first_k_dense_replace": 0}
-    return {**_bailing(gguf, config), **fixed}
+    return {**_bailing(hp), **fixed}
 
 
-def _ernie(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "interleave_moe_layer_step", 1)
+def _ernie(hp: Hyperparameters) -> Config:
+    hp.only("interleave_moe_layer_step", 1)
     fixed = {"score_function": "softmax", "norm_topk_prob": True, "routed_scaling_factor": 1.0}
-    return {**_bailing(gguf, config), **fixed}
+    return {**_bailing(hp), **fixed}
 
 
-def _halves_but_values(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
+def _halves_but_values(hp: Hyperparameters, rows: int) -> npt.NDArray[np.intp]:
     """The row order :func:`halves` for queries and keys, which come before the values."""
-    parts = fused_qkv(gguf)
+    parts = fused_qkv(hp)
     turned = rows - parts[-1][1]
-    return np.concatenate([halves(gguf, turned), np.arange(turned, rows)])
+    return np.concatenate([halves(hp, turned), np.arange(turned, rows)])
 
 
 _BAILING = {
@@ -221,32 +210,32 @@ _DEEPSEEK = Architecture(
 )
 
 
-def _deepseek32(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2)
+def _deepseek32(hp: Hyperparameters) -> Config:
+    hp.only("expert_gating_func", 2)
     return {
-        **deepseek2(gguf, config),
+        **deepseek2(hp),
         "model_type": "deepseek_v32",
         "architectures": ["DeepseekV32ForCausalLM"],
-        "rope_scaling": config.get("rope_scaling"),
-        "index_n_heads": scalar(gguf, "attention.indexer.head_count"),
-        "index_head_dim": scalar(gguf, "attention.indexer.key_length"),
-        "index_topk": scalar(gguf, "attention.indexer.top_k"),
+        "rope_scaling": hp.config.get("rope_scaling"),
+        "index_n_heads": hp.integer("attention.indexer.head_count"),
+        "index_head_dim": hp.integer("attention.indexer.key_length"),
+        "index_topk": hp.integer("attention.indexer.top_k"),
         "indexer_rope_interleave": False,
     }
 
 
-def _glm_dsa(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2, 0)
+def _glm_dsa(hp: Hyperparameters) -> Config:
+    hp.only("expert_gating_func", 2, 0)
     # Since GLM 5.2, which sees a million tokens, most layers share another layer's index.
-    own = gguf.key("attention.indexer.types", config["max_position_embeddings"] < 1 << 20)
-    if not np.all(own):
-        raise gguf.key_error(
-            "attention.indexer.types",
-            expected="an index of its own in every layer: sharing one is not supported",
-        )
-    latent = _deepseek32(gguf, config)
+    own = hp.key("attention.indexer.types", hp["max_position_embeddings"] < 1 << 20)
+    hp.refuse_if(
+        not np.all(own),
+        "attention.indexer.types",
+        "an index of its own in every layer: sharing one is not supported",
+    )
+    latent = _deepseek32(hp)
     plain = {"rope_type": "default", "type": "default"}
-    scaling = {**(latent["rope_scaling"] or plain), "rope_theta": config["rope_theta"]}
+    scaling = {**(latent["rope_scaling"] or plain), "rope_theta": hp["rope_theta"]}
     return {
         **latent,
         "model_type": "glm_moe_dsa",

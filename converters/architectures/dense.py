@@ -23,49 +23,36 @@ from converters.architectures.base import (
     SANDWICH,
     UNGATED,
     Architecture,
-    Config,
     Floats,
     Shape,
     fixed,
     flat,
     halves,
-    needs_windows,
-    tied,
-    unscaled,
-    whole_heads,
-    windows,
+    minus,
     without,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import (
-    float_of,
-    for_each_layer,
-    layer_count,
-    scalar,
-    tidy,
-    values_per_layer,
-)
+from converters.architectures.hyperparameters import Config, Hyperparameters, tidy
 from converters.quantize.encode import plain_floats
 
 
-def _exaone4(gguf: GGUFFile, config: Config) -> Config:
+def _exaone4(hp: Hyperparameters) -> Config:
     # The smaller model has no windows, whatever its file says.
-    large = config["num_hidden_layers"] == 64
-    found = needs_windows(gguf, windows(gguf, 4)) if large else {}
+    large = hp["num_hidden_layers"] == 64
+    found = hp.windows(4, needed=True) if large else {}
     # Stock mlx-lm needs all of these keys, null or not.
-    keys: Config = {"rope_scaling": config.get("rope_scaling")}
+    keys: Config = {"rope_scaling": hp.config.get("rope_scaling")}
     if not found:
         return {**keys, "sliding_window": None, "sliding_window_pattern": None}
     pattern = "L" * (found["sliding_window_pattern"] - 1) + "G"
     return {**keys, **found, "sliding_window_pattern": pattern}
 
 
-def stablelm(gguf: GGUFFile, config: Config) -> Config:
+def stablelm(hp: Hyperparameters) -> Config:
     # Files have use_parallel_residual, too, but the second norm decides.
     return {
-        "use_qkv_bias": config["attention_bias"],
-        "qk_layernorm": "blk.0.attn_q_norm.0.weight" in gguf,
-        "use_parallel_residual": "blk.0.ffn_norm.weight" not in gguf,
+        "use_qkv_bias": hp["attention_bias"],
+        "qk_layernorm": "blk.0.attn_q_norm.0.weight" in hp,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in hp,
     }
 
 
@@ -77,33 +64,33 @@ NORMS_OF_HEADS = {
 }
 
 
-def norms_of_heads(side: str, gguf: GGUFFile) -> list[tuple[str, int]]:
+def norms_of_heads(side: str, hp: Hyperparameters) -> list[tuple[str, int]]:
     """The norm of each head: a row of the file's matrix."""
-    heads = scalar(gguf, "attention.head_count")
-    count = heads if side == "q" else scalar(gguf, "attention.head_count_kv", heads)
+    heads = hp.integer("attention.head_count")
+    count = heads if side == "q" else hp.integer("attention.head_count_kv", heads)
     return [(f"attn_{side}_norm.{i}", 1) for i in range(count)]
 
 
-def hunyuan(gguf: GGUFFile, config: Config) -> Config:
+def hunyuan(hp: Hyperparameters) -> Config:
     """Files have Hunyuan's scaling of RoPE in its base."""
-    unscaled(gguf, config)
+    hp.unscaled()
     return {"use_qk_norm": True}
 
 
 _XIELU = ("alpha_n", "alpha_p", "beta", "eps")
 
 
-def _apertus(gguf: GGUFFile, config: Config) -> Config:
-    whole_heads(gguf, config)
+def _apertus(hp: Hyperparameters) -> Config:
+    hp.whole_heads()
     return {"post_norm": False, "qk_norm": True, "hidden_act": "xielu"}
 
 
-def _xielu(gguf: GGUFFile) -> dict[str, Floats]:
+def _xielu(hp: Hyperparameters) -> dict[str, Floats]:
     """Parameters of each layer's activation."""
     return {
         f"blk.{i}.xielu_{name}": np.array([value], np.float32)
         for name in _XIELU
-        for i, value in enumerate(for_each_layer(gguf, f"xielu.{name}", gguf.get(f"xielu.{name}")))
+        for i, value in enumerate(hp.for_each_layer(f"xielu.{name}", hp.gguf.get(f"xielu.{name}")))
     }
 
 
@@ -111,134 +98,129 @@ def _scalar(shape: Shape) -> Shape:
     return ()
 
 
-def _plamo(gguf: GGUFFile, config: Config) -> Config:
-    whole_heads(gguf, config)
-    if config["tie_word_embeddings"] or config.get("rope_scaling"):
-        raise gguf.key_error(
-            "rope.scaling.type", expected="plain rotary embeddings and an output head of its own"
-        )
-    return {"n_shared_head": config["num_attention_heads"] // config["num_key_value_heads"]}
+def _plamo(hp: Hyperparameters) -> Config:
+    hp.whole_heads()
+    hp.refuse_if(
+        hp["tie_word_embeddings"] or hp.config.get("rope_scaling"),
+        "rope.scaling.type",
+        "plain rotary embeddings and an output head of its own",
+    )
+    return {"n_shared_head": len(_spread(hp)) // hp["num_key_value_heads"]}
 
 
-def _spread(gguf: GGUFFile) -> npt.NDArray[np.intp]:
+def _spread(hp: Hyperparameters) -> npt.NDArray[np.intp]:
     """Query heads interleaved over the key heads; GGUF has those of a key head in a row."""
-    heads = scalar(gguf, "attention.head_count")
-    keys = scalar(gguf, "attention.head_count_kv", heads)
-    if keys < 1 or heads % keys:
-        raise gguf.key_error(
-            "attention.head_count_kv", expected=f"a divisor of head_count, {heads}"
-        )
+    heads = hp.integer("attention.head_count")
+    keys = hp.integer("attention.head_count_kv", heads)
+    hp.refuse_if(
+        keys < 1 or heads % keys, "attention.head_count_kv", f"a divisor of head_count, {heads}"
+    )
     return np.arange(heads).reshape(keys, -1).T.ravel()
 
 
-def _spread_rows(gguf: GGUFFile, rows: int) -> npt.NDArray[np.intp]:
-    order = _spread(gguf)
-    if not len(order) or rows % len(order):
-        raise gguf.key_error(
-            "attention.head_count", expected=f"a divisor of the {rows} rows of attn_q"
-        )
+def _spread_rows(hp: Hyperparameters, rows: int) -> npt.NDArray[np.intp]:
+    order = _spread(hp)
+    hp.refuse_if(
+        not len(order) or rows % len(order),
+        "attention.head_count",
+        f"a divisor of the {rows} rows of attn_q",
+    )
     return np.arange(rows).reshape(len(order), -1)[order].ravel()
 
 
-def _spark(gguf: GGUFFile, config: Config) -> Config:
-    width = config["head_dim"]
-    rope_dim = scalar(gguf, "rope.dimension_count", width)
-    rope_dim_swa = scalar(gguf, "rope.dimension_count_swa", rope_dim)
-    base = config["rope_theta"]
-    if config.get("rope_scaling"):
-        raise gguf.key_error("rope.scaling.type", expected="none in this architecture")
+def _spark(hp: Hyperparameters) -> Config:
+    width = hp["head_dim"]
+    rope_dim = hp.integer("rope.dimension_count", width)
+    rope_dim_swa = hp.integer("rope.dimension_count_swa", rope_dim)
+    base = hp["rope_theta"]
+    hp.refuse_if(hp.config.get("rope_scaling"), "rope.scaling.type", "none in this architecture")
     return {
-        **windows(gguf, 4),
+        **hp.windows(4),
         "hidden_act": "gelu",
         "rope_parameters": {
             "full_attention": {"rope_theta": base, "partial_rotary_factor": rope_dim / width},
             "sliding_attention": {
-                "rope_theta": float_of(gguf, "rope.freq_base_swa", base),
+                "rope_theta": hp.number("rope.freq_base_swa", base),
                 "partial_rotary_factor": rope_dim_swa / width,
             },
         },
     }
 
 
-def _muse_glimmer(gguf: GGUFFile, config: Config) -> Config:
+def _muse_glimmer(hp: Hyperparameters) -> Config:
     """The class has one factor on all queries, GGUF the weights of a norm."""
-    factors = np.array([_constant(gguf, f"blk.{i}.attn_q_norm.weight") for i in _layers(gguf)])
-    ones = np.array([_constant(gguf, f"blk.{i}.attn_k_norm.weight") for i in _layers(gguf)])
+    factors = np.array([_constant(hp, f"blk.{i}.attn_q_norm.weight") for i in _layers(hp)])
+    ones = np.array([_constant(hp, f"blk.{i}.attn_k_norm.weight") for i in _layers(hp)])
     if (factors != factors[0]).any() or (ones != 1).any():
-        raise gguf.tensor("blk.0.attn_q_norm.weight").error(
+        raise hp.tensor("blk.0.attn_q_norm.weight").error(
             expected="one factor for the queries of all layers and none for keys", found="others"
         )
-    found = windows(gguf, 4)
-    base = config["rope_theta"]
-    cap = float(gguf.key("final_logit_softcapping", 0.0))
-    if not found or not cap or config.get("rope_scaling"):
-        raise gguf.key_error(
-            "attention.sliding_window",
-            expected="sliding windows, bounded logits and plain rotary embeddings",
-        )
+    found = hp.windows(4)
+    base = hp["rope_theta"]
+    cap = float(hp.key("final_logit_softcapping", 0.0))
+    hp.refuse_if(
+        not found or not cap or hp.config.get("rope_scaling"),
+        "attention.sliding_window",
+        "sliding windows, bounded logits and plain rotary embeddings",
+    )
     return {
         "layer_types": found["layer_types"],
         "sliding_window": found["sliding_window"],
-        "rope_theta": float_of(gguf, "rope.freq_base_swa", base),
+        "rope_theta": hp.number("rope.freq_base_swa", base),
         "qk_scale_factor": float(factors[0]),
         "post_norm_eps": 1e-8,
         "final_logit_softcapping": tidy(cap),
-        "output_multiplier": float_of(gguf, "logit_scale", 1.0),
+        "output_multiplier": hp.number("logit_scale", 1.0),
     }
 
 
-def _layers(gguf: GGUFFile) -> range:
-    return range(layer_count(gguf))
+def _layers(hp: Hyperparameters) -> range:
+    return range(hp.layers)
 
 
-def _constant(gguf: GGUFFile, name: str) -> float:
+def _constant(hp: Hyperparameters, name: str) -> float:
     """The value of a constant tensor, else NaN."""
-    values = plain_floats(gguf.tensor(name)).reshape(-1)
+    values = plain_floats(hp.tensor(name)).reshape(-1)
     return float(values[0]) if (values == values[0]).all() else float("nan")
 
 
-def _centred(x: Floats) -> Floats:
-    return x - np.float32(1)
-
-
-def _minicpm3(gguf: GGUFFile, config: Config) -> Config:
+def _minicpm3(hp: Hyperparameters) -> Config:
     """The class has constants where GGUF has keys; files must have its values."""
-    rope_dim, hidden = scalar(gguf, "rope.dimension_count"), config["hidden_size"]
-    epsilon = float(config["rms_norm_eps"])
-    if not np.isclose(epsilon, 1e-5) or config["tie_word_embeddings"]:
-        raise gguf.key_error(
-            "attention.layer_norm_rms_epsilon",
-            expected="1e-05 and an output head of its own, as in MiniCPM 3 4B",
-            found=str(tidy(epsilon)),
-        )
+    rope_dim, hidden = hp.integer("rope.dimension_count"), hp["hidden_size"]
+    epsilon = float(hp["rms_norm_eps"])
+    hp.refuse_if(
+        not np.isclose(epsilon, 1e-5) or hp["tie_word_embeddings"],
+        "attention.layer_norm_rms_epsilon",
+        "1e-05 and an output head of its own, as in MiniCPM 3 4B",
+        str(tidy(epsilon)),
+    )
     plain = {"type": "longrope", "rope_type": "longrope", "short_factor": 1.0, "long_factor": 1.0}
-    original = {"original_max_position_embeddings": config["max_position_embeddings"]}
+    original = {"original_max_position_embeddings": hp["max_position_embeddings"]}
     return {
-        "q_lora_rank": scalar(gguf, "attention.q_lora_rank"),
-        "kv_lora_rank": scalar(gguf, "attention.kv_lora_rank"),
+        "q_lora_rank": hp.integer("attention.q_lora_rank"),
+        "kv_lora_rank": hp.integer("attention.kv_lora_rank"),
         "qk_rope_head_dim": rope_dim,
-        "qk_nope_head_dim": config["head_dim"] - rope_dim,
+        "qk_nope_head_dim": hp["head_dim"] - rope_dim,
         "dim_model_base": 256,
         "scale_depth": 1.4,
         "scale_emb": 12.0,
-        "rope_scaling": config.get("rope_scaling") or {**plain, **original},
+        "rope_scaling": hp.config.get("rope_scaling") or {**plain, **original},
         "hidden_size": hidden,
     }
 
 
-def _openelm(gguf: GGUFFile, config: Config) -> Config:
-    tied(gguf)
-    if config.get("rope_scaling"):
-        raise gguf.key_error("rope.scaling.type", expected="none in this architecture")
-    hidden = config["hidden_size"]
+def _openelm(hp: Hyperparameters) -> Config:
+    hp.tied()
+    hp.refuse_if(hp.config.get("rope_scaling"), "rope.scaling.type", "none in this architecture")
+    hidden = hp["hidden_size"]
     return {
-        "num_transformer_layers": config["num_hidden_layers"],
+        "num_transformer_layers": hp["num_hidden_layers"],
         "model_dim": hidden,
-        "num_query_heads": values_per_layer(gguf, "attention.head_count"),
-        "num_kv_heads": values_per_layer(gguf, "attention.head_count_kv"),
-        "ffn_multipliers": [x / hidden for x in values_per_layer(gguf, "feed_forward_length")],
+        "num_query_heads": hp.values_per_layer("attention.head_count"),
+        "num_kv_heads": hp.values_per_layer("attention.head_count_kv"),
+        "ffn_multipliers": [x / hidden for x in hp.values_per_layer("feed_forward_length")],
         "ffn_dim_divisor": 1,
-        "rope_freq_constant": config["rope_theta"],
+        "rope_freq_constant": hp["rope_theta"],
     }
 
 
@@ -313,7 +295,7 @@ ROWS: dict[str, Architecture] = {
         {**SANDWICH, "attn_gate": "self_attn.gate_proj"},
         keys=_muse_glimmer,
         order=PERMUTED,
-        values={name: _centred for name in SANDWICH if "norm" in name},
+        values={name: minus(1) for name in SANDWICH if "norm" in name},
         in_config=frozenset(QK_NORMS),
     ),
     "nemotron": Architecture(

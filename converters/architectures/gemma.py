@@ -12,50 +12,42 @@ from converters.architectures.base import (
     QK_NORMS,
     SANDWICH,
     Architecture,
-    Config,
     Shape,
     fixed,
     gate_and_up,
-    needs_windows,
-    one_base,
-    only,
     renamed,
-    tied,
-    unscaled,
-    windows,
     without,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of, layer_count, per_layer, scalar
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 _GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
 
 
-def _query_scalar(gguf: GGUFFile, config: Config, layers_of_27b: int) -> Config:
+def _query_scalar(hp: Hyperparameters, layers_of_27b: int) -> Config:
     """The largest models scale scores by another width."""
-    largest = config["num_hidden_layers"] == layers_of_27b
-    width = config["hidden_size"] // config["num_attention_heads"]
-    return {"query_pre_attn_scalar": width if largest else config["head_dim"]}
+    largest = hp["num_hidden_layers"] == layers_of_27b
+    width = hp["hidden_size"] // hp["num_attention_heads"]
+    return {"query_pre_attn_scalar": width if largest else hp["head_dim"]}
 
 
-def _gemma2(gguf: GGUFFile, config: Config) -> Config:
-    one_base(gguf, config)
+def _gemma2(hp: Hyperparameters) -> Config:
+    hp.one_base()
     return {
         **_GELU,
-        **_query_scalar(gguf, config, 46),
-        **windows(gguf, 2),
-        "attn_logit_softcapping": float_of(gguf, "attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 30.0),
+        **_query_scalar(hp, 46),
+        **hp.windows(2),
+        "attn_logit_softcapping": hp.number("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": hp.number("final_logit_softcapping", 30.0),
     }
 
 
-def _gemma3(gguf: GGUFFile, config: Config) -> Config:
-    cap = float(gguf.key("final_logit_softcapping", 0.0))
+def _gemma3(hp: Hyperparameters) -> Config:
+    cap = float(hp.key("final_logit_softcapping", 0.0))
     return {
         **_GELU,
-        **_query_scalar(gguf, config, 62),
-        **windows(gguf, 6),
-        "rope_local_base_freq": float_of(gguf, "rope.freq_base_swa", 10000.0),
+        **_query_scalar(hp, 62),
+        **hp.windows(6),
+        "rope_local_base_freq": hp.number("rope.freq_base_swa", 10000.0),
         **({"final_logit_softcapping": cap} if cap else {}),
     }
 
@@ -73,73 +65,75 @@ _MODEL_INPUTS = {
 }
 
 
-def _inputs(gguf: GGUFFile) -> Config:
+def _inputs(hp: Hyperparameters) -> Config:
     """Sizes of the per-layer embeddings; zero in the larger models."""
-    width = scalar(gguf, "embedding_length_per_layer_input", 0)
+    width = hp.integer("embedding_length_per_layer_input", 0)
     table = "per_layer_token_embd.weight"
     return {
         "hidden_size_per_layer_input": width,
-        "vocab_size_per_layer_input": gguf.tensor(table).shape[0] if width else 0,
+        "vocab_size_per_layer_input": hp.tensor(table).shape[0] if width else 0,
     }
 
 
-def _gemma4(gguf: GGUFFile, config: Config) -> Config:
-    shared = scalar(gguf, "attention.shared_kv_layers", 0)
-    found = needs_windows(gguf, windows(gguf, 6))
+def _gemma4(hp: Hyperparameters) -> Config:
+    shared = hp.integer("attention.shared_kv_layers", 0)
+    found = hp.windows(6, needed=True)
     moe = {
-        "enable_moe_block": "num_experts" in config,
-        "top_k_experts": config.get("num_experts_per_tok"),
+        "enable_moe_block": "num_experts" in hp.config,
+        "top_k_experts": hp.config.get("num_experts_per_tok"),
     }
     return {
         **_GELU,
         **found,
-        **_inputs(gguf),
-        **_widths(gguf, shared),
-        **_gemma4_heads(gguf, found["layer_types"]),
-        **_gemma4_rope(gguf, config),
+        **_inputs(hp),
+        **_widths(hp, shared),
+        **_gemma4_heads(hp, found["layer_types"]),
+        **_gemma4_rope(hp),
         **moe,
         "num_kv_shared_layers": shared,
-        "final_logit_softcapping": float_of(gguf, "final_logit_softcapping", 30.0) or None,
+        "final_logit_softcapping": hp.number("final_logit_softcapping", 30.0) or None,
     }
 
 
-def _widths(gguf: GGUFFile, shared: int) -> Config:
+def _widths(hp: Hyperparameters, shared: int) -> Config:
     """Feed-forwards of one width, or of twice that in the layers that share K/V."""
-    found = per_layer(gguf, "feed_forward_length")
+    found = hp.per_layer("feed_forward_length")
     plain = [found[0]] * (len(found) - shared)
     wide = plain + [2 * found[0]] * shared
-    if found not in (wide, [found[0]] * len(found)):
-        raise gguf.key_error(
-            "feed_forward_length",
-            expected="one size, doubled if at all in the layers that share keys",
-        )
+    hp.refuse_if(
+        found not in (wide, [found[0]] * len(found)),
+        "feed_forward_length",
+        "one size, doubled if at all in the layers that share keys",
+    )
     return {"intermediate_size": found[0], "use_double_wide_mlp": shared > 0 and found == wide}
 
 
-def _gemma4_heads(gguf: GGUFFile, kinds: list[str]) -> Config:
+def _gemma4_heads(hp: Hyperparameters, kinds: list[str]) -> Config:
     """Heads of windowed layers and of full attention."""
-    wide = scalar(gguf, "attention.key_length")
-    narrow = scalar(gguf, "attention.key_length_swa")
-    only(gguf, "attention.value_length_swa", narrow)
-    only(gguf, "rope.dimension_count_swa", narrow)
+    wide = hp.integer("attention.key_length")
+    narrow = hp.integer("attention.key_length_swa")
+    hp.only("attention.value_length_swa", narrow)
+    hp.only("rope.dimension_count_swa", narrow)
     heads: dict[str, set[int]] = {}
-    for kind, count in zip(kinds, per_layer(gguf, "attention.head_count_kv"), strict=True):
+    for kind, count in zip(kinds, hp.per_layer("attention.head_count_kv"), strict=True):
         heads.setdefault(kind, set()).add(count)
     key = "attention.head_count_kv"
-    if any(len(counts) > 1 for counts in heads.values()):
-        raise gguf.key_error(key, expected="one number for each kind of layer")
+    hp.refuse_if(
+        any(len(counts) > 1 for counts in heads.values()), key, "one number for each kind of layer"
+    )
     full, sliding = heads.get("full_attention"), heads.get("sliding_attention")
     # Full attention may use keys as values.
-    owners = len(kinds) - scalar(gguf, "attention.shared_kv_layers", 0)
+    owners = len(kinds) - hp.integer("attention.shared_kv_layers", 0)
     valued = {
-        f"blk.{i}.attn_v.weight" in gguf
+        f"blk.{i}.attn_v.weight" in hp
         for i, kind in enumerate(kinds[:owners])
         if kind == "full_attention"
     }
-    if len(valued) > 1 or (True in valued and full and sliding and full != sliding):
-        raise gguf.key_error(
-            key, expected="as many heads in all layers that have values of their own"
-        )
+    hp.refuse_if(
+        len(valued) > 1 or (True in valued and full and sliding and full != sliding),
+        key,
+        "as many heads in all layers that have values of their own",
+    )
     return {
         "head_dim": narrow,
         "global_head_dim": wide,
@@ -149,18 +143,18 @@ def _gemma4_heads(gguf: GGUFFile, kinds: list[str]) -> Config:
     }
 
 
-def _gemma4_rope(gguf: GGUFFile, config: Config) -> Config:
+def _gemma4_rope(hp: Hyperparameters) -> Config:
     """RoPE of both kinds of layers; full attention rotates a part of each head, at both ends.
 
     GGUF has that part as factors on frequencies: 1 for rotated pairs, 1e30 for the rest.
     """
-    only(gguf, "rope.scaling.type", "none", "linear")
-    only(gguf, "rope.scaling.factor", 0.0, 1.0)
-    config.pop("rope_scaling", None)
-    tensor = gguf.tensor("rope_freqs.weight")
+    hp.only("rope.scaling.type", "none", "linear")
+    hp.only("rope.scaling.factor", 0.0, 1.0)
+    hp.config.pop("rope_scaling", None)
+    tensor = hp.tensor("rope_freqs.weight")
     factors = tensor.raw().view("<f4") if tensor.type.name == "F32" else np.zeros(0, "<f4")
     rotated = int((factors == 1).sum())
-    half = scalar(gguf, "attention.key_length") // 2
+    half = hp.integer("attention.key_length") // 2
     if (
         len(factors) != half
         or not (factors[:rotated] == 1).all()
@@ -172,48 +166,51 @@ def _gemma4_rope(gguf: GGUFFile, config: Config) -> Config:
         "rope_parameters": {
             "full_attention": {
                 "rope_type": "proportional",
-                "rope_theta": config["rope_theta"],
+                "rope_theta": hp["rope_theta"],
                 "partial_rotary_factor": rotated / half,
             },
             "sliding_attention": {
                 "rope_type": "default",
-                "rope_theta": float_of(gguf, "rope.freq_base_swa", 10000.0),
+                "rope_theta": hp.number("rope.freq_base_swa", 10000.0),
             },
         },
     }
 
 
-def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
-    tied(gguf)
-    unscaled(gguf, config)
-    only(gguf, "altup.num_inputs", _STREAMS + 1)
+def _gemma3n(hp: Hyperparameters) -> Config:
+    hp.tied()
+    hp.unscaled()
+    hp.only("altup.num_inputs", _STREAMS + 1)
     # Constants of llama.cpp, right for both sizes of the model.
-    shared = max(0, layer_count(gguf) - 20)
-    only(gguf, "attention.shared_kv_layers", shared)
-    only(gguf, "final_logit_softcapping", 30.0)
-    only(gguf, "altup.active_idx", 0)
+    shared = max(0, hp.layers - 20)
+    hp.only("attention.shared_kv_layers", shared)
+    hp.only("final_logit_softcapping", 30.0)
+    hp.only("altup.active_idx", 0)
     # The scale is a quantile of the normal distribution, the pattern its probability.
-    scales = np.atleast_1d(gguf.key("activation_sparsity_scale", -math.inf))
-    if scales.dtype.kind != "f" or len(scales) not in (1, layer_count(gguf)):
-        raise gguf.key_error("activation_sparsity_scale", expected="a value for each layer")
+    scales = np.atleast_1d(hp.key("activation_sparsity_scale", -math.inf))
+    hp.refuse_if(
+        scales.dtype.kind != "f" or len(scales) not in (1, hp.layers),
+        "activation_sparsity_scale",
+        "a value for each layer",
+    )
     sparsity = [round(0.5 * (1 + math.erf(float(x) / math.sqrt(2))), 6) for x in scales]
-    sparsity *= layer_count(gguf) // len(sparsity)
+    sparsity *= hp.layers // len(sparsity)
     text: Config = {
-        **config,
+        **hp.config,
         **_GELU,
-        **needs_windows(gguf, windows(gguf, 5)),
-        **_inputs(gguf),
+        **hp.windows(5, needed=True),
+        **_inputs(hp),
         "model_type": "gemma3n_text",
-        "intermediate_size": per_layer(gguf, "feed_forward_length"),
+        "intermediate_size": hp.per_layer("feed_forward_length"),
         "num_kv_shared_layers": shared,
-        "rope_local_base_freq": float_of(gguf, "rope.freq_base_swa", 10000.0),
+        "rope_local_base_freq": hp.number("rope.freq_base_swa", 10000.0),
         "final_logit_softcapping": 30.0,
         "activation_sparsity_pattern": sparsity,
-        "altup_num_inputs": scalar(gguf, "altup.num_inputs"),
+        "altup_num_inputs": hp.integer("altup.num_inputs"),
         "altup_active_idx": 0,
         "altup_coef_clip": 120.0,
         "altup_correct_scale": True,
-        "laurel_rank": gguf.tensor("blk.0.laurel_l.weight").shape[0],
+        "laurel_rank": hp.tensor("blk.0.laurel_l.weight").shape[0],
     }
     return {"text_config": text}
 
@@ -222,9 +219,9 @@ def _gemma3n(gguf: GGUFFile, config: Config) -> Config:
 _STREAMS = 3
 
 
-def _stream(name: str) -> Callable[[GGUFFile], list[tuple[str, int]]]:
+def _stream(name: str) -> Callable[[Hyperparameters], list[tuple[str, int]]]:
     """The projections of further streams, which GGUF stacks."""
-    return lambda gguf: [(f"{name}.{i}", 1) for i in range(_STREAMS)]
+    return lambda hp: [(f"{name}.{i}", 1) for i in range(_STREAMS)]
 
 
 def _streams(name: str, target: str) -> dict[str, str]:

@@ -12,37 +12,33 @@ from converters.architectures.base import (
     QKV,
     ROUTER_BIAS,
     Architecture,
-    Config,
     fixed,
     fused_qkv,
     gate_and_up,
-    only,
-    routed,
-    shared_count,
     without,
 )
-from converters.gguf.reader import GGUFFile
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _hy_v3(gguf: GGUFFile, config: Config) -> Config:
+def _hy_v3(hp: Hyperparameters) -> Config:
     """GLM 4.5's layers; those with experts are known by their tensors only."""
-    layers = range(config["num_hidden_layers"])
-    sparse = [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
+    layers = range(hp["num_hidden_layers"])
+    sparse = [i for i in layers if f"blk.{i}.ffn_gate_inp.weight" in hp]
     return {
-        **_glm4moe(gguf, config),
+        **_glm4moe(hp),
         "first_k_dense_replace": min(sparse, default=len(layers)),
-        "n_shared_experts": shared_count(gguf, config),
+        "n_shared_experts": hp.shared_count,
     }
 
 
-def _glm4moe(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2, 0)
+def _glm4moe(hp: Hyperparameters) -> Config:
+    hp.only("expert_gating_func", 2, 0)
     return {
-        **routed(gguf, config),
+        **hp.routed(),
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
-        "rope_scaling": config.get("rope_scaling"),  # mlx-lm needs it, be it null
-        "use_qk_norm": "blk.0.attn_q_norm.weight" in gguf,
+        "rope_scaling": hp.config.get("rope_scaling"),  # mlx-lm needs it, be it null
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in hp,
     }
 
 

@@ -15,17 +15,15 @@ from converters.architectures.base import (
     MOE,
     UNGATED,
     Architecture,
-    Config,
     fixed,
     fused_qkv,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 _ALIBI = 8.0  # the steepest ALiBi slope, where files have none
 
 
-def _gpt(gguf: GGUFFile, config: Config, positions: str, parallel: bool = False) -> Config:
+def _gpt(hp: Hyperparameters, positions: str, parallel: bool = False) -> Config:
     return {
         "hidden_act": "gelu_new",
         "position_embedding_type": positions,
@@ -35,53 +33,53 @@ def _gpt(gguf: GGUFFile, config: Config, positions: str, parallel: bool = False)
     }
 
 
-def _gptneox(gguf: GGUFFile, config: Config) -> Config:
-    return _gpt(gguf, config, "rope", bool(gguf.key("use_parallel_residual")))
+def _gptneox(hp: Hyperparameters) -> Config:
+    return _gpt(hp, "rope", bool(hp.key("use_parallel_residual")))
 
 
-def _falcon(gguf: GGUFFile, config: Config) -> Config:
+def _falcon(hp: Hyperparameters) -> Config:
     """The larger models have a second norm, for attention; the other is the feed-forward's."""
-    two = "blk.0.attn_norm_2.weight" in gguf
+    two = "blk.0.attn_norm_2.weight" in hp
     return {
-        **_gpt(gguf, config, "rope", parallel=True),
+        **_gpt(hp, "rope", parallel=True),
         "attention_norm": "ln_attn" if two else "input_layernorm",
         "feed_forward_norm": "input_layernorm",
     }
 
 
-def _bloom(gguf: GGUFFile, config: Config) -> Config:
-    keys = _gpt(gguf, config, "alibi")
+def _bloom(hp: Hyperparameters) -> Config:
+    keys = _gpt(hp, "alibi")
     return {**keys, "max_alibi_bias": _ALIBI, "embedding_norm": True}
 
 
-def _dbrx(gguf: GGUFFile, config: Config) -> Config:
-    clip = float_of(gguf, "attention.clamp_kqv", 0.0)
-    return {**_gpt(gguf, config, "rope"), "hidden_act": "silu", "clip_qkv": clip}
+def _dbrx(hp: Hyperparameters) -> Config:
+    clip = hp.number("attention.clamp_kqv", 0.0)
+    return {**_gpt(hp, "rope"), "hidden_act": "silu", "clip_qkv": clip}
 
 
-def _mpt(gguf: GGUFFile, config: Config) -> Config:
-    slope = float_of(gguf, "attention.max_alibi_bias", 0.0)
-    learned = "position_embd.weight" in gguf
-    if learned == bool(slope):
-        raise gguf.key_error(
-            "attention.max_alibi_bias",
-            expected="either ALiBi or learned positions",
-            found=str(slope),
-        )
+def _mpt(hp: Hyperparameters) -> Config:
+    slope = hp.number("attention.max_alibi_bias", 0.0)
+    learned = "position_embd.weight" in hp
+    hp.refuse_if(
+        learned == bool(slope),
+        "attention.max_alibi_bias",
+        "either ALiBi or learned positions",
+        str(slope),
+    )
     return {
-        **_gpt(gguf, config, "learned" if learned else "alibi"),
+        **_gpt(hp, "learned" if learned else "alibi"),
         "max_alibi_bias": slope,
-        "clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0),
+        "clip_qkv": hp.number("attention.clamp_kqv", 0.0),
     }
 
 
-def _jais(gguf: GGUFFile, config: Config) -> Config:
-    slope = float_of(gguf, "attention.max_alibi_bias", 0.0)
+def _jais(hp: Hyperparameters) -> Config:
+    slope = hp.number("attention.max_alibi_bias", 0.0)
     return {
-        **_gpt(gguf, config, "alibi" if slope else "none"),
+        **_gpt(hp, "alibi" if slope else "none"),
         "hidden_act": "silu",
         "gated": True,
-        "attention_multiplier": 1 / config["head_dim"],
+        "attention_multiplier": 1 / hp["head_dim"],
         "max_alibi_bias": slope,
     }
 

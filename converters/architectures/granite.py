@@ -15,43 +15,35 @@ from converters.architectures.base import (
     MOE_LLAMA,
     PERMUTED,
     Architecture,
-    Config,
-    only,
     renamed,
-    shared_width,
-    unscaled,
-    whole_heads,
-    windows,
 )
+from converters.architectures.hyperparameters import Config, Hyperparameters
 from converters.architectures.ssm import MAMBA2, MAMBA2_RESHAPE, MAMBA_DECAY, mamba_keys
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import flag, float_of, per_layer, scalar
 
 
-def _multipliers(gguf: GGUFFile, config: Config) -> Config:
+def _multipliers(hp: Hyperparameters) -> Config:
     """Granite's multipliers; zero means none."""
     return {
-        "embedding_multiplier": float_of(gguf, "embedding_scale", 0.0) or 1.0,
-        "residual_multiplier": float_of(gguf, "residual_scale", 0.0) or 1.0,
-        "logits_scaling": float_of(gguf, "logit_scale", 0.0) or 1.0,
-        "attention_multiplier": float_of(gguf, "attention.scale", 0.0)
-        or config["head_dim"] ** -0.5,
+        "embedding_multiplier": hp.number("embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": hp.number("residual_scale", 0.0) or 1.0,
+        "logits_scaling": hp.number("logit_scale", 0.0) or 1.0,
+        "attention_multiplier": hp.number("attention.scale", 0.0) or hp["head_dim"] ** -0.5,
     }
 
 
-def granite_hybrid(gguf: GGUFFile, config: Config, heads: Sequence[int]) -> Config:
+def granite_hybrid(hp: Hyperparameters, heads: Sequence[int]) -> Config:
     """Granite in mlx-lm's hybrid class: layers may be Mamba 2 and need no RoPE.
 
     Args:
         heads: KV heads of each layer; 0 for Mamba 2.
     """
-    whole_heads(gguf, config)
+    hp.whole_heads()
     # llama.cpp ignores the key in MoE files without Mamba 2.
-    rotary = gguf.architecture == "granitemoe" or flag(gguf, "rope.scaling.finetuned", True)
+    rotary = hp.architecture == "granitemoe" or hp.flag("rope.scaling.finetuned", True)
     if rotary:
-        unscaled(gguf, config)
+        hp.unscaled()
     return {
-        **_multipliers(gguf, config),
+        **_multipliers(hp),
         "model_type": "granitemoehybrid",
         "architectures": ["GraniteMoeHybridForCausalLM"],
         "layer_types": ["attention" if count else "mamba" for count in heads],
@@ -59,54 +51,54 @@ def granite_hybrid(gguf: GGUFFile, config: Config, heads: Sequence[int]) -> Conf
     }
 
 
-def _granite(gguf: GGUFFile, config: Config) -> Config:
-    if flag(gguf, "rope.scaling.finetuned", True):
-        return _multipliers(gguf, config)
+def _granite(hp: Hyperparameters) -> Config:
+    if hp.flag("rope.scaling.finetuned", True):
+        return _multipliers(hp)
     # Without positions, which only mlx-lm's hybrid class can be.
-    return granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1))
+    return granite_hybrid(hp, hp.per_layer("attention.head_count_kv", 1))
 
 
-def _granite_swa(gguf: GGUFFile, config: Config) -> Config:
-    rotary = gguf.key("attention.rope_pattern", None)
+def _granite_swa(hp: Hyperparameters) -> Config:
+    rotary = hp.key("attention.rope_pattern", None)
     return {
-        **_multipliers(gguf, config),
-        **windows(gguf, 4),
+        **_multipliers(hp),
+        **hp.windows(4),
         "attention_sinks": True,
         **({} if rotary is None else {"no_rope_layers": [int(bool(x)) for x in rotary]}),
     }
 
 
-def _granitemoe(gguf: GGUFFile, config: Config) -> Config:
-    shared = shared_width(gguf)
+def _granitemoe(hp: Hyperparameters) -> Config:
+    shared = hp.shared_width
     if not shared:
-        if gguf.architecture == "granite":
-            only(gguf, "rope.scaling.finetuned", True)
-        return _multipliers(gguf, config)
+        if hp.architecture == "granite":
+            hp.only("rope.scaling.finetuned", True)
+        return _multipliers(hp)
     return {
-        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv", 1)),
-        "intermediate_size": config["moe_intermediate_size"],
+        **granite_hybrid(hp, hp.per_layer("attention.head_count_kv", 1)),
+        "intermediate_size": hp["moe_intermediate_size"],
         "shared_intermediate_size": shared,
     }
 
 
-def _minicpm(gguf: GGUFFile, config: Config) -> Config:
+def _minicpm(hp: Hyperparameters) -> Config:
     """Granite's multipliers; old files have no keys for them and are of the first models."""
-    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
+    layers, hidden = hp["num_hidden_layers"], hp["hidden_size"]
     # llama.cpp's default is the inverse of the model's.
     return {
-        "embedding_multiplier": float_of(gguf, "embedding_scale", 12.0),
-        "residual_multiplier": float_of(gguf, "residual_scale", 1.4 / layers**0.5),
-        "logits_scaling": float_of(gguf, "logit_scale", hidden / 256),
-        "attention_multiplier": config["head_dim"] ** -0.5,
+        "embedding_multiplier": hp.number("embedding_scale", 12.0),
+        "residual_multiplier": hp.number("residual_scale", 1.4 / layers**0.5),
+        "logits_scaling": hp.number("logit_scale", hidden / 256),
+        "attention_multiplier": hp["head_dim"] ** -0.5,
     }
 
 
-def _granitehybrid(gguf: GGUFFile, config: Config) -> Config:
+def _granitehybrid(hp: Hyperparameters) -> Config:
     return {
-        **mamba_keys(gguf, groups=False),
-        **granite_hybrid(gguf, config, per_layer(gguf, "attention.head_count_kv")),
-        "shared_intermediate_size": scalar(gguf, "expert_shared_feed_forward_length", 0),
-        "num_local_experts": config.get("num_experts", 0),
+        **mamba_keys(hp, groups=False),
+        **granite_hybrid(hp, hp.per_layer("attention.head_count_kv")),
+        "shared_intermediate_size": hp.integer("expert_shared_feed_forward_length", 0),
+        "num_local_experts": hp.config.get("num_experts", 0),
     }
 
 

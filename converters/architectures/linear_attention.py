@@ -22,7 +22,6 @@ from converters.architectures.base import (
     MOE,
     QK_NORMS,
     Architecture,
-    Config,
     Names,
     Rows,
     Shape,
@@ -30,19 +29,11 @@ from converters.architectures.base import (
     depthwise,
     flat,
     gate_and_up,
-    gating,
     log_of_negative,
-    needs_experts,
-    only,
     renamed,
     shape_of,
-    shared_count,
-    shared_width,
-    text_rope,
-    unscaled,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of, layer_count, per_layer, scalar
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 _DELTA_NET = {
     **ATTENTION,
@@ -65,60 +56,62 @@ _QWEN_EXPERTS = {**MOE, **GATED_SHARED_EXPERT}
 _QWEN_OPTIONAL = frozenset(_DELTA_NET) - {"attn_norm"}
 
 
-def _heads(gguf: GGUFFile) -> tuple[int, int, int, int]:
+def _heads(hp: Hyperparameters) -> tuple[int, int, int, int]:
     """Of linear attention: key heads, value heads, width of a key, width of a value."""
-    keys, values = scalar(gguf, "ssm.group_count"), scalar(gguf, "ssm.time_step_rank")
-    inner = scalar(gguf, "ssm.inner_size")
-    if keys < 1 or values < 1 or values % keys or inner % values:
-        raise gguf.key_error(
-            "ssm.time_step_rank",
-            expected=f"a multiple of the {keys} heads of keys that divides {inner}",
-        )
-    return keys, values, scalar(gguf, "ssm.state_size"), inner // values
+    keys, values = hp.integer("ssm.group_count"), hp.integer("ssm.time_step_rank")
+    inner = hp.integer("ssm.inner_size")
+    hp.refuse_if(
+        keys < 1 or values < 1 or values % keys or inner % values,
+        "ssm.time_step_rank",
+        f"a multiple of the {keys} heads of keys that divides {inner}",
+    )
+    return keys, values, hp.integer("ssm.state_size"), inner // values
 
 
-def _value_heads(gguf: GGUFFile) -> Rows:
+def _value_heads(hp: Hyperparameters) -> Rows:
     """Order of value heads, those that share a key in a row.
 
     GGUF interleaves them over the keys, as llama.cpp's operations repeat keys that way.
     """
-    keys, values, _, _ = _heads(gguf)
+    keys, values, _, _ = _heads(hp)
     return np.arange(values).reshape(-1, keys).T.reshape(-1)
 
 
-def _grouped(gguf: GGUFFile, rows: int) -> Rows:
+def _grouped(hp: Hyperparameters, rows: int) -> Rows:
     """Row order of values, of any number per head."""
-    heads = _value_heads(gguf)
+    heads = _value_heads(hp)
     return np.arange(rows).reshape(len(heads), -1)[heads].reshape(-1)
 
 
-def _grouped_after_keys(gguf: GGUFFile, rows: int) -> Rows:
+def _grouped_after_keys(hp: Hyperparameters, rows: int) -> Rows:
     """Row order of queries and keys (as they are) and values."""
-    keys, values, width, value_width = _heads(gguf)
+    keys, values, width, value_width = _heads(hp)
     before = 2 * keys * width
-    if rows != before + values * value_width:
-        raise gguf.key_error("ssm.state_size", expected=f"heads that make up {rows} rows")
-    return np.concatenate([np.arange(before), before + _grouped(gguf, rows - before)])
+    hp.refuse_if(
+        rows != before + values * value_width, "ssm.state_size", f"heads that make up {rows} rows"
+    )
+    return np.concatenate([np.arange(before), before + _grouped(hp, rows - before)])
 
 
-def _interleaved(fused: str, *names: str) -> Callable[[GGUFFile], list[tuple[str, Rows]]]:
+def _interleaved(fused: str, *names: str) -> Callable[[Hyperparameters], list[tuple[str, Rows]]]:
     """The parts of a matrix whose rows are grouped by key head.
 
     Args:
         names: ``ssm_beta`` and ``ssm_alpha``, or ``attn_qkv`` and ``attn_gate``.
     """
 
-    def parts(gguf: GGUFFile) -> list[tuple[str, Rows]]:
-        keys, values, width, value_width = _heads(gguf)
+    def parts(hp: Hyperparameters) -> list[tuple[str, Rows]]:
+        keys, values, width, value_width = _heads(hp)
         shared = values // keys
         if names == ("ssm_beta", "ssm_alpha"):
             sizes = [[shared], [shared]]
         else:
             sizes = [[width, width, shared * value_width], [shared * value_width]]
         whole = sum(map(sum, sizes))
-        rows_there = shape_of(gguf, fused)[0]
-        if keys * whole != rows_there:
-            raise gguf.key_error("ssm.state_size", expected=f"heads that make up {rows_there} rows")
+        rows_there = shape_of(hp, fused)[0]
+        hp.refuse_if(
+            keys * whole != rows_there, "ssm.state_size", f"heads that make up {rows_there} rows"
+        )
         found, first = [], 0
         for name, inner in zip(names, sizes, strict=True):
             rows = []
@@ -131,51 +124,50 @@ def _interleaved(fused: str, *names: str) -> Callable[[GGUFFile], list[tuple[str
     return parts
 
 
-def _delta_net(gguf: GGUFFile, config: Config) -> Config:
-    keys, values, width, value_width = _heads(gguf)
-    if gguf.architecture != "qwen3next":
-        text_rope(gguf, config, interleaved=True)
+def _delta_net(hp: Hyperparameters) -> Config:
+    keys, values, width, value_width = _heads(hp)
+    if hp.architecture != "qwen3next":
+        hp.text_rope(interleaved=True)
     return {
         "linear_num_key_heads": keys,
         "linear_num_value_heads": values,
         "linear_key_head_dim": width,
         "linear_value_head_dim": value_width,
-        "linear_conv_kernel_dim": scalar(gguf, "ssm.conv_kernel"),
-        "full_attention_interval": _interval(gguf),
+        "linear_conv_kernel_dim": hp.integer("ssm.conv_kernel"),
+        "full_attention_interval": _interval(hp),
         # One section for RoPE, as Hugging Face has it for this family.
         "rope_parameters": {
             "rope_type": "default",
             "type": "default",
-            **config.get("rope_scaling", {}),
-            "rope_theta": config["rope_theta"],
-            "partial_rotary_factor": config["partial_rotary_factor"],
+            **hp.config.get("rope_scaling", {}),
+            "rope_theta": hp["rope_theta"],
+            "partial_rotary_factor": hp["partial_rotary_factor"],
         },
     }
 
 
-def _interval(gguf: GGUFFile) -> int:
+def _interval(hp: Hyperparameters) -> int:
     """One of so many layers has full attention."""
-    every = scalar(gguf, "full_attention_interval", 4)
-    layers = layer_count(gguf)
-    if not 0 < every <= layers:
-        raise gguf.key_error(
-            "full_attention_interval", expected=f"between 1 and the {layers} layers"
-        )
-    recurrent = gguf.key("attention.recurrent_layers", None)
+    every = hp.integer("full_attention_interval", 4)
+    layers = hp.layers
+    hp.refuse_if(
+        not 0 < every <= layers, "full_attention_interval", f"between 1 and the {layers} layers"
+    )
+    recurrent = hp.key("attention.recurrent_layers", None)
     if recurrent is not None:
         wanted = [(i + 1) % every != 0 for i in range(layers)]
-        if [bool(x) for x in np.atleast_1d(recurrent)[:layers]] != wanted:
-            raise gguf.key_error(
-                "attention.recurrent_layers",
-                expected=f"full attention in each {every}th layer and nowhere else",
-            )
+        hp.refuse_if(
+            [bool(x) for x in np.atleast_1d(recurrent)[:layers]] != wanted,
+            "attention.recurrent_layers",
+            f"full attention in each {every}th layer and nowhere else",
+        )
     return every
 
 
-def _delta_net_experts(gguf: GGUFFile, config: Config) -> Config:
-    shared = gguf.tensor("blk.0.ffn_up_shexp.weight").shape[0]
+def _delta_net_experts(hp: Hyperparameters) -> Config:
+    shared = hp.tensor("blk.0.ffn_up_shexp.weight").shape[0]
     return {
-        **_delta_net(gguf, config),
+        **_delta_net(hp),
         "shared_expert_intermediate_size": shared,
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
@@ -216,103 +208,109 @@ def _kda_decay(shape: Shape) -> Shape:
     return (1, 1, prod(shape), 1)
 
 
-def _mla_sizes(gguf: GGUFFile) -> Config:
-    rope_dim, width = scalar(gguf, "rope.dimension_count"), scalar(gguf, "attention.key_length_mla")
-    if not 0 <= rope_dim < width:
-        raise gguf.key_error(
-            "attention.key_length_mla", expected=f"more than {rope_dim}, the rotated part"
-        )
+def _mla_sizes(hp: Hyperparameters) -> Config:
+    rope_dim, width = hp.integer("rope.dimension_count"), hp.integer("attention.key_length_mla")
+    hp.refuse_if(
+        not 0 <= rope_dim < width,
+        "attention.key_length_mla",
+        f"more than {rope_dim}, the rotated part",
+    )
     return {
-        "kv_lora_rank": scalar(gguf, "attention.kv_lora_rank"),
+        "kv_lora_rank": hp.integer("attention.kv_lora_rank"),
         "qk_rope_head_dim": rope_dim,
         "qk_nope_head_dim": width - rope_dim,
-        "v_head_dim": scalar(gguf, "attention.value_length_mla"),
+        "v_head_dim": hp.integer("attention.value_length_mla"),
     }
 
 
-def _kimi_linear(gguf: GGUFFile, config: Config) -> Config:
-    needs_experts(gguf, config)
-    if scalar(gguf, "attention.q_lora_rank", 0):
-        raise gguf.key_error("attention.q_lora_rank", expected="whole queries in this architecture")
-    heads = per_layer(gguf, "attention.head_count_kv")
+def _kimi_linear(hp: Hyperparameters) -> Config:
+    hp.needs_experts()
+    hp.refuse_if(
+        hp.integer("attention.q_lora_rank", 0),
+        "attention.q_lora_rank",
+        "whole queries in this architecture",
+    )
+    heads = hp.per_layer("attention.head_count_kv")
     linear = [i + 1 for i, count in enumerate(heads) if not count]
     full = [i + 1 for i, count in enumerate(heads) if count]
-    if not linear or not full:
-        raise gguf.key_error(
-            "attention.head_count_kv", expected="layers with attention and others without"
-        )
+    hp.refuse_if(
+        not linear or not full,
+        "attention.head_count_kv",
+        "layers with attention and others without",
+    )
     return {
-        **_mla_sizes(gguf),
+        **_mla_sizes(hp),
         "linear_attn_config": {
             "kda_layers": linear,
             "full_attn_layers": full,
-            "num_heads": config["num_attention_heads"],
-            "head_dim": scalar(gguf, "kda.head_dim"),
-            "short_conv_kernel_size": scalar(gguf, "ssm.conv_kernel"),
+            "num_heads": hp["num_attention_heads"],
+            "head_dim": hp.integer("kda.head_dim"),
+            "short_conv_kernel_size": hp.integer("ssm.conv_kernel"),
         },
-        "num_key_value_heads": config["num_attention_heads"],
+        "num_key_value_heads": hp["num_attention_heads"],
         "mla_use_nope": True,
-        "model_max_length": config["max_position_embeddings"],
-        "num_experts_per_token": config["num_experts_per_tok"],
-        "num_shared_experts": shared_count(gguf, config),
-        "moe_router_activation_func": gating(gguf, 2),
+        "model_max_length": hp["max_position_embeddings"],
+        "num_experts_per_token": hp["num_experts_per_tok"],
+        "num_shared_experts": hp.shared_count,
+        "moe_router_activation_func": hp.gating(2),
         "moe_renormalize": True,
         "moe_layer_freq": 1,
-        "first_k_dense_replace": scalar(gguf, "leading_dense_block_count", 0),
-        "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
+        "first_k_dense_replace": hp.integer("leading_dense_block_count", 0),
+        "routed_scaling_factor": hp.number("expert_weights_scale", 0.0) or 1.0,
         "num_expert_group": 1,
         "topk_group": 1,
     }
 
 
-def _ling3(gguf: GGUFFile, config: Config) -> Config:
-    needs_experts(gguf, config)
+def _ling3(hp: Hyperparameters) -> Config:
+    hp.needs_experts()
     # Constants of mlx-lm's class.
-    unscaled(gguf, config)
-    only(gguf, "expert_weights_norm", True, absent=False)
-    only(gguf, "expert_gating_func", 2)
-    only(gguf, "kda.safe_gate", True)
+    hp.unscaled()
+    hp.only("expert_weights_norm", True, absent=False)
+    hp.only("expert_gating_func", 2)
+    hp.only("kda.safe_gate", True)
     for kind in ("exp", "shexp"):
-        if np.any(gguf.key(f"swiglu_clamp_{kind}", 0.0)):
-            raise gguf.key_error(
-                f"swiglu_clamp_{kind}", expected="no limits of activations in this architecture"
-            )
-    queries = scalar(gguf, "attention.q_lora_rank", 0)
+        hp.refuse_if(
+            np.any(hp.key(f"swiglu_clamp_{kind}", 0.0)),
+            f"swiglu_clamp_{kind}",
+            "no limits of activations in this architecture",
+        )
+    queries = hp.integer("attention.q_lora_rank", 0)
     return {
-        **_mla_sizes(gguf),
-        "head_dim": scalar(gguf, "kda.head_dim"),
-        "num_key_value_heads": config["num_attention_heads"],
+        **_mla_sizes(hp),
+        "head_dim": hp.integer("kda.head_dim"),
+        "num_key_value_heads": hp["num_attention_heads"],
         "q_lora_rank": queries or None,
-        "layer_group_size": _ling3_group(gguf),
-        "short_conv_kernel_size": scalar(gguf, "ssm.conv_kernel"),
+        "layer_group_size": _ling3_group(hp),
+        "short_conv_kernel_size": hp.integer("ssm.conv_kernel"),
         "kda_safe_gate": True,
-        "kda_lower_bound": float_of(gguf, "kda.gate_lower_bound"),
+        "kda_lower_bound": hp.number("kda.gate_lower_bound"),
         "no_kda_lora": True,
         "rope_interleave": True,
-        "moe_shared_expert_intermediate_size": shared_width(gguf),
+        "moe_shared_expert_intermediate_size": hp.shared_width,
         "num_shared_experts": 1,
-        "first_k_dense_replace": scalar(gguf, "leading_dense_block_count"),
-        "n_group": scalar(gguf, "expert_group_count", 0) or 1,
-        "topk_group": scalar(gguf, "expert_group_used_count", 0) or 1,
-        "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
+        "first_k_dense_replace": hp.integer("leading_dense_block_count"),
+        "n_group": hp.integer("expert_group_count", 0) or 1,
+        "topk_group": hp.integer("expert_group_used_count", 0) or 1,
+        "routed_scaling_factor": hp.number("expert_weights_scale", 0.0) or 1.0,
     }
 
 
-def _ling3_group(gguf: GGUFFile) -> int:
+def _ling3_group(hp: Hyperparameters) -> int:
     """One of so many layers has latent attention, and all after the last whole group."""
-    found = [count > 0 for count in per_layer(gguf, "attention.head_count_kv")]
+    found = [count > 0 for count in hp.per_layer("attention.head_count_kv")]
     layers = len(found)
     for size in range(1, layers + 1):
         whole = layers // size * size
         if found == [(i + 1) % size == 0 or i >= whole for i in range(layers)]:
             return size
-    raise gguf.key_error(
+    raise hp.error(
         "attention.head_count_kv", expected="attention at the end of equal groups of layers"
     )
 
 
-def _ling3_output(gguf: GGUFFile, layer: int) -> Names:
-    latent = per_layer(gguf, "attention.head_count_kv")[layer] > 0
+def _ling3_output(hp: Hyperparameters, layer: int) -> Names:
+    latent = hp.per_layer("attention.head_count_kv")[layer] > 0
     return {"attn_output": "attention.dense" if latent else "attention.o_proj"}
 
 
@@ -334,31 +332,32 @@ def _rwkv_heads(shape: Shape) -> Shape:
     return (shape[0] // _RWKV_HEAD, _RWKV_HEAD)
 
 
-def _rwkv_lerp(gguf: GGUFFile) -> Sequence[tuple[str, int]]:
+def _rwkv_lerp(hp: Hyperparameters) -> Sequence[tuple[str, int]]:
     """Token shift of each input, which GGUF stacks."""
     return [(f"time_mix_lerp_{x}", 1) for x in _RWKV_INPUTS]
 
 
-def _rwkv_placeholders(gguf: GGUFFile, layer: int) -> Names:
+def _rwkv_placeholders(hp: Hyperparameters, layer: int) -> Names:
     """The first layer has no value residual; GGUF has unused tensors for it."""
     if layer:
         return {}
     return {"time_mix_v0.weight": "", "time_mix_v1": "", "time_mix_v2": ""}
 
 
-def _rwkv7(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "wkv.head_size", _RWKV_HEAD)
-    if config["hidden_size"] % _RWKV_HEAD:
-        raise gguf.key_error(
-            "embedding_length", expected=f"a multiple of {_RWKV_HEAD}, the width of a head"
-        )
+def _rwkv7(hp: Hyperparameters) -> Config:
+    hp.only("wkv.head_size", _RWKV_HEAD)
+    hp.refuse_if(
+        hp["hidden_size"] % _RWKV_HEAD,
+        "embedding_length",
+        f"a multiple of {_RWKV_HEAD}, the width of a head",
+    )
     ranks = {"decay": "decay", "a": "iclr", "v": "value_residual_mix", "gate": "gate"}
     return {
         "head_dim": _RWKV_HEAD,
-        "num_heads": config["hidden_size"] // _RWKV_HEAD,
+        "num_heads": hp["hidden_size"] // _RWKV_HEAD,
         "norm_bias": True,
         **{
-            f"{name}_low_rank_dim": scalar(gguf, f"attention.{rank}_lora_rank")
+            f"{name}_low_rank_dim": hp.integer(f"attention.{rank}_lora_rank")
             for name, rank in ranks.items()
         },
     }

@@ -21,67 +21,63 @@ from converters.architectures.base import (
     SHARED_EXPERTS,
     UNGATED,
     Architecture,
-    Config,
     fixed,
-    needs_experts,
-    only,
     renamed,
-    text_of_vl,
-    unscaled,
-    whole_heads,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of, scalar, values_per_layer
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _mistral3(gguf: GGUFFile, config: Config) -> Config:
+def _mistral3(hp: Hyperparameters) -> Config:
     """One section for RoPE, as Hugging Face has it for this family."""
-    scaling = dict(config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
+    scaling = dict(hp.config.get("rope_scaling") or {"rope_type": "default", "type": "default"})
     # Stock mlx-lm needs both keys, even without scaled queries.
-    scaling["llama_4_scaling_beta"] = float_of(gguf, "attention.temperature_scale", 0.0)
-    context = config["max_position_embeddings"]
-    original = scalar(gguf, "rope.scaling.original_context_length", context)
+    scaling["llama_4_scaling_beta"] = hp.number("attention.temperature_scale", 0.0)
+    context = hp["max_position_embeddings"]
+    original = hp.integer("rope.scaling.original_context_length", context)
     scaling.setdefault("original_max_position_embeddings", original or context)
-    scaling["rope_theta"] = config["rope_theta"]
+    scaling["rope_theta"] = hp["rope_theta"]
     return {"rope_parameters": scaling}
 
 
-def _baichuan(gguf: GGUFFile, config: Config) -> Config:
+def _baichuan(hp: Hyperparameters) -> Config:
     """The larger model has ALiBi, and is known by its depth only."""
-    if config["num_hidden_layers"] == 32:
+    if hp["num_hidden_layers"] == 32:
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-    if config["num_hidden_layers"] != 40:
-        raise gguf.key_error(
-            "block_count",
-            expected="the 32 layers of the 7B model or the 40 of the 13B one",
-            found=str(config["num_hidden_layers"]),
-        )
+    hp.refuse_if(
+        hp["num_hidden_layers"] != 40,
+        "block_count",
+        "the 32 layers of the 7B model or the 40 of the 13B one",
+        str(hp["num_hidden_layers"]),
+    )
     return {"position_embedding_type": "alibi", "max_alibi_bias": 8.0}
 
 
-def _mixtral(gguf: GGUFFile, config: Config) -> Config:
-    if gguf.architecture == "mistral3":
-        only(gguf, "attention.temperature_scale", 0.0)
+def _mixtral(hp: Hyperparameters) -> Config:
+    if hp.architecture == "mistral3":
+        hp.only("attention.temperature_scale", 0.0)
     return {}
 
 
-def _llama4(gguf: GGUFFile, config: Config) -> Config:
+def _llama4(hp: Hyperparameters) -> Config:
     """The text section of a vision-language model."""
-    needs_experts(gguf, config)
-    only(gguf, "expert_used_count", 1)
-    only(gguf, "attention.sliding_window_pattern", 4)
-    unscaled(gguf, config, "linear", "llama3", "yarn")
-    if not gguf.key("attention.sliding_window", 8192):
-        raise gguf.key_error("attention.sliding_window", expected="chunks in three of four layers")
+    hp.needs_experts()
+    hp.only("expert_used_count", 1)
+    hp.only("attention.sliding_window_pattern", 4)
+    hp.unscaled("linear", "llama3", "yarn")
+    hp.refuse_if(
+        not hp.key("attention.sliding_window", 8192),
+        "attention.sliding_window",
+        "chunks in three of four layers",
+    )
     text = {
-        **config,
+        **hp.config,
         "model_type": "llama4_text",
-        "intermediate_size": config["moe_intermediate_size"],
-        "intermediate_size_mlp": config["intermediate_size"],
-        "interleave_moe_layer_step": scalar(gguf, "interleave_moe_layer_step"),
-        "use_qk_norm": config["num_experts"] != 128,  # the larger model is known by this only
-        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
-        "rope_scaling": config.get("rope_scaling"),
+        "intermediate_size": hp["moe_intermediate_size"],
+        "intermediate_size_mlp": hp["intermediate_size"],
+        "interleave_moe_layer_step": hp.integer("interleave_moe_layer_step"),
+        "use_qk_norm": hp["num_experts"] != 128,  # the larger model is known by this only
+        "rope_theta": hp.number("rope.freq_base_swa", hp["rope_theta"]),
+        "rope_scaling": hp.config.get("rope_scaling"),
         # Constants of llama.cpp.
         "attention_chunk_size": 8192,
         "attn_temperature_tuning": 4,
@@ -99,26 +95,26 @@ _LLAMA_4 = {
 }
 
 
-def _nanbeige(gguf: GGUFFile, config: Config) -> Config:
+def _nanbeige(hp: Hyperparameters) -> Config:
     return {
-        "num_loops": scalar(gguf, "num_loops", 1),
-        "skip_loop_final_norm": bool(gguf.key("skip_loop_final_norm", False)),
+        "num_loops": hp.integer("num_loops", 1),
+        "skip_loop_final_norm": bool(hp.key("skip_loop_final_norm", False)),
     }
 
 
-def _deci(gguf: GGUFFile, config: Config) -> Config:
+def _deci(hp: Hyperparameters) -> Config:
     """Llama with layers pruned by architecture search, each by itself."""
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    whole_heads(gguf, config)
+    heads, hidden = hp["num_attention_heads"], hp["hidden_size"]
+    hp.whole_heads()
     blocks = []
-    for i, (q, k, size) in enumerate(zip(*_deci_sizes(gguf), strict=True)):
+    for i, (q, k, size) in enumerate(zip(*_deci_sizes(hp), strict=True)):
         # llama.cpp skips the attention of a layer without a feed-forward.
-        if q not in (0, heads) or (q and not size) or size % 256:
-            raise gguf.key_error(
-                "feed_forward_length",
-                expected="all heads or none, none without a feed-forward, and steps of 256",
-                found=f"{q} heads and {size} in layer {i}",
-            )
+        hp.refuse_if(
+            q not in (0, heads) or (q and not size) or size % 256,
+            "feed_forward_length",
+            "all heads or none, none without a feed-forward, and steps of 256",
+            f"{q} heads and {size} in layer {i}",
+        )
         attention: Config = {"no_op": True} if not q else {"replace_with_linear": True}
         # The class rounds the width up to a multiple of 256.
         factor = (int(size) - 0.5) * 3 / (2 * hidden)
@@ -131,15 +127,15 @@ def _deci(gguf: GGUFFile, config: Config) -> Config:
     return {"block_configs": blocks}
 
 
-def _deci_sizes(gguf: GGUFFile) -> list[list[Any]]:
+def _deci_sizes(hp: Hyperparameters) -> list[list[Any]]:
     """Heads, KV heads and feed-forward widths of each layer."""
     suffixes = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
-    return [values_per_layer(gguf, suffix) for suffix in suffixes]
+    return [hp.values_per_layer(suffix) for suffix in suffixes]
 
 
-def _deci_names(gguf: GGUFFile, layer: int) -> dict[str, str]:
+def _deci_names(hp: Hyperparameters, layer: int) -> dict[str, str]:
     """A layer without KV heads has one matrix for its attention."""
-    queries, keys, _ = (sizes[layer] for sizes in _deci_sizes(gguf))
+    queries, keys, _ = (sizes[layer] for sizes in _deci_sizes(hp))
     return {"attn_output": "self_attn.linear"} if queries and not keys else {}
 
 
@@ -190,7 +186,7 @@ ROWS: dict[str, Architecture] = {
     "nanbeige": Architecture(
         "nanbeige", "NanbeigeForCausalLM", keys=_nanbeige, order=PERMUTED, zero_biases=LLAMA_BIASES
     ),
-    "paddleocr": _llama(keys=text_of_vl, zero_biases=LLAMA_BIASES),
+    "paddleocr": _llama(keys=lambda hp: hp.text_rope(interleaved=False), zero_biases=LLAMA_BIASES),
     "pangu-embedded": _llama(zero_biases=LLAMA_BIASES),
     "refact": Architecture(
         "refact",

@@ -20,74 +20,64 @@ from converters.architectures.base import (
     QK_NORMS,
     SHARED_EXPERTS,
     Architecture,
-    Config,
-    gating,
-    one_base,
-    only,
     renamed,
-    routed,
-    shared_count,
-    shared_width,
-    unscaled,
-    windows,
     without,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of, scalar, values_per_layer
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _gpt_oss(gguf: GGUFFile, config: Config) -> Config:
-    one_base(gguf, config)
-    return {**windows(gguf, 2), "intermediate_size": config["moe_intermediate_size"]}
+def _gpt_oss(hp: Hyperparameters) -> Config:
+    hp.one_base()
+    return {**hp.windows(2), "intermediate_size": hp["moe_intermediate_size"]}
 
 
-def _minimax_m2(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2)
-    unscaled(gguf, config)
+def _minimax_m2(hp: Hyperparameters) -> Config:
+    hp.only("expert_gating_func", 2)
+    hp.unscaled()
     return {
-        "intermediate_size": config["moe_intermediate_size"],
+        "intermediate_size": hp["moe_intermediate_size"],
         "shared_intermediate_size": 0,
-        "rotary_dim": scalar(gguf, "rope.dimension_count", config["head_dim"]),
+        "rotary_dim": hp.integer("rope.dimension_count", hp["head_dim"]),
         "scoring_func": "sigmoid",
         "use_qk_norm": True,
     }
 
 
-def _hunyuan_moe(gguf: GGUFFile, config: Config) -> Config:
-    unscaled(gguf, config)
+def _hunyuan_moe(hp: Hyperparameters) -> Config:
+    hp.unscaled()
     return {
-        "moe_topk": config["num_experts_per_tok"],
+        "moe_topk": hp["num_experts_per_tok"],
         "num_shared_expert": 1,
-        "intermediate_size": shared_width(gguf),
+        "intermediate_size": hp.shared_width,
         "use_qk_norm": True,
     }
 
 
-def _minimax_m3(gguf: GGUFFile, config: Config) -> Config:
+def _minimax_m3(hp: Hyperparameters) -> Config:
     """The text section of a vision-language model."""
-    only(gguf, "expert_gating_func", 2)
-    only(gguf, "expert_weights_norm", True, absent=False)
-    unscaled(gguf, config)
-    routing = routed(gguf, config)
+    hp.only("expert_gating_func", 2)
+    hp.only("expert_weights_norm", True, absent=False)
+    hp.unscaled()
+    routing = hp.routed()
     dense = routing["first_k_dense_replace"]
-    layers = range(config["num_hidden_layers"])
+    layers = range(hp["num_hidden_layers"])
     text = {
-        **config,
+        **hp.config,
         "model_type": "minimax_m3",
         "routed_scaling_factor": routing["routed_scaling_factor"],
-        "intermediate_size": config["moe_intermediate_size"],
-        "dense_intermediate_size": config["intermediate_size"],
-        "shared_intermediate_size": shared_width(gguf),
-        "rotary_dim": scalar(gguf, "rope.dimension_count", config["head_dim"]),
+        "intermediate_size": hp["moe_intermediate_size"],
+        "dense_intermediate_size": hp["intermediate_size"],
+        "shared_intermediate_size": hp.shared_width,
+        "rotary_dim": hp.integer("rope.dimension_count", hp["head_dim"]),
         "use_qk_norm": True,
         "use_gemma_norm": False,  # files have added the one already
         "mlp_layer_types": ["dense" if i < dense else "sparse" for i in layers],
         "sparse_attention_freq": [int(i >= dense) for i in layers],
-        "index_n_heads": scalar(gguf, "attention.indexer.head_count"),
-        "index_head_dim": scalar(gguf, "attention.indexer.key_length"),
-        "index_block_size": scalar(gguf, "attention.indexer.block_size"),
-        "index_topk_blocks": scalar(gguf, "attention.indexer.top_k"),
-        "index_local_blocks": scalar(gguf, "attention.indexer.local_blocks"),
+        "index_n_heads": hp.integer("attention.indexer.head_count"),
+        "index_head_dim": hp.integer("attention.indexer.key_length"),
+        "index_block_size": hp.integer("attention.indexer.block_size"),
+        "index_topk_blocks": hp.integer("attention.indexer.top_k"),
+        "index_local_blocks": hp.integer("attention.indexer.local_blocks"),
     }
     return {"text_config": text}
 
@@ -104,108 +94,109 @@ _MINIMAX_EXPERTS = {
 }
 
 
-def _afmoe(gguf: GGUFFile, config: Config) -> Config:
-    found = _mixed_windows(gguf, 4)
+def _afmoe(hp: Hyperparameters) -> Config:
+    found = _mixed_windows(hp, 4)
     # llama.cpp rotates all but every fourth layer, mlx-lm those with a window.
-    if any((i % 4 != 3) != (k != "full_attention") for i, k in enumerate(found["layer_types"])):
-        raise gguf.key_error(
-            "attention.sliding_window_pattern", expected="every fourth layer without a window"
-        )
-    routing = routed(gguf, config)
+    hp.refuse_if(
+        any((i % 4 != 3) != (k != "full_attention") for i, k in enumerate(found["layer_types"])),
+        "attention.sliding_window_pattern",
+        "every fourth layer without a window",
+    )
+    routing = hp.routed()
     return {
         **found,
         # Full attention has no positions, so its base does not matter.
-        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
+        "rope_theta": hp.number("rope.freq_base_swa", hp["rope_theta"]),
         "n_group": routing["n_group"],
         "topk_group": routing["topk_group"],
         "num_dense_layers": routing["first_k_dense_replace"],
-        "num_shared_experts": shared_count(gguf, config),
+        "num_shared_experts": hp.shared_count,
         "route_norm": routing["norm_topk_prob"],
         "route_scale": routing["routed_scaling_factor"],
-        "score_func": gating(gguf, 2),
+        "score_func": hp.gating(2),
         "mup_enabled": True,
     }
 
 
-def _exaone_moe(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_gating_func", 2)
-    routing = routed(gguf, config)
+def _exaone_moe(hp: Hyperparameters) -> Config:
+    hp.only("expert_gating_func", 2)
+    routing = hp.routed()
     dense = routing["first_k_dense_replace"]
     return {
         **routing,
-        **_mixed_windows(gguf, 4),
-        "num_shared_experts": shared_count(gguf, config),
-        "is_moe_layer": [i >= dense for i in range(config["num_hidden_layers"])],
+        **_mixed_windows(hp, 4),
+        "num_shared_experts": hp.shared_count,
+        "is_moe_layer": [i >= dense for i in range(hp["num_hidden_layers"])],
     }
 
 
-def _mellum(gguf: GGUFFile, config: Config) -> Config:
-    unscaled(gguf, config, "yarn", "llama3", "longrope")
-    plain = {"rope_type": "default", "rope_theta": config["rope_theta"]}
-    full = {**plain, **(config.get("rope_scaling") or {})}
+def _mellum(hp: Hyperparameters) -> Config:
+    hp.unscaled("yarn", "llama3", "longrope")
+    plain = {"rope_type": "default", "rope_theta": hp["rope_theta"]}
+    full = {**plain, **(hp.config.get("rope_scaling") or {})}
     return {
-        **_mixed_windows(gguf, 4),
+        **_mixed_windows(hp, 4),
         "norm_topk_prob": True,
         "rope_parameters": {"full_attention": full, "sliding_attention": plain},
     }
 
 
-def _laguna(gguf: GGUFFile, config: Config) -> Config:
-    only(gguf, "expert_weights_norm", True, absent=False)
-    only(gguf, "expert_gating_func", 2, 0)
-    unscaled(gguf, config, "yarn")
-    layers, head_dim = config["num_hidden_layers"], config["head_dim"]
-    found = windows(gguf, 4, full_first=True)
+def _laguna(hp: Hyperparameters) -> Config:
+    hp.only("expert_weights_norm", True, absent=False)
+    hp.only("expert_gating_func", 2, 0)
+    hp.unscaled("yarn")
+    layers, head_dim = hp["num_hidden_layers"], hp["head_dim"]
+    found = hp.windows(4, full_first=True)
     full = {
         "rope_type": "default",
-        "rope_theta": config["rope_theta"],
-        "partial_rotary_factor": config["partial_rotary_factor"],
-        **(config.get("rope_scaling") or {}),
+        "rope_theta": hp["rope_theta"],
+        "partial_rotary_factor": hp["partial_rotary_factor"],
+        **(hp.config.get("rope_scaling") or {}),
     }
-    rope_dim = scalar(gguf, "rope.dimension_count", head_dim)
+    rope_dim = hp.integer("rope.dimension_count", head_dim)
     sliding = {
         "rope_type": "default",
-        "rope_theta": float_of(gguf, "rope.freq_base_swa", config["rope_theta"]),
-        "partial_rotary_factor": scalar(gguf, "rope.dimension_count_swa", rope_dim) / head_dim,
+        "rope_theta": hp.number("rope.freq_base_swa", hp["rope_theta"]),
+        "partial_rotary_factor": hp.integer("rope.dimension_count_swa", rope_dim) / head_dim,
     }
-    routing = routed(gguf, config)
+    routing = hp.routed()
     dense = routing["first_k_dense_replace"]
     return {
         "layer_types": ["full_attention"] * layers,
         "sliding_window": None,
         **found,
         "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
-        "num_attention_heads_per_layer": values_per_layer(gguf, "attention.head_count"),
+        "num_attention_heads_per_layer": hp.values_per_layer("attention.head_count"),
         "mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(layers)],
-        "shared_expert_intermediate_size": shared_width(gguf),
+        "shared_expert_intermediate_size": hp.shared_width,
         "moe_routed_scaling_factor": routing["routed_scaling_factor"],
     }
 
 
-def _mimo2(gguf: GGUFFile, config: Config) -> Config:
-    unscaled(gguf, config)
-    layers = range(config["num_hidden_layers"])
-    kinds = _mixed_windows(gguf, 1)["layer_types"]
+def _mimo2(hp: Hyperparameters) -> Config:
+    hp.unscaled()
+    layers = range(hp["num_hidden_layers"])
+    kinds = _mixed_windows(hp, 1)["layer_types"]
     sliding = [kind == "sliding_attention" for kind in kinds]
-    sinks = [f"blk.{i}.attn_sinks.weight" in gguf for i in layers]
-    heads, kv_heads = (values_per_layer(gguf, f"attention.head_count{x}") for x in ("", "_kv"))
-    common = partial(_common, gguf, sliding)
-    width, values = config["head_dim"], scalar(gguf, "attention.value_length", config["head_dim"])
+    sinks = [f"blk.{i}.attn_sinks.weight" in hp for i in layers]
+    heads, kv_heads = (hp.values_per_layer(f"attention.head_count{x}") for x in ("", "_kv"))
+    common = partial(_common, hp, sliding)
+    width, values = hp["head_dim"], hp.integer("attention.value_length", hp["head_dim"])
 
     return {
-        **routed(gguf, config),
+        **hp.routed(),
         "norm_topk_prob": True,
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
         "routed_scaling_factor": 1.0,
         "n_shared_experts": None,
         "hybrid_layer_pattern": [int(x) for x in sliding],
-        "moe_layer_freq": [int(f"blk.{i}.ffn_gate_inp.weight" in gguf) for i in layers],
+        "moe_layer_freq": [int(f"blk.{i}.ffn_gate_inp.weight" in hp) for i in layers],
         "add_swa_attention_sink_bias": common("attn_sinks", sinks, True),
         "add_full_attention_sink_bias": common("attn_sinks", sinks, False),
-        "sliding_window_size": scalar(gguf, "attention.sliding_window"),
-        "layernorm_epsilon": config["rms_norm_eps"],
-        "swa_rope_theta": float_of(gguf, "rope.freq_base_swa", 10000.0),
+        "sliding_window_size": hp.integer("attention.sliding_window"),
+        "layernorm_epsilon": hp["rms_norm_eps"],
+        "swa_rope_theta": hp.number("rope.freq_base_swa", 10000.0),
         "num_attention_heads": common("attention.head_count", heads, False),
         "num_key_value_heads": common("attention.head_count_kv", kv_heads, False),
         "swa_num_attention_heads": common("attention.head_count", heads, True),
@@ -213,27 +204,27 @@ def _mimo2(gguf: GGUFFile, config: Config) -> Config:
         "v_head_dim": values,
         "swa_head_dim": width,
         "swa_v_head_dim": values,
-        "attention_value_scale": float_of(gguf, "attention.value_scale", 1.0),
+        "attention_value_scale": hp.number("attention.value_scale", 1.0),
     }
 
 
-def _step35(gguf: GGUFFile, config: Config) -> Config:
-    unscaled(gguf, config, "longrope")
-    only(gguf, "expert_gating_func", 2, 0)
-    routing, found = routed(gguf, config), _mixed_windows(gguf, 1)
+def _step35(hp: Hyperparameters) -> Config:
+    hp.unscaled("longrope")
+    hp.only("expert_gating_func", 2, 0)
+    routing, found = hp.routed(), _mixed_windows(hp, 1)
     sliding = [kind == "sliding_attention" for kind in found["layer_types"]]
-    head_dim = config["head_dim"]
-    rope_dim = scalar(gguf, "rope.dimension_count", head_dim)
-    factors = config.get("rope_scaling")
+    head_dim = hp["head_dim"]
+    rope_dim = hp.integer("rope.dimension_count", head_dim)
+    factors = hp.config.get("rope_scaling")
     if factors:  # one per pair of a head; full attention rotates half of them
         half = factors["long_factor"][: rope_dim // 4]
         factors |= {"long_factor": half, "short_factor": half}
-    common = partial(_common, gguf, sliding)
-    heads, kv_heads = (values_per_layer(gguf, f"attention.head_count{x}") for x in ("", "_kv"))
-    local = float_of(gguf, "rope.freq_base_swa", 10000.0)
-    part = scalar(gguf, "rope.dimension_count_swa", rope_dim) / head_dim
-    layers = range(config["num_hidden_layers"])
-    sparse = [str(i) for i in layers if f"blk.{i}.ffn_gate_inp.weight" in gguf]
+    common = partial(_common, hp, sliding)
+    heads, kv_heads = (hp.values_per_layer(f"attention.head_count{x}") for x in ("", "_kv"))
+    local = hp.number("rope.freq_base_swa", 10000.0)
+    part = hp.integer("rope.dimension_count_swa", rope_dim) / head_dim
+    layers = range(hp["num_hidden_layers"])
+    sparse = [str(i) for i in layers if f"blk.{i}.ffn_gate_inp.weight" in hp]
     return {
         **found,
         "num_attention_heads": common("attention.head_count", heads, False),
@@ -242,41 +233,44 @@ def _step35(gguf: GGUFFile, config: Config) -> Config:
             "num_attention_heads": common("attention.head_count", heads, True),
             "num_attention_groups": common("attention.head_count_kv", kv_heads, True),
         },
-        "rope_theta": [local if x else config["rope_theta"] for x in sliding],
+        "rope_theta": [local if x else hp["rope_theta"] for x in sliding],
         "partial_rotary_factors": [part if x else rope_dim / 2 / head_dim for x in sliding],
         "yarn_only_types": ["full_attention"],
-        "use_head_wise_attn_gate": "blk.0.attn_gate.weight" in gguf,
-        "moe_num_experts": config["num_experts"],
-        "moe_top_k": config["num_experts_per_tok"],
-        "share_expert_dim": shared_width(gguf),
+        "use_head_wise_attn_gate": "blk.0.attn_gate.weight" in hp,
+        "moe_num_experts": hp["num_experts"],
+        "moe_top_k": hp["num_experts_per_tok"],
+        "share_expert_dim": hp.shared_width,
         "moe_layers_enum": ",".join(sparse),
         "moe_router_scaling_factor": routing["routed_scaling_factor"],
         "norm_expert_weight": routing["norm_topk_prob"],
-        "swiglu_limits": values_per_layer(gguf, "swiglu_clamp_exp", 0.0),
-        "swiglu_limits_shared": values_per_layer(gguf, "swiglu_clamp_shexp", 0.0),
+        "swiglu_limits": hp.values_per_layer("swiglu_clamp_exp", 0.0),
+        "swiglu_limits_shared": hp.values_per_layer("swiglu_clamp_shexp", 0.0),
     }
 
 
-def _common(gguf: GGUFFile, sliding: list[bool], name: str, numbers: list[Any], where: bool) -> Any:
+def _common(
+    hp: Hyperparameters, sliding: list[bool], name: str, numbers: list[Any], where: bool
+) -> Any:
     """The value of all windowed layers (``where``), or of all others."""
     found = {number for number, there in zip(numbers, sliding, strict=True) if there == where}
-    if len(found) != 1:
-        raise gguf.key_error(
-            f"{name}",
-            expected="the same for all layers with a window, and for all without",
-            found=str(sorted(found)),
-        )
+    hp.refuse_if(
+        len(found) != 1,
+        f"{name}",
+        "the same for all layers with a window, and for all without",
+        str(sorted(found)),
+    )
     return found.pop()
 
 
-def _mixed_windows(gguf: GGUFFile, every: int) -> Config:
+def _mixed_windows(hp: Hyperparameters, every: int) -> Config:
     """Windows, of a class that needs layers with and without."""
-    found = windows(gguf, every)
+    found = hp.windows(every)
     kinds = set(found.get("layer_types", ()))
-    if "sliding_attention" not in kinds or "full_attention" not in kinds:
-        raise gguf.key_error(
-            "attention.sliding_window", expected="a window in some layers and none in others"
-        )
+    hp.refuse_if(
+        "sliding_attention" not in kinds or "full_attention" not in kinds,
+        "attention.sliding_window",
+        "a window in some layers and none in others",
+    )
     return found
 
 

@@ -9,24 +9,21 @@ from converters.architectures.base import (
     PERMUTED,
     QK_NORMS,
     Architecture,
-    Config,
     fixed,
-    windows,
     without,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import float_of
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _olmo2(gguf: GGUFFile, config: Config) -> Config:
-    found = windows(gguf, 4)
+def _olmo2(hp: Hyperparameters) -> Config:
+    found = hp.windows(4)
     if not found:
         return {}
     return {"model_type": "olmo3", "architectures": ["Olmo3ForCausalLM"], **found}
 
 
-def _olmo(gguf: GGUFFile, config: Config) -> Config:
-    return {"clip_qkv": float_of(gguf, "attention.clamp_kqv", 0.0) or None}
+def _olmo(hp: Hyperparameters) -> Config:
+    return {"clip_qkv": hp.number("attention.clamp_kqv", 0.0) or None}
 
 
 ROWS: dict[str, Architecture] = {

@@ -8,18 +8,17 @@ from converters.architectures.base import (
     FUSED_GATE,
     QKV,
     Architecture,
-    Config,
     fixed,
     fused_qkv,
 )
-from converters.gguf.reader import GGUFFile
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _phi3(gguf: GGUFFile, config: Config) -> Config:
+def _phi3(hp: Hyperparameters) -> Config:
     """Hugging Face has the original context outside of ``rope_scaling``."""
-    scaling = config.get("rope_scaling") or {}
+    scaling = hp.config.get("rope_scaling") or {}
     key = "original_max_position_embeddings"
-    return {key: scaling.get(key, config["max_position_embeddings"])}
+    return {key: scaling.get(key, hp["max_position_embeddings"])}
 
 
 ROWS: dict[str, Architecture] = {

@@ -11,23 +11,20 @@ from converters.architectures.base import (
     QK_NORMS,
     QKV,
     Architecture,
-    Config,
     as_row,
     fused_qkv,
-    text_of_vl,
-    text_rope,
 )
-from converters.gguf.reader import GGUFFile
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
-def _qwen2moe(gguf: GGUFFile, config: Config) -> Config:
-    shared = gguf.tensor("blk.0.ffn_up_shexp.weight").shape[0]
+def _qwen2moe(hp: Hyperparameters) -> Config:
+    shared = hp.tensor("blk.0.ffn_up_shexp.weight").shape[0]
     return {"shared_expert_intermediate_size": shared, "norm_topk_prob": False}
 
 
-def _qwen3moe(gguf: GGUFFile, config: Config) -> Config:
-    if gguf.architecture == "qwen3vlmoe":
-        text_rope(gguf, config, interleaved=True)
+def _qwen3moe(hp: Hyperparameters) -> Config:
+    if hp.architecture == "qwen3vlmoe":
+        hp.text_rope(interleaved=True)
     return {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
@@ -38,7 +35,7 @@ _qwen2 = partial(Architecture, "qwen2", "Qwen2ForCausalLM", zero_biases=(QKV,), 
 ROWS: dict[str, Architecture] = {
     "qwen": _qwen2(
         # The key counts gate and up together.
-        keys=lambda gguf, config: {"intermediate_size": config["intermediate_size"] // 2},
+        keys=lambda hp: {"intermediate_size": hp["intermediate_size"] // 2},
         parts={"attn_qkv": fused_qkv},
     ),
     "qwen2": _qwen2(),
@@ -51,9 +48,14 @@ ROWS: dict[str, Architecture] = {
         zero_biases=(QKV,),
         always_biased=True,
     ),
-    "qwen2vl": _qwen2(keys=text_of_vl),
+    "qwen2vl": _qwen2(keys=lambda hp: hp.text_rope(interleaved=False)),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS),
     "qwen3moe": _QWEN3_MOE,
-    "qwen3vl": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS, keys=text_of_vl),
+    "qwen3vl": Architecture(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        LLAMA | QK_NORMS,
+        keys=lambda hp: hp.text_rope(interleaved=True),
+    ),
     "qwen3vlmoe": _QWEN3_MOE,
 }

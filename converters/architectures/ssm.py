@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from converters.architectures.base import (
     ATTENTION,
     BIASED_ATTENTION,
@@ -15,23 +13,14 @@ from converters.architectures.base import (
     MOE,
     PERMUTED,
     Architecture,
-    Config,
-    Floats,
     depthwise,
     flat,
     log_of_negative,
-    needs_experts,
-    no_windows,
-    only,
+    minus,
     renamed,
-    shared_width,
-    tied,
-    unscaled,
-    whole_heads,
     without,
 )
-from converters.gguf.reader import GGUFFile
-from converters.gguf.validate import flag, float_of, layer_count, per_layer, scalar
+from converters.architectures.hyperparameters import Config, Hyperparameters
 
 MAMBA2_MIXER = {
     "ssm_in": "mixer.in_proj",
@@ -77,33 +66,36 @@ class _Mamba2Sizes:
     kernel: int
 
 
-def _mamba2_sizes(gguf: GGUFFile, *, groups: bool = True) -> _Mamba2Sizes:
+def _mamba2_sizes(hp: Hyperparameters, *, groups: bool = True) -> _Mamba2Sizes:
     """Sizes of the Mamba 2 mixers.
 
     Args:
         groups: the model's class normalizes each group by itself, as the authors' kernels and
             llama.cpp do; otherwise it can run one group only.
     """
-    inner, heads = scalar(gguf, "ssm.inner_size"), scalar(gguf, "ssm.time_step_rank")
-    count = scalar(gguf, "ssm.group_count", 1)
-    if heads < 1 or inner < 1 or inner % heads:
-        raise gguf.key_error(
-            "ssm.time_step_rank", expected=f"a number of heads that divides {inner}"
-        )
-    if count < 1 or heads % count:
-        raise gguf.key_error(
-            "ssm.group_count", expected=f"a number of groups that divides {heads} heads"
-        )
-    if count > 1 and not groups:
-        raise gguf.key_error(
-            "ssm.group_count", expected="1, as the model class normalizes all groups together"
-        )
-    state, kernel = scalar(gguf, "ssm.state_size"), scalar(gguf, "ssm.conv_kernel")
+    inner, heads = hp.integer("ssm.inner_size"), hp.integer("ssm.time_step_rank")
+    count = hp.integer("ssm.group_count", 1)
+    hp.refuse_if(
+        heads < 1 or inner < 1 or inner % heads,
+        "ssm.time_step_rank",
+        f"a number of heads that divides {inner}",
+    )
+    hp.refuse_if(
+        count < 1 or heads % count,
+        "ssm.group_count",
+        f"a number of groups that divides {heads} heads",
+    )
+    hp.refuse_if(
+        count > 1 and not groups,
+        "ssm.group_count",
+        "1, as the model class normalizes all groups together",
+    )
+    state, kernel = hp.integer("ssm.state_size"), hp.integer("ssm.conv_kernel")
     return _Mamba2Sizes(inner, heads, inner // heads, count, state, kernel)
 
 
-def _in_any_layer(gguf: GGUFFile, tensor: str) -> bool:
-    return any(f"blk.{i}.{tensor}" in gguf for i in range(layer_count(gguf)))
+def _in_any_layer(hp: Hyperparameters, tensor: str) -> bool:
+    return any(f"blk.{i}.{tensor}" in hp for i in range(hp.layers))
 
 
 _BACKBONE = {"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"}
@@ -112,33 +104,33 @@ _BACKBONE = {"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_
 _MAMBA_EPSILON = 1e-5
 
 
-def _mamba(gguf: GGUFFile, config: Config) -> Config:
-    epsilon = config["rms_norm_eps"]
-    if epsilon != _MAMBA_EPSILON:
-        raise gguf.key_error(
-            "attention.layer_norm_rms_epsilon",
-            expected=f"{_MAMBA_EPSILON}, the only one that the model class has",
-        )
+def _mamba(hp: Hyperparameters) -> Config:
+    epsilon = hp["rms_norm_eps"]
+    hp.refuse_if(
+        epsilon != _MAMBA_EPSILON,
+        "attention.layer_norm_rms_epsilon",
+        f"{_MAMBA_EPSILON}, the only one that the model class has",
+    )
     falcon: Config = {}
-    if flag(gguf, "ssm.dt_b_c_rms", False):
+    if hp.flag("ssm.dt_b_c_rms", False):
         falcon = {"model_type": "falcon_mamba", "architectures": ["FalconMambaForCausalLM"]}
         falcon["mixer_rms_eps"] = epsilon
     return {
         "layer_norm_epsilon": epsilon,
-        "intermediate_size": scalar(gguf, "ssm.inner_size"),
-        "state_size": scalar(gguf, "ssm.state_size"),
-        "conv_kernel": scalar(gguf, "ssm.conv_kernel"),
-        "time_step_rank": scalar(gguf, "ssm.time_step_rank"),
-        "use_bias": _in_any_layer(gguf, "ssm_in.bias"),
+        "intermediate_size": hp.integer("ssm.inner_size"),
+        "state_size": hp.integer("ssm.state_size"),
+        "conv_kernel": hp.integer("ssm.conv_kernel"),
+        "time_step_rank": hp.integer("ssm.time_step_rank"),
+        "use_bias": _in_any_layer(hp, "ssm_in.bias"),
         "use_conv_bias": True,
         **falcon,
     }
 
 
-def _mamba2(gguf: GGUFFile, config: Config) -> Config:
-    mixer = _mamba2_sizes(gguf, groups=False)
+def _mamba2(hp: Hyperparameters) -> Config:
+    mixer = _mamba2_sizes(hp, groups=False)
     return {
-        "layer_norm_epsilon": config["rms_norm_eps"],
+        "layer_norm_epsilon": hp["rms_norm_eps"],
         "num_heads": mixer.heads,
         "head_dim": mixer.width,
         "intermediate_size": mixer.inner,
@@ -155,28 +147,28 @@ def _mamba2(gguf: GGUFFile, config: Config) -> Config:
 _FEED_FORWARD = renamed(GATED, "mlp.", "feed_forward.")
 
 
-def mamba_keys(gguf: GGUFFile, *, groups: bool) -> Config:
+def mamba_keys(hp: Hyperparameters, *, groups: bool) -> Config:
     """Sizes of a Mamba 2 mixer under the keys of Falcon H1 and Granite 4 H."""
-    mixer = _mamba2_sizes(gguf, groups=groups)
+    mixer = _mamba2_sizes(hp, groups=groups)
     return {
         "mamba_n_heads": mixer.heads,
         "mamba_d_head": mixer.width,
         "mamba_d_state": mixer.state,
         "mamba_d_conv": mixer.kernel,
         "mamba_n_groups": mixer.groups,
-        "mamba_conv_bias": _in_any_layer(gguf, "ssm_conv1d.bias"),
+        "mamba_conv_bias": _in_any_layer(hp, "ssm_conv1d.bias"),
         "mamba_proj_bias": False,
         "time_step_limit": _NO_STEP_LIMIT,
     }
 
 
-def _falcon_h1(gguf: GGUFFile, config: Config) -> Config:
-    normed = _in_any_layer(gguf, "ssm_norm.weight")
+def _falcon_h1(hp: Hyperparameters) -> Config:
+    normed = _in_any_layer(hp, "ssm_norm.weight")
     # llama.cpp's converter has multiplied the weights.
     ones = ("attention_in", "attention_out", "key", "embedding", "lm_head", "ssm_in", "ssm_out")
     return {
-        **mamba_keys(gguf, groups=not normed),
-        "mamba_d_ssm": scalar(gguf, "ssm.inner_size"),
+        **mamba_keys(hp, groups=not normed),
+        "mamba_d_ssm": hp.integer("ssm.inner_size"),
         "mamba_rms_norm": normed,
         "mamba_norm_before_gate": False,
         "projectors_bias": False,
@@ -186,26 +178,28 @@ def _falcon_h1(gguf: GGUFFile, config: Config) -> Config:
     }
 
 
-def _nemotron_h(gguf: GGUFFile, config: Config) -> Config:
-    gguf.tensor("output.weight")
-    mixer = _mamba2_sizes(gguf)
+def _nemotron_h(hp: Hyperparameters) -> Config:
+    hp.tensor("output.weight")
+    mixer = _mamba2_sizes(hp)
     heads, inner = (
-        per_layer(gguf, "attention.head_count_kv"),
-        per_layer(gguf, "feed_forward_length"),
+        hp.per_layer("attention.head_count_kv"),
+        hp.per_layer("feed_forward_length"),
     )
-    if len(set(inner) - {0}) > 1:
-        raise gguf.key_error("feed_forward_length", expected="one size in all layers that have one")
-    feed_forward = "E" if "num_experts" in config else "-"
+    hp.refuse_if(
+        len(set(inner) - {0}) > 1, "feed_forward_length", "one size in all layers that have one"
+    )
+    feed_forward = "E" if "num_experts" in hp.config else "-"
     pattern = [
         feed_forward if size else "*" if count else "M"
         for count, size in zip(heads, inner, strict=True)
     ]
-    if not {"*", "M"} <= set(pattern):
-        raise gguf.key_error(
-            "attention.head_count_kv", expected="layers with attention and others without"
-        )
+    hp.refuse_if(
+        not {"*", "M"} <= set(pattern),
+        "attention.head_count_kv",
+        "layers with attention and others without",
+    )
     # Where a file has both, this one counts.
-    epsilon = float_of(gguf, "attention.layer_norm_rms_epsilon", config["layer_norm_epsilon"])
+    epsilon = hp.number("attention.layer_norm_rms_epsilon", hp["layer_norm_epsilon"])
     return {
         "layer_norm_epsilon": epsilon,
         "hybrid_override_pattern": "".join(pattern),
@@ -216,52 +210,49 @@ def _nemotron_h(gguf: GGUFFile, config: Config) -> Config:
         "conv_kernel": mixer.kernel,
         "n_groups": mixer.groups,
         "use_bias": False,
-        "use_conv_bias": _in_any_layer(gguf, "ssm_conv1d.bias"),
+        "use_conv_bias": _in_any_layer(hp, "ssm_conv1d.bias"),
         "time_step_limit": _NO_STEP_LIMIT,
     }
 
 
-def _nemotron_h_moe(gguf: GGUFFile, config: Config) -> Config:
-    needs_experts(gguf, config)
-    latent = scalar(gguf, "moe_latent_size", 0)
+def _nemotron_h_moe(hp: Hyperparameters) -> Config:
+    hp.needs_experts()
+    latent = hp.integer("moe_latent_size", 0)
     return {
-        **_nemotron_h(gguf, config),
-        "n_routed_experts": config["num_experts"],
+        **_nemotron_h(hp),
+        "n_routed_experts": hp["num_experts"],
         "n_shared_experts": 1,
-        "moe_shared_expert_intermediate_size": shared_width(gguf),
+        "moe_shared_expert_intermediate_size": hp.shared_width,
         "moe_latent_size": latent or None,
-        "n_group": scalar(gguf, "expert_group_count", 0) or 1,
-        "topk_group": scalar(gguf, "expert_group_used_count", 0) or 1,
-        "norm_topk_prob": flag(gguf, "expert_weights_norm", False),
-        "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
+        "n_group": hp.integer("expert_group_count", 0) or 1,
+        "topk_group": hp.integer("expert_group_used_count", 0) or 1,
+        "norm_topk_prob": hp.flag("expert_weights_norm", False),
+        "routed_scaling_factor": hp.number("expert_weights_scale", 0.0) or 1.0,
     }
 
 
-def _jamba(gguf: GGUFFile, config: Config) -> Config:
-    whole_heads(gguf, config)
-    if config.get("num_experts", 0) > 1:
+def _jamba(hp: Hyperparameters) -> Config:
+    hp.whole_heads()
+    if hp.config.get("num_experts", 0) > 1:
         # mlx-lm's class normalizes the weights of experts; Jamba does not.
-        raise gguf.key_error(
+        raise hp.error(
             "expert_count", expected="no experts, as the model class weighs them in another way"
         )
-    heads = per_layer(gguf, "attention.head_count_kv")
-    expand, rest = divmod(scalar(gguf, "ssm.inner_size"), config["hidden_size"])
-    if rest:
-        raise gguf.key_error(
-            "ssm.inner_size", expected=f"a multiple of the hidden size, {config['hidden_size']}"
-        )
+    heads = hp.per_layer("attention.head_count_kv")
+    expand, rest = divmod(hp.integer("ssm.inner_size"), hp["hidden_size"])
+    hp.refuse_if(rest, "ssm.inner_size", f"a multiple of the hidden size, {hp['hidden_size']}")
     return {
         "layers_block_type": ["attention" if count else "mamba" for count in heads],
         # The same as periods; there are no experts.
         "attn_layer_offset": 0,
-        "attn_layer_period": layer_count(gguf),
+        "attn_layer_period": hp.layers,
         "expert_layer_offset": 0,
         "expert_layer_period": 1,
         "num_experts": 1,
         "num_experts_per_tok": 1,
-        "mamba_d_conv": scalar(gguf, "ssm.conv_kernel"),
-        "mamba_d_state": scalar(gguf, "ssm.state_size"),
-        "mamba_dt_rank": scalar(gguf, "ssm.time_step_rank"),
+        "mamba_d_conv": hp.integer("ssm.conv_kernel"),
+        "mamba_d_state": hp.integer("ssm.state_size"),
+        "mamba_dt_rank": hp.integer("ssm.time_step_rank"),
         "mamba_expand": expand,
         "mamba_proj_bias": False,
         "mamba_conv_bias": True,
@@ -294,35 +285,42 @@ _LFM2_CONV = {
 _LFM2 = {"attn_norm": "operator_norm", "ffn_norm": "ffn_norm", **_LFM2_ATTENTION, **_LFM2_CONV}
 
 
-def _lfm2(gguf: GGUFFile, config: Config) -> Config:
-    unscaled(gguf, config)
-    no_windows(gguf)
-    tied(gguf)
-    whole_heads(gguf, config)
-    kv_heads = per_layer(gguf, "attention.head_count_kv")
+def _lfm2(hp: Hyperparameters) -> Config:
+    hp.unscaled()
+    hp.refuse_if(
+        hp.integer("attention.sliding_window", 0),
+        "attention.sliding_window",
+        "no sliding window in this architecture",
+    )
+    hp.tied()
+    hp.whole_heads()
+    kv_heads = hp.per_layer("attention.head_count_kv")
     return {
-        "norm_eps": config["rms_norm_eps"],
+        "norm_eps": hp["rms_norm_eps"],
         "layer_types": ["full_attention" if heads else "conv" for heads in kv_heads],
-        "conv_L_cache": scalar(gguf, "shortconv.l_cache"),
+        "conv_L_cache": hp.integer("shortconv.l_cache"),
         "conv_bias": False,
-        "block_dim": config["hidden_size"],
-        "block_ff_dim": config["intermediate_size"],
+        "block_dim": hp["hidden_size"],
+        "block_ff_dim": hp["intermediate_size"],
         "block_auto_adjust_ff_dim": False,
         "block_multiple_of": 1,
         "block_ffn_dim_multiplier": 1.0,
     }
 
 
-def _lfm2moe(gguf: GGUFFile, config: Config) -> Config:
-    needs_experts(gguf, config)
-    if scalar(gguf, "expert_gating_func") != 2:
-        raise gguf.key_error("expert_gating_func", expected="2, the sigmoid, in this architecture")
+def _lfm2moe(hp: Hyperparameters) -> Config:
+    hp.needs_experts()
+    hp.refuse_if(
+        hp.integer("expert_gating_func") != 2,
+        "expert_gating_func",
+        "2, the sigmoid, in this architecture",
+    )
     return {
-        **_lfm2(gguf, config),
-        "num_dense_layers": scalar(gguf, "leading_dense_block_count", 0),
+        **_lfm2(hp),
+        "num_dense_layers": hp.integer("leading_dense_block_count", 0),
         "norm_topk_prob": True,
         "use_expert_bias": True,
-        "routed_scaling_factor": float_of(gguf, "expert_weights_scale", 0.0) or 1.0,
+        "routed_scaling_factor": hp.number("expert_weights_scale", 0.0) or 1.0,
     }
 
 
@@ -345,36 +343,33 @@ _PLAMO2_MIXER = {
 }
 
 
-def _minus(offset: float, x: Floats) -> Floats:
-    return x - np.float32(offset)
-
-
-def _plamo2(gguf: GGUFFile, config: Config) -> Config:
+def _plamo2(hp: Hyperparameters) -> Config:
     # Constants of mlx-lm's class.
-    only(gguf, "rope.freq_base", 10000.0)
-    unscaled(gguf, config)
-    heads, width = scalar(gguf, "ssm.time_step_rank"), config["head_dim"]
-    if heads * width != scalar(gguf, "ssm.inner_size"):
-        raise gguf.key_error(
-            "ssm.inner_size", expected=f"{heads} heads of {width}, as wide as those of attention"
-        )
+    hp.only("rope.freq_base", 10000.0)
+    hp.unscaled()
+    heads, width = hp.integer("ssm.time_step_rank"), hp["head_dim"]
+    hp.refuse_if(
+        heads * width != hp.integer("ssm.inner_size"),
+        "ssm.inner_size",
+        f"{heads} heads of {width}, as wide as those of attention",
+    )
     return {
-        "mamba_step": _plamo2_step(gguf),
+        "mamba_step": _plamo2_step(hp),
         "mamba_enabled": True,
         "mamba_num_heads": heads,
-        "mamba_d_state": scalar(gguf, "ssm.state_size"),
-        "mamba_d_conv": scalar(gguf, "ssm.conv_kernel"),
+        "mamba_d_state": hp.integer("ssm.state_size"),
+        "mamba_d_conv": hp.integer("ssm.conv_kernel"),
         "hidden_size_per_head": width,
     }
 
 
-def _plamo2_step(gguf: GGUFFile) -> int:
+def _plamo2_step(hp: Hyperparameters) -> int:
     """One of so many layers, the middle one, has attention."""
-    found = [count > 0 for count in per_layer(gguf, "attention.head_count_kv")]
+    found = [count > 0 for count in hp.per_layer("attention.head_count_kv")]
     for step in range(2, len(found) + 1):
         if found == [i % step == step // 2 for i in range(len(found))]:
             return step
-    raise gguf.key_error(
+    raise hp.error(
         "attention.head_count_kv", expected="attention in the middle of equal runs of layers"
     )
 
@@ -396,9 +391,9 @@ PLAMO2 = Architecture(
     values={
         **MAMBA_DECAY,
         # GGUF has added the constants that the model adds to the weights of its norms.
-        **dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), partial(_minus, 1.0)),
-        "post_attention_norm": partial(_minus, 1 / 5),
-        "post_ffw_norm": partial(_minus, 1 / 5**1.5),
+        **dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), minus(1)),
+        "post_attention_norm": minus(1 / 5),
+        "post_ffw_norm": minus(1 / 5**1.5),
     },
     reshape=MAMBA1_RESHAPE,
     optional=frozenset(_PLAMO2_MIXER),

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.architectures import ARCHITECTURES, ENDS, Architecture
-from converters.architectures.base import LLAMA
+from converters.architectures.base import ENDS, LLAMA, Architecture
+from converters.architectures.hyperparameters import Hyperparameters
+from converters.architectures.mapping import ARCHITECTURES
 from converters.errors import AdapterError, shortened
 from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile, read_gguf
@@ -182,7 +183,7 @@ def _pair(
         width = gguf.key("attention.key_length")
         if b.ndim != 2 or b.shape[0] % width:
             raise half["b"].error(expected=f"rows for heads of {width}", found=str(b.shape[0]))
-        b = b[architecture.order[key](gguf, b.shape[0])]
+        b = b[architecture.order[key](Hyperparameters(gguf), b.shape[0])]
     return Pair(name, a, b, scale)
 
 

@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from converters.architectures.config import hf_config
+from converters.architectures.hyperparameters import Config
+from converters.architectures.mapping import (
+    Mapped,
+    NameMap,
+    architecture_of,
+    map_tensors,
+    regroup,
+)
 from converters.convert import Converted, SourceTensor
 from converters.errors import AdapterError, InexactError
-from converters.gguf.config import Config, hyperparameters
-from converters.gguf.names import Mapped, NameMap, architecture_of, map_tensors
 from converters.gguf.reader import GGUFFile, read_gguf
-from converters.gguf.regroup import regroup
 from converters.gguf.types import GGMLType
 from converters.quantize.affine import Arrays
 from converters.quantize.encode import (
@@ -61,9 +67,8 @@ def open_gguf(source: str | Path | GGUFFile) -> GGUFModel:
     file = source if isinstance(source, GGUFFile) else read_gguf(source)
     architecture = architecture_of(file)
     grouped = regroup(file, architecture)
-    return GGUFModel(
-        file, map_tensors(grouped, architecture), hyperparameters(grouped, architecture)
-    )
+    config = hf_config(grouped, architecture)
+    return GGUFModel(file, map_tensors(grouped, architecture), config)
 
 
 def half_dtype(gguf: GGUFFile) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from converters.architectures.mapping import NameMap
 from converters.errors import MlxrunError
-from converters.gguf.names import NameMap
 from converters.gguf.reader import GGUFFile, GGUFTensor, read_gguf
 from converters.gguf.source import half_dtype, skipped
 from converters.huggingface.names import text_config

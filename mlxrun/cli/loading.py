@@ -79,7 +79,7 @@ def load_model(
 
 def _warn_of_strays(llm: LLM) -> None:
     """Warn of tensors that the architecture does not have: the file may name a wrong one."""
-    from converters.gguf.names import NO_PLACE
+    from converters.architectures.mapping import NO_PLACE
 
     skipped = llm.report.skipped if llm.report else []
     strays = [entry["name"] for entry in skipped if entry["reason"] == NO_PLACE]

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from converters.gguf.validate import MAX_BLOCKS
-from converters.rope import (
+from converters.architectures.rope import (
     llama3_factors,
     longrope_attention_factor,
     yarn_attention_factor,
     yarn_factors,
 )
+from converters.gguf.validate import MAX_BLOCKS
 from mlxrun.errors import CheckpointError
 from mlxrun.models.config import (
     Attention,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from converters.rope import yarn_growth
+from converters.architectures.rope import yarn_growth
 from mlxrun.errors import CheckpointError, UnsupportedArchitectureError
 from mlxrun.models.config import (
     Experts,

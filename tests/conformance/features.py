@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from converters.gguf.config import model_config as hf_config
-from converters.gguf.reader import read_gguf
+from converters.gguf.source import open_gguf
 from mlxrun.models.config import Attention, Experts, FeedForward, ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
 
@@ -43,7 +42,7 @@ def features(skeleton: Skeleton) -> Features:
     """What a skeleton has."""
     with tempfile.TemporaryDirectory() as folder:
         path = skeleton.write(Path(folder) / "x.gguf")
-        config = hf_config(read_gguf(path))
+        config = open_gguf(path).config
     native = config["model_type"] in FAMILIES
     model = model_config(config) if native else None
     return Features(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from converters.architectures import ARCHITECTURES
+from converters.architectures.mapping import ARCHITECTURES
 
 from .catalogue import CATALOGUE, REASONS
 from .docs import UNMEASURED, by_architecture, render

@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 
-from converters.gguf.config import model_config
-from converters.gguf.names import map_names
-from converters.gguf.reader import read_gguf
+from converters.gguf.source import open_gguf
 from mlxrun.errors import GGUFError
 
 from .skeleton import Skeleton, read
 
 
 def refused(skeleton: Skeleton, path: Path, match: str) -> None:
-    """Ask for an error, whatever is asked of the file first."""
-    file = skeleton.write(path / "x.gguf")
     with pytest.raises(GGUFError, match=match):
-        source = read_gguf(file)
-        model_config(source)
-        map_names(source)
+        open_gguf(skeleton.write(path / "x.gguf"))
 
 
 CHANGES: list[tuple[str, dict[str, Any], str]] = [
@@ -84,7 +78,7 @@ def test_an_epsilon_that_only_some_norms_would_have(name: str, tmp_path: Path) -
     assert key in skeleton.keys
     for usual in (1e-6, 1e-5):
         file = replace(skeleton, keys={**skeleton.keys, key: usual}).write(tmp_path / "x.gguf")
-        assert model_config(read_gguf(file))
+        assert open_gguf(file).config
     large = replace(skeleton, keys={**skeleton.keys, key: 1e-4})
     refused(large, tmp_path, r"layer_norm_rms_epsilon.*at most 2e-05")
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map
 
-from converters.gguf.config import model_config
-from converters.gguf.reader import read_gguf
+from converters.gguf.source import open_gguf
 from mlxrun import convert
 
 from .measure import SAME, nmse
@@ -66,7 +65,7 @@ REFUSED = {
 def test_stock_mlx_lm_computes_llama_cpps_logits(name: str, tmp_path: Path) -> None:
     skeleton = read(name)
     source = skeleton.write(tmp_path / "x.gguf")
-    kind = model_config(read_gguf(source))["model_type"]
+    kind = open_gguf(source).config["model_type"]
     if importlib.util.find_spec(f"mlx_lm.models.{kind}") is None:
         pytest.skip(f"mlx-lm has no class for {kind}")
     convert(source, tmp_path / "out", policy="exact")

@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 from tiny_models import Tiny
 
-from converters.errors import GGUFError
-from converters.gguf.config import model_config
-from converters.gguf.reader import read_gguf
-from converters.rope import (
+from converters.architectures.rope import (
     llama3_factors,
     longrope_attention_factor,
     yarn_attention_factor,
     yarn_factors,
 )
+from converters.errors import GGUFError
+from converters.gguf.source import open_gguf
 
 
 def config_of(tmp_path: Path, model: Tiny) -> dict[str, Any]:
-    return model_config(read_gguf(model.write(tmp_path / "x.gguf")))
+    return open_gguf(model.write(tmp_path / "x.gguf")).config
 
 
 def llama31(dims: int, factor: float = 8.0, base: float = 500000.0) -> np.ndarray:

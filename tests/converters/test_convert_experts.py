@@ -15,8 +15,7 @@ from mlx.utils import tree_map
 from tiny_models import nmse
 
 from converters.errors import GGUFError
-from converters.gguf.config import model_config
-from converters.gguf.reader import read_gguf
+from converters.gguf.source import open_gguf
 from mlxrun import convert
 
 #: Skeletons whose ``model_type`` mlx-lm has a class for, and how near it comes: some of its classes
@@ -61,7 +60,7 @@ def config_of(
         )
     }
     file = replace(skeleton, **changed).write(tmp_path / "x.gguf")
-    return model_config(read_gguf(file))
+    return open_gguf(file).config
 
 
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}
@@ -153,7 +152,7 @@ def test_a_layer_without_one_of_its_matrices_is_refused(tmp_path: Path, pattern:
 def test_layers_that_only_predict_further_ahead_are_left_out(tmp_path: Path) -> None:
     skeleton = skeletons.read("glm4moe")
     report = convert(skeleton.write(tmp_path / "x.gguf"), tmp_path / "out")
-    assert model_config(read_gguf(tmp_path / "x.gguf"))["num_hidden_layers"] == 3
+    assert open_gguf(tmp_path / "x.gguf").config["num_hidden_layers"] == 3
     assert report.skipped
     assert all(entry["name"].startswith("blk.3.") for entry in report.skipped)
     assert {entry["reason"] for entry in report.skipped} == {"beyond the 3 layers that generate"}

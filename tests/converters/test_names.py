@@ -9,10 +9,9 @@ from mlx.utils import tree_flatten
 from oracle_models import SKELETONS, write_skeleton
 from tiny_models import Tiny
 
-from converters.architectures import ARCHITECTURES
-from converters.gguf.config import model_config
-from converters.gguf.names import architecture_of, map_names
+from converters.architectures.mapping import ARCHITECTURES, architecture_of
 from converters.gguf.reader import GGUFFile, read_gguf
+from converters.gguf.source import open_gguf
 
 BIASED = ("attn_q", "attn_k", "attn_v")
 #: Architectures whose files keep the rows of queries and keys for the rotation of neighbors.
@@ -23,7 +22,8 @@ def assert_stock_parameters(file: GGUFFile) -> None:
     """Every parameter of mlx-lm's class is a target, of the same shape, and nothing else is."""
     from mlx_lm.utils import _get_classes
 
-    config, names = model_config(file), map_names(file)
+    model = open_gguf(file)
+    config, names = model.config, model.names
     stock_class, arguments = _get_classes(config)
     stock = dict(tree_flatten(stock_class(arguments.from_dict(config)).parameters()))
     targets = {mapped.target for mapped in names.mapped} | {name for name, _ in names.zeros}
@@ -57,7 +57,9 @@ def test_which_architectures_reorder_rows(oracle: Path, tmp_path: Path) -> None:
     for skeleton in SKELETONS:
         file = read_gguf(write_skeleton(oracle, skeleton, tmp_path / "x.gguf"))
         name = next(n for n, row in ARCHITECTURES.items() if row is architecture_of(file))
-        moved = {m.source.name.split(".")[2] for m in map_names(file).mapped if m.order is not None}
+        moved = {
+            m.source.name.split(".")[2] for m in open_gguf(file).names.mapped if m.order is not None
+        }
         assert moved == (queries_and_keys if name in REORDERED else set()), skeleton
 
 
@@ -65,7 +67,9 @@ def test_biases_move_with_their_rows(tmp_path: Path) -> None:
     for arch, moves in (("llama", True), ("qwen2", False)):
         file = read_gguf(Tiny(arch=arch, biases=BIASED).write(tmp_path / "x.gguf"))
         moved = {
-            m.source.name.split(".", 2)[-1] for m in map_names(file).mapped if m.order is not None
+            m.source.name.split(".", 2)[-1]
+            for m in open_gguf(file).names.mapped
+            if m.order is not None
         }
         names = {"attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"}
         assert moved == (names if moves else set())
@@ -79,7 +83,7 @@ def test_a_layer_has_one_spelling(
     model, twin = Tiny(), f"blk.{number}.attn_q.weight"
     shapes = model.shapes() | {twin: (64, 64)}
     monkeypatch.setattr(model, "shapes", lambda: shapes)
-    names = map_names(read_gguf(model.write(tmp_path / "x.gguf")))
+    names = open_gguf(model.write(tmp_path / "x.gguf")).names
     targets = [mapped.target for mapped in names.mapped]
     assert len(set(targets)) == len(targets)
     assert [tensor.name for tensor, _ in names.skipped] == [twin]

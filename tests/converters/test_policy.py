@@ -14,10 +14,9 @@ from tiny_models import Kind, Tiny, random_blocks
 from converters.convert import Converted, stream
 from converters.errors import ConversionError, GGUFError, InexactError
 from converters.gguf.file import GGUFTensor
-from converters.gguf.names import map_names
 from converters.gguf.quants import CODECS
 from converters.gguf.reader import GGUFFile, read_gguf
-from converters.gguf.source import GGUFSource, gguf_tensors, half_dtype
+from converters.gguf.source import GGUFSource, gguf_tensors, half_dtype, open_gguf
 from converters.gguf.types import BLOCKS, GGMLType
 from converters.quantize.affine import Arrays
 from converters.quantize.encode import Encoded, encode
@@ -100,7 +99,7 @@ def test_files_of_llama_quantize(oracle: Path, policy: str) -> None:
             continue
         file = read_gguf(path)
         bound = Policy(policy, half_dtype(file))
-        names = map_names(file)
+        names = open_gguf(file).names
         unpermuted = tuple(m for m in names.mapped if m.order is None)
         for converted in stream(gguf_tensors(names, bound)):
             if converted.target.split(".")[-2] in ("q_proj", "k_proj"):
@@ -220,7 +219,7 @@ def test_types_that_hold_no_weights_are_named(tmp_path: Path) -> None:
     file = read_gguf(Tiny(raw=kinds).write(tmp_path / "x.gguf"))
     for policy in POLICIES:
         with pytest.raises(InexactError) as caught:
-            gguf_tensors(map_names(file), Policy(policy))
+            gguf_tensors(open_gguf(file).names, Policy(policy))
         assert [name for name, _, _ in caught.value.tensors] == ["blk.1.ffn_up.weight"]
         assert "blk.1.ffn_up.weight (I8)" in str(caught.value)
 

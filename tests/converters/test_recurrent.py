@@ -20,10 +20,8 @@ from tiny_models import nmse
 
 from converters.convert import stream
 from converters.errors import GGUFError
-from converters.gguf.config import model_config
-from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
-from converters.gguf.source import gguf_tensors
+from converters.gguf.source import gguf_tensors, open_gguf
 from converters.quantize.policy import Policy
 from mlxrun import convert
 
@@ -70,7 +68,7 @@ def with_heads_of(width: int) -> Skeleton:
 def converted(path: Path, target: str) -> np.ndarray:
     """One parameter of a file, expanded."""
     file = read_gguf(path)
-    for made in stream(gguf_tensors(map_names(file), Policy("near", "float32"))):
+    for made in stream(gguf_tensors(open_gguf(file).names, Policy("near", "float32"))):
         if made.target == target:
             arrays = {name: mx.array(np.ascontiguousarray(a)) for name, a in made.arrays.items()}
             assert made.layout.quantized
@@ -94,7 +92,7 @@ def in_turns(values: np.ndarray, axis: int, width: int) -> np.ndarray:
 )
 def test_rates_of_heads_stay_in_float32(tmp_path: Path, name: str, dtype: str) -> None:
     file = read_gguf(read(name).write(tmp_path / "x.gguf"))
-    made = stream(gguf_tensors(map_names(file), Policy("near", "float16")))
+    made = stream(gguf_tensors(open_gguf(file).names, Policy("near", "float16")))
     rates = [one.layout.dtype for one in made if one.target.endswith("A_log")]
     assert set(rates) == {dtype}
 
@@ -216,9 +214,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 def refuse(path: Path) -> None:
-    file = read_gguf(path)
-    model_config(file)
-    map_names(file)
+    open_gguf(path)
 
 
 @pytest.mark.parametrize(("name", "keys", "words"), REFUSED)
@@ -245,7 +241,7 @@ def test_a_head_that_a_class_cannot_have_is_refused(tmp_path: Path, name: str, a
         del tensors["output.weight"]
     path = replace(model, tensors=tensors).write(tmp_path / "x.gguf")
     with pytest.raises(GGUFError, match=r"output\.weight"):
-        model_config(read_gguf(path))
+        open_gguf(path)
 
 
 def test_factors_that_are_no_part_of_a_head_are_refused(tmp_path: Path) -> None:
@@ -253,11 +249,11 @@ def test_factors_that_are_no_part_of_a_head_are_refused(tmp_path: Path) -> None:
     values = {**model.values, "rope_freqs.weight": {"constant": 2}}
     path = replace(model, values=values).write(tmp_path / "x.gguf")
     with pytest.raises(GGUFError, match="ones and then 1e30"):
-        model_config(read_gguf(path))
+        open_gguf(path)
 
 
 def test_the_first_layers_placeholders_are_left_out_with_a_reason(tmp_path: Path) -> None:
     file = read_gguf(read("rwkv7-190m").write(tmp_path / "x.gguf"))
-    skipped = {tensor.name: reason for tensor, reason in map_names(file).skipped}
+    skipped = {tensor.name: reason for tensor, reason in open_gguf(file).names.skipped}
     assert set(skipped) == {f"blk.0.time_mix_v{i}.weight" for i in range(3)}
     assert all("uses it" in reason for reason in skipped.values())

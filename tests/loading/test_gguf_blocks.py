@@ -16,8 +16,8 @@ import pytest
 from tiny_models import Tiny, nmse
 
 import mlxrun
-from converters.gguf.names import map_names
 from converters.gguf.reader import GGMLType, read_gguf
+from converters.gguf.source import open_gguf
 from mlxrun import products
 from mlxrun.cli.main import run
 from mlxrun.errors import NumericError, ParameterError
@@ -113,7 +113,7 @@ def test_what_cannot_stay_is_converted_and_named(
 ) -> None:
     path = replace(WIDE, kinds={"*": "Q4_K"}).write(tmp_path / "m.gguf")
     wanted = logits(loaded(path))
-    names = map_names(read_gguf(path))
+    names = open_gguf(path).names
     turned = [
         replace(m, columns=np.arange(4)) if m.source.name == "blk.1.ffn_up.weight" else m
         for m in names.mapped
@@ -131,7 +131,7 @@ def test_what_cannot_stay_is_converted_and_named(
 
 
 def test_only_plain_matrices_stay(tmp_path: Path) -> None:
-    matrix = map_names(read_gguf(Tiny().write(tmp_path / "m.gguf"))).mapped[0]
+    matrix = open_gguf(Tiny().write(tmp_path / "m.gguf")).names.mapped[0]
     assert why_not_blocks(matrix) is None
     for change in (
         {"change": lambda x: x}, {"columns": np.arange(2)}, {"shape": (64, 288)},

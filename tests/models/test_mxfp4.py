@@ -12,9 +12,8 @@ from oracle_models import expected
 from tiny_models import nmse
 
 from converters.convert import stream
-from converters.gguf.names import map_names
 from converters.gguf.reader import read_gguf
-from converters.gguf.source import gguf_tensors
+from converters.gguf.source import gguf_tensors, open_gguf
 from converters.quantize.policy import Policy
 from mlxrun import convert
 from mlxrun.loader import Loaded, load_model
@@ -34,7 +33,9 @@ def test_experts_are_exact_and_in_mlxs_mode(source: Path) -> None:
     file = read_gguf(source)
     wanted = {t.name: t for t in gguf.GGUFReader(str(source)).tensors}
     seen = 0
-    for converted in stream(gguf_tensors(map_names(file), Policy("near", "float32", narrow=True))):
+    for converted in stream(
+        gguf_tensors(open_gguf(file).names, Policy("near", "float32", narrow=True))
+    ):
         if converted.record is None or "_exps.weight" not in converted.record.name:
             continue
         assert converted.layout.mode == "mxfp4"
