@@ -151,8 +151,8 @@ def _advised(llm: LLM) -> LLM:
     for problem in llm.defaults.problems:
         warnings.warn(problem, stacklevel=3)
     slow = llm.model.nbytes > LARGE and not llm.storage.native
-    if slow and (told := blas.advice()):
-        warnings.warn(told, RuntimeWarning, stacklevel=3)
+    if slow and (advice := blas.advice()):
+        warnings.warn(advice, RuntimeWarning, stacklevel=3)
     return llm
 
 
@@ -236,6 +236,7 @@ class LLM:
     @property
     def direct_engine(self) -> Engine:
         """The engine of ``generate``, ``stream``, ``chat`` and ``logits``, stepped by callers."""
+        # Made without the lock, as its prefix cache takes it; another thread's may be there first.
         engine = self._direct or self.make_engine(EngineConfig(parallel=PARALLEL), "direct")
         with self._making:
             self._direct = self._direct or engine

@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlxrun.errors import ProcessError
 from mlxrun.kernels.device import stream_devices
 
-# Threads at once, besides the main one, from which a first computation never waits for a load.
+# Streams made in advance: the first computation of so many threads need not wait for a load.
 RESERVE = 4
 
 
@@ -67,7 +67,7 @@ class DeviceLock:
     while no other thread computes or loads.
 
     Attributes:
-        kept: whether one thread has it for good, so that all others wait for ever.
+        kept: whether one thread has it for good, so that all others wait forever.
     """
 
     _thread = threading.local()

@@ -12,10 +12,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, Unpack
 
 import mlx.core as mx
 
@@ -26,11 +27,10 @@ from mlxrun.engine.input import InputProcessor
 from mlxrun.engine.model_runner import InFlight, ModelRunner, not_finite
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK, PrefixReuse
 from mlxrun.engine.scheduler import Batch, PrefillBudget, PrefillChunk, Scheduler
-from mlxrun.engine.sequence import Sequence, Session
+from mlxrun.engine.sequence import Runs, Sequence, Session
 from mlxrun.errors import (
     EngineClosedError,
     MemoryLimitError,
-    MlxrunError,
     ParameterError,
     QueueFullError,
 )
@@ -53,7 +53,7 @@ STALL = 0.1
 # Times the device's prefill budget where only throughput counts: a step's own cost is spread.
 THROUGHPUT = 4
 
-# ``direct``: the callers of a model's methods, each of whom waits for his own sequence. ``online``:
+# ``direct``: requests of ``generate`` and the like, each caller waiting for its own. ``online``:
 # requests that arrive at any time; a first token is read before the next step is queued. ``batch``:
 # only the time of the whole counts.
 Mode = Literal["direct", "online", "batch"]
@@ -84,16 +84,16 @@ class EngineStats(NamedTuple):
     preempted: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Abort:
-    """A request to end a sequence; ``output``: tokens of it that its session is to hold."""
+    """A request to end a sequence; ``output``: how many output tokens its session keeps."""
 
     sequence: Sequence
     output: int | None = None
 
 
 class Inbox:
-    """Arrivals and aborts from other threads; all that an idle engine's thread holds on to."""
+    """Arrivals and aborts from other threads; an idle engine's thread refers to nothing else."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -128,7 +128,7 @@ class Engine:
         config: its options.
         mode: what counts.
         plan_memory: makes the plan of memory for KV caches; called at once, or in direct mode when
-            a second sequence is to run besides the first.
+            before a second sequence starts.
         prefill: prompt tokens of a step; None for the device's.
         source: the model's, to be shown.
     """
@@ -146,7 +146,7 @@ class Engine:
     ) -> None:
         self.inputs, self.model, self.source = inputs, inputs.model, source
         self.config, self._plan_memory = config, plan_memory
-        self._budget: KVBudget | None = None
+        self._kv_budget: KVBudget | None = None
         self.prefix_cache = prefix_cache
         stall = config.stall
         if stall is None:
@@ -159,8 +159,6 @@ class Engine:
         self.scheduler: Scheduler[Sequence] = Scheduler(
             PrefillBudget(stall, prefill or prefill_budget(mode)),
             rows=config.parallel or PARALLEL,
-            # What waits for the thread counts as waiting, too: see submit.
-            queue=1 << 30 if mode == "direct" else 2 * config.queue,
             chunk=None if self.runner.batched else PREFILL_CHUNK,
             alone_chunk=PREFILL_CHUNK if mode == "direct" else None,
             fill=math.isinf(stall),
@@ -172,6 +170,7 @@ class Engine:
         self._in_flight: InFlight | None = None
         self._news: deque[Sequence] = deque()  # with output that their readers wait for
         self._handles: dict[Sequence, weakref.ref[Handle]] = {}
+        self._interrupted: list[Runs] = []  # whose sequences ended as a session is used here
         self._stepping = False
         # Threads that wait for sequences: one of them steps.
         self._changed = threading.Condition()
@@ -180,12 +179,6 @@ class Engine:
         self.num_steps = self.num_preempted = 0
 
     # Requests.
-
-    def add(self, request: Request, **options: Any) -> Sequence:
-        """Queue a request; from any thread. See :meth:`prepare`."""
-        sequence = self.prepare(request, **options)
-        self._inbox.put(sequence)
-        return sequence
 
     def prepare(
         self,
@@ -229,8 +222,8 @@ class Engine:
             reuse_step=self._reuse_step if reuse_step is None else reuse_step,
         )  # fmt: skip
         sequence.plan = partial(self._cost, cache_config)
-        if self._budget is not None and self._mode != "direct":
-            self._budget.check(sequence.longest, cache_config)
+        if self._kv_budget is not None and self._mode != "direct":
+            self._kv_budget.check(sequence.longest, cache_config)
         if request.deadline is not None:
             waited = time.perf_counter() - started
             sequence.deadline = time.monotonic() + request.deadline - waited
@@ -287,7 +280,7 @@ class Engine:
         """End a sequence with the output there is; one that has ended stays as it is.
 
         Args:
-            output: tokens of its output that its session is to hold; None for all.
+            output: how many output tokens its session keeps; None for all.
         """
         if sequence.finished:
             return
@@ -295,8 +288,12 @@ class Engine:
         if self._thread is None:
             with device_lock:
                 if not self._stepping:  # the garbage collector may call this within a step
-                    self._take_in()
-            self._notify()
+                    self._stepping = True
+                    try:
+                        self._take_in()
+                    finally:
+                        self._stepping = False
+            self.notify()
 
     def cancel(self, handle: Handle) -> None:
         """End a request with the output there is; one that has ended stays as it is."""
@@ -323,7 +320,7 @@ class Engine:
         previous, self._in_flight = self._in_flight, in_flight
         self._process(previous)  # one step late: the device computes meanwhile
         if in_flight is not None and in_flight.firsts and self._reads_first_tokens:
-            self._drain()  # lest a first token wait for the next step as well
+            self._drain()  # so that a first token does not wait for the next step
         self._prefilled(batch.prefill)
         self._measure(batch, time.monotonic() - started)
 
@@ -331,38 +328,39 @@ class Engine:
         """Arrivals, aborts, dropped handles and deadlines."""
         inbox = self._inbox
         while inbox.items:
-            item = inbox.items.popleft()
+            item = inbox.items[0]  # taken out once that is done: an interrupt loses none
             if isinstance(item, Abort):
                 self._abort(item)
-            elif not item.finished:
+            elif not item.finished and item not in self.scheduler:
                 try:
                     self._limit_memory()
                     if item.session is not None:
-                        item.session.lend(self, item)
+                        self._interrupted += item.session.lend(self, item)
                     self.scheduler.add(item)
-                except MlxrunError as error:
+                except Exception as error:
                     self.fail(item, error)
+            inbox.items.popleft()
         for sequence, handle in list(self._handles.items()):
-            if handle() is None and sequence not in inbox.items:
+            if handle() is None:
                 self._finish(sequence, "cancelled")
         for sequence in self.scheduler.expired(time.monotonic()):
             self._finish(sequence, "deadline")
 
     def _limit_memory(self) -> None:
         """Plan memory before a second sequence runs: one alone always does."""
-        if self._budget is None and self._plan_memory is not None and self.scheduler.num_running:
+        if self._kv_budget is None and self._plan_memory is not None and self.scheduler.sequences:
             try:
                 self._set_budget(self._plan_memory())
             except MemoryLimitError:
                 self.scheduler.rows = 1  # as long as there is so little
 
     def _set_budget(self, budget: KVBudget) -> None:
-        self._budget = budget
+        self._kv_budget = budget
         self.scheduler.rows = self.config.parallel or budget.room.parallel
         self.scheduler.limit_memory(budget.memory)
 
     def _cost(self, cache_config: CacheConfig, slots: int) -> int:
-        return 0 if self._budget is None else self._budget.cost(slots, cache_config)
+        return 0 if self._kv_budget is None else self._kv_budget.cost(slots, cache_config)
 
     def _abort(self, abort: Abort) -> None:
         sequence, output = abort.sequence, abort.output
@@ -371,7 +369,7 @@ class Engine:
         self._finish(sequence, "cancelled")
 
     def _begin(self, sequence: Sequence) -> None:
-        """Make what an admitted sequence computes with."""
+        """Give an admitted sequence its sampler and its caches."""
         try:
             if sequence.sampler is None and sequence.limit:
                 sequence.sampler = self.inputs.sampler(sequence.request)
@@ -384,7 +382,7 @@ class Engine:
                 sequence.caches = list(self.model.make_cache(config))
             for cache in sequence.caches:
                 cache.prompt = len(sequence.request.prompt)
-        except MlxrunError as error:
+        except Exception as error:  # its own: others go on
             self.fail(sequence, error)
         else:
             if sequence.score_from is None:
@@ -403,17 +401,24 @@ class Engine:
     def _preempt(self, sequence: Sequence) -> None:
         """Free the caches of a sequence; their content goes to the prefix cache."""
         self.num_preempted += 1
-        # All of it, and at any length: so it goes on with the same bits, if it is still there.
-        sequence.reuse_step, sequence.num_stored = 1, 0
-        self.prefixes.ended(sequence, self.runner.view(sequence))
+        if not self.config.deterministic:
+            sequence.reuse_step, sequence.num_stored = 1, 0  # all of it, at any length
+            self.prefixes.ended(sequence, self.runner.view(sequence))
         if sequence.session is not None:
             sequence.session.reset_caches()
-        self._restart(sequence)
+        self._requeue(sequence)
 
-    def _restart(self, sequence: Sequence) -> None:
-        """Let a sequence prefill its prompt and output again."""
+    def _requeue(self, sequence: Sequence) -> None:
+        """Free a sequence's caches: it prefills its prompt and output again.
+
+        With ``deterministic`` the output is sampled again, too: its prefill would round otherwise.
+        """
         self.runner.leave(sequence)
         self.prefixes.remove(sequence)
+        if self.config.deterministic and sequence.sampler is not None:
+            seeded = replace(sequence.request.params, seed=sequence.sampler.seed)
+            sequence.sampler = self.inputs.sampler(replace(sequence.request, params=seeded))
+            del sequence.ids[len(sequence.request.prompt) :]
         sequence.restart()
 
     def _drain(self) -> None:
@@ -434,13 +439,14 @@ class Engine:
                 continue
             output = sequence.output
             assert output is not None
-            chunk = output.add(token.token, token.logprobs)
+            if output.num_sampled == sequence.num_output:  # no token is delivered twice
+                chunk = output.add(token.token, token.logprobs)
+                if chunk is not None:
+                    sequence.chunks.append(chunk)
+                    if sequence.streams:
+                        self._news.append(sequence)
             sequence.ids.append(token.token)
-            if chunk is not None:
-                sequence.chunks.append(chunk)
-                if sequence.streams:
-                    self._news.append(sequence)
-            if output.finish_reason is not None:
+            if output.finish_reason is not None and output.num_sampled == sequence.num_output:
                 self._finish(sequence)
 
     def _prefilled(self, prefill: list[PrefillChunk[Sequence]]) -> None:
@@ -474,19 +480,20 @@ class Engine:
         sequence: Sequence,
         reason: FinishReason | None = None,
         *,
-        error: BaseException | None = None,
+        error: Exception | None = None,
     ) -> None:
         """End a sequence: its caches go to its session, or are freed."""
         if sequence.finished:
             return
+        session = sequence.session
         try:
-            if (session := sequence.session) is not None:
-                session.give_back(sequence, self.runner.take(sequence), sequence.ids)
+            if session is not None:
+                session.give_back(self.runner.take(sequence), sequence.ids)
                 if error is None:
                     self.prefixes.store_session(session.tokens, session.cache)
             elif error is None and sequence.is_prefilled and sequence.limit:
                 self.prefixes.ended(sequence, self.runner.view(sequence))
-        except BaseException as failure:
+        except Exception as failure:
             self._remove(sequence, failure)
             raise
         last: Chunk | BaseException | None = error
@@ -496,6 +503,9 @@ class Engine:
         self._remove(sequence, last)
 
     def _remove(self, sequence: Sequence, last: Chunk | BaseException | None) -> None:
+        """Let a sequence leave, with its last chunk or its error."""
+        if sequence.session is not None:
+            sequence.session.release(sequence)
         self.runner.leave(sequence)
         self.prefixes.remove(sequence)
         self.scheduler.finish(sequence)
@@ -503,19 +513,25 @@ class Engine:
         sequence.end(last)
         sequence.sampler = None
         self._news.append(sequence)
-        if not (self.scheduler.num_running or self.scheduler.num_waiting):
+        if not self.scheduler.sequences:
             self._in_flight = None
             self.runner.rest()
 
     def _recover(self) -> None:
         """After an interrupted step: tokens that were not read are sampled again."""
         self._in_flight = None
-        for sequence in self.scheduler.running:
+        running = self.scheduler.running
+        for sequence in self.scheduler.sequences:
             self.runner.undo_sampling(sequence)
             if sequence.session is not None:
-                sequence.session.hold(self.runner.take(sequence), sequence.ids)
-            self._restart(sequence)
-            self.scheduler.preempt(sequence)
+                sequence.session.give_back(self.runner.take(sequence), sequence.ids)
+            output = sequence.output
+            if output is not None and output.finish_reason is not None:
+                self._remove(sequence, output.finish())
+                continue
+            self._requeue(sequence)
+            if sequence in running:
+                self.scheduler.preempt(sequence)
         self.runner.rest()
 
     # Threads that step it.
@@ -524,7 +540,7 @@ class Engine:
         """One step, while no other thread computes; notifies readers."""
         with device_lock:
             self._safe_step()
-        self._notify()
+        self.notify()
 
     def _safe_step(self) -> None:
         """One step that leaves the engine sound if it is interrupted."""
@@ -537,32 +553,38 @@ class Engine:
         finally:
             self._stepping = False
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
         """Wake readers of new output.
 
         Not while computing: the garbage collector may have a thread that holds their lock wait for
         device_lock.
         """
-        while self._news:
-            self._news.popleft().notify()
+        with suppress(IndexError):  # another thread may take some
+            while True:
+                self._interrupted.pop().notify()
+        with suppress(IndexError):
+            while True:
+                self._news.popleft().notify()
 
-    def drive(self, sequence: Sequence, ready: Callable[[], bool]) -> None:
+    def drive(self, ready: Callable[[], bool]) -> None:
         """Wait until a sequence is ready; one of the threads that wait steps the engine."""
         device_lock.prepare_thread()
         while not ready():
-            with self._changed:
-                while self._driven and not ready():
-                    self._changed.wait()
-                if ready():
-                    return
-                self._driven = True
+            driving = False
             try:
+                with self._changed:
+                    while self._driven and not ready():
+                        self._changed.wait()
+                    if ready():
+                        return
+                    driving = self._driven = True
                 while not ready():
                     self._locked_step()
             finally:
-                with self._changed:
-                    self._driven = False
-                    self._changed.notify_all()
+                if driving:
+                    with self._changed:
+                        self._driven = False
+                        self._changed.notify_all()
 
     def stream(self, sequence: Sequence, progress: Progress | None = None) -> Iterator[Chunk]:
         """Queue and drive a sequence, yielding its chunks; ends it when closed.
@@ -599,9 +621,9 @@ class Engine:
                     progress(reported, total)
                     sequence.holds = False
                 if sequence.streams or progress:
-                    self.drive(sequence, news)
+                    self.drive(news)
                 else:
-                    self.drive(sequence, lambda: sequence.finished)
+                    self.drive(lambda: sequence.finished)
         finally:
             self.abort(sequence, output)
         if sequence.error is not None:
@@ -629,7 +651,7 @@ class Engine:
         self._inbox.put(sequence)
         try:
             while not (sequence.finished and not sequence.states):
-                self.drive(sequence, lambda: sequence.finished or bool(sequence.states))
+                self.drive(lambda: sequence.finished or bool(sequence.states))
                 while sequence.states:
                     yield sequence.states.popleft()
         finally:
@@ -651,7 +673,7 @@ class Engine:
     def close(self) -> None:
         """Cancel all requests and end the thread."""
         self._inbox.close()
-        # At the end of the process the thread waits for ever.
+        # At the end of the process the thread waits forever.
         thread = self._thread
         if thread and threading.current_thread() is not thread and not device_lock.kept:
             thread.join()
@@ -663,13 +685,13 @@ class Engine:
                 return True
             try:
                 self._locked_step()
-            except Exception as error:  # all callers get it, and the thread ends
+            except BaseException as error:  # all callers get it, and the thread ends
                 self._end(error)
                 return False
         self._end(EngineClosedError("the engine was closed before the request had begun"))
         return False
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: BaseException) -> None:
         with self._inbox.changed:
             self._inbox.closed = True
             arrived = self._inbox.arrivals
@@ -685,12 +707,12 @@ class Engine:
             with device_lock:
                 for sequence in [*self.scheduler.sequences, *arrived]:
                     self._remove(sequence, error)
-            self._notify()
+            self.notify()
 
     @property
     def figures(self) -> EngineStats:
         """Its size, and counts so far."""
-        room = self._budget.room if self._budget else None
+        room = self._kv_budget.room if self._kv_budget else None
         return EngineStats(
             room.parallel if room else self.scheduler.rows,
             room.context if room else self.model.context_length,

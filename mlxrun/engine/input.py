@@ -97,7 +97,7 @@ class InputProcessor:
         """Check a request against the model.
 
         Raises:
-            ParameterError: a token that the model has not, or a bias that bans them all.
+            ParameterError: a token that the model does not have, or a bias that bans them all.
         """
         size, largest = self.model.vocab_size, max(request.prompt)
         if largest >= size:
@@ -112,7 +112,7 @@ class InputProcessor:
         """Check the session that a request continues.
 
         Raises:
-            ParameterError: another model's session, or a session besides options of one.
+            ParameterError: another model's session, or a session together with cache options.
         """
         if session is None:
             return

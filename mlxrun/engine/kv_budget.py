@@ -13,7 +13,7 @@ from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
 from mlxrun.model import Model
 
-# Kinds of caches, and their costs, that are remembered.
+# Kinds of caches, and their costs, to cache.
 _KINDS, _COSTS = 64, 1024
 
 
@@ -79,11 +79,11 @@ class KVBudget:
     def cost(self, tokens: int, cache_config: CacheConfig) -> int:
         """Bytes of the KV cache of a sequence of so many tokens."""
         key = tokens, cache_config
-        if key not in self._costs:
+        if (cost := self._costs.get(key)) is None:  # another thread may clear them
             if len(self._costs) >= _COSTS:
                 self._costs.clear()
-            self._costs[key] = self._cost(*key)
-        return self._costs[key]
+            cost = self._costs[key] = self._cost(*key)
+        return cost
 
     def _cost(self, tokens: int, cache_config: CacheConfig) -> int:
         plan = self._plan(cache_config)
@@ -95,11 +95,11 @@ class KVBudget:
         return cost
 
     def _plan(self, cache_config: CacheConfig) -> MemoryPlan:
-        if cache_config not in self._plans:
+        if (plan := self._plans.get(cache_config)) is None:
             if len(self._plans) >= _KINDS:
                 self._plans.clear()
-            self._plans[cache_config] = self._plan_of(cache_config)
-        return self._plans[cache_config]
+            plan = self._plans[cache_config] = self._plan_of(cache_config)
+        return plan
 
     def _plan_of(self, cache_config: CacheConfig) -> MemoryPlan:
         with device_lock:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from mlxrun.engine.blocks import BLOCK_ROWS, Block, Blocks
+from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
 from mlxrun.engine.scheduler import PrefillChunk
 from mlxrun.engine.sequence import Sequence
 from mlxrun.errors import NumericError
@@ -118,7 +119,7 @@ class ModelRunner:
         self.decode_step = DecodeStep(model)
         self._samplers = SamplerBatch()
         self._last: mx.array | None = None  # tokens of the last step
-        # States of the samplers before the last steps, to undo those that are never read.
+        # States of the samplers before each of the last steps, to undo those that are never read.
         self._undo: deque[list[tuple[SamplerState, list[Sequence], list[int]]]] = deque(maxlen=3)
         self.num_computed = self.num_idle = 0
 
@@ -132,6 +133,7 @@ class ModelRunner:
         Returns:
             The sampled tokens; None if no sequence samples.
         """
+        self._undo.append([])
         joining = [sequence for sequence in decode if sequence.block is None]
         if joining:
             self.blocks.join(joining)
@@ -223,7 +225,7 @@ class ModelRunner:
             everyone = len(places) == len(rows)
             compiled = min(block.steady for block in blocks) >= self.decode_step.compile_after
             groups = samplers.of([s.sampler for s in decoding])
-            self._remember(groups, decoding)
+            self._save_states(groups, decoding)
             tokens, sampled = self.decode_step(
                 self._tokens_of(rows),
                 [cast(DecodeRows, block.step) for block in blocks],
@@ -247,7 +249,7 @@ class ModelRunner:
         if not sampling:
             return None
         groups = samplers.of([s.sampler for s in sampling])
-        self._remember(groups, sampling)
+        self._save_states(groups, sampling)
         tokens, sampled, states = sample(groups.groups, groups.order, logits)
         groups.advance(states)
         if not self.batched:
@@ -272,7 +274,10 @@ class ModelRunner:
         model = self.model
         if not blocks and len(chunks) == 1:  # a part alone: its own caches, its own shape
             ((sequence, count),) = chunks
-            ids = mx.array([sequence.ids[sequence.num_computed : sequence.num_computed + count]])
+            start, end = sequence.num_computed, sequence.num_computed + count
+            if start % PREFILL_CHUNK or (count < PREFILL_CHUNK and end < sequence.num_tokens):
+                sequence.whole_chunks = False
+            ids = mx.array([sequence.ids[start:end]])
             if sequence.score_from is not None:
                 states = model.hidden(ids, sequence.caches)
                 caches = [a for c in sequence.caches for a in c.state]
@@ -335,18 +340,11 @@ class ModelRunner:
         for sequence in decoding:
             sequence.num_computed += 1
 
-    def _remember(self, groups: SamplerBatch, sequences: list[Sequence]) -> None:
+    def _save_states(self, groups: SamplerBatch, sequences: list[Sequence]) -> None:
         """Keep the states of samplers before they sample."""
-        self._undo.append(
-            [
-                (
-                    group.state,
-                    mine := [sequences[row] for row in rows],
-                    [s.num_sampled for s in mine],
-                )
-                for group, rows in zip(groups.groups, groups.rows, strict=True)
-            ]
-        )
+        for group, rows in zip(groups.groups, groups.rows, strict=True):
+            own = [sequences[row] for row in rows]
+            self._undo[-1].append((group.state, own, [s.num_sampled for s in own]))
 
 
 def _joined(outputs: list[InFlight]) -> InFlight:

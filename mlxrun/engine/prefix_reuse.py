@@ -30,7 +30,6 @@ class PrefixReuse:
         self.cache = cache
         self._running: dict[Sequence, tuple[str, ...]] = {}  # with the kinds of their caches
         self._changed = False  # whether waiting sequences are to be determined again
-        self.num_reused = 0
 
     @property
     def shared_nbytes(self) -> int:
@@ -80,7 +79,6 @@ class PrefixReuse:
             cache.prompt = len(sequence.request.prompt)
         if known - sequence.num_computed >= self.cache.min_prefix_len and step == 1 and not session:
             sequence.stops.add(known)  # seen for the second time: worth a snapshot
-        self.num_reused += sequence.num_computed
         return sequence.prefix is not None
 
     def chunk(self, sequence: Sequence, count: int) -> int:
@@ -95,6 +93,7 @@ class PrefixReuse:
         length = sequence.num_computed
         at_stop = length % PREFILL_CHUNK == 0 or length in sequence.stops
         if at_stop or sequence.is_prefilled:
+            self._changed = True  # others may wait for it
             self.store(sequence, sequence.caches, sequence.ids[:length])
         if sequence.is_prefilled and (share := self._shared_length(sequence)):
             self.cache.share(sequence.ids[:share], sequence.caches)
@@ -118,8 +117,7 @@ class PrefixReuse:
         sequence.stops.clear()
 
     def store(self, sequence: Sequence, caches: list[KVCache], ids: ListLike[int]) -> None:
-        exact = sequence.reuse_step == 1 or sequence.whole_chunks
-        if exact and len(ids) - sequence.num_stored >= self.cache.min_prefix_len:
+        if _storable(sequence) and len(ids) - sequence.num_stored >= self.cache.min_prefix_len:
             self.cache.insert(ids, caches, sequence.reuse_step)
             sequence.num_stored, self._changed = len(ids), True
 
@@ -145,7 +143,7 @@ class PrefixReuse:
             return 0
         prompt = tuple(sequence.ids[:-1])
         common = [
-            common_prefix_len(prompt, tuple(other.request.prompt)[:-1])
+            min(common_prefix_len(prompt, other.request.prompt), len(other.request.prompt) - 1)
             for other in self._others(sequence)
         ]
         known = self.cache.num_cached(prompt, sequence.caches)
@@ -158,14 +156,19 @@ class PrefixReuse:
             return False
         prompt, step = tuple(sequence.ids[:-1]), sequence.reuse_step
         for other in self._others(sequence):
-            if not other.looked_up or other.is_prefilled:
+            if not other.looked_up or other.is_prefilled or not _storable(other):
                 continue
-            common = common_prefix_len(prompt, tuple(other.request.prompt)) // step * step
+            common = common_prefix_len(prompt, other.request.prompt) // step * step
             missing = common - max(sequence.num_cached, sequence.num_computed)
             if missing >= self.cache.min_prefix_len and other.num_computed < common:
                 other.stops.add(common)
                 return True
         return False
+
+
+def _storable(sequence: Sequence) -> bool:
+    """Whether its keys and values are those of a cold start, as others of its step need them."""
+    return sequence.reuse_step == 1 or sequence.whole_chunks
 
 
 def shared_length(common: ListLike[int], shared: ListLike[int]) -> int:

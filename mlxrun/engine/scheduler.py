@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from statistics import median
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from mlxrun.errors import ParameterError, QueueFullError
+from mlxrun.errors import ParameterError
 
 # Earlier arrivals that a point of priority is worth.
 PRIORITY_LEAD = 32
@@ -32,7 +32,7 @@ PRIORITY_LEAD = 32
 OLDEST_TURN = 4
 # Slots by which memory is reserved: the smallest growth of a KV cache.
 GROWTH = 256
-# The share (one in so many) of a step's tokens that is prefilled however long the context.
+# At least one in so many tokens of the budget is prefilled, however long the context.
 LEAST_SHARE = 4
 # Allowed slowdown of a step, relative to one without context: longer steps are fewer for a long
 # prompt, but a request that arrives meanwhile waits half a step on average.
@@ -182,10 +182,9 @@ class Scheduler(Generic[S]):
     Args:
         budget: prompt tokens of a step.
         rows: the most sequences that run at once.
-        queue: the most that wait.
         memory: bytes for the KV caches of all running sequences; None for no limit.
         chunk: prefill one sequence at a time, in chunks of that length; None for the budget's.
-        alone_chunk: the same while there is only one sequence.
+        alone_chunk: the same while no sequence decodes.
         fill: fill every step's budget, as no one waits for a first token.
         prefixes: the prefix cache, if any.
     """
@@ -195,17 +194,15 @@ class Scheduler(Generic[S]):
         budget: PrefillBudget,
         *,
         rows: int,
-        queue: int = 1024,
         memory: int | None = None,
         chunk: int | None = None,
         alone_chunk: int | None = None,
         fill: bool = False,
         prefixes: Prefixes[S] | None = None,
     ) -> None:
-        for name, value in (("rows", rows), ("queue", queue)):
-            if value < 1:
-                raise ParameterError(name, value, "at least 1")
-        self.budget, self.rows, self.queue, self.memory = budget, rows, queue, memory
+        if rows < 1:
+            raise ParameterError("rows", rows, "at least 1")
+        self.budget, self.rows, self.memory = budget, rows, memory
         self._chunk, self._alone_chunk, self._fill = chunk, alone_chunk, fill
         self._prefixes = prefixes
         self._queue: list[tuple[int, int, S]] = []  # heap of (rank, arrival, sequence)
@@ -215,6 +212,10 @@ class Scheduler(Generic[S]):
         self._arrivals = 0
         self._reserved = 0
         self._passed = 0  # steps since the oldest prompt went first
+
+    def __contains__(self, sequence: S) -> bool:
+        states = self._waiting, self._prefilling, self._decoding
+        return any(sequence in state for state in states)
 
     @property
     def num_running(self) -> int:
@@ -240,13 +241,7 @@ class Scheduler(Generic[S]):
         return self._reserved + shared
 
     def add(self, sequence: S) -> None:
-        """Queue a sequence.
-
-        Raises:
-            QueueFullError: as many wait already as may.
-        """
-        if self.num_waiting >= self.queue:
-            raise QueueFullError(self.queue)
+        """Queue a sequence."""
         sequence.arrival = self._arrivals
         self._arrivals += 1
         self._enqueue(sequence)
@@ -344,7 +339,7 @@ class Scheduler(Generic[S]):
             return
         order = self._order(ready)
         chunk = self._chunk
-        if chunk is None and self._alone_chunk is not None and self.num_running == 1:
+        if chunk is None and self._alone_chunk is not None and not self._decoding:
             chunk = self._alone_chunk
         if chunk is not None:
             yield self._cut(order[0], chunk)

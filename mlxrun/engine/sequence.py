@@ -104,10 +104,6 @@ class Sequence:
         self.num_tokens = len(self.ids)
 
     @property
-    def prompt(self) -> tuple[int, ...]:
-        return tuple(self.request.prompt)
-
-    @property
     def priority(self) -> int:
         return self.request.priority
 
@@ -149,6 +145,7 @@ class Sequence:
         """Compute all of its tokens again, when it is admitted once more."""
         self.num_tokens, self.num_computed = len(self.ids), 0
         self.num_sampled = self.num_output
+        self.whole_chunks = True
 
     def end(self, last: Chunk | BaseException | None) -> None:
         """Add the last chunk, or the error that it failed with."""
@@ -175,6 +172,8 @@ class Runs(Protocol):
     def fail(self, sequence: Sequence, error: Exception) -> None: ...
 
     def copies_of(self, sequence: Sequence) -> list[KVCache]: ...
+
+    def notify(self) -> None: ...
 
 
 class Session:
@@ -244,9 +243,9 @@ class Session:
         """A session with the same past that goes its own way from here."""
         with device_lock:
             other = Session(self.model, self.config, self._fingerprint)
-            if self._running is not None:
-                engine, sequence = self._running
-                other.hold(engine.copies_of(sequence), sequence.ids)
+            engine, sequence = self._running or (None, None)
+            if engine is not None and sequence is not None and (own := engine.copies_of(sequence)):
+                other.hold(own, sequence.ids)
             else:
                 other.cache = [cache.fork() for cache in self.cache]
                 other.tokens = list(self.tokens)
@@ -259,15 +258,19 @@ class Session:
             The tokens that are left.
         """
         with device_lock:
-            self.interrupt()
+            interrupted = self.interrupt()
             self.hold(self.cache, self.tokens[:length])
-            return len(self.tokens)
+        for engine in interrupted:
+            engine.notify()
+        return len(self.tokens)
 
     def reset(self) -> None:
         """Forget everything."""
         with device_lock:
-            self.interrupt()
+            interrupted = self.interrupt()
             self.reset_caches()
+        for engine in interrupted:
+            engine.notify()
 
     def reset_caches(self) -> None:
         self.cache, self.tokens = self.empty(), []
@@ -276,28 +279,34 @@ class Session:
         """How many of its tokens some ids begin with."""
         return common_prefix_len(tuple(self.tokens), tuple(ids))
 
-    def interrupt(self) -> None:
-        """End the request that runs on it, which takes no more from it."""
-        if self._running is not None:
-            engine, sequence = self._running
-            self._running = None
-            engine.fail(
-                sequence,
-                CacheError(
-                    "the session of this request is used by another, or was taken back",
-                    hint="Give each of two streams a session of its own, or a fork",
-                ),
-            )
+    def interrupt(self) -> list[Runs]:
+        """End the request that uses this session; returns its engine, to be notified."""
+        if self._running is None:
+            return []
+        engine, sequence = self._running
+        self._running = None
+        engine.fail(
+            sequence,
+            CacheError(
+                "the session of this request is used by another, or was rewound",
+                hint="Give each of two streams a session of its own, or a fork",
+            ),
+        )
+        return [engine]
 
-    def lend(self, engine: Runs, sequence: Sequence) -> None:
-        """Let a sequence run on it; the one before ends."""
-        self.interrupt()
+    def lend(self, engine: Runs, sequence: Sequence) -> list[Runs]:
+        """Let a sequence run on it; the one before ends, see :meth:`interrupt`."""
+        interrupted = self.interrupt()
         self._running = engine, sequence
+        return interrupted
 
-    def give_back(self, sequence: Sequence, caches: list[KVCache], tokens: list[int]) -> None:
-        """Take the caches of a sequence that has ended."""
+    def release(self, sequence: Sequence) -> None:
+        """Note that a sequence has ended."""
         if self._running is not None and self._running[1] is sequence:
             self._running = None
+
+    def give_back(self, caches: list[KVCache], tokens: list[int]) -> None:
+        """Take the caches of a sequence that ends; none if it had not begun."""
         if caches:
             self.hold(caches, tokens)
 
@@ -355,7 +364,7 @@ def load_session(
             elif _kinds(session) != _kinds(before):
                 raise CacheError("it was saved with other options", hint=storage.HINT)
             if not all(0 <= token < model.vocab_size for token in read.tokens):
-                raise CacheError("it holds tokens that this model has not", hint=storage.HINT)
+                raise CacheError("it has tokens that this model does not have", hint=storage.HINT)
             caches = session.empty()
             read.restore(caches, lambda own: model.forward(mx.array([[0]]), own))
     except (CacheError, ParameterError) as error:  # options that this version does not know

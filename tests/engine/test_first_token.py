@@ -74,7 +74,7 @@ def test_a_long_conversation_of_which_most_is_known_counts_as_short(tiny: Any) -
     assert steps_to_first(engine, turn) == 1
     play(engine)
     assert turn.tokens == alone(tiny, turn)
-    assert engine.prefixes.num_reused == 180
+    assert turn.cached == 180
 
 
 def test_one_that_waits_for_a_beginning_is_ranked_by_what_it_need_not_read(tiny: Any) -> None:

@@ -18,7 +18,7 @@ from mlxrun.engine.scheduler import (
     PrefillBudget,
     Scheduler,
 )
-from mlxrun.errors import ParameterError, QueueFullError
+from mlxrun.errors import ParameterError
 
 # Tokens that a step decodes for each sequence here, so that caches grow within a few steps.
 STRIDE = 64
@@ -131,7 +131,6 @@ class World:
         memory: int | None = None,
         chunk: int | None = None,
         fill: bool = False,
-        queue: int = 1024,
         alone_chunk: int | None = None,
         prefixes: Prefixes | None = None,
     ) -> None:
@@ -142,7 +141,6 @@ class World:
             memory=memory,
             chunk=chunk,
             fill=fill,
-            queue=queue,
             alone_chunk=alone_chunk,
             prefixes=self.prefixes,
         )
@@ -245,7 +243,7 @@ class World:
         if self.prefixes.grid > 1:
             return
         chunk = self._chunk
-        if chunk is None and self.scheduler.num_running == 1:
+        if chunk is None and not batch.decode:
             chunk = self._alone_chunk
         if chunk is not None:
             ((sequence, count),) = batch.prefill
@@ -551,32 +549,6 @@ def test_a_limit_that_is_set_while_prompts_are_prefilled_reserves_all_of_them() 
     assert world.ended == sequences
 
 
-def test_a_full_queue_refuses_and_takes_again_when_one_is_gone() -> None:
-    world = World(rows=1, queue=2)
-    world.add(Sequence(100))
-    world.step()
-    waiting = Sequence(1)
-    world.add(waiting, Sequence(1))
-    with pytest.raises(QueueFullError, match="2 requests are waiting"):
-        world.add(Sequence(1))
-    world.scheduler.finish(waiting)
-    world.add(Sequence(1))
-    assert world.scheduler.num_waiting == 2
-
-
-def test_a_preempted_sequence_waits_though_the_queue_is_full() -> None:
-    world = World(rows=1, queue=1)
-    running, waiting = Sequence(100), Sequence(1)
-    world.add(running)
-    world.step()
-    world.add(waiting)
-    world.scheduler.preempt(running)
-    running.restart()
-    assert world.scheduler.num_waiting == 2
-    world.play()
-    assert world.ended == [running, waiting]
-
-
 def test_deadlines_of_waiting_and_running_sequences_expire() -> None:
     world = World(rows=1)
     running, waiting = Sequence(50, deadline=2.0), Sequence(5, deadline=1.0)
@@ -606,18 +578,18 @@ def test_a_fixed_chunk_cuts_prompts_as_they_are_cut_alone() -> None:
     assert list(counts.values()) == [[4, 4, 2], [4], [4, 4, 1]]
 
 
-def test_a_sequence_that_is_alone_has_chunks_of_its_own_length() -> None:
+def test_chunks_are_longer_while_no_sequence_decodes() -> None:
     world = World(8, alone_chunk=32)
-    first, second = Sequence(100), Sequence(40)
+    first, second = Sequence(100), Sequence(40, steps=2)
     world.add(first)
     assert world.step().prefill == [(first, 32)]
     world.add(second)
+    assert world.step().prefill == [(second, 32)]
     assert world.step().prefill == [(second, 8)]
-    world.scheduler.finish(second)
+    assert world.step() == ([second], [(first, 8)], [])
     assert world.step().prefill == [(first, 32)]
 
 
-@pytest.mark.parametrize("name", ["rows", "queue"])
-def test_nonsense_is_refused(name: str) -> None:
-    with pytest.raises(ParameterError, match=f"{name} must be at least 1"):
-        Scheduler(learned(8), **{"rows": 1, name: 0})
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ParameterError, match="rows must be at least 1"):
+        Scheduler(learned(8), rows=0)

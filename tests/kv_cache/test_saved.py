@@ -166,7 +166,7 @@ def test_tokens_outside_the_vocabulary_are_a_miss(
     assert fingerprint is not None
     read = storage.read(written, fingerprint())
     monkeypatch.setattr(storage, "read", lambda *_: read._replace(tokens=[token, *read.tokens[1:]]))
-    assert "tokens that this model has not" in loaded(llm, written)[1]
+    assert "tokens that this model does not have" in loaded(llm, written)[1]
 
 
 @pytest.mark.parametrize("size", [0, 5, 8, 100, 2000, -1])
