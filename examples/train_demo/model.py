@@ -190,7 +190,7 @@ class Llama(nn.Module):
         return self.embed_tokens.as_linear(hidden)
 
 
-def initialise(model: Llama, seed: int) -> None:
+def initialize(model: Llama, seed: int) -> None:
     """Normal weights of deviation 0.02, smaller where a layer adds to the residual stream."""
     mx.random.seed(seed)
     depth = 2 * len(model.layers)

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from tokenizers import Tokenizer
 
 from .corpus import Document, documents, normalized
-from .model import DEMO, DRAFT, Llama, initialise, logsumexp
+from .model import DEMO, DRAFT, Llama, initialize, logsumexp
 from .questions import held_out_questions
 from .tokenizer import train_tokenizer
 
@@ -207,7 +207,7 @@ def main() -> None:
         tokenizer.save(str(args.out / "tokenizer.json"))
         (args.out / "config.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n")
     model = Llama(config)
-    initialise(model, args.seed)
+    initialize(model, args.seed)
     run = Run(args.out, model, make_optimizer(args.rate, args.steps, args.decay))
     resumed = run.resume()
     if args.start and not resumed:

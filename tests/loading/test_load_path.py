@@ -13,15 +13,16 @@ from adapter_files import write_mlx_lm
 from tiny_models import Tiny
 
 import mlxrun
-from converters.gguf import config, names, reader, regroup
+from converters.architectures import config, mapping
+from converters.gguf import reader
 from mlxrun.cli.inspection import inspect_model
 from mlxrun.models import families
 
 STEPS: tuple[Callable[..., Any], ...] = (
     reader.read_gguf,
-    regroup.regroup,
-    names.map_tensors,
-    config.hyperparameters,
+    mapping.regroup,
+    mapping.map_tensors,
+    config.hf_config,
     families.model_config,
 )
 
@@ -54,7 +55,7 @@ def test_a_gguf_is_read_mapped_and_defined_once(tmp_path: Path, calls: Counter[s
 
 def test_a_directory_is_defined_once(tmp_path: Path, calls: Counter[str]) -> None:
     mlxrun.convert(Tiny().write(tmp_path / "m.gguf"), tmp_path / "out")
-    assert calls["regroup"] == calls["map_tensors"] == calls["hyperparameters"] == 1
+    assert calls["regroup"] == calls["map_tensors"] == calls["hf_config"] == 1
     adapter = write_mlx_lm(tmp_path / "out", tmp_path / "adapter", ["self_attn.q_proj"])
     calls.clear()
     mlxrun.load(tmp_path / "out", adapter=adapter)
@@ -63,4 +64,4 @@ def test_a_directory_is_defined_once(tmp_path: Path, calls: Counter[str]) -> Non
 
 def test_inspect_opens_a_gguf_once(tmp_path: Path, calls: Counter[str]) -> None:
     inspect_model(Tiny().write(tmp_path / "m.gguf"), context=None)
-    assert calls["regroup"] == calls["map_tensors"] == calls["hyperparameters"] == 1
+    assert calls["regroup"] == calls["map_tensors"] == calls["hf_config"] == 1
