@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from converters.architectures.base import LLAMA, QK_NORMS, Architecture, without
+from converters.architectures.base import Architecture
 from converters.architectures.hyperparameters import Config, Hyperparameters
+from converters.architectures.names import LLAMA, QK_NORMS, without
 
 
 def _cohere(hp: Hyperparameters) -> Config:

@@ -8,25 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from converters.architectures.base import (
-    DENSE_OR_MOE,
-    FFN_NORM,
-    MLA_ABSORBED,
-    MLA_KV,
-    MLA_Q,
-    MOE_LAYER,
-    MOE_OPTIONAL,
-    PERMUTED,
-    QK_NORMS,
-    QKV,
-    ROUTER_BIAS,
-    Architecture,
-    fused_qkv,
-    gate_and_up,
-    halves,
-    renamed,
-    without,
-)
+from converters.architectures import names
+from converters.architectures.base import PERMUTED, Architecture, fused_qkv, gate_and_up, halves
 from converters.architectures.hyperparameters import Config, Hyperparameters, tidy
 
 
@@ -164,8 +147,8 @@ _BAILING = {
     "attn_output": "attention.dense",
     "attn_q_norm": "attention.query_layernorm",
     "attn_k_norm": "attention.key_layernorm",
-    **FFN_NORM,
-    **DENSE_OR_MOE,
+    **names.FFN_NORM,
+    **names.DENSE_OR_MOE,
     "ffn_gate_inp": "mlp.gate.gate_proj",
     "exp_probs_b.bias": "mlp.gate.expert_bias",
 }
@@ -176,9 +159,9 @@ _BAILING_1 = Architecture(
     _BAILING,
     ends={"token_embd": "model.word_embeddings"},
     keys=_bailing1,
-    joins={"attn_qkv": QKV},
+    joins={"attn_qkv": names.QKV},
     order={"attn_qkv": _halves_but_values},
-    optional=MOE_OPTIONAL | frozenset(QK_NORMS),
+    optional=names.MOE_OPTIONAL | frozenset(names.QK_NORMS),
 )
 
 DEEPSEEK_2 = Architecture(
@@ -187,26 +170,26 @@ DEEPSEEK_2 = Architecture(
     {
         "attn_norm": "input_layernorm",
         "attn_q": "self_attn.q_proj",
-        **MLA_Q,
-        **MLA_KV,
-        **MLA_ABSORBED,
+        **names.MLA_Q,
+        **names.MLA_KV,
+        **names.MLA_ABSORBED,
         "attn_output": "self_attn.o_proj",
-        **FFN_NORM,
-        **DENSE_OR_MOE,
+        **names.FFN_NORM,
+        **names.DENSE_OR_MOE,
     },
     keys=deepseek2,
     parts={"ffn_gate_up_exps": gate_and_up},
-    optional=MOE_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
+    optional=names.MOE_OPTIONAL | {"attn_q", "attn_q_a", "attn_q_a_norm", "attn_q_b"},
     partial_rotary=True,
 )
 
 _DEEPSEEK = Architecture(
     "deepseek",
     "DeepseekForCausalLM",
-    without(MOE_LAYER, *ROUTER_BIAS),
+    names.without(names.MOE_LAYER, *names.ROUTER_BIAS),
     keys=_deepseek,
     order=PERMUTED,
-    optional=MOE_OPTIONAL,
+    optional=names.MOE_OPTIONAL,
 )
 
 
@@ -266,9 +249,9 @@ ROWS: dict[str, Architecture] = {
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
-        renamed(MOE_LAYER | QK_NORMS, "switch_mlp", "experts"),
+        names.renamed(names.MOE_LAYER | names.QK_NORMS, "switch_mlp", "experts"),
         keys=_dots1,
-        optional=MOE_OPTIONAL,
+        optional=names.MOE_OPTIONAL,
     ),
     # Ernie's own class in mlx-lm has no bias on the selection; Bailing's has.
     "ernie4_5-moe": replace(_BAILING_1, keys=_ernie),

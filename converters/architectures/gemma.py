@@ -7,17 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from converters.architectures.base import (
-    MOE,
-    QK_NORMS,
-    SANDWICH,
-    Architecture,
-    Shape,
-    fixed,
-    gate_and_up,
-    renamed,
-    without,
-)
+from converters.architectures import names
+from converters.architectures.base import Architecture, Shape, fixed, gate_and_up
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 _GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
@@ -239,16 +230,22 @@ _ALTUP = {
 
 ROWS: dict[str, Architecture] = {
     "gemma": Architecture("gemma", "GemmaForCausalLM", keys=fixed(**_GELU), norm_offset=1.0),
-    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", SANDWICH, keys=_gemma2, norm_offset=1.0),
+    "gemma2": Architecture(
+        "gemma2", "Gemma2ForCausalLM", names.SANDWICH, keys=_gemma2, norm_offset=1.0
+    ),
     "gemma3": Architecture(
-        "gemma3_text", "Gemma3ForCausalLM", SANDWICH | QK_NORMS, keys=_gemma3, norm_offset=1.0
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        names.SANDWICH | names.QK_NORMS,
+        keys=_gemma3,
+        norm_offset=1.0,
     ),
     "gemma3n": Architecture(
         "gemma3n",
         "Gemma3nForConditionalGeneration",
         {
-            **SANDWICH,
-            **QK_NORMS,
+            **names.SANDWICH,
+            **names.QK_NORMS,
             **_LAYER_INPUTS,
             "altup_correct_coef": "altup.correction_coefs",
             "altup_correct_scale.weight": "altup.correct_output_scale",
@@ -262,7 +259,7 @@ ROWS: dict[str, Architecture] = {
         ends={
             "token_embd": "model.language_model.embed_tokens",
             "output_norm": "model.language_model.norm",
-            **renamed(_MODEL_INPUTS, "model.", "model.language_model."),
+            **names.renamed(_MODEL_INPUTS, "model.", "model.language_model."),
             **_ALTUP,
         },
         prefix="model.language_model.layers",
@@ -276,15 +273,17 @@ ROWS: dict[str, Architecture] = {
         "gemma4_text",
         "Gemma4ForCausalLM",
         {
-            **SANDWICH,
+            **names.SANDWICH,
             # One by one, as layers that share K/V have no key norm.
-            **{f"{module}.weight": f"{target}.weight" for module, target in QK_NORMS.items()},
+            **{f"{module}.weight": f"{target}.weight" for module, target in names.QK_NORMS.items()},
             **_LAYER_INPUTS,
             "layer_output_scale.weight": "layer_scalar",
             "ffn_gate_inp": "router.proj",
             "ffn_gate_inp.scale": "router.scale",
             "ffn_down_exps.scale": "router.per_expert_scale",
-            **renamed(without(MOE, "ffn_gate_inp"), "mlp.switch_mlp", "experts.switch_glu"),
+            **names.renamed(
+                names.without(names.MOE, "ffn_gate_inp"), "mlp.switch_mlp", "experts.switch_glu"
+            ),
             "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
             "post_ffw_norm_1": "post_feedforward_layernorm_1",
             "post_ffw_norm_2": "post_feedforward_layernorm_2",

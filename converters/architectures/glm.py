@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from converters.architectures.base import (
-    ATTENTION,
-    FFN_NORM,
-    FUSED_GATE,
-    MOE_LAYER,
-    MOE_OPTIONAL,
-    QK_NORMS,
-    QKV,
-    ROUTER_BIAS,
-    Architecture,
-    fixed,
-    fused_qkv,
-    gate_and_up,
-    without,
-)
+from converters.architectures import names
+from converters.architectures.base import Architecture, fixed, fused_qkv, gate_and_up
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
@@ -46,50 +33,50 @@ ROWS: dict[str, Architecture] = {
     "chatglm": Architecture(
         "glm",
         "GlmForCausalLM",
-        {**ATTENTION, **FFN_NORM, **FUSED_GATE},
+        {**names.ATTENTION, **names.FFN_NORM, **names.FUSED_GATE},
         keys=fixed(rope_traditional=True),
         parts={"attn_qkv": fused_qkv},
-        zero_biases=(QKV,),
+        zero_biases=(names.QKV,),
         partial_rotary=True,
     ),
     "glm4": Architecture(
         "glm4",
         "Glm4ForCausalLM",
         {
-            **ATTENTION,
+            **names.ATTENTION,
             "post_attention_norm": "post_self_attn_layernorm",
-            **FFN_NORM,
+            **names.FFN_NORM,
             "post_ffw_norm": "post_mlp_layernorm",
-            **FUSED_GATE,
+            **names.FUSED_GATE,
         },
         keys=fixed(rope_traditional=True),
-        zero_biases=(QKV,),
+        zero_biases=(names.QKV,),
         partial_rotary=True,
     ),
     "glm4moe": Architecture(
         "glm4_moe",
         "Glm4MoeForCausalLM",
         {
-            **without(MOE_LAYER, "ffn_norm"),
-            **QK_NORMS,
+            **names.without(names.MOE_LAYER, "ffn_norm"),
+            **names.QK_NORMS,
             "post_attention_norm": "post_attention_layernorm",
         },
         keys=_glm4moe,
-        optional=MOE_OPTIONAL | frozenset(QK_NORMS),
-        zero_biases=(QKV,),
+        optional=names.MOE_OPTIONAL | frozenset(names.QK_NORMS),
+        zero_biases=(names.QKV,),
         partial_rotary=True,
     ),
     "hy_v3": Architecture(
         "glm4_moe",
         "Glm4MoeForCausalLM",
         {
-            **without(MOE_LAYER, *ROUTER_BIAS),
-            **QK_NORMS,
+            **names.without(names.MOE_LAYER, *names.ROUTER_BIAS),
+            **names.QK_NORMS,
             "exp_probs_b": "mlp.gate.e_score_correction_bias",
         },
         keys=_hy_v3,
         parts={"ffn_gate_up_exps": gate_and_up},
-        optional=MOE_OPTIONAL | {"exp_probs_b"},
-        zero_biases=(QKV,),
+        optional=names.MOE_OPTIONAL | {"exp_probs_b"},
+        zero_biases=(names.QKV,),
     ),
 }

@@ -8,16 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from converters.architectures.base import (
-    ATTENTION,
-    FFN_NORM,
-    GATED,
-    MOE,
-    UNGATED,
-    Architecture,
-    fixed,
-    fused_qkv,
-)
+from converters.architectures import names
+from converters.architectures.base import Architecture, fixed, fused_qkv
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 _ALIBI = 8.0  # the steepest ALiBi slope, where files have none
@@ -84,7 +76,7 @@ def _jais(hp: Hyperparameters) -> Config:
     }
 
 
-_LAYER = {**ATTENTION, **FFN_NORM, **UNGATED}
+_LAYER = {**names.ATTENTION, **names.FFN_NORM, **names.UNGATED}
 
 _row = partial(
     Architecture,
@@ -100,16 +92,17 @@ ROWS: dict[str, Architecture] = {
     "codeshell": Architecture(
         "starcoder2",
         "Starcoder2ForCausalLM",
-        {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        {**names.ATTENTION, **names.FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
         keys=fixed(hidden_act="gelu_pytorch_tanh", use_bias=True),
         epsilon="norm_epsilon",
         norm_biases=True,
     ),
     "dbrx": _row(
-        layer={**ATTENTION, "attn_output_norm": "post_attention_layernorm", **MOE}, keys=_dbrx
+        layer={**names.ATTENTION, "attn_output_norm": "post_attention_layernorm", **names.MOE},
+        keys=_dbrx,
     ),
     "falcon": _row(
-        layer={**ATTENTION, "attn_norm_2": "ln_attn", **UNGATED},
+        layer={**names.ATTENTION, "attn_norm_2": "ln_attn", **names.UNGATED},
         keys=_falcon,
         optional=frozenset({"attn_norm_2"}),
     ),
@@ -119,7 +112,7 @@ ROWS: dict[str, Architecture] = {
         keys=partial(_gpt, positions="learned"),
     ),
     "gptneox": _row(layer=_LAYER, keys=_gptneox, partial_rotary=True),
-    "jais": _row(layer={**ATTENTION, **FFN_NORM, **GATED}, keys=_jais),
+    "jais": _row(layer={**names.ATTENTION, **names.FFN_NORM, **names.GATED}, keys=_jais),
     "mpt": _row(layer=_LAYER, ends={"position_embd": "model.embed_positions"}, keys=_mpt),
     "starcoder": _row(
         layer=_LAYER,
@@ -129,7 +122,7 @@ ROWS: dict[str, Architecture] = {
     "starcoder2": Architecture(
         "starcoder2",
         "Starcoder2ForCausalLM",
-        {**ATTENTION, **FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        {**names.ATTENTION, **names.FFN_NORM, "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
         keys=fixed(hidden_act="gelu_pytorch_tanh", use_bias=True),
         epsilon="norm_epsilon",
         norm_biases=True,

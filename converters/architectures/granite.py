@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from converters.architectures.base import (
-    ATTENTION,
-    BIASED_ATTENTION,
-    FFN_NORM,
-    GATED,
-    LLAMA,
-    LLAMA_BIASES,
-    MOE,
-    MOE_LLAMA,
-    PERMUTED,
-    Architecture,
-    renamed,
-)
+from converters.architectures import names
+from converters.architectures.base import PERMUTED, Architecture
 from converters.architectures.hyperparameters import Config, Hyperparameters
 from converters.architectures.ssm import MAMBA2, MAMBA2_RESHAPE, MAMBA_DECAY, mamba_keys
 
@@ -104,25 +93,29 @@ def _granitehybrid(hp: Hyperparameters) -> Config:
 
 ROWS: dict[str, Architecture] = {
     "granite": Architecture(
-        "granite", "GraniteForCausalLM", keys=_granite, order=PERMUTED, zero_biases=LLAMA_BIASES
+        "granite",
+        "GraniteForCausalLM",
+        keys=_granite,
+        order=PERMUTED,
+        zero_biases=names.LLAMA_BIASES,
     ),
     "granite_swa": Architecture(
         "granite_swa",
         "GraniteSWAForCausalLM",
-        {**LLAMA, "attn_sinks.weight": "self_attn.sinks"},
+        {**names.LLAMA, "attn_sinks.weight": "self_attn.sinks"},
         keys=_granite_swa,
         order=PERMUTED,
-        zero_biases=LLAMA_BIASES,
+        zero_biases=names.LLAMA_BIASES,
     ),
     "granitehybrid": Architecture(
         "granitemoehybrid",
         "GraniteMoeHybridForCausalLM",
         {
-            **ATTENTION,
+            **names.ATTENTION,
             **MAMBA2,
-            **FFN_NORM,
-            **GATED,
-            **renamed(MOE, "mlp.", "block_sparse_moe."),
+            **names.FFN_NORM,
+            **names.GATED,
+            **names.renamed(names.MOE, "mlp.", "block_sparse_moe."),
             "ffn_gate_inp": "block_sparse_moe.router.layer",
             "ffn_gate_up_shexp": "shared_mlp.input_linear",
             "ffn_down_shexp": "shared_mlp.output_linear",
@@ -132,7 +125,7 @@ ROWS: dict[str, Architecture] = {
         values=MAMBA_DECAY,
         reshape=MAMBA2_RESHAPE,
         joins={"ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp")},
-        zero_biases=LLAMA_BIASES,
+        zero_biases=names.LLAMA_BIASES,
         optional=None,
         own_shapes=True,
         per_layer=True,
@@ -141,7 +134,7 @@ ROWS: dict[str, Architecture] = {
         "granitemoe",
         "GraniteMoeForCausalLM",
         {
-            **renamed(MOE_LLAMA, "mlp.", "block_sparse_moe."),
+            **names.renamed(names.MOE_LLAMA, "mlp.", "block_sparse_moe."),
             "ffn_gate_inp": "block_sparse_moe.router.layer",
             "ffn_gate_up_shexp": "shared_mlp.input_linear",
             "ffn_down_shexp": "shared_mlp.output_linear",
@@ -150,9 +143,13 @@ ROWS: dict[str, Architecture] = {
         order=PERMUTED,
         joins={"ffn_gate_up_shexp": ("ffn_gate_shexp", "ffn_up_shexp")},
         optional=frozenset({"ffn_gate_up_shexp", "ffn_down_shexp"}),
-        zero_biases=(BIASED_ATTENTION,),
+        zero_biases=(names.BIASED_ATTENTION,),
     ),
     "minicpm": Architecture(
-        "granite", "GraniteForCausalLM", keys=_minicpm, order=PERMUTED, zero_biases=LLAMA_BIASES
+        "granite",
+        "GraniteForCausalLM",
+        keys=_minicpm,
+        order=PERMUTED,
+        zero_biases=names.LLAMA_BIASES,
     ),
 }

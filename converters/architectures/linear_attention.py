@@ -8,21 +8,9 @@ from math import prod
 
 import numpy as np
 
+from converters.architectures import names
 from converters.architectures.base import (
-    ATTENTION,
-    DENSE_OR_MOE,
-    FFN_NORM,
-    GATED,
-    GATED_SHARED_EXPERT,
-    LANGUAGE_MODEL,
-    LANGUAGE_MODEL_LAYERS,
-    MLA_ABSORBED,
-    MLA_KV,
-    MLA_Q,
-    MOE,
-    QK_NORMS,
     Architecture,
-    Names,
     Rows,
     Shape,
     as_row,
@@ -30,14 +18,13 @@ from converters.architectures.base import (
     flat,
     gate_and_up,
     log_of_negative,
-    renamed,
     shape_of,
 )
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 _DELTA_NET = {
-    **ATTENTION,
-    **QK_NORMS,
+    **names.ATTENTION,
+    **names.QK_NORMS,
     "attn_qkv": "linear_attn.in_proj_qkv",
     "attn_gate": "linear_attn.in_proj_z",
     "ssm_alpha": "linear_attn.in_proj_a",
@@ -51,7 +38,7 @@ _DELTA_NET = {
 
 _QWEN_LAYER = {**_DELTA_NET, "post_attention_norm": "post_attention_layernorm"}
 
-_QWEN_EXPERTS = {**MOE, **GATED_SHARED_EXPERT}
+_QWEN_EXPERTS = {**names.MOE, **names.GATED_SHARED_EXPERT}
 
 _QWEN_OPTIONAL = frozenset(_DELTA_NET) - {"attn_norm"}
 
@@ -182,7 +169,7 @@ _QWEN_ORDER = {
     **dict.fromkeys(("attn_gate", "ssm_alpha", "ssm_beta", "ssm_dt.bias", "ssm_a"), _grouped),
 }
 
-_MLA = {**MLA_KV, **MLA_ABSORBED}
+_MLA = {**names.MLA_KV, **names.MLA_ABSORBED}
 
 _KDA_CONVS = {f"ssm_conv1d_{x}": f"self_attn.{x}_conv.conv" for x in "qkv"}
 
@@ -309,7 +296,7 @@ def _ling3_group(hp: Hyperparameters) -> int:
     )
 
 
-def _ling3_output(hp: Hyperparameters, layer: int) -> Names:
+def _ling3_output(hp: Hyperparameters, layer: int) -> names.Names:
     latent = hp.per_layer("attention.head_count_kv")[layer] > 0
     return {"attn_output": "attention.dense" if latent else "attention.o_proj"}
 
@@ -337,7 +324,7 @@ def _rwkv_lerp(hp: Hyperparameters) -> Sequence[tuple[str, int]]:
     return [(f"time_mix_lerp_{x}", 1) for x in _RWKV_INPUTS]
 
 
-def _rwkv_placeholders(hp: Hyperparameters, layer: int) -> Names:
+def _rwkv_placeholders(hp: Hyperparameters, layer: int) -> names.Names:
     """The first layer has no value residual; GGUF has unused tensors for it."""
     if layer:
         return {}
@@ -402,8 +389,8 @@ RWKV7 = Architecture(
 
 _qwen35 = partial(
     Architecture,
-    ends=LANGUAGE_MODEL,
-    prefix=LANGUAGE_MODEL_LAYERS,
+    ends=names.LANGUAGE_MODEL,
+    prefix=names.LANGUAGE_MODEL_LAYERS,
     order=_QWEN_ORDER,
     columns={"ssm_out": _value_heads},
     values={"ssm_a": log_of_negative},
@@ -418,13 +405,15 @@ ROWS: dict[str, Architecture] = {
         "bailing_hybrid",
         "BailingMoeV3ForCausalLM",
         {
-            **renamed(ATTENTION | MLA_Q | _MLA | _KDA, "self_attn.", "attention."),
+            **names.renamed(
+                names.ATTENTION | names.MLA_Q | _MLA | _KDA, "self_attn.", "attention."
+            ),
             **{f"ssm_conv1d_{x}": f"attention.{x}_conv1d" for x in "qkv"},
             "ssm_f_a": "attention.f_proj",
             "ssm_g_a": "attention.g_proj",
             "attn_gate": "attention.g_proj",
-            **FFN_NORM,
-            **DENSE_OR_MOE,
+            **names.FFN_NORM,
+            **names.DENSE_OR_MOE,
             "exp_probs_b.bias": "mlp.gate.expert_bias",
         },
         by_layer=_ling3_output,
@@ -441,11 +430,11 @@ ROWS: dict[str, Architecture] = {
         "kimi_linear",
         "KimiLinearForCausalLM",
         {
-            **ATTENTION,
+            **names.ATTENTION,
             **_MLA,
             **_KDA,
-            **FFN_NORM,
-            **DENSE_OR_MOE,
+            **names.FFN_NORM,
+            **names.DENSE_OR_MOE,
             "exp_probs_b.bias": "mlp.e_score_correction_bias",
         },
         keys=_kimi_linear,
@@ -456,7 +445,7 @@ ROWS: dict[str, Architecture] = {
         own_shapes=True,
         per_layer=True,
     ),
-    "qwen35": _qwen35("qwen3_5", "Qwen3_5ForCausalLM", _QWEN_LAYER | GATED, keys=_delta_net),
+    "qwen35": _qwen35("qwen3_5", "Qwen3_5ForCausalLM", _QWEN_LAYER | names.GATED, keys=_delta_net),
     "qwen35moe": _qwen35(
         "qwen3_5_moe",
         "Qwen3_5MoeForCausalLM",

@@ -5,25 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from converters.architectures.base import (
-    ATTENTION,
-    BIASED_ATTENTION,
-    FFN_NORM,
-    GATED,
-    LANGUAGE_MODEL,
-    LANGUAGE_MODEL_LAYERS,
-    LLAMA,
-    LLAMA_BIASES,
-    MOE,
-    MOE_LLAMA,
-    PERMUTED,
-    QKV,
-    SHARED_EXPERTS,
-    UNGATED,
-    Architecture,
-    fixed,
-    renamed,
-)
+from converters.architectures import names
+from converters.architectures.base import PERMUTED, Architecture, fixed
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
@@ -88,9 +71,9 @@ def _llama4(hp: Hyperparameters) -> Config:
 
 
 _LLAMA_4 = {
-    **renamed(GATED, "mlp.", "feed_forward."),
-    **renamed(MOE, "mlp.switch_mlp", "feed_forward.experts"),
-    **renamed(SHARED_EXPERTS, "mlp.shared_experts", "feed_forward.shared_expert"),
+    **names.renamed(names.GATED, "mlp.", "feed_forward."),
+    **names.renamed(names.MOE, "mlp.switch_mlp", "feed_forward.experts"),
+    **names.renamed(names.SHARED_EXPERTS, "mlp.shared_experts", "feed_forward.shared_expert"),
     "ffn_gate_inp": "feed_forward.router",
 }
 
@@ -145,10 +128,10 @@ ROWS: dict[str, Architecture] = {
     "arcee": Architecture(
         "arcee",
         "ArceeForCausalLM",
-        {**ATTENTION, **FFN_NORM, **UNGATED},
+        {**names.ATTENTION, **names.FFN_NORM, **names.UNGATED},
         keys=fixed(hidden_act="relu2"),
         order=PERMUTED,
-        zero_biases=(BIASED_ATTENTION,),
+        zero_biases=(names.BIASED_ATTENTION,),
     ),
     "baichuan": Architecture("baichuan", "BaichuanForCausalLM", keys=_baichuan, order=PERMUTED),
     "deci": Architecture(
@@ -157,20 +140,20 @@ ROWS: dict[str, Architecture] = {
         keys=_deci,
         by_layer=_deci_names,
         order=PERMUTED,
-        optional=frozenset(LLAMA),
-        zero_biases=LLAMA_BIASES,
+        optional=frozenset(names.LLAMA),
+        zero_biases=names.LLAMA_BIASES,
         per_layer=True,
     ),
-    "ernie4_5": _llama(keys=fixed(rope_traditional=True), zero_biases=LLAMA_BIASES),
-    "exaone": _llama(zero_biases=LLAMA_BIASES),
-    "internlm2": _llama(order=PERMUTED, zero_biases=LLAMA_BIASES),
-    "llama": _llama(order=PERMUTED, zero_biases=LLAMA_BIASES),
+    "ernie4_5": _llama(keys=fixed(rope_traditional=True), zero_biases=names.LLAMA_BIASES),
+    "exaone": _llama(zero_biases=names.LLAMA_BIASES),
+    "internlm2": _llama(order=PERMUTED, zero_biases=names.LLAMA_BIASES),
+    "llama": _llama(order=PERMUTED, zero_biases=names.LLAMA_BIASES),
     "llama4": Architecture(
         "llama4",
         "Llama4ForConditionalGeneration",
-        ATTENTION | FFN_NORM | _LLAMA_4,
-        ends=LANGUAGE_MODEL,
-        prefix=LANGUAGE_MODEL_LAYERS,
+        names.ATTENTION | names.FFN_NORM | _LLAMA_4,
+        ends=names.LANGUAGE_MODEL,
+        prefix=names.LANGUAGE_MODEL_LAYERS,
         keys=_llama4,
         optional=frozenset(_LLAMA_4),
     ),
@@ -179,26 +162,32 @@ ROWS: dict[str, Architecture] = {
     "mixtral": Architecture(
         "mixtral",
         "MixtralForCausalLM",
-        renamed(MOE_LLAMA, "mlp.", "block_sparse_moe."),
+        names.renamed(names.MOE_LLAMA, "mlp.", "block_sparse_moe."),
         keys=_mixtral,
         order=PERMUTED,
     ),
     "nanbeige": Architecture(
-        "nanbeige", "NanbeigeForCausalLM", keys=_nanbeige, order=PERMUTED, zero_biases=LLAMA_BIASES
+        "nanbeige",
+        "NanbeigeForCausalLM",
+        keys=_nanbeige,
+        order=PERMUTED,
+        zero_biases=names.LLAMA_BIASES,
     ),
-    "paddleocr": _llama(keys=lambda hp: hp.text_rope(interleaved=False), zero_biases=LLAMA_BIASES),
-    "pangu-embedded": _llama(zero_biases=LLAMA_BIASES),
+    "paddleocr": _llama(
+        keys=lambda hp: hp.text_rope(interleaved=False), zero_biases=names.LLAMA_BIASES
+    ),
+    "pangu-embedded": _llama(zero_biases=names.LLAMA_BIASES),
     "refact": Architecture(
         "refact",
         "GPTRefactForCausalLM",
         keys=fixed(position_embedding_type="alibi", max_alibi_bias=8.0),
-        zero_biases=LLAMA_BIASES,
+        zero_biases=names.LLAMA_BIASES,
     ),
     "seed_oss": Architecture(
         "seed_oss",
         "SeedOssForCausalLM",
-        {**ATTENTION, "post_attention_norm": "post_attention_layernorm", **GATED},
-        zero_biases=(QKV,),
+        {**names.ATTENTION, "post_attention_norm": "post_attention_layernorm", **names.GATED},
+        zero_biases=(names.QKV,),
     ),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", order=PERMUTED),
     "xverse": _llama(order=PERMUTED),

@@ -33,16 +33,9 @@ from converters.architectures import (
     qwen,
     ssm,
 )  # fmt: skip
-from converters.architectures.base import (
-    ENDS,
-    GATED,
-    MOE,
-    SHARED_EXPERTS,
-    Architecture,
-    Rows,
-    minus,
-)
+from converters.architectures.base import Architecture, Rows, minus
 from converters.architectures.hyperparameters import Hyperparameters
+from converters.architectures.names import ENDS, GATED, MOE, SHARED_EXPERTS
 from converters.errors import UnsupportedArchitectureError
 from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile

@@ -5,24 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from converters.architectures.base import (
-    AFTER_NORMS,
-    ATTENTION,
-    DENSE_OR_MOE,
-    FFN_NORM,
-    GATED,
-    HUNYUAN_NORMS,
-    LANGUAGE_MODEL,
-    LANGUAGE_MODEL_LAYERS,
-    MOE,
-    MOE_LLAMA,
-    MOE_OPTIONAL,
-    QK_NORMS,
-    SHARED_EXPERTS,
-    Architecture,
-    renamed,
-    without,
-)
+from converters.architectures import names
+from converters.architectures.base import Architecture
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
@@ -89,7 +73,7 @@ _BLOCK_INDEX = {
 }
 
 _MINIMAX_EXPERTS = {
-    **renamed(MOE | SHARED_EXPERTS, "mlp.", "block_sparse_moe."),
+    **names.renamed(names.MOE | names.SHARED_EXPERTS, "mlp.", "block_sparse_moe."),
     "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
 }
 
@@ -274,7 +258,7 @@ def _mixed_windows(hp: Hyperparameters, every: int) -> Config:
     return found
 
 
-_LAYER = {**ATTENTION, **FFN_NORM, **QK_NORMS, **DENSE_OR_MOE}
+_LAYER = {**names.ATTENTION, **names.FFN_NORM, **names.QK_NORMS, **names.DENSE_OR_MOE}
 
 _AFTER_BOTH = {"ffn_norm": "pre_mlp_layernorm", "post_ffw_norm": "post_mlp_layernorm"}
 
@@ -283,28 +267,28 @@ ROWS: dict[str, Architecture] = {
         "afmoe",
         "AfmoeForCausalLM",
         {
-            **renamed(_LAYER, "switch_mlp", "experts"),
-            **AFTER_NORMS,
+            **names.renamed(_LAYER, "switch_mlp", "experts"),
+            **names.AFTER_NORMS,
             **_AFTER_BOTH,
             "attn_gate": "self_attn.gate_proj",
             "ffn_gate_inp": "mlp.router.gate",
             "exp_probs_b.bias": "mlp.expert_bias",
         },
         keys=_afmoe,
-        optional=MOE_OPTIONAL,
+        optional=names.MOE_OPTIONAL,
     ),
     "exaone-moe": Architecture(
-        "exaone_moe", "ExaoneMoEForCausalLM", _LAYER, keys=_exaone_moe, optional=MOE_OPTIONAL
+        "exaone_moe", "ExaoneMoEForCausalLM", _LAYER, keys=_exaone_moe, optional=names.MOE_OPTIONAL
     ),
     "gpt-oss": Architecture(
         "gpt_oss",
         "GptOssForCausalLM",
         {
-            **ATTENTION,
+            **names.ATTENTION,
             "post_attention_norm": "post_attention_layernorm",
             "attn_sinks.weight": "self_attn.sinks",
             "ffn_gate_inp": "mlp.router",
-            **renamed(without(MOE, "ffn_gate_inp"), "switch_mlp", "experts"),
+            **names.renamed(names.without(names.MOE, "ffn_gate_inp"), "switch_mlp", "experts"),
         },
         keys=_gpt_oss,
     ),
@@ -312,9 +296,9 @@ ROWS: dict[str, Architecture] = {
         "hunyuan_v1_moe",
         "HunYuanMoEV1ForCausalLM",
         {
-            **MOE_LLAMA,
-            **HUNYUAN_NORMS,
-            **renamed(SHARED_EXPERTS, "shared_experts", "shared_mlp"),
+            **names.MOE_LLAMA,
+            **names.HUNYUAN_NORMS,
+            **names.renamed(names.SHARED_EXPERTS, "shared_experts", "shared_mlp"),
             "ffn_gate_inp": "mlp.gate.wg",
         },
         keys=_hunyuan_moe,
@@ -323,27 +307,29 @@ ROWS: dict[str, Architecture] = {
         "laguna",
         "LagunaForCausalLM",
         {
-            **renamed(_LAYER, "shared_experts", "shared_expert"),
+            **names.renamed(_LAYER, "shared_experts", "shared_expert"),
             "attn_gate": "self_attn.g_proj",
             "ffn_gate_inp": "mlp.gate.proj",
         },
         keys=_laguna,
-        optional=MOE_OPTIONAL,
+        optional=names.MOE_OPTIONAL,
         partial_rotary=True,
         per_layer=True,
     ),
-    "mellum": Architecture("mellum", "MellumForCausalLM", {**MOE_LLAMA, **QK_NORMS}, keys=_mellum),
+    "mellum": Architecture(
+        "mellum", "MellumForCausalLM", {**names.MOE_LLAMA, **names.QK_NORMS}, keys=_mellum
+    ),
     "mimo2": Architecture(
         "mimo_v2_flash",
         "MiMoV2FlashForCausalLM",
         {
-            **ATTENTION,
-            **FFN_NORM,
-            **DENSE_OR_MOE,
+            **names.ATTENTION,
+            **names.FFN_NORM,
+            **names.DENSE_OR_MOE,
             "attn_sinks.weight": "self_attn.attention_sink_bias",
         },
         keys=_mimo2,
-        optional=MOE_OPTIONAL | {"attn_sinks.weight"},
+        optional=names.MOE_OPTIONAL | {"attn_sinks.weight"},
         partial_rotary=True,
         value_width=True,
         per_layer=True,
@@ -352,7 +338,7 @@ ROWS: dict[str, Architecture] = {
         "minimax",
         "MiniMaxM2ForCausalLM",
         {
-            **renamed(MOE_LLAMA | QK_NORMS, "mlp.", "block_sparse_moe."),
+            **names.renamed(names.MOE_LLAMA | names.QK_NORMS, "mlp.", "block_sparse_moe."),
             "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias",
         },
         keys=_minimax_m2,
@@ -361,24 +347,31 @@ ROWS: dict[str, Architecture] = {
     "minimax-m3": Architecture(
         "minimax_m3_vl",
         "MiniMaxM3VLForConditionalGeneration",
-        {**ATTENTION, **FFN_NORM, **QK_NORMS, **GATED, **_MINIMAX_EXPERTS, **_BLOCK_INDEX},
-        ends=LANGUAGE_MODEL,
-        prefix=LANGUAGE_MODEL_LAYERS,
+        {
+            **names.ATTENTION,
+            **names.FFN_NORM,
+            **names.QK_NORMS,
+            **names.GATED,
+            **_MINIMAX_EXPERTS,
+            **_BLOCK_INDEX,
+        },
+        ends=names.LANGUAGE_MODEL,
+        prefix=names.LANGUAGE_MODEL_LAYERS,
         keys=_minimax_m3,
-        optional=frozenset(GATED | _MINIMAX_EXPERTS | _BLOCK_INDEX),
+        optional=frozenset(names.GATED | _MINIMAX_EXPERTS | _BLOCK_INDEX),
         partial_rotary=True,
     ),
     "step35": Architecture(
         "step3p5",
         "Step3p5ForCausalLM",
         {
-            **renamed(_LAYER, "shared_experts", "share_expert"),
+            **names.renamed(_LAYER, "shared_experts", "share_expert"),
             "attn_gate": "self_attn.g_proj",
             "ffn_gate_inp": "mlp.gate.gate",
             "exp_probs_b.bias": "mlp.gate.router_bias",
         },
         keys=_step35,
-        optional=MOE_OPTIONAL | {"attn_gate"},
+        optional=names.MOE_OPTIONAL | {"attn_gate"},
         partial_rotary=True,
         per_layer=True,
     ),

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from converters.architectures.base import (
-    AFTER_NORMS,
-    LLAMA,
-    MOE_LLAMA,
-    PERMUTED,
-    QK_NORMS,
-    Architecture,
-    fixed,
-    without,
-)
+from converters.architectures import names
+from converters.architectures.base import PERMUTED, Architecture, fixed
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
@@ -30,7 +22,7 @@ ROWS: dict[str, Architecture] = {
     "olmo": Architecture(
         "olmo",
         "OlmoForCausalLM",
-        without(LLAMA, "attn_norm", "ffn_norm"),
+        names.without(names.LLAMA, "attn_norm", "ffn_norm"),
         keys=_olmo,
         epsilon="layer_norm_eps",
         order=PERMUTED,
@@ -39,10 +31,13 @@ ROWS: dict[str, Architecture] = {
     "olmo2": Architecture(
         "olmo2",
         "Olmo2ForCausalLM",
-        without(LLAMA, "attn_norm", "ffn_norm") | QK_NORMS | AFTER_NORMS,
+        names.without(names.LLAMA, "attn_norm", "ffn_norm") | names.QK_NORMS | names.AFTER_NORMS,
         keys=_olmo2,
     ),
     "olmoe": Architecture(
-        "olmoe", "OlmoeForCausalLM", MOE_LLAMA | QK_NORMS, keys=fixed(norm_topk_prob=False)
+        "olmoe",
+        "OlmoeForCausalLM",
+        names.MOE_LLAMA | names.QK_NORMS,
+        keys=fixed(norm_topk_prob=False),
     ),
 }

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from converters.architectures.base import (
-    ATTENTION,
-    FFN_NORM,
-    FUSED_GATE,
-    QKV,
-    Architecture,
-    fixed,
-    fused_qkv,
-)
+from converters.architectures.base import Architecture, fixed, fused_qkv
 from converters.architectures.hyperparameters import Config, Hyperparameters
+from converters.architectures.names import ATTENTION, FFN_NORM, FUSED_GATE, QKV
 
 
 def _phi3(hp: Hyperparameters) -> Config:

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from converters.architectures.base import (
-    GATED_SHARED_EXPERT,
-    LLAMA,
-    MOE_LLAMA,
-    QK_NORMS,
-    QKV,
-    Architecture,
-    as_row,
-    fused_qkv,
-)
+from converters.architectures import names
+from converters.architectures.base import Architecture, as_row, fused_qkv
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
 
@@ -28,9 +20,13 @@ def _qwen3moe(hp: Hyperparameters) -> Config:
     return {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
-_QWEN3_MOE = Architecture("qwen3_moe", "Qwen3MoeForCausalLM", MOE_LLAMA | QK_NORMS, keys=_qwen3moe)
+_QWEN3_MOE = Architecture(
+    "qwen3_moe", "Qwen3MoeForCausalLM", names.MOE_LLAMA | names.QK_NORMS, keys=_qwen3moe
+)
 
-_qwen2 = partial(Architecture, "qwen2", "Qwen2ForCausalLM", zero_biases=(QKV,), always_biased=True)
+_qwen2 = partial(
+    Architecture, "qwen2", "Qwen2ForCausalLM", zero_biases=(names.QKV,), always_biased=True
+)
 
 ROWS: dict[str, Architecture] = {
     "qwen": _qwen2(
@@ -42,19 +38,19 @@ ROWS: dict[str, Architecture] = {
     "qwen2moe": Architecture(
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
-        {**MOE_LLAMA, **GATED_SHARED_EXPERT},
+        {**names.MOE_LLAMA, **names.GATED_SHARED_EXPERT},
         keys=_qwen2moe,
         reshape={"ffn_gate_inp_shexp": as_row},
-        zero_biases=(QKV,),
+        zero_biases=(names.QKV,),
         always_biased=True,
     ),
     "qwen2vl": _qwen2(keys=lambda hp: hp.text_rope(interleaved=False)),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LLAMA | QK_NORMS),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", names.LLAMA | names.QK_NORMS),
     "qwen3moe": _QWEN3_MOE,
     "qwen3vl": Architecture(
         "qwen3",
         "Qwen3ForCausalLM",
-        LLAMA | QK_NORMS,
+        names.LLAMA | names.QK_NORMS,
         keys=lambda hp: hp.text_rope(interleaved=True),
     ),
     "qwen3vlmoe": _QWEN3_MOE,

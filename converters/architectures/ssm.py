@@ -5,20 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from converters.architectures import names
 from converters.architectures.base import (
-    ATTENTION,
-    BIASED_ATTENTION,
-    GATED,
-    LLAMA_BIASES,
-    MOE,
     PERMUTED,
     Architecture,
     depthwise,
     flat,
     log_of_negative,
     minus,
-    renamed,
-    without,
 )
 from converters.architectures.hyperparameters import Config, Hyperparameters
 
@@ -33,16 +27,16 @@ MAMBA2_MIXER = {
 }
 
 MAMBA1_MIXER = {
-    **without(MAMBA2_MIXER, "ssm_norm"),
+    **names.without(MAMBA2_MIXER, "ssm_norm"),
     "ssm_x": "mixer.x_proj",
     "ssm_dt": "mixer.dt_proj",
     "ssm_dt.bias": "mixer.dt_proj.bias",
 }
 
 # The same under the name that hybrids give them.
-MAMBA2 = renamed(MAMBA2_MIXER, "mixer.", "mamba.")
+MAMBA2 = names.renamed(MAMBA2_MIXER, "mixer.", "mamba.")
 
-MAMBA1 = renamed(MAMBA1_MIXER, "mixer.", "mamba.")
+MAMBA1 = names.renamed(MAMBA1_MIXER, "mixer.", "mamba.")
 
 # JSON has no infinity, and no step comes near this one.
 _NO_STEP_LIMIT = [0.0, 1e30]
@@ -144,7 +138,7 @@ def _mamba2(hp: Hyperparameters) -> Config:
     }
 
 
-_FEED_FORWARD = renamed(GATED, "mlp.", "feed_forward.")
+_FEED_FORWARD = names.renamed(names.GATED, "mlp.", "feed_forward.")
 
 
 def mamba_keys(hp: Hyperparameters, *, groups: bool) -> Config:
@@ -262,10 +256,10 @@ def _jamba(hp: Hyperparameters) -> Config:
 _NEMOTRON = {
     "attn_norm": "norm",
     **MAMBA2_MIXER,
-    **renamed(without(ATTENTION, "attn_norm"), "self_attn.", "mixer."),
+    **names.renamed(names.without(names.ATTENTION, "attn_norm"), "self_attn.", "mixer."),
 }
 
-_NEMOTRON_BIASES = (BIASED_ATTENTION, ("ffn_up", "ffn_down"))
+_NEMOTRON_BIASES = (names.BIASED_ATTENTION, ("ffn_up", "ffn_down"))
 
 _LFM2_ATTENTION = {
     "attn_q": "self_attn.q_proj",
@@ -428,12 +422,12 @@ ROWS: dict[str, Architecture] = {
     "falcon-h1": Architecture(
         "falcon_h1",
         "FalconH1ForCausalLM",
-        {**ATTENTION, **MAMBA2, "ffn_norm": "pre_ff_layernorm.weight", **_FEED_FORWARD},
+        {**names.ATTENTION, **MAMBA2, "ffn_norm": "pre_ff_layernorm.weight", **_FEED_FORWARD},
         ends={"output_norm": "model.final_layernorm"},
         keys=_falcon_h1,
         values=MAMBA_DECAY,
         reshape=MAMBA2_RESHAPE,
-        zero_biases=LLAMA_BIASES,
+        zero_biases=names.LLAMA_BIASES,
         optional=frozenset({"ssm_norm"}),
         own_shapes=True,
     ),
@@ -441,7 +435,7 @@ ROWS: dict[str, Architecture] = {
         "jamba",
         "JambaForCausalLM",
         {
-            **ATTENTION,
+            **names.ATTENTION,
             **MAMBA1,
             "ssm_dt_norm": "mamba.dt_layernorm",
             "ssm_b_norm": "mamba.b_layernorm",
@@ -449,7 +443,7 @@ ROWS: dict[str, Architecture] = {
             "ffn_norm": "pre_ff_layernorm",
             **_FEED_FORWARD,
             "ffn_gate_inp": "feed_forward.router",
-            **renamed(without(MOE, "ffn_gate_inp"), "mlp.", "feed_forward."),
+            **names.renamed(names.without(names.MOE, "ffn_gate_inp"), "mlp.", "feed_forward."),
         },
         ends={"output_norm": "model.final_layernorm"},
         keys=_jamba,
@@ -476,8 +470,8 @@ ROWS: dict[str, Architecture] = {
         "Lfm2MoeForCausalLM",
         {
             **_LFM2,
-            **renamed(GATED, "mlp.", "feed_forward."),
-            **renamed(MOE, "mlp.", "feed_forward."),
+            **names.renamed(names.GATED, "mlp.", "feed_forward."),
+            **names.renamed(names.MOE, "mlp.", "feed_forward."),
             "exp_probs_b.bias": "feed_forward.expert_bias",
         },
         keys=_lfm2moe,

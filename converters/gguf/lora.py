@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from converters.architectures.base import ENDS, LLAMA, Architecture
+from converters.architectures.base import Architecture
 from converters.architectures.hyperparameters import Hyperparameters
 from converters.architectures.mapping import ARCHITECTURES
+from converters.architectures.names import ENDS, LLAMA
 from converters.errors import AdapterError, shortened
 from converters.gguf.file import GGUFTensor
 from converters.gguf.reader import GGUFFile, read_gguf
