@@ -285,7 +285,7 @@ def regroup(gguf: GGUFFile, architecture: Architecture) -> GGUFFile:
         )
     if list(tensors.values()) == list(gguf.tensors):
         return gguf
-    return gguf.with_tensors(tuple(tensors.values()))
+    return replace(gguf, tensors=tuple(tensors.values()))
 
 
 def _split(tensor: GGUFTensor, parts: Sequence[tuple[str, int | Rows]]) -> dict[str, GGUFTensor]:

@@ -206,10 +206,6 @@ class GGUFFile:
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 
-    def with_tensors(self, tensors: tuple[GGUFTensor, ...]) -> GGUFFile:
-        """The same file with other tensors, e.g. parts of its own."""
-        return replace(self, tensors=tensors)
-
     def with_keys(self, keys: Mapping[str, Value]) -> GGUFFile:
         """The same file with other values for some of the architecture's own keys."""
         own = {f"{self.architecture}.{suffix}": value for suffix, value in keys.items()}

@@ -41,10 +41,6 @@ class WeightFiles:
     left_out: list[dict[str, str]] = field(default_factory=list)
 
     @property
-    def nbytes(self) -> int:
-        return sum(entry.nbytes for header in self.headers for entry in header.values())
-
-    @property
     def entries(self) -> dict[str, StoredArray]:
         return {name: entry for header in self.headers for name, entry in header.items()}
 

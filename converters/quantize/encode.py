@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from converters.gguf.file import GGUFTensor, StoredRows
+from converters.gguf.file import GGUFTensor
 from converters.gguf.quants import CODECS, Codes, Products
 from converters.gguf.types import GGMLType
 from converters.quantize.affine import (
@@ -144,53 +144,6 @@ def supported(kind: GGMLType) -> bool:
     return kind in CODECS or kind in FLOATS or kind in FIXED
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A tensor as rows of raw bytes (rows, bytes per row), and the steps of their encoding.
-
-    Attributes:
-        change, patch: see :func:`encode`.
-        factors: of each row, (rows,).
-        apart: packed forms leave the factors to an array of their own.
-    """
-
-    tensor: GGUFTensor
-    data: StoredRows | Bytes
-    change: Change | None
-    patch: Patch | None
-    factors: Floats | None
-    apart: bool
-
-    def packed(self, layout: Layout, part: slice) -> Packed:
-        """A chunk of rows in a form."""
-        raw, factors = self.data[part], None
-        if self.factors is not None and not (self.apart and layout.quantized):
-            factors = self.factors[part]
-        with np.errstate(invalid="ignore", over="ignore"):
-            if self.patch is None:
-                return _encode_rows(raw, self.tensor, layout, self.change, factors)
-            plain = _encode_rows(raw, self.tensor, dense("float32"), self.change, factors)
-            values = plain.arrays["weight"].astype(np.float32, copy=False)
-            return pack(self.patch(values, np.arange(len(self.data))[part]), layout)
-
-    def encode(self, layout: Layout, policy: Policy, pool: ThreadPoolExecutor) -> Encoded | None:
-        """All rows in a form; None where that does not keep the policy's promise."""
-        shape, kind = self.tensor.shape, self.tensor.type
-        merged = self.patch is not None
-        own_codes = not merged and keeps_codes(kind, layout)
-        most = CHUNK_WEIGHTS * (OWN_CODES_AT_ONCE if own_codes and layout.quantized else 1)
-        parts = chunks(len(self.data), shape[-1], most)
-        sample = slice(0, max(1, SAMPLE_WEIGHTS // shape[-1]))
-        if len(parts) > 1 and not policy.accept(self.packed(layout, sample).error, layout):
-            return None
-        arrays, error = gather(partial(self.packed, layout), parts, pool.map)
-        if not policy.accept(error, layout):
-            return None
-        shaped = {name: a.reshape(*shape[:-1], a.shape[-1]) for name, a in arrays.items()}
-        word = fidelity(error, own_codes=own_codes, merged=merged)
-        return Encoded(layout, shaped, error, word)
-
-
 def encode(
     tensor: GGUFTensor,
     policy: Policy,
@@ -213,28 +166,46 @@ def encode(
     Raises:
         GGUFError: scales are not finite, or no form that the policy allows holds the tensor.
     """
-    columns = tensor.shape[-1]
-    data = tensor.stored_rows()
-    apart = factor is not None and policy.factors and tensor.type in FIXED and patch is None
+    shape, kind, data = tensor.shape, tensor.type, tensor.stored_rows()
+    # Packed forms leave the factors to an array of their own.
+    apart = factor is not None and policy.factors and kind in FIXED and patch is None
     factors = None if factor is None else np.repeat(factor, len(data) // len(factor))
-    rows = _Rows(tensor, data, change, patch, factors, apart)
-    candidates = (
-        policy.candidates(tensor.type, module=module, factored=factor is not None)
-        if patch is None
-        else policy.merged(tensor.type, module=module)
-    )
+
+    def packed(layout: Layout, part: slice) -> Packed:
+        """A chunk of rows in a form."""
+        raw = data[part]
+        each = None if factors is None or (apart and layout.quantized) else factors[part]
+        with np.errstate(invalid="ignore", over="ignore"):
+            if patch is None:
+                return _encode_rows(raw, tensor, layout, change, each)
+            plain = _encode_rows(raw, tensor, dense("float32"), change, each)
+            values = plain.arrays["weight"].astype(np.float32, copy=False)
+            return pack(patch(values, np.arange(len(data))[part]), layout)
+
+    if patch is None:
+        candidates = policy.candidates(kind, module=module, factored=factor is not None)
+    else:
+        candidates = policy.merged(kind, module=module)
+    sample = slice(0, max(1, SAMPLE_WEIGHTS // shape[-1]))
     for layout in candidates:
-        if layout.quantized and columns % layout.group_size:
+        if layout.quantized and shape[-1] % layout.group_size:
             continue
-        encoded = rows.encode(layout, policy, pool)
-        if encoded is None:
+        own_codes = patch is None and keeps_codes(kind, layout)
+        most = CHUNK_WEIGHTS * (OWN_CODES_AT_ONCE if own_codes and layout.quantized else 1)
+        parts = chunks(len(data), shape[-1], most)
+        if len(parts) > 1 and not policy.accept(packed(layout, sample).error, layout):
             continue
+        arrays, error = gather(partial(packed, layout), parts, pool.map)
+        if not policy.accept(error, layout):
+            continue
+        arrays = {name: a.reshape(*shape[:-1], a.shape[-1]) for name, a in arrays.items()}
         if apart and layout.quantized:
-            encoded.arrays["factor"] = np.asarray(factor)
-        return encoded
+            arrays["factor"] = np.asarray(factor)
+        word = fidelity(error, own_codes=own_codes, merged=patch is not None)
+        return Encoded(layout, arrays, error, word)
     raise tensor.error(
         expected=f"weights that policy {policy.name!r} can keep",
-        found=f"{tensor.type.name} blocks with values that no MLX form holds",
+        found=f"{kind.name} blocks with values that no MLX form holds",
     )
 
 
