@@ -1,4 +1,4 @@
-"""Tensor names that families share: modules in GGUF's terms to modules of the Hugging Face model."""
+"""Tensor names that families share: modules of GGUF to those of the Hugging Face model."""
 
 from __future__ import annotations
 
