@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.batch import DecodeRows
 from mlxrun.kv_cache.dense import RowCache, bucket
-from mlxrun.kv_cache.prefix_cache import shared_prefix_of
+from mlxrun.kv_cache.shared_prefix import shared_prefix_of
 from mlxrun.sampling.sampler import SamplerBatch
 
 # Rows of a block: fewer attend over less that is not theirs, more need fewer operations.

@@ -19,7 +19,8 @@ from mlxrun.errors import CacheError, ParameterError, ProcessError
 from mlxrun.kv_cache import storage
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.dense import bucket
-from mlxrun.kv_cache.prefix_cache import Lease, SharedPrefix, common_prefix_len, shared_prefix_of
+from mlxrun.kv_cache.prefix_cache import Lease, common_prefix_len
+from mlxrun.kv_cache.shared_prefix import SharedPrefix, shared_prefix_of
 from mlxrun.lock import device_lock
 from mlxrun.model import Model
 from mlxrun.outputs import Chunk, Request

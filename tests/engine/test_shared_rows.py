@@ -23,7 +23,8 @@ from mlxrun.engine.engine import Engine
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK, shared_length
 from mlxrun.kv_cache.dense import BUCKET, bucket
 from mlxrun.kv_cache.formats import PLAIN
-from mlxrun.kv_cache.prefix_cache import PrefixCache, SharedPrefixCache
+from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.kv_cache.shared_prefix import SharedPrefixCache
 from mlxrun.loader import load_model
 
 #: Grouped queries, bounded scores, sinks beside windows, latents, falling scores, windows, a state.

@@ -9,7 +9,7 @@ from naive_cache import Stored
 from mlxrun.kv_cache.attention import AttentionOp, Mask
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.formats import StoredKV
-from mlxrun.kv_cache.prefix_cache import PrefixedKV
+from mlxrun.kv_cache.shared_prefix import PrefixedKV
 
 STORED = StoredKV, PrefixedKV
 

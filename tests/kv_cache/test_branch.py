@@ -16,12 +16,8 @@ from mlxrun.kv_cache.attention import AttentionOp, LatentOp, alibi, scaled
 from mlxrun.kv_cache.base import KVCache
 from mlxrun.kv_cache.dense import DenseCache
 from mlxrun.kv_cache.formats import PLAIN, AcrossHeads, Format, Plain, Quantized
-from mlxrun.kv_cache.prefix_cache import (
-    CONCATENATE_FROM,
-    PrefixCache,
-    SharedPrefix,
-    SharedPrefixCache,
-)
+from mlxrun.kv_cache.prefix_cache import PrefixCache
+from mlxrun.kv_cache.shared_prefix import CONCATENATE_FROM, SharedPrefix, SharedPrefixCache
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 32
 FORMATS: dict[str, Format] = {

@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import mlx.core as mx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrun.kv_cache.prefix_cache import TOKEN_BYTES, Node, RadixTree, common_prefix_len
+from mlxrun.kv_cache.base import State
+from mlxrun.kv_cache.prefix_cache import TOKEN_BYTES, Node, RadixTree, Segment, common_prefix_len
+
+SIZE = 4  # bytes of a token's K/V
 
 
-@dataclass(frozen=True)
-class Held:
+def held(tokens: tuple[int, ...]) -> Segment:
     """Stands for keys and values: the tokens themselves."""
-
-    tokens: tuple[int, ...]
-    size: int = 10
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * len(self.tokens)
-
-    def split(self, at: int) -> tuple[Held, Held]:
-        return Held(self.tokens[:at], self.size), Held(self.tokens[at:], self.size)
+    return Segment(({"0": mx.array(tokens, mx.int32).reshape(1, 1, -1, 1)},))
 
 
-Tree = RadixTree[Held, Held]
 sequences = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 
 
-def insert(tree: Tree, tokens: tuple[int, ...], name: str = "") -> Node[Held, Held]:
-    return tree.insert(name, tokens, lambda start, stop: Held(tokens[start:stop]))
+def insert(tree: RadixTree, tokens: tuple[int, ...], name: str = "") -> Node:
+    return tree.insert(name, tokens, lambda start, stop: held(tokens[start:stop]))
 
 
-def spelled(node: Node[Held, Held]) -> tuple[int, ...]:
+def spelled(node: Node) -> tuple[int, ...]:
     return tuple(t for one in node.path() for t in one.tokens)
 
 
-def check(tree: Tree) -> None:
+def check(tree: RadixTree) -> None:
     """What must hold at any time."""
     assert tree.nbytes == sum(node.nbytes for node in tree)
     order = {node: place for place, node in enumerate(tree)}
     for node in tree:
         assert node.tokens and node.segment is not None
-        assert node.segment.tokens == node.tokens
+        (part,) = node.segment.parts
+        assert tuple(part["0"].reshape(-1).tolist()) == node.tokens  # type: ignore[arg-type]
         assert node.parent is not None
         assert node.parent.children[node.tokens[0]] is node
         assert node.end == node.parent.end + len(node.tokens) == len(spelled(node))
@@ -55,7 +47,7 @@ def check(tree: Tree) -> None:
 def test_a_match_is_the_longest_beginning_of_what_was_inserted(
     known: list[tuple[int, ...]], wanted: tuple[int, ...]
 ) -> None:
-    tree: Tree = RadixTree()
+    tree: RadixTree = RadixTree()
     for tokens in known:
         assert spelled(insert(tree, tokens)) == tokens
         check(tree)
@@ -64,13 +56,13 @@ def test_a_match_is_the_longest_beginning_of_what_was_inserted(
     assert spelled(node)[:length] == wanted[:length]
     assert node.start <= length <= node.end
     distinct = {tokens[: n + 1] for tokens in known for n in range(len(tokens))}
-    assert tree.nbytes == len(distinct) * (10 + TOKEN_BYTES)
+    assert tree.nbytes == len(distinct) * (SIZE + TOKEN_BYTES)
 
 
 @given(st.data())
 def test_what_goes_is_what_was_used_least_recently_and_by_nobody(data: st.DataObject) -> None:
-    tree: Tree = RadixTree()
-    used: list[Node[Held, Held]] = []
+    tree: RadixTree = RadixTree()
+    used: list[Node] = []
     for _ in range(data.draw(st.integers(1, 12))):
         tokens = data.draw(sequences)
         node = insert(tree, tokens)
@@ -81,7 +73,7 @@ def test_what_goes_is_what_was_used_least_recently_and_by_nobody(data: st.DataOb
         elif action == "let go" and used:
             used.pop().users -= 1
         elif action == "snapshot":
-            tree.set_snapshot(node, Held(tokens))
+            tree.set_snapshot(node, [State({}, {}), None])
         elif action == "evict":
             leaves = [n for n in tree if not n.children and not n.users]
             budget = data.draw(st.integers(0, tree.nbytes))
@@ -95,29 +87,29 @@ def test_what_goes_is_what_was_used_least_recently_and_by_nobody(data: st.DataOb
         node.users = 0
     tree.evict(-1)
     assert tree.nbytes == len(tree) == 0
-    assert tree.match("", (0, 1, 2)).length == 0
+    assert tree.match("", (0, 1, 2))[1] == 0
 
 
 def test_trees_of_other_names_share_the_order_but_no_tokens() -> None:
-    tree: Tree = RadixTree()
+    tree: RadixTree = RadixTree()
     insert(tree, (1, 2, 3), "one")
     insert(tree, (1, 2, 4), "other")
-    assert tree.match("one", (1, 2, 4)).length == 2
-    assert tree.match("none", (1, 2, 4)).length == 0
-    tree.evict(3 * (10 + TOKEN_BYTES))
-    assert tree.match("one", (1,)).length == 0
-    assert tree.match("other", (1, 2, 4)).length == 3
+    assert tree.match("one", (1, 2, 4))[1] == 2
+    assert tree.match("none", (1, 2, 4))[1] == 0
+    tree.evict(3 * (SIZE + TOKEN_BYTES))
+    assert tree.match("one", (1,))[1] == 0
+    assert tree.match("other", (1, 2, 4))[1] == 3
     assert tree.evicted == 1
 
 
 def test_nodes_merge_unless_somebody_needs_those_before() -> None:
-    tree: Tree = RadixTree()
+    tree: RadixTree = RadixTree()
     first, last = insert(tree, (1, 2)), insert(tree, (1, 2, 3, 4))
-    whole = Held((1, 2, 3, 4))
+    whole = held((1, 2, 3, 4))
     first.users += 1
     assert not tree.merge(last, whole)
     first.users -= 1
-    tree.set_snapshot(first, Held((1, 2)))
+    tree.set_snapshot(first, [State({}, {})])
     assert not tree.merge(last, whole)
     tree.set_snapshot(first, None)
     other = insert(tree, (1, 2, 0))

@@ -18,7 +18,7 @@ from mlxrun.kv_cache.dense import DenseCache, RowCache
 from mlxrun.kv_cache.formats import AcrossHeads, Format, Plain, Quantized
 from mlxrun.kv_cache.options import Blocks, Strided
 from mlxrun.kv_cache.per_channel import PerChannel, PerChannelCache
-from mlxrun.kv_cache.prefix_cache import SharedPrefix, SharedPrefixCache
+from mlxrun.kv_cache.shared_prefix import SharedPrefix, SharedPrefixCache
 from mlxrun.kv_cache.sliding_window import SLACK, RotatingCache
 from mlxrun.kv_cache.sparse import BlockCache, StridedCache
 
