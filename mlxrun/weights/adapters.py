@@ -1,7 +1,7 @@
 """LoRA adapters: files of mlx-lm, Hugging Face PEFT and llama.cpp, fitted to a model or merged.
 
-Three readers give one value, :class:`Adapter`, by the parameters' Hugging Face names. A load
-applies the updates to products (:mod:`mlxrun.weights.lora`); a conversion merges them.
+Three readers give updates and new parameters by the Hugging Face names of the model. A load applies
+the updates to products (:mod:`mlxrun.weights.lora`); a conversion merges them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from mlxrun.weights.lora import OTHER_MODEL, LoRA
 from mlxrun.weights.parameters import Parameters
 
 Config = Mapping[str, Any]
+#: Updates by module and new parameters by name.
+Changes = tuple[dict[str, LoRA], dict[str, mx.array]]
 
 # Modules that turn tokens into rows: adapters store their matrices for looking up rows.
 EMBEDDINGS = ("embed_tokens", "embeddings", "embedding", "wte")
@@ -40,27 +42,12 @@ _LARGEST = 1e30
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """The changes of one adapter at full strength.
-
-    Attributes:
-        name: for messages.
-        updates: by module, e.g. ``model.layers.0.mlp.up_proj``.
-        replaced: whole new parameters by name, e.g. ``model.norm.weight``.
-    """
-
-    name: str
-    updates: Mapping[str, LoRA] = field(default_factory=dict)
-    replaced: Mapping[str, mx.array] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Adapters:
-    """The changes of all adapters of a load together.
+    """The changes of all adapters of a load, or of a conversion (``quantize.encode.Merge``).
 
     Attributes:
-        updates: by module; of several adapters, in their order.
-        replaced: whole new parameters by name.
+        updates: by module, e.g. ``model.layers.0.mlp.up_proj``, in the order of the adapters.
+        replaced: whole new parameters by name, e.g. ``model.norm.weight``.
     """
 
     updates: Mapping[str, Sequence[LoRA]] = field(default_factory=dict)
@@ -76,7 +63,7 @@ class Adapters:
             return replace(params, updates=self.updates)
         arrays, layouts, blocks = params.arrays, params.layouts, params.blocks
         shapes = {name: _shape(name, arrays, layouts) for name in arrays}
-        self.check_replaced(shapes | {name: matrix.shape for name, matrix in blocks.items()})
+        self._check_replaced(shapes | {name: matrix.shape for name, matrix in blocks.items()})
         modules = {name.rpartition(".")[0] for name in self.replaced if name.endswith(".weight")}
         packing = {f"{module}.{part}" for module in modules for part in ("scales", "biases")}
         arrays = {name: array for name, array in arrays.items() if name not in packing}
@@ -88,12 +75,30 @@ class Adapters:
             updates=self.updates,
         )
 
-    def check_replaced(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse new parameters that a model of these parameters has no place for.
+    def check_applied(self, used: Iterable[str], *, modules: bool = True) -> None:
+        """Refuse changes of parameters that the model did not use.
 
-        Raises:
-            AdapterError: there is no such parameter, or it has another shape.
+        Args:
+            used: full names of the parameters that it used.
+            modules: check the modules of updates, too.
         """
+        used = set(used)
+        updates = self.updates.items() if modules else ()
+        lost = [own[0].origin for module, own in updates if f"{module}.weight" not in used]
+        lost += sorted(set(self.replaced) - used)
+        if lost:
+            more = f" ({len(lost)} of its tensors)" if len(lost) > 1 else ""
+            raise AdapterError(f"{lost[0]}: the model has no such module{more}", hint=OTHER_MODEL)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse changes of parameters that a model of these parameters does not have."""
+        self._check_replaced(shapes)
+        self.check_applied(shapes)
+        for module, updates in self.updates.items():
+            for update in updates:
+                update.check(module, shapes[f"{module}.weight"])
+
+    def _check_replaced(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for name, array in self.replaced.items():
             if name not in shapes:
                 raise AdapterError(f"the model has no {name} to replace", hint=OTHER_MODEL)
@@ -104,23 +109,24 @@ class Adapters:
                     hint=OTHER_MODEL,
                 )
 
-    def check_applied(self, used: Iterable[str], *, modules: bool = True) -> None:
-        """Refuse changes of parameters that the model did not use.
+    def patch(self, name: str) -> Patch | None:
+        """The change of some rows of a parameter, or None for none."""
+        module = name.removesuffix(".weight")
+        updates = self.updates.get(module, ()) if name.endswith(".weight") else ()
+        new = self.replaced.get(name)
+        if new is None and not updates:
+            return None
+        whole = None if new is None else _numpy(new).reshape(-1, new.shape[-1])
+        stacks = [_as_stack(update) for update in updates]
 
-        Args:
-            used: full names of the parameters that it used.
-            modules: check the modules of updates, too.
+        def patch(values: Floats, rows: Rows) -> Floats:
+            plain = values if whole is None else whole[rows]
+            merged = plain.copy()
+            for stack in stacks:
+                _merge(stack, plain, rows, merged)
+            return merged
 
-        Raises:
-            AdapterError: there are such; the first is named.
-        """
-        used = set(used)
-        updates = self.updates.items() if modules else ()
-        lost = [own[0].origin for module, own in updates if f"{module}.weight" not in used]
-        lost += sorted(set(self.replaced) - used)
-        if lost:
-            more = f" ({len(lost)} of its tensors)" if len(lost) > 1 else ""
-            raise AdapterError(f"{lost[0]}: the model has no such module{more}", hint=OTHER_MODEL)
+        return patch
 
 
 def _shape(
@@ -145,16 +151,16 @@ def read_adapters(choice: AdapterChoice, config: Config, model: ModelConfig | No
     updates: dict[str, list[LoRA]] = defaultdict(list)
     replaced: dict[str, mx.array] = {}
     for path, strength in listed(choice):
-        adapter = _read(path, config)
+        changes, new = _read(path, config)
         if strength == 0:
             continue
-        if adapter.replaced and strength != 1:
+        if new and strength != 1:
             raise AdapterError(
-                f"{adapter.name} replaces weights, which has no strength between none and whole",
+                f"{path.name} replaces weights, which has no strength between none and whole",
                 hint="Use it with strength 1",
             )
-        replaced |= adapter.replaced
-        fitted = {module: [update] for module, update in adapter.updates.items()}
+        replaced |= new
+        fitted = {module: [update] for module, update in changes.items()}
         if model is not None:
             _fit_fused(fitted, model)
         for module, own in fitted.items():
@@ -202,11 +208,12 @@ def _located(path: Path) -> Path:
     )
 
 
-def _read(path: Path, config: Config) -> Adapter:
+def _read(path: Path, config: Config) -> Changes:
     """The adapter at a path, in whichever format it is."""
     if path.is_file() and path.suffix != ".safetensors":
         return _read_gguf(path, config)
-    settings = _settings((path if path.is_dir() else path.parent) / "adapter_config.json")
+    folder = path if path.is_dir() else path.parent
+    settings = _settings(folder / "adapter_config.json")
     peft = "peft_type" in settings
     name = "adapter_model.safetensors" if peft else "adapters.safetensors"
     file = path / name if path.is_dir() else path
@@ -295,10 +302,36 @@ def _lora(
     return LoRA(origin, a, b, scale, magnitude=magnitude)
 
 
+def _updates(
+    name: str,
+    modules: Mapping[str, Mapping[str, mx.array]],
+    numbers: Callable[[str, str], tuple[float, int | None]],
+    *,
+    dora: bool,
+) -> dict[str, LoRA]:
+    """The updates of an adapter by module.
+
+    Args:
+        modules: ``A``, ``B`` and, of DoRA, ``M`` of each.
+        numbers: scale, and rank as the configuration has it, of an origin and its module.
+    """
+    updates = {}
+    for module, parts in modules.items():
+        origin = f"{name}: {module}"
+        if dora and "M" not in parts:
+            raise AdapterError(f"{origin}: the magnitudes are missing", hint=DAMAGED)
+        a, b = parts.get("A"), parts.get("B")
+        if module.endswith(EMBEDDINGS):
+            a, b = b, a
+        scale, rank = numbers(origin, module)
+        updates[module] = _lora(origin, a, b, scale, magnitude=parts.get("M"), rank=rank)
+    return updates
+
+
 # --- llama.cpp ------------------------------------------------------------------------------------
 
 
-def _read_gguf(path: Path, config: Config) -> Adapter:
+def _read_gguf(path: Path, config: Config) -> Changes:
     adapter = read_adapter(path, config)
     norms = {name: mx.array(weight) for name, weight in adapter.norms.items()}
     for name, weight in norms.items():
@@ -307,13 +340,13 @@ def _read_gguf(path: Path, config: Config) -> Adapter:
     for module, pair in adapter.pairs.items():
         a, b = (None if part is None else mx.array(part) for part in (pair.a, pair.b))
         updates[module] = _lora(f"{path.name}: {pair.source}", a, b, pair.scale)
-    return Adapter(path.name, updates, norms)
+    return updates, norms
 
 
 # --- mlx-lm ---------------------------------------------------------------------------------------
 
 
-def _read_mlx_lm(file: Path, settings: Config) -> Adapter:
+def _read_mlx_lm(file: Path, settings: Config) -> Changes:
     """As mlx-lm's trainer saves it (LORA.md there): kinds ``lora``, ``dora`` and ``full``.
 
     Parameters have the names of mlx-lm's model, which are those of a converted checkpoint.
@@ -327,37 +360,28 @@ def _read_mlx_lm(file: Path, settings: Config) -> Adapter:
     if kind == "full":
         for key, array in arrays.items():
             _check_numbers(f"{name}: {key}", array)
-        return Adapter(name, replaced=arrays)
+        return {}, arrays
     parameters = settings.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise AdapterError(f"{name}: adapter_config.json has no lora_parameters", hint=DAMAGED)
     scale = _number(parameters, "scale", name)
     rank = int(_number(parameters, "rank", name)) if "rank" in parameters else None
+    known = {"lora_a": "A", "lora_b": "B"} | ({"m": "M"} if kind == "dora" else {})
     modules: dict[str, dict[str, mx.array]] = defaultdict(dict)
     for key, array in arrays.items():
         module, _, part = key.rpartition(".")
-        if part not in ("lora_a", "lora_b") and (part != "m" or kind != "dora"):
+        if part not in known:
             raise AdapterError(f"{name}: {key} is no tensor of a {kind} adapter", hint=DAMAGED)
-        modules[module][part] = array
-    updates = {}
-    for module, parts in modules.items():
-        a, b, magnitude = (parts.get(part) for part in ("lora_a", "lora_b", "m"))
-        if kind == "dora" and magnitude is None:
-            raise AdapterError(f"{name}: {module}: the magnitudes (m) are missing", hint=DAMAGED)
-        if module.endswith(EMBEDDINGS):
-            a, b = b, a
-        elif a is not None and b is not None and a.ndim == b.ndim == 2:
-            a, b = a.T, b.T  # those of experts are not stored transposed
-        updates[module] = _lora(f"{name}: {module}", a, b, scale, magnitude=magnitude, rank=rank)
-    return Adapter(name, updates)
+        # Those of experts and of embeddings are not stored transposed.
+        transposed = array.ndim == 2 and not module.endswith(EMBEDDINGS)
+        modules[module][known[part]] = array.T if transposed else array
+    return _updates(name, modules, lambda *_: (scale, rank), dora=kind == "dora"), {}
 
 
 # --- PEFT -----------------------------------------------------------------------------------------
 
 # ``default`` is the name of an adapter without one; files have it or not.
-_PART = re.compile(
-    r"(.+)\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)(?:\.default)?(?:\.weight)?"
-)
+_PART = re.compile(r"(.+)\.lora_(embedding_)?(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
 _SAVED = re.compile(r"(.+?)(?:\.base_layer|\.modules_to_save(?:\.default)?)?\.(weight|bias)")
 # Ways to start training that move weights from the base model to the adapter.
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq")
@@ -367,7 +391,7 @@ _REPEAT, _REPEATED_GROUP, _REPEATS = re.compile(r"[*+{]"), re.compile(r"\)[*+{]"
 _EXPERT = re.compile(r"(model\.layers\.\d+\.).+\.experts\.(\d{1,6})\.(\w+)")
 
 
-def _read_peft(file: Path, settings: Config, config: Config) -> Adapter:
+def _read_peft(file: Path, settings: Config, config: Config) -> Changes:
     """As PEFT's ``save_pretrained`` writes it: LoRA, DoRA and rank-stabilized ones.
 
     Parameters have the names of transformers' model below ``base_model.model``.
@@ -379,18 +403,24 @@ def _read_peft(file: Path, settings: Config, config: Config) -> Adapter:
     for key, array in _tensors(file).items():
         inner = key.removeprefix("base_model.model.")
         if found := _PART.fullmatch(inner):
-            lookup = "embedding" in found[2] and array.ndim == 2
-            modules[found[1]][found[2].removeprefix("embedding_")] = array.T if lookup else array
+            part = "M" if found[3] == "magnitude_vector" else found[3]
+            modules[found[1]][part] = array.T if found[2] and array.ndim == 2 else array
         elif (found := _SAVED.fullmatch(inner)) and "lora_" not in inner:
             _check_numbers(f"{name}: {key}", array)
             replaced[text_name(f"{found[1]}.{found[2]}", naming)] = array
         else:
             raise AdapterError(f"{name}: {shortened(key, 200)} is no tensor of a LoRA adapter")
-    updates = {
-        text_name(module, naming): _peft_lora(f"{name}: {module}", module, parts, settings)
-        for module, parts in modules.items()
-    }
-    return Adapter(name, _stacked(name, updates, config), replaced)
+
+    def numbers(origin: str, module: str) -> tuple[float, int]:
+        rank = _by_pattern(origin, settings, "r", "rank_pattern", module)
+        alpha = _by_pattern(origin, settings, "lora_alpha", "alpha_pattern", module)
+        # Rank-stabilized: Kalajdzievski, 2023, arXiv:2312.03732.
+        scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank) if rank > 0 else 0.0
+        return scale, int(rank)
+
+    updates = _updates(name, modules, numbers, dora=bool(settings.get("use_dora")))
+    named = {text_name(module, naming): update for module, update in updates.items()}
+    return _stacked(name, named, config), replaced
 
 
 def _check_peft(name: str, settings: Config) -> None:
@@ -407,19 +437,6 @@ def _check_peft(name: str, settings: Config) -> None:
             f"{name} began as {start}, which changes the base model too",
             hint="Save it with PEFT's path_initial_model_for_weight_conversion",
         )
-
-
-def _peft_lora(origin: str, module: str, parts: Mapping[str, mx.array], settings: Config) -> LoRA:
-    a, b, magnitude = parts.get("A"), parts.get("B"), parts.get("magnitude_vector")
-    if settings.get("use_dora") and magnitude is None:
-        raise AdapterError(f"{origin}: the magnitudes are missing", hint=DAMAGED)
-    if module.endswith(EMBEDDINGS):  # stored for looking up rows; transposed when it was read
-        a, b = b, a
-    rank = _by_pattern(origin, settings, "r", "rank_pattern", module)
-    alpha = _by_pattern(origin, settings, "lora_alpha", "alpha_pattern", module)
-    # Rank-stabilized: Kalajdzievski, 2023, arXiv:2312.03732.
-    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank) if rank > 0 else 0.0
-    return _lora(origin, a, b, scale, magnitude=magnitude, rank=int(rank))
 
 
 def _by_pattern(origin: str, settings: Config, key: str, patterns: str, module: str) -> float:
@@ -532,57 +549,15 @@ def _check_rows(update: LoRA, module: str, rows: int) -> None:
 
 
 def merging(choice: AdapterChoice) -> PrepareMerge | None:
-    """A reader of adapters for a conversion, once its model is known; None without adapters.
-
-    Args:
-        choice: as :func:`mlxrun.convert` takes it.
-    """
+    """A reader of adapters for a conversion, once its model is known; None without adapters."""
     if isinstance(choice, list | tuple) and not choice:
         return None
 
-    def merger(config: Config) -> Merger:
+    def merger(config: Config) -> Adapters:
         model = model_config(dict(config)) if config.get("model_type") in FAMILIES else None
-        return Merger(read_adapters(choice, config, model))
+        return read_adapters(choice, config, model)
 
     return merger
-
-
-class Merger:
-    """All adapters as a merge into the weights of a conversion (``quantize.encode.Merge``)."""
-
-    def __init__(self, adapters: Adapters) -> None:
-        self._adapters = adapters
-
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse changes of parameters that a model does not have.
-
-        Raises:
-            AdapterError: there are such.
-        """
-        self._adapters.check_replaced(shapes)
-        self._adapters.check_applied(shapes)
-        for module, updates in self._adapters.updates.items():
-            for update in updates:
-                update.check(module, shapes[f"{module}.weight"])
-
-    def patch(self, name: str) -> Patch | None:
-        """The change of some rows of a parameter, or None for none."""
-        module = name.removesuffix(".weight")
-        updates = self._adapters.updates.get(module, ()) if name.endswith(".weight") else ()
-        new = self._adapters.replaced.get(name)
-        if new is None and not updates:
-            return None
-        whole = None if new is None else _numpy(new).reshape(-1, new.shape[-1])
-        stacks = [_as_stack(update) for update in updates]
-
-        def patch(values: Floats, rows: Rows) -> Floats:
-            plain = values if whole is None else whole[rows]
-            merged = plain.copy()
-            for stack in stacks:
-                _merge(stack, plain, rows, merged)
-            return merged
-
-        return patch
 
 
 def _as_stack(update: LoRA) -> LoRA:

@@ -59,11 +59,9 @@ class BlockWeight(Weight):
     def product(self, bias: mx.array | None = None) -> Product:
         if len(self.shape) > 2:
             return self._product_of_each(bias)
-        own = bias if self.factor is None else None
-        product = self.kernels.product([self.matrix], self.planes, biases=[own])
-        return finished(
-            lambda x: product(x)[0], self.factor, bias if self.factor is not None else None
-        )
+        inside, after = (bias, None) if self.factor is None else (None, bias)
+        product = self.kernels.product([self.matrix], self.planes, biases=[inside])
+        return finished(lambda x: product(x)[0], self.factor, after)
 
     def _product_of_each(self, bias: mx.array | None) -> Product:
         """Of a stack: all of it is chosen for each token."""
@@ -77,13 +75,9 @@ class BlockWeight(Weight):
         return finished(each, None, bias)
 
     def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
-        own = bias if self.factor is None else None
-        product = self.kernels.experts([self.matrix], self.planes, biases=[own])
-        return finished_each(
-            lambda x, chosen: product(x, chosen)[0],
-            self.factor,
-            bias if self.factor is not None else None,
-        )
+        inside, after = (bias, None) if self.factor is None else (None, bias)
+        product = self.kernels.experts([self.matrix], self.planes, biases=[inside])
+        return finished_each(lambda x, chosen: product(x, chosen)[0], self.factor, after)
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
         return scaled(self.kernels.dequantize(self.matrix).astype(dtype), self.factor)

@@ -57,7 +57,7 @@ def linear(projection: Projection, norm: Product | None) -> Added:
     """``(x, residual) -> residual + projection(norm(x))``."""
     outside, parts = _before(norm, [projection])
     if parts is None:
-        product = projection.function
+        product = projection.product
 
         def plain(x: mx.array, residual: mx.array | None = None, /) -> mx.array:
             y = product(x if norm is None else norm(x))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import mlx.core as mx
 
@@ -72,10 +73,6 @@ class Weight(ABC):
         return self.shape[-1]
 
     @property
-    def elements(self) -> int:
-        return prod(self.shape)
-
-    @property
     def nbytes(self) -> int:
         return sum(int(array.nbytes) for array in self.arrays)
 
@@ -108,88 +105,64 @@ class MLXWeight(Weight):
         return [part for part in parts if part is not None]
 
     def product(self, bias: mx.array | None = None) -> Product:
-        return finished(self._product(), self.factor, bias)
+        weight, scales, biases, options = self.weight, self.scales, self.biases, self._options
+        if scales is None:
+            transposed = settled(weight.swapaxes(-1, -2))
+            return finished(lambda x: x @ transposed, self.factor, bias)
 
-    def _product(self) -> Product:
-        if not self.layout.quantized:
-            return _plain_product(self.weight)
-        if not device().fast_packed_matmul:
-            return lambda x: (
-                self._packed_product(x)
-                if prod(x.shape[:-1]) < CPU_DENSE_ROWS
-                else x @ self._expand(*self._packed, x.dtype).swapaxes(-1, -2)
-            )
-        return self._packed_product
+        def packed(x: mx.array) -> mx.array:
+            return mx.quantized_matmul(x, weight, scales, biases, transpose=True, **options)
 
-    def _packed_product(self, x: mx.array) -> mx.array:
-        layout = self.layout
-        assert self.scales is not None
-        return mx.quantized_matmul(
-            x,
-            self.weight,
-            self.scales,
-            self.biases,
-            transpose=True,
-            group_size=layout.group_size,
-            bits=layout.bits,
-            mode=layout.mode,
-        )
+        def dense_from_many_rows(x: mx.array) -> mx.array:
+            if prod(x.shape[:-1]) < CPU_DENSE_ROWS:
+                return packed(x)
+            return x @ self._expand(x.dtype).swapaxes(-1, -2)
+
+        fast = device().fast_packed_matmul
+        return finished(packed if fast else dense_from_many_rows, self.factor, bias)
 
     def gathered_product(self, bias: mx.array | None = None) -> GatheredProduct:
         return finished_each(self._gathered_product(), self.factor, bias)
 
     def _gathered_product(self) -> GatheredProduct:
-        if self.scales is None:
-            transposed = settled(self.weight.swapaxes(-1, -2))
-            if transposed.dtype != mx.float32 and not device().gathers_halves:
-                return lambda x, chosen: mx.gather_mm(
-                    x.astype(mx.float32), transposed.astype(mx.float32), rhs_indices=chosen
-                ).astype(x.dtype)
-            return lambda x, chosen: mx.gather_mm(x, transposed, rhs_indices=chosen)
-        layout, weight, scales, biases = self.layout, self.weight, self.scales, self.biases
-        return lambda x, chosen: mx.gather_qmm(
-            x,
-            weight,
-            scales,
-            biases,
-            rhs_indices=chosen,
-            transpose=True,
-            group_size=layout.group_size,
-            bits=layout.bits,
-            mode=layout.mode,
-        )
+        weight, scales, biases, options = self.weight, self.scales, self.biases, self._options
+        if scales is not None:
+            return lambda x, chosen: mx.gather_qmm(
+                x, weight, scales, biases, rhs_indices=chosen, transpose=True, **options
+            )
+        transposed = settled(weight.swapaxes(-1, -2))
+        if transposed.dtype != mx.float32 and not device().gathers_halves:
+            return lambda x, chosen: mx.gather_mm(
+                x.astype(mx.float32), transposed.astype(mx.float32), rhs_indices=chosen
+            ).astype(x.dtype)
+        return lambda x, chosen: mx.gather_mm(x, transposed, rhs_indices=chosen)
 
     def dequantize(self, dtype: mx.Dtype) -> mx.array:
-        return scaled(self._expand(*self._packed, dtype), self.factor)
-
-    @property
-    def _packed(self) -> tuple[mx.array, mx.array | None, mx.array | None]:
-        return self.weight, self.scales, self.biases
+        return scaled(self._expand(dtype), self.factor)
 
     def take(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
-        scales = None if self.scales is None else self.scales[ids]
-        biases = None if self.biases is None else self.biases[ids]
-        rows = self._expand(self.weight[ids], scales, biases, dtype)
+        rows = self.part(ids)._expand(dtype)
         return rows if self.factor is None else rows * self.factor.astype(dtype)
 
-    def _expand(
-        self, weight: mx.array, scales: mx.array | None, biases: mx.array | None, dtype: mx.Dtype
-    ) -> mx.array:
+    def part(self, rows: mx.array | slice) -> MLXWeight:
+        """Some rows in the same layout."""
+        scales = None if self.scales is None else self.scales[rows]
+        biases = None if self.biases is None else self.biases[rows]
+        return replace(self, weight=self.weight[rows], scales=scales, biases=biases)
+
+    @property
+    def _options(self) -> dict[str, Any]:
         layout = self.layout
-        if not layout.quantized:
-            return weight.astype(dtype)
-        assert scales is not None
+        return {"group_size": layout.group_size, "bits": layout.bits, "mode": layout.mode}
+
+    def _expand(self, dtype: mx.Dtype) -> mx.array:
+        """The plain matrix without the factor."""
+        scales, biases = self.scales, self.biases
+        if scales is None:
+            return self.weight.astype(dtype)
         if biases is not None:  # MLX multiplies in the type of the scales
             scales, biases = scales.astype(dtype), biases.astype(dtype)
-        return mx.dequantize(
-            weight,
-            scales,
-            biases,
-            group_size=layout.group_size,
-            bits=layout.bits,
-            mode=layout.mode,
-            dtype=dtype,
-        )
+        return mx.dequantize(self.weight, scales, biases, dtype=dtype, **self._options)
 
 
 def finished(product: Product, factor: mx.array | None, bias: mx.array | None) -> Product:
@@ -228,12 +201,6 @@ def scaled(plain: mx.array, factor: mx.array | None) -> mx.array:
     return plain * factor.astype(plain.dtype).reshape(-1, *[1] * (plain.ndim - 1))
 
 
-def _plain_product(weight: mx.array) -> Product:
-    """As :meth:`MLXWeight.product`, of a plain matrix (..., rows, columns)."""
-    transposed = settled(weight.swapaxes(-1, -2))
-    return lambda x: x @ transposed
-
-
 # Products of several projections with one input.
 Split = Callable[[mx.array], list[mx.array]]
 
@@ -257,25 +224,20 @@ class Projection:
         return weight.layout, *(str(part.dtype) for part in weight.arrays), self.bias is None
 
     @property
-    def function(self) -> Product:
+    def product(self) -> Product:
         """``x (..., columns) -> (..., rows)``."""
         return self.weight.product(self.bias)
 
-    def cut(self, start: int, stop: int) -> Projection:
+    def rows(self, start: int, stop: int) -> Projection:
         """The projection to some of the rows, as views."""
-        whole, bias = self.weight, self.bias
-        assert isinstance(whole, MLXWeight)
-        parts = (whole.weight, whole.scales, whole.biases, bias)
-        weight, scales, biases, bias = (
-            None if part is None else part[start:stop] for part in parts
-        )
-        assert weight is not None
-        return Projection(replace(whole, weight=weight, scales=scales, biases=biases), bias)
+        assert isinstance(self.weight, MLXWeight)
+        bias = None if self.bias is None else self.bias[start:stop]
+        return Projection(self.weight.part(slice(start, stop)), bias)
 
 
 def separate(projections: Sequence[Projection]) -> Split:
     """``x (..., columns) -> [(..., rows), ...]``, a product for each."""
-    functions = [each.function for each in projections]
+    functions = [each.product for each in projections]
     return lambda x: [function(x) for function in functions]
 
 
@@ -284,13 +246,17 @@ def fuse(projections: Sequence[Projection]) -> tuple[Split, list[Projection]]:
 
     The fused matrix is computed now: once the caller drops the projections, their memory is free.
     """
+    groups: dict[Hashable, list[int]] = {}
+    for place, projection in enumerate(projections):
+        key = projection.fusable
+        groups.setdefault(place if key is None else key, []).append(place)
     made, results = list(projections), []
-    for places in _groups(projections):
+    for places in groups.values():
         whole = _concatenated([projections[place] for place in places])
         edges = list(accumulate(projections[place].weight.rows for place in places))
         for place, start, stop in zip(places, [0, *edges], edges, strict=False):
-            made[place] = whole.cut(start, stop) if len(places) > 1 else whole
-        results.append((places, whole.function, edges[:-1]))
+            made[place] = whole.rows(start, stop) if len(places) > 1 else whole
+        results.append((places, whole.product, edges[:-1]))
     if len(results) == len(made):
         return separate(made), made
 
@@ -303,30 +269,19 @@ def fuse(projections: Sequence[Projection]) -> tuple[Split, list[Projection]]:
     return split, made
 
 
-def _groups(projections: Sequence[Projection]) -> list[list[int]]:
-    """Places of the projections that become one."""
-    found: dict[Hashable, list[int]] = {}
-    for place, projection in enumerate(projections):
-        key = projection.fusable
-        found.setdefault(place if key is None else key, []).append(place)
-    return list(found.values())
-
-
 def _concatenated(projections: Sequence[Projection]) -> Projection:
     if len(projections) == 1:
         return projections[0]
-
-    def rows(parts: Sequence[mx.array | None]) -> mx.array | None:
-        present = [part for part in parts if part is not None]
-        return mx.concatenate(present) if present else None
-
     weights = [each.weight for each in projections if isinstance(each.weight, MLXWeight)]
-    weight = rows([each.weight for each in weights])
-    scales, biases = (
-        rows([each.scales for each in weights]),
-        rows([each.biases for each in weights]),
+
+    def rows(parts: Iterable[Any]) -> Any:
+        first, *others = parts
+        return None if first is None else settled(mx.concatenate([first, *others]))
+
+    whole = replace(
+        weights[0],
+        weight=rows(each.weight for each in weights),
+        scales=rows(each.scales for each in weights),
+        biases=rows(each.biases for each in weights),
     )
-    bias = rows([each.bias for each in projections])
-    assert weight is not None
-    mx.eval([part for part in (weight, scales, biases, bias) if part is not None])
-    return Projection(replace(weights[0], weight=weight, scales=scales, biases=biases), bias)
+    return Projection(whole, rows(each.bias for each in projections))

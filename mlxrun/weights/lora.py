@@ -53,10 +53,6 @@ class LoRA:
     first: int | None = None
 
     @property
-    def rank(self) -> int:
-        return int(self.a.shape[-2])
-
-    @property
     def rows(self) -> slice:
         """The rows of W that change."""
         first = self.first or 0
@@ -70,7 +66,8 @@ class LoRA:
         """
         *stack, rows, columns = shape
         changed = rows if self.first is None else min(self.b.shape[-2], rows - self.first)
-        expected = (*stack, self.rank, columns), (*stack, changed, self.rank)
+        rank = self.a.shape[-2]
+        expected = (*stack, rank, columns), (*stack, changed, rank)
         if (self.a.shape, self.b.shape) != expected:
             raise AdapterError(
                 f"{self.origin}: matrices {_show(self.a.shape)} and {_show(self.b.shape)} do not "
@@ -180,10 +177,6 @@ class LoRAWeight(Weight):
     @property
     def arrays(self) -> list[mx.array]:
         return self.base.arrays + self.lora.arrays
-
-    @property
-    def nbytes(self) -> int:
-        return self.base.nbytes + sum(int(array.nbytes) for array in self.lora.arrays)
 
     def product(self, bias: mx.array | None = None) -> Product:
         product, row_scale = self.base.product(), self.lora.row_scale

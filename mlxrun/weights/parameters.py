@@ -82,10 +82,10 @@ class Parameters:
     def has(self, name: str) -> bool:
         return self.prefix + name in self.arrays or self.prefix + name in self.blocks
 
-    def vector(self, name: str, size: int) -> mx.array:
-        """A norm's weight or a bias, (size,), in the run's dtype."""
+    def vector(self, name: str, *shape: int) -> mx.array:
+        """A norm's weight or a bias, or a stack of them, in the run's dtype."""
         array = self._cast(name, self._get(name))
-        self._expect(name, array.shape, (size,))
+        self._expect(name, array.shape, shape)
         self._hand(name, array)
         return array
 
@@ -103,26 +103,18 @@ class Parameters:
 
     def experts(self, module: str, count: int, rows: int, columns: int) -> GatheredProduct:
         """Stacked projections chosen by index; see :meth:`Weight.gathered_product`."""
-        stack = self._stack(module, count, rows, columns)
+        stack = self._projection(module, rows, columns, (count,))
         return stack.weight.gathered_product(stack.bias)
 
     def gated_experts(
         self, modules: Sequence[str], count: int, rows: int, columns: int, gate: Gate
     ) -> GatheredProduct:
         """As :meth:`experts`, of a gate and a linear side that become one, (..., K, 1, rows)."""
-        stacks = [self._stack(module, count, rows, columns) for module in modules]
+        stacks = [self._projection(module, rows, columns, (count,)) for module in modules]
         if fused := gated_experts(stacks, gate):
             return fused
         first, second = (each.weight.gathered_product(each.bias) for each in stacks)
         return lambda x, chosen: gate.function(first(x, chosen), second(x, chosen))
-
-    def _stack(self, module: str, count: int, rows: int, columns: int) -> Projection:
-        weight, bias = self.weight(module, rows, columns, stacked=(count,)), None
-        if self.has(f"{module}.bias"):
-            bias = self._cast(f"{module}.bias", self._get(f"{module}.bias"))
-            self._expect(f"{module}.bias", bias.shape, (count, rows))
-            self._hand(module, bias)
-        return Projection(weight, bias)
 
     def stacked(self, module: str, count: int, rows: int, columns: int) -> Product:
         """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
@@ -286,10 +278,11 @@ class Parameters:
         wide = self._split(parts, projections, norm)
         return lambda x: gate.function(*wide(x))
 
-    def _projection(self, module: str, rows: int, columns: int) -> Projection:
-        weight = self.weight(module, rows, columns)
-        biased = self.has(f"{module}.bias")
-        return Projection(weight, self.vector(f"{module}.bias", rows) if biased else None)
+    def _projection(
+        self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()
+    ) -> Projection:
+        weight, bias = self.weight(module, rows, columns, stacked), f"{module}.bias"
+        return Projection(weight, self.vector(bias, *stacked, rows) if self.has(bias) else None)
 
     def _hand(self, name: str, *parts: mx.array | Weight) -> None:
         self.handed.setdefault(self.prefix + name, []).extend(parts)

@@ -68,7 +68,7 @@ def test_fused_projections_give_what_each_gives_alone(made: list[Projection], to
         assert ours.shape == alone.shape
         tolerance = 1e-4 * float(mx.abs(alone).max())
         np.testing.assert_allclose(np.array(ours), np.array(alone), atol=tolerance)
-        np.testing.assert_allclose(np.array(view.function(x)), np.array(alone), atol=tolerance)
+        np.testing.assert_allclose(np.array(view.product(x)), np.array(alone), atol=tolerance)
     assert [view.weight.rows for view in views] == [each.weight.rows for each in made]
 
 
