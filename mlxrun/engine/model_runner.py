@@ -368,9 +368,9 @@ def sample(
 ) -> tuple[mx.array, list[SamplerOutput], list[SamplerState]]:
     """Tokens (B,) of logits (B, V), the output of each group, and the states after it."""
     outputs, states = [], []
-    for plan, settings, state, which in groups:
+    for spec, tensors, state, index in groups:
         sampled, state = next_token(
-            plan, settings, state, logits if which is None else logits[which]
+            spec, tensors, state, logits if index is None else logits[index]
         )
         outputs.append(sampled)
         states.append(state)
@@ -430,14 +430,14 @@ class DecodeStep:
         for block in blocks:
             block.prepare()
         groups, order = list(samplers.groups), samplers.order
-        optional = [select, order, *(group.which for group in groups)]
+        optional = [select, order, *(group.index for group in groups)]
         there = [one is not None for one in optional]
         arguments = (
             tokens,
             [block.offsets for block in blocks],
             [block.arrays for block in blocks],
             [block.fixed for block in blocks],
-            [[list(group.settings), list(group.state)] for group in groups],
+            [[list(group.tensors), list(group.state)] for group in groups],
             [one for one in optional if one is not None],
         )
         step = self._compiled if compiled and not self.compile_error else self._built
@@ -450,20 +450,20 @@ class DecodeStep:
     def _built(
         self, blocks: ListLike[DecodeRows], groups: ListLike[SamplerGroup], there: ListLike[bool]
     ) -> StepFunction:
-        views, plans = [block.views for block in blocks], [group.plan for group in groups]
-        return _step(self.model, [block.caches for block in blocks], views, plans, there)
+        views, specs = [block.views for block in blocks], [group.spec for group in groups]
+        return _step(self.model, [block.caches for block in blocks], views, specs, there)
 
     def _compiled(
         self, blocks: ListLike[DecodeRows], groups: ListLike[SamplerGroup], there: ListLike[bool]
     ) -> StepFunction:
-        shapes = [group.settings.key.shape + group.state.window.shape for group in groups]
-        plans = tuple(group.plan for group in groups)
-        key = tuple(block.key for block in blocks), plans, tuple(there), tuple(shapes)
+        shapes = [group.tensors.key.shape + group.state.window.shape for group in groups]
+        specs = tuple(group.spec for group in groups)
+        key = tuple(block.key for block in blocks), specs, tuple(there), tuple(shapes)
         compiled = self.compiled
         step = compiled.pop(key, None)
         if step is None:
             views, likes = [block.views for block in blocks], [block.bare() for block in blocks]
-            step = cast(StepFunction, mx.compile(_step(self.model, likes, views, plans, there)))
+            step = cast(StepFunction, mx.compile(_step(self.model, likes, views, specs, there)))
         compiled[key] = step  # the latest used last
         if len(compiled) > COMPILED_STEPS:
             compiled.popitem(last=False)
@@ -474,7 +474,7 @@ def _step(
     model: Model[Any],
     likes: ListLike[ListLike[RowCache]],
     views: ListLike[dict[Hashable, int]],
-    plans: ListLike[SamplingSpec],
+    specs: ListLike[SamplingSpec],
     there: ListLike[bool],
 ) -> StepFunction:
     """A step as a pure function of arrays; its arguments here are constants of the recording."""
@@ -494,8 +494,8 @@ def _step(
         ]
         logits = model.forward(tokens[:, None], _side_by_side(blocks, offsets), select)
         groups = [
-            SamplerGroup(plan, SamplingTensors(*settings), SamplerState(*state), index)
-            for plan, (settings, state), index in zip(plans, samplers, indices, strict=True)
+            SamplerGroup(spec, SamplingTensors(*tensors), SamplerState(*state), index)
+            for spec, (tensors, state), index in zip(specs, samplers, indices, strict=True)
         ]
         sampled, outputs, states = sample(groups, order, logits)
         reports = [[array for array in own if array is not None] for own in outputs]

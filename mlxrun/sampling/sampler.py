@@ -174,16 +174,16 @@ class SamplerState(NamedTuple):
 
     @classmethod
     def of(
-        cls, plan: SamplingSpec, params: SamplingParams, past: Sequence[int], breakers: Breakers
+        cls, spec: SamplingSpec, params: SamplingParams, past: Sequence[int], breakers: Breakers
     ) -> SamplerState:
         """The state (one row) after the tokens ``past``."""
         longest_breaker = max(map(len, breakers), default=0)
-        width = max(longest_breaker, min(plan.reach, len(past) + GROWTH))
-        repeats = penalties.initial_repeats(past, breakers) if plan.dry_window else []
+        width = max(longest_breaker, min(spec.reach, len(past) + GROWTH))
+        repeats = penalties.initial_repeats(past, breakers) if spec.dry_window else []
         return cls(
             step=mx.zeros(1, dtype=mx.uint32),
             window=_right(past, width, -1),
-            repeats=_right(repeats, width if plan.dry_window else 0, 0),
+            repeats=_right(repeats, width if spec.dry_window else 0, 0),
             mu=_column(2 * params.mirostat_tau),
         )
 
@@ -196,12 +196,12 @@ class SamplerState(NamedTuple):
 
 
 class SamplerGroup(NamedTuple):
-    """Rows of one plan; ``which`` are their rows of the logits, None for all."""
+    """Rows of one spec; ``index`` are their rows of the logits, None for all."""
 
-    plan: SamplingSpec
-    settings: SamplingTensors
+    spec: SamplingSpec
+    tensors: SamplingTensors
     state: SamplerState
-    which: mx.array | None = None
+    index: mx.array | None = None
 
 
 def _right(values: Sequence[int], width: int, fill: int) -> mx.array:
@@ -220,62 +220,62 @@ class SamplerOutput(NamedTuple):
 
 
 def next_token(
-    plan: SamplingSpec, settings: SamplingTensors, state: SamplerState, logits: mx.array
+    spec: SamplingSpec, tensors: SamplingTensors, state: SamplerState, logits: mx.array
 ) -> tuple[SamplerOutput, SamplerState]:
     """Sample the tokens of logits (B, V); returns them and the next state, unevaluated."""
     logits = logits.astype(mx.float32)
-    candidates, ids = distribution(plan, settings, state, logits)
-    token = ids[:, 0] if plan.greedy else _sample(settings, state, candidates, ids)
-    if plan.mirostat:
-        state = state._replace(mu=_steer(settings, state.mu, candidates, token))
-    return _report(plan, logits, token), _advance(plan, settings, state, token)
+    candidates, ids = distribution(spec, tensors, state, logits)
+    token = ids[:, 0] if spec.greedy else _sample(tensors, state, candidates, ids)
+    if spec.mirostat:
+        state = state._replace(mu=_steer(tensors, state.mu, candidates, token))
+    return _report(spec, logits, token), _advance(spec, tensors, state, token)
 
 
 def distribution(
-    plan: SamplingSpec, settings: SamplingTensors, state: SamplerState, logits: mx.array
+    spec: SamplingSpec, tensors: SamplingTensors, state: SamplerState, logits: mx.array
 ) -> tuple[mx.array, mx.array]:
     """Stages 1 to 9 on logits (B, V) float32.
 
     Returns unnormalized log-probabilities (B, K), -inf where dropped, and the candidates' token ids
     (B, K) or (1, K). Greedy sampling has one candidate.
     """
-    logits = _adjust(plan, settings, state, logits)
+    logits = _adjust(spec, tensors, state, logits)
     every_id = mx.arange(logits.shape[-1], dtype=mx.uint32)[None]
-    if plan.greedy:
+    if spec.greedy:
         likeliest = mx.argmax(logits, axis=-1, keepdims=True)
         return mx.zeros(likeliest.shape), likeliest
-    if plan.mirostat:
-        return truncation.mirostat(_cool(logits, settings.temperature), state.mu), every_id
-    if plan.ranks:
-        logits, ids = truncation.ranked(logits, plan.top_k or logits.shape[-1])
+    if spec.mirostat:
+        return truncation.mirostat(_cool(logits, tensors.temperature), state.mu), every_id
+    if spec.ranks:
+        logits, ids = truncation.ranked(logits, spec.top_k or logits.shape[-1])
     else:
         ids = every_id
-    return _cool(_truncate(plan, settings, state, logits), settings.temperature), ids
+    return _cool(_truncate(spec, tensors, state, logits), tensors.temperature), ids
 
 
 def _adjust(
-    plan: SamplingSpec, settings: SamplingTensors, state: SamplerState, logits: mx.array
+    spec: SamplingSpec, tensors: SamplingTensors, state: SamplerState, logits: mx.array
 ) -> mx.array:
     """Stages 1 to 3."""
-    if settings.bias_ids.size:
-        logits = penalties.add_bias(logits, settings.bias_ids, settings.bias_values)
-    if plan.penalty_window:
+    if tensors.bias_ids.size:
+        logits = penalties.add_bias(logits, tensors.bias_ids, tensors.bias_values)
+    if spec.penalty_window:
         logits = penalties.penalize(
             logits,
-            _last(state.window, plan.penalty_window),
-            settings.repetition_penalty,
-            settings.presence_penalty,
-            settings.frequency_penalty,
+            _last(state.window, spec.penalty_window),
+            tensors.repetition_penalty,
+            tensors.presence_penalty,
+            tensors.frequency_penalty,
         )
-    if plan.dry_window:
+    if spec.dry_window:
         logits = penalties.dry(
             logits,
-            _last(state.window, plan.dry_window),
-            _last(state.repeats, plan.dry_window),
-            settings.dry_multiplier,
-            settings.dry_base,
-            settings.dry_allowed_length,
-            settings.breaker_tokens if settings.breaker_tokens.size else None,
+            _last(state.window, spec.dry_window),
+            _last(state.repeats, spec.dry_window),
+            tensors.dry_multiplier,
+            tensors.dry_base,
+            tensors.dry_allowed_length,
+            tensors.breaker_tokens if tensors.breaker_tokens.size else None,
         )
     return logits
 
@@ -285,18 +285,18 @@ def _last(window: mx.array, n: int) -> mx.array:
 
 
 def _truncate(
-    plan: SamplingSpec, settings: SamplingTensors, state: SamplerState, logits: mx.array
+    spec: SamplingSpec, tensors: SamplingTensors, state: SamplerState, logits: mx.array
 ) -> mx.array:
     """Stages 5 to 8 on ranked candidates (B, K)."""
-    if plan.typical_p:
-        logits = truncation.typical_p(logits, settings.typical_p)
-    if plan.top_p:
-        logits = truncation.top_p(logits, settings.top_p)
-    if plan.min_p:
-        logits = truncation.min_p(logits, settings.min_p)
-    if plan.xtc:
-        active = rng.uniform(settings.key, state.step) < settings.xtc_probability
-        logits = truncation.xtc(logits, settings.xtc_threshold, active)
+    if spec.typical_p:
+        logits = truncation.typical_p(logits, tensors.typical_p)
+    if spec.top_p:
+        logits = truncation.top_p(logits, tensors.top_p)
+    if spec.min_p:
+        logits = truncation.min_p(logits, tensors.min_p)
+    if spec.xtc:
+        active = rng.uniform(tensors.key, state.step) < tensors.xtc_probability
+        logits = truncation.xtc(logits, tensors.xtc_threshold, active)
     return logits
 
 
@@ -306,45 +306,45 @@ def _cool(logits: mx.array, temperature: mx.array) -> mx.array:
 
 
 def _sample(
-    settings: SamplingTensors, state: SamplerState, logits: mx.array, ids: mx.array
+    tensors: SamplingTensors, state: SamplerState, logits: mx.array, ids: mx.array
 ) -> mx.array:
     """Tokens (B,) sampled from logits (B, K) by the Gumbel-max trick."""
-    scores = logits + rng.gumbel(settings.key, state.step, ids)
+    scores = logits + rng.gumbel(tensors.key, state.step, ids)
     chosen = mx.argmax(scores, axis=-1, keepdims=True)
     return mx.take_along_axis(mx.broadcast_to(ids, scores.shape), chosen, axis=-1)[:, 0]
 
 
-def _steer(settings: SamplingTensors, mu: mx.array, kept: mx.array, token: mx.array) -> mx.array:
+def _steer(tensors: SamplingTensors, mu: mx.array, kept: mx.array, token: mx.array) -> mx.array:
     """Mirostat's mu (B, 1) after the tokens (B,) sampled from the logits ``kept`` (B, V)."""
     surprise = -mx.take_along_axis(log_softmax(kept), token[:, None], axis=-1) / math.log(2)
-    return mu - settings.mirostat_eta * (surprise - settings.mirostat_tau)
+    return mu - tensors.mirostat_eta * (surprise - tensors.mirostat_tau)
 
 
-def _report(plan: SamplingSpec, logits: mx.array, token: mx.array) -> SamplerOutput:
-    if not plan.logprobs:
+def _report(spec: SamplingSpec, logits: mx.array, token: mx.array) -> SamplerOutput:
+    if not spec.logprobs:
         return SamplerOutput(token)
     logprobs = log_softmax(logits)
     chosen = mx.take_along_axis(logprobs, token[:, None], axis=-1)
-    _, ids = truncation.ranked(logits, plan.logprobs)
+    _, ids = truncation.ranked(logits, spec.logprobs)
     return SamplerOutput(token, chosen[:, 0], ids, mx.take_along_axis(logprobs, ids, axis=-1))
 
 
 def _advance(
-    plan: SamplingSpec, settings: SamplingTensors, state: SamplerState, token: mx.array
+    spec: SamplingSpec, tensors: SamplingTensors, state: SamplerState, token: mx.array
 ) -> SamplerState:
     window, repeats = state.window, state.repeats
     if window.shape[-1]:
         window = penalties.append(window, token)
-    if plan.dry_window:
+    if spec.dry_window:
         repeats = penalties.extend_repeats(repeats, window)
-        if settings.breaker_tokens.size:
-            broken = mx.take_along_axis(settings.breaker_tokens, token[:, None], axis=-1)
+        if tensors.breaker_tokens.size:
+            broken = mx.take_along_axis(tensors.breaker_tokens, token[:, None], axis=-1)
             repeats = mx.where(broken, 0, repeats)
-        if settings.breaker_patterns.size:
-            broken = penalties.ends_with_any(window, settings.breaker_patterns)
+        if tensors.breaker_patterns.size:
+            broken = penalties.ends_with_any(window, tensors.breaker_patterns)
             repeats = mx.where(broken, 0, repeats)
     # A greedy request's step is never read: counting it would grow an unevaluated graph.
-    step = state.step if plan.greedy else state.step + 1
+    step = state.step if spec.greedy else state.step + 1
     return SamplerState(step, window, repeats, state.mu)
 
 
@@ -359,7 +359,7 @@ class Sampler:
 
     Attributes:
         seed: the seed in use, also if ``params`` has none.
-        plan, settings: constant arguments of ``next_token``.
+        spec, tensors: constant arguments of ``next_token``.
         state: before the next step.
         tokens: tokens so far, the prompt's included.
 
@@ -379,17 +379,17 @@ class Sampler:
     ) -> None:
         _check_ids("logit_bias", params.logit_bias, vocab_size)
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
-        self.plan = SamplingSpec.of(params, vocab_size)
-        breakers = [tuple(each) for each in dry_breakers if each] if self.plan.dry_window else []
+        self.spec = SamplingSpec.of(params, vocab_size)
+        breakers = [tuple(each) for each in dry_breakers if each] if self.spec.dry_window else []
         _check_ids("dry_breakers", {token for each in breakers for token in each}, vocab_size)
-        self.settings = SamplingTensors.of(params, vocab_size, self.seed, breakers)
-        self.state = SamplerState.of(self.plan, params, context_tokens, breakers)
+        self.tensors = SamplingTensors.of(params, vocab_size, self.seed, breakers)
+        self.state = SamplerState.of(self.spec, params, context_tokens, breakers)
         self.tokens = len(context_tokens)
 
     def sample(self, logits: mx.array) -> SamplerOutput:
         """The next token of logits (1, V), unevaluated."""
-        ((plan, settings, state, _),) = self.groups
-        sampled, state = next_token(plan, settings, state, logits)
+        ((spec, tensors, state, _),) = self.groups
+        sampled, state = next_token(spec, tensors, state, logits)
         self.advance([state])
         return sampled
 
@@ -398,7 +398,7 @@ class Sampler:
         """Its own row, as a step takes it."""
         if self.full:
             self.widen()
-        return [SamplerGroup(self.plan, self.settings, self.state)]
+        return [SamplerGroup(self.spec, self.tensors, self.state)]
 
     @property
     def order(self) -> None:
@@ -412,7 +412,7 @@ class Sampler:
     @property
     def full(self) -> bool:
         """Whether the state must be widened before the next step."""
-        return self.tokens == self.state.window.shape[-1] < self.plan.reach
+        return self.tokens == self.state.window.shape[-1] < self.spec.reach
 
     def widen(self) -> None:
         self.state = self.state.widened()
@@ -420,8 +420,8 @@ class Sampler:
     @property
     def shape(self) -> tuple[object, ...]:
         """Equal for samplers whose rows may be stacked."""
-        arrays = (*self.settings, *self.state)
-        return self.plan, *(array.shape[1:] for array in arrays)
+        arrays = (*self.tensors, *self.state)
+        return self.spec, *(array.shape[1:] for array in arrays)
 
 
 def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
@@ -431,14 +431,14 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
 
 
 class _Stacked:
-    """Samplers of equal plan and shapes, stacked; it holds their states meanwhile."""
+    """Samplers of equal spec and shapes, stacked; it holds their states meanwhile."""
 
     def __init__(self, samplers: Sequence[Sampler], index: mx.array | None) -> None:
         self._samplers = list(samplers)
-        plan = samplers[0].plan
-        settings = SamplingTensors(*_joined([s.settings for s in samplers]))
+        spec = samplers[0].spec
+        tensors = SamplingTensors(*_joined([s.tensors for s in samplers]))
         self.group = SamplerGroup(
-            plan, settings, SamplerState(*_joined([s.state for s in samplers])), index
+            spec, tensors, SamplerState(*_joined([s.state for s in samplers])), index
         )
 
     def advance(self, state: SamplerState) -> None:

@@ -31,12 +31,10 @@ def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
     """Chi-square over 4,000 steps: below the 99.9% quantile of 4 degrees of freedom."""
     row, steps = [1.0, 0.0, -0.5, 2.0, 0.7], 4000
     sampler = Sampler(SamplingParams(**params, seed=7), len(row))
-    settings = SamplingTensors(*(mx.repeat(each, steps, axis=0) for each in sampler.settings))
+    tensors = SamplingTensors(*(mx.repeat(each, steps, axis=0) for each in sampler.tensors))
     state = SamplerState(*(mx.repeat(each, steps, axis=0) for each in sampler.state))
     state = state._replace(step=mx.arange(steps, dtype=mx.uint32))
-    sampled, _ = next_token(
-        sampler.plan, settings, state, mx.repeat(mx.array([row]), steps, axis=0)
-    )
+    sampled, _ = next_token(sampler.spec, tensors, state, mx.repeat(mx.array([row]), steps, axis=0))
     counts = np.bincount(np.array(sampled.token), minlength=len(row))
     expected = np.array(naive.softmax([value / params["temperature"] for value in row])) * steps
     assert float(((counts - expected) ** 2 / expected).sum()) < 18.47

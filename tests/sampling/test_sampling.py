@@ -80,10 +80,10 @@ def test_the_stages_act_in_the_documented_order(
     logits = random_logits(seed)
     naive.CLOSE.clear()
     sampler = Sampler(params, VOCABULARY, context_tokens=past, dry_breakers=breakers)
-    chance = rng.uniform(sampler.settings.key, sampler.state.step).item()
+    chance = rng.uniform(sampler.tensors.key, sampler.state.step).item()
     expected = dict(naive.pipeline(logits[0].tolist(), params, past, breakers, chance))
     assume(all(distance > 1e-5 for distance in naive.CLOSE))
-    left, ids = sampling.distribution(sampler.plan, sampler.settings, sampler.state, logits)
+    left, ids = sampling.distribution(sampler.spec, sampler.tensors, sampler.state, logits)
     values = np.array(left)[0]
     found = {
         int(token): float(value)
@@ -99,9 +99,9 @@ def test_the_stages_act_in_the_documented_order(
 
 
 def test_off_stages_are_not_planned() -> None:
-    plan = SamplingSpec.of(SamplingParams(**OPEN), VOCABULARY)
-    assert plan == SamplingSpec(False, False, 0, 0, 0, False, False, False, False, 0)
-    assert not plan.ranks
+    spec = SamplingSpec.of(SamplingParams(**OPEN), VOCABULARY)
+    assert spec == SamplingSpec(False, False, 0, 0, 0, False, False, False, False, 0)
+    assert not spec.ranks
     greedy = SamplingSpec.of(
         SamplingParams(temperature=0, mirostat=2, xtc_probability=1), VOCABULARY
     )
@@ -135,11 +135,11 @@ def test_rows_of_a_batch_draw_what_they_draw_alone(params: dict[str, Any]) -> No
         )
         for i in range(4)
     ]
-    settings = SamplingTensors(*map(mx.concatenate, zip(*(each.settings for each in samplers))))  # noqa: B905
+    tensors = SamplingTensors(*map(mx.concatenate, zip(*(each.tensors for each in samplers))))  # noqa: B905
     state = SamplerState(*map(mx.concatenate, zip(*(each.state for each in samplers))))  # noqa: B905
     for step in range(12):
         logits = random_logits(step, rows=4)
-        together, state = sampling.next_token(samplers[0].plan, settings, state, logits)
+        together, state = sampling.next_token(samplers[0].spec, tensors, state, logits)
         alone = [each.sample(logits[i : i + 1]) for i, each in enumerate(samplers)]
         assert together.token.tolist() == [each.token.item() for each in alone]
         if together.logprob is not None:
@@ -162,8 +162,8 @@ def test_a_step_can_be_compiled() -> None:
         seed=4, repetition_penalty=1.1, dry_multiplier=0.5, penalty_last_n=8, dry_penalty_last_n=8
     )
     sampler = Sampler(params, VOCABULARY, context_tokens=[1, 2, 1], dry_breakers=[(0,)])
-    plan, settings = sampler.plan, sampler.settings
-    step = mx.compile(lambda state, x: sampling.next_token(plan, settings, SamplerState(*state), x))
+    spec, tensors = sampler.spec, sampler.tensors
+    step = mx.compile(lambda state, x: sampling.next_token(spec, tensors, SamplerState(*state), x))
     state = sampler.state
     for i in range(10):
         sampled, state = step(state, random_logits(i))
@@ -194,7 +194,7 @@ def test_carried_state_equals_state_from_scratch(stages: dict[str, Any]) -> None
         past = past + draw(carried, [logits])
         fresh = Sampler(params, 6, context_tokens=past, dry_breakers=breakers)
         left, right = (
-            sampling.distribution(each.plan, each.settings, each.state, logits)[0]
+            sampling.distribution(each.spec, each.tensors, each.state, logits)[0]
             for each in (carried, fresh)
         )
         assert mx.array_equal(left, right)
@@ -218,7 +218,7 @@ def test_mirostat_steers_to_its_target() -> None:
     logits = -1.1 * mx.log(mx.arange(1, size + 1).astype(mx.float32))[None]
     surprises = []
     for _ in range(300):
-        kept, _ = sampling.distribution(sampler.plan, sampler.settings, sampler.state, logits)
+        kept, _ = sampling.distribution(sampler.spec, sampler.tensors, sampler.state, logits)
         token = sampler.sample(logits).token
         chosen = kept[0, token] - mx.logsumexp(kept)
         surprises.append(-chosen.item() / math.log(2))
