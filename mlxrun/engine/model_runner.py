@@ -196,7 +196,7 @@ class ModelRunner:
                     if one is sequence and count == sequence.num_output:
                         sampler.state = SamplerState(*(array[row : row + 1] for array in state))
         sequence.num_sampled = sequence.num_output
-        sampler.tokens = len(sequence.ids)
+        sampler.num_tokens = len(sequence.ids)
 
     def _parts(
         self, prefill: ListLike[PrefillChunk[Sequence]]
@@ -224,7 +224,7 @@ class ModelRunner:
         if blocks and not chunks and all(block.step is not None for block in blocks):
             everyone = len(places) == len(rows)
             compiled = min(block.steady for block in blocks) >= self.decode_step.compile_after
-            groups = samplers.of([s.sampler for s in decoding])
+            groups = samplers.arrange([s.sampler for s in decoding])
             self._save_states(groups, decoding)
             tokens, sampled = self.decode_step(
                 self._tokens_of(rows),
@@ -248,7 +248,7 @@ class ModelRunner:
         sampling = [*decoding, *firsts]
         if not sampling:
             return None
-        groups = samplers.of([s.sampler for s in sampling])
+        groups = samplers.arrange([s.sampler for s in sampling])
         self._save_states(groups, sampling)
         tokens, sampled, states = sample(groups.groups, groups.order, logits)
         groups.advance(states)
@@ -368,10 +368,8 @@ def sample(
 ) -> tuple[mx.array, list[SamplerOutput], list[SamplerState]]:
     """Tokens (B,) of logits (B, V), the output of each group, and the states after it."""
     outputs, states = [], []
-    for spec, tensors, state, index in groups:
-        sampled, state = next_token(
-            spec, tensors, state, logits if index is None else logits[index]
-        )
+    for spec, tensors, state, rows in groups:
+        sampled, state = next_token(spec, tensors, state, logits if rows is None else logits[rows])
         outputs.append(sampled)
         states.append(state)
     tokens = outputs[0].token if len(outputs) == 1 else mx.concatenate([s.token for s in outputs])
@@ -430,7 +428,7 @@ class DecodeStep:
         for block in blocks:
             block.prepare()
         groups, order = list(samplers.groups), samplers.order
-        optional = [select, order, *(group.index for group in groups)]
+        optional = [select, order, *(group.rows for group in groups)]
         there = [one is not None for one in optional]
         arguments = (
             tokens,
@@ -494,8 +492,8 @@ def _step(
         ]
         logits = model.forward(tokens[:, None], _side_by_side(blocks, offsets), select)
         groups = [
-            SamplerGroup(spec, SamplingTensors(*tensors), SamplerState(*state), index)
-            for spec, (tensors, state), index in zip(specs, samplers, indices, strict=True)
+            SamplerGroup(spec, SamplingTensors(*tensors), SamplerState(*state), rows)
+            for spec, (tensors, state), rows in zip(specs, samplers, indices, strict=True)
         ]
         sampled, outputs, states = sample(groups, order, logits)
         reports = [[array for array in own if array is not None] for own in outputs]

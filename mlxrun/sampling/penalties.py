@@ -54,9 +54,9 @@ def dry(
     """
     if window.shape[-1] < 2:
         return logits
-    # A stretch that ends at place j cannot be longer than the j + 1 tokens the window has there.
+    # A stretch that ends at index j has at most j + 1 tokens.
     lengths = mx.minimum(repeats, mx.arange(1, window.shape[-1] + 1))
-    # The last place is the end itself, which nothing follows.
+    # The last index is the end itself: no token follows it.
     ends, following = lengths[:, :-1].astype(mx.float32), window[:, 1:]
     longest = _scatter(mx.zeros_like(logits), following).maximum(ends)
     penalty = mx.minimum(multiplier * base ** (longest - allowed_length), _LARGEST_PENALTY)
@@ -67,7 +67,7 @@ def dry(
 
 
 def _scatter(target: mx.array, ids: mx.array) -> mx.ArrayAt:
-    """The places of ids (B, W) in target (B, V); absent ids, at 0, need neutral values."""
+    """Index ``target`` (B, V) by ids (B, W); padding points to id 0 and needs neutral values."""
     rows = mx.arange(target.shape[0])[:, None]
     return target.at[rows, mx.maximum(ids, 0)]
 
@@ -78,10 +78,10 @@ def append(window: mx.array, token: mx.array) -> mx.array:
 
 
 def extend_repeats(repeats: mx.array, window: mx.array) -> mx.array:
-    """For each place of the window, the length of the stretch ending there that equals its end.
+    """For each token of the window, the length of the stretch ending there that equals its end.
 
     The recurrence of the longest common suffix: a stretch grows by one where its next token equals
-    the newest, and is gone elsewhere. It needs no shift, because the window itself moved by one.
+    the newest, and is reset to 0 elsewhere. It needs no shift, as the window itself moved by one.
 
     Args:
         repeats: (B, W) int32, of the window before its newest token.

@@ -43,7 +43,7 @@ from mlxrun.sampling_params import SamplingParams
 Breakers = Sequence[tuple[int, ...]]
 
 GROWTH: Final = 256  # tokens by which a window grows: its shape changes seldom
-_COLDEST: Final = 1e-30  # keeps a positive temperature positive in float32
+_MIN_TEMPERATURE: Final = 1e-30  # keeps a positive temperature positive in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class SamplingTensors(NamedTuple):
     ) -> SamplingTensors:
         return cls(
             key=rng.request_key(seed),
-            temperature=_column(max(params.temperature, _COLDEST)),
+            temperature=_column(max(params.temperature, _MIN_TEMPERATURE)),
             top_p=_column(params.top_p),
             min_p=_column(params.min_p),
             typical_p=_column(params.typical_p),
@@ -196,12 +196,12 @@ class SamplerState(NamedTuple):
 
 
 class SamplerGroup(NamedTuple):
-    """Rows of one spec; ``index`` are their rows of the logits, None for all."""
+    """Requests of one spec; ``rows`` are theirs of the logits, None for all."""
 
     spec: SamplingSpec
     tensors: SamplingTensors
     state: SamplerState
-    index: mx.array | None = None
+    rows: mx.array | None = None
 
 
 def _right(values: Sequence[int], width: int, fill: int) -> mx.array:
@@ -359,9 +359,9 @@ class Sampler:
 
     Attributes:
         seed: the seed in use, also if ``params`` has none.
-        spec, tensors: constant arguments of ``next_token``.
-        state: before the next step.
-        tokens: tokens so far, the prompt's included.
+        spec, tensors: the constant arguments of ``next_token``.
+        state: its state before the next step.
+        num_tokens: tokens so far, the prompt's included.
 
     ``copy.copy(sampler)`` is a snapshot: both continue independently, at no cost.
 
@@ -384,41 +384,26 @@ class Sampler:
         _check_ids("dry_breakers", {token for each in breakers for token in each}, vocab_size)
         self.tensors = SamplingTensors.of(params, vocab_size, self.seed, breakers)
         self.state = SamplerState.of(self.spec, params, context_tokens, breakers)
-        self.tokens = len(context_tokens)
+        self.num_tokens = len(context_tokens)
 
     def sample(self, logits: mx.array) -> SamplerOutput:
         """The next token of logits (1, V), unevaluated."""
-        ((spec, tensors, state, _),) = self.groups
-        sampled, state = next_token(spec, tensors, state, logits)
-        self.advance([state])
-        return sampled
-
-    @property
-    def groups(self) -> Sequence[SamplerGroup]:
-        """Its own row, as a step takes it."""
         if self.full:
             self.widen()
-        return [SamplerGroup(self.spec, self.tensors, self.state)]
-
-    @property
-    def order(self) -> None:
-        """A single row is in order."""
-
-    def advance(self, states: Sequence[SamplerState]) -> None:
-        """Take over the state after a step."""
-        (self.state,) = states
-        self.tokens += 1
+        sampled, self.state = next_token(self.spec, self.tensors, self.state, logits)
+        self.num_tokens += 1
+        return sampled
 
     @property
     def full(self) -> bool:
         """Whether the state must be widened before the next step."""
-        return self.tokens == self.state.window.shape[-1] < self.spec.reach
+        return self.num_tokens == self.state.window.shape[-1] < self.spec.reach
 
     def widen(self) -> None:
         self.state = self.state.widened()
 
     @property
-    def shape(self) -> tuple[object, ...]:
+    def key(self) -> tuple[object, ...]:
         """Equal for samplers whose rows may be stacked."""
         arrays = (*self.tensors, *self.state)
         return self.spec, *(array.shape[1:] for array in arrays)
@@ -431,20 +416,20 @@ def _check_ids(name: str, ids: Iterable[int], vocab_size: int) -> None:
 
 
 class _Stacked:
-    """Samplers of equal spec and shapes, stacked; it holds their states meanwhile."""
+    """Samplers of equal spec and shapes, with their states stacked until ``dissolve``."""
 
-    def __init__(self, samplers: Sequence[Sampler], index: mx.array | None) -> None:
+    def __init__(self, samplers: Sequence[Sampler], rows: mx.array | None) -> None:
         self._samplers = list(samplers)
         spec = samplers[0].spec
         tensors = SamplingTensors(*_joined([s.tensors for s in samplers]))
         self.group = SamplerGroup(
-            spec, tensors, SamplerState(*_joined([s.state for s in samplers])), index
+            spec, tensors, SamplerState(*_joined([s.state for s in samplers])), rows
         )
 
     def advance(self, state: SamplerState) -> None:
         self.group = self.group._replace(state=state)
         for sampler in self._samplers:
-            sampler.tokens += 1
+            sampler.num_tokens += 1
 
     def dissolve(self) -> None:
         for row, sampler in enumerate(self._samplers):
@@ -456,7 +441,7 @@ def _joined(rows: Sequence[tuple[mx.array, ...]]) -> list[mx.array]:
 
 
 class SamplerBatch:
-    """The samplers of a batch's rows, regrouped only when rows come or go.
+    """The samplers of a batch's rows, regrouped only when rows join or leave.
 
     Attributes:
         rows: the rows of each group.
@@ -469,8 +454,8 @@ class SamplerBatch:
         self.rows: list[list[int]] = []
         self.order: mx.array | None = None
 
-    def of(self, samplers: Sequence[Sampler]) -> Self:
-        """These groups, arranged for the samplers, one per row."""
+    def arrange(self, samplers: Sequence[Sampler]) -> Self:
+        """Group the samplers, one per row; does nothing for those of the last call."""
         members = list(samplers)
         if members != self._members or any(sampler.full for sampler in members):
             self._regroup(members)
@@ -485,7 +470,7 @@ class SamplerBatch:
             stacked.advance(state)
 
     def dissolve(self) -> None:
-        """Hand states back to their samplers."""
+        """Return the states to their samplers."""
         for stacked in self._stacked:
             stacked.dissolve()
         self._members, self._stacked = [], []
@@ -496,7 +481,7 @@ class SamplerBatch:
         for row, sampler in enumerate(members):
             if sampler.full:
                 sampler.widen()
-            places[sampler.shape].append(row)
+            places[sampler.key].append(row)
         self.rows = list(places.values())
         several = len(self.rows) > 1
         self._stacked = [

@@ -16,7 +16,7 @@ from mlxrun.kernels.cpu_ops import log_softmax
 Value = float | mx.array
 
 _BLOCK = 64  # tokens per block of the first pass
-_NARROW = 1024  # candidates
+_MAX_SOFTMAX = 1024  # candidates up to which MLX's softmax is accurate to 1e-6
 
 
 def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -120,9 +120,10 @@ def mirostat(logits: mx.array, mu: Value) -> mx.array:
 
 
 def _probabilities(logits: mx.array) -> mx.array:
-    """The softmax of logits (B, K); MLX's own costs more than 1e-6 of the sum where K is large."""
-    narrow = logits.shape[-1] <= _NARROW
-    return mx.softmax(logits, axis=-1) if narrow else mx.exp(log_softmax(logits))
+    """The softmax of logits (B, K)."""
+    if logits.shape[-1] <= _MAX_SOFTMAX:
+        return mx.softmax(logits, axis=-1)
+    return mx.exp(log_softmax(logits))
 
 
 def _keep(logits: mx.array, mask: mx.array) -> mx.array:

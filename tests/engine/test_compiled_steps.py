@@ -174,7 +174,7 @@ def compiled_with(step: DecodeStep, tiny: Any, length: int, top_k: int) -> None:
     caches = tiny.make_cache()
     tiny(mx.array([[3] * length]), caches)
     sampler = Sampler(SamplingParams(temperature=0.5, seed=1, top_k=top_k), tiny.vocab_size)
-    tokens, _ = step(mx.array([4]), [DecodeRows(caches)], SamplerBatch().of([sampler]))
+    tokens, _ = step(mx.array([4]), [DecodeRows(caches)], SamplerBatch().arrange([sampler]))
     mx.eval(tokens)
 
 
