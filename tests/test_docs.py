@@ -1,0 +1,23 @@
+"""Pages that quote the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+from mlxrun.engine.engine import Engine
+
+ROOT = Path(__file__).resolve().parent.parent
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
+
+
+def test_the_page_on_architecture_quotes_the_step() -> None:
+    assert textwrap.dedent(inspect.getsource(Engine.step)) in ARCHITECTURE
+
+
+def test_the_page_on_architecture_names_files_and_folders_that_exist() -> None:
+    names = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", ARCHITECTURE)
+    missing = [n for n in names if not (ROOT / n).exists() and not (ROOT / "mlxrun" / n).exists()]
+    assert names and not missing
