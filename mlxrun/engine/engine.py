@@ -395,7 +395,7 @@ class Engine:
             for sequence in batch.preempted:
                 if not sequence.finished:
                     self._preempt(sequence)
-        self._news += [sequence for sequence in self.scheduler.running if sequence.holds]
+        self._news += [sequence for sequence in self.scheduler.prefilling if sequence.holds]
         return batch
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -559,12 +559,10 @@ class Engine:
         Not while computing: the garbage collector may have a thread that holds their lock wait for
         device_lock.
         """
-        with suppress(IndexError):  # another thread may take some
-            while True:
-                self._interrupted.pop().notify()
-        with suppress(IndexError):
-            while True:
-                self._news.popleft().notify()
+        for waiting in (self._interrupted, self._news):
+            with suppress(IndexError):  # another thread may take some
+                while waiting:
+                    waiting.pop().notify()
 
     def drive(self, ready: Callable[[], bool]) -> None:
         """Wait until a sequence is ready; one of the threads that wait steps the engine."""

@@ -209,6 +209,7 @@ class Scheduler(Generic[S]):
         self._waiting: dict[S, None] = {}
         self._prefilling: dict[S, None] = {}
         self._decoding: dict[S, None] = {}
+        self._deadlines: dict[S, float] = {}
         self._arrivals = 0
         self._reserved = 0
         self._passed = 0  # steps since the oldest prompt went first
@@ -231,6 +232,11 @@ class Scheduler(Generic[S]):
         return [*self._decoding, *self._prefilling]
 
     @property
+    def prefilling(self) -> Collection[S]:
+        """Running sequences whose prompt is not yet computed."""
+        return self._prefilling.keys()
+
+    @property
     def sequences(self) -> list[S]:
         return [*self.running, *self._waiting]
 
@@ -244,16 +250,19 @@ class Scheduler(Generic[S]):
         """Queue a sequence."""
         sequence.arrival = self._arrivals
         self._arrivals += 1
+        if sequence.deadline is not None:
+            self._deadlines[sequence] = sequence.deadline
         self._enqueue(sequence)
 
     def finish(self, sequence: S) -> None:
         """Remove a sequence, wherever it is."""
         self._waiting.pop(sequence, None)
+        self._deadlines.pop(sequence, None)
         self._stop(sequence)
 
     def expired(self, now: float) -> list[S]:
         """Sequences whose deadline has passed."""
-        return [s for s in self.sequences if s.deadline is not None and s.deadline <= now]
+        return [s for s, deadline in self._deadlines.items() if deadline <= now]
 
     def schedule(self, begin: Callable[[S], None] | None = None) -> Batch[S]:
         """The parts of the next step; called again once preempted sequences have left.

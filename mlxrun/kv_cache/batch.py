@@ -167,7 +167,7 @@ class DecodeRows:
 
     @property
     def arrays(self) -> list[LayerArrays]:
-        return [cache.state for cache in self.caches]
+        return [cache.arrays for cache in self.caches]
 
     @property
     def fixed(self) -> list[LayerArrays]:

@@ -211,8 +211,8 @@ class RowCache(KVCache):
 
     Attributes:
         offsets: tokens so far of each row, or one number for rows of the same length.
-        written: the most tokens that each row has had since it was empty. Truncated tokens may have
-            overwritten earlier ones.
+        written: the most tokens that each row had before it was truncated, or slots that padding
+            was written to; see :meth:`longest`.
         functional: whether a step can be a pure function of its arrays; see
             :class:`mlxrun.kv_cache.batch.DecodeSlots`.
     """
@@ -270,6 +270,11 @@ class RowCache(KVCache):
         """Slots of each row."""
         return self._store.slots
 
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Arrays of keys, then of values, each with a row's slots along its third axis."""
+        return self._store.arrays
+
     def slots_after(self, tokens: int) -> int:
         """Slots in use once each row has so many more tokens."""
         return self.layout.used(max(self.offsets) + tokens)
@@ -282,12 +287,17 @@ class RowCache(KVCache):
     def advance(self, arrays: Sequence[mx.array], tokens: int = 1) -> None:
         """Replace the arrays by those to which a step has written more tokens of each row."""
         self._store.arrays = list(arrays)
-        self._advance([tokens] * len(self.offsets), tokens)
+        self.offsets = [offset + tokens for offset in self.offsets]
+
+    def longest(self, row: int) -> int:
+        """The most tokens that a row has had since it was empty, truncated ones included."""
+        return max(self.written[row], self.offsets[row])
 
     def _advance(self, counts: Sequence[int], tokens: int) -> None:
-        rows = list(zip(self.offsets, self.written, counts, strict=True))
-        self.written = [max(end, offset + min(n + 1, tokens)) for offset, end, n in rows]
-        self.offsets = [offset + n for offset, _, n in rows]
+        for row, n in enumerate(counts):
+            if n < tokens:  # the first token of the padding was written to the next slot
+                self.written[row] = max(self.written[row], self.offsets[row] + n + 1)
+        self.offsets = [offset + n for offset, n in zip(self.offsets, counts, strict=True)]
 
     def attend(
         self,
@@ -370,6 +380,7 @@ class RowCache(KVCache):
         length = self.offsets[row] - n
         if n:
             self._check_truncation(row, length)
+            self.written[row] = self.longest(row)
         self.offsets[row] = length
         if not length:
             self.written[row] = 0

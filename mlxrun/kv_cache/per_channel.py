@@ -216,7 +216,7 @@ class PerChannelCache(DenseCache):
 
     def _oldest(self, row: int) -> int:
         """The first position of a row that is still in the ring."""
-        return max(0, self.written[row] - self.keys.ring)
+        return max(0, self.longest(row) - self.keys.ring)
 
     def _check_truncation(self, row: int, length: int) -> None:
         # Keys that become recent again must still be in the ring.

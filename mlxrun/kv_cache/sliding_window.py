@@ -177,7 +177,7 @@ class RotatingCache(RowCache):
 
     def _check_truncation(self, row: int, length: int) -> None:
         first = max(self.keep, length - self.window + 1)  # that the next query attends to
-        if length > self.keep and first < self.layout.oldest(self.written[row]):
+        if length > self.keep and first < self.layout.oldest(self.longest(row)):
             raise CacheError(
                 f"cannot go back {self.offsets[row] - length} tokens: the window of {self.window} "
                 "has dropped what lay before them"
@@ -198,7 +198,7 @@ class RotatingCache(RowCache):
 
     def snapshot(self) -> State | None:
         arrays = {str(i): copied(a, 0, self.size) for i, a in enumerate(self._store.arrays)}
-        metadata = {"offset": self.offsets[0], "written": self.written[0], "slack": self.slack}
+        metadata = {"offset": self.offsets[0], "written": self.longest(0), "slack": self.slack}
         return State(arrays, metadata)
 
     def restore(self, tokens: Sequence[Arrays], state: State | None, length: int) -> None:
