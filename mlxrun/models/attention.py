@@ -17,7 +17,7 @@ from mlxrun.weights.parameters import Parameters
 
 # (x, cache, residual) -> residual + attention of x
 Attend = Callable[[mx.array, StepCache, mx.array], mx.array]
-Adding = Callable[[Added], Added]
+AddResidual = Callable[[Added], Added]
 RotateHeads = Callable[[list[mx.array], Position], list[mx.array]]
 
 
@@ -25,48 +25,48 @@ def attention(
     config: Attention | LatentAttention,
     model: ModelConfig,
     params: Parameters,
-    before: Function | None,
-    adding: Adding,
+    input_norm: Function | None,
+    add_residual: AddResidual,
 ) -> Attend:
     """Attention of one layer over ``x`` (B, T, hidden), or (B, hidden) of single tokens.
 
     Args:
-        before: the norm of ``x``.
-        adding: makes the output projection add to the residual.
+        input_norm: the norm of ``x``.
+        add_residual: makes the output projection add to the residual.
     """
     if isinstance(config, LatentAttention):
-        return _latent(config, model, params, before, adding)
+        return _latent(config, model, params, input_norm, add_residual)
     heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
-    project = _projections(config, model.hidden_size, params, before)
-    out = adding(params.linear(config.out, model.hidden_size, heads * dim))
+    project = _projections(config, model.hidden_size, params, input_norm)
+    out = add_residual(params.linear(config.out, model.hidden_size, heads * dim))
     rotate = _head_rotation(config, model, params)
     scale, scale_queries = _query_scale(config)
     sinks = params.vector("sinks", heads) if config.sinks else None
     if config.alibi is None:
-        dot = scaled(scale, config.softcap, sinks, kernels=params.kernels)
+        op = scaled(scale, config.softcap, sinks, kernels=params.kernels)
     else:
-        dot = alibi(scale, heads, config.alibi, kernels=params.kernels)
+        op = alibi(scale, heads, config.alibi, kernels=params.kernels)
 
     def attend(x: mx.array, cache: StepCache, residual: mx.array) -> mx.array:
         q, k, v = project(x)
         position = cache.position
         q, k = rotate([q, k], position)
-        mixed = cache.attend(scale_queries(q, position), k, _split_heads(v, kv_heads), dot)
+        mixed = cache.attend(scale_queries(q, position), k, _split_heads(v, kv_heads), op)
         return out(_merge_heads(mixed), residual)
 
     return attend
 
 
 def _projections(
-    config: Attention, hidden: int, params: Parameters, before: Function | None
+    config: Attention, hidden: int, params: Parameters, input_norm: Function | None
 ) -> Callable[[mx.array], list[mx.array]]:
     """``x -> queries (B, T, H D), keys and values (B, T, K D)``."""
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     if config.fused:
-        all_three = params.linear("qkv_proj", queries + 2 * keys, hidden, norm=before)
+        all_three = params.linear("qkv_proj", queries + 2 * keys, hidden, norm=input_norm)
         return lambda x: list(mx.split(all_three(x), [queries, queries + keys], axis=-1))
     parts, clip = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)], clipped(config.clip)
-    project = params.linears(parts, hidden, norm=before)
+    project = params.linears(parts, hidden, norm=input_norm)
     return project if clip is None else lambda x: [clip(part) for part in project(x)]
 
 
@@ -93,7 +93,7 @@ def _head_rotation(config: Attention, model: ModelConfig, params: Parameters) ->
 def _fused_rotation(
     config: Attention, params: Parameters, norms: Sequence[Function]
 ) -> RotateHeads | None:
-    """The same as one operation; None where it cannot be one."""
+    """The same, fused; None where the kernels cannot fuse it."""
     kind, rope, kernels = config.qk_norm, config.rope, params.kernels
     if kernels is None or not all(isinstance(each, RMSNorm) for each in norms):
         return None
@@ -150,16 +150,16 @@ def _merge_heads(x: mx.array) -> mx.array:
 
 
 def _query_scale(config: Attention) -> tuple[float, Callable[[mx.array, Position], mx.array]]:
-    """The scale of scores, and a function that scales queries (B, H, T, D) at a position before."""
+    """The scale of scores, and a function that scales queries (B, H, T, D) by their position."""
     rope, scale = config.rope, config.scale
     # The factor multiplies rotated queries and keys, so scores twice.
-    twice = rope.attention_factor**2 if rope else 1.0
+    squared = rope.attention_factor**2 if rope else 1.0
     if config.temperature is not None:
         assert rope is None or rope.dims == config.head_dim
-        return scale * twice, _by_position(config.temperature)
-    if rope is None or rope.dims == config.head_dim or twice == 1.0:
-        return scale * twice, lambda q, position: q
-    factors = mx.array([twice] * rope.dims + [1.0] * (config.head_dim - rope.dims))
+        return scale * squared, _by_position(config.temperature)
+    if rope is None or rope.dims == config.head_dim or squared == 1.0:
+        return scale * squared, lambda q, position: q
+    factors = mx.array([squared] * rope.dims + [1.0] * (config.head_dim - rope.dims))
     return scale, lambda q, position: q * factors.astype(q.dtype)
 
 
@@ -178,8 +178,8 @@ def _latent(
     config: LatentAttention,
     model: ModelConfig,
     params: Parameters,
-    before: Function | None,
-    adding: Adding,
+    input_norm: Function | None,
+    add_residual: AddResidual,
 ) -> Attend:
     """Multi-head latent attention with its projections absorbed (DeepSeek-V2, arXiv:2405.04434).
 
@@ -187,26 +187,26 @@ def _latent(
     mixture instead of to every value.
     """
     heads, width, rope_dim = config.heads, config.qk_nope_head_dim, config.rope.dims
-    project = _latent_projections(config, model, params, before)
+    project = _latent_projections(config, model, params, input_norm)
     latent_norm = norm(model.norm, params, "kv_a_layernorm", config.kv_lora_rank)
     into_latent = params.stacked("embed_q", heads, config.kv_lora_rank, width)
     out_of_latent = params.stacked("unembed_out", heads, config.v_head_dim, config.kv_lora_rank)
-    out = adding(params.linear("o_proj", model.hidden_size, heads * config.v_head_dim))
+    out = add_residual(params.linear("o_proj", model.hidden_size, heads * config.v_head_dim))
     rotate, scale = rotation(config.rope), config.scale
     rope_scale = scale * config.rope.attention_factor**2
-    dot = LatentOp(scale, rope_dim)
+    op = LatentOp(scale, rope_dim)
 
     def attend(x: mx.array, cache: StepCache, residual: mx.array) -> mx.array:
         query, compressed = project(x)
         q, q_rope = mx.split(_split_heads(query, heads), [width], axis=-1)  # (B, H, T, ...)
-        squeezed, key = mx.split(compressed, [config.kv_lora_rank], axis=-1)
+        latent, key = mx.split(compressed, [config.kv_lora_rank], axis=-1)
         position = cache.position
         rotated = rotate(q_rope, position) * rope_scale
         mixed = cache.attend(
             mx.concatenate([rotated, into_latent(q)], axis=-1),
             rotate(_split_heads(key, 1), position),  # (B, 1, T, rope_dim)
-            _split_heads(latent_norm(squeezed), 1),  # (B, 1, T, latent)
-            dot,
+            _split_heads(latent_norm(latent), 1),  # (B, 1, T, latent)
+            op,
         )
         return out(_merge_heads(out_of_latent(mixed)), residual)
 
@@ -214,18 +214,18 @@ def _latent(
 
 
 def _latent_projections(
-    config: LatentAttention, model: ModelConfig, params: Parameters, before: Function | None
+    config: LatentAttention, model: ModelConfig, params: Parameters, input_norm: Function | None
 ) -> Callable[[mx.array], list[mx.array]]:
     """``x`` to queries (B, T, H D) and to compressed keys and values (B, T, latent + D')."""
     hidden, rows = model.hidden_size, config.heads * (config.qk_nope_head_dim + config.rope.dims)
-    small = config.q_lora_rank
-    first = ("q_proj", rows) if small is None else ("q_a_proj", small)
+    rank = config.q_lora_rank
+    first = ("q_proj", rows) if rank is None else ("q_a_proj", rank)
     parts = [first, ("kv_a_proj_with_mqa", config.kv_lora_rank + config.rope.dims)]
-    project = params.linears(parts, hidden, norm=before)
-    if small is None:
+    project = params.linears(parts, hidden, norm=input_norm)
+    if rank is None:
         return project
-    normed = norm(model.norm, params, "q_a_layernorm", small)
-    expand = params.linear("q_b_proj", rows, small, norm=normed)
+    normed = norm(model.norm, params, "q_a_layernorm", rank)
+    expand = params.linear("q_b_proj", rows, rank, norm=normed)
 
     def both(x: mx.array) -> list[mx.array]:
         query, compressed = project(x)

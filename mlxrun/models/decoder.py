@@ -29,17 +29,19 @@ from mlxrun.models.config import (
 
 HFConfig = Mapping[str, Any]
 Options = Mapping[str, Any]
-_SAME: Options = {}
+_NO_CHANGES: Options = {}
 
 
 # ---------------------------------------------------------------------------- checked values
 
 
-def whole(config: HFConfig, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-    """A size or count: a whole number of at least 1."""
+def positive_int(
+    config: HFConfig, key: str, default: int | None = None, most: int = 2**31 - 1
+) -> int:
+    """A size or count: an integer from 1 to ``most``."""
     value = _value(config, key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise impossible(key, value, f"a whole number from 1 to {most}")
+        raise invalid_value(key, value, f"a whole number from 1 to {most}")
     return value
 
 
@@ -56,7 +58,7 @@ def number(
     if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
         bounds = [f"above {above:g}"] * (above > -math.inf)
         bounds += [f"at most {most:g}"] * (most < sys.float_info.max)
-        raise impossible(key, value, " ".join(["a finite number", " and ".join(bounds)]).strip())
+        raise invalid_value(key, value, " ".join(["a finite number", " and ".join(bounds)]).strip())
     return float(value)
 
 
@@ -66,14 +68,14 @@ def optional_number(config: HFConfig, key: str) -> float | None:
 
 
 def _value(config: HFConfig, key: str, default: Any) -> Any:
-    """The value of a key; with a default, it may be absent or null."""
+    """The value of a key, or the default where it is absent or null."""
     if default is None:
         return config[key]
     value = config.get(key)
     return default if value is None else value
 
 
-def impossible(key: str, value: object, allowed: str) -> CheckpointError:
+def invalid_value(key: str, value: object, allowed: str) -> CheckpointError:
     written = json.dumps(value, default=str)
     return CheckpointError(
         f"config.json has an impossible value: {key} must be {allowed}, not {written[:80]}"
@@ -86,13 +88,13 @@ def impossible(key: str, value: object, allowed: str) -> CheckpointError:
 def decoder(
     config: HFConfig,
     *,
-    defaults: Options = _SAME,
+    defaults: Options = _NO_CHANGES,
     eps: tuple[str, float | None] = ("rms_norm_eps", 1e-6),
-    norm: Options = _SAME,
-    attention: Options = _SAME,
-    feed_forward: Options = _SAME,
+    norm: Options = _NO_CHANGES,
+    attention: Options = _NO_CHANGES,
+    feed_forward: Options = _NO_CHANGES,
     experts: Options | None = None,
-    layer: Options = _SAME,
+    layer: Options = _NO_CHANGES,
     layers: Callable[[int, int | None], Options] = lambda i, window: {},
     full_every: int | None = None,
     **model: Any,
@@ -104,17 +106,17 @@ def decoder(
         eps: key and default of the epsilon of norms.
         norm, attention, feed_forward, layer: fields that differ in every layer.
         experts: arguments of :func:`moe`, for experts in place of the feed-forward.
-        layers: fields that differ in layer i of some window (None for full attention), those of
-            its attention under that key.
+        layers: called with a layer's index and window (None for full attention); fields that differ
+            in that layer, those of its attention under ``attention``.
         full_every: see :func:`layer_windows`.
         model: fields of the model that differ.
     """
     config = {**defaults, **config}
-    hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
-    kv_heads = whole(config, "num_key_value_heads", heads)
+    hidden, heads = positive_int(config, "hidden_size"), positive_int(config, "num_attention_heads")
+    kv_heads = positive_int(config, "num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(f"config.json: {heads} heads cannot share {kv_heads} key/value heads")
-    head_dim = head_width(config)
+    head_dim = head_dim_of(config)
     rotary = config.get("position_embedding_type", "rope") == "rope"
     attend = Attention(
         heads,
@@ -126,31 +128,31 @@ def decoder(
         alibi=optional_number(config, "max_alibi_bias"),
     )
     activation = feed_forward.get("activation") or _activation(config)
-    inner = FeedForward(whole(config, "intermediate_size"), activation)
-    plan = Layer(
+    inner = FeedForward(positive_int(config, "intermediate_size"), activation)
+    shared = Layer(
         replace(attend, **attention),
         replace(inner, **feed_forward) if experts is None else moe(config, **experts),
     )
-    plan = replace(plan, **layer)
-    # As transformers has it: zeros are the layers without positions.
+    shared = replace(shared, **layer)
+    # As in transformers: zeros mark the layers without RoPE.
     nope = [i for i, rotated in enumerate(config.get("no_rope_layers") or ()) if not rotated]
 
     def build(index: int, window: int | None) -> Layer:
         changes = dict(layers(index, window))
-        place: Options = {"window": window} | ({"rope": None} if index in nope else {})
-        own = replace(plan.attention, **place, **changes.pop("attention", {}))
-        return replace(plan, attention=own, **changes)
+        positions: Options = {"window": window} | ({"rope": None} if index in nope else {})
+        own = replace(shared.attention, **positions, **changes.pop("attention", {}))
+        return replace(shared, attention=own, **changes)
 
     return ModelConfig(
         family=str(config["model_type"]),
-        vocab_size=whole(config, "vocab_size"),
+        vocab_size=positive_int(config, "vocab_size"),
         hidden_size=hidden,
         layers=tuple(
             build(i, window) for i, window in enumerate(layer_windows(config, full_every))
         ),
         norm=Norm(**{"eps": number(config, *eps, above=0, most=1), **norm}),
         tied=bool(config.get("tie_word_embeddings", False)),
-        context_length=whole(config, "max_position_embeddings", 4096),
+        context_length=positive_int(config, "max_position_embeddings", 4096),
         **model,
     )
 
@@ -168,12 +170,12 @@ def moe(config: HFConfig, norm_topk_prob: bool | None = None, **more: Any) -> Ex
         raise KeyError("num_experts")
     if norm_topk_prob is not None:
         more["normalize"] = bool(config.get("norm_topk_prob", norm_topk_prob))
-    return Experts(int(count), whole(config, "num_experts_per_tok"), int(size), **more)
+    return Experts(int(count), positive_int(config, "num_experts_per_tok"), int(size), **more)
 
 
-def head_width(config: HFConfig) -> int:
-    shared = whole(config, "hidden_size") // whole(config, "num_attention_heads")
-    return whole(config, "head_dim", shared)
+def head_dim_of(config: HFConfig) -> int:
+    default = positive_int(config, "hidden_size") // positive_int(config, "num_attention_heads")
+    return positive_int(config, "head_dim", default)
 
 
 def rope_base(config: HFConfig) -> float:
@@ -196,7 +198,7 @@ _ACTIVATIONS = {
 def _activation(config: HFConfig) -> str:
     name = config.get("hidden_act", "silu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise impossible("hidden_act", name, f"one of {', '.join(_ACTIVATIONS)}")
+        raise invalid_value("hidden_act", name, f"one of {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
 
 
@@ -206,8 +208,8 @@ def layer_windows(config: HFConfig, full_every: int | None = None) -> list[int |
     Args:
         full_every: one of so many layers has full attention, where there are no ``layer_types``.
     """
-    layers = whole(config, "num_hidden_layers", most=MAX_BLOCKS)
-    window = whole(config, "sliding_window") if config.get("sliding_window") else None
+    layers = positive_int(config, "num_hidden_layers", most=MAX_BLOCKS)
+    window = positive_int(config, "sliding_window") if config.get("sliding_window") else None
     kinds = config.get("layer_types")
     if kinds is None and full_every is not None:
         sliding = ((i + 1) % full_every != 0 for i in range(layers))
@@ -218,19 +220,19 @@ def layer_windows(config: HFConfig, full_every: int | None = None) -> list[int |
                 f"config.json: layer_types has {len(kinds)} entries for {layers} layers"
             )
         return [window if kind == "sliding_attention" else None for kind in kinds]
-    # Qwen 2 states a window and switches it off; Mistral 0.1 states it and means every layer.
+    # Qwen 2 has a window and switches it off; Mistral 0.1 applies it to every layer.
     if window is None or not config.get("use_sliding_window", config["model_type"] == "mistral"):
         return [None] * layers
     full = int(config.get("max_window_layers", 0))
     return [None if i < full else window for i in range(layers)]
 
 
-# What a section of rotary parameters may hold without being a scaling.
+# Keys of a section of rotary parameters that are no scaling.
 _NO_SCALING = {"rope_theta", "partial_rotary_factor", "rope_type", "type"}
 
 
 def rope_of(config: HFConfig, head_dim: int) -> Rope:
-    """The rotary embedding of a config; unknown scalings are errors, as text would be wrong."""
+    """The rotary embedding of a config; an unknown scaling is an error, as text would be wrong."""
     # transformers 5 moved everything rotary into one section.
     scaling: HFConfig = config.get("rope_scaling") or config.get("rope_parameters") or {}
     base = rope_base(config)

@@ -1,8 +1,8 @@
 """A table of families: a Hugging Face ``config.json`` into a ``ModelConfig``.
 
-To add a family, write its row: what differs from :func:`decoder`, or a function where that depends
-on the config. An option that no family has yet goes into ``config.py`` and is read once, where the
-layer is built.
+To add a family, write its row: its differences from :func:`decoder`, or a function where they
+depend on the config. An option that no family has yet goes into ``config.py`` and is read once,
+where the layer is built.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from mlxrun.models.decoder import (
     HFConfig,
     Options,
     decoder,
-    head_width,
+    head_dim_of,
     moe,
     number,
     optional_number,
+    positive_int,
     rope_base,
     rope_of,
-    whole,
 )
 
-_AFTER: Options = {
+_POST_NORM: Options = {
     "before_attention": None,
     "after_attention": "post_attention_layernorm",
     "before_feed_forward": None,
@@ -54,7 +54,7 @@ _LAYER_NORM: Options = {"norm": {"kind": "layer"}, "eps": ("layer_norm_eps", 1e-
 def _hunyuan(config: HFConfig, **options: Any) -> ModelConfig:
     """Norms of queries and keys after RoPE, whose base grows with the context."""
     scaling = config.get("rope_scaling") or {}
-    width, alpha = head_width(config), float(scaling.get("alpha") or 1.0)
+    width, alpha = head_dim_of(config), float(scaling.get("alpha") or 1.0)
     base = rope_base(config) * alpha ** (width / (width - 2))
     norms = {"qk_norm": "after_rope", "norms": ("query_layernorm", "key_layernorm")}
     plain = {**config, "rope_theta": base, "rope_scaling": None}
@@ -64,7 +64,9 @@ def _hunyuan(config: HFConfig, **options: Any) -> ModelConfig:
 def _hunyuan_moe(config: HFConfig) -> ModelConfig:
     """Hunyuan with experts, some of them shared."""
     each = {k: v[0] if isinstance(v, list) else v for k, v in config.items()}
-    shared = FeedForward(whole(each, "intermediate_size") * whole(each, "num_shared_expert"))
+    shared = FeedForward(
+        positive_int(each, "intermediate_size") * positive_int(each, "num_shared_expert")
+    )
     each["num_experts_per_tok"] = each["moe_topk"]
     experts = moe(each, router="gate.wg", shared=shared, shared_name="shared_mlp")
     return _hunyuan(config, layer={"feed_forward": experts})
@@ -130,11 +132,11 @@ def _gemma3(config: HFConfig) -> ModelConfig:
 
 def _olmo3(config: HFConfig) -> ModelConfig:
     """OLMo 2 with windows; only layers of full attention have a scaled RoPE."""
-    plain = Rope(head_width(config), rope_base(config))
+    plain = Rope(head_dim_of(config), rope_base(config))
     return decoder(
         config,
         attention={"qk_norm": "whole"},
-        layer=_AFTER,
+        layer=_POST_NORM,
         layers=lambda i, window: {"attention": {"rope": plain}} if window else {},
         full_every=4,
     )
@@ -153,7 +155,7 @@ def _exaone4(config: HFConfig) -> ModelConfig:
     return decoder(
         config,
         attention={"qk_norm": "head"},
-        layer=_AFTER,
+        layer=_POST_NORM,
         **(windows if config.get("sliding_window") else {}),
     )
 
@@ -182,7 +184,7 @@ def _gpt(config: HFConfig) -> ModelConfig:
         config,
         norm={"kind": "layer"},
         eps=("layer_norm_epsilon", None),
-        attention={"scale": number(config, "attention_multiplier", head_width(config) ** -0.5)},
+        attention={"scale": number(config, "attention_multiplier", head_dim_of(config) ** -0.5)},
         feed_forward={} if config.get("gated") else {"names": _UNGATED},
         experts={} if config.get("num_experts") else None,
         layer={
@@ -197,13 +199,13 @@ def _gpt(config: HFConfig) -> ModelConfig:
 
 def _stablelm(config: HFConfig) -> ModelConfig:
     """Layer norms, RoPE on a quarter of each head; heads may have their own norms."""
-    together = bool(config.get("use_parallel_residual", False))
-    each = "each" if config.get("qk_layernorm") else None
+    parallel = bool(config.get("use_parallel_residual", False))
+    qk_norm = "each" if config.get("qk_layernorm") else None
     return decoder(
         config,
         **_LAYER_NORM,
-        attention={"qk_norm": each, "norms": ("q_layernorm", "k_layernorm")},
-        layer=_PARALLEL if together else {},
+        attention={"qk_norm": qk_norm, "norms": ("q_layernorm", "k_layernorm")},
+        layer=_PARALLEL if parallel else {},
     )
 
 
@@ -218,7 +220,7 @@ def _ministral3(config: HFConfig) -> ModelConfig:
 
 
 def _qwen2_moe(config: HFConfig) -> ModelConfig:
-    """Weights of experts are not normalized; a gated shared expert."""
+    """Weights of experts not normalized; a gated shared expert."""
     shared = FeedForward(int(config["shared_expert_intermediate_size"]))
     gated = {"shared": shared, "shared_gate": "shared_expert_gate"}
     return decoder(config, experts={"norm_topk_prob": False, **gated})
@@ -335,7 +337,7 @@ FAMILIES: dict[str, Callable[[HFConfig], ModelConfig]] = {
     # OLMo 1: norms without weights, projections bounded.
     "olmo": partial(decoder, norm={"kind": "layer", "bare": True}, eps=("layer_norm_eps", 1e-5)),
     # OLMo 2: norms after the sublayers, queries and keys normalized as a whole.
-    "olmo2": partial(decoder, attention={"qk_norm": "whole"}, layer=_AFTER),
+    "olmo2": partial(decoder, attention={"qk_norm": "whole"}, layer=_POST_NORM),
     "olmo3": _olmo3,
     "olmoe": partial(decoder, attention={"qk_norm": "whole"}, experts={"norm_topk_prob": False}),
     # Phi 1 and 2: parallel blocks under one norm, a plain feed-forward, biases everywhere.

@@ -1,8 +1,8 @@
 """One decoder-only transformer for every family, as plain functions over immutable weights.
 
-All that families differ in is decided while the layers are built, so the forward pass does not
-branch on it. Layers are not ``mlx.nn`` modules: attribute look-ups of modules cost more host time
-per token than the whole graph of a small model.
+All differences between families are resolved while the layers are built, so the forward pass does
+not branch on them. Layers are not ``mlx.nn`` modules: attribute look-ups of modules cost more host
+time per token than the whole graph of a small model.
 """
 
 from __future__ import annotations
@@ -63,18 +63,20 @@ def _block(
     return parallel if layer.parallel else sequential
 
 
-def _placed(config: ModelConfig, params: Parameters) -> Callable[[mx.array, Position], mx.array]:
-    """``(x (B, T, hidden), position) -> x`` plus learned position embeddings."""
+def _position_embedding(
+    config: ModelConfig, params: Parameters
+) -> Callable[[mx.array, Position], mx.array]:
+    """``(x (B, T, hidden), position) -> x`` plus the learned embeddings of positions, if any."""
     if config.positions is None:
         return lambda x, position: x
     count = config.context_length
     table = params.weight(config.positions, count, config.hidden_size)
 
-    def place(x: mx.array, position: Position) -> mx.array:
+    def add(x: mx.array, position: Position) -> mx.array:
         ids = mx.minimum(following(position, x.shape[1]), count - 1)
         return x + table.take(ids, x.dtype)
 
-    return place
+    return add
 
 
 class Transformer:
@@ -95,8 +97,8 @@ class Transformer:
         self.dtype = params.dtype
         model, hidden = params.under("model"), config.hidden_size
         self._embedding = model.weight("embed_tokens", config.vocab_size, hidden)
-        self._place = _placed(config, model)
-        self._enter = compose(
+        self._add_positions = _position_embedding(config, model)
+        self._scale_embeddings = compose(
             scaled(config.embedding_scale),
             norm(config.norm, model, config.embedding_norm, hidden)
             if config.embedding_norm
@@ -116,9 +118,9 @@ class Transformer:
         )
         self.module_bytes = params.module_bytes
         self.nbytes = sum(self.module_bytes.values())
-        self._kernels, self._blocks = params.kernels, params.block_weights
+        self._kernels, self._block_weights = params.kernels, params.block_weights
         self.fused = params.kernels is not None
-        self.mapped = sum(blocks.nbytes for blocks in self._blocks if blocks.mapped)
+        self.mapped = sum(blocks.nbytes for blocks in self._block_weights if blocks.mapped)
 
     def __call__(
         self, tokens: mx.array, cache: Sequence[StepCache], *, last_only: bool = False
@@ -148,22 +150,22 @@ class Transformer:
     def hidden(self, tokens: mx.array, cache: Sequence[StepCache]) -> mx.array:
         """The stream (B, T, hidden) after all layers, from which :attr:`head` makes logits."""
         x = self._embedding.take(tokens, self.dtype)  # (B, T, hidden)
-        x = self._enter(self._place(x, cache[0].position))
+        x = self._scale_embeddings(self._add_positions(x, cache[0].position))
         single = x.shape[1] == 1
-        if single:  # (B, hidden): products of three dimensions are two operations more, each
+        if single:  # (B, hidden): a product with three dimensions takes two operations more
             x = x.squeeze(1)
         for layer, own in zip(self._layers, cache, strict=True):
             x = layer(x, own)
         return x[:, None] if single else x
 
     def check(self) -> None:
-        """Check that mapped files are whole; see :class:`mlxrun.model.Model`."""
+        """Check that mapped files are complete; see :class:`mlxrun.model.Model`."""
         if self._kernels is not None:
             self._kernels.check()
 
     def damaged(self) -> list[str]:
         """GGUF tensors with weights that are not finite."""
-        return [blocks.name for blocks in self._blocks if not blocks.finite]
+        return [blocks.name for blocks in self._block_weights if not blocks.finite]
 
     @property
     def vocab_size(self) -> int:
@@ -180,10 +182,10 @@ class Transformer:
         return ModelSummary(config.family, layers, config.hidden_size, heads, kv_heads)
 
     def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[KVCache]:
-        """Empty caches, one per layer; a layer with a window of its own keeps the smaller one."""
-        partial = config.window is not None or config.sparse is not None
-        if partial and any(layer.attention.alibi for layer in self.config.layers):
-            raise CacheError("a model with ALiBi cannot forget: its scores go by every distance")
+        """Empty caches, one per layer; a layer with a window of its own gets the smaller one."""
+        evicts = config.window is not None or config.sparse is not None
+        if evicts and any(layer.attention.alibi for layer in self.config.layers):
+            raise CacheError("a model with ALiBi needs every token: its scores depend on distance")
         return [
             make_cache(config, one.attention.cache_shape, one.attention.window)
             for one in self.config.layers
