@@ -80,11 +80,7 @@ class MLXLMClasses(NamedTuple):
     args: Any
 
     def module(self, config: Config) -> Any:
-        """The module of a ``config.json``, without the weights of a checkpoint.
-
-        Raises:
-            CheckpointError: the class cannot be built of such a config.
-        """
+        """The module of a ``config.json``, without the weights of a checkpoint."""
         for section in (config, config.get("text_config")):
             if isinstance(section, Mapping):
                 _check_counts(section)
@@ -207,9 +203,6 @@ def sketch(found: MLXLMClasses, config: Config, dtype: mx.Dtype = mx.float16) ->
 
     Args:
         dtype: of activations. Classes keep some states in float32 whatever it is.
-
-    Raises:
-        CheckpointError: the class cannot be built of such a config.
     """
 
     def made(precise: bool) -> MLXLMModel:
@@ -248,11 +241,8 @@ def fill(module: Any, params: Parameters, *, precise: bool = True) -> list[str]:
 
     Returns:
         Names that the module has no place for.
-
-    Raises:
-        CheckpointError: a parameter is missing or has another shape.
     """
-    arrays, needed = _matched(module, params)
+    arrays, needed, _ = _matched(module, params)
     checked = replace(params, arrays=arrays, prefix="")
     stays = _stays(module, precise)
     given = {name: checked.array(name, cast=not stays(name)) for name in needed}
@@ -274,16 +264,13 @@ def _stays(module: Any, precise: bool) -> Callable[[str], bool]:
     return lambda name: not cast(name) or (precise and name.endswith(_PRECISE))
 
 
-def _matched(module: Any, params: Parameters) -> tuple[Arrays, set[str]]:
-    """The weights under a module's own names, and which of these it needs.
+def _matched(module: Any, params: Parameters) -> tuple[Arrays, set[str], dict[str, Layout]]:
+    """The weights under a module's own names, the names it needs, and its quantized modules.
 
     The module becomes quantized where they are.
-
-    Raises:
-        CheckpointError: a parameter is missing or has another shape.
     """
     arrays = _sanitized(module, dict(params.arrays))
-    _quantize(module, arrays, params)
+    layouts = _quantize(module, arrays, params)
     shapes = {name: array.shape for name, array in named_arrays(module).items()}
     missing = [name for name in shapes if name not in arrays]
     if missing:
@@ -299,7 +286,7 @@ def _matched(module: Any, params: Parameters) -> tuple[Arrays, set[str]]:
             raise CheckpointError(
                 f"{name} has the shape {arrays[name].shape}, config.json implies {shape}"
             )
-    return arrays, set(shapes)
+    return arrays, set(shapes), layouts
 
 
 def _sanitized(module: Any, arrays: Arrays) -> Arrays:
@@ -317,7 +304,7 @@ def _sanitized(module: Any, arrays: Arrays) -> Arrays:
     return renamed
 
 
-def _quantize(module: Any, arrays: Arrays, params: Parameters) -> None:
+def _quantize(module: Any, arrays: Arrays, params: Parameters) -> dict[str, Layout]:
     """Quantize modules as their arrays are; expand those that the run or the class keeps plain."""
     shapes = {name: array.shape for name, array in named_arrays(module).items()}
     modules = dict(module.named_modules())
@@ -337,6 +324,7 @@ def _quantize(module: Any, arrays: Arrays, params: Parameters) -> None:
             module,
             class_predicate=lambda path, _: packed[path].module_config if path in packed else False,
         )
+    return packed
 
 
 def _layout(path: str, arrays: Arrays, columns: int) -> Layout:
@@ -517,7 +505,14 @@ class MLXLMModel:
 
     def cache_values(self, context: int) -> int:
         """Numbers that the caches hold after ``context`` tokens."""
-        return sum(_cache_values(part, context) for part in self.used_cache().parts)
+        values = 0
+        for part in self.used_cache().parts:
+            tokens = min(context, _window_of(part) or context)
+            each = [
+                _token_values(a) * tokens if isinstance(part, _KV) else a.size for a in _kept(part)
+            ]
+            values += sum(each)
+        return values
 
     def footprint(self, here: Device) -> Footprint:
         """Bytes besides the weights: mlx-lm's caches, and a pass of a plain transformer's widths.
@@ -538,6 +533,7 @@ class MLXLMModel:
 
 _SIZES = ("max_size", "keep", "chunk_size")
 _PAIR = ("keys", "values")
+_KV = KVCache | RotatingKVCache | ChunkedKVCache
 _TORN = "an interrupted pass has left this cache in pieces"
 
 
@@ -630,8 +626,7 @@ class MLXLMCache(base.KVCache):
 
     @property
     def layout_key(self) -> str:
-        known = KVCache | RotatingKVCache | ChunkedKVCache | ArraysCache
-        if not all(isinstance(part, known) for part in self.parts):
+        if not all(isinstance(part, _KV | ArraysCache) for part in self.parts):
             return ""
         return "; ".join(
             " ".join(
@@ -800,13 +795,8 @@ class WindowCache(RotatingKVCache):
 
     def _stored(self) -> np.ndarray:
         """Positions that a pass over many tokens finds stored, in order of time."""
-        stored = 0
-        if self.keys is not None:
-            wrapped = self._idx < self.offset and self._idx != self.keys.shape[2]
-            stored = self.keys.shape[2] if wrapped else self._idx
         kept = min(self.keep, self.offset)
-        # One slot of the window is the query's own.
-        rest = min(stored - kept, self.max_size - 1 - kept)
+        rest = min(self.offset, self.max_size - 1) - kept  # one slot is the query's own
         return np.concatenate([np.arange(kept), np.arange(self.offset - rest, self.offset)])
 
     def _slots(self) -> np.ndarray:
@@ -927,13 +917,8 @@ def conversion_plan(found: MLXLMClasses, config: dict[str, Any], weights: Weight
     modules = {
         path: module for path, module in model.named_modules() if hasattr(module, "to_quantized")
     }
-    arrays, needed = _matched(model, Parameters(weights.arrays, weights.layouts, mx.float32))
-    layouts = {}
-    for path, module in model.named_modules():
-        if f"{path}.scales" in arrays and hasattr(module, "bits"):
-            dtype = str(arrays[f"{path}.scales"].dtype).removeprefix("mlx.core.")
-            packed = affine(module.bits, module.group_size, dtype)
-            layouts[path] = packed if module.mode == "affine" else fixed(module.mode)
+    params = Parameters(weights.arrays, weights.layouts, mx.float32)
+    arrays, needed, layouts = _matched(model, params)
     renamed = Weights(arrays, layouts, skipped=weights.skipped)
     for name in sorted(set(arrays) - needed):
         renamed.skip(name, NO_PLACE)
@@ -965,25 +950,25 @@ def _window_of(part: Any) -> int | None:
     return int(part.chunk_size) if isinstance(part, ChunkedKVCache) else None
 
 
-def _cache_values(part: Any, context: int) -> int:
-    if not isinstance(part, KVCache | RotatingKVCache | ChunkedKVCache):
-        return sum(int(array.size) for array in _arrays(part))  # a state never grows
-    if part.keys is None:  # of a layer that reads another's
-        return 0
-    stored = min(context, _window_of(part) or context)
-    pair: list[Any] = [part.keys, part.values]
-    return stored * sum(int(a.shape[1] * a.shape[3]) for a in pair)
+def _kept(part: Any) -> list[mx.array]:
+    """The arrays of a layer's cache; none of a layer that reads another's."""
+    if not isinstance(part, _KV):
+        return list(_arrays(part))
+    return [array for array in (part.keys, part.values) if array is not None]
+
+
+def _token_values(array: mx.array) -> int:
+    """Numbers of a token among keys or values (B, H, T, D)."""
+    return int(array.shape[1] * array.shape[3])
 
 
 def _layer_footprint(part: Any, stream: int, pair: int) -> LayerFootprint:
-    if not isinstance(part, KVCache | RotatingKVCache | ChunkedKVCache):
-        state = sum(int(array.nbytes) for array in _arrays(part))
-        return LayerFootprint(fixed=state, twice=True, stream=stream)
-    if part.keys is None:  # of a layer that reads another's
-        return LayerFootprint(stream=stream, pair=pair)
-    kept: list[Any] = [part.keys, part.values]
+    kept = _kept(part)
+    if not isinstance(part, _KV):  # a state never grows
+        nbytes = sum(int(array.nbytes) for array in kept)
+        return LayerFootprint(fixed=nbytes, twice=True, stream=stream)
     return LayerFootprint(
-        token=sum(int(a.shape[1] * a.shape[3]) * a.itemsize for a in kept),
+        token=sum(_token_values(array) * array.itemsize for array in kept),
         window=_window_of(part),
         twice=isinstance(part, RotatingKVCache),  # only a ring is written over
         step=_STEP,
