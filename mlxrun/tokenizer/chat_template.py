@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jinja2
@@ -106,13 +107,13 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._render(variables)
-        except RefusalError as refusal:
-            folded = _fold_system(variables["messages"])
-            if folded is None:
-                raise TemplateError(f"the chat template refuses: {refusal}") from None
-        try:
-            return self._render({**variables, "messages": folded})
+            try:
+                return self._render(variables)
+            except RefusalError:
+                variables["messages"] = _fold_system(variables["messages"])
+                if variables["messages"] is None:
+                    raise
+                return self._render(variables)
         except RefusalError as refusal:
             raise TemplateError(f"the chat template refuses: {refusal}") from None
 
@@ -212,62 +213,15 @@ def _say(reason: Exception) -> str:
     return f"{type(reason).__name__}: {reason}" if str(reason) else type(reason).__name__
 
 
-_CHATML: Final = """\
-{%- for message in messages -%}
-{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"""
-
-_LLAMA3: Final = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'
-   + message['content'] | trim + '<|eot_id|>' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif -%}"""
-
-_GEMMA: Final = """\
-{{- bos_token -}}
-{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system role') }}{%- endif -%}
-{%- for message in messages -%}
-{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}"""
-
-_PHI3: Final = """\
-{%- for message in messages -%}
-{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}"""
-
-_LLAMA2: Final = """\
-{%- set ns = namespace(system='') -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}
-{%- set ns.system = message['content'] + '\\n\\n' -%}
-{%- elif message['role'] == 'user' -%}
-{{ bos_token + '[INST] ' + ns.system + message['content'] + ' [/INST]' }}
-{%- set ns.system = '' -%}
-{%- else -%}
-{{ ' ' + message['content'] | trim + eos_token }}
-{%- endif -%}
-{%- endfor -%}"""
-
-_PLAIN: Final = """\
-{%- for message in messages -%}
-{{ message['role'] | capitalize + ': ' + message['content'] | trim + '\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}"""
-
+_FOLDER: Final = Path(__file__).with_name("templates")
+# Markers that are all tokens, the name of such a template, and its file.
 _BY_MARKERS: Final = (
-    (("<|im_start|>", "<|im_end|>"), "ChatML's", _CHATML),
-    (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "llama 3's", _LLAMA3),
-    (("<start_of_turn>", "<end_of_turn>"), "gemma's", _GEMMA),
-    (("<|user|>", "<|assistant|>", "<|end|>"), "phi 3's", _PHI3),
-    (("[INST]", "[/INST]"), "llama 2's", _LLAMA2),
+    (("<|im_start|>", "<|im_end|>"), "ChatML's", "chatml"),
+    (("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), "llama 3's", "llama3"),
+    (("<start_of_turn>", "<end_of_turn>"), "gemma's", "gemma"),
+    (("<|user|>", "<|assistant|>", "<|end|>"), "phi 3's", "phi3"),
+    (("[INST]", "[/INST]"), "llama 2's", "llama2"),
+    ((), "a plain dialogue", "plain"),
 )
 
 
@@ -286,8 +240,10 @@ class DefaultTemplate(NamedTuple):
 
 
 def default_template(tokens: Container[str]) -> DefaultTemplate:
-    """A template whose markers are all tokens, else a plain dialogue."""
-    for markers, name, source in _BY_MARKERS:
-        if all(marker in tokens for marker in markers):
-            return DefaultTemplate(name, source)
-    return DefaultTemplate("a plain dialogue", _PLAIN)
+    """The first template whose markers are all tokens, at last a plain dialogue."""
+    name, file = next(
+        (name, file)
+        for markers, name, file in _BY_MARKERS
+        if all(marker in tokens for marker in markers)
+    )
+    return DefaultTemplate(name, (_FOLDER / f"{file}.jinja").read_text("utf-8").rstrip())

@@ -16,10 +16,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, MappingView, Sized
 from datetime import datetime
 from itertools import chain
 from typing import Any, Final, NamedTuple
+from typing import cast as typed
 
 from jinja2 import Environment, nodes, pass_context
 from jinja2.exceptions import SecurityError
@@ -63,12 +64,10 @@ _COUNTED: Final = {"batch", "center", "indent", "ljust", "rjust", "round", "trun
 _SEARCHES: Final = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip", "trim"}
 # Filters of quadratic cost, of no use in a prompt.
 _SLOW_FILTERS: Final = ("pprint", "striptags", "urlize", "wordwrap")
-# Filters that a template cannot name.
+# Filters that _Instrument inserts; no template can name them.
 _KEEP, _JOINED, _TICK = "a new value", "the operator ~", "a loop or macro"
 
-_NO_DICT: Final[dict[Any, Any]] = {}
-_CONTAINERS: Final = (list, tuple, dict, type(_NO_DICT.keys()), type(_NO_DICT.values()),
-                      type(_NO_DICT.items()))  # fmt: skip
+_CONTAINERS: Final = (list, tuple, dict, MappingView)
 _PASSED: Final = (Environment, Context, EvalContext)  # by jinja2, to some filters
 _LIST_ITERATOR: Final[type] = type(iter(list[Any]()))
 _NUMBER: Final = re.compile(r"\d+")
@@ -146,12 +145,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._state = threading.local()
         filters = {**self.filters, "tojson": self._tojson}
         self.filters = {
-            name: self._checked_filter(name, filter_)
+            name: self._checked(name, filter_)
             for name, filter_ in filters.items()
             if name not in _SLOW_FILTERS
         }
         self.filters |= {_KEEP: self._keep, _JOINED: self._joined, _TICK: self.tick}
-        self.tests = {name: self._timed(test) for name, test in self.tests.items()}
+        self.tests = {name: self._checked(name, test) for name, test in self.tests.items()}
         del self.globals["lipsum"]
         self.globals.update(
             raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace
@@ -206,12 +205,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = _Instrument().visit(super()._parse(source, name, filename))
-        return template
+        return typed("nodes.Template", _Instrument().visit(super()._parse(source, name, filename)))
 
     def _size(self, value: Any) -> int:
-        size: int = self._state.measures.of(value).size
-        return size
+        return int(self._state.measures.of(value).size)
 
     def _keep(self, value: Any) -> Any:
         """Measure a new value; iterators become those of a list."""
@@ -250,22 +247,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         check_size(sum(map(len, texts)))
         return "".join(texts)
 
-    def _timed(self, test: Any) -> Callable[..., Any]:
-        @functools.wraps(test)  # keeps jinja2's marks of the first argument
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self.tick()
-            return test(*args, **kwargs)
+    def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter or a test that checks its arguments first and its value afterwards."""
 
-        return timed
-
-    def _checked_filter(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(filter_)  # keeps jinja2's marks of the first argument
+        @functools.wraps(function)  # keeps jinja2's marks of the first argument
         def checked(*args: Any, **kwargs: Any) -> Any:
+            self.tick()
             if name == "join":
                 args = _listed_arguments(args)
             value, *options = (v for v in (*args, *kwargs.values()) if not isinstance(v, _PASSED))
             self._check(name, value, options)
-            return self._keep(filter_(*args, **kwargs))
+            return self._keep(function(*args, **kwargs))
 
         return checked
 
