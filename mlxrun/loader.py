@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -22,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from converters.architectures.mapping import Mapped, NameMap
-from converters.convert import Converted, stream
+from converters.convert import stream
 from converters.gguf.reader import GGMLType, GGUFFile, GGUFTensor
 from converters.gguf.source import gguf_tensors, half_dtype, open_gguf, skipped
 from converters.huggingface.names import normalize, text_config
@@ -187,7 +188,6 @@ class Checkpoint(ABC):
             ParameterError: an option has no such value.
         """
 
-    @abstractmethod
     def load(
         self,
         storage: WeightStorage,
@@ -209,10 +209,22 @@ class Checkpoint(ABC):
                 config, or cannot be stored so.
             AdapterError: an adapter is damaged or was made for another model.
         """
+        products = products_named(products)
+        adapters = read_adapters(adapter, self.config, self.native)
+        with reading(self.file) if isinstance(self.file, Path) else nullcontext():
+            params, report = self._weights(storage, PLANES[products], progress)
+            used = products if params.blocks and storage.native else None
+            model, unused = self._built(adapters.applied(params), adapters)
+        return Loaded(model, self.config, storage, report, unused, used)
+
+    @abstractmethod
+    def _weights(
+        self, storage: WeightStorage, planes: int, progress: Progress | None
+    ) -> tuple[Parameters, ConversionReport | None]:
+        """The weights, those of a directory not read yet; and the report of a GGUF's conversion."""
 
     def _built(self, params: Parameters, adapters: Adapters) -> tuple[Model[Any], list[str]]:
         """The model over its parameters, which are read now, and the names it has no place for."""
-        params = adapters.applied(params)
         if isinstance(self.definition, ModelConfig):
             model = Transformer(self.definition, params)
             adapters.check_applied(params.used)
@@ -295,46 +307,44 @@ class GGUFCheckpoint(Checkpoint):
             step=step,
         )
 
-    def load(
-        self,
-        storage: WeightStorage,
-        *,
-        products: str | None = None,
-        adapter: AdapterChoice = (),
-        progress: Progress | None = None,
-    ) -> Loaded:
+    def _weights(
+        self, storage: WeightStorage, planes: int, progress: Progress | None
+    ) -> tuple[Parameters, ConversionReport]:
         assert isinstance(storage, GGUFStorage)
-        products = products_named(products)
-        adapters = read_adapters(adapter, self.config, self.native)
-        records: list[TensorRecord] = []
+        records: dict[str, TensorRecord] = {}
         blocks: dict[str, BlockWeight] = {}
         for mapped in storage.blocks:
             assert storage.block_kernels is not None
-            blocks[mapped.target] = _blocks(mapped, storage.block_kernels, PLANES[products])
-            records.append(_record(mapped, blocks[mapped.target]))
+            blocks[mapped.target] = _blocks(mapped, storage.block_kernels, planes)
+            records[mapped.target] = _record(mapped, blocks[mapped.target])
         arrays: dict[str, mx.array] = {}
         layouts: dict[str, Layout] = {}
         for converted in stream(gguf_tensors(storage.others, storage.policy), progress=progress):
-            arrays |= _to_mlx(converted)
+            for name, array, dtype in converted.named_arrays():
+                made = mx.array(np.asarray(array, order="C"))
+                arrays[name] = made.view(mx.bfloat16) if dtype == "bfloat16" else made
             if converted.layout.quantized:
-                layouts[converted.target.removesuffix(".weight")] = converted.layout
+                layouts[_module(converted.target)] = converted.layout
             if converted.record:
-                records.append(converted.record)
+                records[converted.target] = converted.record
+        for mapped in storage.others.mapped if blocks else ():
+            if len(mapped.source.shape) > 1 and (reason := why_not_blocks(mapped)):
+                record = records[mapped.target]
+                records[mapped.target] = replace(record, note=f"{record.form}: {reason}")
         report = ConversionReport(
             {"name": self.file.path.name}, storage.policy.name, skipped=skipped(self.names)
         )
-        report.tensors = _with_reasons(records, self.names, storage) if blocks else records
+        in_file = [records.get(mapped.target) for mapped in self.names.mapped]
+        report.tensors = [record for record in in_file if record]
         params = Parameters(
             arrays,
             layouts,
             DTYPES[storage.dtype],
             blocks=blocks,
             kernels=storage.step,
-            planes=PLANES[products],
+            planes=planes,
         )
-        model, unused = self._built(params, adapters)
-        used = products if storage.native else None
-        return Loaded(model, self.config, storage, report, unused, used)
+        return params, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,30 +416,22 @@ class DirectoryCheckpoint(Checkpoint):
             native=fused and not packed,
         )
 
-    def load(
-        self,
-        storage: WeightStorage,
-        *,
-        products: str | None = None,
-        adapter: AdapterChoice = (),
-        progress: Progress | None = None,
-    ) -> Loaded:
-        del products, progress  # for GGUF files
-        with reading(self.file):
-            weights = read_weights(self._files, self.config)
-            if self.native:
-                normalize(self.config, weights)
-            adapters = read_adapters(adapter, self.config, self.native)
-            kernels = cpu_kernels((), storage.dtype) if storage.fused else None
-            params = Parameters(
-                weights.arrays,
-                weights.layouts,
-                DTYPES[storage.dtype],
-                expand=not storage.packed,
-                kernels=kernels if isinstance(kernels, Kernels) else None,
-            )
-            model, unused = self._built(params, adapters)
-        return Loaded(model, self.config, storage, None, unused)
+    def _weights(
+        self, storage: WeightStorage, planes: int, progress: Progress | None
+    ) -> tuple[Parameters, None]:
+        del planes, progress  # for GGUF files
+        weights = read_weights(self._files, self.config)
+        if self.native:
+            normalize(self.config, weights)
+        kernels = cpu_kernels((), storage.dtype) if storage.fused else None
+        params = Parameters(
+            weights.arrays,
+            weights.layouts,
+            DTYPES[storage.dtype],
+            expand=not storage.packed,
+            kernels=kernels if isinstance(kernels, Kernels) else None,
+        )
+        return params, None
 
 
 def run_dtype(dtype: str | None, half: str) -> str:
@@ -551,30 +553,6 @@ def _record(mapped: Mapped, blocks: BlockWeight) -> TensorRecord:
         elements=tensor.elements,
         note="" if blocks.mapped else "copied: its rows are not together in the file",
     )
-
-
-def _with_reasons(
-    records: Sequence[TensorRecord], names: NameMap, storage: GGUFStorage
-) -> list[TensorRecord]:
-    """The records in file order, each matrix that is not blocks with the reason."""
-    matrices = [mapped for mapped in storage.others.mapped if len(mapped.source.shape) > 1]
-    reasons = {mapped.target: why_not_blocks(mapped) for mapped in matrices}
-    by_target = {record.target: record for record in records}
-    found = [by_target[mapped.target] for mapped in names.mapped]
-    return [
-        replace(record, note=f"{record.form}: {reasons[record.target]}")
-        if record.target in reasons
-        else record
-        for record in found
-    ]
-
-
-def _to_mlx(converted: Converted) -> dict[str, mx.array]:
-    arrays = {}
-    for name, array, dtype in converted.named_arrays():
-        made = mx.array(np.asarray(array, order="C"))
-        arrays[name] = made.view(mx.bfloat16) if dtype == "bfloat16" else made
-    return arrays
 
 
 def _module(name: str) -> str:

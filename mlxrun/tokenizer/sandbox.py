@@ -106,7 +106,8 @@ class Measures:
         if id(value) in self._known:
             return self._known[id(value)][1]
         size = depth = 0
-        for item in chain(value, value.values()) if isinstance(value, dict) else value:
+        items: Any = chain(value, value.values()) if isinstance(value, dict) else value
+        for item in items:
             extent = self.of(item)
             size += 1 + extent.size
             depth = max(depth, extent.depth)
@@ -247,7 +248,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         check_size(sum(map(len, texts)))
         return "".join(texts)
 
-    def _checked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _checked(self, name: str, function: Any) -> Callable[..., Any]:
         """A filter or a test that checks its arguments first and its value afterwards."""
 
         @functools.wraps(function)  # keeps jinja2's marks of the first argument

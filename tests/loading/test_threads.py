@@ -46,7 +46,7 @@ def test_no_thread_outlives_a_load_that_fails(
     def full(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("mlxrun.loader._to_mlx", full)
+    monkeypatch.setattr("converters.convert.Converted.named_arrays", full)
     before = set(threading.enumerate())
     with pytest.raises(MemoryError) as failure:
         load_model(read_gguf(Tiny().write(tmp_path / "x.gguf")))
