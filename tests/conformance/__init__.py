@@ -1,1 +1,1 @@
-"""Tiny random models of every architecture, held to llama.cpp's logits."""
+"""Tiny random models of every architecture, checked against llama.cpp's logits."""

@@ -24,16 +24,18 @@ _PAGE = """\
 <!-- Made by `make docs` from tests/conformance: edit the skeletons and `catalogue.py` there. -->
 
 {count} of the {all} architectures that llama.cpp generates text with run: {native} on the one
-transformer of this project, {other} on a class of MLX-LM. Each is held to llama.cpp by tiny random
-models, {models} in all, in `tests/conformance`: the same file, the same tokens, float32 on a CPU.
+transformer of this project, {other} on a class of MLX-LM. Each is checked against
+llama.cpp with tiny random models, {models} in all, in `tests/conformance`: the same file, the
+same tokens, float32 on a CPU.
 
 * **NMSE** is `mean((a - b)^2) / mean(b^2)` over all logits, for the worst of an architecture's
-  models and of three ways to feed it: in one pass, in chunks, token by token. At most {same:.0e} is
-  asked for. Figures above 2e-10 are of GELU, which llama.cpp looks up in a table of half-precision
+  models, prefilled in one pass, in chunks and token by token. At most {same:.0e} is
+  required. Figures above 2e-10 are of GELU, which llama.cpp looks up in a table of half-precision
   numbers.
-* **runs** says whose layers compute: `native` are this project's, `mlx-lm` are that package's.
-* Attention, feed-forward and positions say what the measured models have.
-* **vocabularies** are the kinds that files of the architecture carry.
+* **runs** names the implementation of the layers: `native` is this project's, `mlx-lm` that
+  package's.
+* Attention, feed-forward and positions are those of the measured models.
+* **vocabularies** are the kinds in files of the architecture.
 
 {table}
 
