@@ -26,6 +26,7 @@ from mlxrun.cli.options import (
     take,
     with_attention,
     with_cache_types,
+    with_json,
     with_loading,
 )
 from mlxrun.cli.roofline import measured_device, print_roofline
@@ -138,7 +139,7 @@ def _plottable(
     help="Plot rates by the number of sequences and by context into a .png, .svg, .pdf or "
     ".html file; needs pip install 'mlxrun[plot]'.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @with_attention
 @with_cache_types

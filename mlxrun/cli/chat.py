@@ -17,7 +17,6 @@ from mlxrun.cli.loading import load_model, usage_line
 from mlxrun.cli.options import (
     Command,
     ModelName,
-    TokenCount,
     Values,
     chat_defaults,
     take,
@@ -25,6 +24,7 @@ from mlxrun.cli.options import (
     with_attention,
     with_cache_types,
     with_loading,
+    with_options,
     with_settings,
     with_stats,
     with_template_vars,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mlxrun.cli.conversation import Conversation
     from mlxrun.cli.thinking import Think
 
-_CACHE = options_of(CacheConfig)
+_WINDOW = {name: options_of(CacheConfig)[name] for name in ("window", "keep")}
 
 # The hint for a full context.
 ROOM: Final = "Say less, or start anew; chat --window N evicts old messages"
@@ -103,13 +103,7 @@ def default_model() -> DefaultModel:
     help="Save the chat at its end, and its KV cache in FILE.cache. Another saved chat is not "
     "replaced.",
 )
-@click.option("--window", type=TokenCount(1), metavar="N", help=_CACHE["window"].help)
-@click.option(
-    "--keep",
-    type=TokenCount(0),
-    metavar="N",
-    help=f"{_CACHE['keep'].help}  [default: all before the messages]",
-)
+@with_options(_WINDOW, "Options", {"keep": "all before the messages"})
 @with_stats
 @with_think
 @with_template_vars

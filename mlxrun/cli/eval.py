@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, json_of, note, size
-from mlxrun.cli.loading import load_model, located
+from mlxrun.cli.console import Bar, Output, Table, json_of, note
+from mlxrun.cli.loading import load_model, located, read_text
 from mlxrun.cli.options import (
     Command,
     ModelName,
-    TokenCount,
     Values,
     take,
     with_cache_types,
+    with_json,
     with_loading,
+    with_options,
     with_sides,
     with_verbose,
 )
-from mlxrun.config import CacheConfig, CacheTypeOptions, LoadConfig, names_of
+from mlxrun.config import CacheConfig, CacheTypeOptions, LoadConfig, names_of, options_of
 from mlxrun.errors import ConversionError, ParameterError
+from mlxrun.eval.windows import SMALLEST, WindowConfig
 
 if TYPE_CHECKING:
     from mlxrun.eval.kl_divergence import Comparison, DivergenceScorer
@@ -36,47 +35,27 @@ if TYPE_CHECKING:
 
 Rows = list[tuple[str, str]]
 
-# Bytes: a hundred times the usual texts of published perplexities.
-LONGEST_TEXT = 100_000_000
+
+_WINDOWS = {name: option for name, option in options_of(WindowConfig).items() if name != "bos"}
+_NO_BOS = click.option(
+    "--no-bos",
+    "bos",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Begin windows with a token of their own instead of the tokenizer's prefix.",
+)
+_PARSE_SPECIAL = click.option(
+    "--parse-special",
+    is_flag=True,
+    help="Let <|markers|> in the text be control tokens, as in recorded chats.",
+)
 
 
 def with_windows(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of windows, and ``--json``."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-        click.option(
-            "--parse-special",
-            is_flag=True,
-            help="Let <|markers|> in the text be control tokens, as in recorded chats.",
-        ),
-        click.option(
-            "--no-bos",
-            "bos",
-            is_flag=True,
-            flag_value=False,
-            default=True,
-            help="Begin windows with a token of their own instead of the tokenizer's prefix.",
-        ),
-        click.option(
-            "--chunks", type=click.IntRange(1), metavar="N", help="Use no more than N windows."
-        ),
-        click.option(
-            "--stride",
-            type=TokenCount(),
-            metavar="N",
-            help="Begin windows N tokens apart, and score the last N of each.  [default: windows "
-            "side by side; the second half of each is scored]",
-        ),
-        click.option(
-            "--context",
-            type=TokenCount(),
-            metavar="N",
-            help="Tokens of a window, such as 4096 or 4k.  [default: 512, or the model's context "
-            "if that is less]",
-        ),
-    ):
-        command = option(command)
-    return command
+    command = _NO_BOS(_PARSE_SPECIAL(with_json(command)))
+    return with_options(_WINDOWS, "Options")(command)
 
 
 @click.command("perplexity", cls=Command)
@@ -103,7 +82,7 @@ def perplexity_command(model: str, file: str, as_json: bool, **options: Any) -> 
     """
     from mlxrun.eval.perplexity import PerplexityScorer
 
-    text, cache = _read_text(file), CacheConfig(**take(options, CacheConfig))
+    text, cache = _text(file), CacheConfig(**take(options, CacheConfig))
     loading = {"verbose": options.pop("verbose"), **take(options, LoadConfig)}
     llm = load_model(model, cache=cache, **loading)
     scorer = PerplexityScorer(llm, text, cache=cache, **options)
@@ -174,7 +153,7 @@ def compare_command(
         )
         for side, source in (("a", a), ("b", b))
     )
-    text = _read_text(file)
+    text = _text(file)
     _check_memory(one, other)
     first = one.load(wired=wired, verbose=verbose)
     shared = one.shares_weights(other)
@@ -204,7 +183,6 @@ def _comparison_rows(result: Comparison) -> Rows:
 def _check_memory(a: Side, b: Side) -> None:
     """Refuse models that do not fit into memory together, before they are loaded."""
     from mlxrun.eval.perplexity import check_memory
-    from mlxrun.eval.windows import SMALLEST
     from mlxrun.loader import open_model
     from mlxrun.memory.plan import plan_source
 
@@ -230,8 +208,7 @@ def _check_memory(a: Side, b: Side) -> None:
 )
 @click.option(
     "--tokens",
-    type=TokenCount(1, 100_000),
-    metavar="N",
+    type=click.IntRange(1, 100_000),
     default=64,
     show_default=True,
     help="The most tokens to generate per request.",
@@ -244,7 +221,7 @@ def _check_memory(a: Side, b: Side) -> None:
     help="The most sequences that run at once.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of prompts and lengths.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_json
 @with_loading
 def check_batch_command(
     model: str,
@@ -293,25 +270,8 @@ def check_batch_command(
         click.get_current_context().exit(1)
 
 
-def _read_text(name: str) -> str:
-    """The text of a file, or of standard input for ``-``, without one newline at its end.
-
-    Raises:
-        FileError: it cannot be read.
-        ParameterError: it is empty, too long or not UTF-8.
-    """
-    try:
-        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-            data = file.read(LONGEST_TEXT + 1)  # /dev/zero and some pipes never end
-    except OSError as error:
-        raise click.FileError(name, error.strerror) from None
-    if len(data) > LONGEST_TEXT:
-        raise ParameterError("FILE", name, f"no longer than {size(LONGEST_TEXT)}")
-    try:
-        text = data.decode("utf-8-sig").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        found = f"UTF-8 text ({error.reason} at byte {error.start})"
-        raise ParameterError("FILE", name, found) from None
+def _text(name: str) -> str:
+    text = read_text(name)
     if not text:
         raise ParameterError("FILE", name, "a text that is not empty")
     return text

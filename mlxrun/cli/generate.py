@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, note, size, visible
-from mlxrun.cli.loading import load_model, usage_line
+from mlxrun.cli.console import Bar, note, visible
+from mlxrun.cli.loading import load_model, read_text, usage_line
 from mlxrun.cli.options import (
     Command,
     ModelName,
@@ -30,15 +28,11 @@ from mlxrun.cli.options import (
     with_think,
 )
 from mlxrun.config import CacheConfig
-from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
     from mlxrun.cli.thinking import Think
     from mlxrun.llm import LLM
     from mlxrun.outputs import Usage
-
-# Bytes: ten million tokens, the longest context that a model claims, at ten bytes each.
-LONGEST_PROMPT = 100_000_000
 
 
 @click.command("generate", cls=Command)
@@ -157,24 +151,6 @@ def _prompt(prompts: tuple[str, ...], files: tuple[str, ...]) -> str:
     if not prompts and not files:
         if sys.stdin.isatty():
             raise click.UsageError("Give --prompt or --file, or pipe a text in.")
-        return _read("-")
-    parts = [_read("-") if prompt == "-" else prompt for prompt in prompts]
-    return "\n".join(parts + [_read(file) for file in files])
-
-
-def _read(name: str) -> str:
-    """The text of a file, or of standard input for ``-``, without the newline at its end."""
-    source = "Standard input" if name == "-" else name
-    with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
-        data = file.read(LONGEST_PROMPT + 1)  # /dev/zero and some pipes never end
-    if len(data) > LONGEST_PROMPT:
-        raise ContextLengthError(
-            f"{source} holds more than {size(LONGEST_PROMPT)}, which no model's context does",
-            hint="Give a shorter text",
-        )
-    try:
-        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise click.UsageError(
-            f"{source} is not UTF-8 text: {error.reason} at {error.start}."
-        ) from None
+        return read_text("-")
+    parts = [read_text("-") if prompt == "-" else prompt for prompt in prompts]
+    return "\n".join(parts + [read_text(file) for file in files])

@@ -14,25 +14,26 @@ from mlxrun.cli.options import (
     MAX_COUNT,
     Command,
     ModelName,
-    TokenCount,
     with_cache_types,
+    with_options,
 )
 from mlxrun.cli.roofline import print_model, with_chips
-from mlxrun.config import POLICIES, CacheConfig
+from mlxrun.config import POLICIES, CacheConfig, Option, Range
 
 Facts = dict[str, Any]
 # Characters of a metadata value.
 WIDEST = 100
+_CONTEXT = Option(
+    Range(1, MAX_COUNT, whole=True),
+    "Tokens to plan memory for.",
+    default_help="the model's context length",
+    metavar="N",
+)
 
 
 @click.command("inspect", cls=Command)
 @click.argument("model", type=ModelName())
-@click.option(
-    "--context",
-    type=TokenCount(),
-    metavar="N",
-    help="Tokens to plan memory for.  [default: the model's context length]",
-)
+@with_options({"context": _CONTEXT}, "Options")
 @click.option(
     "--parallel",
     type=click.IntRange(1, MAX_COUNT),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxrun.cli.console import Bar, Output, Table, json_of, note
-from mlxrun.cli.options import Command
+from mlxrun.cli.options import Command, with_json
 
 if TYPE_CHECKING:
     from converters.gguf.types import GGMLType
@@ -45,7 +45,7 @@ NO_COMPILER = (
     show_default=True,
     help="With --selftest: rows and columns of the matrices, rounded down to a multiple of 256.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@with_json
 def kernels_command(selftest: bool, names: tuple[str, ...], size: int, as_json: bool) -> None:
     """Show and test the kernels for GGUF blocks on this machine.
 

@@ -1,9 +1,10 @@
-"""Load a model for a command: progress, hints, and the lines of ``-v``."""
+"""What commands load: a model, with progress, hints and the lines of ``-v``; and texts."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -11,6 +12,7 @@ import click
 
 from mlxrun.cli.console import Bar, note, size
 from mlxrun.config import DEFAULT_CACHE, LoadOptions, StorageConfig
+from mlxrun.errors import ContextLengthError
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 # Weights from which a slow BLAS matters.
 LARGE = 50_000_000
+
+# Bytes: ten million tokens, the longest context that a model claims, at ten bytes each.
+LONGEST_TEXT = 100_000_000
 
 MISSED = (
     "slower and larger in memory than it could be, for its blocks cannot be multiplied as they are"
@@ -128,6 +133,31 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
     slow = not llm.storage.native and (always or large)
     if advice and (slow or blas.problem):
         note(f"hint: {advice}")
+
+
+def read_text(name: str) -> str:
+    """The text of a file, or of standard input for ``-``, without the newline at its end.
+
+    Raises:
+        ClickException: it cannot be read, or is not UTF-8.
+        ContextLengthError: it is too long for any model.
+    """
+    source = "Standard input" if name == "-" else name
+    try:
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            data = file.read(LONGEST_TEXT + 1)  # /dev/zero and some pipes never end
+    except OSError as error:
+        raise click.FileError(name, error.strerror) from None
+    if len(data) > LONGEST_TEXT:
+        raise ContextLengthError(
+            f"{source} holds more than {size(LONGEST_TEXT)}, which no model's context does",
+            hint="Give a shorter text",
+        )
+    try:
+        return data.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        wrong = f"{source} is not UTF-8 text: {error.reason} at {error.start}."
+        raise click.ClickException(wrong) from None
 
 
 def usage_line(usage: Usage) -> str:

@@ -11,10 +11,12 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from mlxrun.config import (
@@ -84,22 +86,6 @@ def parse_count(text: str) -> int | None:
     return int(match[1]) * (10 ** int(match[2]) if match[2] else _UNITS[match[3]])
 
 
-class TokenCount(click.ParamType[int]):
-    """A number of tokens such as 4096 or 4k."""
-
-    name = "N"
-
-    def __init__(self, low: int = 1, high: int = MAX_COUNT) -> None:
-        self._low, self._high = low, high
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        count = value if isinstance(value, int) else parse_count(value)
-        if count is None or not self._low <= count <= self._high:
-            allowed = f"a number from {self._low} to {self._high}, such as 4096 or 4k"
-            self.fail(f"{value!r} is not {allowed}.", param, ctx)
-        return count
-
-
 class CountList(click.ParamType[tuple[int, ...]]):
     """Distinct numbers such as ``128,512`` or ``1k,4k``."""
 
@@ -119,27 +105,6 @@ class CountList(click.ParamType[tuple[int, ...]]):
             allowed = f"numbers from {self._low} to {self._high} such as 128,512 or 1k"
             self.fail(f"{value!r} is not {allowed}.", param, ctx)
         return tuple(dict.fromkeys(counts))
-
-
-class _Declared(click.ParamType[str]):
-    """A word that a declaration allows, checked before anything is loaded."""
-
-    def __init__(self, name: str, declared: Option) -> None:
-        self.name, self._option, self._declared = declared.metavar, name, declared
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            parse(self._option, self._declared, [value])
-        except ParameterError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        allowed = self._declared.allowed
-        names = allowed.names if isinstance(allowed, Written) else ()
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 _PLAIN = re.compile(r"[\w.,:/@%+=~-]+")
@@ -286,11 +251,9 @@ def chat_defaults(params: SamplingParams | None = None) -> Values:
 
 def take_settings(options: Values) -> Values:
     """Take the settings out of a command's options; returns those that were given."""
-    values: Values = {}
-    for name, declared in SETTINGS.items():
-        if words := options.pop(name, None):
-            values[name] = parse(name, declared, [words] if isinstance(words, str) else words)
-    return values
+    source = click.get_current_context().get_parameter_source
+    values = {name: options.pop(name) for name in SETTINGS if name in options}
+    return {n: value for n, value in values.items() if source(n) is not ParameterSource.DEFAULT}
 
 
 def parse_settings(stored: Mapping[str, Any], known: Iterable[str]) -> Values:
@@ -359,7 +322,10 @@ def _click_option(
         words = [value for value in declared.allowed.values if isinstance(value, str)]
         kwargs = {"type": click.Choice(words) if words else int}
     else:
-        kwargs |= {"type": _Declared(name, declared), "multiple": _is_many(declared)}
+        kwargs |= {"multiple": _is_many(declared), "callback": partial(_parsed, name, declared)}
+    if isinstance(declared.allowed, Written):
+        known = declared.allowed.names
+        kwargs["shell_complete"] = lambda *args: [n for n in known if n.startswith(args[-1])]
     text = f"Of {prefix.upper()}: {declared.help}" if prefix else declared.help
     text += " Repeatable." if _is_many(declared) else ""
     default = declared.default_help if default is None else default
@@ -371,6 +337,22 @@ def _click_option(
         help=f"{text}  [default: {default}]" if default else text,
         **kwargs,
     )
+
+
+def _parsed(
+    name: str,
+    declared: Option,
+    context: click.Context,
+    parameter: click.Parameter,
+    given: str | Sequence[str] | None,
+) -> Any:
+    """The value of an option, checked before anything is loaded; None if it is left out."""
+    if given in (None, ()):
+        return None
+    try:
+        return parse(name, declared, [given] if isinstance(given, str) else given)
+    except ParameterError as error:
+        raise click.BadParameter(str(error), context, parameter) from None
 
 
 def with_settings(values: Values) -> Callable[[Callback], Callback]:
@@ -396,6 +378,7 @@ _LOADING = options_of(LoadConfig)
 with_cache_types = with_options(_CACHE_TYPES, "KV cache")
 with_attention = with_options({"attention": _STORAGE["attention"]}, "KV cache")
 with_ignore_eos = with_options({"ignore_eos": _REQUEST["ignore_eos"]}, "Options")
+with_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 with_verbose = click.option(
     "-v", "--verbose", is_flag=True, help="Print the choices made for this model and its cost."
 )
@@ -454,19 +437,6 @@ with_stats = click.option(
 )
 
 
-def with_template_vars(command: Callback) -> Callback:
-    """Give a command ``--template-var``; it gets a mapping as ``template``."""
-    return click.option(
-        "--template-var",
-        "template",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=_template_vars,
-        help="A variable for the chat template, such as enable_thinking=false; VALUE is JSON, or "
-        "else text. Repeatable.",
-    )(command)
-
-
 def _template_vars(ctx: click.Context, param: click.Parameter, words: Sequence[str]) -> Values:
     variables: Values = {}
     for word in words:
@@ -478,3 +448,14 @@ def _template_vars(ctx: click.Context, param: click.Parameter, words: Sequence[s
         except ValueError:
             variables[name] = text
     return variables
+
+
+with_template_vars = click.option(
+    "--template-var",
+    "template",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_template_vars,
+    help="A variable for the chat template, such as enable_thinking=false; VALUE is JSON, or else "
+    "text. Repeatable.",
+)

@@ -227,8 +227,8 @@ def compare(
     Args:
         a: the reference, such as ``load("model.gguf", policy="exact", dtype="float32")``.
         b: another model or form of the same vocabulary; it may be ``a`` itself.
-        text, progress, context, stride, chunks, bos, parse_special: as in
-            :func:`~mlxrun.eval.perplexity.perplexity`.
+        text, progress: as in :func:`~mlxrun.eval.perplexity.perplexity`, like the options of
+            windows.
         a_cache_type_k, a_cache_type_v, b_cache_type_k, b_cache_type_v: how each stores keys and
             values.
 

@@ -328,16 +328,10 @@ def perplexity(
     Args:
         text: at least a window long.
         progress: called with (windows done, windows in all).
-        context: tokens of a window; by default 512, or the model's context if that is less.
-        stride: windows begin so many tokens apart, and so many at the end of each are scored. By
-            default windows lie side by side, and the second half of each is scored, but for its
-            first token: ``context - 1 - context // 2`` tokens.
-        chunks: the most windows.
-        bos: begin each window with the tokenizer's prefix, such as BOS, in place of its own first
-            token; true by default.
         parse_special: let ``<|markers|>`` in the text be control tokens, as in recorded chats.
-        cache_type_k, cache_type_v: see :class:`mlxrun.config.CacheConfig`. All tokens of
-            a window attend to each other as they are stored.
+        options: see :class:`~mlxrun.eval.windows.WindowConfig`; and the cache types of
+            :class:`mlxrun.config.CacheConfig`: all tokens of a window attend to each other as they
+            are stored.
 
     Raises:
         ParameterError: a value outside its range, or a text shorter than a window.

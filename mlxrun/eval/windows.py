@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
-from mlxrun.config import Range
+from mlxrun.config import Config, Flag, Range, documented, option
 from mlxrun.errors import ContextLengthError, ParameterError
 
 # The window of llama-perplexity.
@@ -16,12 +16,41 @@ SMALLEST = 5
 
 
 class WindowOptions(TypedDict, total=False):
-    """The options of windows: see :func:`mlxrun.eval.perplexity.perplexity`."""
+    """The options of windows: see :class:`WindowConfig`."""
 
     context: int | None
     stride: int | None
     chunks: int | None
     bos: bool
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig(Config):
+    """How a text is cut into windows."""
+
+    context: int | None = option(
+        None,
+        Range(SMALLEST, whole=True),
+        "Tokens of a window, such as 4096 or 4k.",
+        default_help="512, or the model's context if that is less",
+        metavar="N",
+    )
+    stride: int | None = option(
+        None,
+        Range(1, whole=True),
+        "Begin windows N tokens apart, and score the last N of each.",
+        default_help="windows side by side; the second half of each is scored",
+        metavar="N",
+    )
+    chunks: int | None = option(
+        None, Range(1, whole=True), "Use no more than N windows.", metavar="N"
+    )
+    bos: bool = option(
+        True,
+        Flag(),
+        "Begin windows with the tokenizer's prefix instead of a token of their own.",
+    )
 
 
 @dataclass(frozen=True)
@@ -55,11 +84,7 @@ def windows(
     tokens: Sequence[int],
     prefix: tuple[int, ...],
     longest: int,
-    *,
-    context: int | None = None,
-    stride: int | None = None,
-    chunks: int | None = None,
-    bos: bool = True,
+    **options: Unpack[WindowOptions],
 ) -> Windows:
     """The windows of a text.
 
@@ -67,29 +92,28 @@ def windows(
         tokens: of the text.
         prefix: the tokenizer's, such as BOS.
         longest: the model's context.
-        context, stride, chunks, bos: as :func:`mlxrun.eval.perplexity.perplexity` has them.
 
     Raises:
         ParameterError: a value outside its range, or a text shorter than a window.
         ContextLengthError: a window longer than the model's context.
     """
-    size = min(USUAL, longest) if context is None else context
-    size = int(Range(SMALLEST, whole=True).check("context", size))
+    config = WindowConfig(**options)
+    size = config.context or min(USUAL, longest)
     if size > longest:
         raise ContextLengthError(
             f"a window of {size} tokens does not fit the model's context of {longest}",
             hint=f"Take a context of at most {longest}",
         )
     step, scored = size, size - 1 - size // 2
-    if stride is not None:
-        most = size - max(1, len(prefix))
-        step = scored = int(Range(1, most, whole=True).check("stride", stride))
+    if config.stride is not None:
+        most = Range(1, size - max(1, len(prefix)), whole=True)
+        step = scored = int(most.check("stride", config.stride))
     whole = [*prefix, *tokens]
     if len(whole) < size:
         remedy = "longer text or a smaller context" if len(whole) >= SMALLEST else "longer text"
         need = f"at least {size}, a window (take a {remedy})"
         raise ParameterError("tokens of the text", len(whole), need)
     count = (len(whole) - size) // step + 1
-    if chunks is not None:
-        count = min(count, int(Range(1, whole=True).check("chunks", chunks)))
-    return Windows(whole, prefix if bos else (), size, step, scored, count)
+    if config.chunks is not None:
+        count = min(count, config.chunks)
+    return Windows(whole, prefix if config.bos else (), size, step, scored, count)

@@ -68,7 +68,7 @@ def test_options_of_b_are_not_those_of_a(mlxrun_cli, model, text):
     [
         (None, "text.txt': No such file or directory"),
         (b"", "a text that is not empty"),
-        (b"ab\xff", "UTF-8 text (invalid start byte at byte 2)"),
+        (b"ab\xff", "is not UTF-8 text: invalid start byte at 2"),
         (b"short", "at least 64, a window"),
     ],
 )

@@ -123,7 +123,6 @@ def test_prompt_longer_than_the_context(mlxrun_cli, model):
     [
         (["-p", "x", "--logprobs", "2"], b"", "--logprobs needs --json"),
         (["-p", "x", "--chat", "--parse-special"], b"", "not for --chat"),
-        ([], b"ab\xff", "Standard input is not UTF-8 text: invalid start byte at 2"),
         (["-f", "no/such/file"], b"", "does not exist"),
         (["-p", "x", "--dtype", "int8"], b"", "'int8' is not one of"),
     ],
@@ -138,9 +137,15 @@ def test_a_prompt_without_end_is_refused(mlxrun_cli, model, monkeypatch):
     result = mlxrun_cli("generate", model, "-f", "/dev/zero")
     assert result.code == 1
     assert result.error.startswith("error: /dev/zero holds more than 100 MB")
-    monkeypatch.setattr("mlxrun.cli.generate.LONGEST_PROMPT", 10)
+    monkeypatch.setattr("mlxrun.cli.loading.LONGEST_TEXT", 10)
     result = mlxrun_cli("generate", model, stdin=b"x" * 11)
     assert result.code == 1 and "Standard input holds more than 10 B" in result.error
+
+
+def test_a_prompt_that_is_not_text(mlxrun_cli, model):
+    result = mlxrun_cli("generate", model, stdin=b"ab\xff")
+    assert result.code == 1
+    assert "Standard input is not UTF-8 text: invalid start byte at 2" in result.error
 
 
 class Terminal(io.StringIO):

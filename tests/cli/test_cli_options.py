@@ -20,6 +20,7 @@ from mlxrun.cli.options import (
     parse_settings,
     store_settings,
     take_settings,
+    with_settings,
     words_of,
 )
 from mlxrun.errors import ParameterError
@@ -108,12 +109,14 @@ def test_nonsense_in_json(stored):
 
 
 def test_only_what_was_given_counts():
-    options = dict.fromkeys(SETTINGS) | {"dry_sequence_breakers": ()}
-    options |= {"temperature": "0", "stop": ("a", "\\n"), "logit_bias": ("3=-inf",)}
-    assert take_settings(options) == {
+    words = ["--temperature", "0", "--stop", "a", "--stop", "\\n", "--logit-bias", "3=-inf"]
+    command = click.command(with_settings(defaults())(lambda **options: take_settings(options)))
+    given = command.main([*words, "--seed", "none"], standalone_mode=False)
+    assert given == {
         "temperature": 0.0,
         "stop": ("a", "\n"),
         "logit_bias": {3: -math.inf},
+        "seed": None,
     }
 
 
