@@ -327,7 +327,7 @@ class Bench:
         if self.ended:
             return
         turns, look = [*self._own, *baselines], self._load.look
-        with self.guarded(), Bar(label, count="runs") as bar:
+        with self.guarded(), Bar(label, unit="runs") as bar:
             measure(turns, workloads, self._repetitions, self.results, progress=bar, after=look)
 
     def about(self) -> Facts:
@@ -384,7 +384,7 @@ def _roofline(
 def _read_dataset(path: Path) -> tuple[list[Exchange], int]:
     from mlxrun.analysis.dataset import read
 
-    with Bar(f"Reading {path.name}", count="exchanges"):
+    with Bar(f"Reading {path.name}", unit="exchanges"):
         return read(path, MOST_EXCHANGES)
 
 
@@ -400,7 +400,7 @@ def _profile(
     """Count tokens, try numbers of sequences, and recommend lengths and numbers."""
     from mlxrun.analysis.dataset import TRIED, advise, profile_facts, sizes, token_lengths, trials
 
-    with Bar("Counting tokens", count="exchanges") as bar:
+    with Bar("Counting tokens", unit="exchanges") as bar:
         lengths = token_lengths(path, exchanges, llm.tokenizer, bar)
     found = sizes(lengths)
     recommended = next(size for size in found if size.level == "recommended")

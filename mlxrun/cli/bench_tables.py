@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxrun.bench.report import reference_speedup
 from mlxrun.bench.runner import OURS
-from mlxrun.cli.console import Output, Table, size
+from mlxrun.cli.console import Table, show, size
 from mlxrun.cli.roofline import number
 
 Facts = dict[str, Any]
@@ -18,7 +18,6 @@ _LEFT_OUT = {"context": "longer than the model's context", "memory": "more than 
 
 def print_results(found: Facts) -> None:
     """Results, and below them the machine, its load, and the tests that were left out."""
-    out = Output()
     alone = [r for r in found["results"] if "context" in r["workload"] and r["parallel"] == 1]
     decodes = [r for r in found["results"] if "predict" in r["workload"]]
     together = decodes if any(r["parallel"] > 1 for r in decodes) else []
@@ -29,14 +28,14 @@ def print_results(found: Facts) -> None:
         ("Mixed requests", mixed, _MIXED, _mixed),
     ):
         if results:
-            out.print(_compared(title, results, columns, [cells(each) for each in results]))
-            out.print()
+            show(_compared(title, results, columns, [cells(each) for each in results]))
+            show()
     if any(result["parallel"] in (2, 4, 8) for result in together):
         reference = found["reference"]
         rates = ", ".join(f"{v} at {n}" for n, v in reference["tokens_per_second"].items())
-        out.print(f"Reference, another machine and model: {reference['what']}: {rates} tokens/s.")
+        show(f"Reference, another machine and model: {reference['what']}: {rates} tokens/s.")
     for line in _notes(found):
-        out.print(line)
+        show(line)
 
 
 _SPEED = ("#tokens/s", "#min-max")
@@ -164,13 +163,12 @@ def _load(use: Facts) -> Iterator[str]:
 
 def print_profile(profile: Facts) -> None:
     """Lengths of a data set, and recommendations for it."""
-    out = Output()
     for shown in (_percentiles(profile), _recommended(profile)):
-        out.print(shown)
-        out.print()
+        show(shown)
+        show()
     for line in _profile_notes(profile):
-        out.print(line)
-    out.print()
+        show(line)
+    show()
 
 
 def _percentiles(profile: Facts) -> Table:

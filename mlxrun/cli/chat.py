@@ -233,7 +233,7 @@ def print_answer(
 ) -> None:
     """Print the answer to a message as it is streamed; ``shown`` neutralizes its text."""
     writer = Writer(think)
-    with Bar("Prefilling", count="tokens") as bar:
+    with Bar("Prefilling", unit="tokens") as bar:
         for text, thought in conversation.ask(message, progress=bar):
             bar.stop()
             writer.write(shown(text), thought)

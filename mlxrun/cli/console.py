@@ -15,11 +15,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
     from rich.table import Table as RichTable
+    from tqdm import tqdm
 
     from mlxrun.cli.thinking import Think
 
@@ -69,6 +69,8 @@ def complain(message: str) -> None:
 
 def note(message: str) -> None:
     """Print a line on standard error."""
+    if Bar.shown is not None:
+        Bar.shown.clear()
     print(one_line(message), file=sys.stderr, flush=True)
 
 
@@ -298,29 +300,24 @@ class Table:
         return made
 
 
-class Output:
-    """Standard output for lines and tables; without width or padding in a pipe."""
+def show(content: str | Table = "") -> None:
+    """Print a line, or a table: without width or padding in a pipe."""
+    if isinstance(content, str):
+        print(one_line(content))
+        return
+    from rich.console import Console
 
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self._piped = not sys.stdout.isatty()
-        width = 1000 if self._piped else None
-        self._console = Console(width=width, highlight=False, markup=False, emoji=False)
-
-    def print(self, content: str | Table = "") -> None:
-        """Print a line, or a table."""
-        if isinstance(content, str):
-            print(one_line(content))
-        elif self._piped:
-            with self._console.capture() as capture:
-                self._console.print(content.rendered())
-            print("\n".join(line.rstrip() for line in capture.get().splitlines()))
-        else:
-            for at, part in enumerate(content.within(self._console.width)):
-                if at:
-                    self._console.print()
-                self._console.print(part.rendered())
+    piped = not sys.stdout.isatty()
+    console = Console(width=1000 if piped else None, highlight=False, markup=False, emoji=False)
+    if piped:
+        with console.capture() as capture:
+            console.print(content.rendered())
+        print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+        return
+    for at, part in enumerate(content.within(console.width)):
+        if at:
+            console.print()
+        console.print(part.rendered())
 
 
 def size(nbytes: float) -> str:
@@ -351,30 +348,30 @@ def _finite(value: Any) -> Any:
 
 
 class Bar:
-    """A progress bar on standard error, if that is a terminal.
-
-    Call it with (done, total).
+    """A progress bar on standard error, if that is a terminal; call it with (done, total).
 
     Args:
-        delay: seconds before it appears; with 0 the label appears at once.
-        count: the unit, if not bytes; empty for a spinner.
+        delay: seconds before it appears.
+        unit: of what is counted; empty where nothing is.
     """
 
-    def __init__(self, label: str, *, delay: float = 0.5, count: str | None = None) -> None:
-        self._label, self._count = one_line(label), count
+    #: The bar on the screen, which lines of :func:`note` interrupt.
+    shown: ClassVar[tqdm[NoReturn] | None] = None
+
+    def __init__(self, label: str, *, delay: float = 0.5, unit: str = "B") -> None:
+        self._label, self._unit = one_line(label), unit
         self._done, self._total = 0, 0
-        self._lock = threading.Lock()
-        self._bar: RichProgress | None = None
-        self._over = self._plain = False
+        self._lock, self._over = threading.Lock(), False
+        self._bar: tqdm[NoReturn] | None = None
         self._timer = threading.Timer(delay, self._appear)
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            if not self._timer.interval and obeys_escapes():  # importing rich takes a while
-                print(f"{self._label} ...", end="", file=sys.stderr, flush=True)
-                self._plain = True
-            self._timer.start()
+            if self._timer.interval:
+                self._timer.start()
+            else:
+                self._appear()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -383,52 +380,38 @@ class Bar:
     def __call__(self, done: int, total: int, *_: object) -> None:
         with self._lock:
             self._done, self._total = done, total
-            if self._bar:
-                self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+            if self._bar is not None:
+                self._bar.total = total
+                self._bar.update(done - self._bar.n)
 
     def label(self, text: str) -> None:
         """Change the label."""
         with self._lock:
             self._label = one_line(text)
-            if self._bar:
-                self._bar.update(self._bar.task_ids[0], description=self._label)
+            if self._bar is not None:
+                self._bar.set_description(self._label)
 
     def stop(self) -> None:
         """Remove the bar for good."""
         self._timer.cancel()
         with self._lock:
             self._over = True
-            self._erase()
-            if self._bar:
-                self._bar.stop()
-                self._bar = None
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = Bar.shown = None
 
     def _appear(self) -> None:
-        bar = _progress(self._count)  # takes a while: imports rich
+        from tqdm import tqdm
+
         with self._lock:
             if not self._over:
-                bar.add_task(self._label, completed=self._done, total=self._total or None)
-                self._erase()
-                bar.start()
-                self._bar = bar
-
-    def _erase(self) -> None:
-        """Remove the plain label."""
-        if self._plain:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            self._plain = False
-
-
-def _progress(count: str | None) -> RichProgress:
-    from rich import progress
-    from rich.console import Console
-
-    bytes_of = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-    counting = bytes_of if count is None else [progress.MofNCompleteColumn(), count]
-    going = [progress.BarColumn(), *counting, progress.TimeRemainingColumn()]
-    return progress.Progress(
-        progress.TextColumn("{task.description}", markup=False),
-        *(going if count != "" else [progress.SpinnerColumn(), progress.TimeElapsedColumn()]),
-        console=Console(stderr=True),
-        transient=True,
-    )
+                self._bar = Bar.shown = tqdm(
+                    desc=self._label,
+                    initial=self._done,
+                    total=self._total or None,
+                    unit=self._unit if self._unit == "B" else f" {self._unit}",
+                    unit_scale=self._unit == "B",
+                    bar_format=None if self._unit else "{desc} ...",
+                    dynamic_ncols=True,
+                    leave=False,
+                )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, note, size
+from mlxrun.cli.console import Bar, Table, note, show, size
 from mlxrun.cli.loading import located
 from mlxrun.cli.options import Adapters, ModelName, with_merged_adapter, with_options
 from mlxrun.config import ConversionConfig, options_of
@@ -93,26 +93,25 @@ def convert_command(
 
 
 def _print_report(report: ConversionReport) -> None:
-    out = Output()
     groups: dict[tuple[str, str, str], list[TensorRecord]] = defaultdict(list)
     for record in report.tensors:
         groups[record.type, record.form, record.fidelity].append(record)
     columns = ("from", "to", "#tensors", "fidelity", "#worst RMSE", "#bits before", "#after")
-    out.print(Table("", columns, [_row(*key, group) for key, group in groups.items()]))
-    out.print()
+    show(Table("", columns, [_row(*key, group) for key, group in groups.items()]))
+    show()
     for names, reason in _by_reason((s["name"], s["type"], s["reason"]) for s in report.skipped):
-        out.print(f"skipped {names}: {reason}")
+        show(f"skipped {names}: {reason}")
     for names, why in _by_reason((t.name, t.type, t.note) for t in report.tensors if t.note):
-        out.print(f"note: {names}: {why}")
-    out.print(
+        show(f"note: {names}: {why}")
+    show(
         f"{len(report.tensors)} tensors, {report.bits_before:.2f} -> {report.bits_after:.2f} bits "
         f"a weight, {size(report.nbytes)}, {report.seconds:.1f} s"
     )
-    out.print(f"Wrote {report.path}")
+    show(f"Wrote {report.path}")
     for warning in report.warnings:
         note(f"warning: {warning}")
     if not report.warnings:
-        out.print(f"Next: mlxrun chat {shlex.quote(str(report.path))}")
+        show(f"Next: mlxrun chat {shlex.quote(str(report.path))}")
 
 
 def _by_reason(entries: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:

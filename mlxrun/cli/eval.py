@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, json_of, note
+from mlxrun.cli.console import Bar, Table, json_of, note, show
 from mlxrun.cli.loading import load_model, located, read_text
 from mlxrun.cli.options import (
     Command,
@@ -247,7 +247,7 @@ def check_batch_command(
     from mlxrun.eval.batch_invariance import check_batch
 
     llm = load_model(model, **loading)
-    with Bar("Serving", count="requests") as bar:
+    with Bar("Serving", unit="requests") as bar:
         results = check_batch(
             llm, requests=requests, tokens=tokens, parallel=parallel, seed=seed, progress=bar
         )
@@ -265,7 +265,7 @@ def check_batch_command(
             )
             for each in results
         ]
-        Output().print(Table("", columns, rows))
+        show(Table("", columns, rows))
     if any(each.equal < each.requests for each in results if "deterministic" in each.name):
         click.get_current_context().exit(1)
 
@@ -294,7 +294,7 @@ def _evaluate(
     """
     done, count, interrupted = 0, scorer.windows.count, False
     try:
-        with Bar(label, count="windows") as bar:
+        with Bar(label, unit="windows") as bar:
             bar(0, count)
             for done in scorer:
                 bar(done, count)
@@ -308,7 +308,7 @@ def _evaluate(
     if as_json:
         print(json_of(about | {"interrupted": interrupted} | asdict(result)))
     else:
-        Output().print(Table("", ("", ""), rows(result), header=False))
+        show(Table("", ("", ""), rows(result), header=False))
     if interrupted:
         raise click.Abort
 

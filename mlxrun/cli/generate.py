@@ -108,7 +108,7 @@ def generate_command(
     if as_json:
         first = [] if system is None else [{"role": "system", "content": system}]
         prompt: Any = [*first, {"role": "user", "content": text}] if chat else text
-        with Bar("Prefilling", count="tokens") as bar:
+        with Bar("Prefilling", unit="tokens") as bar:
             completion = llm.generate(prompt, progress=bar, **request)
         print(json.dumps({"model": model, **completion.to_dict()}, ensure_ascii=False))
         usage = completion.usage
@@ -137,7 +137,7 @@ def _shown() -> Callable[[str], str]:
 def _print_continuation(llm: LLM, prompt: str, request: Values) -> Usage | None:
     """Print a continuation as it is streamed."""
     shown, usage = _shown(), None
-    with Bar("Prefilling", count="tokens") as bar:
+    with Bar("Prefilling", unit="tokens") as bar:
         for chunk in llm.stream(prompt, progress=bar, **request):
             bar.stop()
             sys.stdout.write(shown(chunk.text))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mlxrun.cli.console import Output, Table, size
+from mlxrun.cli.console import Table, show, size
 from mlxrun.cli.loading import located, refuse_policy
 from mlxrun.cli.options import (
     MAX_COUNT,
@@ -94,40 +94,39 @@ def inspect_command(
     if as_json:
         print(json.dumps({"source": model, **facts}, ensure_ascii=False))
         return
-    out = Output()
-    _print_source(out, path.resolve().name, facts)
-    _print_essentials(out, facts)
+    _print_source(path.resolve().name, facts)
+    _print_essentials(facts)
     if verbose:
-        _print_contents(out, facts)
-    _print_tensors(out, facts)
+        _print_contents(facts)
+    _print_tensors(facts)
     if verbose or policy:
-        _print_policies(out, facts["policies"], detailed=policy is not None)
+        _print_policies(facts["policies"], detailed=policy is not None)
     if verbose:
-        _print_memory(out, facts)
+        _print_memory(facts)
     if plan := facts["plan"]:
         asked = context or parallel > 1 or any(storage.values())
-        (_print_plan if verbose or asked else _print_verdict)(out, plan)
+        (_print_plan if verbose or asked else _print_verdict)(plan)
     if facts["work"] and (verbose or chips):
-        out.print()
+        show()
         print_model(facts["work"])
     if not verbose:
-        out.print("inspect -v shows everything.")
+        show("inspect -v shows everything.")
 
 
-def _print_source(out: Output, name: str, facts: Facts) -> None:
+def _print_source(name: str, facts: Facts) -> None:
     if facts["format"].startswith("GGUF"):
         for file in facts["files"]:
-            out.print(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
+            show(f"{file['name']}  {facts['format']}, {size(file['bytes'])}")
     else:
         nbytes = sum(kind["bytes"] for kind in facts["types"])
-        out.print(f"{name}  {facts['format']}, {size(nbytes)} of weights")
-    out.print()
+        show(f"{name}  {facts['format']}, {size(nbytes)} of weights")
+    show()
 
 
-def _print_essentials(out: Output, facts: Facts) -> None:
+def _print_essentials(facts: Facts) -> None:
     if facts["problem"]:
-        out.print(f"Cannot be run: {facts['problem']}")
-        out.print()
+        show(f"Cannot be run: {facts['problem']}")
+        show()
     rows = []
     metadata, model, plan = facts["metadata"], facts["model"], facts["plan"]
     if name := metadata.get("general.name"):
@@ -153,8 +152,8 @@ def _print_essentials(out: Output, facts: Facts) -> None:
         rows.append(("runs here as", plan["held"]))
         available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
         rows.append(("memory", f"{size(plan['needed'])} for {_sequences(plan)}{available}"))
-    out.print(Table("", ("", ""), rows, header=False))
-    out.print()
+    show(Table("", ("", ""), rows, header=False))
+    show()
 
 
 def _millions(count: int) -> str:
@@ -167,41 +166,41 @@ def _sampling(sampling: Facts) -> str:
     return f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
 
 
-def _print_contents(out: Output, facts: Facts) -> None:
+def _print_contents(facts: Facts) -> None:
     """Metadata, hyperparameters and types of tensors."""
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
-    out.print(Table("Metadata", ("", ""), metadata, header=False))
-    out.print()
+    show(Table("Metadata", ("", ""), metadata, header=False))
+    show()
     if facts["model"]:
         model = [(name, value) for name, value in facts["model"].items() if value is not None]
-        out.print(Table("Model", ("", ""), model, header=False))
-        out.print()
+        show(Table("Model", ("", ""), model, header=False))
+        show()
     if facts["types"]:
         columns = ("type", "#tensors", "#weights", "#size", "#bits a weight")
         rows = [
             (t["type"], t["tensors"], f"{t['weights']:,}", size(t["bytes"]), f"{t['bits']:.4g}")
             for t in facts["types"]
         ]
-        out.print(Table("Tensors by type", columns, rows))
-        out.print()
+        show(Table("Tensors by type", columns, rows))
+        show()
 
 
-def _print_tensors(out: Output, facts: Facts) -> None:
+def _print_tensors(facts: Facts) -> None:
     """Tensors one by one, if they are listed, and the result of their conversion."""
     if facts.get("tensors"):
         entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
-        out.print(Table("Tensors", ("name", "type", "shape", "#size"), entries))
-        out.print()
+        show(Table("Tensors", ("name", "type", "shape", "#size"), entries))
+        show()
     for skipped in facts["skipped"]:
         line = f"A conversion skips {skipped['name']} ({skipped['type']}): {skipped['reason']}"
-        out.print(line)
+        show(line)
     if report := facts.get("conversion"):
         counts = ", ".join(f"{count} {kind}" for kind, count in report["fidelity"].items())
-        out.print(f"Converted from {report['source']}, policy {report['policy']}: {counts}")
-        out.print()
+        show(f"Converted from {report['source']}, policy {report['policy']}: {counts}")
+        show()
 
 
-def _print_policies(out: Output, policies: Sequence[Facts], *, detailed: bool) -> None:
+def _print_policies(policies: Sequence[Facts], *, detailed: bool) -> None:
     """The expected result of a conversion under each policy."""
     if not policies:
         return
@@ -211,12 +210,12 @@ def _print_policies(out: Output, policies: Sequence[Facts], *, detailed: bool) -
             for f in estimate["forms"]
         ]
         title = f"Forms under policy {estimate['policy']} (expected)"
-        out.print(Table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
-        out.print()
+        show(Table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
+        show()
     columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantized", "note")
     rows = [_policy_row(estimate) for estimate in policies]
-    out.print(Table("Conversion (expected from types; no weight was read)", columns, rows))
-    out.print()
+    show(Table("Conversion (expected from types; no weight was read)", columns, rows))
+    show()
 
 
 def _policy_row(estimate: Facts) -> tuple[object, ...]:
@@ -233,7 +232,7 @@ def _policy_row(estimate: Facts) -> tuple[object, ...]:
     )
 
 
-def _print_memory(out: Output, facts: Facts) -> None:
+def _print_memory(facts: Facts) -> None:
     """Bytes of caches, by type and with the weights of each policy."""
     memory = facts["memory"]
     if memory is None:
@@ -242,8 +241,8 @@ def _print_memory(out: Output, facts: Facts) -> None:
     for policy, totals in memory["total"].items():
         rows.append((f"with weights: {policy}", *map(size, totals.values())))
     columns = ("", *(f"#{name} cache" for name in memory["cache"]))
-    out.print(Table(f"Memory at a context of {memory['context']} tokens", columns, rows))
-    out.print()
+    show(Table(f"Memory at a context of {memory['context']} tokens", columns, rows))
+    show()
     if facts["cache_types"]:
         rows = [
             (
@@ -256,9 +255,9 @@ def _print_memory(out: Output, facts: Facts) -> None:
             for each in facts["cache_types"]
         ]
         columns = ("type", "#keys", "#values", "#bits per number", f"#{memory['context']} tokens")
-        out.print(Table("Cache types, in bytes per token", columns, rows))
-        out.print("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
-        out.print()
+        show(Table("Cache types, in bytes per token", columns, rows))
+        show("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
+        show()
 
 
 def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:
@@ -280,7 +279,7 @@ def _sequences(plan: Facts) -> str:
     return f"{'one sequence' if count == 1 else f'{count} sequences'} of {plan['context']} tokens"
 
 
-def _print_plan(out: Output, plan: Facts) -> None:
+def _print_plan(plan: Facts) -> None:
     """The terms of the plan."""
     parallel = plan["parallel"]
     caches = plan["sequence"] * parallel
@@ -296,18 +295,18 @@ def _print_plan(out: Output, plan: Facts) -> None:
     ]
     if plan["available"] is not None:
         rows.append(("available", size(plan["available"])))
-    out.print(f"Memory plan: {_sequences(plan)}")
-    out.print(Table("", ("", "#"), rows, header=False))
-    _print_verdict(out, plan)
+    show(f"Memory plan: {_sequences(plan)}")
+    show(Table("", ("", "#"), rows, header=False))
+    _print_verdict(plan)
 
 
-def _print_verdict(out: Output, plan: Facts) -> None:
+def _print_verdict(plan: Facts) -> None:
     """Whether it fits, and the largest context and number of sequences that do."""
     context, trained = plan["context"], plan["trained_context"]
     if plan["available"] is not None:
-        out.print(_verdict(plan))
+        show(_verdict(plan))
     if context > trained:
-        out.print(f"The model was trained for {trained} tokens, not for {context}.")
+        show(f"The model was trained for {trained} tokens, not for {context}.")
 
 
 def _verdict(plan: Facts) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, json_of, note
+from mlxrun.cli.console import Bar, Table, json_of, note, show
 from mlxrun.cli.options import Command, with_json
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _show(as_json: bool) -> None:
         for name, value in facts.items()
         if value
     ]
-    Output().print(Table("", ("", ""), rows, header=False))
+    show(Table("", ("", ""), rows, header=False))
 
 
 def _facts() -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _test(kinds: Sequence[GGMLType], size: int, as_json: bool) -> None:
     whole = gpu.language() is not None and not kinds
     if whole:  # until it has passed again: a kernel may end this process
         selftest.forget()
-    with Bar("Testing kernels", count="types", delay=0) as bar:
+    with Bar("Testing kernels", unit="types", delay=0) as bar:
         results = selftest.run(
             subject, kinds or selftest.TYPES, rows=size, columns=size, progress=bar
         )
@@ -215,24 +215,19 @@ def _print(subject: Subject, results: Sequence[Result]) -> None:
         for result in results
         if result.problem is None
     ]
-    out = Output()
-    out.print(
-        f"{subject.device}: each type's errors by the way activations are multiplied, and times"
-    )
-    out.print(
-        "of its kernels with how many times as long the form takes that is used without them."
-    )
-    out.print()
+    show(f"{subject.device}: each type's errors by the way activations are multiplied, and times")
+    show("of its kernels with how many times as long the form takes that is used without them.")
+    show()
     if rows:
-        out.print(Table("", columns, rows))
-        out.print()
+        show(Table("", columns, rows))
+        show()
     for result in results:
         if result.problem is not None:
-            out.print(f"{result.kind.name} cannot run: {result.problem}")
+            show(f"{result.kind.name} cannot run: {result.problem}")
     wrong = [result.kind.name for result in results if not result.passed]
-    out.print(f"wrong: {', '.join(wrong)}" if wrong else f"all {len(results)} types passed")
+    show(f"wrong: {', '.join(wrong)}" if wrong else f"all {len(results)} types passed")
     if subject.device == "CPU":
-        out.print(NOT_ON_METAL)
+        show(NOT_ON_METAL)
 
 
 def _cell(result: Result, work: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlxrun.cli.console import Bar, Output, Table, in_thousands, size
+from mlxrun.cli.console import Bar, Table, in_thousands, show, size
 from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def measured_device() -> Device:
     """Rates of this device, measured in some seconds."""
     from mlxrun.analysis.device import measure_device
 
-    with Bar("Measuring this device", count=""):
+    with Bar("Measuring this device", unit=""):
         return measure_device()
 
 
@@ -68,17 +68,16 @@ def model_facts(source: Checkpoint, *, chips: Sequence[str], **options: Any) -> 
 
 def print_model(facts: Mapping[str, Any]) -> None:
     """Tables of :func:`model_facts`."""
-    out = Output()
     decode, prefill = facts["works"]["decode"], facts["works"]["prefill"]
     rows = [
         ("decode of a token in each sequence", *_terms(decode, decode["passes"])),
         ("prefill of a token, on average", *_terms(prefill, prefill["tokens"])),
     ]
     sequences = "one sequence" if facts["parallel"] == 1 else f"{facts['parallel']} sequences"
-    out.print(f"Cost: {sequences} of {facts['context']} tokens, weights {facts['held']}")
-    out.print(Table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
+    show(f"Cost: {sequences} of {facts['context']} tokens, weights {facts['held']}")
+    show(Table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
     for term in facts["unknown"]:
-        out.print(_UNKNOWN.format(term))
+        show(_UNKNOWN.format(term))
     if here := facts["here"]:
         rates = ", ".join(
             f"{each['test']} {number(each['limit']['rate'])} tokens/s "
@@ -87,13 +86,13 @@ def print_model(facts: Mapping[str, Any]) -> None:
             if each["limit"]
         )
         throughput = in_thousands(here["throughput"], "FLOP")
-        out.print(
+        show(
             f"This device was measured to do {here['bandwidth'] / 1e9:.3g} GB/s and "
             f"{throughput}/s; at most: {rates}."
         )
     if facts["elsewhere"]:
-        out.print()
-        _print_chips(out, facts["elsewhere"])
+        show()
+        _print_chips(facts["elsewhere"])
 
 
 def _terms(cost: Mapping[str, Any], by: int) -> tuple[str, ...]:
@@ -106,16 +105,15 @@ def _terms(cost: Mapping[str, Any], by: int) -> tuple[str, ...]:
 
 def print_roofline(facts: Facts) -> None:
     """Tables of :func:`mlxrun.analysis.roofline.bench_facts`."""
-    out = Output()
-    out.print()
+    show()
     if not facts["tests"]:
-        out.print("No limits: the cost of mixed requests depends on which share a pass.")
+        show("No limits: the cost of mixed requests depends on which share a pass.")
         return
-    out.print(_tests(facts))
+    show(_tests(facts))
     for line in _notes(facts):
-        out.print(line)
-    out.print()
-    _print_chips(out, facts["elsewhere"])
+        show(line)
+    show()
+    _print_chips(facts["elsewhere"])
 
 
 def _tests(facts: Facts) -> Table:
@@ -152,7 +150,7 @@ def _notes(facts: Facts) -> Iterator[str]:
     yield from map(_UNKNOWN.format, facts["unknown"])
 
 
-def _print_chips(out: Output, elsewhere: Facts) -> None:
+def _print_chips(elsewhere: Facts) -> None:
     chips = elsewhere["chips"]
     tests = [each["test"] for each in chips[0]["limits"]]
     rows = [
@@ -165,14 +163,14 @@ def _print_chips(out: Output, elsewhere: Facts) -> None:
         for chip in chips
     ]
     columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
-    out.print(Table("Limits of other chips, tokens/s", columns, rows))
-    out.print(
+    show(Table("Limits of other chips, tokens/s", columns, rows))
+    show(
         f"Bounds, not measured: weights as a GPU would hold them ({elsewhere['held']}, "
         f"{size(elsewhere['weights'])}), every byte at full bandwidth, every operation at full "
         "throughput, by the figures of their makers. Nothing was run there, and no program "
         "reaches them."
     )
-    out.print(
+    show(
         "* compute binds, else bandwidth; ? bandwidth alone, compute may bind before; ~ estimated; "
         "- no figure. Sources: --json."
     )

@@ -142,7 +142,7 @@ class TerminalChat:
 
     def _show(self, answer: Callable[..., Answer], *args: str, **options: Any) -> None:
         writer = Writer(self.think)
-        bar = Bar("Prefilling", count="tokens")
+        bar = Bar("Prefilling", unit="tokens")
 
         def stopping() -> None:
             writer.end_line()

@@ -21,12 +21,13 @@ from rich.console import Console
 
 from mlxrun.cli.console import (
     Bar,
-    Output,
     Table,
     dim,
     json_of,
+    note,
     noticing_interrupts,
     one_line,
+    show,
     size,
     visible,
 )
@@ -73,7 +74,7 @@ def test_size(nbytes, text):
 
 
 def test_piped_tables_are_bare(capsys):
-    Output().print(Table("Title", ("a", "#n"), [("x\x1b[31m", 1), ("[bold]y", "2" * 150)]))
+    show(Table("Title", ("a", "#n"), [("x\x1b[31m", 1), ("[bold]y", "2" * 150)]))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Title"
     assert lines[1].split() == ["a", "n"]
@@ -92,7 +93,6 @@ def test_bar_on_a_terminal_leaves_nothing_behind(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with Bar("Working", delay=0) as bar:
-        bar._timer.join()
         bar(1, 2)
     assert "Working" in capsys.readouterr().err
     bar(2, 2)  # a late report
@@ -104,10 +104,9 @@ def test_a_bar_has_a_label(monkeypatch, capsys, appeared):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     with Bar("Reading", delay=0 if appeared else 0.2) as bar:
-        if appeared:
-            bar._timer.join()
         bar.label("perplexity 3.4\x1b[2J")
-        bar._timer.join()
+        if not appeared:
+            bar._timer.join()
         bar(1, 2)
     shown = capsys.readouterr().err
     assert "perplexity 3.4␛" in shown
@@ -153,7 +152,7 @@ def test_a_wide_table_on_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "30")
     rows = [("first", "12345 MB", "67890 MB", "13579 MB")]
-    Output().print(Table("Title", ("name", "#one", "#two", "#three"), rows))
+    show(Table("Title", ("name", "#one", "#two", "#three"), rows))
     shown = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out)
     assert [line.split() for line in shown.splitlines()] == [
         ["Title"], ["name", "one", "two"], ["first", "12345", "MB", "67890", "MB"], [],
@@ -194,13 +193,20 @@ def test_an_interrupt_that_is_obeyed_at_once_is_not_acknowledged():
     assert not notified.is_set()
 
 
-def test_a_bar_without_delay_appears_at_once(monkeypatch, capsys):
+def test_a_bar_appears_after_its_delay_only(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("threading.Timer.start", lambda timer: None)  # what comes later
     with Bar("Loading", delay=0):
-        assert capsys.readouterr().err == "Loading ..."
-    assert capsys.readouterr().err == "\r\x1b[K"
-    with Bar("Loading"):
-        pass
+        assert "Loading" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\r")
+    with Bar("Loading", delay=60) as bar:
+        bar(1, 2)
     assert capsys.readouterr().err == ""
+
+
+def test_a_note_takes_the_line_of_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Bar("Loading", delay=0) as bar:
+        bar(1, 2)
+        capsys.readouterr()
+        note("something")
+        assert re.fullmatch(r"\r *\rsomething\n", capsys.readouterr().err)
