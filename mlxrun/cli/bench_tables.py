@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mlxrun.bench.report import reference_speedup
@@ -12,6 +12,7 @@ from mlxrun.cli.console import Table, show, size
 from mlxrun.cli.roofline import number
 
 Facts = dict[str, Any]
+Row = dict[str, object]
 
 _LEFT_OUT = {"context": "longer than the model's context", "memory": "more than memory holds"}
 
@@ -22,87 +23,70 @@ def print_results(found: Facts) -> None:
     decodes = [r for r in found["results"] if "predict" in r["workload"]]
     together = decodes if any(r["parallel"] > 1 for r in decodes) else []
     mixed = [r for r in found["results"] if "context" not in r["workload"]]
-    for title, results, columns, cells in (
-        ("One sequence", alone, _ALONE, _alone),
-        ("Sequences together", together, _TOGETHER, _together),
-        ("Mixed requests", mixed, _MIXED, _mixed),
+    for title, results, cells in (
+        ("One sequence", alone, _alone),
+        ("Sequences together", together, _together),
+        ("Mixed requests", mixed, _mixed),
     ):
         if results:
-            show(_compared(title, results, columns, [cells(each) for each in results]))
-            show()
+            show(_compared(title, results, cells), "")
     if any(result["parallel"] in (2, 4, 8) for result in together):
         reference = found["reference"]
         rates = ", ".join(f"{v} at {n}" for n, v in reference["tokens_per_second"].items())
         show(f"Reference, another machine and model: {reference['what']}: {rates} tokens/s.")
-    for line in _notes(found):
-        show(line)
+    show(*_notes(found))
 
 
-_SPEED = ("#tokens/s", "#min-max")
-_ALONE = (*_SPEED, "#first token", "#each token", "#KV", "#average", "#peak")
-_TOGETHER = (
-    "#sequences",
-    *_SPEED,
-    "#each",
-    "#speed-up",
-    "#efficiency",
-    "#KV",
-    "#peak",
-    "#reference",
-)
-_MIXED = (*_SPEED, "#all of it", "#first token", "#x idle")
+def _alone(result: Facts) -> Row:
+    return _speed(result) | {
+        "#first token": _duration(result.get("time_to_first_token")),
+        "#each token": _duration(result.get("time_per_token")),
+        "#KV": _bytes(result["kv_bytes"]),
+        "#average": _bytes(result["average_memory"]),
+        "#peak": _bytes(result["peak_memory"]),
+    }
 
 
-def _alone(result: Facts) -> Sequence[object]:
-    return (
-        *_speed(result),
-        _duration(result.get("time_to_first_token")),
-        _duration(result.get("time_per_token")),
-        *(_bytes(result[name]) for name in ("kv_bytes", "average_memory", "peak_memory")),
-    )
+def _together(result: Facts) -> Row:
+    efficiency = result["efficiency"]
+    return {
+        "#sequences": result["parallel"],
+        **_speed(result),
+        "#each": number(result["tokens_per_second_each"]),
+        "#speed-up": _times(result["speedup"]),
+        "#efficiency": "" if efficiency is None else f"{efficiency:.0%}",
+        "#KV": _bytes(result["kv_bytes"]),
+        "#peak": _bytes(result["peak_memory"]),
+        "#reference": _times(reference_speedup(result["parallel"])),
+    }
 
 
-def _together(result: Facts) -> Sequence[object]:
-    speedup = result["speedup"]
-    return (
-        result["parallel"],
-        *_speed(result),
-        number(result["tokens_per_second_each"]),
-        _times(speedup),
-        "" if speedup is None else f"{result['efficiency']:.0%}",
-        _bytes(result["kv_bytes"]),
-        _bytes(result["peak_memory"]),
-        _times(reference_speedup(result["parallel"])),
-    )
+def _mixed(result: Facts) -> Row:
+    first = "time_to_first_token" in result
+    return {name: "" if first else value for name, value in _speed(result).items()} | {
+        "#all of it": "" if first else _duration(statistics.median(result["seconds"])),
+        "#first token": _duration(result.get("time_to_first_token")),
+        "#x idle": _times(result.get("times_idle")),
+    }
 
 
-def _mixed(result: Facts) -> Sequence[object]:
-    if "time_to_first_token" in result:
-        times = (_duration(result["time_to_first_token"]), _times(result["times_idle"]))
-        return ("", "", "", *times)
-    return (*_speed(result), _duration(statistics.median(result["seconds"])), "", "")
-
-
-def _compared(
-    title: str,
-    results: Sequence[Facts],
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-) -> Table:
+def _compared(title: str, results: Sequence[Facts], cells: Callable[[Facts], Row]) -> Table:
     """A table with, where there are baselines, the runtime of each test and ratios to mlxrun's."""
     others = dict.fromkeys(r["runtime"] for r in results if r["runtime"] != OURS)
-    heads = ["test", *(["runtime"] if others else []), *columns, *(f"#x {n}" for n in others)]
-    cells = []
-    for result, row in zip(results, rows, strict=True):
-        runtime = [result["runtime"]] if others else []
-        ratios = [_times(result["faster_than"].get(other)) for other in others]
-        cells.append((result["test"], *runtime, *row, *ratios))
-    return Table(title, heads, cells)
+    rows = [
+        {"test": result["test"]}
+        | ({"runtime": result["runtime"]} if others else {})
+        | cells(result)
+        | {f"#x {name}": _times(result["faster_than"].get(name)) for name in others}
+        for result in results
+    ]
+    return Table.of(title, rows)
 
 
-def _speed(result: Facts) -> tuple[str, str]:
+def _speed(result: Facts) -> Row:
     rate = result["tokens_per_second"]
-    return number(rate["median"]), f"{number(rate['low'])}-{number(rate['high'])}"
+    spread = f"{number(rate['low'])}-{number(rate['high'])}"
+    return {"#tokens/s": number(rate["median"]), "#min-max": spread}
 
 
 def _times(ratio: float | None) -> str:
@@ -163,37 +147,41 @@ def _load(use: Facts) -> Iterator[str]:
 
 def print_profile(profile: Facts) -> None:
     """Lengths of a data set, and recommendations for it."""
-    for shown in (_percentiles(profile), _recommended(profile)):
-        show(shown)
-        show()
-    for line in _profile_notes(profile):
-        show(line)
-    show()
+    show(_percentiles(profile), "", _recommended(profile), "", *_profile_notes(profile), "")
 
 
 def _percentiles(profile: Facts) -> Table:
     counted, total = profile["counted"], profile["exchanges"]
     some = f"{counted:,} of {total:,}" if counted < total else f"{total:,}"
     title = f"Tokens of {some} exchange{'s' * (total > 1)} in {profile['file']}"
-    levels = profile["prompts"]["percentiles"]
     rows = []
     for name in ("prompts", "outputs"):
         found = profile[name]
-        tokens = (*found["percentiles"].values(), found["longest"])
-        rows.append((name, found["count"], f"{found['mean']:.0f}", *tokens))
-    return Table(title, ("", "#count", "#mean", *(f"#{level}%" for level in levels), "#max"), rows)
+        levels = {f"{level}%": tokens for level, tokens in found["percentiles"].items()}
+        mean = f"{found['mean']:.0f}"
+        rows.append(
+            {"": name, "count": found["count"], "#mean": mean, **levels, "max": found["longest"]}
+        )
+    return Table.of(title, rows)
 
 
 def _recommended(profile: Facts) -> Table:
     rows = []
     for level, advice in profile["levels"].items():
-        lengths, workers = advice["size"], advice["workers"]
-        at_once = (workers["interactive"], workers["offline"]) if workers else ("", "")
-        fits = f"{advice['fits']:,}" if advice["fits"] < 10**6 else "any"
-        sizes = (lengths["prompt"], lengths["predict"], f"{lengths['both']:.0%}")
-        rows.append((level, f"{lengths['percent']}%", *sizes, fits, *at_once))
-    columns = ("coverage", "#of each", "#n-prompt", "#n-predict", "#of both", "#fit in memory")
-    return Table("What to measure", (*columns, "#workers, interactive", "#workers, offline"), rows)
+        lengths, workers = advice["size"], advice["workers"] or {}
+        rows.append(
+            {
+                "coverage": level,
+                "#of each": f"{lengths['percent']}%",
+                "#n-prompt": str(lengths["prompt"]),
+                "#n-predict": str(lengths["predict"]),
+                "#of both": f"{lengths['both']:.0%}",
+                "#fit in memory": f"{advice['fits']:,}" if advice["fits"] < 10**6 else "any",
+                "#workers, interactive": workers.get("interactive", ""),
+                "#workers, offline": workers.get("offline", ""),
+            }
+        )
+    return Table.of("What to measure", rows)
 
 
 def _profile_notes(profile: Facts) -> Iterator[str]:

@@ -21,14 +21,8 @@ from mlxrun.cli.options import (
     chat_defaults,
     take,
     take_settings,
-    with_attention,
-    with_cache_types,
-    with_loading,
+    with_generation,
     with_options,
-    with_settings,
-    with_stats,
-    with_template_vars,
-    with_think,
 )
 from mlxrun.config import CacheConfig, options_of
 from mlxrun.errors import ContextLengthError, SourceError
@@ -104,13 +98,7 @@ def default_model() -> DefaultModel:
     "replaced.",
 )
 @with_options(_WINDOW, "Options", {"keep": "all before the messages"})
-@with_stats
-@with_think
-@with_template_vars
-@with_settings(chat_defaults())
-@with_cache_types
-@with_attention
-@with_loading
+@with_generation(chat_defaults())
 def chat_command(
     model: str | None,
     system: str | None,

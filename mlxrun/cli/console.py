@@ -226,6 +226,14 @@ def _width() -> int:
         return 80
 
 
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
+
+
 # The smallest width of a column of text, whose cells wrap.
 _LEAST_TEXT = 16
 _GAP = 2
@@ -235,20 +243,35 @@ class Table:
     """A plain table; a column whose name begins with ``#`` has numbers.
 
     Args:
+        columns: without any name there is no header.
         rows: values, which are shown on one line each.
-        header: whether the names of columns are shown.
     """
 
     def __init__(
         self,
-        title: str,
-        columns: Sequence[str],
-        rows: Iterable[Sequence[object]],
-        *,
-        header: bool = True,
+        title: str = "",
+        columns: Sequence[str] = ("", ""),
+        rows: Iterable[Sequence[object]] = (),
     ) -> None:
-        self.title, self.columns, self.header = title, tuple(columns), header
-        self.rows = [[one_line(str(cell)) for cell in row] for row in rows]
+        self.title, self.columns = title, tuple(columns)
+        self.header = any(name.strip("#") for name in columns)
+        self.rows = [[_cell(value) for value in row] for row in rows]
+
+    @classmethod
+    def of(cls, title: str, rows: Sequence[dict[str, Any]]) -> Table:
+        """A table of rows with the same keys, the names of columns.
+
+        A column without any text is one of numbers, in bytes if that is its name. Lists and
+        mappings have no column.
+        """
+        nested = (list, tuple, Mapping)
+        keys = [key for key, value in rows[0].items() if not isinstance(value, nested)]
+        numeric = {
+            key for key in keys if all(isinstance(row[key], int | float | None) for row in rows)
+        }
+        columns = [f"#{key}" if key in numeric else key for key in keys]
+        sized = [row | {"bytes": size(row["bytes"])} if "bytes" in row else row for row in rows]
+        return cls(title, columns, [[row[key] for key in keys] for row in sized])
 
     def within(self, width: int) -> list[Table]:
         """The table, or several one below the other, so that no number wraps.
@@ -270,16 +293,14 @@ class Table:
                 "" if number else self.title,
                 [self.columns[at] for at in places],
                 [[row[at] for at in places] for row in self.rows],
-                header=self.header,
             )
             for number, places in enumerate(shown)
         ]
 
     def _least(self, at: int) -> int:
         """The least width of a column."""
-        name, cells = self.columns[at], [row[at] for row in self.rows]
-        shown = [name.removeprefix("#"), *cells] if self.header else cells
-        longest = max(map(_cells, shown), default=0)
+        name = self.columns[at]
+        longest = max(map(_cells, [name.removeprefix("#"), *(row[at] for row in self.rows)]))
         return longest if name.startswith("#") else min(longest, _LEAST_TEXT)
 
     def rendered(self) -> RichTable:
@@ -300,21 +321,27 @@ class Table:
         return made
 
 
-def show(content: str | Table = "") -> None:
-    """Print a line, or a table: without width or padding in a pipe."""
-    if isinstance(content, str):
-        print(one_line(content))
-        return
+def show(*contents: str | Table) -> None:
+    """Print lines and tables."""
+    for content in contents:
+        if isinstance(content, str):
+            print(one_line(content))
+        else:
+            _show_table(content)
+
+
+def _show_table(table: Table) -> None:
+    """Print a table, without width or padding in a pipe."""
     from rich.console import Console
 
     piped = not sys.stdout.isatty()
     console = Console(width=1000 if piped else None, highlight=False, markup=False, emoji=False)
     if piped:
         with console.capture() as capture:
-            console.print(content.rendered())
+            console.print(table.rendered())
         print("\n".join(line.rstrip() for line in capture.get().splitlines()))
         return
-    for at, part in enumerate(content.within(console.width)):
+    for at, part in enumerate(table.within(console.width)):
         if at:
             console.print()
         console.print(part.rendered())
@@ -403,6 +430,7 @@ class Bar:
     def _appear(self) -> None:
         from tqdm import tqdm
 
+        tqdm.set_lock(threading.RLock())  # its own is for processes, and starts one on macOS
         with self._lock:
             if not self._over:
                 self._bar = Bar.shown = tqdm(

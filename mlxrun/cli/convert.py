@@ -96,9 +96,7 @@ def _print_report(report: ConversionReport) -> None:
     groups: dict[tuple[str, str, str], list[TensorRecord]] = defaultdict(list)
     for record in report.tensors:
         groups[record.type, record.form, record.fidelity].append(record)
-    columns = ("from", "to", "#tensors", "fidelity", "#worst RMSE", "#bits before", "#after")
-    show(Table("", columns, [_row(*key, group) for key, group in groups.items()]))
-    show()
+    show(Table.of("", [_row(*key, group) for key, group in groups.items()]), "")
     for names, reason in _by_reason((s["name"], s["type"], s["reason"]) for s in report.skipped):
         show(f"skipped {names}: {reason}")
     for names, why in _by_reason((t.name, t.type, t.note) for t in report.tensors if t.note):
@@ -126,10 +124,15 @@ def _by_reason(entries: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, s
             yield f"{names[0]} and {len(names) - 1} more", reason
 
 
-def _row(kind: str, form: str, fidelity: str, group: list[TensorRecord]) -> tuple[object, ...]:
+def _row(kind: str, form: str, fidelity: str, group: list[TensorRecord]) -> dict[str, object]:
     errors = [record.rmse for record in group if record.rmse is not None]
-    worst = f"{max(errors):.2g}" if errors else ""
     weights = max(1, sum(record.elements for record in group))
-    before = sum(record.bits_before * record.elements for record in group) / weights
-    after = sum(record.bits_after * record.elements for record in group) / weights
-    return kind, form, len(group), fidelity, worst, f"{before:.4g}", f"{after:.4g}"
+    return {
+        "from": kind,
+        "to": form,
+        "tensors": len(group),
+        "fidelity": fidelity,
+        "#worst RMSE": f"{max(errors):.2g}" if errors else "",
+        "bits before": sum(record.bits_before * record.elements for record in group) / weights,
+        "after": sum(record.bits_after * record.elements for record in group) / weights,
+    }

@@ -123,7 +123,7 @@ class Side:
 @click.argument("file")
 @with_windows
 @with_sides
-@click.option("--wired", is_flag=True, help="Keep the models' memory from being swapped out.")
+@with_options({"wired": options_of(LoadConfig)["wired"]}, "Options")
 @with_verbose
 def compare_command(
     a: str, b: str, file: str, as_json: bool, wired: bool, verbose: bool, **options: Any
@@ -254,18 +254,17 @@ def check_batch_command(
     if as_json:
         print(json.dumps({"model": model, "ways": [asdict(each) for each in results]}))
     else:
-        columns = ("way", "#equal", "#differences per token", "#tokens/s", "#x one at a time")
         rows = [
-            (
-                each.name,
-                f"{each.equal} of {each.requests}",
-                f"{(each.requests - each.equal) / max(1, each.same):.2g}",
-                f"{each.tokens / each.seconds:.0f}",
-                f"{each.alone / each.seconds:.2f}",
-            )
+            {
+                "way": each.name,
+                "#equal": f"{each.equal} of {each.requests}",
+                "#differences per token": f"{(each.requests - each.equal) / max(1, each.same):.2g}",
+                "#tokens/s": f"{each.tokens / each.seconds:.0f}",
+                "#x one at a time": f"{each.alone / each.seconds:.2f}",
+            }
             for each in results
         ]
-        show(Table("", columns, rows))
+        show(Table.of("", rows))
     if any(each.equal < each.requests for each in results if "deterministic" in each.name):
         click.get_current_context().exit(1)
 
@@ -308,7 +307,7 @@ def _evaluate(
     if as_json:
         print(json_of(about | {"interrupted": interrupted} | asdict(result)))
     else:
-        show(Table("", ("", ""), rows(result), header=False))
+        show(Table(rows=rows(result)))
     if interrupted:
         raise click.Abort
 

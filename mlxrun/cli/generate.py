@@ -18,14 +18,8 @@ from mlxrun.cli.options import (
     defaults,
     take,
     take_settings,
-    with_attention,
-    with_cache_types,
+    with_generation,
     with_ignore_eos,
-    with_loading,
-    with_settings,
-    with_stats,
-    with_template_vars,
-    with_think,
 )
 from mlxrun.config import CacheConfig
 
@@ -55,13 +49,7 @@ if TYPE_CHECKING:
 )
 @with_ignore_eos
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-@with_stats
-@with_think
-@with_template_vars
-@with_settings(defaults())
-@with_cache_types
-@with_attention
-@with_loading
+@with_generation(defaults())
 def generate_command(
     model: str,
     prompts: tuple[str, ...],

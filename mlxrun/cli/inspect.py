@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -107,7 +107,7 @@ def inspect_command(
         asked = context or parallel > 1 or any(storage.values())
         (_print_plan if verbose or asked else _print_verdict)(plan)
     if facts["work"] and (verbose or chips):
-        show()
+        show("")
         print_model(facts["work"])
     if not verbose:
         show("inspect -v shows everything.")
@@ -120,13 +120,13 @@ def _print_source(name: str, facts: Facts) -> None:
     else:
         nbytes = sum(kind["bytes"] for kind in facts["types"])
         show(f"{name}  {facts['format']}, {size(nbytes)} of weights")
-    show()
+    show("")
 
 
 def _print_essentials(facts: Facts) -> None:
     if facts["problem"]:
         show(f"Cannot be run: {facts['problem']}")
-        show()
+        show("")
     rows = []
     metadata, model, plan = facts["metadata"], facts["model"], facts["plan"]
     if name := metadata.get("general.name"):
@@ -152,8 +152,7 @@ def _print_essentials(facts: Facts) -> None:
         rows.append(("runs here as", plan["held"]))
         available = "" if plan["available"] is None else f", of {size(plan['available'])} available"
         rows.append(("memory", f"{size(plan['needed'])} for {_sequences(plan)}{available}"))
-    show(Table("", ("", ""), rows, header=False))
-    show()
+    show(Table(rows=rows), "")
 
 
 def _millions(count: int) -> str:
@@ -169,67 +168,38 @@ def _sampling(sampling: Facts) -> str:
 def _print_contents(facts: Facts) -> None:
     """Metadata, hyperparameters and types of tensors."""
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
-    show(Table("Metadata", ("", ""), metadata, header=False))
-    show()
+    show(Table("Metadata", rows=metadata), "")
     if facts["model"]:
-        model = [(name, value) for name, value in facts["model"].items() if value is not None]
-        show(Table("Model", ("", ""), model, header=False))
-        show()
+        model = [(name, str(value)) for name, value in facts["model"].items() if value is not None]
+        show(Table("Model", rows=model), "")
     if facts["types"]:
-        columns = ("type", "#tensors", "#weights", "#size", "#bits a weight")
-        rows = [
-            (t["type"], t["tensors"], f"{t['weights']:,}", size(t["bytes"]), f"{t['bits']:.4g}")
-            for t in facts["types"]
-        ]
-        show(Table("Tensors by type", columns, rows))
-        show()
+        show(Table.of("Tensors by type", facts["types"]), "")
 
 
 def _print_tensors(facts: Facts) -> None:
     """Tensors one by one, if they are listed, and the result of their conversion."""
-    if facts.get("tensors"):
-        entries = [(t["name"], t["type"], t["shape"], size(t["bytes"])) for t in facts["tensors"]]
-        show(Table("Tensors", ("name", "type", "shape", "#size"), entries))
-        show()
+    if tensors := facts.get("tensors"):
+        rows = [tensor | {"shape": str(tensor["shape"])} for tensor in tensors]
+        show(Table.of("Tensors", rows), "")
     for skipped in facts["skipped"]:
-        line = f"A conversion skips {skipped['name']} ({skipped['type']}): {skipped['reason']}"
-        show(line)
+        show(f"A conversion skips {skipped['name']} ({skipped['type']}): {skipped['reason']}")
     if report := facts.get("conversion"):
         counts = ", ".join(f"{count} {kind}" for kind, count in report["fidelity"].items())
-        show(f"Converted from {report['source']}, policy {report['policy']}: {counts}")
-        show()
+        show(f"Converted from {report['source']}, policy {report['policy']}: {counts}", "")
 
 
 def _print_policies(policies: Sequence[Facts], *, detailed: bool) -> None:
     """The expected result of a conversion under each policy."""
-    if not policies:
-        return
     for estimate in policies if detailed else ():
-        forms = [
-            (f["type"], f["form"], f["fidelity"], f["tensors"], size(f["bytes"]))
-            for f in estimate["forms"]
-        ]
         title = f"Forms under policy {estimate['policy']} (expected)"
-        show(Table(title, ("GGUF", "MLX", "fidelity", "#tensors", "#size"), forms))
-        show()
-    columns = ("policy", "#size", "#bits a weight", "#exact", "#rounded", "#requantized", "note")
-    rows = [_policy_row(estimate) for estimate in policies]
-    show(Table("Conversion (expected from types; no weight was read)", columns, rows))
-    show()
+        show(Table.of(title, estimate["forms"]), "")
+    if policies:
+        rows = [row | {"note": _refusal(row["impossible"])} for row in policies]
+        show(Table.of("Conversion (expected from types; no weight was read)", rows), "")
 
 
-def _policy_row(estimate: Facts) -> tuple[object, ...]:
-    counts = dict.fromkeys(("exact", "rounded", "requantized"), 0)
-    for form in estimate["forms"]:
-        counts[form["fidelity"]] += form["tensors"]
-    impossible = ", ".join(estimate["impossible"])
-    return (
-        estimate["policy"],
-        size(estimate["bytes"]),
-        f"{estimate['bits']:.2f}",
-        *counts.values(),
-        f"refused: {impossible} cannot be converted" if impossible else "",
-    )
+def _refusal(types: Sequence[str]) -> str:
+    return f"refused: {', '.join(types)} cannot be converted" if types else ""
 
 
 def _print_memory(facts: Facts) -> None:
@@ -237,31 +207,23 @@ def _print_memory(facts: Facts) -> None:
     memory = facts["memory"]
     if memory is None:
         return
-    rows = [("cache alone", *map(size, memory["cache"].values()))]
-    for policy, totals in memory["total"].items():
-        rows.append((f"with weights: {policy}", *map(size, totals.values())))
-    columns = ("", *(f"#{name} cache" for name in memory["cache"]))
-    show(Table(f"Memory at a context of {memory['context']} tokens", columns, rows))
-    show()
-    if facts["cache_types"]:
+    totals = {f"with weights: {policy}": total for policy, total in memory["total"].items()}
+    rows = [
+        {"": name} | {f"#{kind} cache": size(nbytes) for kind, nbytes in each.items()}
+        for name, each in {"cache alone": memory["cache"], **totals}.items()
+    ]
+    show(Table.of(f"Memory at a context of {memory['context']} tokens", rows), "")
+    if kinds := facts["cache_types"]:
         rows = [
-            (
-                each["type"],
-                _or_dash(each["keys"], "{:,}".format),
-                _or_dash(each["values"], "{:,}".format),
-                _or_dash(each["bits"], "{:.4g}".format),
-                _or_dash(each["context"], size),
-            )
-            for each in facts["cache_types"]
+            {key: kind[key] for key in ("type", "keys", "values")}
+            | {
+                "bits per number": kind["bits"],
+                f"#{memory['context']} tokens": kind["context"] and size(kind["context"]),
+            }
+            for kind in kinds
         ]
-        columns = ("type", "#keys", "#values", "#bits per number", f"#{memory['context']} tokens")
-        show(Table("Cache types, in bytes per token", columns, rows))
-        show("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).")
-        show()
-
-
-def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:
-    return "-" if value is None else shown(value)
+        show(Table.of("Cache types, in bytes per token", rows))
+        show("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).", "")
 
 
 def _value(value: Any) -> str:
@@ -296,7 +258,7 @@ def _print_plan(plan: Facts) -> None:
     if plan["available"] is not None:
         rows.append(("available", size(plan["available"])))
     show(f"Memory plan: {_sequences(plan)}")
-    show(Table("", ("", "#"), rows, header=False))
+    show(Table("", ("", "#"), rows))
     _print_verdict(plan)
 
 

@@ -217,10 +217,14 @@ def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
         sums[1] += tensor.elements
         sums[2] += tensor.elements * expected.layout.bits_per_weight / 8
     weights, nbytes = (sum(sums[i] for sums in forms.values()) for i in (1, 2))
+    counts = dict.fromkeys(("exact", "rounded", "requantized"), 0)
+    for (_, _, fidelity), sums in forms.items():
+        counts[fidelity] += int(sums[0])
     return {
         "policy": name,
         "bytes": round(nbytes),
         "bits": 8 * nbytes / weights if weights else 0.0,
+        **counts,
         "impossible": sorted(impossible),
         "forms": [
             {"type": kind, "form": form, "fidelity": fidelity, "tensors": sums[0],

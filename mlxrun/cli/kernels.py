@@ -86,7 +86,7 @@ def _show(as_json: bool) -> None:
         for name, value in facts.items()
         if value
     ]
-    show(Table("", ("", ""), rows, header=False))
+    show(Table(rows=rows))
 
 
 def _facts() -> dict[str, Any]:
@@ -203,34 +203,29 @@ def _test(kinds: Sequence[GGMLType], size: int, as_json: bool) -> None:
 def _print(subject: Subject, results: Sequence[Result]) -> None:
     from mlxrun.kernels.selftest import WORKS
 
-    ways, works = [way.name for way in subject.ways], [work.name for work in WORKS]
-    columns = ["type", "rows", *(f"#{way}" for way in ways), *(f"#{work}" for work in works)]
-    rows = [
-        [
-            result.kind.name,
-            "equal" if result.equal else "WRONG",
-            *(f"{result.errors[way]:.0e}{' WRONG' * (way in result.wrong)}" for way in ways),
-            *(_cell(result, work) for work in works),
-        ]
-        for result in results
-        if result.problem is None
-    ]
+    rows: list[dict[str, str]] = []
+    for result in results:
+        if result.problem is None:
+            row = {"type": result.kind.name, "rows": "equal" if result.equal else "WRONG"}
+            for way in (each.name for each in subject.ways):
+                wrong = " WRONG" if way in result.wrong else ""
+                row[f"#{way}"] = f"{result.errors[way]:.0e}{wrong}"
+            rows.append(row | {f"#{work.name}": _times(result, work.name) for work in WORKS})
     show(f"{subject.device}: each type's errors by the way activations are multiplied, and times")
     show("of its kernels with how many times as long the form takes that is used without them.")
-    show()
+    show("")
     if rows:
-        show(Table("", columns, rows))
-        show()
+        show(Table.of("", rows), "")
     for result in results:
         if result.problem is not None:
             show(f"{result.kind.name} cannot run: {result.problem}")
-    wrong = [result.kind.name for result in results if not result.passed]
-    show(f"wrong: {', '.join(wrong)}" if wrong else f"all {len(results)} types passed")
+    failed = [result.kind.name for result in results if not result.passed]
+    show(f"wrong: {', '.join(failed)}" if failed else f"all {len(results)} types passed")
     if subject.device == "CPU":
         show(NOT_ON_METAL)
 
 
-def _cell(result: Result, work: str) -> str:
+def _times(result: Result, work: str) -> str:
     """The fastest kernel's time, and the ratio."""
     times = dict(result.seconds[work])
     repacked = times.pop("repacked")

@@ -397,6 +397,17 @@ def with_sides(command: Callback) -> Callback:
     return command
 
 
+def with_generation(values: Values) -> Callable[[Callback], Callback]:
+    """Give a command the options of loading a model and of answering, with these defaults."""
+
+    def decorate(command: Callback) -> Callback:
+        command = with_cache_types(with_attention(with_loading(command)))
+        command = with_template_vars(with_settings(values)(command))
+        return with_stats(with_think(command))
+
+    return decorate
+
+
 def take(options: Values, config: type[Any], prefix: str = "") -> Values:
     """Take the options of a config out of a command's, without ``prefix``."""
     names = [name for name in options_of(config) if prefix + name in options]

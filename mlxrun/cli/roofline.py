@@ -70,14 +70,12 @@ def print_model(facts: Mapping[str, Any]) -> None:
     """Tables of :func:`model_facts`."""
     decode, prefill = facts["works"]["decode"], facts["works"]["prefill"]
     rows = [
-        ("decode of a token in each sequence", *_terms(decode, decode["passes"])),
-        ("prefill of a token, on average", *_terms(prefill, prefill["tokens"])),
+        {"": "decode of a token in each sequence", **_terms(decode, decode["passes"])},
+        {"": "prefill of a token, on average", **_terms(prefill, prefill["tokens"])},
     ]
     sequences = "one sequence" if facts["parallel"] == 1 else f"{facts['parallel']} sequences"
     show(f"Cost: {sequences} of {facts['context']} tokens, weights {facts['held']}")
-    show(Table("", ("", "#bytes", "#of weights", "#of caches", "#FLOPs"), rows))
-    for term in facts["unknown"]:
-        show(_UNKNOWN.format(term))
+    show(Table.of("", rows), *map(_UNKNOWN.format, facts["unknown"]))
     if here := facts["here"]:
         rates = ", ".join(
             f"{each['test']} {number(each['limit']['rate'])} tokens/s "
@@ -91,49 +89,48 @@ def print_model(facts: Mapping[str, Any]) -> None:
             f"{throughput}/s; at most: {rates}."
         )
     if facts["elsewhere"]:
-        show()
+        show("")
         _print_chips(facts["elsewhere"])
 
 
-def _terms(cost: Mapping[str, Any], by: int) -> tuple[str, ...]:
-    cache = cost["cache_read"] + cost["cache_written"]
-    moved = (size(part / by) for part in (cost["bytes"], cost["weights_read"], cache))
+def _terms(cost: Mapping[str, Any], by: int) -> dict[str, str]:
     operations = cost["operations"]
-    known = "not known" if operations is None else in_thousands(operations / by, "FLOP")
-    return (*moved, known)
+    return {
+        "#bytes": size(cost["bytes"] / by),
+        "#of weights": size(cost["weights_read"] / by),
+        "#of caches": size((cost["cache_read"] + cost["cache_written"]) / by),
+        "#FLOPs": "not known" if operations is None else in_thousands(operations / by, "FLOP"),
+    }
 
 
 def print_roofline(facts: Facts) -> None:
     """Tables of :func:`mlxrun.analysis.roofline.bench_facts`."""
-    show()
+    show("")
     if not facts["tests"]:
         show("No limits: the cost of mixed requests depends on which share a pass.")
         return
-    show(_tests(facts))
-    for line in _notes(facts):
-        show(line)
-    show()
+    show(_tests(facts), *_notes(facts), "")
     _print_chips(facts["elsewhere"])
 
 
 def _tests(facts: Facts) -> Table:
     several = len({test["runtime"] for test in facts["tests"]}) > 1
-    rows = [
-        (
-            test["test"],
-            *([test["runtime"]] if several else []),
-            number(test["tokens_per_second"]),
-            number(test["limit"]["rate"]),
-            f"{test['fraction']:.1%}",
-            test["limit"]["binds"] if test["limit"]["whole"] else "bandwidth (compute unknown)",
-            size(test["bytes"] / test["passes"]),
-            "" if test["intensity"] is None else number(test["intensity"]),
+    rows = []
+    for test in facts["tests"]:
+        limit, intensity = test["limit"], test["intensity"]
+        rows.append(
+            {
+                "test": test["test"],
+                **({"runtime": test["runtime"]} if several else {}),
+                "#tokens/s": number(test["tokens_per_second"]),
+                "#limit": number(limit["rate"]),
+                "#reached": f"{test['fraction']:.1%}",
+                "binds": limit["binds"] if limit["whole"] else "bandwidth (compute unknown)",
+                "#bytes a pass": size(test["bytes"] / test["passes"]),
+                "#FLOPs a byte": "" if intensity is None else number(intensity),
+            }
         )
-        for test in facts["tests"]
-    ]
-    runtime = ("runtime",) if several else ()
-    figures = ("#tokens/s", "#limit", "#reached", "binds", "#bytes a pass", "#FLOPs a byte")
-    return Table("Against the limits of this device", ("test", *runtime, *figures), rows)
+    return Table.of("Against the limits of this device", rows)
 
 
 def _notes(facts: Facts) -> Iterator[str]:
@@ -151,19 +148,16 @@ def _notes(facts: Facts) -> Iterator[str]:
 
 
 def _print_chips(elsewhere: Facts) -> None:
-    chips = elsewhere["chips"]
-    tests = [each["test"] for each in chips[0]["limits"]]
     rows = [
-        (
-            chip["chip"],
-            f"{chip['bandwidth'] / 1e9:g}",
-            _tflops(chip),
-            *(_limit(chip, each["limit"]) for each in chip["limits"]),
-        )
-        for chip in chips
+        {
+            "chip": chip["chip"],
+            "#GB/s": f"{chip['bandwidth'] / 1e9:g}",
+            "#TFLOPS": _tflops(chip),
+            **{f"#{each['test']}": _limit(chip, each["limit"]) for each in chip["limits"]},
+        }
+        for chip in elsewhere["chips"]
     ]
-    columns = ("chip", "#GB/s", "#TFLOPS", *(f"#{test}" for test in tests))
-    show(Table("Limits of other chips, tokens/s", columns, rows))
+    show(Table.of("Limits of other chips, tokens/s", rows))
     show(
         f"Bounds, not measured: weights as a GPU would hold them ({elsewhere['held']}, "
         f"{size(elsewhere['weights'])}), every byte at full bandwidth, every operation at full "

@@ -217,7 +217,7 @@ def endless(tmp_path):
 
 def test_a_terminal(endless, tmp_path):
     with terminal(tmp_path, "chat", endless, "--temp", "0", *LETTERS, "--stats") as screen:
-        screen.expect("^Loading ")  # at once
+        screen.expect("Loading m.gguf")
         screen.expect("/help lists the commands.*>")
         screen.type("/set max_tokens 5\r")
         screen.expect(r"max_tokens: 5\s.*>")
