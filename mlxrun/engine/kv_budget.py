@@ -87,7 +87,7 @@ class KVBudget:
 
     def _cost(self, tokens: int, cache_config: CacheConfig) -> int:
         plan = self._plan(cache_config)
-        cost = plan.cost(tokens, 0)
+        cost = plan.cost(tokens)
         if self._blocks:  # idle rows keep their memory until they are this share of all
             cost += cost // (IDLE_SHARE - 1)
         if plan is not self._usual:  # whose scratch is set aside

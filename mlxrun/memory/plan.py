@@ -152,9 +152,9 @@ class MemoryPlan:
             self.check(1, fitting)
         return Room(fitting, min(longest, self.context_for(fitting)))
 
-    def cost(self, prompt_tokens: int, max_tokens: int) -> int:
+    def cost(self, tokens: int) -> int:
         """Bytes of the KV cache of one request at its longest."""
-        return self.footprint.stored(prompt_tokens + max_tokens)
+        return self.footprint.stored(tokens)
 
     def available(self, context: int, parallel: int) -> int | None:
         """Bytes for the KV caches of all running sequences; None where there is no limit.

@@ -114,7 +114,7 @@ def encoder_of(vocabulary: Vocabulary) -> Encoder:
     if vocabulary.kind in ("spm", "unigram"):
         return _SPMEncoder(vocabulary)
     if vocabulary.pre is not None:
-        return _BPEEncoder(vocabulary, vocabulary.pre)
+        return _bpe_encoder(vocabulary, vocabulary.pre)
     raise TokenizerError(f"vocabularies of kind {vocabulary.kind!r} are not supported yet")
 
 
@@ -137,32 +137,41 @@ class _SPMEncoder:
         return [index for index in ids if index < self._size]
 
 
-class _BPEEncoder:
-    """The ``tokenizers`` library with the pre-tokenizer of the vocabulary."""
+class LibraryEncoder:
+    """The ``tokenizers`` library on a ``tokenizer.json``.
 
-    def __init__(self, vocabulary: Vocabulary, pre: PreTokenizer) -> None:
-        rows = zip(utf8_tokens(vocabulary.tokens), vocabulary.types, strict=True)
-        vocab = {text: index for index, (text, type_) in enumerate(rows) if type_ not in _CONTROL}
-        self._size = len(vocabulary.tokens)
-        model = {
-            "type": "BPE",
-            "vocab": vocab,
-            "merges": vocabulary.merges,
-            "ignore_merges": pre.ignore_merges,
-            "byte_fallback": not pre.byte_level,
-        }
-        model = bpe_with_unknown_ids(model, self._size, pre.byte_level)
-        self._tokenizer = _assemble({**bpe_pipeline(pre), "model": model})
+    Args:
+        document: the file's contents, without added tokens and post-processor.
+        size: of the vocabulary; ids past it are dropped.
+        rest: as ``document`` for text after the first part, if that differs.
+        digits: pattern of a digit, where the (quadratic) pre-tokenizer splits runs of them in
+            threes from the right.
+    """
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        size: int,
+        *,
+        rest: Mapping[str, Any] | None = None,
+        digits: str | None = None,
+    ) -> None:
+        self._first = _assemble(document)
+        self._rest = self._first if rest is None else _assemble(rest)
+        self._size = size
         self._long_runs = None
-        if pre.digits_from_right:
-            pattern = tokenizers.Regex(f"{pre.digits_from_right}{{{_LONG_RUN},}}")
+        if digits:
+            pattern = tokenizers.Regex(f"{digits}{{{_LONG_RUN},}}")
             self._long_runs = tokenizers.pre_tokenizers.Split(pattern, "removed")
 
     def __call__(self, text: str, first: bool) -> list[int]:
-        return [i for part in self._split(text) for i in _encode(self._tokenizer, part, self._size)]
+        tokenizer = self._first if first else self._rest
+        with _library_errors("fails on this text"):
+            found = [tokenizer.encode(part, add_special_tokens=False) for part in self._split(text)]
+        return [index for each in found for index in each.ids if index < self._size]
 
     def _split(self, text: str) -> Iterator[str]:
-        """Split long runs of digits where the (quadratic) pattern splits anyway."""
+        """Split long runs of digits where the pre-tokenizer splits anyway."""
         start = 0
         if self._long_runs and len(text) >= _LONG_RUN:
             gaps = [offsets for _, offsets in self._long_runs.pre_tokenize_str(text)]
@@ -175,24 +184,18 @@ class _BPEEncoder:
         yield text[start:]
 
 
-class LibraryEncoder:
-    """The ``tokenizers`` library on a ``tokenizer.json``.
-
-    Args:
-        document: the file's contents, without added tokens and post-processor.
-        rest: the same for text after the first part, if that differs.
-        size: of the vocabulary; ids past it are dropped.
-    """
-
-    def __init__(
-        self, document: Mapping[str, Any], rest: Mapping[str, Any] | None, size: int
-    ) -> None:
-        self._first = _assemble(document)
-        self._rest = self._first if rest is None else _assemble(rest)
-        self._size = size
-
-    def __call__(self, text: str, first: bool) -> list[int]:
-        return _encode(self._first if first else self._rest, text, self._size)
+def _bpe_encoder(vocabulary: Vocabulary, pre: PreTokenizer) -> LibraryEncoder:
+    rows = zip(utf8_tokens(vocabulary.tokens), vocabulary.types, strict=True)
+    model = {
+        "type": "BPE",
+        "vocab": {text: index for index, (text, type_) in enumerate(rows) if type_ not in _CONTROL},
+        "merges": vocabulary.merges,
+        "ignore_merges": pre.ignore_merges,
+        "byte_fallback": not pre.byte_level,
+    }
+    size = len(vocabulary.tokens)
+    model = bpe_with_unknown_ids(model, size, pre.byte_level)
+    return LibraryEncoder({**bpe_pipeline(pre), "model": model}, size, digits=pre.digits_from_right)
 
 
 def bpe_with_unknown_ids(model: Mapping[str, Any], size: int, byte_level: bool) -> dict[str, Any]:
@@ -209,12 +212,6 @@ def bpe_with_unknown_ids(model: Mapping[str, Any], size: int, byte_level: bool) 
     if model.get("unk_token") is not None:
         return dict(model)
     return {**model, "vocab": vocab | {_UNKNOWN: size}, "unk_token": _UNKNOWN}
-
-
-def _encode(tokenizer: tokenizers.Tokenizer, text: str, size: int) -> list[int]:
-    with _library_errors("fails on this text"):
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return [index for index in ids if index < size]
 
 
 def _assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:

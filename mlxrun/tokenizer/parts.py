@@ -332,7 +332,7 @@ class _LibraryFile:
             for step in self._steps("pre_tokenizer")
         ):
             rest = {**document, "pre_tokenizer": _never_prepend(document["pre_tokenizer"])}
-        return LibraryEncoder(document, rest, size)
+        return LibraryEncoder(document, size, rest=rest)
 
     def _vocab(self) -> dict[str, int]:
         vocab = self._model["vocab"]

@@ -55,8 +55,9 @@ class RMSNorm:
 
 def linear(projection: Projection, norm: Product | None) -> Added:
     """``(x, residual) -> residual + projection(norm(x))``."""
-    outside, parts = _before(norm, [projection])
-    if parts is None:
+    alone = _one_operation([projection], norm)
+    added = _one_operation([projection], norm, residual=True)
+    if alone is None or added is None:
         product = projection.product
 
         def plain(x: mx.array, residual: mx.array | None = None, /) -> mx.array:
@@ -64,10 +65,8 @@ def linear(projection: Projection, norm: Product | None) -> Added:
             return y if residual is None else residual + y
 
         return plain
-    alone, added = parts.product(), parts.product(residual=True)
 
     def fused(x: mx.array, residual: mx.array | None = None, /) -> mx.array:
-        x = x if outside is None else outside(x)
         return alone(x)[0] if residual is None else added(x, residual)[0]
 
     return fused
@@ -75,66 +74,55 @@ def linear(projection: Projection, norm: Product | None) -> Added:
 
 def split(projections: Sequence[Projection], norm: Product | None) -> Split | None:
     """``x -> [projection(norm(x)), ...]`` as one operation; None where it cannot be one."""
-    outside, parts = _before(norm, projections)
-    if parts is None:
-        return None
-    product = parts.product()
-    return product if outside is None else lambda x: product(outside(x))
+    return _one_operation(projections, norm)
 
 
 def gated(projections: Sequence[Projection], gate: Gate, norm: Product | None) -> Product | None:
     """``x -> gate(first(norm(x)), second(norm(x)))`` as one operation; None where it cannot be."""
-    outside, parts = _before(norm, projections)
-    if parts is None or gate.name not in GATES:
-        return None
-    product = parts.product(gate=gate.name)
-    return lambda x: product(x if outside is None else outside(x))[0]
+    product = _one_operation(projections, norm, gate=gate.name) if gate.name in GATES else None
+    return None if product is None else lambda x: product(x)[0]
 
 
 def gated_experts(projections: Sequence[Projection], gate: Gate) -> GatheredProduct | None:
     """As :func:`gated`, of stacked matrices that an index chooses from."""
-    _, parts = _before(None, projections)
-    if parts is None or gate.name not in GATES:
+    blocks = _blocks(projections)
+    if not blocks or gate.name not in GATES:
         return None
-    product = parts.experts(gate.name)
+    product = blocks[0].kernels.experts(
+        [each.matrix for each in blocks],
+        blocks[0].planes,
+        biases=[each.bias for each in projections],
+        gate=gate.name,
+    )
     return lambda x, chosen: product(x, chosen)[0]
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Projections whose matrices are all GGUF blocks, and the norm that is fused with them."""
-
-    blocks: Sequence[BlockWeight]
-    biases: Sequence[mx.array | None]
-    norm: RMSNorm | None
-
-    def product(
-        self, *, gate: str | None = None, residual: bool = False
-    ) -> Callable[..., list[mx.array]]:
-        first, norm = self.blocks[0], self.norm
-        return first.kernels.product(
-            [each.matrix for each in self.blocks],
-            first.planes,
-            norm=None if norm is None else (norm.weight, norm.eps),
-            biases=self.biases,
-            gate=gate,
-            residual=residual,
-        )
-
-    def experts(self, gate: str) -> Callable[[mx.array, mx.array], list[mx.array]]:
-        first = self.blocks[0]
-        matrices = [each.matrix for each in self.blocks]
-        return first.kernels.experts(matrices, first.planes, biases=self.biases, gate=gate)
+def _one_operation(
+    projections: Sequence[Projection],
+    norm: Product | None,
+    *,
+    gate: str | None = None,
+    residual: bool = False,
+) -> Callable[..., list[mx.array]] | None:
+    """The products of one input, its norm and what follows; None unless all are GGUF blocks."""
+    blocks = _blocks(projections)
+    if not blocks:
+        return None
+    product = blocks[0].kernels.product(
+        [each.matrix for each in blocks],
+        blocks[0].planes,
+        norm=(norm.weight, norm.eps) if isinstance(norm, RMSNorm) else None,
+        biases=[each.bias for each in projections],
+        gate=gate,
+        residual=residual,
+    )
+    if norm is None or isinstance(norm, RMSNorm):
+        return product
+    return lambda x, *residuals: product(norm(x), *residuals)
 
 
-def _before(
-    norm: Product | None, projections: Sequence[Projection]
-) -> tuple[Product | None, _Parts | None]:
-    """The norm that stays an operation of its own, and the projections if they can be one."""
+def _blocks(projections: Sequence[Projection]) -> list[BlockWeight]:
+    """The matrices if all are GGUF blocks without a factor, else none."""
     blocks = [each.weight for each in projections if isinstance(each.weight, BlockWeight)]
-    if len(blocks) < len(projections) or any(each.factor is not None for each in blocks):
-        return norm, None
-    biases = [each.bias for each in projections]
-    if isinstance(norm, RMSNorm):
-        return None, _Parts(blocks, biases, norm)
-    return norm, _Parts(blocks, biases, None)
+    whole = len(blocks) == len(projections) and all(each.factor is None for each in blocks)
+    return blocks if whole else []
