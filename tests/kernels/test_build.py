@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import native_kernels as native
 import pytest
 
 from converters.gguf.types import BLOCKS, GGMLType
@@ -466,11 +467,14 @@ def crashing(tmp_path: Path) -> dict[str, str]:
 
 
 def wrong(tmp_path: Path) -> dict[str, str]:
-    """A compiler that takes one type for another."""
+    """A compiler that takes one type for another; it has compiled everything before."""
+    names = {"core.cpp": "core", "glue.cpp": "glue", "TYPE=F32": "F32", "TYPE=F16": "BF16"}
+    paths = native.compiled(machine.chosen_isa().name, ("F32", "BF16"))
+    cases = "".join(f'*{part}*) made="{paths[name]}";;\n' for part, name in names.items())
     script = tmp_path / "wrong-c++"
     script.write_text(
-        '#!/bin/sh\nfor argument; do shift; set -- "$@" '
-        '"$(echo "$argument" | sed s/TYPE=F16/TYPE=BF16/)"; done\nexec c++ "$@"\n'
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo 1.0; exit; fi\n'
+        f'case "$*" in\n{cases}esac\nfor out; do :; done\nexec cp "$made" "$out"\n'
     )
     script.chmod(0o755)
     return {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(script)}

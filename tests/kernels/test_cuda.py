@@ -68,22 +68,17 @@ def unit(kinds: Sequence[GGMLType]) -> str:
     return text
 
 
-PARTS = 5
-
-
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_type_compiles(tmp_path: Path, part: int) -> None:
+def test_every_type_compiles(tmp_path: Path) -> None:
     if not shutil.which("nvcc"):
         pytest.skip("no nvcc: CUDA's kernels are not compiled here")
-    kinds = list(TYPES)[part::PARTS]
     source = tmp_path / "kernels.cu"
-    source.write_text(unit(kinds))
+    source.write_text(unit(list(TYPES)))
+    # Not optimized: that takes ten times as long, and refuses nothing.
+    command = ["nvcc", "-std=c++17", "-arch=sm_80", "-Xcicc", "-O0", "-ptx", str(source)]
     done = subprocess.run(
-        ["nvcc", "-std=c++17", "-arch=sm_80", "-ptx", str(source), "-o", str(tmp_path / "out.ptx")],
-        capture_output=True,
-        text=True,
+        [*command, "-o", str(tmp_path / "out.ptx")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[:3000]
     entries = re.findall(r"\.entry (\w+)", (tmp_path / "out.ptx").read_text())
     kernels = sum(len(list(variants(name))) for name in INPUTS)
-    assert len(set(entries)) == len(kinds) * kernels
+    assert len(set(entries)) == len(TYPES) * kernels
