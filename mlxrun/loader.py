@@ -138,13 +138,7 @@ def open_model(source: Path | GGUFFile) -> Checkpoint:
 
 
 def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
-    """The model that a ``config.json`` means: for our transformer, or mlx-lm's classes for it.
-
-    Raises:
-        CheckpointError: a key is missing or has an impossible value.
-        UnsupportedArchitectureError: neither defines the ``model_type``, or the directory wants
-            code of its own to be run.
-    """
+    """The model that a ``config.json`` means: for our transformer, or mlx-lm's classes for it."""
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in FAMILIES:
         return model_config(dict(config))
@@ -453,9 +447,6 @@ def expands(elements: int, dtype: str, *, fixed_experts: bool) -> tuple[bool, st
         elements: weights that would be expanded.
         dtype: of activations.
         fixed_experts: experts are in MXFP4 or its kin, which their makers chose for its size.
-
-    Raises:
-        ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
     """
     if device().fast_packed_matmul:
         return False, "packed: a GPU multiplies packed codes"

@@ -16,11 +16,7 @@ DEFAULT = "near"
 
 
 def products_named(name: str | None) -> str:
-    """The value of the option, or the environment's or the default where it is None.
-
-    Raises:
-        ParameterError: there is no such value.
-    """
+    """The value of the option, or the environment's or the default where it is None."""
     value, where = name, "products"
     if value is None:
         value, where = os.environ.get(VARIABLE, "").strip() or DEFAULT, VARIABLE

@@ -92,11 +92,7 @@ class Listing:
 
 
 def list_files(name: HubName) -> Listing:
-    """The files of a repository, from the hub or, if it is unreachable, from the cache.
-
-    Raises:
-        HubError: no such repository or revision, no access, or unreachable and not cached.
-    """
+    """The files of a repository, from the hub or, if it is unreachable, from the cache."""
     api = HfApi(endpoint=constants.ENDPOINT)
     try:
         with _unobtrusive():
@@ -252,10 +248,6 @@ def fetch(listing: Listing, choice: Choice, progress: Progress | None) -> Path:
 
     Returns:
         The file to open, or the directory.
-
-    Raises:
-        OutOfSpaceError: not enough disk space.
-        HubError: a file cannot be downloaded, or does not match the hub's hash.
     """
     name, missing = listing.name, listing.missing(choice)
     _check_space(name, listing.bytes_to_fetch(choice))

@@ -176,9 +176,6 @@ def choose(name: HubName, files: Sequence[HubFile], fits: Fits | None = None) ->
 
     Args:
         fits: whether this machine can run a model, to mark the choices in error messages.
-
-    Raises:
-        HubError: no model there, or none or several match; lists the choices. A shard is missing.
     """
     choice = _choose(name, files, fits)
     paths = {file.path for file in choice.files}

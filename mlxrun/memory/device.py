@@ -39,9 +39,6 @@ def machine_memory() -> int:
 
     With Metal the device's recommended working set, which leaves the rest to the system; elsewhere
     the physical memory, or a container's limit.
-
-    Raises:
-        ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
     limit = _limit()
     if limit is not None:
@@ -56,9 +53,6 @@ def room() -> int:
 
     On the CPU the free memory and all that MLX holds; with Metal the recommended working set,
     which other programs share.
-
-    Raises:
-        ParameterError: ``MLXRUN_MEMORY_LIMIT`` is no number of bytes.
     """
     if _limit() is not None or device().own_memory:
         return machine_memory()
@@ -80,11 +74,7 @@ def free_memory() -> int:
 
 
 def plain_share() -> float:
-    """The part of the free memory that plain float32 weights may take on the CPU.
-
-    Raises:
-        ParameterError: ``MLXRUN_PLAIN_SHARE`` is no number from 0 to 1.
-    """
+    """The part of the free memory that plain float32 weights may take on the CPU."""
     text = os.environ.get(SHARE, "").strip()
     if not text:
         return PLAIN_SHARE
@@ -137,9 +127,6 @@ def wire(nbytes: int | None = None) -> int:
 
     Args:
         nbytes: at most the device's recommended working set; None for all of that.
-
-    Raises:
-        ParameterError: more than that, less than nothing, or a device without Metal.
     """
     import mlx.core as mx
 

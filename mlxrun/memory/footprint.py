@@ -222,11 +222,7 @@ class Execution:
 
 
 def footprint(config: ModelConfig, run: Execution) -> Footprint:
-    """The footprint of our transformer.
-
-    Raises:
-        ParameterError: no such type of cache, or none for the model's heads.
-    """
+    """The footprint of our transformer."""
     layers = tuple(_layer(config, block, run) for block in config.layers)
     head = config.vocab_size * config.hidden_size * run.dtype.size if run.unpacks else 0
     return Footprint(layers, SAMPLING * config.vocab_size, head)

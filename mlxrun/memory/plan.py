@@ -170,11 +170,7 @@ class MemoryPlan:
         )
 
     def check(self, context: int, parallel: int = 1) -> Terms:
-        """The terms of sequences that are to run.
-
-        Raises:
-            MemoryLimitError: there is not that much memory.
-        """
+        """The terms of sequences that are to run."""
         terms = self.terms(context, parallel)
         if not terms.fits:
             raise MemoryLimitError(terms.total, terms.limit)
@@ -199,16 +195,7 @@ def plan_source(
     cache: CacheConfig = DEFAULT_CACHE,
     prefill_tokens: int = ALONE,
 ) -> MemoryPlan:
-    """The plan of a model that is not loaded.
-
-    Args:
-        storage: of its weights.
-        cache: of its KV caches.
-        prefill_tokens: prompt tokens in a pass in which other sequences decode.
-
-    Raises:
-        MlxrunError: the model cannot have such caches.
-    """
+    """The plan of a model that is not loaded."""
     taken = footprint_of(source.definition, source.config, storage, cache)
     return MemoryPlan(taken, storage.nbytes, room(), prefill_tokens)
 
@@ -267,10 +254,6 @@ def preflight(source: Checkpoint, storage: WeightStorage) -> None:
     """Refuse a model whose weights alone exceed memory; warn on stderr of one that barely fits.
 
     Also bounds the buffers that MLX keeps for reuse (:func:`mlxrun.memory.device.bound_cache`).
-
-    Raises:
-        MemoryLimitError: the weights alone exceed the memory of this machine.
-        ParameterError: ``MLXRUN_MEMORY_LIMIT`` has no such value.
     """
     most = machine_memory()
     if most and storage.nbytes > most:

@@ -89,11 +89,7 @@ class MLXLMClasses(NamedTuple):
 
 
 def classes(config: Config) -> MLXLMClasses | None:
-    """mlx-lm's classes for a ``config.json``; None where it has none.
-
-    Raises:
-        UnsupportedArchitectureError: the directory wants code of its own to be run.
-    """
+    """mlx-lm's classes for a ``config.json``; None where it has none."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return None
@@ -173,12 +169,7 @@ _TOWERS = (*OTHER_TOWERS, "visual.", "audio_tower.", "embed_audio.", "embed_visi
 
 
 def build(found: MLXLMClasses, config: Config, params: Parameters) -> MLXLMModel:
-    """mlx-lm's class over a checkpoint's weights.
-
-    Raises:
-        CheckpointError: config and weights do not make a model of that class.
-        AdapterError: an adapter does not fit that model.
-    """
+    """mlx-lm's class over a checkpoint's weights."""
 
     def filled(precise: bool) -> MLXLMModel:
         module = found.module(config)
@@ -220,11 +211,7 @@ def sketch(found: MLXLMClasses, config: Config, dtype: mx.Dtype = mx.float16) ->
 
 
 def _unpromoted(make: Callable[[bool], MLXLMModel]) -> MLXLMModel:
-    """The model with precise rates of decay, unless these make it compute in float32 throughout.
-
-    Args:
-        make: of whether the rates of state-space layers stay in float32.
-    """
+    """The model with precise rates of decay, unless these make it compute in float32 throughout."""
     precise = make(True)
     if not precise.promotes:
         return precise
@@ -357,12 +344,6 @@ _UNLIMITED = 1 << 20
 class MLXLMModel:
     """A module of mlx-lm as a model that the engine runs (:class:`mlxrun.model.Model`).
 
-    Args:
-        module: mlx-lm's ``Model``, filled.
-        config: ``config.json``.
-        dtype: of activations.
-        unused: names of the checkpoint that the module has no place for.
-
     Attributes:
         promotes: whether logits come in a wider type than that of activations.
     """
@@ -434,11 +415,7 @@ class MLXLMModel:
         return logits
 
     def make_cache(self, config: CacheConfig = DEFAULT_CACHE) -> list[MLXLMCache]:
-        """An empty cache, one for the whole model.
-
-        Raises:
-            CacheError: a window that the class cannot do with; a type of K/V; a sparse pattern.
-        """
+        """An empty cache, one for the whole model."""
         if config.sparse is not None:
             raise CacheError(
                 f"{self.summary.name} attends to all cached tokens",
@@ -814,9 +791,6 @@ def _windowed(entry: Any, window: int, make: Callable[[], WindowCache]) -> Any:
     """An empty cache like an empty one of mlx-lm's, with a window of ``window`` tokens.
 
     States and narrower windows of a layer's own stay what they are.
-
-    Raises:
-        CacheError: a cache of this kind cannot forget.
     """
     if isinstance(entry, ArraysCache):
         return entry
@@ -844,16 +818,7 @@ _PREFIXES = ("", "language_model.")
 
 
 def adapt(model: Any, updates: Mapping[str, Sequence[LoRA]], dtype: mx.Dtype) -> None:
-    """Wrap the modules that adapters change in mlx-lm's own layers for them.
-
-    Args:
-        model: mlx-lm's module with its weights.
-        updates: by module.
-        dtype: of the run.
-
-    Raises:
-        AdapterError: the model has no such module, or one of another kind or shape.
-    """
+    """Wrap the modules that adapters change in mlx-lm's own layers for them."""
     modules = dict(model.named_modules())
     wrapped = []
     for name, changes in updates.items():
@@ -909,9 +874,6 @@ NO_PLACE = "the model has no such parameter"
 def conversion_plan(found: MLXLMClasses, config: dict[str, Any], weights: Weights) -> Plan:
     """How a directory is converted: the class renames its weights and says what it can quantize,
     what needs more bits (``quant_predicate``) and what keeps its type (``cast_predicate``).
-
-    Raises:
-        CheckpointError: config and weights do not make a model of that class.
     """
     model = found.module(config)
     modules = {

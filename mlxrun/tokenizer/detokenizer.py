@@ -51,9 +51,6 @@ class StopMatcher:
     """Passes text through up to the first stop string, however it is cut into chunks.
 
     The stop string that starts first wins, even if one that starts later ends sooner.
-
-    Raises:
-        ParameterError: a stop string is empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -54,11 +54,7 @@ class Adapters:
     replaced: Mapping[str, mx.array] = field(default_factory=dict)
 
     def applied(self, params: Parameters) -> Parameters:
-        """A model's weights with the changes.
-
-        Raises:
-            AdapterError: a new parameter is none of the model's.
-        """
+        """A model's weights with the changes."""
         if not self.replaced:
             return replace(params, updates=self.updates)
         arrays, layouts, blocks = params.arrays, params.layouts, params.blocks
@@ -169,12 +165,7 @@ def read_adapters(choice: AdapterChoice, config: Config, model: ModelConfig | No
 
 
 def listed(choice: AdapterChoice) -> list[tuple[Path, float]]:
-    """Paths with strengths.
-
-    Raises:
-        ParameterError: the choice is no paths and strengths.
-        AdapterError: nothing is at a path.
-    """
+    """Paths with strengths."""
     allowed = "a path, or a list of paths and (path, strength)"
     if isinstance(choice, str | Path):
         choice = [choice]
@@ -501,9 +492,6 @@ def _fit_fused(updates: dict[str, list[LoRA]], config: ModelConfig) -> None:
 
     A fused projection has the rows of its parts below each other, so an update of a part is one of
     some of its rows, and each part takes its own rows of an update of the whole.
-
-    Raises:
-        AdapterError: a part has other rows than the model gives it.
     """
     for module, parts, fused in _fusions(config):
         whole, first = updates.pop(module, []) if not fused else [], 0

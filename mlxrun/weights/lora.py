@@ -59,11 +59,7 @@ class LoRA:
         return slice(first, first + self.b.shape[-2])
 
     def check(self, module: str, shape: tuple[int, ...]) -> None:
-        """Refuse an update that does not fit a module's matrix of ``shape`` (..., rows, columns).
-
-        Raises:
-            AdapterError: it was made for a matrix of another shape.
-        """
+        """Refuse an update that does not fit a matrix of ``shape`` (..., rows, columns)."""
         *stack, rows, columns = shape
         changed = rows if self.first is None else min(self.b.shape[-2], rows - self.first)
         rank = self.a.shape[-2]
@@ -129,14 +125,7 @@ class CombinedLoRA:
 def combined(
     updates: Sequence[LoRA], rows: int, plain: Callable[[], mx.array], dtype: mx.Dtype
 ) -> CombinedLoRA:
-    """All updates of one matrix, each relative to the matrix without adapters.
-
-    Args:
-        updates: at least one.
-        rows: of the matrix.
-        plain: gives the matrix in float32, for DoRA.
-        dtype: of the result.
-    """
+    """All updates of one matrix, each relative to the matrix without adapters."""
     a, b, row_scale = [], [], None
     for update in updates:
         own = update.rows

@@ -215,11 +215,7 @@ class Parameters:
             )
 
     def linear(self, module: str, rows: int, columns: int, *, norm: Product | None = None) -> Added:
-        """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one.
-
-        Args:
-            norm: applied to its input first.
-        """
+        """A projection ``(..., columns) -> (..., rows)``, with its bias if it has one."""
         return linear(self._projection(module, rows, columns), norm)
 
     def linears(
