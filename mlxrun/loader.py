@@ -270,9 +270,12 @@ class GGUFCheckpoint(Checkpoint):
         modules: dict[str, float] = defaultdict(float)
         shared, packed = 0, False
         for mapped in blocks:
-            nbytes = _block_bytes(mapped)
+            nbytes, place = mapped.source.nbytes, in_place(mapped)
+            nbytes += mapped.factor.nbytes if mapped.factor else 0
+            if mapped.order is not None and place:  # an index of its rows
+                nbytes += 4 * mapped.source.shape[0]
             modules[_module(mapped.target)] += nbytes
-            shared += nbytes if step and in_place(mapped) else 0
+            shared += nbytes if step and place else 0
         for mapped in others:
             tensor = mapped.source
             expected = expected_layout(tensor.type, chosen, module=len(tensor.shape) > 1)
@@ -466,19 +469,16 @@ def expands(elements: int, dtype: str, *, fixed_experts: bool) -> tuple[bool, st
 
 def _policy(gguf: GGUFFile, name: str | None, dtype: str) -> tuple[Policy, str]:
     """The policy that converts a file here, and how it stores weights and why."""
+    reason = f"policy {name}"
     if name is None:
         fixed = any(t.type in FIXED and len(t.shape) == 3 for t in gguf.tensors)
         expand, reason = expands(sum(t.elements for t in gguf.tensors), dtype, fixed_experts=fixed)
         if expand:
             return Policy("exact", dtype, packed=False), reason
-        return _bound(gguf, "near", dtype), reason
-    return _bound(gguf, check_policy(name), dtype), f"policy {name}"
-
-
-def _bound(gguf: GGUFFile, name: str, dtype: str) -> Policy:
-    if name == "compact":  # counts bits: float32 scales would leave none for the codes
-        return Policy(name, half_dtype(gguf))
-    return Policy(name, dtype, narrow=name == "near" and dtype == "float32")
+        name = "near"
+    if check_policy(name) == "compact":  # counts bits: float32 scales would leave none for codes
+        return Policy(name, half_dtype(gguf)), reason
+    return Policy(name, dtype, narrow=name == "near" and dtype == "float32"), reason
 
 
 def why_not_blocks(mapped: Mapped) -> str | None:
@@ -501,12 +501,6 @@ def in_place(mapped: Mapped) -> bool:
     """Whether the blocks can be used where they are in the file, by an index of rows or not."""
     rows_only = mapped.order is None or len(mapped.source.shape) == 2
     return type(mapped.source) is GGUFTensor and rows_only
-
-
-def _block_bytes(mapped: Mapped) -> int:
-    """Bytes of a matrix that stays blocks, with the index of its rows and its factors."""
-    order = 4 * mapped.source.shape[0] if mapped.order is not None and in_place(mapped) else 0
-    return mapped.source.nbytes + order + (mapped.factor.nbytes if mapped.factor else 0)
 
 
 def _blocks(mapped: Mapped, kernels: Kernels | GPUKernels, planes: int) -> BlockWeight:

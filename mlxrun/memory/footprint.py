@@ -47,7 +47,6 @@ _SCORES_BY_CHANNEL = 4
 # fused kernels, of which a layer has eight and one for each norm after it; fewer layers where keys
 # and values are packed, which takes more operations (measured).
 QUEUED, OF_A_LAYER, AHEAD_PACKED = 56, 8, 2
-# Dense, in the type of activations.
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,10 @@ def _latent(
     heads, width, rope_dim = config.heads, config.qk_nope_head_dim, config.rope.dims
     project = _latent_projections(config, model, params, input_norm)
     latent_norm = norm(model.norm, params, "kv_a_layernorm", config.kv_lora_rank)
-    into_latent = params.stacked("embed_q", heads, config.kv_lora_rank, width)
-    out_of_latent = params.stacked("unembed_out", heads, config.v_head_dim, config.kv_lora_rank)
+    into_latent = params.weight("embed_q", config.kv_lora_rank, width, (heads,)).product()
+    out_of_latent = params.weight(
+        "unembed_out", config.v_head_dim, config.kv_lora_rank, (heads,)
+    ).product()
     out = add_residual(params.linear("o_proj", model.hidden_size, heads * config.v_head_dim))
     rotate, scale = rotation(config.rope), config.scale
     rope_scale = scale * config.rope.attention_factor**2

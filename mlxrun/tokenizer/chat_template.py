@@ -101,21 +101,21 @@ class ChatTemplate:
         variables = {
             **self._tokens,
             **{name: _plain(value) for name, value in kwargs.items()},
-            "messages": self._flattened(_conversation(messages)),
             "tools": None if tools is None else _plain(list(tools)),
             "documents": _plain(kwargs.get("documents")),
             "add_generation_prompt": add_generation_prompt,
         }
+        conversation = self._flattened(_conversation(messages))
         try:
+            return self._render(variables | {"messages": conversation})
+        except RefusalError as reason:
+            refusal, folded = reason, _fold_system(conversation)
+        if folded is not None:
             try:
-                return self._render(variables)
-            except RefusalError:
-                variables["messages"] = _fold_system(variables["messages"])
-                if variables["messages"] is None:
-                    raise
-                return self._render(variables)
-        except RefusalError as refusal:
-            raise TemplateError(f"the chat template refuses: {refusal}") from None
+                return self._render(variables | {"messages": folded})
+            except RefusalError as reason:
+                refusal = reason
+        raise TemplateError(f"the chat template refuses: {refusal}")
 
     def _flattened(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Messages with lists of text parts joined, if the template cannot print lists."""

@@ -116,10 +116,6 @@ class Parameters:
         first, second = (each.weight.gathered_product(each.bias) for each in stacks)
         return lambda x, chosen: gate.function(first(x, chosen), second(x, chosen))
 
-    def stacked(self, module: str, count: int, rows: int, columns: int) -> Product:
-        """One matrix per head: ``(B, count, T, columns) -> (B, count, T, rows)``."""
-        return self.weight(module, rows, columns, stacked=(count,)).product()
-
     def weight(self, module: str, rows: int, columns: int, stacked: tuple[int, ...] = ()) -> Weight:
         """A matrix in its own form, its floats in the run's dtype; or a stack of them.
 
@@ -127,9 +123,8 @@ class Parameters:
         """
         stored = self._stored(module, rows, columns, stacked)
         updates = self.updates.get(self.prefix + module)
-        return self._adapted(module, stored, updates) if updates else stored
-
-    def _adapted(self, module: str, stored: Weight, updates: Sequence[LoRA]) -> Weight:
+        if not updates:
+            return stored
         for update in updates:
             update.check(self.prefix + module, stored.shape)
         lora = combined(updates, stored.rows, lambda: stored.dequantize(mx.float32), self.dtype)
@@ -168,7 +163,11 @@ class Parameters:
                 f"is not how {layout.mode} is stored"
             )
         if layout.mode != "affine":
-            return MLXWeight(layout, weight, scales, factor=self._factor(module, weight))
+            factor = None  # a GGUF's, of a whole matrix or of each of a stack of experts
+            if self.has(f"{module}.factor"):
+                factor = self._get(f"{module}.factor")
+                self._expect(f"{module}.factor", factor.shape, weight.shape[:-2] or (1,))
+            return MLXWeight(layout, weight, scales, factor=factor)
         biases = self._get(f"{module}.biases")
         if self.dtype == mx.float32 and scales.dtype == biases.dtype == mx.float16:
             return MLXWeight(layout, weight, scales, biases)  # products widen them, at no loss
@@ -178,14 +177,6 @@ class Parameters:
             self._cast(f"{module}.scales", scales),
             self._cast(f"{module}.biases", biases),
         )
-
-    def _factor(self, module: str, weight: mx.array) -> mx.array | None:
-        """A GGUF's factor of a whole matrix, or of each of a stack of experts."""
-        if not self.has(f"{module}.factor"):
-            return None
-        factor = self._get(f"{module}.factor")
-        self._expect(f"{module}.factor", factor.shape, weight.shape[:-2] or (1,))
-        return factor
 
     def _plain(self, module: str, weight: mx.array) -> Weight:
         form: Weight
