@@ -20,10 +20,13 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mlxrun.bench.workloads import Decode, Prefill, Workload
 from mlxrun.errors import DatasetError, TemplateError
+
+if TYPE_CHECKING:
+    from mlxrun.tokenizer.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
 
@@ -226,14 +229,6 @@ def _kind(value: Any) -> str:
     return "null" if value is None else kinds.get(type(value), "a number")
 
 
-class Encoder(Protocol):
-    """The part of a tokenizer that counts tokens."""
-
-    def encode(self, text: str, add_special: bool = ...) -> list[int]: ...
-
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]: ...
-
-
 @dataclass(frozen=True)
 class Lengths:
     """Tokens of the prompt of each exchange, and of its output, if it has one."""
@@ -270,7 +265,7 @@ def percentile(lengths: Sequence[int], percent: int) -> int:
 def token_lengths(
     path: Path,
     exchanges: Sequence[Exchange],
-    tokenizer: Encoder,
+    tokenizer: Tokenizer,
     progress: Callable[[int, int], None] | None = None,
 ) -> Lengths:
     """Tokens of prompts through the chat template, and of outputs as text, without an end of turn.

@@ -99,6 +99,7 @@ class MLXLMRuntime(InProcessRuntime):
     """A model of mlx-lm's: ``generate_step`` for one sequence, ``BatchGenerator`` for several."""
 
     name = "mlx-lm"
+    prefill_tokens = 0  # it computes the first one nevertheless
 
     def __init__(self, model: Any, vocab_size: int, dtype: mx.Dtype, load_seconds: float) -> None:
         super().__init__(vocab_size, _nbytes(model), dtype, load_seconds)
@@ -123,18 +124,6 @@ class MLXLMRuntime(InProcessRuntime):
             ids = mx.array(self._ids(context))
             list(generate_step(ids, self._model, max_tokens=0, prompt_cache=self._filled))
             mx.synchronize(generation_stream)
-
-    def _work(self, workload: Workload) -> Work:
-        match workload:
-            case Prefill():
-                return self._generate(workload.prompt, 0)
-            case Decode(parallel=1):
-                return self._generate(1, workload.predict)
-            case Decode():
-                return self._decode_together(workload)
-            case Ragged():
-                return self._serve(workload)
-        return self._first_token(workload)
 
     def _generate(self, prompt: int, predict: int) -> Work:
         cache, ids = copy.deepcopy(self._filled), mx.array(self._ids(prompt, seed=1))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from statistics import fmean
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -26,32 +28,23 @@ GREEDY: dict[str, Any] = {"params": SamplingParams(temperature=0), "ignore_eos":
 _PAUSE = 0.01
 
 
-class _MemorySamples:
+@contextmanager
+def _memory_samples() -> Iterator[list[int]]:
     """Samples of MLX's active memory from a thread of their own: a pass takes most midway."""
+    samples, over = [mx.get_active_memory()], Event()
 
-    def __enter__(self) -> Self:
-        self._sum, self._count, self._over = 0, 0, Event()
-        self._sample()
-        self._thread = Thread(target=self._watch, name="mlxrun-memory", daemon=True)
-        self._thread.start()
-        return self
+    def watch() -> None:
+        while not over.wait(_PAUSE):
+            samples.append(mx.get_active_memory())
 
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._sample()
-
-    @property
-    def average(self) -> int:
-        return self._sum // self._count
-
-    def _watch(self) -> None:
-        while not self._over.wait(_PAUSE):
-            self._sample()
-
-    def _sample(self) -> None:
-        self._sum += mx.get_active_memory()
-        self._count += 1
+    thread = Thread(target=watch, name="mlxrun-memory", daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        over.set()
+        thread.join()
+        samples.append(mx.get_active_memory())
 
 
 Work = Callable[[], int]
@@ -66,6 +59,7 @@ class InProcessRuntime(ABC):
     """
 
     name: str
+    prefill_tokens = 1  # that a prefill samples
 
     def __init__(self, vocab_size: int, weights: int, dtype: mx.Dtype, load_seconds: float) -> None:
         self._vocab_size, self._weights = vocab_size, weights
@@ -84,21 +78,42 @@ class InProcessRuntime(ABC):
         others = mx.get_active_memory() - self._weights  # memory that is not this runtime's
         work = self._work(workload)
         mx.synchronize()
-        with _MemorySamples() as samples:
+        with _memory_samples() as samples:
             started = time.perf_counter()
             kv_bytes = work()
             seconds = time.perf_counter() - started
         peak = mx.get_peak_memory()
         mx.synchronize()
-        return Run(seconds, kv_bytes, max(0, peak - others), max(0, samples.average - others))
+        return Run(seconds, kv_bytes, max(0, peak - others), max(0, int(fmean(samples)) - others))
 
     @abstractmethod
     def _fill(self, context: int) -> None:
         """Have a cache of so many tokens, to be copied by each run."""
 
-    @abstractmethod
     def _work(self, workload: Workload) -> Work:
         """Prepare a run; the function that is returned is timed, and returns bytes of K/V."""
+        match workload:
+            case Prefill():
+                return self._generate(workload.prompt, self.prefill_tokens)
+            case Decode(parallel=1):
+                return self._generate(1, workload.predict)
+            case Decode():
+                return self._decode_together(workload)
+            case Ragged():
+                return self._serve(workload)
+        return self._first_token(workload)
+
+    @abstractmethod
+    def _generate(self, prompt: int, predict: int) -> Work: ...
+
+    @abstractmethod
+    def _decode_together(self, workload: Decode) -> Work: ...
+
+    @abstractmethod
+    def _serve(self, workload: Ragged) -> Work: ...
+
+    @abstractmethod
+    def _first_token(self, workload: FirstToken) -> Work: ...
 
     def _prompts(self, workload: Ragged) -> list[list[int]]:
         return [self._ids(count, seed) for seed, count in enumerate(workload.prompts)]
@@ -138,18 +153,6 @@ class MlxrunRuntime(InProcessRuntime):
             if context:
                 ids = self._ids(context)
                 self._llm.generate(ids, session=self._filled, max_tokens=1, **GREEDY)
-
-    def _work(self, workload: Workload) -> Work:
-        match workload:
-            case Prefill():
-                return self._generate(workload.prompt, 1)
-            case Decode(parallel=1):
-                return self._generate(1, workload.predict)
-            case Decode():
-                return self._decode_together(workload)
-            case Ragged():
-                return self._serve(workload)
-        return self._first_token(workload)
 
     def _generate(self, prompt: int, predict: int) -> Work:
         session = self._filled.fork()

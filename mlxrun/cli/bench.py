@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from click.core import ParameterSource
 
-from mlxrun.analysis.dataset import LEVELS
+from mlxrun.analysis.dataset import (
+    LEVELS,
+    TRIED,
+    advise,
+    profile_facts,
+    read,
+    sizes,
+    token_lengths,
+    trials,
+)
 from mlxrun.bench.report import facts, flat
 from mlxrun.bench.runner import Results, measure
 from mlxrun.bench.workloads import Decode, Workload, behind, fitting, plan, ragged
+from mlxrun.cli.bench_tables import print_profile, print_results
 from mlxrun.cli.console import Bar, json_of, note
 from mlxrun.cli.loading import load_model, located
 from mlxrun.cli.options import (
@@ -182,7 +192,10 @@ def bench_command(
     workloads = plan(n_prompt, n_predict, contexts, parallel or (1,))
     if not workloads and not mixed:
         raise click.UsageError("There is nothing to measure.")
-    exchanges = _read_dataset(dataset) if dataset else None
+    exchanges = None
+    if dataset:
+        with Bar(f"Reading {dataset.name}", unit="exchanges"):
+            exchanges = read(dataset, MOST_EXCHANGES)
     path = located(model)
     baselines: list[Runtime] = []
     if "llama-bench" in against:
@@ -215,8 +228,13 @@ def bench_command(
         bench.run(fit, baselines=baselines)
     limits: Facts = {}
     if roofline and not bench.ended:
+        from mlxrun.analysis.chips import CHIPS
+        from mlxrun.analysis.roofline import bench_facts
+
         with bench.guarded():
-            limits["roofline"] = _roofline(llm, path, bench.results, loading["policy"], cache)
+            device, policy = measured_device(), loading["policy"]
+            measured = bench_facts(llm, path, bench.results, device, policy, cache, CHIPS)
+            limits["roofline"] = measured
     about = {
         "model": model,
         **bench.about(),
@@ -231,7 +249,11 @@ def bench_command(
     elif as_csv:
         sys.stdout.write(flat(found))
     else:
-        _print_tables(found)
+        if profile:
+            print_profile(found["dataset"])
+        print_results(found)
+        if limits:
+            print_roofline(found["roofline"])
     if plot:
         from mlxrun.analysis.plot import draw
 
@@ -372,22 +394,6 @@ def _room(llm: LLM, memory: MemoryPlan, workloads: Sequence[Workload]) -> list[F
     ]
 
 
-def _roofline(
-    llm: LLM, path: Path, results: Results, policy: str | None, cache: CacheConfig
-) -> Facts:
-    from mlxrun.analysis.chips import CHIPS
-    from mlxrun.analysis.roofline import bench_facts
-
-    return bench_facts(llm, path, results, measured_device(), policy, cache, CHIPS)
-
-
-def _read_dataset(path: Path) -> tuple[list[Exchange], int]:
-    from mlxrun.analysis.dataset import read
-
-    with Bar(f"Reading {path.name}", unit="exchanges"):
-        return read(path, MOST_EXCHANGES)
-
-
 def _profile(
     path: Path,
     exchanges: list[Exchange],
@@ -398,8 +404,6 @@ def _profile(
     parallel: Sequence[int] | None,
 ) -> tuple[list[Advice], Facts]:
     """Count tokens, try numbers of sequences, and recommend lengths and numbers."""
-    from mlxrun.analysis.dataset import TRIED, advise, profile_facts, sizes, token_lengths, trials
-
     with Bar("Counting tokens", unit="exchanges") as bar:
         lengths = token_lengths(path, exchanges, llm.tokenizer, bar)
     found = sizes(lengths)
@@ -412,13 +416,3 @@ def _profile(
     rates = {result.workload.parallel: result.rate.median for result in results}
     advices = advise(found, rates, memory.parallel_for)
     return advices, profile_facts(path, count, lengths, advices, tried, llm.context_length)
-
-
-def _print_tables(found: Facts) -> None:
-    from mlxrun.cli.bench_tables import print_profile, print_results
-
-    if "dataset" in found:
-        print_profile(found["dataset"])
-    print_results(found)
-    if "roofline" in found:
-        print_roofline(found["roofline"])

@@ -18,7 +18,9 @@ from converters.huggingface.names import text_config
 from converters.huggingface.reader import read_config, read_object, stored_tensors
 from converters.quantize.encode import expected_layout
 from converters.quantize.policy import POLICIES, Policy
-from mlxrun.cli.roofline import model_facts
+from mlxrun.analysis.chips import chips_named
+from mlxrun.analysis.roofline import model_facts
+from mlxrun.cli.roofline import HERE, measured_device
 from mlxrun.config import DEFAULT_CACHE, CacheConfig, StorageConfig
 from mlxrun.engine.engine import prefill_budget
 from mlxrun.errors import ParameterError
@@ -106,7 +108,13 @@ def inspect_model(
         plan = replace(plan, prefix_bytes=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         facts["plan"] = _plan(plan, storage, tokens, parallel, longest=longest)
         facts["work"] = model_facts(
-            source, policy=policy, context=tokens, parallel=parallel, cache=cache, chips=chips
+            source,
+            context=tokens,
+            parallel=parallel,
+            cache=cache,
+            chips=chips_named(name for name in chips if name != HERE),
+            device=measured_device() if HERE in chips else None,
+            policy=policy,
         )
     return facts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,26 +12,12 @@ from mlxrun.errors import ParameterError
 
 if TYPE_CHECKING:
     from mlxrun.analysis.device import Device
-    from mlxrun.loader import Checkpoint
 
 Facts = dict[str, Any]
 # The name of this device among those of chips.
 HERE = "here"
 NO_FIGURE = "-"
 _UNKNOWN = "Not known of this class of model: {}."
-
-
-def with_chips(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option ``--chip``."""
-    return click.option(
-        "--chip",
-        "chips",
-        multiple=True,
-        metavar="NAME",
-        callback=_known,
-        help="Also show how fast a chip could be at most, such as m1-pro or h100; all for every "
-        "known one, or here: this device, measured in some seconds. May be given again.",
-    )(command)
 
 
 def _known(
@@ -48,22 +34,23 @@ def _known(
     return names
 
 
+with_chips = click.option(
+    "--chip",
+    "chips",
+    multiple=True,
+    metavar="NAME",
+    callback=_known,
+    help="Also show how fast a chip could be at most, such as m1-pro or h100; all for every known "
+    "one, or here: this device, measured in some seconds. May be given again.",
+)
+
+
 def measured_device() -> Device:
     """Rates of this device, measured in some seconds."""
     from mlxrun.analysis.device import measure_device
 
     with Bar("Measuring this device", unit=""):
         return measure_device()
-
-
-def model_facts(source: Checkpoint, *, chips: Sequence[str], **options: Any) -> Facts:
-    """As :func:`mlxrun.analysis.roofline.model_facts`, by names of chips; measures ``here``."""
-    from mlxrun.analysis import roofline
-    from mlxrun.analysis.chips import chips_named
-
-    device = measured_device() if HERE in chips else None
-    named = chips_named(name for name in chips if name != HERE)
-    return roofline.model_facts(source, chips=named, device=device, **options)
 
 
 def print_model(facts: Mapping[str, Any]) -> None:
