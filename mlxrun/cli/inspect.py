@@ -101,8 +101,8 @@ def inspect_command(
     _print_tensors(facts)
     if verbose or policy:
         _print_policies(facts["policies"], detailed=policy is not None)
-    if verbose:
-        _print_memory(facts)
+    if verbose and facts["cache_types"]:
+        _print_cache_types(facts["cache_types"], facts["context"])
     if plan := facts["plan"]:
         asked = context or parallel > 1 or any(storage.values())
         (_print_plan if verbose or asked else _print_verdict)(plan)
@@ -202,28 +202,17 @@ def _refusal(types: Sequence[str]) -> str:
     return f"refused: {', '.join(types)} cannot be converted" if types else ""
 
 
-def _print_memory(facts: Facts) -> None:
-    """Bytes of caches, by type and with the weights of each policy."""
-    memory = facts["memory"]
-    if memory is None:
-        return
-    totals = {f"with weights: {policy}": total for policy, total in memory["total"].items()}
+def _print_cache_types(kinds: Sequence[Facts], context: int) -> None:
     rows = [
-        {"": name} | {f"#{kind} cache": size(nbytes) for kind, nbytes in each.items()}
-        for name, each in {"cache alone": memory["cache"], **totals}.items()
+        {key: kind[key] for key in ("type", "keys", "values")}
+        | {
+            "bits per number": kind["bits"],
+            f"#{context} tokens": kind["context"] and size(kind["context"]),
+        }
+        for kind in kinds
     ]
-    show(Table.of(f"Memory at a context of {memory['context']} tokens", rows), "")
-    if kinds := facts["cache_types"]:
-        rows = [
-            {key: kind[key] for key in ("type", "keys", "values")}
-            | {
-                "bits per number": kind["bits"],
-                f"#{memory['context']} tokens": kind["context"] and size(kind["context"]),
-            }
-            for kind in kinds
-        ]
-        show(Table.of("Cache types, in bytes per token", rows))
-        show("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).", "")
+    show(Table.of("Cache types, in bytes per token", rows))
+    show("Any type of keys goes with any of values (--cache-type-k, --cache-type-v).", "")
 
 
 def _value(value: Any) -> str:

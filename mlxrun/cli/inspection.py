@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 
@@ -34,15 +34,11 @@ from mlxrun.sampling_params import read_sampling_defaults
 from mlxrun.tokenizer.parts import has_chat_template
 from mlxrun.tokenizer.tokenizer import load_tokenizer
 
-if TYPE_CHECKING:
-    from mlxrun.models.mlx_lm import MLXLMClasses
-
 Facts = dict[str, Any]
 Layers = Sequence[tuple[Shape, int | None]]
 
 # Entries of a long array that are shown.
 SHOWN = 6
-CACHE_TYPES = {"float16": 2, "float32": 4}
 
 
 def inspect_model(
@@ -84,26 +80,20 @@ def inspect_model(
         },
         "chat_template": _has_chat_template(file),
         "tokenizer_problem": _tokenizer_problem(path) if path.is_dir() else None,
-        "model": model.facts if model else None,
-        **dict.fromkeys(("loaded", "memory", "plan", "work")),
+        "model": model,
+        **dict.fromkeys(("context", "plan", "work")),
         "cache_types": [],
     }
     if source is None or model is None:
         return facts
-    longest = model.facts["context_length"]
-    tokens = context or longest
-    storage = source.storage(policy=policy) if facts["tensors"] else None
-    weights = {each["policy"]: each["bytes"] for each in facts["policies"]}
-    if isinstance(file, Path):
-        weights["as stored"] = sum(kind["bytes"] for kind in facts["types"])
-    elif storage:
-        facts["loaded"] = {"policy": f"run here ({storage.how})", "bytes": storage.nbytes}
-        weights[facts["loaded"]["policy"]] = storage.nbytes
-    facts["memory"] = _memory(model, tokens, weights)
-    dtype = DTYPES[run_dtype(None, "float16")]
-    names = (*NAMES, *PER_CHANNEL) if model.layers else ()
-    facts["cache_types"] = [_cache_type(name, model.layers, dtype, tokens) for name in names]
-    if storage:
+    longest = model["context_length"]
+    tokens = facts["context"] = context or longest
+    if isinstance(source.definition, ModelConfig):
+        layers = [(x.attention.cache_shape, x.attention.window) for x in source.definition.layers]
+        dtype, names = DTYPES[run_dtype(None, "float16")], (*NAMES, *PER_CHANNEL)
+        facts["cache_types"] = [_cache_type(name, layers, dtype, tokens) for name in names]
+    if facts["tensors"]:
+        storage = source.storage(policy=policy)
         plan = plan_source(source, storage, cache=cache, prefill_tokens=prefill_budget("batch"))
         plan = replace(plan, prefix_bytes=min(PREFIX_BYTES, int(PREFIX_SHARE * plan.limit)))
         facts["plan"] = _plan(plan, storage, tokens, parallel, longest=longest)
@@ -119,13 +109,13 @@ def inspect_model(
     return facts
 
 
-def _opened(file: Path | GGUFFile) -> tuple[Checkpoint | None, Described | None, str | None]:
-    """The source and its model, or why it cannot be run."""
+def _opened(file: Path | GGUFFile) -> tuple[Checkpoint | None, Facts | None, str | None]:
+    """The source and its hyperparameters, or why it cannot be run."""
     if isinstance(file, GGUFFile) and not file.tensors:
         return None, None, "a vocabulary without weights: it can tokenize, not generate"
     try:
         source = open_model(file)
-        return source, _described(source.definition, source.config), None
+        return source, _model_facts(source), None
     except MlxrunError as error:
         return None, None, str(error)
 
@@ -257,42 +247,14 @@ def _conversion(path: Path) -> Facts | None:
     }
 
 
-def _memory(model: Described, tokens: int, weights: Mapping[str, int]) -> Facts:
-    """Bytes of the caches by type, and with the weights of each policy."""
-    cache = {name: model.cache_values(tokens) * size for name, size in CACHE_TYPES.items()}
-    return {
-        "context": tokens,
-        "beyond_training": tokens > model.facts["context_length"],
-        "cache": cache,
-        "total": {
-            policy: {name: nbytes + cached for name, cached in cache.items()}
-            for policy, nbytes in weights.items()
-        },
-    }
-
-
-@dataclass(frozen=True)
-class Described:
-    """A model that can be run, by its config alone.
-
-    Attributes:
-        facts: hyperparameters; None where they do not apply.
-        cache_values: numbers in its caches after so many tokens.
-        layers: shape of K/V per token and window of each; empty for mlx-lm's classes.
-    """
-
-    facts: Facts
-    cache_values: Callable[[int], int]
-    layers: Layers = ()
-
-
-def _described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> Described:
-    """The model of :func:`mlxrun.loader.definition`."""
+def _model_facts(source: Checkpoint) -> Facts:
+    """Hyperparameters; None where they do not apply."""
+    model = source.definition
     if not isinstance(model, ModelConfig):
         from mlxrun.models.mlx_lm import sketch
 
-        made = sketch(model, config)
-        facts = {
+        made = sketch(model, source.config)
+        return {
             "family": made.summary.family,
             "runs": f"through {made.summary.through}",
             "layers": made.summary.layers,
@@ -302,13 +264,12 @@ def _described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> 
             "vocabulary": made.vocab_size,
             "context_length": made.context_length,
         }
-        return Described(facts, made.cache_values)
     first = model.layers[0]
-    layers = tuple((x.attention.cache_shape, x.attention.window) for x in model.layers)
-    facts = {
+    windows = [layer.attention.window for layer in model.layers]
+    return {
         "family": model.family,
         "runs": None,
-        "layers": len(layers),
+        "layers": len(windows),
         "hidden_size": model.hidden_size,
         "heads": first.attention.heads,
         "kv_heads": first.attention.kv_heads,
@@ -317,16 +278,8 @@ def _described(model: ModelConfig | MLXLMClasses, config: Mapping[str, Any]) -> 
         "vocabulary": model.vocab_size,
         "context_length": model.context_length,
         "tied_embeddings": model.tied,
-        "windows": [w for _, w in layers] if any(w for _, w in layers) else None,
+        "windows": windows if any(windows) else None,
     }
-
-    def cache_values(context: int) -> int:
-        return sum(
-            shape.heads * (shape.key + shape.value) * min(context, window or context)
-            for shape, window in layers
-        )
-
-    return Described(facts, cache_values, layers)
 
 
 def _plan(

@@ -480,17 +480,6 @@ class MLXLMModel:
         self(mx.array([[0]]), [own])
         return own
 
-    def cache_values(self, context: int) -> int:
-        """Numbers that the caches hold after ``context`` tokens."""
-        values = 0
-        for part in self.used_cache().parts:
-            tokens = min(context, _window_of(part) or context)
-            each = [
-                _token_values(a) * tokens if isinstance(part, _KV) else a.size for a in _kept(part)
-            ]
-            values += sum(each)
-        return values
-
     def footprint(self, here: Device) -> Footprint:
         """Bytes besides the weights: mlx-lm's caches, and a pass of a plain transformer's widths.
 
