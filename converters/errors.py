@@ -13,13 +13,13 @@ LONGEST_MESSAGE = 2000
 
 
 class MlxrunError(Exception):
-    """An expected failure: what went wrong, where, and what to do about it.
+    """An expected failure: the problem, its place, and a remedy.
 
     ``str(error)`` is a single line that the command line prints as it stands.
 
     Args:
-        message: what was wrong and where.
-        hint: what the user can do, as a sentence; omitted when there is nothing to do.
+        message: the problem and its place.
+        hint: a remedy, as a sentence; None if there is none.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -44,8 +44,8 @@ class GGUFError(ConversionError):
         path: the file.
         field: the header field, metadata key or tensor that is wrong.
         offset: the byte offset in the file where that field is stored.
-        expected: what a valid file has there.
-        found: what this file has there.
+        expected: the content of a valid file there.
+        found: the content of this file there.
     """
 
     def __init__(
@@ -98,4 +98,4 @@ class TargetExistsError(ConversionError):
 
 
 class OutOfSpaceError(ConversionError):
-    """The disk has no room for what is to be written."""
+    """The disk has too little free space."""

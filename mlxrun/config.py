@@ -113,7 +113,7 @@ class Strings:
 
 @dataclass(frozen=True, slots=True)
 class Biases:
-    """Token ids with what is added to their logits; minus infinity bans a token."""
+    """Biases of logits by token id; minus infinity bans a token."""
 
     added: Range
 
@@ -406,9 +406,9 @@ class StorageConfig(Config):
     attention: str | None = option(
         None,
         Written(options.pattern),
-        "What each new token attends to: dense is all; window:1024+4 the last 1024 tokens and the "
+        "Tokens that each new one attends to: dense is all; window:1024+4 the last 1024 and the "
         "first 4, evicting others; strided:512/8 the last 512 and every 8th before; blocks:32x64 "
-        "the 32 blocks of 64 tokens that look best. Prompts are prefilled densely.",
+        "the 32 best blocks of 64 tokens. Prompts are prefilled densely.",
         metavar="PATTERN",
         default_help="dense",
     )

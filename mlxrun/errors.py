@@ -5,7 +5,7 @@
     MlxrunError                           the root: catch this one
     ├── ConversionError                   (converters.errors)
     │   ├── GGUFError                     malformed file: field, byte offset, expected, found
-    │   ├── UnsupportedArchitectureError  a model family that nothing here knows
+    │   ├── UnsupportedArchitectureError  an unknown model family
     │   ├── InexactError                  policy "exact" cannot be kept: the list of tensors
     │   ├── CheckpointError               a model directory that is incomplete or contradictory
     │   ├── AdapterError                  an adapter that is damaged or made for another model
@@ -25,7 +25,7 @@
     ├── EngineClosedError                 a request to an engine that has been closed
     ├── ProcessError                      a model in another process than the one that loaded it
     ├── BaselineError                     another runtime to measure against is missing, or fails
-    ├── PictureError                      measurements that cannot be drawn into a file
+    ├── PictureError                      measurements that cannot be plotted to a file
     ├── DatasetError                      a data set that cannot be read: line and problem
     ├── ConversationError                 (mlxrun.cli.conversation)
     └── MissingExtraError                 an optional package is not installed: how to install it
@@ -146,7 +146,7 @@ class BaselineError(MlxrunError):
 
 
 class PictureError(MlxrunError):
-    """Measurements that cannot be drawn into a file."""
+    """Measurements that cannot be plotted to a file."""
 
 
 class DatasetError(MlxrunError):

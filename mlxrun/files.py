@@ -44,7 +44,7 @@ def replacing(path: Path, ending: str = "", *, mode: int = _PRIVATE) -> Iterator
 
 
 def remove(path: Path) -> None:
-    """Remove what :func:`replacing` would replace, if it is there.
+    """Remove a file that :func:`replacing` would replace, if there is one.
 
     Raises:
         OSError: it cannot be removed.

@@ -1,4 +1,4 @@
-"""LLM: a loaded model and its tokenizer; all that runs it is thin over the engine."""
+"""LLM: a loaded model and its tokenizer. Its methods are thin layers over the engine."""
 
 from __future__ import annotations
 
@@ -74,10 +74,9 @@ if TYPE_CHECKING:
     from mlxrun.memory.plan import Room
     from mlxrun.runtime_info import RuntimeInfo
 
-# Bytes of weights from which a slow BLAS is felt.
+# Bytes of weights from which a slow BLAS is worth a warning.
 LARGE = 200_000_000
-# The budget of the prefix cache: a share of the memory that a model may take, and at most so many
-# bytes.
+# The budget of the prefix cache: a share of the memory for models, and at most so many bytes.
 PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30
 
 
@@ -147,7 +146,7 @@ def _loaded(path: Path, source: str, config: LoadConfig, progress: Progress | No
 
 
 def _advised(llm: LLM) -> LLM:
-    """Warn of sampling defaults that cannot be used, and once of a BLAS that a model will miss."""
+    """Warn of sampling defaults that cannot be used, and once of a slow BLAS for a large model."""
     for problem in llm.defaults.problems:
         warnings.warn(problem, stacklevel=3)
     slow = llm.model.nbytes > LARGE and not llm.storage.native
@@ -157,7 +156,7 @@ def _advised(llm: LLM) -> LLM:
 
 
 class _GivesBack:
-    """Returns memory to the system when it is freed itself."""
+    """Returns memory to the system when it is garbage-collected."""
 
     # Bound here: at the end of the interpreter a module's names are gone before its objects.
     def __del__(self, at_end: Callable[[], bool] = sys.is_finalizing) -> None:
@@ -173,9 +172,9 @@ class LLM:
         tokenizer: text to token ids and back.
         config: ``config.json`` in Hugging Face terms.
         report: the conversion of each tensor of a GGUF; None for a directory.
-        source: where it came from.
+        source: the path or hub name that it was loaded from.
         storage: how the weights are stored, and why (``storage.reason``).
-        products: the option of that name, where the weights are a GGUF's own blocks; else None.
+        products: the option ``products`` in use, if the weights are a GGUF's own blocks; else None.
     """
 
     def __init__(
@@ -198,12 +197,12 @@ class LLM:
         self._prefix_cache: PrefixCache | None = None
         self._direct: Engine | None = None
         self._making = threading.Lock()
-        # The last attribute of a model is the last that is freed with it, after the weights.
+        # The last attribute of a model is freed last, after the weights.
         vars(loaded.model)["afterwards"] = _GivesBack()
 
     @property
     def defaults(self) -> SamplingDefaults:
-        """The sampling parameters of requests that name none: the model's own, else mlxrun's.
+        """The sampling parameters of requests without any: the model's own, else mlxrun's.
 
         A model's own are in its ``generation_config.json`` or its GGUF's ``general.sampling.*``.
         May be set, e.g. to ``SamplingParams(temperature=0)``.
@@ -244,7 +243,7 @@ class LLM:
 
     @property
     def choices(self) -> RuntimeInfo:
-        """How this model runs on this machine, and what overrides it; ``print`` it to read."""
+        """How this model runs on this machine, with the options that change it; to be printed."""
         from mlxrun.runtime_info import runtime_info
 
         step = self.direct_engine.runner.decode_step
@@ -387,8 +386,8 @@ class LLM:
         """An engine without a thread.
 
         Args:
-            cache: what memory is planned for; None for the config's.
-            most: sequences at once, if ``config`` does not say.
+            cache: the KV cache that memory is planned for; None for the config's.
+            most: sequences at once, unless ``config`` sets their number.
         """
         prefix_cache = self._own_prefix_cache(config)
 
@@ -480,7 +479,7 @@ class LLM:
                 long, meanwhile. It must not wait for another thread that uses a model.
             max_tokens: the most tokens to generate; None: until the context is full.
             stop: strings that end the completion and are not part of it.
-            ignore_eos: go on past the model's end-of-turn tokens.
+            ignore_eos: continue past the model's end-of-turn tokens.
             parse_special: let ``<|markers|>`` in a text prompt become control tokens.
             template: variables for the chat template, e.g. ``{"enable_thinking": False}``.
             cache_type_k, cache_type_v, attention: as in :meth:`session`, if no session is given.
@@ -512,7 +511,8 @@ class LLM:
             session=session,
             streams=streams,
             holds=progress is not None,
-            # A request alone has the operations of a cold start, whatever is cached.
+            # Without a session, a prefix is reused in whole chunks: the operations, and so the
+            # rounding, are those of a run without a cache.
             reuse_step=1 if session else PREFILL_CHUNK,
             started=started,
         )

@@ -54,25 +54,25 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-BLOCKS = "GGUF blocks as they lie"
+BLOCKS = "GGUF blocks as stored"
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
 class WeightStorage:
-    """How this machine stores the weights of a model, as headers tell.
+    """How this machine stores the weights of a model, by the headers of its files.
 
     Attributes:
         nbytes: of all weights.
         dtype: of activations, such as ``float32``.
         packed: some matrices are in MLX's quantized layouts.
-        how: in a few words.
+        how: in a few words, to be printed.
         modules: bytes by module, as the source names it.
         mapped: bytes that are pages of the file, shared by all processes that map it.
         fused: the CPU kernels of this package compute the layers.
-        reason: how, with why and what overrides it.
+        reason: how and why, with the options that change it.
         native: these kernels multiply with the matrices as they are stored.
-        missed: why GGUF blocks are not used although the model could; None elsewhere.
+        missed: why kernels are missing that could multiply its GGUF blocks; else None.
     """
 
     nbytes: int
@@ -89,15 +89,15 @@ class WeightStorage:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory and what is known of its source.
+    """A model in memory, with facts about its source.
 
     Attributes:
         model: ready to run.
         config: ``config.json`` in Hugging Face terms.
         storage: of its weights.
         report: of the conversion of a GGUF; None for a directory.
-        unused: parameters of the source that the model has no place for.
-        products: the option of that name, where matrices are GGUF blocks; else None.
+        unused: parameters of the source that the model does not have.
+        products: the option ``products`` in use, where matrices are GGUF blocks; else None.
     """
 
     model: Model[Any]
@@ -117,7 +117,7 @@ def load_model(
     adapter: AdapterChoice = (),
     progress: Progress | None = None,
 ) -> Loaded:
-    """Open and load a model, without a look at memory; see :func:`mlxrun.load` for the options."""
+    """Open and load a model, without a check of memory; see :func:`mlxrun.load` for the options."""
     opened = open_model(source)
     storage = opened.storage(dtype=dtype, policy=policy)
     return opened.load(storage, products=products, adapter=adapter, progress=progress)
@@ -138,7 +138,7 @@ def open_model(source: Path | GGUFFile) -> Checkpoint:
 
 
 def definition(config: Mapping[str, Any]) -> ModelConfig | MLXLMClasses:
-    """The model that a ``config.json`` means: for our transformer, or mlx-lm's classes for it."""
+    """The model of a ``config.json``: a config of our transformer, or mlx-lm's classes."""
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in FAMILIES:
         return model_config(dict(config))
@@ -166,7 +166,7 @@ class Checkpoint(ABC):
 
     @property
     def native(self) -> ModelConfig | None:
-        """The definition, where it is for our transformer."""
+        """The definition, if it is one of our transformer."""
         return self.definition if isinstance(self.definition, ModelConfig) else None
 
     @property
@@ -218,7 +218,7 @@ class Checkpoint(ABC):
         """The weights, those of a directory not read yet; and the report of a GGUF's conversion."""
 
     def _built(self, params: Parameters, adapters: Adapters) -> tuple[Model[Any], list[str]]:
-        """The model over its parameters, which are read now, and the names it has no place for."""
+        """Build the model and evaluate its parameters; returns it and its unused names."""
         if isinstance(self.definition, ModelConfig):
             model = Transformer(self.definition, params)
             adapters.check_applied(params.used)
@@ -487,18 +487,18 @@ def why_not_blocks(mapped: Mapped) -> str | None:
     if len(tensor.shape) not in (2, 3):
         return "no matrix"
     if mapped.change is not None:
-        return "its values are others in the model"
+        return "its values differ in the model"
     if mapped.columns is not None:
-        return "its columns are in another order in the model"
+        return "the order of its columns differs in the model"
     if mapped.shape != tensor.shape:
-        return "its shape is another in the model"
+        return "its shape differs in the model"
     if not supported(tensor.type) or tensor.type is GGMLType.F64:
-        return "nothing multiplies its type"
+        return "no kernel multiplies its type"
     return None
 
 
 def in_place(mapped: Mapped) -> bool:
-    """Whether the blocks can be used where they are in the file, by an index of rows or not."""
+    """Whether the blocks can be used in the mapped file, with or without an index of rows."""
     rows_only = mapped.order is None or len(mapped.source.shape) == 2
     return type(mapped.source) is GGUFTensor and rows_only
 

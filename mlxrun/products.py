@@ -1,6 +1,6 @@
-"""The option ``products``: in how many bits activations meet GGUF blocks on the CPU.
+"""The option ``products``: bits of activations in products with GGUF blocks on the CPU.
 
-Its values, its default, and what they are called; the arithmetic is in :mod:`mlxrun.kernels`.
+Its values, names and default; the arithmetic is in :mod:`mlxrun.kernels`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a model runs on this machine, and what overrides each choice: ``-v`` prints it."""
+"""How a model runs on this machine, with the options that change it: ``-v`` prints it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlxrun.sampling_params import SamplingDefaults
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """How a model runs, each in words, with what overrides it in brackets.
+    """How a model runs, each in words, with the option that changes it in brackets.
 
     Attributes:
         device: that computes.

@@ -74,7 +74,7 @@ def test_plain_weights_of_a_directory_are_multiplied_by_kernels(file: Path, tmp_
 
 
 def test_without_one_weights_stay_as_they_are(file: Path) -> None:
-    assert mlxrun.load(file).choices.weights.startswith("GGUF blocks as they lie: 16 matrices")
+    assert mlxrun.load(file).choices.weights.startswith("GGUF blocks as stored: 16 matrices")
     told = mlxrun.load(file, products="fast").choices.products
     assert told.startswith("fast, activations in 8 bits, ")
     assert told.endswith(" threads (products=, --products)")
@@ -192,8 +192,8 @@ def test_a_blas_that_cannot_be_had_is_told_whoever_asks(
 @pytest.mark.parametrize(
     ("preloaded", "told"),
     [
-        ("", "what MLX brings"),
-        ("/x/libfoo.so", "what MLX brings"),
+        ("", "MLX's default"),
+        ("/x/libfoo.so", "MLX's default"),
         ("a.so:/x/libblas.so.3", "/x/libblas"),
     ],
 )

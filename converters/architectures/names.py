@@ -70,7 +70,7 @@ GATED_SHARED_EXPERT = {
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
 }
 ROUTER_BIAS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
-# Layers with and without experts; the loader finds what a layer lacks.
+# Layers with and without experts; the loader reports missing tensors of a layer.
 DENSE_OR_MOE = {**GATED, **MOE, **SHARED_EXPERTS, **ROUTER_BIAS}
 MOE_LAYER = {**ATTENTION, **FFN_NORM, **DENSE_OR_MOE}
 MOE_OPTIONAL = frozenset(DENSE_OR_MOE)

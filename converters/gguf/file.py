@@ -158,7 +158,7 @@ class GGUFFile:
         paths: all shards in order.
         version: of the format, 2 or 3.
         alignment: of the tensors' data in the first shard, in bytes.
-        metadata: the first shard's keys in file order; see ``types.Value`` for what values are.
+        metadata: the first shard's keys in file order; see ``types.Value`` for the types of values.
         tensors: in file order, shard by shard.
         offsets: byte offset of each key's value in the first shard.
         metadata_end: byte offset of the first shard's tensor directory.

@@ -262,7 +262,7 @@ def _iq4_nl(blocks: Bytes) -> Codes:
     return Codes(IQ4_CODES[bit_fields(blocks[:, 2:], 4, 16)], d, -128 * d)
 
 
-# --- K-quants: 256 weights with two levels of scales, and IQ4_XS, which is built alike ------------
+# --- K-quants: 256 weights with two levels of scales, and IQ4_XS, which has the same structure ----
 
 
 def _six_bit_pairs(packed: Bytes) -> tuple[Floats, Floats]:

@@ -53,7 +53,7 @@ MAX_TENSORS: Final = 1 << 16
 MAX_KEY_BYTES: Final = 65_535
 MAX_NAME_BYTES: Final = 64
 MAX_ELEMENTS: Final = 2**63 - 1
-MAX_SHARDS: Final = 99_999  # what the name has room for
+MAX_SHARDS: Final = 99_999  # five digits in the name
 
 MAGIC: Final = b"GGUF"
 ALIGNMENT: Final = "general.alignment"
@@ -196,7 +196,7 @@ def _prologue(cursor: Cursor) -> tuple[int, int, int]:
         if count > bound:
             raise cursor.error(field, f"at most {bound}", str(count), at=at)
         if count * smallest > cursor.end - cursor.pos:
-            fits = f"at most {(cursor.end - cursor.pos) // smallest}, what the file has room for"
+            fits = f"at most {(cursor.end - cursor.pos) // smallest}, for which the file has room"
             raise cursor.error(field, fits, str(count), at=at, hint=PARTIAL)
     return version, tensors, keys
 
@@ -526,7 +526,7 @@ _OLD = "Convert the model again with a current tool"
 _WEB = "The download fetched a web page: check the link, and whether it needs a login"
 _DIRECTORY = "Give the directory that holds it together with config.json"
 
-#: First bytes -> (what they are of, what to do).
+#: First bytes -> (the format, a hint).
 _SIGNATURES: Final[tuple[tuple[bytes, str, str], ...]] = (
     (b"FUGG", "a byte-swapped GGUF file", "Download the little-endian file of this model"),
     (b"lmgg", "a GGML file, from before GGUF", _OLD),
@@ -551,7 +551,7 @@ _SIGNATURES: Final[tuple[tuple[bytes, str, str], ...]] = (
 
 
 def _resembling(start: bytes) -> tuple[str, str]:
-    """The format that the first bytes of a file are of, and what to do about it."""
+    """The format that the first bytes of a file indicate, and a hint."""
     if start[8:9] == b"{" and len(start) > 9:
         return "a safetensors file", _DIRECTORY
     text = start.lstrip()

@@ -185,7 +185,7 @@ _SHARED = (
 
 
 def form_of(config: HFConfig) -> Callable[[str, Layout], Layout | None]:
-    """What a module of a native family gets where a layout is asked for; None: only floats."""
+    """The layout of a module of a native family for a requested one; None: only floats."""
     naming = naming_of(config)
 
     def form(module: str, asked: Layout) -> Layout | None:
@@ -220,7 +220,7 @@ def _replaced(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 def _leave_out(config: HFConfig, weights: Weights, naming: Naming) -> None:
-    """Skip what the text model does not have, each with the reason."""
+    """Skip parameters that the text model does not have, each with the reason."""
     layers = int(config.get("num_hidden_layers", 0))
     tied = bool(config.get("tie_word_embeddings", naming.tied))
     for name in list(weights.arrays):

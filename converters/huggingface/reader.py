@@ -110,7 +110,7 @@ def indexed_names(path: Path) -> list[str]:
 
 
 def _without_weights(path: Path) -> CheckpointError:
-    """Why a directory without model*.safetensors cannot be read, and what to do."""
+    """Why a directory without model*.safetensors cannot be read, and a remedy."""
     found = {file.suffix: file.name for file in sorted(path.iterdir()) if file.is_file()}
     message = f"{path} has no model*.safetensors"
     pickled = next((found[suffix] for suffix in (".bin", ".pt", ".pth") if suffix in found), None)

@@ -43,7 +43,7 @@ Rows = npt.NDArray[np.intp]
 Patch = Callable[[Floats, Rows], Floats]
 Map = Callable[[Callable[[slice], ErrorStats], list[slice]], Iterator[ErrorStats]]
 
-# Chunks of half this size let threads meet at the interpreter's lock: two took as long as one.
+# With chunks of half this size threads wait for the interpreter's lock: two took as long as one.
 CHUNK_WEIGHTS = 1 << 20
 # A file's own codes take a byte each or less.
 OWN_CODES_AT_ONCE = 4

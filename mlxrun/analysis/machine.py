@@ -31,7 +31,7 @@ def machine(packages: Iterable[str] = ("mlxrun", "mlx")) -> dict[str, Any]:
     from mlxrun.kernels import blas
     from mlxrun.kernels.device import device_name
 
-    default_blas = "Accelerate" if sys.platform == "darwin" else "what MLX brings"
+    default_blas = "Accelerate" if sys.platform == "darwin" else "MLX's default"
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": device_name(),

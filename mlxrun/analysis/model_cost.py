@@ -148,7 +148,7 @@ def mlx_lm_cost(
     weights = WeightCost(each * read.always, each * read.head, each * read.row, unread, experts)
     unknown = ["operations, and so whether compute binds"]
     if (experts or read.table) and each < _PLAIN * dtype.size:
-        unknown.append("which of its parts are packed in more bits than others: all count alike")
+        unknown.append("which of its parts are packed in more bits than others: all count the same")
     if read.unrouted:
         unknown.append("how many of its experts a pass reads: none is counted")
     return ModelCost(weights, layers, None, 0, tuple(unknown), footprint.joint)

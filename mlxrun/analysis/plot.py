@@ -1,6 +1,6 @@
 """Plots of rates by the number of sequences and by context, from the facts of ``bench --json``.
 
-matplotlib comes with the extra ``plot`` and is imported only to draw.
+matplotlib comes with the extra ``plot`` and is imported only to plot.
 """
 
 from __future__ import annotations

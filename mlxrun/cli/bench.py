@@ -176,8 +176,8 @@ def bench_command(
 
     Tests are named as llama-bench names them: pp128 prefills a prompt of 128 tokens, tg128 decodes
     128 tokens one by one, x8 in each of 8 sequences together, and @ d1024 behind 1024 tokens.
-    Prompts are random tokens, sampling is greedy and goes on past ends of turn. Rates are medians.
-    Ctrl-C ends early and prints what was measured by then.
+    Prompts are random tokens, sampling is greedy and ignores ends of turn. Rates are medians.
+    Ctrl-C ends early and prints the results so far.
 
     \b
     Examples:
@@ -274,7 +274,7 @@ def _check_usage(context: click.Context, *, adapted: bool) -> None:
     for wrong, message in (
         (given["as_json"] and given["as_csv"], "Give --json or --csv, not both."),
         (adapted and against, "--against measures the same weights, which an --adapter changes."),
-        (level and not dataset, "--run chooses what to measure for a --dataset: name one."),
+        (level and not dataset, "--run chooses lengths from a --dataset: name one."),
         (
             dataset and not level and needs_level,
             f"With --dataset, --against, --roofline and --csv need --run {levels}.",

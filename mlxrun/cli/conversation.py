@@ -416,7 +416,7 @@ def save_chat(conversation: Conversation, path: Path, say: Print, *, force: bool
     try:
         remove(file)  # the session of an earlier version of the conversation
     except OSError as error:
-        say(f"{file} still holds what was said before: {error.strerror or error}")
+        say(f"{file} still has the earlier conversation: {error.strerror or error}")
 
 
 def save_at_exit(conversation: Conversation, path: Path, say: Print) -> None:
@@ -453,7 +453,7 @@ def load_messages(conversation: Conversation, path: Path, say: Print) -> None:
     model, ours = conversation.load(path), conversation.llm.source
     say(f"loaded {len(conversation.messages)} messages from {path}")
     if model and Path(model).name != Path(ours).name:
-        say(f"they were saved with {model}; {Path(ours).name} goes on")
+        say(f"they were saved with {model}; {Path(ours).name} continues")
 
 
 def load_cache(conversation: Conversation, path: Path, say: Print) -> None:

@@ -49,20 +49,20 @@ def convert_command(
 ) -> None:
     """Convert a GGUF file or a Hugging Face model to a directory.
 
-    mlxrun and stock mlx-lm load what this writes. SOURCE is a .gguf file, a shard of a split one,
+    mlxrun and stock mlx-lm load the result. SOURCE is a .gguf file, a shard of a split one,
     a directory of safetensors, or org/repo[:QUANT] on the hub.
 
     A GGUF keeps its own quantization, as a policy says: exact keeps every weight bit-equal or
-    refuses; near keeps the file's own codes where MLX can hold them and else the smallest form with
-    at most 1% error; compact lets no tensor grow by more than half a bit a weight
+    refuses; near keeps the file's own codes where MLX can store them, else takes the smallest form
+    with at most 1% error; compact lets no tensor grow by more than half a bit a weight
     (to no less than 2.25 bits, which MLX's smallest form takes).
 
     A directory is quantized as --bits, --group-size and --mode say, and copied in half precision
-    without them. Norms, biases and what does not divide into groups stay floats, routers of experts
-    get 8 bits. --keep gives some matrices another form: bits (8), bits and group size (6/32), a
-    mode (mxfp8) or float. Its patterns are a part of a name (embed), the whole name with * and ?
-    (*.mlp.gate), with ranges of layers (layers.0-3.), or mixed: the head, and the values and down
-    projections of some layers, as in llama.cpp's Q4_K_M. The last that matches decides.
+    without them. Norms, biases and matrices that do not divide into groups stay floats, routers of
+    experts get 8 bits. --keep gives some matrices another form: bits (8), bits and group size
+    (6/32), a mode (mxfp8) or float. Its patterns are a part of a name (embed), the whole name with
+    * and ? (*.mlp.gate), with ranges of layers (layers.0-3.), or mixed: the head, and the values
+    and down projections of some layers, as in llama.cpp's Q4_K_M. The last match counts.
 
     A matrix with an --adapter merged into it gets new codes: from a GGUF the form that the policy
     finds near enough (with exact, float32), from a directory its own form again or the one asked
@@ -79,7 +79,7 @@ def convert_command(
     """
     from mlxrun.conversion import convert, recipe_of
 
-    recipe_of(ConversionConfig(**choices))  # refuses what cannot be before anything is downloaded
+    recipe_of(ConversionConfig(**choices))  # refuses contradictory options before a download
     path = located(source)
     with Bar("Converting", delay=0) as bar:
         report = convert(

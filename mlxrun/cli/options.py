@@ -159,7 +159,7 @@ def parse(name: str, declared: Option, words: Sequence[str]) -> Any:
     """The value of the words that a user wrote for an option.
 
     Raises:
-        ParameterError: it is not allowed; the message says what is.
+        ParameterError: it is not allowed; the message names allowed values.
     """
     allowed = declared.allowed
     none = [word.lower() for word in words] in ([], ["none"])

@@ -13,7 +13,7 @@ def pull_command(source: str) -> None:
     """Download a model from the hub.
 
     Prints its size, its footprint in this machine's memory, and its path. Any command takes the
-    same name and downloads what is missing; an interrupted download resumes.
+    same name and downloads missing files; an interrupted download resumes.
 
     \b
     Example:

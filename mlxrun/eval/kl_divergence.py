@@ -251,7 +251,7 @@ def compare(
 
 
 def check_vocabularies(a: LLM, b: LLM) -> None:
-    """Refuse models whose logits do not mean the same tokens; says what differs first."""
+    """Refuse models whose tokens differ, naming the first difference."""
     one, other = a.tokenizer, b.tokenizer
     if a.model.vocab_size != b.model.vocab_size:
         _differ(f"A has {a.model.vocab_size} tokens, B has {b.model.vocab_size}")

@@ -1,4 +1,4 @@
-"""Perplexity of a text, and what all evaluations share: windows through the engine, estimates.
+"""Perplexity of a text; windows through the engine and estimates, for all evaluations.
 
 Only a few rows of logits exist at once; of each token a few numbers are kept.
 """

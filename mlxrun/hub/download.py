@@ -485,7 +485,7 @@ def _is_transient(error: BaseException) -> bool:
 
 def _translate(error: BaseException, name: HubName, file: str = "") -> MlxrunError:
     """The error to report for a failed download of a name or one of its files."""
-    if isinstance(error, LocalEntryNotFoundError):  # the hub could not say what the file is
+    if isinstance(error, LocalEntryNotFoundError):  # the hub has no metadata of the file
         return _translate(error.__cause__, name, file) if error.__cause__ else _broken(error, name)
     status = _status(error)
     for kind, message, hint in _REFUSALS:

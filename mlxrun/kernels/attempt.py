@@ -120,5 +120,5 @@ def _compare(name: str, found: mx.array, expected: npt.NDArray[np.floating], bou
 if __name__ == "__main__":
     try:
         try_all({name: Path(path) for name, path in json.load(sys.stdin).items()})
-    except Exception as error:  # the last line is what the other process reads
+    except Exception as error:  # the other process reads the last line
         sys.exit(f"error: {' '.join(str(error).split()) or type(error).__name__}")

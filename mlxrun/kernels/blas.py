@@ -18,6 +18,7 @@ VARIABLE = "MLXRUN_BLAS"
 ACCELERATE = sys.platform == "darwin"
 
 # Debian and Ubuntu (libopenblas0), Fedora (openblas).
+_DEFAULT = "MLX's default, which is slow"
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 loaded: str | None = None
@@ -94,7 +95,7 @@ def described() -> str:
         return "Accelerate"
     if not loaded and (named := preloaded()):
         return f"{named} (LD_PRELOAD)"
-    return f"{loaded or 'what MLX brings, which is slow'} ({VARIABLE})"
+    return f"{loaded or _DEFAULT} ({VARIABLE})"
 
 
 def _used() -> bool:

@@ -26,7 +26,7 @@ __all__ = ["ObjectCache", "digest", "place"]
 _PRIVATE = 0o700
 _LOCK = "lock"
 _OLD = 60 * 24 * 3600.0  # seconds; other environments may use younger ones
-# The owner of what belongs to root outside of a container.
+# In a container, the owner of files of the root outside.
 _ROOT, _UNMAPPED = 0, 65534
 
 
@@ -66,7 +66,7 @@ class ObjectCache:
     def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-            # Links on the way are followed once, and what they lead to is checked.
+            # Links on the way are followed once, and their targets are checked.
             self.folder = folder.parent.resolve() / folder.name
             _check_private(self.folder)
         except OSError as error:
@@ -140,7 +140,7 @@ def _check_private(folder: Path) -> None:
     if stat.S_IMODE(own.st_mode) & 0o077:
         raise KernelsError(
             f"{folder}, for compiled kernels, is open to other users",
-            hint=f"chmod 700 {folder}, if nobody else has put anything there; or remove it",
+            hint=f"chmod 700 {folder}, if all files there are yours; or remove it",
         )
     for parent in folder.parents:
         status = parent.stat()

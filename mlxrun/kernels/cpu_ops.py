@@ -31,7 +31,7 @@ def gelu_tanh(x: mx.array) -> mx.array:
     """The tanh form of GELU (Hendrycks and Gimpel, 2016, arXiv:1606.08415), as ggml computes it.
 
     ggml looks it up in a table of half-precision numbers between -10 and 10, whatever the type of
-    the run; rounding likewise is what makes results equal to llama.cpp's.
+    the run; equal rounding makes results equal to llama.cpp's.
     """
     half = x.astype(mx.float16)
     y = _gelu_table()[half.view(mx.uint16)] if _by_twos(x) else _gelu_of_half(half)

@@ -99,7 +99,7 @@ def stream_devices() -> list[mx.DeviceType]:
 
 
 def _mlx() -> ModuleType:
-    blas.preload()  # whoever imports MLX first decides which BLAS it finds
+    blas.preload()  # before the first import of MLX, which loads a BLAS
     import mlx.core as mx
 
     return mx

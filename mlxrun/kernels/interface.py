@@ -109,7 +109,7 @@ class BlockKernels(Protocol):
         """Check that mapped files are still whole; to be called before results are used.
 
         Raises:
-            GGUFError: one has been cut short: what was computed since then is wrong.
+            GGUFError: one has been cut short: results since then are wrong.
         """
 
     def product(

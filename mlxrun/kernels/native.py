@@ -108,7 +108,7 @@ class Native:
         declare("glue_softmax", Operation)
 
     def _probe(self) -> None:
-        """Compare what the glue sees in an array with what it is."""
+        """Compare the glue's view of an array with the array itself."""
         found = (_INT * 8)()
         array = mx.zeros((3, 5, 7), mx.float16)
         self.glue.glue_probe(array, found, len(found))

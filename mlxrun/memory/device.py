@@ -24,7 +24,7 @@ _CONTAINER = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_i
 # caches, passes and other programs.
 PLAIN_SHARE = 0.5
 _CACHED_SHARE, _MOST_CACHED = 0.25, 2 << 30
-_bound: int | None = None  # what bound_cache has set
+_bound: int | None = None  # set by bound_cache
 
 
 def cores() -> int:

@@ -140,7 +140,7 @@ class MemoryPlan:
             longest: the model's context.
 
         Raises:
-            MemoryLimitError: there is no room for what is requested, or for a single token.
+            MemoryLimitError: there is no room for the request, or for a single token.
         """
         if context is not None:
             fitting = parallel or min(most, self.parallel_for(context)) or 1

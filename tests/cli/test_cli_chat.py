@@ -324,7 +324,7 @@ def test_loading_shows_what_was_loaded(mlxrun_cli, model, tmp_path):
     file.write_text(json.dumps(stored | {"messages": turn * 3 + later}))
     with terminal(tmp_path, "chat", model, "--load", file) as screen:
         screen.expect(f"loaded 8 messages from {file}")
-        screen.expect(r"saved with models/other.gguf; tiny.gguf goes on")
+        screen.expect(r"saved with models/other.gguf; tiny.gguf continues")
         screen.expect(r"\[4 messages before these\]\s+> one\s+two\s+> last\s+words\s+>")
     piped = mlxrun_cli("chat", model, "--load", file, stdin=b"")
     assert (piped.out, len(piped.err.splitlines())) == ("", 2)

@@ -343,7 +343,7 @@ def test_a_cache_that_cannot_be_removed_is_named(chat, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", busy)
         chats.save_chat(chat, file, heard.append, force=True)
-    assert heard[-1] == f"{file}.cache still holds what was said before: busy"
+    assert heard[-1] == f"{file}.cache still has the earlier conversation: busy"
 
 
 def test_a_cache_does_not_replace_another_file(chat, tmp_path):

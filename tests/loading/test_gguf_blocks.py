@@ -50,7 +50,7 @@ def test_every_type_stays_as_it_is(tmp_path: Path, kind: str) -> None:
     assert found.report is not None
     assert len(matrices) == 16
     assert found.storage.reason == (
-        f"GGUF blocks as they lie: 16 matrices, {sum(t.nbytes for t in matrices) / 1e6:.1f} MB"
+        f"GGUF blocks as stored: 16 matrices, {sum(t.nbytes for t in matrices) / 1e6:.1f} MB"
     )
     records = {record.name: record for record in found.report.tensors}
     assert list(records) == [t.name for t in read_gguf(path).tensors]
@@ -123,9 +123,9 @@ def test_what_cannot_stay_is_converted_and_named(
     )
     found = loaded(path)
     assert found.report is not None
-    assert found.storage.reason.startswith("GGUF blocks as they lie: 15 matrices")
+    assert found.storage.reason.startswith("GGUF blocks as stored: 15 matrices")
     assert found.report.notes() == [
-        "blk.1.ffn_up.weight (Q4_K): float32: its columns are in another order in the model"
+        "blk.1.ffn_up.weight (Q4_K): float32: the order of its columns differs in the model"
     ]
     assert nmse(logits(found), wanted) < 1e-11
 
@@ -312,7 +312,7 @@ def test_a_gpu_keeps_the_types_that_it_multiplies_faster(
     monkeypatch.setattr("mlxrun.loader.cpu_kernels", lambda types, dtype: None)
     monkeypatch.setattr("mlxrun.loader.gpu_kernels", lambda types: Faster({GGMLType.Q6_K}))
     found = loaded(path, dtype="float32")
-    assert found.storage.reason.startswith("GGUF blocks as they lie: 1 matrices")
+    assert found.storage.reason.startswith("GGUF blocks as stored: 1 matrices")
     assert found.report is not None
     forms = {record.name: record.form for record in found.report.tensors}
     assert forms["blk.0.ffn_down.weight"] == "Q6_K blocks"
