@@ -51,7 +51,6 @@ def _key(name: str) -> str:
 
 
 def _chip(row: Mapping[str, str]) -> Chip:
-    """The chip of a row of the table."""
     tflops = float(row["TFLOPS"]) if row["TFLOPS"] else None
     source = row["source of TFLOPS or of the clock"]
     if row["GPU cores"]:
@@ -70,11 +69,7 @@ with Path(__file__).with_suffix(".csv").open(encoding="utf-8", newline="") as _t
 
 
 def chips_named(names: Iterable[str]) -> tuple[Chip, ...]:
-    """Chips by names such as ``m1-pro`` or ``RTX 4090``; ``all`` for all.
-
-    Raises:
-        ParameterError: no chip of that name.
-    """
+    """Chips by names such as ``m1-pro`` or ``RTX 4090``; ``all`` for all."""
     by_key = {chip.key: chip for chip in CHIPS}
     chosen: dict[str, Chip] = {}
     for name in names:

@@ -89,7 +89,6 @@ class AttentionCost:
         return sum(self.sparse.tokens(before + i) for i in range(1, tokens + 1))
 
     def decode_bytes(self, before: int, tokens: int) -> int:
-        """Bytes that they read."""
         read = self.token * self.decode_keys(before, tokens) + self.fixed * tokens
         if self.sparse is not None and self.bound:
             read += self.bound * sum(self.sparse.bounds(before + i) for i in range(1, tokens + 1))
@@ -142,7 +141,6 @@ class Cost:
 
     @property
     def intensity(self) -> float | None:
-        """FLOPs for each byte."""
         return None if self.operations is None else self.operations / self.nbytes
 
 

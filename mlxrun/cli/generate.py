@@ -123,7 +123,6 @@ def _shown() -> Callable[[str], str]:
 
 
 def _print_continuation(llm: LLM, prompt: str, request: Values) -> Usage | None:
-    """Print a continuation as it is streamed."""
     shown, usage = _shown(), None
     with Bar("Prefilling", unit="tokens") as bar:
         for chunk in llm.stream(prompt, progress=bar, **request):

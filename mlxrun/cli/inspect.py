@@ -160,13 +160,11 @@ def _millions(count: int) -> str:
 
 
 def _sampling(sampling: Facts) -> str:
-    """The sampling defaults and their source."""
     values = ", ".join(f"{name} {value:g}" for name, value in sampling["values"].items())
     return f"{values} ({sampling['source']}), else mlxrun's" if values else "mlxrun's own"
 
 
 def _print_contents(facts: Facts) -> None:
-    """Metadata, hyperparameters and types of tensors."""
     metadata = [(key, _value(value)) for key, value in facts["metadata"].items()]
     show(Table("Metadata", rows=metadata), "")
     if facts["model"]:
@@ -216,7 +214,6 @@ def _print_cache_types(kinds: Sequence[Facts], context: int) -> None:
 
 
 def _value(value: Any) -> str:
-    """A metadata value on one line."""
     if isinstance(value, dict) and set(value) == {"length", "first"}:
         first = ", ".join(_value(entry) for entry in value["first"])
         return f"[{first}, ...] ({value['length']} entries)"
@@ -225,13 +222,11 @@ def _value(value: Any) -> str:
 
 
 def _sequences(plan: Facts) -> str:
-    """The sequences of a plan, in words."""
     count = plan["parallel"]
     return f"{'one sequence' if count == 1 else f'{count} sequences'} of {plan['context']} tokens"
 
 
 def _print_plan(plan: Facts) -> None:
-    """The terms of the plan."""
     parallel = plan["parallel"]
     caches = plan["sequence"] * parallel
     each = f", {parallel} x {size(plan['sequence'])}" if parallel > 1 else ""

@@ -59,10 +59,6 @@ def inspect_model(
         policy: the one to estimate a conversion for, and to plan with; by default all are
             estimated, and the plan is for the default of loading.
         chips: names from :mod:`mlxrun.analysis.chips`, for limits.
-
-    Raises:
-        GGUFError, CheckpointError: the header is damaged or missing.
-        ParameterError: a cache type that does not fit the model's heads; no such chip.
     """
     file = path if path.is_dir() else read_gguf(path)
     source, model, problem = _opened(file)
@@ -233,7 +229,6 @@ def _estimate(name: str, gguf: GGUFFile, tensors: list[GGUFTensor]) -> Facts:
 
 
 def _conversion(path: Path) -> Facts | None:
-    """Source and fidelity of a converted directory, by its report."""
     file = path / "conversion.json"
     if not file.is_file():
         return None

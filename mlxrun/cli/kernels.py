@@ -146,11 +146,7 @@ def _gpu_facts() -> dict[str, Any]:
 
 
 def _subject(kinds: Sequence[GGMLType]) -> Subject:
-    """The kernels to test.
-
-    Raises:
-        KernelsError: there are no kernels.
-    """
+    """The kernels to test."""
     from converters.quantize.policy import Policy
     from mlxrun.errors import KernelsError
     from mlxrun.kernels import gpu

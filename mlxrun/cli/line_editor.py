@@ -58,11 +58,7 @@ class LineEditor:
     def read(self) -> str:
         """The next message as it was typed, a fence around it included; see :func:`unfold`.
 
-        Ctrl-C clears a line that is not empty.
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C on an empty line.
-            EOFError: Ctrl-D on an empty line, or the terminal is gone.
+        Ctrl-C clears a line; on an empty one it is KeyboardInterrupt, and Ctrl-D EOFError.
         """
         return self._session.prompt()
 

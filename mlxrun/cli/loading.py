@@ -60,10 +60,6 @@ def load_model(
         verbose: print the choices made for it.
         cache: of the command, for ``verbose``.
         defaults: sampling parameters if the model's files recommend none.
-
-    Raises:
-        UsageError: a policy for a directory.
-        MlxrunError: the model cannot be loaded.
     """
     path = located(source)
     refuse_policy(path, options.get("policy"))
@@ -136,12 +132,7 @@ def _hint_speed(llm: LLM, advice: str | None, *, always: bool) -> None:
 
 
 def read_text(name: str) -> str:
-    """The text of a file, or of standard input for ``-``, without the newline at its end.
-
-    Raises:
-        ClickException: it cannot be read, or is not UTF-8.
-        ContextLengthError: it is too long for any model.
-    """
+    """The text of a file, or of standard input for ``-``, without the newline at its end."""
     source = "Standard input" if name == "-" else name
     try:
         with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:

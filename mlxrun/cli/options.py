@@ -156,11 +156,7 @@ def _cached(incomplete: str) -> Iterator[str]:
 
 
 def parse(name: str, declared: Option, words: Sequence[str]) -> Any:
-    """The value of the words that a user wrote for an option.
-
-    Raises:
-        ParameterError: it is not allowed; the message names allowed values.
-    """
+    """The value of the words that a user wrote for an option."""
     allowed = declared.allowed
     none = [word.lower() for word in words] in ([], ["none"])
     if isinstance(allowed, Strings):
@@ -261,9 +257,6 @@ def parse_settings(stored: Mapping[str, Any], known: Iterable[str]) -> Values:
 
     Args:
         known: names that may occur.
-
-    Raises:
-        ParameterError: another name, or a value outside its range.
     """
     values: Values = {}
     for name, value in stored.items():
@@ -385,7 +378,6 @@ with_verbose = click.option(
 
 
 def with_loading(command: Callback) -> Callback:
-    """Give a command the options of :class:`LoadConfig`, and ``--verbose``."""
     return with_verbose(with_options(_LOADING, "Loading")(command))
 
 
@@ -422,7 +414,6 @@ def with_merged_adapter(command: Callback) -> Callback:
 
 
 def _strengths(context: object, parameter: object, values: tuple[str, ...]) -> Adapters:
-    """Paths with their strengths."""
     return [_strength(value) for value in values]
 
 

@@ -54,7 +54,6 @@ def measured_device() -> Device:
 
 
 def print_model(facts: Mapping[str, Any]) -> None:
-    """Tables of :func:`model_facts`."""
     decode, prefill = facts["works"]["decode"], facts["works"]["prefill"]
     rows = [
         {"": "decode of a token in each sequence", **_terms(decode, decode["passes"])},

@@ -71,7 +71,6 @@ class TerminalChat:
 
     @property
     def settings(self) -> Values:
-        """Those of ``/set``."""
         return {**self.conversation.settings, "think": self.think}
 
     @property
@@ -116,7 +115,6 @@ class TerminalChat:
         print(dim(wrapped(visible(text))), flush=True)
 
     def retry(self) -> None:
-        """Show another answer to the last message."""
         settings = self.conversation.settings
         seed = settings["seed"]
         if settings["temperature"] == 0 and self.conversation.messages:
@@ -251,8 +249,6 @@ COMMANDS: dict[str, SlashCommand] = {}
 
 
 def command(usage: str, help: str) -> Callable[[Run], Run]:
-    """Add a function to :data:`COMMANDS`."""
-
     def add(run: Run) -> Run:
         COMMANDS[usage.split()[0]] = SlashCommand(usage, help, run)
         return run

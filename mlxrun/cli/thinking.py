@@ -25,9 +25,6 @@ class Thinking:
     Attributes:
         markers: opening to closing marker; empty if the model does not think.
         controls: markers that are control tokens, which are not part of a chunk's text, by id.
-
-    Raises:
-        TemplateError: the model's chat template does not parse.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -68,7 +65,6 @@ class Thinking:
         return "".join(text for text, thought in spans if not thought)
 
     def splitter(self, prompt: Sequence[int]) -> Splitter:
-        """A splitter for the completion of a prompt."""
         end = self._tokenizer.decode(prompt[-_OPENING:]).rstrip() if self.markers else ""
         opened = (closing for opening, closing in self.markers.items() if end.endswith(opening))
         return Splitter(self.markers, next(opened, None))
@@ -106,13 +102,11 @@ class Splitter:
         return spans
 
     def finish(self) -> list[Span]:
-        """The last spans."""
         spans: list[Span] = []
         self._emit(spans, len(self._pending))
         return spans
 
     def _next_marker(self) -> tuple[int, str] | None:
-        """Position and text."""
         if self._closing:
             at = self._pending.find(self._closing)
             return None if at < 0 else (at, self._closing)

@@ -127,7 +127,6 @@ def softmax(logits: mx.array) -> Distribution:
 
 
 def rows_at_once(vocab_size: int) -> int:
-    """How many rows of logits are computed at once."""
     return max(FEWEST_ROWS, min(PREFILL_CHUNK, LOGITS_BYTES // (4 * max(1, vocab_size))))
 
 
@@ -217,7 +216,6 @@ class WindowScorer:
             yield len(self.scores)
 
     def run(self, progress: Progress | None) -> None:
-        """Score all windows."""
         check_callback("progress", progress, "windows read and windows in all")
         for done in self:
             if progress:
@@ -291,7 +289,6 @@ class PerplexityScorer(WindowScorer):
             return finite(self._llm.model, mx.concatenate(parts)[None])
 
     def estimate(self) -> Estimate:
-        """The perplexity so far."""
         return self.result().perplexity
 
     def result(self) -> Perplexity:
