@@ -510,7 +510,7 @@ class LLM:
             request,
             session=session,
             streams=streams,
-            holds=progress is not None,
+            awaits_progress=progress is not None,
             # Without a session, a prefix is reused in whole chunks: the operations, and so the
             # rounding, are those of a run without a cache.
             reuse_step=1 if session else PREFILL_CHUNK,

@@ -264,4 +264,4 @@ def test_a_session_says_what_it_remembers(llm: LLM) -> None:
     assert repr(session) == "Session(0 tokens)"
     llm.generate([3, 4, 5], max_tokens=1, session=session)
     assert repr(session) == f"Session({len(session.tokens)} tokens)"
-    assert repr(llm.session(window=64)) == "Session(0 tokens, which forgets old ones)"
+    assert repr(llm.session(window=64)) == "Session(0 tokens, with a window)"

@@ -21,7 +21,7 @@ class OutputProcessor:
 
     Attributes:
         num_cached: prompt tokens taken from a cache.
-        num_sampled: tokens added so far.
+        num_tokens: tokens added so far, one that ends the turn included.
         finish_reason: None while it runs.
     """
 
@@ -31,16 +31,16 @@ class OutputProcessor:
         self._eog_ids = frozenset() if request.ignore_eos else tokenizer.eog_ids
         self._text = tokenizer.detokenizer(skip_special=True, continues=True)
         self._stops = StopMatcher(request.stop)
-        self._started = self._first = self._last = started
-        self.num_sampled = self._num_output = 0
+        self._started_at = self._first_at = self._last_at = started
+        self.num_tokens = self._num_output = 0
         self.finish_reason: FinishReason | None = None
 
     def add(self, token: int, logprobs: tuple[TokenLogprob, ...] = ()) -> Chunk | None:
         """The chunk of the next token; None for one that ends the turn and is not shown."""
-        self._last = time.perf_counter()
-        self.num_sampled += 1
-        if self.num_sampled == 1:
-            self._first = self._last
+        self._last_at = time.perf_counter()
+        self.num_tokens += 1
+        if self.num_tokens == 1:
+            self._first_at = self._last_at
         if token in self._eog_ids:
             self.finish_reason = "stop"
             return None
@@ -48,7 +48,7 @@ class OutputProcessor:
         text, stopped = self._stops.add(self._text.add(token))
         if stopped:
             self.finish_reason = "stop"
-        elif self.num_sampled == self._limit:
+        elif self.num_tokens == self._limit:
             self.finish_reason = "length"
         return Chunk(text, (token,), tuple(self._with_bytes(entry) for entry in logprobs))
 
@@ -65,18 +65,18 @@ class OutputProcessor:
         return replace(entry, bytes=text, top=tuple(map(self._with_bytes, entry.top)))
 
     def _usage(self, peak_memory: int) -> Usage:
-        first = self._first - self._started
-        decoding = max(self._last - self._first, 1e-9)
-        timed = self.num_sampled >= MIN_TIMED_TOKENS
+        first = self._first_at - self._started_at
+        decoding = max(self._last_at - self._first_at, 1e-9)
+        timed = self.num_tokens >= MIN_TIMED_TOKENS
         return Usage(
             prompt_tokens=self._num_prompt,
             completion_tokens=self._num_output,
             cached_tokens=self.num_cached,
             time_to_first_token=first,
-            tokens_per_second=(self.num_sampled - 1) / decoding if timed else None,
+            tokens_per_second=(self.num_tokens - 1) / decoding if timed else None,
             prompt_tokens_per_second=(
                 (self._num_prompt - self.num_cached) / first if first > 0 else None
             ),
-            total_time=time.perf_counter() - self._started,
+            total_time=time.perf_counter() - self._started_at,
             peak_memory=peak_memory,
         )

@@ -1,7 +1,7 @@
 """The engine: one loop that turns requests into tokens.
 
-Whoever waits for a sequence steps the engine: threads that wait at once share its steps. An engine
-may have a thread of its own instead (:meth:`Engine.start`).
+A thread that waits for a sequence steps the engine; threads that wait at the same time share its
+steps. An engine may have a thread of its own instead (:meth:`Engine.start`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mlxrun.engine.input import InputProcessor
 from mlxrun.engine.model_runner import InFlight, ModelRunner, not_finite
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK, PrefixReuse
 from mlxrun.engine.scheduler import Batch, PrefillBudget, PrefillChunk, Scheduler
-from mlxrun.engine.sequence import Runs, Sequence, Session
+from mlxrun.engine.sequence import Sequence, SequenceOwner, Session
 from mlxrun.errors import (
     EngineClosedError,
     MemoryLimitError,
@@ -51,7 +51,7 @@ PARALLEL, BATCH_PARALLEL = 16, 32
 # Seconds by which prefill may delay the next token of decoding sequences.
 STALL = 0.1
 # Times the device's prefill budget where only throughput counts: a step's own cost is spread.
-THROUGHPUT = 4
+BATCH_PREFILL_FACTOR = 4
 
 # ``direct``: requests of ``generate`` and the like, each caller waiting for its own. ``online``:
 # requests that arrive at any time; a first token is read before the next step is queued. ``batch``:
@@ -116,7 +116,7 @@ class Inbox:
 
 
 class Engine:
-    """Runs requests of one model, many in one forward pass.
+    """SequenceOwner requests of one model, many in one forward pass.
 
     Requests join at any step and leave as soon as they end; none gets other tokens because of its
     neighbors in the batch. ``llm.engine()`` makes one with a thread of its own, to be closed or
@@ -153,7 +153,7 @@ class Engine:
             stall = math.inf if mode == "batch" else STALL
         self._mode = mode
         self._reads_first_tokens = mode == "online" and math.isfinite(stall)
-        self.prefixes = PrefixReuse(prefix_cache)
+        self.prefix_reuse = PrefixReuse(prefix_cache)
         self.runner = ModelRunner(self.model, batched=not config.deterministic)
         self._reuse_step = PREFILL_CHUNK if config.deterministic else 1
         self.scheduler: Scheduler[Sequence] = Scheduler(
@@ -161,8 +161,8 @@ class Engine:
             rows=config.parallel or PARALLEL,
             chunk=None if self.runner.batched else PREFILL_CHUNK,
             alone_chunk=PREFILL_CHUNK if mode == "direct" else None,
-            fill=math.isinf(stall),
-            prefixes=self.prefixes,
+            always_fill=math.isinf(stall),
+            prefixes=self.prefix_reuse,
         )
         if plan_memory is not None and mode != "direct":
             self._set_budget(plan_memory())
@@ -170,7 +170,9 @@ class Engine:
         self._in_flight: InFlight | None = None
         self._news: deque[Sequence] = deque()  # with output that their readers wait for
         self._handles: dict[Sequence, weakref.ref[Handle]] = {}
-        self._interrupted: list[Runs] = []  # whose sequences ended as a session is used here
+        self._interrupted: list[
+            SequenceOwner
+        ] = []  # whose sequences ended as a session is used here
         self._stepping = False
         # Threads that wait for sequences: one of them steps.
         self._changed = threading.Condition()
@@ -186,7 +188,7 @@ class Engine:
         *,
         session: Session | None = None,
         streams: bool = True,
-        holds: bool = False,
+        awaits_progress: bool = False,
         reuse_step: int | None = None,
         score_from: int | None = None,
         cache_config: CacheConfig | None = None,
@@ -196,7 +198,7 @@ class Engine:
 
         Args:
             session: to continue; a request that runs on it ends.
-            streams, holds, score_from: see :class:`Sequence`.
+            streams, awaits_progress, score_from: see :class:`Sequence`.
             reuse_step: prefixes are taken over at multiples of so many tokens.
             cache_config: of its KV cache, if it is not that of its request.
             started: arrival, seconds of ``time.perf_counter``.
@@ -217,10 +219,16 @@ class Engine:
             limit = self.inputs.limit(request, windowed=windowed, context=self.config.context)
             output = OutputProcessor(request, self.inputs.tokenizer, limit, started)
         sequence = Sequence(
-            request, limit, cache_config, output,
-            session=session, streams=streams, holds=holds, score_from=score_from,
+            request,
+            limit,
+            cache_config,
+            output,
+            session=session,
+            streams=streams,
+            awaits_progress=awaits_progress,
+            score_from=score_from,
             reuse_step=self._reuse_step if reuse_step is None else reuse_step,
-        )  # fmt: skip
+        )
         sequence.plan = partial(self._cost, cache_config)
         if self._kv_budget is not None and self._mode != "direct":
             self._kv_budget.check(sequence.longest, cache_config)
@@ -295,10 +303,6 @@ class Engine:
                         self._stepping = False
             self.notify()
 
-    def cancel(self, handle: Handle) -> None:
-        """End a request with the output there is; one that has ended stays as it is."""
-        handle.cancel()
-
     @property
     def waiting(self) -> int:
         """Requests that have not begun."""
@@ -335,7 +339,7 @@ class Engine:
                 try:
                     self._limit_memory()
                     if item.session is not None:
-                        self._interrupted += item.session.lend(self, item)
+                        self._interrupted += item.session.attach(self, item)
                     self.scheduler.add(item)
                 except Exception as error:
                     self.fail(item, error)
@@ -374,19 +378,19 @@ class Engine:
             if sequence.sampler is None and sequence.limit:
                 sequence.sampler = self.inputs.sampler(sequence.request)
             if (session := sequence.session) is not None:
-                length = session.shared_with(sequence.ids[:-1])
-                session.hold(session.cache, session.tokens[:length])
+                length = session.common_len(sequence.ids[:-1])
+                session.set_caches(session.cache, session.tokens[:length])
                 sequence.caches, sequence.num_computed = session.cache, len(session.tokens)
             else:
                 config = sequence.cache_config
                 sequence.caches = list(self.model.make_cache(config))
             for cache in sequence.caches:
                 cache.prompt = len(sequence.request.prompt)
-        except Exception as error:  # its own: others go on
+        except Exception as error:  # only this request fails
             self.fail(sequence, error)
         else:
             if sequence.score_from is None:
-                self.prefixes.add(sequence)
+                self.prefix_reuse.add(sequence)
 
     def _schedule(self) -> Batch[Sequence]:
         """The sequences of the next step; those that are preempted leave before."""
@@ -395,7 +399,9 @@ class Engine:
             for sequence in batch.preempted:
                 if not sequence.finished:
                     self._preempt(sequence)
-        self._news += [sequence for sequence in self.scheduler.prefilling if sequence.holds]
+        self._news += [
+            sequence for sequence in self.scheduler.prefilling if sequence.awaits_progress
+        ]
         return batch
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -403,7 +409,7 @@ class Engine:
         self.num_preempted += 1
         if not self.config.deterministic:
             sequence.reuse_step, sequence.num_stored = 1, 0  # all of it, at any length
-            self.prefixes.ended(sequence, self.runner.view(sequence))
+            self.prefix_reuse.store_ended(sequence, self.runner.caches_of(sequence))
         if sequence.session is not None:
             sequence.session.reset_caches()
         self._requeue(sequence)
@@ -413,8 +419,8 @@ class Engine:
 
         With ``deterministic`` the output is sampled again, too: its prefill would round otherwise.
         """
-        self.runner.leave(sequence)
-        self.prefixes.remove(sequence)
+        self.runner.free(sequence)
+        self.prefix_reuse.remove(sequence)
         if self.config.deterministic and sequence.sampler is not None:
             seeded = replace(sequence.request.params, seed=sequence.sampler.seed)
             sequence.sampler = self.inputs.sampler(replace(sequence.request, params=seeded))
@@ -437,16 +443,17 @@ class Engine:
             if token is None:
                 self.fail(sequence, not_finite(self.model))
                 continue
-            output = sequence.output
+            output = sequence.output_processor
             assert output is not None
-            if output.num_sampled == sequence.num_output:  # no token is delivered twice
+            # One that is sampled again, after a deterministic preemption, has been delivered.
+            if output.num_tokens == sequence.num_output:
                 chunk = output.add(token.token, token.logprobs)
                 if chunk is not None:
                     sequence.chunks.append(chunk)
                     if sequence.streams:
                         self._news.append(sequence)
             sequence.ids.append(token.token)
-            if output.finish_reason is not None and output.num_sampled == sequence.num_output:
+            if output.finish_reason is not None:
                 self._finish(sequence)
 
     def _prefilled(self, prefill: list[PrefillChunk[Sequence]]) -> None:
@@ -455,7 +462,7 @@ class Engine:
             if sequence.finished:
                 continue
             if sequence.score_from is None:
-                self.prefixes.prefilled(sequence)
+                self.prefix_reuse.store_prefilled(sequence)
             elif sequence.is_prefilled:
                 self._finish(sequence)
             if sequence.streams:
@@ -465,7 +472,7 @@ class Engine:
         if batch.decode or batch.prefill:
             self.num_steps += 1
             chunks = [(s.num_computed - count, count) for s, count in batch.prefill]
-            self.scheduler.budget.note(chunks, seconds, decoding=bool(batch.decode))
+            self.scheduler.budget.observe(chunks, seconds, decoding=bool(batch.decode))
 
     def fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error."""
@@ -473,7 +480,7 @@ class Engine:
 
     def copies_of(self, sequence: Sequence) -> list[KVCache]:
         """Forks of the caches of a sequence."""
-        return [cache.fork() for cache in self.runner.view(sequence)]
+        return [cache.fork() for cache in self.runner.caches_of(sequence)]
 
     def _finish(
         self,
@@ -488,26 +495,26 @@ class Engine:
         session = sequence.session
         try:
             if session is not None:
-                session.give_back(self.runner.take(sequence), sequence.ids)
+                session.set_caches(self.runner.take_caches(sequence), sequence.ids)
                 if error is None:
-                    self.prefixes.store_session(session.tokens, session.cache)
+                    self.prefix_reuse.store_session(session.tokens, session.cache)
             elif error is None and sequence.is_prefilled and sequence.limit:
-                self.prefixes.ended(sequence, self.runner.view(sequence))
+                self.prefix_reuse.store_ended(sequence, self.runner.caches_of(sequence))
         except Exception as failure:
             self._remove(sequence, failure)
             raise
         last: Chunk | BaseException | None = error
-        if error is None and sequence.output is not None:
+        if error is None and sequence.output_processor is not None:
             peak = mx.get_peak_memory() + self.model.mapped
-            last = sequence.output.finish(reason, peak_memory=peak)
+            last = sequence.output_processor.finish(reason, peak_memory=peak)
         self._remove(sequence, last)
 
     def _remove(self, sequence: Sequence, last: Chunk | BaseException | None) -> None:
         """Let a sequence leave, with its last chunk or its error."""
         if sequence.session is not None:
-            sequence.session.release(sequence)
-        self.runner.leave(sequence)
-        self.prefixes.remove(sequence)
+            sequence.session.detach(sequence)
+        self.runner.free(sequence)
+        self.prefix_reuse.remove(sequence)
         self.scheduler.finish(sequence)
         self._handles.pop(sequence, None)
         sequence.end(last)
@@ -515,7 +522,7 @@ class Engine:
         self._news.append(sequence)
         if not self.scheduler.sequences:
             self._in_flight = None
-            self.runner.rest()
+            self.runner.reset()
 
     def _recover(self) -> None:
         """After an interrupted step: tokens that were not read are sampled again."""
@@ -524,15 +531,15 @@ class Engine:
         for sequence in self.scheduler.sequences:
             self.runner.undo_sampling(sequence)
             if sequence.session is not None:
-                sequence.session.give_back(self.runner.take(sequence), sequence.ids)
-            output = sequence.output
+                sequence.session.set_caches(self.runner.take_caches(sequence), sequence.ids)
+            output = sequence.output_processor
             if output is not None and output.finish_reason is not None:
                 self._remove(sequence, output.finish())
                 continue
             self._requeue(sequence)
             if sequence in running:
                 self.scheduler.preempt(sequence)
-        self.runner.rest()
+        self.runner.reset()
 
     # Threads that step it.
 
@@ -598,7 +605,7 @@ class Engine:
 
         def due() -> bool:
             done = sequence.num_computed
-            return progress is not None and sequence.looked_up and reported < done < total
+            return progress is not None and sequence.prefix_loaded and reported < done < total
 
         output = 0
         if not self.busy:
@@ -617,7 +624,7 @@ class Engine:
                 if due() and progress is not None:
                     reported = sequence.num_computed
                     progress(reported, total)
-                    sequence.holds = False
+                    sequence.awaits_progress = False
                 if sequence.streams or progress:
                     self.drive(news)
                 else:
@@ -699,7 +706,7 @@ class Engine:
                 if isinstance(error, EngineClosedError):
                     for sequence in self.scheduler.sequences:
                         self._finish(sequence, "cancelled")
-        except Exception as failure:  # nor does that keep anyone waiting
+        except Exception as failure:  # callers must not wait forever
             error = failure
         finally:
             with device_lock:
@@ -774,4 +781,4 @@ def _serve(engine: weakref.ref[Engine], inbox: Inbox) -> None:
 
 def prefill_budget(mode: Mode = "online") -> int:
     """The most prompt tokens of a step."""
-    return device().prefill_budget * (THROUGHPUT if mode == "batch" else 1)
+    return device().prefill_budget * (BATCH_PREFILL_FACTOR if mode == "batch" else 1)

@@ -136,7 +136,7 @@ class Handle:
                 self._readers -= 1
 
     def _news(self, seen: int) -> asyncio.Future[None] | None:
-        """What to await for more than ``seen`` chunks; None if there are more already."""
+        """Set once there are more than ``seen`` chunks; None if there are already."""
         import asyncio
 
         loop, sequence = asyncio.get_running_loop(), self._sequence

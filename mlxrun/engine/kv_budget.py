@@ -1,4 +1,4 @@
-"""What KV caches cost in bytes, and how many sequences of how many tokens fit into memory."""
+"""Bytes of KV caches, and how many sequences of how many tokens fit into memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxrun.config import CacheConfig, Range
-from mlxrun.engine.blocks import IDLE_SHARE
+from mlxrun.engine.blocks import MAX_IDLE
 from mlxrun.errors import MemoryLimitError
 from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.lock import device_lock
@@ -14,7 +14,7 @@ from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
 from mlxrun.model import Model
 
 # Kinds of caches, and their costs, to cache.
-_KINDS, _COSTS = 64, 1024
+_MAX_PLANS, _MAX_COSTS = 64, 1024
 
 
 class KVBudget:
@@ -57,10 +57,10 @@ class KVBudget:
         self._prefix_cache = prefix_cache
         self._plans: dict[CacheConfig, MemoryPlan] = {}
         self._costs: dict[tuple[int, CacheConfig], int] = {}
-        self._usual = plan = self._plan(cache_config)
+        self._default_plan = plan = self._plan(cache_config)
         self.room: Room = plan.room(parallel, context, most=most, longest=model.context_length)
         self.memory = plan.available(self.room.context, self.room.parallel)
-        self._blocks = model.joint and (parallel or self.room.parallel) > 1
+        self._has_idle_rows = model.joint and (parallel or self.room.parallel) > 1
 
     def check(self, tokens: int, cache_config: CacheConfig) -> None:
         """Refuse a request that could not run alone.
@@ -80,7 +80,7 @@ class KVBudget:
         """Bytes of the KV cache of a sequence of so many tokens."""
         key = tokens, cache_config
         if (cost := self._costs.get(key)) is None:  # another thread may clear them
-            if len(self._costs) >= _COSTS:
+            if len(self._costs) >= _MAX_COSTS:
                 self._costs.clear()
             cost = self._costs[key] = self._cost(*key)
         return cost
@@ -88,27 +88,24 @@ class KVBudget:
     def _cost(self, tokens: int, cache_config: CacheConfig) -> int:
         plan = self._plan(cache_config)
         cost = plan.cost(tokens)
-        if self._blocks:  # idle rows keep their memory until they are this share of all
-            cost += cost // (IDLE_SHARE - 1)
-        if plan is not self._usual:  # whose scratch is set aside
-            cost += max(0, plan.terms(tokens).scratch - self._usual.terms(tokens).scratch)
+        if self._has_idle_rows:  # at most so many of all
+            cost += int(cost * MAX_IDLE / (1 - MAX_IDLE))
+        if plan is not self._default_plan:  # whose scratch is set aside
+            cost += max(0, plan.terms(tokens).scratch - self._default_plan.terms(tokens).scratch)
         return cost
 
     def _plan(self, cache_config: CacheConfig) -> MemoryPlan:
         if (plan := self._plans.get(cache_config)) is None:
-            if len(self._plans) >= _KINDS:
+            if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan = self._plans[cache_config] = self._plan_of(cache_config)
+            with device_lock:
+                self._model.make_cache(cache_config)  # refuses types that do not fit
+                plan = self._plans[cache_config] = plan_loaded(
+                    self._model,
+                    self._config,
+                    cache=cache_config,
+                    prefill_tokens=self._chunk,
+                    prefix_bytes=self._prefix_cache.budget,
+                    used_prefix_bytes=self._prefix_cache.nbytes,
+                )
         return plan
-
-    def _plan_of(self, cache_config: CacheConfig) -> MemoryPlan:
-        with device_lock:
-            self._model.make_cache(cache_config)  # refuses types that do not fit
-            return plan_loaded(
-                self._model,
-                self._config,
-                cache=cache_config,
-                prefill_tokens=self._chunk,
-                prefix_bytes=self._prefix_cache.budget,
-                used_prefix_bytes=self._prefix_cache.nbytes,
-            )

@@ -137,33 +137,39 @@ class ModelRunner:
         joining = [sequence for sequence in decode if sequence.block is None]
         if joining:
             self.blocks.join(joining)
-        self.blocks.settle()
-        passes = [self._pass(*parts) for parts in self._parts(decode, prefill)]
+        self.blocks.compact()
+        prompts = [chunk for chunk in prefill if chunk.sequence.score_from is None]
+        passes = [self._pass(*parts) for parts in self._plan_passes(decode, prompts)]
         outputs = [output for output in passes if output is not None]
-        states = [a for s, _ in prefill if not s.is_prefilled for c in s.caches for a in c.state]
+        cache_arrays = [
+            a for s, _ in prompts if not s.is_prefilled for c in s.caches for a in c.state
+        ]
+        for sequence, count in prefill:
+            if sequence.score_from is not None:
+                self._score(sequence, count)
         if not outputs:
             # No token to wait for meanwhile: a request that arrives would wait for a queued step.
-            mx.eval(states)
+            mx.eval(cache_arrays)
             return None
         in_flight = outputs[0] if len(outputs) == 1 else _joined(outputs)
-        reports = [a for sampled, _ in in_flight.groups for a in sampled if a is not None]
+        logprobs = [a for sampled, _ in in_flight.groups for a in sampled if a is not None]
         finite = [] if in_flight.finite is None else [in_flight.finite]
-        mx.async_eval(states, in_flight.tokens, reports, finite)  # type: ignore[no-untyped-call]
+        mx.async_eval(cache_arrays, in_flight.tokens, logprobs, finite)  # type: ignore[no-untyped-call]
         for place, sequence in enumerate(in_flight.sequences):
-            sequence.place = place
+            sequence.token_index = place
             sequence.num_sampled += 1
         self._last = in_flight.tokens
         return in_flight
 
-    def take(self, sequence: Sequence) -> list[KVCache]:
+    def take_caches(self, sequence: Sequence) -> list[KVCache]:
         """The caches of a sequence, which leaves."""
-        caches, block = self.view(sequence), sequence.block
+        caches, block = self.caches_of(sequence), sequence.block
         if block is not None and len(block.rows) > 1:
             mx.async_eval([a for c in caches for a in c.state])  # type: ignore[no-untyped-call]
-        self.leave(sequence)
+        self.free(sequence)
         return caches
 
-    def leave(self, sequence: Sequence) -> None:
+    def free(self, sequence: Sequence) -> None:
         """Free the caches of a sequence."""
         sequence.caches = []
         if sequence.block is not None:
@@ -172,11 +178,11 @@ class ModelRunner:
             sequence.block.clear(sequence.row)
             sequence.block = None
 
-    def view(self, sequence: Sequence) -> list[KVCache]:
+    def caches_of(self, sequence: Sequence) -> list[KVCache]:
         """The caches of a sequence, to be read before the next step."""
-        return sequence.caches if sequence.block is None else sequence.block.take(sequence.row)
+        return sequence.caches if sequence.block is None else sequence.block.caches_of(sequence.row)
 
-    def rest(self) -> None:
+    def reset(self) -> None:
         """Free all rows once no sequence is left."""
         self.blocks = Blocks(BLOCK_ROWS if self.batched else 1)
         self._samplers = SamplerBatch()
@@ -198,18 +204,13 @@ class ModelRunner:
         sequence.num_sampled = sequence.num_output
         sampler.num_tokens = len(sequence.ids)
 
-    def _parts(
+    def _plan_passes(
         self, decode: ListLike[Sequence], prefill: ListLike[PrefillChunk[Sequence]]
     ) -> list[tuple[list[Block], list[PrefillChunk[Sequence]]]]:
         """The blocks and chunks of each forward pass."""
         blocks = list(self.blocks) if decode else []
-        if not prefill and self.batched:
-            return [(blocks, [])] if blocks else []
         if self.batched:
-            together = [chunk for chunk in prefill if chunk.sequence.score_from is None]
-            scored = [chunk for chunk in prefill if chunk.sequence.score_from is not None]
-            first = [(blocks, together)] if blocks or together else []
-            return [*first, *(([], [chunk]) for chunk in scored)]
+            return [(blocks, list(prefill))] if blocks or prefill else []
         decoding = [block for block in blocks if any(s and s.can_decode for s in block.rows)]
         return [*(([block], []) for block in decoding), *(([], [chunk]) for chunk in prefill)]
 
@@ -221,29 +222,26 @@ class ModelRunner:
         self.num_computed += len(rows) + sum(count for _, count in chunks)
         self.num_idle += len(rows) - len(decoding)
         samplers = self._samplers if self.batched or not blocks else blocks[0].samplers
-        if blocks and not chunks and all(block.step is not None for block in blocks):
-            everyone = len(places) == len(rows)
-            compiled = all(b.steady >= self.decode_step.compile_after for b in blocks)
+        if blocks and not chunks and all(block.decode_rows is not None for block in blocks):
+            all_rows = len(places) == len(rows)
+            compiled = all(b.steps_unchanged >= self.decode_step.compile_after for b in blocks)
             groups = samplers.arrange([s.sampler for s in decoding])
             self._save_states(groups, decoding)
             tokens, sampled = self.decode_step(
                 self._tokens_of(rows),
-                [cast(DecodeRows, block.step) for block in blocks],
+                [cast(DecodeRows, block.decode_rows) for block in blocks],
                 groups,
-                None if everyone else mx.array(places),
+                None if all_rows else mx.array(places),
                 compiled=compiled,
             )
             self._advance(blocks, decoding)
             return InFlight(
                 tuple(decoding), tokens, list(zip(sampled, groups.rows, strict=True)), [], None
             )
-        scored = chunks[0].sequence.score_from if chunks else None
         logits = self._forward(blocks, chunks, rows, places)
         self._advance(blocks, decoding)
         for sequence, count in chunks:
             sequence.num_computed += count
-        if scored is not None:
-            return None
         firsts = [sequence for sequence, _ in chunks if sequence.is_prefilled]
         sampling = [*decoding, *firsts]
         if not sampling:
@@ -263,6 +261,17 @@ class ModelRunner:
             finite,
         )
 
+    def _score(self, sequence: Sequence, count: int) -> None:
+        """Hidden states of the next tokens of a sequence that is scored, if they are wanted."""
+        start, first = sequence.num_computed, cast(int, sequence.score_from)
+        end = start + count
+        states = self.model.hidden(mx.array([sequence.ids[start:end]]), sequence.caches)
+        cache_arrays = [a for c in sequence.caches for a in c.state]
+        mx.eval(cache_arrays, [states] if end > first else [])
+        if end > first:
+            sequence.states.append((start, states))
+        sequence.num_computed, self.num_computed = end, self.num_computed + count
+
     def _forward(
         self,
         blocks: list[Block],
@@ -278,15 +287,6 @@ class ModelRunner:
             if start % PREFILL_CHUNK or (count < PREFILL_CHUNK and end < sequence.num_tokens):
                 sequence.whole_chunks = False
             ids = mx.array([sequence.ids[start:end]])
-            if sequence.score_from is not None:
-                states = model.hidden(ids, sequence.caches)
-                caches = [a for c in sequence.caches for a in c.state]
-                if sequence.num_computed + count <= sequence.score_from:
-                    mx.eval(caches)
-                else:
-                    mx.eval(states, caches)
-                    sequence.states.append((sequence.num_computed, states))
-                return states
             return model.forward(ids, sequence.caches, mx.array([count - 1]))
         if not chunks and len(blocks) == 1:
             return model.forward(
@@ -330,7 +330,7 @@ class ModelRunner:
     def _tokens_of(self, rows: ListLike[Sequence | None]) -> mx.array:
         """The last token of each row, (N,); any other for an idle one."""
         assert self._last is not None
-        places = [0 if sequence is None else sequence.place for sequence in rows]
+        places = [0 if sequence is None else sequence.token_index for sequence in rows]
         in_order = places == list(range(self._last.shape[0]))
         return self._last if in_order else self._last[mx.array(places)]
 
@@ -376,8 +376,8 @@ def sample(
     return tokens if order is None else tokens[order], outputs, states
 
 
-Made = tuple[Any, Any, Any, mx.array]
-StepFunction = Callable[..., Made]
+StepResult = tuple[Any, Any, Any, mx.array]
+StepFunction = Callable[..., StepResult]
 
 
 class DecodeStep:
@@ -408,7 +408,7 @@ class DecodeStep:
     def __call__(
         self,
         tokens: mx.array,
-        blocks: ListLike[DecodeRows],
+        rows: ListLike[DecodeRows],
         samplers: SamplerBatch,
         select: mx.array | None = None,
         *,
@@ -417,54 +417,54 @@ class DecodeStep:
         """Queue one more token of each row.
 
         Args:
-            tokens: the last of each, (N,), block by block.
-            blocks: the rows' caches; advanced by one.
+            tokens: the last of each, (N,), block by own.
+            rows: their caches; advanced by one.
             samplers: of the selected rows; advanced by one.
             select: rows that sample; None for all.
 
         Returns:
             Tokens (B,) of the selected rows, and the output of each group of samplers.
         """
-        for block in blocks:
-            block.prepare()
+        for own in rows:
+            own.prepare()
         groups, order = list(samplers.groups), samplers.order
         optional = [select, order, *(group.rows for group in groups)]
-        there = [one is not None for one in optional]
+        present = [one is not None for one in optional]
         arguments = (
             tokens,
-            [block.offsets for block in blocks],
-            [block.arrays for block in blocks],
-            [block.fixed for block in blocks],
+            [own.offsets for own in rows],
+            [own.arrays for own in rows],
+            [own.fixed for own in rows],
             [[list(group.tensors), list(group.state)] for group in groups],
             [one for one in optional if one is not None],
         )
         step = self._compiled if compiled and not self.compile_error else self._built
-        caches, outputs, states, sampled = step(blocks, groups, there)(*arguments)
-        for block, arrays in zip(blocks, caches, strict=True):
-            block.advance(arrays)
+        caches, outputs, states, sampled = step(rows, groups, present)(*arguments)
+        for own, arrays in zip(rows, caches, strict=True):
+            own.advance(arrays)
         samplers.advance([SamplerState(*state) for state in states])
         return sampled, [SamplerOutput(*output) for output in outputs]
 
     def _built(
-        self, blocks: ListLike[DecodeRows], groups: ListLike[SamplerGroup], there: ListLike[bool]
+        self, rows: ListLike[DecodeRows], groups: ListLike[SamplerGroup], present: ListLike[bool]
     ) -> StepFunction:
-        views, specs = [block.views for block in blocks], [group.spec for group in groups]
-        return _step(self.model, [block.caches for block in blocks], views, specs, there)
+        views, specs = [own.views for own in rows], [group.spec for group in groups]
+        return _step(self.model, [own.caches for own in rows], views, specs, present)
 
     def _compiled(
-        self, blocks: ListLike[DecodeRows], groups: ListLike[SamplerGroup], there: ListLike[bool]
+        self, rows: ListLike[DecodeRows], groups: ListLike[SamplerGroup], present: ListLike[bool]
     ) -> StepFunction:
         shapes = [group.tensors.key.shape + group.state.window.shape for group in groups]
         specs = tuple(group.spec for group in groups)
-        key = tuple(block.key for block in blocks), specs, tuple(there), tuple(shapes)
+        key = tuple(own.key for own in rows), specs, tuple(present), tuple(shapes)
         last = self._of_thread.__dict__.get("last")
         if last is not None and key == last[0]:  # hashes the kinds of all layers otherwise
             return cast(StepFunction, last[1])
         compiled = self.compiled
         step = compiled.pop(key, None)
         if step is None:
-            views, likes = [block.views for block in blocks], [block.bare() for block in blocks]
-            step = cast(StepFunction, mx.compile(_step(self.model, likes, views, specs, there)))
+            views, likes = [own.views for own in rows], [own.templates() for own in rows]
+            step = cast(StepFunction, mx.compile(_step(self.model, likes, views, specs, present)))
         compiled[key] = step  # the latest used last
         self._of_thread.last = key, step
         if len(compiled) > COMPILED_STEPS:
@@ -477,7 +477,7 @@ def _step(
     likes: ListLike[ListLike[RowCache]],
     views: ListLike[dict[Hashable, int]],
     specs: ListLike[SamplingSpec],
-    there: ListLike[bool],
+    present: ListLike[bool],
 ) -> StepFunction:
     """A step as a pure function of arrays; its arguments here are constants of the recording."""
 
@@ -490,7 +490,7 @@ def _step(
         optional: list[mx.array],
     ) -> tuple[list[list[LayerArrays]], list[list[mx.array]], list[list[mx.array]], mx.array]:
         given = iter(optional)
-        select, order, *indices = [next(given) if one else None for one in there]
+        select, order, *indices = [next(given) if one else None for one in present]
         blocks = [
             _slots(*block) for block in zip(likes, arrays, fixed, offsets, views, strict=True)
         ]

@@ -20,7 +20,7 @@ PREFILL_CHUNK = 512
 # The shortest prefix to share between rows, with a product of its own in attention.
 MIN_SHARED = 256
 # A prefix that is shared already is preferred if it saves this share of the best one's tokens.
-NEARLY = 0.8
+PREFER_SHARED = 0.8
 
 
 class PrefixReuse:
@@ -29,7 +29,7 @@ class PrefixReuse:
     def __init__(self, cache: PrefixCache) -> None:
         self.cache = cache
         self._running: dict[Sequence, tuple[str, ...]] = {}  # with the kinds of their caches
-        self._changed = False  # whether waiting sequences are to be determined again
+        self._stale = False  # whether waiting sequences are to be determined again
 
     @property
     def shared_nbytes(self) -> int:
@@ -40,21 +40,21 @@ class PrefixReuse:
     def add(self, sequence: Sequence) -> None:
         """Note a sequence that is about to prefill."""
         self._running[sequence] = tuple(cache.layout_key for cache in sequence.caches)
-        self._changed = True
+        self._stale = True
 
-    def look_up(self, prefilling: Iterable[Sequence]) -> None:
-        if not self._changed:
+    def estimate(self, prefilling: Iterable[Sequence]) -> None:
+        if not self._stale:
             return
-        self._changed = False
+        self._stale = False
         for sequence in prefilling:
-            if not sequence.looked_up and sequence in self._running:
+            if not sequence.prefix_loaded and sequence in self._running:
                 sequence.num_cached = self._reach(sequence)
                 sequence.waits_for_prefix = self._waits(sequence)
 
-    def take_over(self, sequence: Sequence) -> bool:
-        if sequence.looked_up:
+    def load_prefix(self, sequence: Sequence) -> bool:
+        if sequence.prefix_loaded:
             return False
-        sequence.looked_up, self._changed = True, True
+        sequence.prefix_loaded, self._stale = True, True
         if sequence not in self._running:
             return False
         step, session = sequence.reuse_step, sequence.session
@@ -72,54 +72,57 @@ class PrefixReuse:
             else:
                 sequence.lease = lease
         sequence.num_stored = sequence.num_computed
-        if sequence.output is not None and not sequence.num_output:
-            sequence.output.num_cached = sequence.num_computed
+        if sequence.output_processor is not None and not sequence.num_output:
+            sequence.output_processor.num_cached = sequence.num_computed
         sequence.find_prefix()
         for cache in sequence.caches:
             cache.prompt = len(sequence.request.prompt)
         if known - sequence.num_computed >= self.cache.min_prefix_len and step == 1 and not session:
-            sequence.stops.add(known)  # seen for the second time: worth a snapshot
+            sequence.store_at.add(known)  # seen for the second time: worth a snapshot
         return sequence.prefix is not None
 
     def chunk(self, sequence: Sequence, count: int) -> int:
         start, first = sequence.num_computed, sequence.score_from
         if first is not None and sequence.score_rows is not None:
             count = min(count, first - start if start < first else sequence.score_rows)
-        stops = (start // PREFILL_CHUNK * PREFILL_CHUNK + PREFILL_CHUNK, *sequence.stops)
+        stops = (start // PREFILL_CHUNK * PREFILL_CHUNK + PREFILL_CHUNK, *sequence.store_at)
         return min(count, *(stop - start for stop in stops if stop > start))
 
-    def prefilled(self, sequence: Sequence) -> None:
+    def store_prefilled(self, sequence: Sequence) -> None:
         """Store the prefix of a sequence that is at a stop or at its end."""
         length = sequence.num_computed
-        at_stop = length % PREFILL_CHUNK == 0 or length in sequence.stops
+        at_stop = length % PREFILL_CHUNK == 0 or length in sequence.store_at
         if at_stop or sequence.is_prefilled:
-            self._changed = True  # others may wait for it
-            self.store(sequence, sequence.caches, sequence.ids[:length])
+            self._stale = True  # others may wait for it
+            self._store(sequence, sequence.caches, sequence.ids[:length])
         if sequence.is_prefilled and (share := self._shared_length(sequence)):
             self.cache.share(sequence.ids[:share], sequence.caches)
             sequence.find_prefix()
 
-    def ended(self, sequence: Sequence, caches: list[KVCache]) -> None:
+    def store_ended(self, sequence: Sequence, caches: list[KVCache]) -> None:
         """Store a sequence that leaves, its output included."""
-        if sequence in self._running and sequence.looked_up and sequence.reuse_step == 1:
+        if sequence in self._running and sequence.prefix_loaded and sequence.reuse_step == 1:
             # The last token that was sampled may not have gone through the model.
-            self.store(sequence, caches, sequence.ids[: sequence.num_computed])
+            self._store(sequence, caches, sequence.ids[: sequence.num_computed])
 
     def remove(self, sequence: Sequence) -> None:
         """Release a sequence's prefixes."""
         if self._running.pop(sequence, None) is not None:
-            self._changed = True
+            self._stale = True
         if sequence.lease is not None:
             sequence.lease.release()
         sequence.lease = sequence.prefix = None
-        sequence.looked_up = sequence.waits_for_prefix = False
+        sequence.prefix_loaded = sequence.waits_for_prefix = False
         sequence.num_cached = sequence.num_stored = 0
-        sequence.stops.clear()
+        sequence.store_at.clear()
 
-    def store(self, sequence: Sequence, caches: list[KVCache], ids: ListLike[int]) -> None:
-        if _storable(sequence) and len(ids) - sequence.num_stored >= self.cache.min_prefix_len:
+    def _store(self, sequence: Sequence, caches: list[KVCache], ids: ListLike[int]) -> None:
+        if (
+            _is_reproducible(sequence)
+            and len(ids) - sequence.num_stored >= self.cache.min_prefix_len
+        ):
             self.cache.insert(ids, caches, sequence.reuse_step)
-            sequence.num_stored, self._changed = len(ids), True
+            sequence.num_stored, self._stale = len(ids), True
 
     def store_session(self, ids: ListLike[int], caches: list[KVCache]) -> None:
         if len(ids) >= self.cache.min_prefix_len:
@@ -156,17 +159,17 @@ class PrefixReuse:
             return False
         prompt, step = tuple(sequence.ids[:-1]), sequence.reuse_step
         for other in self._others(sequence):
-            if not other.looked_up or other.is_prefilled or not _storable(other):
+            if not other.prefix_loaded or other.is_prefilled or not _is_reproducible(other):
                 continue
             common = common_prefix_len(prompt, other.request.prompt) // step * step
             missing = common - max(sequence.num_cached, sequence.num_computed)
             if missing >= self.cache.min_prefix_len and other.num_computed < common:
-                other.stops.add(common)
+                other.store_at.add(common)
                 return True
         return False
 
 
-def _storable(sequence: Sequence) -> bool:
+def _is_reproducible(sequence: Sequence) -> bool:
     """Whether its keys and values are those of a cold start, as others of its step need them."""
     return sequence.reuse_step == 1 or sequence.whole_chunks
 
@@ -189,4 +192,4 @@ def shared_length(common: ListLike[int], shared: ListLike[int]) -> int:
     best = max(saved, key=saved.__getitem__)
     again = {n: n * sum(one >= n for one in each) for n in shared if n >= MIN_SHARED}
     likely = max(again, key=again.__getitem__, default=0)
-    return likely if again.get(likely, 0) >= NEARLY * saved[best] else best
+    return likely if again.get(likely, 0) >= PREFER_SHARED * saved[best] else best

@@ -32,8 +32,8 @@ PRIORITY_LEAD = 32
 OLDEST_TURN = 4
 # Slots by which memory is reserved: the smallest growth of a KV cache.
 GROWTH = 256
-# At least one in so many tokens of the budget is prefilled, however long the context.
-LEAST_SHARE = 4
+# The share of the budget's tokens that is prefilled at least, however long the context.
+MIN_SHARE = 1 / 4
 # Allowed slowdown of a step, relative to one without context: longer steps are fewer for a long
 # prompt, but a request that arrives meanwhile waits half a step on average.
 SLOWDOWN = 1.5
@@ -52,7 +52,7 @@ class Schedulable(Protocol):
         num_computed: tokens in its KV cache.
         num_cached: tokens that the prefix cache is expected to supply.
         waits_for_prefix: another sequence is prefilling their prefix.
-        holds: it looks up its prefix, but does not prefill yet.
+        awaits_progress: it looks up its prefix, but does not prefill yet.
         reserved: bytes, and ``reserved_slots`` the cache slots they are for; set by the scheduler.
     """
 
@@ -65,7 +65,7 @@ class Schedulable(Protocol):
     num_computed: int
     num_cached: int
     waits_for_prefix: bool
-    holds: bool
+    awaits_progress: bool
     reserved: int
     reserved_slots: int
 
@@ -107,14 +107,14 @@ class Prefixes(Protocol[C]):
     def shared_nbytes(self) -> int:
         """Bytes of prefixes that running sequences hold in common."""
 
-    def look_up(self, prefilling: Iterable[C]) -> None:
+    def estimate(self, prefilling: Iterable[C]) -> None:
         """Set ``num_cached`` and ``waits_for_prefix``."""
 
-    def take_over(self, sequence: C) -> bool:
+    def load_prefix(self, sequence: C) -> bool:
         """Load the cached prefix, once per sequence; whether its cost has changed."""
 
     def chunk(self, sequence: C, count: int) -> int:
-        """A chunk of at most ``count`` tokens that ends where the prefix cache wants to store."""
+        """A chunk of at most ``count`` tokens that ends at a length to store."""
 
 
 class PrefillBudget:
@@ -133,7 +133,9 @@ class PrefillBudget:
         self._stall, self.most = stall, most
         self._decoding = 0.0  # seconds of a step without prefill, smoothed
         self._costs: deque[float] = deque(maxlen=WINDOW)  # seconds of a token without context
-        self._weights: deque[float] = deque(maxlen=WINDOW)  # of one of context, as a share of that
+        self._context_costs: deque[float] = deque(
+            maxlen=WINDOW
+        )  # of one of context, as a share of that
 
     @property
     def tokens(self) -> int:
@@ -143,19 +145,21 @@ class PrefillBudget:
         return max(1, int(min(self.most, self._stall / median(self._costs))))
 
     @property
-    def weight(self) -> float:
+    def context_cost(self) -> float:
         """Cost of attending to one token of context, as a share of a token's cost without."""
-        return median(self._weights) if self._weights else 0.0
+        return median(self._context_costs) if self._context_costs else 0.0
 
-    def at(self, context: int) -> int:
+    def tokens_after(self, context: int) -> int:
         """Tokens of a step after so much context; at least one."""
         tokens = self.tokens
         if math.isinf(self._stall):
             return tokens
-        light = int(tokens * SLOWDOWN / (1 + self.weight * context))
-        return min(tokens, max(1, light, self.most // LEAST_SHARE))
+        light = int(tokens * SLOWDOWN / (1 + self.context_cost * context))
+        return min(tokens, max(1, light, int(self.most * MIN_SHARE)))
 
-    def note(self, chunks: Collection[tuple[int, int]], seconds: float, *, decoding: bool) -> None:
+    def observe(
+        self, chunks: Collection[tuple[int, int]], seconds: float, *, decoding: bool
+    ) -> None:
         """Learn from a step.
 
         Args:
@@ -173,7 +177,7 @@ class PrefillBudget:
             if 2 * tokens >= self.tokens:  # fewer measure a step's cost, not a token's
                 self._costs.append(seconds / tokens)
         elif self._costs:
-            self._weights.append(max(0.0, seconds / median(self._costs) - tokens) / context)
+            self._context_costs.append(max(0.0, seconds / median(self._costs) - tokens) / context)
 
 
 class Scheduler(Generic[S]):
@@ -185,7 +189,7 @@ class Scheduler(Generic[S]):
         memory: bytes for the KV caches of all running sequences; None for no limit.
         chunk: prefill one sequence at a time, in chunks of that length; None for the budget's.
         alone_chunk: the same while no sequence decodes.
-        fill: fill every step's budget, as no one waits for a first token.
+        always_fill: fill every step's budget, as no one waits for a first token.
         prefixes: the prefix cache, if any.
     """
 
@@ -197,13 +201,13 @@ class Scheduler(Generic[S]):
         memory: int | None = None,
         chunk: int | None = None,
         alone_chunk: int | None = None,
-        fill: bool = False,
+        always_fill: bool = False,
         prefixes: Prefixes[S] | None = None,
     ) -> None:
         if rows < 1:
             raise ParameterError("rows", rows, "at least 1")
         self.budget, self.rows, self.memory = budget, rows, memory
-        self._chunk, self._alone_chunk, self._fill = chunk, alone_chunk, fill
+        self._chunk, self._alone_chunk, self._always_fill = chunk, alone_chunk, always_fill
         self._prefixes = prefixes
         self._queue: list[tuple[int, int, S]] = []  # heap of (rank, arrival, sequence)
         self._waiting: dict[S, None] = {}
@@ -212,7 +216,7 @@ class Scheduler(Generic[S]):
         self._deadlines: dict[S, float] = {}
         self._arrivals = 0
         self._reserved = 0
-        self._passed = 0  # steps since the oldest prompt went first
+        self._steps_since_oldest = 0  # steps since the oldest prompt went first
 
     def __contains__(self, sequence: S) -> bool:
         states = self._waiting, self._prefilling, self._decoding
@@ -264,20 +268,20 @@ class Scheduler(Generic[S]):
         """Sequences whose deadline has passed."""
         return [s for s, deadline in self._deadlines.items() if deadline <= now]
 
-    def schedule(self, begin: Callable[[S], None] | None = None) -> Batch[S]:
+    def schedule(self, on_admit: Callable[[S], None] | None = None) -> Batch[S]:
         """The parts of the next step; called again once preempted sequences have left.
 
         Args:
-            begin: called with each sequence that is admitted.
+            on_admit: called with each sequence that is admitted.
         """
         for sequence in [s for s in self._prefilling if s.num_computed >= s.num_tokens]:
             del self._prefilling[sequence]
             self._decoding[sequence] = None
         if preempted := self._make_room():
             return Batch([], [], preempted)
-        self._admit(begin)
+        self._admit(on_admit)
         if self._prefilling and self._prefixes is not None:
-            self._prefixes.look_up(self._prefilling)
+            self._prefixes.estimate(self._prefilling)
         chunks = list(self._chunks()) if self._prefilling else []
         return Batch([s for s in self._decoding if s.can_decode], chunks, [])
 
@@ -304,21 +308,25 @@ class Scheduler(Generic[S]):
             self._reserved -= sequence.reserved
             sequence.reserved = sequence.reserved_slots = 0
 
-    def _admit(self, begin: Callable[[S], None] | None) -> None:
+    def _admit(self, on_admit: Callable[[S], None] | None) -> None:
         while self._queue and self.num_running < self.rows:
             sequence = self._queue[0][2]
             if sequence in self._waiting:
-                # With room to grow once, lest it be preempted soon; one alone always runs.
                 slots = _rounded_up(sequence.num_tokens + 1)
-                fits = self.memory is None or not self.num_running
-                if not fits and self.used + sequence.cost(slots + GROWTH) > (self.memory or 0):
+                if not self._has_room(sequence, slots):
                     return
                 del self._waiting[sequence]
                 self._prefilling[sequence] = None
                 self._reserve(sequence, slots)
-                if begin is not None:
-                    begin(sequence)
+                if on_admit is not None:
+                    on_admit(sequence)
             heapq.heappop(self._queue)
+
+    def _has_room(self, sequence: S, slots: int) -> bool:
+        if self.memory is None or not self.num_running:  # one alone always runs
+            return True
+        # With room to grow once, lest it be preempted soon.
+        return self.used + sequence.cost(slots + GROWTH) <= self.memory
 
     def _make_room(self) -> list[S]:
         """Reserve memory for caches that grow in the next step; returns the preempted."""
@@ -341,8 +349,8 @@ class Scheduler(Generic[S]):
 
     def _chunks(self) -> Iterator[PrefillChunk[S]]:
         ready = [s for s in self._prefilling if not s.waits_for_prefix]
-        for sequence in [s for s in ready if s.holds]:
-            self._take_over(sequence)
+        for sequence in [s for s in ready if s.awaits_progress]:
+            self._load_prefix(sequence)
             ready.remove(sequence)
         if not ready:
             return
@@ -351,35 +359,35 @@ class Scheduler(Generic[S]):
         if chunk is None and self._alone_chunk is not None and not self._decoding:
             chunk = self._alone_chunk
         if chunk is not None:
-            yield self._cut(order[0], chunk)
+            yield self._chunk_of(order[0], chunk)
             return
         left = 1.0  # of the budget
         for place, sequence in enumerate(order):
-            most = self.budget.at(_start(sequence))
-            share = min(_rest(sequence), int(left * most + 1e-9))
-            if not share or (place and share < _rest(sequence) and not self._fill):
+            most = self.budget.tokens_after(_computed(sequence))
+            share = min(_remaining(sequence), int(left * most + 1e-9))
+            if not share or (place and share < _remaining(sequence) and not self._always_fill):
                 return
-            yield self._cut(sequence, share)
+            yield self._chunk_of(sequence, share)
             left -= share / most
 
-    def _cut(self, sequence: S, count: int) -> PrefillChunk[S]:
+    def _chunk_of(self, sequence: S, count: int) -> PrefillChunk[S]:
         if self._prefixes is not None:
-            self._take_over(sequence)
-            count = self._prefixes.chunk(sequence, min(count, _rest(sequence)))
-        return PrefillChunk(sequence, min(count, _rest(sequence)))
+            self._load_prefix(sequence)
+            count = self._prefixes.chunk(sequence, min(count, _remaining(sequence)))
+        return PrefillChunk(sequence, min(count, _remaining(sequence)))
 
-    def _take_over(self, sequence: S) -> None:
-        if self._prefixes is not None and self._prefixes.take_over(sequence):
+    def _load_prefix(self, sequence: S) -> None:
+        if self._prefixes is not None and self._prefixes.load_prefix(sequence):
             self._reserve(sequence, sequence.reserved_slots)
         sequence.num_cached = 0
 
     def _order(self, prefilling: Collection[S]) -> list[S]:
         """The shortest remainder first, or the oldest sequence where it is its turn."""
-        order = sorted(prefilling, key=lambda s: (_rest(s), s.arrival))
+        order = sorted(prefilling, key=lambda s: (_remaining(s), s.arrival))
         oldest = min(prefilling, key=lambda s: s.arrival)
-        self._passed = 0 if order[0] is oldest else self._passed + 1
-        if self._passed == OLDEST_TURN:
-            self._passed = 0
+        self._steps_since_oldest = 0 if order[0] is oldest else self._steps_since_oldest + 1
+        if self._steps_since_oldest == OLDEST_TURN:
+            self._steps_since_oldest = 0
             order.sort(key=lambda s: s is not oldest)
         return order
 
@@ -388,12 +396,12 @@ def _rank(sequence: Schedulable) -> int:
     return sequence.arrival - PRIORITY_LEAD * sequence.priority
 
 
-def _start(sequence: Schedulable) -> int:
+def _computed(sequence: Schedulable) -> int:
     return max(sequence.num_computed, min(sequence.num_cached, sequence.num_tokens - 1))
 
 
-def _rest(sequence: Schedulable) -> int:
-    return sequence.num_tokens - _start(sequence)
+def _remaining(sequence: Schedulable) -> int:
+    return sequence.num_tokens - _computed(sequence)
 
 
 def _rounded_up(slots: int) -> int:

@@ -41,28 +41,28 @@ class Sequence:
         request: prompt, parameters and limits.
         limit: the most tokens to sample; 0 for one that is scored.
         cache_config: of its KV cache.
-        output: makes chunks of its tokens; None for one that is scored.
+        output_processor: makes chunks of its tokens; None for one that is scored.
         plan: bytes of its KV cache by number of tokens.
         session: the session that it continues, or None.
         reuse_step: it takes over prefixes at multiples of so many tokens.
         score_from: a scored sequence yields the hidden states of positions from there on.
         score_rows: at most so many of them at once, where the model has no output matrix apart.
         streams: its reader waits for each chunk, not for the last one.
-        holds: its reader reports progress before the first chunk is prefilled.
+        awaits_progress: its reader reports progress before the first chunk is prefilled.
         chunks, states, error: for the reader, who waits for ``changed``.
     """
 
     request: Request
     limit: int
     cache_config: CacheConfig
-    output: OutputProcessor | None
+    output_processor: OutputProcessor | None
     plan: Callable[[int], int] = field(default=_free, repr=False)
     session: Session | None = None
     reuse_step: int = 1
     score_from: int | None = None
     score_rows: int | None = None
     streams: bool = True
-    holds: bool = False
+    awaits_progress: bool = False
 
     # Output, read by other threads.
     chunks: list[Chunk] = field(default_factory=list, init=False)
@@ -71,7 +71,7 @@ class Sequence:
     finished: bool = field(default=False, init=False)
     changed: threading.Condition = field(default_factory=threading.Condition)
     listeners: list[Callable[[], None]] = field(default_factory=list, init=False)
-    engine: Runs | None = None  # kept alive by the caller's handle until the end
+    engine: SequenceOwner | None = None  # kept alive by the caller's handle until the end
 
     # Scheduling; see scheduler.Schedulable.
     deadline: float | None = None
@@ -90,13 +90,13 @@ class Sequence:
     caches: list[KVCache] = field(default_factory=list, init=False)
     block: Block | None = field(default=None, init=False)
     row: int = field(default=0, init=False)
-    place: int = field(default=0, init=False)  # of its token among those of the last step
+    token_index: int = field(default=0, init=False)  # of its token among those of the last step
 
     # Prefix cache.
-    looked_up: bool = field(default=False, init=False)
+    prefix_loaded: bool = field(default=False, init=False)
     whole_chunks: bool = field(default=True, init=False)  # prefilled alone, as after a cold start
     lease: Lease | None = field(default=None, init=False)
-    stops: set[int] = field(default_factory=set, init=False)  # lengths to store
+    store_at: set[int] = field(default_factory=set, init=False)  # lengths to store
     num_stored: int = field(default=0, init=False)
     prefix: SharedPrefix | None = field(default=None, init=False)  # shared with other sequences
 
@@ -139,7 +139,7 @@ class Sequence:
         return self.plan(slots) - saved_slots * self.prefix.nbytes // self.prefix.length
 
     def find_prefix(self) -> None:
-        """Note the prefix that its caches hold in common with others."""
+        """Note the prefix that its caches share with others."""
         self.prefix = shared_prefix_of(self.caches)
 
     def restart(self) -> None:
@@ -165,7 +165,7 @@ class Sequence:
             wake()
 
 
-class Runs(Protocol):
+class SequenceOwner(Protocol):
     """The engine that runs a sequence."""
 
     def abort(self, sequence: Sequence) -> None: ...
@@ -203,7 +203,7 @@ class Session:
         self._fingerprint = fingerprint
         self.cache: list[KVCache] = self.empty()
         self.tokens: list[int] = []
-        self._running: tuple[Runs, Sequence] | None = None
+        self._running: tuple[SequenceOwner, Sequence] | None = None
 
     def empty(self) -> list[KVCache]:
         """Empty caches of its kind."""
@@ -246,27 +246,27 @@ class Session:
             other = Session(self.model, self.config, self._fingerprint)
             engine, sequence = self._running or (None, None)
             if engine is not None and sequence is not None and (own := engine.copies_of(sequence)):
-                other.hold(own, sequence.ids)
+                other.set_caches(own, sequence.ids)
             else:
                 other.cache = [cache.fork() for cache in self.cache]
                 other.tokens = list(self.tokens)
             return other
 
     def rewind(self, length: int) -> int:
-        """Forget all but the first ``length`` tokens, or all where a cache cannot go back.
+        """Truncate to the first ``length`` tokens, or to none where a cache cannot be truncated.
 
         Returns:
             The tokens that are left.
         """
         with device_lock:
             interrupted = self.interrupt()
-            self.hold(self.cache, self.tokens[:length])
+            self.set_caches(self.cache, self.tokens[:length])
         for engine in interrupted:
             engine.notify()
         return len(self.tokens)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all tokens."""
         with device_lock:
             interrupted = self.interrupt()
             self.reset_caches()
@@ -276,11 +276,11 @@ class Session:
     def reset_caches(self) -> None:
         self.cache, self.tokens = self.empty(), []
 
-    def shared_with(self, ids: Iterable[int]) -> int:
+    def common_len(self, ids: Iterable[int]) -> int:
         """How many of its tokens some ids begin with."""
         return common_prefix_len(tuple(self.tokens), tuple(ids))
 
-    def interrupt(self) -> list[Runs]:
+    def interrupt(self) -> list[SequenceOwner]:
         """End the request that uses this session; returns its engine, to be notified."""
         if self._running is None:
             return []
@@ -295,24 +295,24 @@ class Session:
         )
         return [engine]
 
-    def lend(self, engine: Runs, sequence: Sequence) -> list[Runs]:
+    def attach(self, engine: SequenceOwner, sequence: Sequence) -> list[SequenceOwner]:
         """Let a sequence run on it; the one before ends, see :meth:`interrupt`."""
         interrupted = self.interrupt()
         self._running = engine, sequence
         return interrupted
 
-    def release(self, sequence: Sequence) -> None:
+    def detach(self, sequence: Sequence) -> None:
         """Note that a sequence has ended."""
         if self._running is not None and self._running[1] is sequence:
             self._running = None
 
-    def give_back(self, caches: list[KVCache], tokens: list[int]) -> None:
-        """Take the caches of a sequence that ends; none if it had not begun."""
-        if caches:
-            self.hold(caches, tokens)
+    def set_caches(self, caches: list[KVCache], tokens: list[int]) -> None:
+        """Take caches, truncated to some tokens: an interrupt may have left layers apart.
 
-    def hold(self, caches: list[KVCache], tokens: list[int]) -> None:
-        """Hold caches, cut back to some tokens; an interrupt may have left layers apart."""
+        A sequence that had not begun has none, and leaves those that there are.
+        """
+        if not caches:
+            return
         length = min(len(tokens), *(cache.offset for cache in caches))
         try:
             for cache in caches:
@@ -323,7 +323,7 @@ class Session:
 
     def __repr__(self) -> str:
         tokens = len(self.tokens)
-        windowed = ", which forgets old ones" if self.windowed else ""
+        windowed = ", with a window" if self.windowed else ""
         return f"Session({tokens} token{'s' * (tokens != 1)}{windowed})"
 
     def _repr_html_(self) -> str:

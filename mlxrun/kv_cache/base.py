@@ -74,7 +74,7 @@ class KVCache(StepCache):
     for mlx-lm's classes one cache serves a whole model and one sequence.
 
     *Ownership.* The cache owns its arrays. A sequence owns its caches until it joins a block, which
-    then owns them; nobody else keeps a reference to either.
+    then owns them; no one else keeps a reference to either.
 
     *Changes.* A pass appends k tokens to each row through ``attend``, or through the arrays of a
     compiled step (:class:`mlxrun.kv_cache.batch.DecodeSlots`); k may differ from row to row.
@@ -83,7 +83,7 @@ class KVCache(StepCache):
     that stay are never rewritten: a row after k tokens and a truncation by n has the K/V of one
     that was given k - n tokens.
 
-    *Validity.* What attention reads are views in slot order, valid for that pass only. ``fork``
+    *Validity.* Attention gets views in slot order, valid for that pass only. ``fork``
     shares arrays: MLX arrays are values, so the first of the two to append copies what it changes.
     ``slice_tokens`` and ``snapshot`` are copies, valid for ever. All of it is lazy: the next step's
     graph may be built before this one is evaluated.
@@ -147,7 +147,7 @@ class KVCache(StepCache):
 
     @abstractmethod
     def restore(self, tokens: Sequence[Arrays], state: State | None, length: int) -> None:
-        """Fill this empty cache with what another of the same :attr:`layout_key` stored.
+        """Fill this empty cache from another of the same :attr:`layout_key`.
 
         Args:
             tokens: slices of at least the first ``length`` tokens, one after the other.

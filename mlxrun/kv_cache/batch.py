@@ -17,7 +17,7 @@ import numpy as np
 from mlxrun.errors import CacheError
 from mlxrun.kv_cache.attention import AttentionOp
 from mlxrun.kv_cache.base import StepCache
-from mlxrun.kv_cache.dense import RowCache, positions, written
+from mlxrun.kv_cache.dense import RowCache, positions, put_tokens
 from mlxrun.kv_cache.formats import StoredKV
 
 LayerArrays = list[mx.array]
@@ -140,9 +140,9 @@ class DecodeRows:
         first, views = self.caches[0], tuple(self.views.values())
         return self._kinds, len(first.offsets), first.capacity, views, self._tokens
 
-    def bare(self) -> list[RowCache]:
+    def templates(self) -> list[RowCache]:
         """Caches like these without tokens, for a compiled function to keep."""
-        return [cache.bare() for cache in self.caches]
+        return [cache.template() for cache in self.caches]
 
     @property
     def offsets(self) -> mx.array:
@@ -222,7 +222,7 @@ class DecodeSlots(StepCache):
         slots, mask = self._place(keys.shape[2])
         tokens = [*packed, *like.values.pack(values)]
         self.arrays = [
-            written(array, self._spread(slots, x.shape), x)
+            put_tokens(array, self._spread(slots, x.shape), x)
             for array, x in zip(self.arrays, tokens, strict=True)
         ]
         view = tuple(array[:, :, : self._view] for array in self.arrays)

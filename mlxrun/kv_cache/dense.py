@@ -148,7 +148,7 @@ class Store:
     def write_each(self, slots: mx.array, tokens: Sequence[mx.array]) -> None:
         """Put T tokens of each row into slots of its own, (R, 1, T, 1)."""
         self.arrays = [
-            written(array, mx.broadcast_to(slots, x.shape), x)
+            put_tokens(array, mx.broadcast_to(slots, x.shape), x)
             for array, x in zip(self.arrays, tokens, strict=True)
         ]
 
@@ -171,7 +171,7 @@ class Store:
             mine[row : row + 1, :, :used] = its[:, :, :used]
 
 
-def written(array: mx.array, slots: mx.array, tokens: mx.array) -> mx.array:
+def put_tokens(array: mx.array, slots: mx.array, tokens: mx.array) -> mx.array:
     """An array with tokens (R, H, T, D) put into slots of the same shape."""
     return mx.put_along_axis(array, slots, tokens, axis=2)
 
@@ -211,7 +211,7 @@ class RowCache(KVCache):
 
     Attributes:
         offsets: tokens so far of each row, or one number for rows of the same length.
-        written: the most tokens that each row had before it was truncated, or slots that padding
+        high_water: the most tokens that each row had before it was truncated, or slots that padding
             was written to; see :meth:`longest`.
         functional: whether a step can be a pure function of its arrays; see
             :class:`mlxrun.kv_cache.batch.DecodeSlots`.
@@ -222,7 +222,7 @@ class RowCache(KVCache):
     def __init__(self, layout: Layout, keys: Format = PLAIN, values: Format = PLAIN) -> None:
         self.layout, self.keys, self.values = layout, keys, values
         self.offsets: list[int] = [0]
-        self.written: list[int] = [0]
+        self.high_water: list[int] = [0]
         self._store = Store()
         self._split = 0  # how many of the arrays are of keys
 
@@ -253,7 +253,7 @@ class RowCache(KVCache):
         """Arrays that are attended to in addition to :attr:`state`, and never change."""
         return []
 
-    def bare(self) -> Self:
+    def template(self) -> Self:
         """A cache of the same kind without tokens or ``fixed`` arrays."""
         return self.empty()
 
@@ -291,12 +291,12 @@ class RowCache(KVCache):
 
     def longest(self, row: int) -> int:
         """The most tokens that a row has had since it was empty, truncated ones included."""
-        return max(self.written[row], self.offsets[row])
+        return max(self.high_water[row], self.offsets[row])
 
     def _advance(self, counts: Sequence[int], tokens: int) -> None:
         for row, n in enumerate(counts):
             if n < tokens:  # the first token of the padding was written to the next slot
-                self.written[row] = max(self.written[row], self.offsets[row] + n + 1)
+                self.high_water[row] = max(self.high_water[row], self.offsets[row] + n + 1)
         self.offsets = [offset + n for offset, n in zip(self.offsets, counts, strict=True)]
 
     def attend(
@@ -380,10 +380,10 @@ class RowCache(KVCache):
         length = self.offsets[row] - n
         if n:
             self._check_truncation(row, length)
-            self.written[row] = self.longest(row)
+            self.high_water[row] = self.longest(row)
         self.offsets[row] = length
         if not length:
-            self.written[row] = 0
+            self.high_water[row] = 0
 
     def _check_truncation(self, row: int, length: int) -> None:
         """Raise CacheError where a row cannot be truncated to a length."""
@@ -410,7 +410,7 @@ class RowCache(KVCache):
 
     def _copy(self, rows: slice, array: Callable[[mx.array], mx.array]) -> Self:
         other = self.empty()
-        other.offsets, other.written = self.offsets[rows], self.written[rows]
+        other.offsets, other.high_water = self.offsets[rows], self.high_water[rows]
         other._split = self._split
         for its, own in zip(other._stores, self._stores, strict=True):
             its.arrays = [array(each) for each in own.arrays]
@@ -423,7 +423,7 @@ class RowCache(KVCache):
     def place(self, row: int, other: Self) -> None:
         """Copy another cache's only row into an existing row, or into the next one."""
         if not self._store.arrays:  # the first row decides on heads, widths and dtypes
-            self.offsets, self.written, self._split = [], [], other._split
+            self.offsets, self.high_water, self._split = [], [], other._split
             for mine, its in zip(self._stores, other._stores, strict=True):
                 mine.arrays = [array[:0] for array in its.arrays]
         if row == len(self.offsets):
@@ -431,23 +431,23 @@ class RowCache(KVCache):
         used, need = self.slots_after(0), other.slots_after(0)
         self._store.reserve(self._store.arrays, used, self._capacity(need))
         self._store.put_row(row, other._store, need)
-        self.offsets[row], self.written[row] = other.offsets[0], other.written[0]
+        self.offsets[row], self.high_water[row] = other.offsets[0], other.high_water[0]
 
     def add_rows(self, count: int) -> None:
         """Add empty rows; there is at least one row already."""
         self.offsets.extend([0] * count)
-        self.written.extend([0] * count)
+        self.high_water.extend([0] * count)
         for store in self._stores:
             store.add_rows(count)
 
     def clear(self, row: int) -> None:
         """Remove a row's tokens; the row stays, to be used again."""
-        self.offsets[row] = self.written[row] = 0
+        self.offsets[row] = self.high_water[row] = 0
 
     def take_rows(self, rows: Sequence[int]) -> None:
         """Keep some rows, in that order."""
         self.offsets = [self.offsets[row] for row in rows]
-        self.written = [self.written[row] for row in rows]
+        self.high_water = [self.high_water[row] for row in rows]
         for store in self._stores:
             store.take_rows(rows)
 
@@ -487,6 +487,6 @@ class DenseCache(RowCache):
 
     def restore(self, tokens: Sequence[Arrays], state: State | None, length: int) -> None:
         if state is not None:
-            raise CacheError("some of its tokens saw only a part of those before them")
-        self.offsets, self.written = [length], [length]
+            raise CacheError("some of its tokens attended to only a part of those before them")
+        self.offsets, self.high_water = [length], [length]
         self._fill(tokens, length)

@@ -253,7 +253,7 @@ class PerChannelCache(DenseCache):
         self._store = store(of_values, offset, self._capacity(offset))
         self._groups = store((codes, scales, biases), groups, self._room(groups))
         self._recent = store((recent,), ring, ring)
-        self.offsets, self.written = [offset], [max(offset, oldest + ring if oldest else 0)]
+        self.offsets, self.high_water = [offset], [max(offset, oldest + ring if oldest else 0)]
         self.truncate(0, offset - length)
 
     def place(self, row: int, other: Self) -> None:

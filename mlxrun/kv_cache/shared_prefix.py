@@ -57,12 +57,12 @@ class SharedPrefixCache(DenseCache):
     ) -> None:
         super().__init__(keys, values, Line(prefix.length))
         self.prefix, self._layer = prefix, layer
-        self.offsets, self.written = [prefix.length], [prefix.length]
+        self.offsets, self.high_water = [prefix.length], [prefix.length]
 
     def empty(self) -> Self:
         return type(self)(self.prefix, self._layer, self.keys, self.values)
 
-    def bare(self) -> Self:
+    def template(self) -> Self:
         without = SharedPrefix(self.prefix.length, ())
         return type(self)(without, self._layer, self.keys, self.values)
 
@@ -104,8 +104,8 @@ class SharedPrefixCache(DenseCache):
     def _check_truncation(self, row: int, length: int) -> None:
         if length < self.prefix.length:
             raise CacheError(
-                f"cannot go back {self.offsets[row] - length} tokens: others share the first "
-                f"{self.prefix.length}"
+                f"cannot go back {self.offsets[row] - length} tokens: the first "
+                f"{self.prefix.length} are shared"
             )
 
     @property
@@ -131,9 +131,9 @@ class SharedPrefixCache(DenseCache):
 
     def restore(self, tokens: Sequence[Arrays], state: State | None, length: int) -> None:
         if state is not None:
-            raise CacheError("some of its tokens saw only a part of those before them")
+            raise CacheError("some of its tokens attended to only a part of those before them")
         start = self.prefix.length
-        self.offsets, self.written = [length], [length]
+        self.offsets, self.high_water = [length], [length]
         if length > start:
             self._fill(list(_from(tokens, start)), length - start)
 
@@ -144,7 +144,7 @@ class SharedPrefixCache(DenseCache):
         self.prompt = whole.prompt
 
     def clear(self, row: int) -> None:
-        self.offsets[row] = self.written[row] = self.prefix.length
+        self.offsets[row] = self.high_water[row] = self.prefix.length
 
 
 def can_share(cache: KVCache) -> bool:

@@ -186,7 +186,7 @@ class RotatingCache(RowCache):
     def truncate(self, row: int, n: int) -> None:
         super().truncate(row, n)
         if n and self.offsets[row] <= self.keep:  # the ring is empty again
-            self.written[row] = self.offsets[row]
+            self.high_water[row] = self.offsets[row]
 
     @property
     def layout_key(self) -> str:
@@ -215,5 +215,5 @@ class RotatingCache(RowCache):
         ordered, self.layout = self._in_order(known), mine
         self._store_newest(ordered, known, offset)
         lost = oldest > self.keep
-        self.written = [max(offset, oldest + self.window + self.slack if lost else 0)]
+        self.high_water = [max(offset, oldest + self.window + self.slack if lost else 0)]
         self.truncate(0, offset - length)

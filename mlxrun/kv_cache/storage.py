@@ -34,7 +34,7 @@ _RENAMED = (
     ("ChannelCache ", "PerChannelCache "),
 )
 ELSEWHERE = "Choose another name"
-HINT = "It is left as it is, and the conversation is read again"
+HINT = "It is left as it is, and the conversation is prefilled again"
 
 
 class SavedSession(NamedTuple):
@@ -105,7 +105,7 @@ def write(
     """
     check_replaceable(path)
     if not tokens or not all(cache.layout_key for cache in caches):
-        what = "this model's memory cannot be kept" if tokens else "there is nothing to remember"
+        what = "this model's KV cache cannot be saved" if tokens else "the session has no tokens"
         raise CacheError(f"{path} was not written: {what}")
     arrays: Arrays = {"tokens": mx.array(list(tokens), mx.uint32)}
     states = [cache.snapshot() for cache in caches]

@@ -108,8 +108,8 @@ class Ask:
 
     @property
     def cached(self) -> int:
-        assert self.sequence is not None and self.sequence.output is not None
-        return self.sequence.output.num_cached
+        assert self.sequence is not None and self.sequence.output_processor is not None
+        return self.sequence.output_processor.num_cached
 
 
 def alone(model: Any, ask: Ask, cache: CacheConfig = DEFAULT_CACHE) -> list[int]:

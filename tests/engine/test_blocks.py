@@ -65,10 +65,10 @@ def test_more_blocks_than_needed_but_one_are_spread_over_the_others() -> None:
     rows = joined(blocks, 8)
     assert [len(block.rows) for block in blocks] == [2, 2, 2, 2]
     leave(rows[::2])
-    blocks.settle()
-    assert sorted(block.live for block in blocks) == [1, 1, 2]
-    blocks.settle()
-    assert sum(block.live for block in blocks) == 4
+    blocks.compact()
+    assert sorted(block.num_occupied for block in blocks) == [1, 1, 2]
+    blocks.compact()
+    assert sum(block.num_occupied for block in blocks) == 4
     for row in rows[1::2]:
         row.check()
 
@@ -78,11 +78,11 @@ def test_idle_rows_go_where_they_are_many() -> None:
     rows = joined(blocks, 8)
     (block,) = blocks
     leave(rows[:2])
-    blocks.settle()
+    blocks.compact()
     assert len(block.rows) == 8, "two of eight are too few for a copy of the others"
     before = blocks.nbytes
     leave(rows[4:6])
-    blocks.settle()
+    blocks.compact()
     assert block.rows == [*rows[2:4], *rows[6:]]
     assert blocks.nbytes == before // 2
     for row in (*rows[2:4], *rows[6:]):
@@ -103,7 +103,7 @@ def test_rows_that_come_together_are_made_together(monkeypatch: pytest.MonkeyPat
     (block,) = blocks
     assert made == [7, 7], "the first one's caches are taken over"
     leave(rows[:2])
-    blocks.settle()
+    blocks.compact()
     made.clear()
     later = [Row(number) for number in range(20, 25)]
     come(blocks, later)
@@ -124,5 +124,5 @@ def test_rows_that_come_together_fill_blocks() -> None:
 def test_a_block_that_nobody_has_a_row_of_goes() -> None:
     blocks: Blocks = Blocks()
     leave(joined(blocks, 3))
-    blocks.settle()
+    blocks.compact()
     assert list(blocks) == [] and blocks.nbytes == 0

@@ -46,7 +46,7 @@ def test_a_close_that_fails_tells_everybody(
     engine = llm.engine(parallel=2)
     handles = [engine.submit(PROMPT, max_tokens=400, **GREEDY) for _ in range(4)]
     next(iter(handles[0]))
-    monkeypatch.setattr(engine.runner, "view", fail_after(engine.runner.view, 0))
+    monkeypatch.setattr(engine.runner, "caches_of", fail_after(engine.runner.caches_of, 0))
     engine.close()
     for handle in handles:
         with pytest.raises(BrokenError):

@@ -65,8 +65,8 @@ def test_rows_of_a_block_are_of_one_kind() -> None:
         for row in own[1:]:
             assert row.block is not None
             row.block.clear(row.row)
-    blocks.settle()
-    assert [block.live for block in blocks] == [1] * len(CHOICES)
+    blocks.compact()
+    assert [block.num_occupied for block in blocks] == [1] * len(CHOICES)
 
 
 @pytest.fixture(scope="module", params=["whole", "windows"])

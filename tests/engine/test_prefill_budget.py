@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxrun.engine.scheduler import LEAST_SHARE, SLOWDOWN, WINDOW, PrefillBudget, Scheduler
+from mlxrun.engine.scheduler import MIN_SHARE, SLOWDOWN, WINDOW, PrefillBudget, Scheduler
 
 MOST = 64
 
@@ -29,7 +29,7 @@ class Prompt:
     num_computed: int = 0
     num_cached: int = 0
     waits_for_prefix: bool = False
-    holds: bool = False
+    awaits_progress: bool = False
     reserved: int = 0
     reserved_slots: int = 0
     can_decode: bool = False
@@ -97,7 +97,7 @@ class World:
         self.now += seconds
         self.steps.append(seconds)
         self.counts.append(sum(count for _, count in chunks))
-        self.budget.note(chunks, seconds, decoding=False)
+        self.budget.observe(chunks, seconds, decoding=False)
 
 
 def learned_world(machine: Machine, long: int = 1800) -> World:
@@ -156,7 +156,7 @@ def test_steps_take_no_longer_where_the_context_is_long_down_to_a_least_chunk() 
     world.serve([(0.0, 3000)])
     first = machine.seconds([(0, MOST)])
     assert world.counts[0] == MOST
-    least = MOST // LEAST_SHARE
+    least = int(MOST * MIN_SHARE)
     assert min(world.counts[:-1]) == least
     longest = 1.3 * SLOWDOWN * first
     assert all(s < longest for s, n in zip(world.steps, world.counts, strict=True) if n > least)
@@ -175,7 +175,7 @@ def test_a_few_disturbed_steps_change_nothing(times: float) -> None:
     before = world.budget.tokens
     chunks = [(0, MOST)]
     for _ in range(WINDOW // 2):
-        world.budget.note(chunks, times * world.machine.seconds(chunks), decoding=False)
+        world.budget.observe(chunks, times * world.machine.seconds(chunks), decoding=False)
     for _ in range(WINDOW - 1):
         world.step(chunks)
     assert world.budget.tokens == before
@@ -185,17 +185,17 @@ def test_where_others_decode_a_step_prefills_no_more_than_the_stall_allows() -> 
     budget = PrefillBudget(stall=0.1, most=64)
     assert budget.tokens == 64
     for _ in range(20):
-        budget.note([], 0.01, decoding=True)
-        budget.note([(0, 40)], 0.41, decoding=True)  # a hundred tokens a second
-        budget.note([(0, 10)], 0.11, decoding=True)
-    assert budget.tokens == budget.at(0) == 10
+        budget.observe([], 0.01, decoding=True)
+        budget.observe([(0, 40)], 0.41, decoding=True)  # a hundred tokens a second
+        budget.observe([(0, 10)], 0.11, decoding=True)
+    assert budget.tokens == budget.tokens_after(0) == 10
     slow = PrefillBudget(stall=0.001, most=64)
-    slow.note([(0, 64)], 64.0, decoding=False)
-    assert slow.tokens == slow.at(1000) == 1
+    slow.observe([(0, 64)], 64.0, decoding=False)
+    assert slow.tokens == slow.tokens_after(1000) == 1
 
 
 def test_where_only_throughput_counts_steps_are_as_large_as_they_may() -> None:
     budget = PrefillBudget(stall=math.inf, most=256)
     for _ in range(20):
-        budget.note([(1000, 256)], 10.0, decoding=False)
-    assert budget.at(5000) == 256
+        budget.observe([(1000, 256)], 10.0, decoding=False)
+    assert budget.tokens_after(5000) == 256

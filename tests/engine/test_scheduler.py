@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxrun.engine.scheduler import (
-    LEAST_SHARE,
+    MIN_SHARE,
     OLDEST_TURN,
     PRIORITY_LEAD,
     SLOWDOWN,
@@ -43,7 +43,7 @@ class Sequence:
     known: int = 0
     kept: bool = True
     deadline: float | None = None
-    holds: bool = False
+    awaits_progress: bool = False
     waits_for_prefix: bool = False
     arrival: int = field(default=0, init=False)
     num_computed: int = field(default=0, init=False)
@@ -96,7 +96,7 @@ class Prefixes:
         self.grid = grid
         self.starts: dict[Sequence, int] = {}
 
-    def look_up(self, prefilling: Iterable[Sequence]) -> None:
+    def estimate(self, prefilling: Iterable[Sequence]) -> None:
         self.starts = {}
         for sequence in prefilling:
             if not sequence.taken_over:
@@ -104,7 +104,7 @@ class Prefixes:
             known = min(sequence.num_cached, sequence.num_tokens - 1)
             self.starts[sequence] = max(sequence.num_computed, known)
 
-    def take_over(self, sequence: Sequence) -> bool:
+    def load_prefix(self, sequence: Sequence) -> bool:
         if not sequence.taken_over and sequence.kept:
             sequence.num_computed = min(sequence.known, sequence.num_tokens - 1)
         sequence.taken_over = True
@@ -140,7 +140,7 @@ class World:
             rows=rows,
             memory=memory,
             chunk=chunk,
-            fill=fill,
+            always_fill=fill,
             alone_chunk=alone_chunk,
             prefixes=self.prefixes,
         )
@@ -221,7 +221,7 @@ class World:
 
     def _check_prefill(self, batch: Batch[Sequence]) -> None:
         prefilling = [s for s in self.scheduler.running if not s.is_prefilled]
-        ready = [s for s in prefilling if not (s.waits_for_prefix or s.holds)]
+        ready = [s for s in prefilling if not (s.waits_for_prefix or s.awaits_progress)]
         sequences = [sequence for sequence, _ in batch.prefill]
         assert len(sequences) == len(set(sequences))
         assert set(sequences) <= set(ready)
@@ -250,13 +250,13 @@ class World:
             assert count == min(sequence.num_tokens - sequence.num_computed, chunk)
             return
         budget, starts = self.scheduler.budget, self.prefixes.starts
-        shares = [count / budget.at(starts[s]) for s, count in batch.prefill]
+        shares = [count / budget.tokens_after(starts[s]) for s, count in batch.prefill]
         assert sum(shares) < 1 + 1e-6
         ends = [starts[s] + count == s.num_tokens for s, count in batch.prefill]
         if not self._fill and len(ends) > 1:
             assert all(ends), "a prompt that ends shares its step with one that does not"
         full = abs(sum(shares) - 1) < 1e-6 or len(ends) == len(ready)
-        if budget.weight == 0 and (self._fill or not ends[0]):
+        if budget.context_cost == 0 and (self._fill or not ends[0]):
             assert full, "a part of the budget is left while there is work"
 
 
@@ -264,10 +264,10 @@ def learned(tokens: int, weight: float = 0.0, most: int | None = None) -> Prefil
     """A budget that has learned to prefill ``tokens``, with that cost of context."""
     most = tokens if most is None else most
     budget = PrefillBudget(stall=tokens + 0.5, most=most)
-    budget.note([(0, most)], float(most), decoding=False)
-    budget.note([(most, 1)], 1 + weight * most, decoding=False)
+    budget.observe([(0, most)], float(most), decoding=False)
+    budget.observe([(most, 1)], 1 + weight * most, decoding=False)
     assert budget.tokens == tokens
-    assert budget.weight == pytest.approx(weight, abs=1e-6)
+    assert budget.context_cost == pytest.approx(weight, abs=1e-6)
     return budget
 
 
@@ -425,11 +425,11 @@ def test_a_sequence_does_not_prefill_what_another_is_prefilling() -> None:
 
 def test_a_sequence_that_holds_takes_its_prefix_over_and_is_not_prefilled() -> None:
     world = World()
-    sequence = Sequence(9, known=6, holds=True)
+    sequence = Sequence(9, known=6, awaits_progress=True)
     world.add(sequence)
     assert world.step().prefill == []
     assert sequence.num_computed == 6
-    sequence.holds = False
+    sequence.awaits_progress = False
     assert world.step().prefill == [(sequence, 3)]
 
 
@@ -463,12 +463,17 @@ def test_a_budget_shrinks_with_the_context(
 ) -> None:
     most = tokens + more
     budget = learned(tokens, weight, most)
-    least = max(1, most // LEAST_SHARE)
-    assert budget.at(0) == tokens
-    assert min(tokens, least) <= budget.at(context + 1) <= budget.at(context) <= tokens
-    count = budget.at(context)
+    least = max(1, int(most * MIN_SHARE))
+    assert budget.tokens_after(0) == tokens
+    assert (
+        min(tokens, least)
+        <= budget.tokens_after(context + 1)
+        <= budget.tokens_after(context)
+        <= tokens
+    )
+    count = budget.tokens_after(context)
     if count > least:
-        assert count * (1 + budget.weight * context) <= SLOWDOWN * tokens * (1 + 1e-9)
+        assert count * (1 + budget.context_cost * context) <= SLOWDOWN * tokens * (1 + 1e-9)
 
 
 def test_a_long_prompt_gets_on_under_a_stream_of_short_ones() -> None:

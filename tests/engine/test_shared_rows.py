@@ -197,7 +197,7 @@ def test_deterministic_rows_copy(tiny: Any) -> None:
     while engine.busy:
         engine.step()
         running = engine.scheduler.running
-        caches = [cache for sequence in running for cache in engine.runner.view(sequence)]
+        caches = [cache for sequence in running for cache in engine.runner.caches_of(sequence)]
         assert not any(isinstance(cache, SharedPrefixCache) for cache in caches)
     assert sum(ask.cached for ask in given) > 0
 
@@ -221,8 +221,8 @@ def test_what_saves_about_the_most_is_held_together(common: list[int], held: lis
     best = max((saved(n) for n in common if n >= prefix_reuse.MIN_SHARED), default=0)
     chosen = shared_length(common, held)
     assert (chosen == 0) == (best == 0)
-    assert saved(chosen) >= prefix_reuse.NEARLY * best
-    least = max(1, prefix_reuse.NEARLY * best)
+    assert saved(chosen) >= prefix_reuse.PREFER_SHARED * best
+    least = max(1, prefix_reuse.PREFER_SHARED * best)
     long = [n for n in held if n >= prefix_reuse.MIN_SHARED]
     good = {n for n in long if best and saved(n) >= least}
     assert not good or chosen in good, "others hold nearly as much already"

@@ -164,7 +164,7 @@ def test_goes_back_to_the_end_of_the_beginning_and_no_further() -> None:
     for n in (3, 4):
         branch.truncate(0, n)
         dense.truncate(0, n)
-    with pytest.raises(CacheError, match="share the first 20"):
+    with pytest.raises(CacheError, match="the first 20 are shared"):
         branch.truncate(0, 1)
     same_attention(rng, dense, branch, 2, PRODUCTS["plain"])
 

@@ -96,13 +96,13 @@ def test_every_kind_of_memory_can_be_saved(tmp_path: Path, name: str) -> None:
     model: Any = load_model(read_gguf(source), dtype="float32").model
     session, other = (Session(model, fingerprint=lambda: "this one") for _ in range(2))
     model(mx.array([PROMPT]), session.cache)
-    session.hold(session.cache, PROMPT)
+    session.set_caches(session.cache, PROMPT)
     session.save(tmp_path / "talk.cache")
     read = storage.read(tmp_path / "talk.cache", "this one")
     read.restore(other.cache, lambda caches: model(mx.array([[0]]), caches))
-    other.hold(other.cache, read.tokens)
+    other.set_caches(other.cache, read.tokens)
     following = [*PROMPT, 5, 6, 7]
-    assert other.rewind(other.shared_with(following)) == len(PROMPT)
+    assert other.rewind(other.common_len(following)) == len(PROMPT)
     rest = mx.array([following[len(PROMPT) :]])
     np.testing.assert_array_equal(model(rest, other.cache), model(rest, session.cache))
 
@@ -282,7 +282,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
     llm: mlxrun.LLM, written: Path, tmp_path: Path
 ) -> None:
     before = hashlib.sha256(written.read_bytes()).hexdigest()
-    with pytest.raises(CacheError, match="nothing to remember"):
+    with pytest.raises(CacheError, match="no tokens"):
         llm.session().save(written)
     session = llm.session()
     llm.generate(PROMPT, session=session, **GREEDY)

@@ -190,7 +190,7 @@ def test_a_compiled_step_of_several_tokens_does_the_same(
         def step(
             arrays: list[mx.array], fixed: list[mx.array], at: mx.array, *x: mx.array
         ) -> tuple[mx.array, list[mx.array]]:
-            slots = DecodeSlots(rows.bare(), arrays, fixed, at, view, {}, {})
+            slots = DecodeSlots(rows.template(), arrays, fixed, at, view, {}, {})
             return slots.attend(*x, kind.op), slots.arrays
 
         return step
