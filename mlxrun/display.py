@@ -43,23 +43,24 @@ def _text(value: object) -> str:
 
 @contextmanager
 def progress_bar(
-    label: str, unit: str, *, delay: float, shown: bool
+    label: str, unit: str, *, shown: bool, delay: float | None = None
 ) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, as text: a notebook shows it without an extension for widgets.
 
     Args:
-        delay: seconds before it appears.
         shown: whether it appears at all.
+        delay: seconds before it appears.
 
     Yields:
         A function of (done, total) that updates it.
     """
+    if not shown:
+        yield lambda done, total: None
+        return
     from tqdm import tqdm
 
-    scaled = unit == "B"
-    bar = tqdm(
-        desc=label, unit=unit, unit_scale=scaled, delay=delay, leave=False, disable=not shown
-    )
+    delay = PATIENCE if delay is None else delay
+    bar = tqdm(desc=label, unit=unit, unit_scale=unit == "B", delay=delay, leave=False)
 
     def show(done: int, total: int) -> None:
         bar.total = total
@@ -69,15 +70,3 @@ def progress_bar(
         yield show
     finally:
         bar.close()
-
-
-@contextmanager
-def loading_progress(
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback for (bytes done, bytes in all): the caller's, or a notebook's bar."""
-    if progress is not None or not in_notebook():
-        yield progress
-        return
-    with progress_bar("Loading", "B", delay=PATIENCE, shown=True) as show:
-        yield show

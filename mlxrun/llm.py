@@ -26,7 +26,7 @@ from mlxrun.config import (  # noqa: E402
     LoadOptions,
     check_callback,
 )
-from mlxrun.display import loading_progress, table  # noqa: E402
+from mlxrun.display import in_notebook, progress_bar, table  # noqa: E402
 from mlxrun.engine.engine import (  # noqa: E402
     PARALLEL,
     Engine,
@@ -116,12 +116,14 @@ def load(
     config = LoadConfig.of(options, "progress")
     check_process()
     check_callback("progress", progress, "bytes done and bytes in all")
-    with loading_progress(progress) as shown:
-        path = resolve(source, progress=shown)
+    shown = progress is None and in_notebook()
+    with progress_bar("Loading", "B", shown=shown) as bar:
+        progress = bar if shown else progress
+        path = resolve(source, progress=progress)
         if config.wired is not False:
             wire(None if config.wired is True else config.wired)
         with load_lock:
-            llm = _loaded(path, str(source), config, shown)
+            llm = _loaded(path, str(source), config, progress)
     return _advised(llm)
 
 

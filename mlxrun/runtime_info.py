@@ -53,12 +53,8 @@ class RuntimeInfo:
         plain = self.dtype.split()[0]
         return replace(self, cache=f"keys in {keys or plain}, values in {values or plain}")
 
-    def lines(self) -> list[str]:
-        """``name: value`` for each."""
-        return [f"{field.name}: {getattr(self, field.name)}" for field in fields(self)]
-
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(f"{field.name}: {getattr(self, field.name)}" for field in fields(self))
 
     def _repr_html_(self) -> str:
         return table_of(self)

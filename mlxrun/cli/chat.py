@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -192,7 +192,12 @@ def _pipe(conversation: Conversation, name: str, stats: bool, think: Think | Non
     typed = sys.stdin.isatty()  # but standard output is a file or a pipe
     if typed:
         note(f"Talking with {name}. Each line is a message, Ctrl-D leaves.")
-    for number, data in enumerate(_lines(prompt="> " if typed else ""), 1):
+
+    def read() -> bytes:
+        print("> " if typed else "", end="", file=sys.stderr, flush=True)
+        return sys.stdin.buffer.readline()
+
+    for number, data in enumerate(iter(read, b""), 1):
         try:
             line = data.decode("utf-8-sig").rstrip("\r\n")
         except UnicodeDecodeError as error:
@@ -225,14 +230,3 @@ def print_answer(
     print(flush=True)
     if writer.all_hidden:
         note("all of it was thinking; --think show shows that")
-
-
-def _lines(prompt: str) -> Iterator[bytes]:
-    """The lines of standard input, after a prompt on standard error."""
-    while True:
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-        line = sys.stdin.buffer.readline()
-        if not line:
-            return
-        yield line

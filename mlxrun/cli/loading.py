@@ -103,7 +103,7 @@ def _describe(llm: LLM, cache: StorageConfig) -> None:
         f"model: {llm.source}, {summary.name}, {summary.layers} layers, "
         f"{size(llm.model.nbytes)}, context {llm.context_length}"
     )
-    for line in llm.choices.storing(*cache.types).lines():
+    for line in str(llm.choices.storing(*cache.types)).splitlines():
         note(line)
     if llm.report:
         note(f"conversion: {llm.report}")

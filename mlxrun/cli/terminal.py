@@ -78,11 +78,8 @@ class TerminalChat:
         return {**self.conversation.defaults, "think": "show"}
 
     def set(self, values: Values) -> None:
-        """Change settings; raises as :meth:`Conversation.set`."""
-        values = dict(values)
-        think = values.pop("think", self.think)
-        self.conversation.set(values)
-        self.think = think
+        self.conversation.set({name: v for name, v in values.items() if name != "think"})
+        self.think = values.get("think", self.think)
 
     def origin(self, name: str) -> str:
         """``"yours"`` for a setting that was changed, else whose default it is."""
