@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import mlx.core as mx
@@ -20,19 +20,14 @@ from mlxrun.eval.perplexity import (
     Progress,
     ScoringOptions,
     WindowScorer,
-    check_memory,
     exponential,
-    finite,
-    logits_of,
     mean,
     root_mean_square,
     softmax,
     take_cache,
 )
-from mlxrun.eval.windows import WindowOptions, windows
+from mlxrun.eval.windows import WindowOptions
 from mlxrun.kernels.cpu_ops import total
-from mlxrun.lock import device_lock
-from mlxrun.memory.plan import plan_loaded
 
 if TYPE_CHECKING:
     from mlxrun.llm import LLM
@@ -165,36 +160,19 @@ class DivergenceScorer(WindowScorer):
         parse_special: bool = False,
         **options: Unpack[WindowOptions],
     ) -> None:
-        self._sides = ((a, cache_a), (b, cache_b))
-        for llm, cache in self._sides:
+        sides = [(a, cache_a), (b, cache_b)]
+        for llm, cache in sides:
             llm.model.make_cache(cache)  # raises now if the model cannot have such a cache
         check_vocabularies(a, b)
         encoding = {"add_special": False, "parse_special": parse_special}
         tokens = a.tokenizer.encode(text, **encoding)
         if b.tokenizer is not a.tokenizer:
             check_tokens(tokens, b.tokenizer.encode(text, **encoding))
-        longest = min(a.context_length, b.context_length)
-        super().__init__(windows(tokens, a.tokenizer.prefix, longest, **options))
-        plans = [plan_loaded(llm.model, llm.config, cache=cache) for llm, cache in self._sides]
-        if b.model is a.model:
-            plans[1] = replace(plans[1], weights=0)
-        elif b.source == a.source and a.model.mapped:  # both map the same file
-            plans[1] = replace(plans[1], weights=plans[1].weights - b.model.mapped)
-        check_memory(plans, self.windows.context, a.model.vocab_size)
+        super().__init__(sides, tokens, **options)
 
-    def score(self, ids: list[int]) -> Floats:
-        parts = []
-        first = len(ids) - 1 - self.windows.scored
-        pairs = (logits_of(llm, cache, ids, first) for llm, cache in self._sides)
-        for (a, targets), (b, _) in zip(*pairs, strict=True):
-            with device_lock:
-                parts.append(token_scores(a, b, targets))
-                mx.eval(parts[-1])
-        (one, _), (other, _) = self._sides
-        with device_lock:
-            scores = mx.concatenate(parts, axis=1)
-            finite(one.model, scores[0])
-            return finite(other.model, scores)
+    def numbers(self, logits: list[mx.array], targets: mx.array) -> mx.array:
+        one, other = logits
+        return token_scores(one, other, targets)
 
     def estimate(self) -> Estimate:
         """The mean divergence so far, nats."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Unpack
 
 import mlx.core as mx
@@ -27,7 +27,7 @@ from mlxrun.engine.engine import Engine
 from mlxrun.engine.model_runner import not_finite
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
 from mlxrun.errors import MemoryLimitError
-from mlxrun.eval.windows import WindowOptions, Windows, windows
+from mlxrun.eval.windows import WindowOptions, windows
 from mlxrun.kernels.cpu_ops import exp, total
 from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, plan_loaded
@@ -194,20 +194,59 @@ def check_memory(plans: Sequence[MemoryPlan], context: int, vocab_size: int = 0)
 
 
 class WindowScorer:
-    """Scores a text window by window; iterating scores the next one.
+    """Scores a text with one model or two, window by window; iterating scores the next one.
+
+    Args:
+        sides: models and how each caches.
+        tokens: of the text.
 
     Attributes:
         windows: of the text.
         scores: of the windows so far: numbers of each scored token, float64 (F, T).
     """
 
-    def __init__(self, windows: Windows) -> None:
-        self.windows = windows
+    def __init__(
+        self,
+        sides: Sequence[tuple[ScorableLLM, CacheConfig]],
+        tokens: Sequence[int],
+        **options: Unpack[WindowOptions],
+    ) -> None:
+        self._sides = sides
         self.scores: list[Floats] = []
+        first, _ = sides[0]
+        longest = min(llm.context_length for llm, _ in sides)
+        self.windows = windows(tokens, first.tokenizer.prefix, longest, **options)
+        plans = [plan_loaded(llm.model, llm.config, cache=cache) for llm, cache in sides]
+        for at, (llm, _) in enumerate(sides[1:], 1):
+            if llm.model is first.model:
+                plans[at] = replace(plans[at], weights=0)
+            elif llm.source == first.source and first.model.mapped:  # both map the same file
+                plans[at] = replace(plans[at], weights=plans[at].weights - llm.model.mapped)
+        check_memory(plans, self.windows.context, first.model.vocab_size)
+
+    def numbers(self, logits: list[mx.array], targets: mx.array) -> mx.array:
+        """What is kept of each scored token, (F, T); first its likelihood by each model.
+
+        Args:
+            logits: of each model, float32 (T, V).
+            targets: the token that followed each, (T,).
+        """
+        raise NotImplementedError
 
     def score(self, ids: list[int]) -> Floats:
         """The numbers of the scored tokens of a window, (F, T)."""
-        raise NotImplementedError
+        parts = []
+        first = len(ids) - 1 - self.windows.scored
+        each = (logits_of(llm, cache, ids, first) for llm, cache in self._sides)
+        for pairs in zip(*each, strict=True):
+            with device_lock:
+                parts.append(self.numbers([logits for logits, _ in pairs], pairs[0][1]))
+                mx.eval(parts[-1])
+        with device_lock:
+            scores = mx.concatenate(parts, axis=1)
+            for (llm, _), likelihoods in zip(self._sides, scores, strict=False):
+                finite(llm.model, likelihoods)
+            return finite(self._sides[-1][0].model, scores)
 
     def __iter__(self) -> Iterator[int]:
         """Yields the number of windows scored."""
@@ -271,22 +310,12 @@ class PerplexityScorer(WindowScorer):
         parse_special: bool = False,
         **options: Unpack[WindowOptions],
     ) -> None:
-        self._llm, self._cache = llm, cache
         llm.model.make_cache(cache)  # raises now if the model cannot have such a cache
         tokens = llm.tokenizer.encode(text, add_special=False, parse_special=parse_special)
-        super().__init__(windows(tokens, llm.tokenizer.prefix, llm.context_length, **options))
-        plan = plan_loaded(llm.model, llm.config, cache=cache)
-        check_memory([plan], self.windows.context, llm.model.vocab_size)
+        super().__init__([(llm, cache)], tokens, **options)
 
-    def score(self, ids: list[int]) -> Floats:
-        parts = []
-        first = len(ids) - 1 - self.windows.scored
-        for logits, targets in logits_of(self._llm, self._cache, ids, first):
-            with device_lock:
-                parts.append(softmax(logits).nll(targets))
-                mx.eval(parts[-1])
-        with device_lock:
-            return finite(self._llm.model, mx.concatenate(parts)[None])
+    def numbers(self, logits: list[mx.array], targets: mx.array) -> mx.array:
+        return softmax(logits[0]).nll(targets)[None]
 
     def estimate(self) -> Estimate:
         return self.result().perplexity
