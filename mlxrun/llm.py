@@ -432,6 +432,7 @@ class LLM:
         return KVBudget(
             self.model,
             self.config,
+            self.storage,
             cache,
             prefix_cache,
             parallel=config.parallel,

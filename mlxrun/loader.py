@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -38,7 +38,7 @@ from mlxrun.errors import ParameterError
 from mlxrun.kernels.device import device
 from mlxrun.kernels.dispatch import Kernels, Matrix, Missing, cpu_kernels, gpu_kernels
 from mlxrun.memory.device import SHARE, plain_room, plain_share
-from mlxrun.model import Model
+from mlxrun.model import Model, WeightStorage
 from mlxrun.models.config import ModelConfig
 from mlxrun.models.families import FAMILIES, model_config
 from mlxrun.models.transformer import Transformer
@@ -56,35 +56,6 @@ Progress = Callable[[int, int, str], None]
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 BLOCKS = "GGUF blocks as stored"
 _FLOATS = ("F8_E4M3", "F16", "BF16", "F32")
-
-
-@dataclass(frozen=True)
-class WeightStorage:
-    """How this machine stores the weights of a model, by the headers of its files.
-
-    Attributes:
-        nbytes: of all weights.
-        dtype: of activations, such as ``float32``.
-        packed: some matrices are in MLX's quantized layouts.
-        how: in a few words, to be printed.
-        modules: bytes by module, as the source names it.
-        mapped: bytes that are pages of the file, shared by all processes that map it.
-        fused: the CPU kernels of this package compute the layers.
-        reason: how and why, with the options that change it.
-        native: these kernels multiply with the matrices as they are stored.
-        missed: why kernels are missing that could multiply its GGUF blocks; else None.
-    """
-
-    nbytes: int
-    dtype: str
-    packed: bool
-    how: str
-    modules: Mapping[str, float] = field(default_factory=dict)
-    mapped: int = 0
-    fused: bool = False
-    reason: str = ""
-    native: bool = False
-    missed: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
@@ -36,6 +36,35 @@ class ModelSummary:
     def name(self) -> str:
         """The family, and through which library it runs."""
         return f"{self.family} through {self.through}" if self.through else self.family
+
+
+@dataclass(frozen=True)
+class WeightStorage:
+    """How this machine stores the weights of a model, by the headers of its files.
+
+    Attributes:
+        nbytes: of all weights.
+        dtype: of activations, such as ``float32``.
+        packed: some matrices are in MLX's quantized layouts.
+        how: in a few words, to be printed.
+        modules: bytes by module, as the source names it.
+        mapped: bytes that are pages of the file, shared by all processes that map it.
+        fused: the CPU kernels of this package compute the layers.
+        reason: how and why, with the options that change it.
+        native: these kernels multiply with the matrices as they are stored.
+        missed: why kernels are missing that could multiply its GGUF blocks; else None.
+    """
+
+    nbytes: int
+    dtype: str
+    packed: bool
+    how: str
+    modules: Mapping[str, float] = field(default_factory=dict)
+    mapped: int = 0
+    fused: bool = False
+    reason: str = ""
+    native: bool = False
+    missed: str | None = None
 
 
 class Model(Protocol[M]):

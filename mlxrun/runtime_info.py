@@ -11,9 +11,8 @@ from mlxrun.engine.model_runner import DecodeStep
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
 from mlxrun.kernels import blas, dispatch
 from mlxrun.kernels.device import device, device_name
-from mlxrun.loader import WeightStorage
 from mlxrun.memory.device import cores
-from mlxrun.model import Model
+from mlxrun.model import Model, WeightStorage
 from mlxrun.products import described
 from mlxrun.sampling_params import SamplingDefaults
 

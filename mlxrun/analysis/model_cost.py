@@ -21,7 +21,7 @@ from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.kernels.device import device
 from mlxrun.kv_cache.factory import block_bytes, bound_bytes, layer_pattern
 from mlxrun.kv_cache.options import Window
-from mlxrun.loader import DTYPES, WeightStorage, definition
+from mlxrun.loader import DTYPES, definition
 from mlxrun.memory.footprint import (
     Execution,
     LayerFootprint,
@@ -29,6 +29,7 @@ from mlxrun.memory.footprint import (
     expert_weights,
     footprint,
 )
+from mlxrun.model import WeightStorage
 from mlxrun.models.config import Attention, Experts, LatentAttention, ModelConfig
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def model_cost(
     )
     active = sum(
         block_weights(block, defined.hidden_size)
-        + expert_weights(block.feed_forward, defined.hidden_size, used=True)
+        + expert_weights(block.feed_forward, defined.hidden_size)
         for block in defined.layers
     )
     head = defined.vocab_size * defined.hidden_size

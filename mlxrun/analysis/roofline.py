@@ -15,7 +15,8 @@ from mlxrun.bench.runner import OURS, Result, Results
 from mlxrun.bench.workloads import Decode, Prefill, Workload
 from mlxrun.config import CacheConfig
 from mlxrun.engine.prefix_reuse import PREFILL_CHUNK
-from mlxrun.loader import Checkpoint, WeightStorage, open_model
+from mlxrun.loader import Checkpoint, open_model
+from mlxrun.model import WeightStorage
 from mlxrun.models.transformer import Transformer
 
 if TYPE_CHECKING:

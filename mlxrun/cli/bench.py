@@ -210,7 +210,7 @@ def bench_command(
     llm = load_model(str(path), cache=cache, **loading)
     load_seconds = time.perf_counter() - started
     bench = Bench(llm, load_seconds, cast(StorageOptions, stored), repetitions, mixed=mixed)
-    memory = plan_loaded(llm.model, llm.config, cache=cache)
+    memory = plan_loaded(llm.model, llm.config, llm.storage, cache=cache)
     profile: Facts = {}
     if dataset and exchanges:
         advices, profile["dataset"] = _profile(dataset, *exchanges, llm, memory, bench, parallel)

@@ -27,8 +27,9 @@ from mlxrun.errors import ParameterError
 from mlxrun.kv_cache.factory import token_bytes
 from mlxrun.kv_cache.options import NAMES, PER_CHANNEL, Shape
 from mlxrun.llm import PREFIX_BYTES, PREFIX_SHARE
-from mlxrun.loader import DTYPES, Checkpoint, GGUFCheckpoint, WeightStorage, open_model, run_dtype
+from mlxrun.loader import DTYPES, Checkpoint, GGUFCheckpoint, open_model, run_dtype
 from mlxrun.memory.plan import MemoryPlan, plan_source
+from mlxrun.model import WeightStorage
 from mlxrun.models.config import ModelConfig
 from mlxrun.sampling_params import read_sampling_defaults
 from mlxrun.tokenizer.parts import has_chat_template

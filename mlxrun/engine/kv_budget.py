@@ -11,7 +11,7 @@ from mlxrun.errors import MemoryLimitError
 from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, Room, plan_loaded
-from mlxrun.model import Model
+from mlxrun.model import Model, WeightStorage
 
 # Kinds of caches, and their costs, to cache.
 _MAX_PLANS, _MAX_COSTS = 64, 1024
@@ -23,6 +23,7 @@ class KVBudget:
     Args:
         model: the model.
         config: its ``config.json``.
+        storage: of its weights.
         cache_config: of requests that do not say otherwise.
         prefix_cache: its budget is set aside.
         parallel: the most sequences that run at once; None for as many as fit, up to ``most``.
@@ -42,6 +43,7 @@ class KVBudget:
         self,
         model: Model[Any],
         config: Mapping[str, Any],
+        storage: WeightStorage,
         cache_config: CacheConfig,
         prefix_cache: PrefixCache,
         *,
@@ -53,7 +55,7 @@ class KVBudget:
         for name, size in (("parallel", parallel), ("context", context)):
             if size is not None:
                 Range(1, whole=True).check(name, size)
-        self._model, self._config, self._chunk = model, config, chunk
+        self._model, self._config, self._storage, self._chunk = model, config, storage, chunk
         self._prefix_cache = prefix_cache
         self._plans: dict[CacheConfig, MemoryPlan] = {}
         self._costs: dict[tuple[int, CacheConfig], int] = {}
@@ -103,6 +105,7 @@ class KVBudget:
                 plan = self._plans[cache_config] = plan_loaded(
                     self._model,
                     self._config,
+                    self._storage,
                     cache=cache_config,
                     prefill_tokens=self._chunk,
                     prefix_bytes=self._prefix_cache.budget,

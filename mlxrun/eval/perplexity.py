@@ -31,7 +31,7 @@ from mlxrun.eval.windows import WindowOptions, windows
 from mlxrun.kernels.cpu_ops import exp, total
 from mlxrun.lock import device_lock
 from mlxrun.memory.plan import MemoryPlan, plan_loaded
-from mlxrun.model import Model
+from mlxrun.model import Model, WeightStorage
 from mlxrun.outputs import Request
 from mlxrun.tokenizer.tokenizer import Tokenizer
 
@@ -52,6 +52,7 @@ class ScorableLLM(Protocol):
     tokenizer: Tokenizer
     config: dict[str, Any]
     source: str
+    storage: WeightStorage
 
     @property
     def context_length(self) -> int: ...
@@ -216,7 +217,9 @@ class WindowScorer:
         first, _ = sides[0]
         longest = min(llm.context_length for llm, _ in sides)
         self.windows = windows(tokens, first.tokenizer.prefix, longest, **options)
-        plans = [plan_loaded(llm.model, llm.config, cache=cache) for llm, cache in sides]
+        plans = [
+            plan_loaded(llm.model, llm.config, llm.storage, cache=cache) for llm, cache in sides
+        ]
         for at, (llm, _) in enumerate(sides[1:], 1):
             if llm.model is first.model:
                 plans[at] = replace(plans[at], weights=0)

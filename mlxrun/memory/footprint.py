@@ -330,16 +330,6 @@ def _scores(attention: Attention | LatentAttention, keys: Format, run: Execution
     return 0 if plain and run.device.fused_attention else 3 if attention.sinks else 1
 
 
-def weight_count(config: ModelConfig) -> int:
-    """How many weights the matrices of a model have."""
-    hidden = config.hidden_size
-    total = (1 if config.tied else 2) * config.vocab_size * hidden
-    for block in config.layers:
-        total += block_weights(block, hidden)
-        total += expert_weights(block.feed_forward, hidden, used=False)
-    return total
-
-
 def block_weights(block: Layer, hidden: int) -> int:
     """Weights of a block that every token is multiplied with: all but its experts'."""
     return _attention_weights(block.attention, hidden) + _shared_weights(block.feed_forward, hidden)
@@ -367,8 +357,6 @@ def _shared_weights(inner: FeedForward | Experts, hidden: int) -> int:
     return (3 if gated else 2) * hidden * inner.size
 
 
-def expert_weights(inner: FeedForward | Experts, hidden: int, *, used: bool) -> int:
-    """Weights of all experts, or of those that one token is routed to; 0 where there are none."""
-    if not isinstance(inner, Experts):
-        return 0
-    return 3 * hidden * inner.size * (inner.used if used else inner.count)
+def expert_weights(inner: FeedForward | Experts, hidden: int) -> int:
+    """Weights of the experts that one token is routed to; 0 where there are none."""
+    return 3 * hidden * inner.size * inner.used if isinstance(inner, Experts) else 0

@@ -16,10 +16,10 @@ import mlx.core as mx
 from mlxrun.config import DEFAULT_CACHE, CacheConfig
 from mlxrun.errors import MemoryLimitError
 from mlxrun.kernels.device import device
-from mlxrun.loader import DTYPES, Checkpoint, WeightStorage, definition
+from mlxrun.loader import DTYPES, Checkpoint, definition
 from mlxrun.memory.device import LIMIT, bound_cache, machine_memory, room
-from mlxrun.memory.footprint import Execution, Footprint, footprint, weight_count
-from mlxrun.model import Model
+from mlxrun.memory.footprint import Execution, Footprint, footprint
+from mlxrun.model import Model, WeightStorage
 from mlxrun.models.config import ModelConfig
 
 # Left to the system and to Python besides the plan: a share of the rest, and a least.
@@ -30,8 +30,6 @@ ALONE = 512
 LONGEST = 1 << 24
 # Tokens of a conversation that a model should have room for.
 USUAL = 4096
-# Weights that take less than this part of plain ones are packed.
-_PACKED = 0.75
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,7 @@ def plan_source(
 def plan_loaded(
     model: Model[Any],
     config: Mapping[str, Any],
+    storage: WeightStorage,
     *,
     cache: CacheConfig = DEFAULT_CACHE,
     prefill_tokens: int = ALONE,
@@ -213,20 +212,16 @@ def plan_loaded(
 
     Args:
         config: its ``config.json``.
+        storage: of its weights.
         cache: of its KV caches.
         prefill_tokens: prompt tokens in a pass in which other sequences decode.
         prefix_bytes: budget of the prefix cache, bytes.
         used_prefix_bytes: bytes in the prefix cache.
     """
-    defined = definition(config)
-    plain = weight_count(defined) * model.dtype.size if isinstance(defined, ModelConfig) else 0
-    packed = not model.mapped and model.nbytes < _PACKED * plain
-    dtype = str(model.dtype).removeprefix("mlx.core.")
-    storage = WeightStorage(model.nbytes, dtype, packed, "as loaded", fused=model.fused)
     limit = room()
     if limit:
         limit = max(1, limit - _others(model.nbytes - model.mapped + used_prefix_bytes))
-    taken = footprint_of(defined, config, storage, cache)
+    taken = footprint_of(definition(config), config, storage, cache)
     return MemoryPlan(taken, model.nbytes, limit, prefill_tokens, prefix_bytes)
 
 

@@ -30,8 +30,8 @@ def budget(
     chunk: int | None = None,
 ) -> KVBudget:
     return KVBudget(
-        llm.model, llm.config, config, NONE, parallel=parallel, context=context, most=1,
-        chunk=chunk or prefill_budget(),
+        llm.model, llm.config, llm.storage, config, NONE, parallel=parallel, context=context,
+        most=1, chunk=chunk or prefill_budget(),
     )  # fmt: skip
 
 

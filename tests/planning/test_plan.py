@@ -72,7 +72,7 @@ def test_stored_is_what_caches_allocate(
     llm.model(mx.zeros((1, tokens), mx.int32), caches, last_only=True)
     plan = planned(path, wanted)
     assert plan.footprint.stored(tokens) == sum(cache.nbytes for cache in caches)
-    loaded = plan_loaded(llm.model, llm.config, cache=wanted)
+    loaded = plan_loaded(llm.model, llm.config, llm.storage, cache=wanted)
     assert (loaded.footprint, loaded.weights) == (plan.footprint, plan.weights)
 
 
