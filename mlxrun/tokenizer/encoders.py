@@ -141,7 +141,7 @@ class LibraryEncoder:
     """The ``tokenizers`` library on a ``tokenizer.json``.
 
     Args:
-        document: the file's contents, without added tokens and post-processor.
+        document: the file's contents.
         size: of the vocabulary; ids past it are dropped.
         rest: as ``document`` for text after the first part, if that differs.
         digits: pattern of a digit, where the (quadratic) pre-tokenizer splits runs of them in
@@ -215,13 +215,16 @@ def bpe_with_unknown_ids(model: Mapping[str, Any], size: int, byte_level: bool) 
 
 
 def _assemble(document: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """A tokenizer from the contents of a ``tokenizer.json``; a BPE model as objects, not JSON."""
+    """The library's tokenizer for plain text; a BPE model is given as objects, not as JSON."""
     model = document["model"]
     bpe = model.get("type") == "BPE"
     empty = {"type": "BPE", "vocab": {}, "merges": []}
-    base: dict[str, Any] = {"version": "1.0", "added_tokens": [], "post_processor": None}
+    plain: dict[str, Any] = {
+        "added_tokens": [],
+        **dict.fromkeys(("post_processor", "truncation", "padding")),
+    }
     with _library_errors("is damaged"):
-        text = json.dumps({**base, **document, "model": empty if bpe else model})
+        text = json.dumps({"version": "1.0", **document, **plain, "model": empty if bpe else model})
         tokenizer = tokenizers.Tokenizer.from_str(text)
         if bpe:
             tokenizer.model = _bpe(model)

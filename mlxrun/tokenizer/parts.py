@@ -31,7 +31,8 @@ from mlxrun.tokenizer.special_tokens import SpecialToken, SpecialTokens
 
 __all__ = ["TokenizerParts", "directory_parts", "gguf_parts", "has_chat_template"]
 
-_ROLES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+#: ``NAME_token`` of configurations and templates to the role of the token.
+ROLES: Final = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _DAMAGE: Final = (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError)
 """Exceptions that a malformed document raises."""
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
@@ -177,7 +178,7 @@ class _Settings:
     def roles(self, ids: Mapping[str, int]) -> dict[str, int]:
         """Special tokens by role, given by text or else by id."""
         roles: dict[str, int] = {}
-        for name, role in _ROLES.items():
+        for name, role in ROLES.items():
             for source in (self._tokenizer, self._map):
                 token = source.get(f"{name}_token")
                 text = token.get("content") if isinstance(token, dict) else token
@@ -319,8 +320,7 @@ class _LibraryFile:
             size: of the vocabulary.
             like_llama_cpp: do not merge across an unknown byte, as transformers does.
         """
-        document = {**self._document, "added_tokens": [], "post_processor": None}
-        document |= {"truncation": None, "padding": None}
+        document = dict(self._document)
         if self._model.get("type") == "BPE":
             model = self._model_without_control()
             if like_llama_cpp:

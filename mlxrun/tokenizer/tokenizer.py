@@ -12,7 +12,7 @@ from converters.gguf.reader import GGUFFile, read_gguf
 from mlxrun.errors import ParameterError, SourceError, TemplateError, TokenizerError
 from mlxrun.tokenizer.chat_template import ChatTemplate, DefaultTemplate, Message, default_template
 from mlxrun.tokenizer.detokenizer import StreamingDetokenizer
-from mlxrun.tokenizer.parts import TokenizerParts, directory_parts, gguf_parts
+from mlxrun.tokenizer.parts import ROLES, TokenizerParts, directory_parts, gguf_parts
 from mlxrun.tokenizer.special_tokens import Shield
 
 __all__ = ["Tokenizer", "TokenizerParts", "load_tokenizer"]
@@ -218,11 +218,11 @@ class Tokenizer:
         return templates[name]
 
     def _template(self, source: str) -> ChatTemplate:
-        names = {"unk_token": "unknown", "pad_token": "padding"}
         roles = self._parts.roles
-        texts = {role: self.piece(index) for role, index in roles.items()}
-        more = {name: texts[role] for name, role in names.items() if role in texts}
-        return ChatTemplate(source, texts.get("bos"), texts.get("eos"), special_tokens=more)
+        texts = {
+            f"{n}_token": self.piece(roles[role]) for n, role in ROLES.items() if role in roles
+        }
+        return ChatTemplate(source, special_tokens=texts)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens)"
