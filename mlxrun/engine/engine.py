@@ -168,6 +168,7 @@ class Engine:
             self._set_budget(plan_memory())
         self._inbox = Inbox()
         self._in_flight: InFlight | None = None
+        self._completed = 0.0  # when the last step was, seconds of ``time.monotonic``
         self._news: deque[Sequence] = deque()  # with output that their readers wait for
         self._handles: dict[Sequence, weakref.ref[Handle]] = {}
         self._interrupted: list[
@@ -317,16 +318,14 @@ class Engine:
 
     def step(self) -> None:
         """Compute one step of all sequences, and read the tokens of the step before."""
-        started = time.monotonic()
         self._take_in()
         batch = self._schedule()
         in_flight = self.runner.run(batch.decode, batch.prefill)
         previous, self._in_flight = self._in_flight, in_flight
         self._process(previous)  # one step late: the device computes meanwhile
-        if in_flight is not None and in_flight.firsts and self._reads_first_tokens:
-            self._drain()  # so that a first token does not wait for the next step
+        if in_flight.sampled is None or (in_flight.sampled.firsts and self._reads_first_tokens):
+            self._drain()  # complete; or a first token does not wait for the next step
         self._prefilled(batch.prefill)
-        self._measure(batch, time.monotonic() - started)
 
     def _take_in(self) -> None:
         """Arrivals, aborts, dropped handles and deadlines."""
@@ -435,7 +434,8 @@ class Engine:
         """Read the tokens of a step: detokenize, stop, finish."""
         if in_flight is None:
             return
-        tokens = in_flight.read()
+        tokens = [] if in_flight.sampled is None else in_flight.sampled.read()
+        self._measure(in_flight)
         self.model.check()
         for sequence, token in tokens:
             if sequence.finished:
@@ -468,11 +468,14 @@ class Engine:
             if sequence.streams:
                 self._news.append(sequence)
 
-    def _measure(self, batch: Batch[Sequence], seconds: float) -> None:
-        if batch.decode or batch.prefill:
+    def _measure(self, in_flight: InFlight) -> None:
+        """Note how long the device took for a step that is complete."""
+        now = time.monotonic()
+        seconds = now - max(in_flight.queued, self._completed)
+        self._completed = now
+        if in_flight.decoding or in_flight.chunks:
             self.num_steps += 1
-            chunks = [(s.num_computed - count, count) for s, count in batch.prefill]
-            self.scheduler.budget.observe(chunks, seconds, decoding=bool(batch.decode))
+            self.scheduler.budget.observe(in_flight.chunks, seconds, decoding=in_flight.decoding)
 
     def fail(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence with an error."""

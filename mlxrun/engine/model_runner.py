@@ -10,6 +10,7 @@ takes Python longer than running it. Other steps put all tokens through the mode
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as ListLike
@@ -69,8 +70,8 @@ def read_tokens(sampled: SamplerOutput) -> list[Token]:
     ]
 
 
-class InFlight(NamedTuple):
-    """Sampled tokens of a step, queued on the device.
+class Sampled(NamedTuple):
+    """Sampled tokens of a step or a pass, on the device.
 
     Attributes:
         sequences: whose tokens they are, in order.
@@ -99,6 +100,22 @@ class InFlight(NamedTuple):
         return list(zip(self.sequences, tokens, strict=True))
 
 
+class InFlight(NamedTuple):
+    """A step, queued on the device.
+
+    Attributes:
+        sampled: its tokens; None if no sequence samples, and then it is complete.
+        chunks: (context, tokens) of each chunk that it prefills.
+        decoding: whether sequences decode in it.
+        queued: when, seconds of ``time.monotonic``.
+    """
+
+    sampled: Sampled | None
+    chunks: list[tuple[int, int]]
+    decoding: bool
+    queued: float
+
+
 class ModelRunner:
     """Runs the batches of one engine.
 
@@ -125,14 +142,13 @@ class ModelRunner:
 
     def run(
         self, decode: ListLike[Sequence], prefill: ListLike[PrefillChunk[Sequence]]
-    ) -> InFlight | None:
+    ) -> InFlight:
         """Queue one more token of each decoding sequence, and chunks of prompts.
 
         A sequence whose prompt is complete samples its first token.
-
-        Returns:
-            The sampled tokens; None if no sequence samples.
         """
+        queued = time.monotonic()
+        chunks = [(sequence.num_computed, count) for sequence, count in prefill]
         self._undo.append([])
         joining = [sequence for sequence in decode if sequence.block is None]
         if joining:
@@ -150,16 +166,16 @@ class ModelRunner:
         if not outputs:
             # No token to wait for meanwhile: a request that arrives would wait for a queued step.
             mx.eval(cache_arrays)
-            return None
-        in_flight = outputs[0] if len(outputs) == 1 else _joined(outputs)
-        logprobs = [a for sampled, _ in in_flight.groups for a in sampled if a is not None]
-        finite = [] if in_flight.finite is None else [in_flight.finite]
-        mx.async_eval(cache_arrays, in_flight.tokens, logprobs, finite)  # type: ignore[no-untyped-call]
-        for place, sequence in enumerate(in_flight.sequences):
+            return InFlight(None, chunks, bool(decode), queued)
+        sampled = outputs[0] if len(outputs) == 1 else _joined(outputs)
+        logprobs = [a for own, _ in sampled.groups for a in own if a is not None]
+        finite = [] if sampled.finite is None else [sampled.finite]
+        mx.async_eval(cache_arrays, sampled.tokens, logprobs, finite)  # type: ignore[no-untyped-call]
+        for place, sequence in enumerate(sampled.sequences):
             sequence.token_index = place
             sequence.num_sampled += 1
-        self._last = in_flight.tokens
-        return in_flight
+        self._last = sampled.tokens
+        return InFlight(sampled, chunks, bool(decode), queued)
 
     def take_caches(self, sequence: Sequence) -> list[KVCache]:
         """The caches of a sequence, which leaves."""
@@ -214,7 +230,7 @@ class ModelRunner:
         decoding = [block for block in blocks if any(s and s.can_decode for s in block.rows)]
         return [*(([block], []) for block in decoding), *(([], [chunk]) for chunk in prefill)]
 
-    def _pass(self, blocks: list[Block], chunks: list[PrefillChunk[Sequence]]) -> InFlight | None:
+    def _pass(self, blocks: list[Block], chunks: list[PrefillChunk[Sequence]]) -> Sampled | None:
         """One forward pass."""
         rows = [sequence for block in blocks for sequence in block.rows]
         places = [i for i, s in enumerate(rows) if s is not None and s.can_decode]
@@ -235,7 +251,7 @@ class ModelRunner:
                 compiled=compiled,
             )
             self._advance(blocks, decoding)
-            return InFlight(
+            return Sampled(
                 tuple(decoding), tokens, list(zip(sampled, groups.rows, strict=True)), [], None
             )
         logits = self._forward(blocks, chunks, rows, places)
@@ -253,7 +269,7 @@ class ModelRunner:
         if not self.batched:
             groups.dissolve()
         finite = mx.isfinite(logits[len(decoding) :]).all(axis=-1) if firsts else None
-        return InFlight(
+        return Sampled(
             tuple(sampling),
             tokens,
             list(zip(sampled, groups.rows, strict=True)),
@@ -347,7 +363,7 @@ class ModelRunner:
             self._undo[-1].append((group.state, own, [s.num_sampled for s in own]))
 
 
-def _joined(outputs: list[InFlight]) -> InFlight:
+def _joined(outputs: list[Sampled]) -> Sampled:
     """The outputs of several passes as one."""
     sequences: list[Sequence] = []
     groups, firsts, finite = [], [], []
@@ -358,7 +374,7 @@ def _joined(outputs: list[InFlight]) -> InFlight:
         firsts += [start + place for place in output.firsts]
         finite += [] if output.finite is None else [output.finite]
     tokens = mx.concatenate([output.tokens for output in outputs])
-    return InFlight(
+    return Sampled(
         tuple(sequences), tokens, groups, firsts, mx.concatenate(finite) if finite else None
     )
 

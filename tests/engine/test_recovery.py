@@ -231,3 +231,34 @@ def test_memory_is_planned_for_requests_that_arrive_together(llm: mlxrun.LLM) ->
     engine.step()
     assert engine.scheduler.num_running == 2 and engine.scheduler.memory is not None
     play(engine)
+
+
+@pytest.mark.parametrize("mode", ["online", "direct"])
+def test_a_step_is_charged_with_the_time_until_its_own_tokens_are_there(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    """As on a device that computes while Python goes on: the wait is where tokens are read."""
+    clock, observed = [0.0], []
+    monkeypatch.setattr("mlxrun.engine.engine.time.monotonic", lambda: clock[0])
+    read = model_runner.Sampled.read
+
+    def slow(sampled: Any) -> Any:
+        clock[0] += 100 if sampled.firsts else 1
+        return read(sampled)
+
+    monkeypatch.setattr(model_runner.Sampled, "read", slow)
+    engine = engine_of(tiny, mode=mode)
+    budget = engine.scheduler.budget
+    monkeypatch.setattr(
+        budget, "observe", lambda chunks, seconds, *, decoding: observed.append((chunks, seconds))
+    )
+    first, second = asks_of(2)
+    first.submit(engine)
+    for _ in range(4):
+        engine.step()
+    second.submit(engine)
+    play(engine)
+    assert {len(second.prompt), len(first.prompt)} == {
+        count for chunks, _ in observed for _, count in chunks
+    }
+    assert [seconds for _, seconds in observed] == [100 if chunks else 1 for chunks, _ in observed]
