@@ -118,15 +118,12 @@ def _list_cached(name: HubName, problem: HubError) -> Listing | None:
     commit = name.revision
     with suppress(OSError, UnicodeDecodeError):
         commit = (_folder(name) / "refs" / name.revision).read_text().strip()
-    listing = Listing(name, commit, (), problem)
-    if not _COMMIT.fullmatch(commit) or not listing.snapshot.is_dir():
+    snapshot = _folder(name) / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
         return None
-    files = (path for path in sorted(listing.snapshot.rglob("*")) if path.is_file())
-    found = tuple(
-        HubFile(path.relative_to(listing.snapshot).as_posix(), path.stat().st_size)
-        for path in files
-    )
-    return Listing(name, commit, found, problem)
+    files = (path for path in sorted(snapshot.rglob("*")) if path.is_file())
+    found = [HubFile(path.relative_to(snapshot).as_posix(), path.stat().st_size) for path in files]
+    return Listing(name, commit, tuple(found), problem)
 
 
 def _file(entry: RepoSibling) -> HubFile:
@@ -402,6 +399,10 @@ _DISK = (
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 )
 _LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
+_NO_ACCESS = (
+    "the hub refuses access to {repo} (status {status})",
+    f"Check HF_TOKEN or {_LOGIN}; see {{page}}",
+)
 # Message and hint by class of exception, or by status of the hub's answer.
 _REFUSALS: Final[tuple[tuple[type[Exception] | int, str, str], ...]] = (
     (GatedRepoError, "{repo} is gated", f"Accept its license at {{page}}, then {_LOGIN}"),
@@ -421,14 +422,8 @@ _REFUSALS: Final[tuple[tuple[type[Exception] | int, str, str], ...]] = (
         "{name} is not in the cache and offline mode is on",
         "Unset HF_HUB_OFFLINE to download it",
     ),
-    *(
-        (
-            status,
-            "the hub refuses access to {repo} (status {status})",
-            f"Check HF_TOKEN or {_LOGIN}; see {{page}}",
-        )
-        for status in (401, 403)
-    ),
+    (401, *_NO_ACCESS),
+    (403, *_NO_ACCESS),
     (404, "the hub has no {name}", "See {page}"),
     (429, "the hub limits the rate of requests", f"Wait a little, or {_LOGIN}"),
     (HfHubHTTPError, "the hub failed with status {status} for {repo}", "Try again in a minute"),

@@ -362,7 +362,9 @@ class MLXLMModel:
         with _describing(config):
             caches = self.make_cache()
             for part in caches[0].parts:
-                _check_window_size(part)
+                size = vars(part).get("max_size", vars(part).get("chunk_size", 1))
+                if not isinstance(size, int) or size < 1:
+                    raise ValueError(f"a layer that caches {size} tokens")
             self(mx.zeros((1, 3), mx.int32), caches)
             logits = self(mx.array([[0]]), caches)
         self.vocab_size = int(logits.shape[-1])
@@ -679,13 +681,6 @@ def _arrays(value: Any) -> Iterator[mx.array]:
         yield from _arrays(list(value.values()))
     elif hasattr(value, "__dict__"):
         yield from _arrays(list(vars(value).values()))
-
-
-def _check_window_size(part: Any) -> None:
-    for name in ("max_size", "chunk_size"):
-        size = vars(part).get(name, 1)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"a layer that caches {size} tokens")
 
 
 def _can_trim(part: Any, n: int) -> bool:
