@@ -209,7 +209,6 @@ def test_two_that_map_one_file_need_it_once(
     def checked(plans: list[Any], *_: int) -> None:
         weights.append([plan.weights for plan in plans])
 
-    monkeypatch.setattr("mlxrun.eval.kl_divergence.check_memory", checked)
     monkeypatch.setattr("mlxrun.eval.perplexity.check_memory", checked)
     mlxrun.compare(one, other, (tmp_path / "t.txt").read_text(), context=32, chunks=1)
     words = ["compare", str(path), str(path), str(tmp_path / "t.txt"), "--b-products", "near"]
