@@ -4,7 +4,7 @@
     python -m examples.conversion_speed model model.gguf     # one file: cp, conversions, loads
 
 Each figure is that of the best of several runs, which take turns with those of `cp`. Copies and
-conversions both end when the disk has all of it; both read what the system has in memory.
+conversions both end when the disk has all of it; both read from the file cache.
 """
 
 from __future__ import annotations

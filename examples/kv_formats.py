@@ -1,14 +1,14 @@
-"""What each type of key/value cache takes, and what it does to a model: bytes, error, perplexity.
+"""The cost of each type of key/value cache: bytes, error of attention, perplexity.
 
     python -m examples.kv_formats                     # the demo model on chats that it never saw
     python -m examples.kv_formats MODEL --text examples/kv_formats.txt
     python -m examples.kv_formats MODEL --text FILE --types q8 q8:q4 q4c:q4
 
 A type is ``KEYS:VALUES``, or one name for both. The error is the relative root mean square
-difference of what attention gives, over all heads, layers and tokens, when it is given the same
-queries, keys and values. Perplexity is that of the text in pieces as long as the model's context;
-of the demo's chats, what the assistant says counts. (Of any model and text, `mlxrun compare` tells
-how far a type of cache is from plain ones; this tells bytes and attention's error as well.)
+difference of attention's output, over all heads, layers and tokens, from the same queries, keys
+and values. Perplexity is that of the text in chunks as long as the model's context; in the demo's
+chats, only the assistant's tokens count. (`mlxrun compare` compares a type of cache with a plain
+one on any model and text; this prints bytes and attention's error as well.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from mlxrun.models.transformer import Transformer
 from .attention_error import attention_error
 
 DEMO = Path(mlxrun.__file__).parent / "assets" / "demo.gguf"
-SEED = 20_000  # of chats that training did not draw
+SEED = 20_000  # of chats outside of the training set
 LONG = 192  # tokens of a chat that fills a few groups
 TYPES = (
     *("f16", "bf16", "q8", "mxfp8", "q6", "q5", "q4", "q3", "q2"),
@@ -41,55 +41,55 @@ TYPES = (
 )
 
 
-class Piece(NamedTuple):
+class TextChunk(NamedTuple):
     """A text's token ids, and which of them count for perplexity."""
 
     ids: list[int]
     counted: list[bool]
 
 
-def pieces_of(llm: mlxrun.LLM, path: Path) -> list[Piece]:
+def chunks_of(llm: mlxrun.LLM, path: Path) -> list[TextChunk]:
     """A file, cut to the model's context."""
     ids, length = llm.tokenizer.encode(path.read_text(encoding="utf-8")), llm.context_length
     cut = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return [Piece(part, [True] * len(part)) for part in cut if len(part) > 1]
+    return [TextChunk(part, [True] * len(part)) for part in cut if len(part) > 1]
 
 
-def chats(llm: mlxrun.LLM, count: int) -> list[Piece]:
+def chats(llm: mlxrun.LLM, count: int) -> list[TextChunk]:
     """Long chats of the demo model's corpus."""
     from .train_demo.corpus import documents
 
-    found: list[Piece] = []
+    found: list[TextChunk] = []
     for document in itertools.islice(documents(SEED), 10 * count):
-        piece = Piece([], [])
+        chunk = TextChunk([], [])
         for text, learned in document:
             ids = llm.tokenizer.encode(text, parse_special=True)
-            piece.ids.extend(ids)
-            piece.counted.extend([learned] * len(ids))
-        if LONG <= len(piece.ids) <= llm.context_length:
-            found.append(piece)
+            chunk.ids.extend(ids)
+            chunk.counted.extend([learned] * len(ids))
+        if LONG <= len(chunk.ids) <= llm.context_length:
+            found.append(chunk)
     return found[:count]
 
 
-def perplexity(llm: mlxrun.LLM, pieces: Sequence[Piece], config: CacheConfig) -> float:
+def perplexity(llm: mlxrun.LLM, chunks: Sequence[TextChunk], config: CacheConfig) -> float:
     """Of all tokens that count, with keys and values of some types."""
-    nlls = [_nll(llm, piece, config) for piece in pieces]
-    return math.exp(sum(nlls) / sum(sum(piece.counted[1:]) for piece in pieces))
+    nlls = [_nll(llm, chunk, config) for chunk in chunks]
+    return math.exp(sum(nlls) / sum(sum(chunk.counted[1:]) for chunk in chunks))
 
 
-def _nll(llm: mlxrun.LLM, piece: Piece, config: CacheConfig) -> float:
+def _nll(llm: mlxrun.LLM, chunk: TextChunk, config: CacheConfig) -> float:
     """The sum of negative log-likelihoods, in nats."""
-    parts = logits_of(llm, config, piece.ids, 0)
+    parts = logits_of(llm, config, chunk.ids, 0)
     each = mx.concatenate([softmax(logits).nll(targets) for logits, targets in parts])
-    return float((each * mx.array(piece.counted[1:])).sum().item())
+    return float((each * mx.array(chunk.counted[1:])).sum().item())
 
 
-def report(llm: mlxrun.LLM, pieces: Sequence[Piece], types: Sequence[str]) -> None:
+def report(llm: mlxrun.LLM, chunks: Sequence[TextChunk], types: Sequence[str]) -> None:
     """Print a row for each pair of types, written as ``q8:q4``."""
     model = llm.model
     assert isinstance(model, Transformer)
     shapes = [layer.attention.cache_shape for layer in model.config.layers]
-    plain = perplexity(llm, pieces, CacheConfig())
+    plain = perplexity(llm, chunks, CacheConfig())
     size = sum(token_bytes(shapes, model.dtype, CacheConfig()))
     print("  keys  values  bytes/token    error  perplexity   change")
     print(f"{'plain':>6}  {'plain':>6}  {size:>11,}  {0:>7.4f}  {plain:>10.4f}")
@@ -98,12 +98,12 @@ def report(llm: mlxrun.LLM, pieces: Sequence[Piece], types: Sequence[str]) -> No
         name = f"{keys:>6}  {values or keys:>6}"
         try:
             config = CacheConfig(cache_type_k=keys, cache_type_v=values or keys)
-            squares = [attention_error(model, piece.ids, [config])[0] ** 2 for piece in pieces]
+            squares = [attention_error(model, chunk.ids, [config])[0] ** 2 for chunk in chunks]
         except MlxrunError as error:
             print(f"{name}  {error}")
             continue
         size = sum(token_bytes(shapes, model.dtype, config))
-        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(llm, pieces, config)
+        off, got = math.sqrt(sum(squares) / len(squares)), perplexity(llm, chunks, config)
         print(
             f"{name}  {size:>11,}  {off:>7.4f}  {got:>10.4f}  {got / plain - 1:>+7.2%}", flush=True
         )
@@ -119,10 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     llm = mlxrun.load(options.model)
     if not isinstance(llm.model, Transformer):
         parser.error("mlx-lm's classes store keys and values in their own way")
-    pieces = pieces_of(llm, options.text) if options.text else chats(llm, options.chats)
-    tokens = sum(len(piece.ids) for piece in pieces)
-    print(f"{Path(options.model).name}: {tokens} tokens in {len(pieces)} pieces, {llm.model.dtype}")
-    report(llm, pieces, options.types)
+    chunks = chunks_of(llm, options.text) if options.text else chats(llm, options.chats)
+    tokens = sum(len(chunk.ids) for chunk in chunks)
+    print(f"{Path(options.model).name}: {tokens} tokens in {len(chunks)} chunks, {llm.model.dtype}")
+    report(llm, chunks, options.types)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""What a drawn token reads as the context grows, dense and sparse, and how far its logits go off.
+"""Bytes that a decode step reads as the context grows, dense and sparse, and the error of logits.
 
     python -m examples.long_context                   # a model of random weights, 1K to 32K tokens
     python -m examples.long_context --demo            # the demo model, on chats that it never saw
     python -m examples.long_context MODEL --text FILE --lengths 4096,16384 --patterns blocks:32x64
 
-A text is read up to each length; the tokens after it go through the model one by one, as drawn ones
-do. What is read of keys, values and bounds is counted by ``read_bytes``. The logits are
-compared with those of dense attention: KL divergence in nats and how often both put the same token
-first, over those tokens. How long it takes, ``mlxrun bench --context 1k,8k --attention PATTERN``
-tells.
+A text is prefilled up to each length; the tokens after it go through the model one by one, as in
+decoding. ``read_bytes`` counts the bytes of keys, values and bounds that are read. The logits are
+compared with those of dense attention: KL divergence in nats and how often both rank the same token
+first, over those tokens. ``mlxrun bench --context 1k,8k --attention PATTERN`` measures the time.
 
-Random weights make flat attention, in which every token counts as little as any other: what they
-say of quality is a worst case for patterns that leave most tokens out, not what texts do.
+With random weights attention is flat: all tokens weigh the same. The error is then a worst case for
+patterns that leave most tokens out, not that of a text.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ SHORT = (
 
 
 class Row(NamedTuple):
-    """What one pattern costs at one length.
+    """The cost of one pattern at one length.
 
     Attributes:
-        length: tokens before those that are drawn.
+        length: tokens of the prompt.
         pattern: as it is written.
         read: bytes of keys, values and bounds that the last token reads.
         divergence: from the dense distribution, in nats, the mean.
-        agreement: the share of tokens after which both put the same one first.
+        agreement: the share of tokens after which both rank the same one first.
     """
 
     length: int
@@ -66,14 +65,14 @@ class Row(NamedTuple):
 
 
 class Reader:
-    """Caches that a text is read into, piece by piece."""
+    """Caches that a text is prefilled into, chunk by chunk."""
 
     def __init__(self, model: Transformer, config: CacheConfig) -> None:
         self._model, self.length = model, 0
         self.cache = model.make_cache(CacheConfig(window=config.window, keep=config.keep))
 
     def read(self, ids: Sequence[int], length: int) -> None:
-        """Go on to a length."""
+        """Prefill up to a length."""
         for start in range(self.length, length, CHUNK):
             part = mx.array([ids[start : min(start + CHUNK, length)]])
             self._model(part, self.cache, last_only=True)
@@ -81,7 +80,7 @@ class Reader:
         self.length = length
 
     def as_config(self, config: CacheConfig) -> list[KVCache]:
-        """Caches of a pattern that hold the same: prompts are read alike."""
+        """Caches of a pattern with the same tokens: all patterns prefill prompts the same way."""
         if config.sparse is None:
             return [layer.fork() for layer in self.cache]
         made = self._model.make_cache(config)
@@ -93,45 +92,45 @@ class Reader:
 def measure(
     model: Transformer, ids: Sequence[int], lengths: Sequence[int], patterns: Sequence[str], n: int
 ) -> Iterator[Row]:
-    """Rows of all patterns at one length after the other; ``n`` tokens are drawn at each."""
-    wanted = {name: CacheConfig(attention=name) for name in patterns}
-    windows = {(each.window, each.keep): Reader(model, each) for each in wanted.values()}
+    """Rows of all patterns at one length after the other; ``n`` tokens are decoded at each."""
+    configs = {name: CacheConfig(attention=name) for name in patterns}
+    windows = {(each.window, each.keep): Reader(model, each) for each in configs.values()}
     whole = windows.setdefault((None, 0), Reader(model, DEFAULT_CACHE))
     layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
     for length in lengths:
         for reader in windows.values():
             reader.read(ids, length)
-        dense = _Drawing(model, whole.as_config(DEFAULT_CACHE))
-        drawings = {
-            name: _Drawing(model, windows[each.window, each.keep].as_config(each))
-            for name, each in wanted.items()
+        dense = _Decoding(model, whole.as_config(DEFAULT_CACHE))
+        decodings = {
+            name: _Decoding(model, windows[each.window, each.keep].as_config(each))
+            for name, each in configs.items()
         }
-        for drawing in (dense, *drawings.values()):
-            drawing.draw(ids[length : length + n])
-        for name, each in wanted.items():
-            drawing, read = drawings[name], read_bytes(each, layers, model.dtype, length + n)
-            yield Row(length, name, read, *drawing.off(dense))
+        for decoding in (dense, *decodings.values()):
+            decoding.decode(ids[length : length + n])
+        for name, each in configs.items():
+            decoding, read = decodings[name], read_bytes(each, layers, model.dtype, length + n)
+            yield Row(length, name, read, *decoding.error(dense))
 
 
-class _Drawing:
-    """Tokens that go through a model one by one."""
+class _Decoding:
+    """Decoding with one pattern: the logits of tokens that go through the model one by one."""
 
     def __init__(self, model: Transformer, cache: list[KVCache]) -> None:
         self._model, self._cache = model, cache
         self._rows: list[mx.array] = []
 
-    def draw(self, tokens: Sequence[int]) -> None:
-        """Some more."""
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Decode more tokens."""
         for token in tokens:
             logits = self._model(mx.array([[token]]), self._cache)[0, -1].astype(mx.float32)
             mx.eval(logits, [array for layer in self._cache for array in layer.state])
             self._rows.append(logits)
 
-    def off(self, dense: _Drawing) -> tuple[float, float]:
+    def error(self, dense: _Decoding) -> tuple[float, float]:
         """KL divergence from another's distributions, and agreement on the first token."""
-        got, wanted = mx.stack(self._rows), mx.stack(dense._rows)  # (T, V)
-        divergence = kl_divergence(softmax(wanted), softmax(got)).mean()
-        same = (mx.argmax(got, axis=-1) == mx.argmax(wanted, axis=-1)).mean()
+        got, expected = mx.stack(self._rows), mx.stack(dense._rows)  # (T, V)
+        divergence = kl_divergence(softmax(expected), softmax(got)).mean()
+        same = (mx.argmax(got, axis=-1) == mx.argmax(expected, axis=-1)).mean()
         return float(divergence.item()), float(same.item())
 
 
@@ -168,7 +167,7 @@ def main(written: Sequence[str] | None = None) -> None:
     parser.add_argument("--text", type=Path, help="to read; by default random tokens")
     parser.add_argument("--lengths", help=f"{LONG[0]}; of the demo {SHORT[0]}")
     parser.add_argument("--patterns", help=f"{LONG[1]}; of the demo {SHORT[1]}")
-    parser.add_argument("--tokens", type=int, default=32, help="drawn at each length (32)")
+    parser.add_argument("--tokens", type=int, default=32, help="decoded at each length (32)")
     arguments = parser.parse_args(written)
     lengths, patterns = SHORT if arguments.demo else LONG
     arguments.lengths, arguments.patterns = (
@@ -182,7 +181,7 @@ def main(written: Sequence[str] | None = None) -> None:
             write(SHAPES["long"], str(source))
         llm = mlxrun.load(source)
         if not isinstance(llm.model, Transformer):
-            parser.error("mlx-lm's classes attend to all that they remember")
+            parser.error("mlx-lm's classes attend to all cached tokens")
         length = max(map(int, arguments.lengths.split(","))) + arguments.tokens
         report(llm, long_text(llm, arguments.text, length, demo=arguments.demo), arguments)
 

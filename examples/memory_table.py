@@ -1,12 +1,12 @@
-"""The memory plan against what MLX measures: predicted and measured peaks, cell by cell.
+"""The memory plan against MLX's measurements: predicted and measured peaks, cell by cell.
 
     python -m examples.memory_table                 # models of six kinds, made here: some minutes
     python -m examples.memory_table model.gguf --contexts 1024,4096 --parallel 1,4 --types f32,q8:q4
 
 A cell is a model, a context, a number of sequences and a type of cache. All sequences are alive at
-once: each reads a prompt, in the pieces of an offline batch, then draws until the context is full.
-The peak is MLX's, from the first token of a prompt to the last one drawn; the model is loaded
-before.
+once: each prefills a prompt, in the chunks of an offline batch, then decodes until the context is
+full. The peak is MLX's, from the first token of a prompt to the last sampled one; the model is
+loaded before.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from mlxrun.memory.plan import plan_source
 from .make_random_gguf import SHAPES, write
 
 DEMO = Path(mlxrun.__file__).parent / "assets" / "demo.gguf"
-LEAST = 8  # tokens that a sequence draws
+LEAST = 8  # tokens that a sequence samples
 _COMMON: dict[str, Any] = {
     "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "vocab_size": 4096,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5,
     "max_position_embeddings": 8192, "tie_word_embeddings": True,
 }  # fmt: skip
-#: Kinds that differ in what they remember and compute: windows and soft caps, sinks and experts,
+#: Kinds that differ in cache and computation: windows and soft caps, sinks and experts,
 #: latents, states.
 KINDS: dict[str, dict[str, Any]] = {
     "gemma2": {
@@ -99,29 +99,29 @@ def make(kind: str, folder: Path) -> Path:
 def measure(llm: mlxrun.LLM, cell: Cell) -> tuple[int, int]:
     """The peak in bytes with all sequences of a cell alive, and the length of their prompts.
 
-    What other models hold meanwhile is left out.
+    Memory of other models is left out.
     """
     budget = prefill_budget("batch")
-    # The first must still draw when the last has read its prompt.
-    drawn = LEAST
+    # The first must still decode when the prompt of the last is prefilled.
+    sampled = LEAST
     if cell.parallel > 1:
-        drawn += cell.context * cell.parallel // (budget + cell.parallel)
-    prompt = cell.context - drawn
+        sampled += cell.context * cell.parallel // (budget + cell.parallel)
+    prompt = cell.context - sampled
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 250, (cell.parallel, prompt)).tolist()
-    llm.prefix_cache.budget = 0  # what one cell keeps would count for the next
+    llm.prefix_cache.budget = 0  # prefixes of one cell would count for the next
     gc.collect()
     mx.clear_cache()
-    # Mapped weights count for the model, though MLX does not hold them.
+    # Mapped weights count for the model, though they are not MLX's memory.
     others = mx.get_active_memory() - llm.model.nbytes
     mx.reset_peak_memory()
     types = dict(zip(("cache_type_k", "cache_type_v"), cell.cache.types, strict=True))
     if cell.parallel == 1:
-        llm.generate(ids[0], max_tokens=drawn, ignore_eos=True, **types)
+        llm.generate(ids[0], max_tokens=sampled, ignore_eos=True, **types)
         return mx.get_peak_memory() - others, prompt
     llm.batch(
         ids,
-        max_tokens=drawn,
+        max_tokens=sampled,
         ignore_eos=True,
         parallel=cell.parallel,
         progress=False,

@@ -31,7 +31,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
-    """What MLX draws in a test does not depend on the tests before it."""
+    """MLX's random numbers in a test do not depend on the tests before it."""
     import mlx.core as mx
 
     mx.random.seed(0)

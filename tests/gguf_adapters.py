@@ -2,7 +2,7 @@
 
 usage: MLXRUN_LLAMA_PYTHON=python-with-llama-cpp python tests/gguf_adapters.py
 
-makes ``tests/oracle/adapters.npz`` anew. Shares no code with what is tested.
+makes ``tests/oracle/adapters.npz`` anew. Shares no code with the tested modules.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def write_adapter(
 ) -> Path:
     """An adapter as llama.cpp's converter stores it; matrices of embeddings change places.
 
-    ``expand``: store what the blocks of ``kind`` mean as float32 instead of them.
+    ``expand``: store the blocks of ``kind`` dequantized to float32.
     """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_type("adapter")

@@ -11,7 +11,7 @@ from mlxrun.errors import TemplateError
 
 
 def refusal(render: Callable[[str], str], source: str) -> TemplateError:
-    """What a template is refused with; in a thread that can be left behind."""
+    """The error of a template, from a thread that can be abandoned."""
     caught: list[BaseException] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""What was chosen is told, follows what is asked for, and a slow BLAS is mentioned once."""
+"""Choices are printed and follow the options; a slow BLAS is mentioned once."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_choices_are_lines_of_names_and_values(file: Path) -> None:
-    told = mlxrun.load(file).choices
-    assert [line.split(": ")[0] for line in str(told).splitlines()] == NAMES
-    assert told.dtype.startswith("float32")
+    choices = mlxrun.load(file).choices
+    assert [line.split(": ")[0] for line in str(choices).splitlines()] == NAMES
+    assert choices.dtype.startswith("float32")
 
 
 def test_without_kernels_the_share_of_memory_decides_the_form(
@@ -52,7 +52,7 @@ def test_without_kernels_the_share_of_memory_decides_the_form(
     assert plain.choices.products == "MLX's own: there is no compiler"
     assert run(["generate", str(file), "-p", "a", "-n", "1", "-v"]) == 0
     hints = [line for line in capsys.readouterr().err.splitlines() if "no compiler" in line]
-    assert len(hints) == 2  # what was chosen, and what is missed by it
+    assert len(hints) == 2  # the choice, and its cost
     assert plain.choices.weights.startswith("plain float32: ")
     monkeypatch.setenv(memory.SHARE, "0")
     packed = mlxrun.load(file)
@@ -74,9 +74,9 @@ def test_plain_weights_of_a_directory_are_multiplied_by_kernels(file: Path, tmp_
 
 def test_without_one_weights_stay_as_they_are(file: Path) -> None:
     assert mlxrun.load(file).choices.weights.startswith("GGUF blocks as stored: 16 matrices")
-    told = mlxrun.load(file, products="fast").choices.products
-    assert told.startswith("fast, activations in 8 bits, ")
-    assert told.endswith(" threads (products=, --products)")
+    products = mlxrun.load(file, products="fast").choices.products
+    assert products.startswith("fast, activations in 8 bits, ")
+    assert products.endswith(" threads (products=, --products)")
 
 
 def test_weights_beyond_the_share_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,15 +106,15 @@ def test_a_share_is_a_number_from_0_to_1(wrong: str, monkeypatch: pytest.MonkeyP
         ["bench", "-p", "2", "-n", "0", "-r", "1"],
     ],
 )
-def test_every_command_tells_what_was_chosen(
+def test_every_command_prints_the_choices(
     file: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([command[0], str(file), *command[1:], "-v"]) == 0
-    told = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[0] for line in told if line.split(": ")[0] in NAMES] == NAMES
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[0] for line in lines if line.split(": ")[0] in NAMES] == NAMES
 
 
-def test_types_of_cache_are_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_types_of_cache_are_printed(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["generate", str(file), "-p", "a", "-n", "1", "-v", "--cache-type-k", "q8"])
     assert "cache: keys in q8, values in float32" in capsys.readouterr().err
 
@@ -157,21 +157,21 @@ def test_the_hint_is_for_terminals_and_for_who_asks(
     monkeypatch.setattr("mlxrun.cli.loading.LARGE", 0)
     monkeypatch.setattr(blas, "hint", lambda: "get one")
 
-    def told(*arguments: str, policy: str = "near") -> bool:
+    def advised(*arguments: str, policy: str = "near") -> bool:
         loading = ["--policy", policy] if policy else []
         run(["generate", str(file), "-p", "a", "-n", "1", *loading, *arguments])
         return "hint: get one" in capsys.readouterr().err
 
     monkeypatch.setattr(blas, "_advised", False)
-    assert not told()
+    assert not advised()
     monkeypatch.setattr(blas, "_advised", False)
-    assert not told("-v", policy="")  # blocks are multiplied without a BLAS
+    assert not advised("-v", policy="")  # blocks are multiplied without a BLAS
     monkeypatch.setattr(blas, "_advised", False)
-    assert told("-v")
-    assert not told("-v")
+    assert advised("-v")
+    assert not advised("-v")
 
 
-def test_a_blas_that_cannot_be_had_is_told_whoever_asks(
+def test_a_blas_that_cannot_be_loaded_is_always_reported(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(blas.VARIABLE, str(file))
@@ -189,7 +189,7 @@ def test_a_blas_that_cannot_be_had_is_told_whoever_asks(
 
 
 @pytest.mark.parametrize(
-    ("preloaded", "told"),
+    ("preloaded", "described"),
     [
         ("", "MLX's default"),
         ("/x/libfoo.so", "MLX's default"),
@@ -197,10 +197,10 @@ def test_a_blas_that_cannot_be_had_is_told_whoever_asks(
     ],
 )
 def test_a_blas_that_is_switched_off(
-    file: Path, monkeypatch: pytest.MonkeyPatch, preloaded: str, told: str
+    file: Path, monkeypatch: pytest.MonkeyPatch, preloaded: str, described: str
 ) -> None:
     monkeypatch.setattr(blas, "loaded", None)
     monkeypatch.setattr(blas, "ACCELERATE", False)
     monkeypatch.setenv("LD_PRELOAD", preloaded)
     monkeypatch.setenv(blas.VARIABLE, "0")
-    assert mlxrun.load(file).choices.blas.startswith(told)
+    assert mlxrun.load(file).choices.blas.startswith(described)

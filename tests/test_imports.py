@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source, and what is in memory after common commands."""
+"""Who may import whom, by the source, and the modules in memory after common commands."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-# Packages from the top of the house down: each may import itself and what is named here.
+# Packages from the top down: each may import itself and those named here.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "converters": (),
     "mlxrun.errors": ("converters.errors",),

@@ -108,7 +108,7 @@ def test_nor_do_threads_with_a_model_of_mlx_lm(tmp_path: Path) -> None:
     assert left_behind(12, lambda: llm.generate([5, 6], max_tokens=2)) <= 0
 
 
-def test_a_thread_computes_on_its_own_streams_besides(llm: mlxrun.LLM) -> None:
+def test_a_thread_computes_on_its_own_streams_as_well(llm: mlxrun.LLM) -> None:
     """Two threads that use MLX themselves never share a stream, nor change that of the main one."""
     main = mx.default_stream(mx.cpu)
     together, seen = threading.Barrier(3), []
@@ -271,10 +271,10 @@ def in_fork(work):
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
     return found
 
-wanted = [("ProcessError", True)] * 14
-assert in_fork(child) == wanted, in_fork(child)
+expected = [("ProcessError", True)] * 14
+assert in_fork(child) == expected, in_fork(child)
 with multiprocessing.get_context("fork").Pool(1) as pool:
-    assert pool.apply(child) == wanted
+    assert pool.apply(child) == expected
 used.generate("tea", max_tokens=1)  # the parent goes on
 engine.close()
 assert handle.done

@@ -150,9 +150,9 @@ def test_content_without_end_is_refused(llm: LLM) -> None:
 
 
 def test_a_session_has_one_stream(llm: LLM) -> None:
-    """Two streams that take turns on one memory would each go on from the other's tokens."""
+    """Two streams that take turns on one session would each continue from the other's tokens."""
     greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
-    wanted = llm.generate("ab", **greedy).tokens
+    expected = llm.generate("ab", **greedy).tokens
     session = llm.session()
     first = llm.stream("ab", session=session, **greedy)
     next(first)
@@ -161,15 +161,15 @@ def test_a_session_has_one_stream(llm: LLM) -> None:
     assert "session" in refused(lambda: next(first))
     for chunk in second:
         tokens += chunk.tokens
-    assert tokens == wanted
-    assert llm.generate("ab", session=session, **greedy).tokens == wanted
+    assert tokens == expected
+    assert llm.generate("ab", session=session, **greedy).tokens == expected
 
 
-def test_a_stream_does_not_go_on_from_what_a_failed_one_left(llm: LLM) -> None:
+def test_a_stream_does_not_continue_from_the_state_of_a_failed_one(llm: LLM) -> None:
     """The other read a part of its prompt into the session that the first had not done with."""
     greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
     prompt = [5, 6, 7] * 200
-    wanted = llm.generate(prompt[::-1], **greedy).tokens
+    expected = llm.generate(prompt[::-1], **greedy).tokens
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
@@ -180,21 +180,21 @@ def test_a_stream_does_not_go_on_from_what_a_failed_one_left(llm: LLM) -> None:
     with pytest.raises(KeyboardInterrupt):
         llm.generate(prompt[::-1], session=session, progress=interrupt, **greedy)
     assert "session" in refused(lambda: list(first))
-    assert llm.generate(prompt[::-1], session=session, **greedy).tokens == wanted
+    assert llm.generate(prompt[::-1], session=session, **greedy).tokens == expected
 
 
 @pytest.mark.parametrize("back", [lambda session: session.rewind(3), lambda s: s.reset()])
-def test_a_stream_does_not_go_on_from_a_session_that_went_back(
+def test_a_stream_does_not_continue_from_a_session_that_was_rewound(
     llm: LLM, back: Callable[[Session], object]
 ) -> None:
     greedy: dict[str, Any] = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
-    wanted = llm.generate("abcdef", **greedy).tokens
+    expected = llm.generate("abcdef", **greedy).tokens
     session = llm.session()
     stream = llm.stream("abcdef", session=session, **greedy)
     next(stream)
     back(session)
     assert "session" in refused(lambda: list(stream))
-    assert llm.generate("abcdef", session=session, **greedy).tokens == wanted
+    assert llm.generate("abcdef", session=session, **greedy).tokens == expected
 
 
 def test_a_prompt_is_not_read_on_into_a_session_that_went_back(llm: LLM) -> None:
@@ -215,11 +215,11 @@ def test_a_prompt_is_not_read_on_into_a_session_that_went_back(llm: LLM) -> None
 
 def test_threads_may_share_a_model(llm: LLM) -> None:
     greedy: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
-    wanted = llm.generate("ab", **greedy).tokens
+    expected = llm.generate("ab", **greedy).tokens
     with ThreadPoolExecutor(6) as pool:
-        replies = [pool.submit(llm.generate, "ab", **greedy) for _ in range(12)]
+        completions = [pool.submit(llm.generate, "ab", **greedy) for _ in range(12)]
         logits = pool.submit(llm.logits, [1, 2, 3])
-        assert all(reply.result(PATIENCE).tokens == wanted for reply in replies)
+        assert all(completion.result(PATIENCE).tokens == expected for completion in completions)
         assert mx.array_equal(logits.result(PATIENCE), llm.logits([1, 2, 3]))
 
 
@@ -230,36 +230,38 @@ def test_a_long_wrong_value_is_not_shown_in_full(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("wrong", "near"), [("max_token", "max_tokens"), ("temprature", "temperature"), ("zz", "top_k")]
 )
-def test_a_misspelt_option_is_told_its_name(wrong: str, near: str, llm: LLM) -> None:
+def test_the_error_of_a_misspelt_option_names_the_nearest(wrong: str, near: str, llm: LLM) -> None:
     for call in (llm.generate, lambda prompt, **options: llm.batch([prompt], **options)):
-        told = refused(lambda call=call: call("a", **{wrong: 1}))
-        assert near in told
-        assert repr(wrong) in told
+        error = refused(lambda call=call: call("a", **{wrong: 1}))
+        assert near in error
+        assert repr(wrong) in error
 
 
 @pytest.mark.parametrize(
     ("wrong", "near"), [("paralel", "parallel"), ("stal", "stall"), ("zz", "deterministic")]
 )
-def test_a_misspelt_option_of_an_engine_is_told_its_name(wrong: str, near: str, llm: LLM) -> None:
+def test_the_error_of_a_misspelt_option_of_an_engine_names_the_nearest(
+    wrong: str, near: str, llm: LLM
+) -> None:
     for call in (llm.engine, llm.room):
-        told = refused(lambda call=call: call(**{wrong: 1}))
-        assert near in told
-        assert repr(wrong) in told
+        error = refused(lambda call=call: call(**{wrong: 1}))
+        assert near in error
+        assert repr(wrong) in error
 
 
 @pytest.mark.parametrize(
     ("wrong", "near"), [("windows", "window"), ("cache_type_q", "cache_type_k"), ("zz", "keep")]
 )
-def test_a_misspelt_option_of_a_session_is_told_its_name(
+def test_the_error_of_a_misspelt_option_of_a_session_names_the_nearest(
     wrong: str, near: str, llm: LLM, tmp_path: Path
 ) -> None:
     for call in (llm.session, lambda **options: llm.load_session(tmp_path / "x", **options)):
-        told = refused(lambda call=call: call(**{wrong: 1}))
-        assert near in told
-        assert repr(wrong) in told
+        error = refused(lambda call=call: call(**{wrong: 1}))
+        assert near in error
+        assert repr(wrong) in error
 
 
-def test_a_session_says_what_it_remembers(llm: LLM) -> None:
+def test_a_session_shows_its_tokens(llm: LLM) -> None:
     session = llm.session()
     assert repr(session) == "Session(0 tokens)"
     llm.generate([3, 4, 5], max_tokens=1, session=session)

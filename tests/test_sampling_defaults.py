@@ -1,4 +1,4 @@
-"""What a model's files recommend applies where a caller says nothing, and nowhere else."""
+"""Recommendations of a model's files apply where a caller sets nothing, and nowhere else."""
 
 from __future__ import annotations
 

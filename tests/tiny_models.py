@@ -1,6 +1,6 @@
 """Tiny random models as GGUF files, in as many shapes as real ones have, and random blocks.
 
-Shares no code with what is tested: files are written by the ``gguf`` package.
+Shares no code with the tested modules: files are written by the ``gguf`` package.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Tiny:
         return np.float32(scale) * x
 
     def stored(self, name: str, shape: tuple[int, ...]) -> tuple[np.ndarray, Kind]:
-        """What the file holds of one tensor: an array of floats or of blocks."""
+        """One tensor of the file: an array of floats or of blocks."""
         if name in self.raw:
             kind, blocks = self.raw[name]
             return blocks.reshape(shape[0], -1), Kind[kind]
@@ -153,7 +153,7 @@ class Tiny:
         return gguf.quants.quantize(self.values(name, shape), Kind[kind]), Kind[kind]
 
     def write(self, path: Path, *, expand: bool = False) -> Path:
-        """Write the file; ``expand`` stores what the blocks mean as float32 instead of them."""
+        """Write the file; ``expand`` stores the blocks dequantized to float32."""
         w = gguf.GGUFWriter(path, self.arch)
         for key, value in self.metadata().items():
             _add(w, f"{self.arch}.{key}", value)

@@ -269,7 +269,7 @@ def test_experts_that_a_class_calls_as_it_likes_are_not_counted() -> None:
     assert any("experts" in what for what in counts.unknown)
 
 
-def test_packed_weights_of_mlx_lms_classes_count_alike(tmp_path: Path) -> None:
+def test_packed_weights_of_mlx_lms_classes_count_the_same(tmp_path: Path) -> None:
     name = "granitemoehybrid"
     config, storage = opened_storage(
         save(tmp_path, CONFIGS[name], stock(CONFIGS[name])), dtype="float32"

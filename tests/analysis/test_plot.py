@@ -96,7 +96,7 @@ BEGINNINGS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"
 
 
 @pytest.mark.parametrize("ending", FORMATS)
-def test_every_format_is_drawn_and_the_same_each_time(tmp_path, ending):
+def test_every_format_is_plotted_and_the_same_each_time(tmp_path, ending):
     tests = [{"test": "tg4", "limit": {"rate": 900.0}}, {"test": "tg4 x2", "limit": {"rate": 990}}]
     results = measured(Decode(4), Decode(4, 0, 2))
     found = facts(results, ABOUT | {"roofline": {"tests": tests}})

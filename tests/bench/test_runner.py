@@ -44,7 +44,7 @@ def test_they_take_turns_after_a_warm_up():
     }
 
 
-def test_an_interrupt_leaves_what_was_measured():
+def test_an_interrupt_keeps_the_results_so_far():
     results = Results()
     with pytest.raises(KeyboardInterrupt):
         measure([Fake("a", [], fails=4)], [Prefill(1), Prefill(2)], 2, results)

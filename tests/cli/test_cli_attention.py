@@ -1,4 +1,4 @@
-"""What drawn tokens attend to, on the command line and in the API."""
+"""Attention patterns, on the command line and in the API."""
 
 from __future__ import annotations
 
@@ -107,17 +107,17 @@ def cold(llm, prompt, **options):
 
 
 @pytest.mark.parametrize("pattern", ["blocks:3x4", "strided:4/9"])
-def test_prompts_are_shared_with_dense_requests_but_replies_are_not(llm, pattern):
+def test_prompts_are_shared_with_dense_requests_but_completions_are_not(llm, pattern):
     for attention in (None, pattern):
         llm.prefix_cache.clear()
-        drawn = llm.generate(PROMPT, **OPTIONS, session=llm.session(attention=pattern)).tokens
-        longer = [*PROMPT, *drawn, 5, 6, 7]
+        sampled = llm.generate(PROMPT, **OPTIONS, session=llm.session(attention=pattern)).tokens
+        longer = [*PROMPT, *sampled, 5, 6, 7]
         again = llm.generate(longer, **OPTIONS, session=llm.session(attention=attention))
         assert again.usage.cached_tokens == len(PROMPT)
         assert again.tokens == cold(llm, longer, attention=attention)
 
 
-def test_a_saved_session_goes_on(llm, tmp_path):
+def test_a_saved_session_continues(llm, tmp_path):
     path = tmp_path / "talk.cache"
     session = llm.session(attention="blocks:3x4")
     first = [*PROMPT, *llm.generate(PROMPT, **OPTIONS, session=session).tokens]

@@ -104,7 +104,7 @@ def test_a_batch_gives_what_each_gets_alone(llm, types):
     prompts = [[*range(first, first + length)] for first, length in ((3, 5), (9, 120), (30, 70))]
     options = {"temperature": 0, "max_tokens": 50, "ignore_eos": True, **types}
     alone = [llm.generate(prompt, **options).tokens for prompt in prompts]
-    for parallel in (2, 3):  # the second time, beginnings are known
+    for parallel in (2, 3):  # the second time, prefixes are cached
         together = llm.batch(prompts, parallel=parallel, deterministic=True, **options)
         assert [completion.tokens for completion in together] == alone
     # In one pass rounding may move a number to the next code, so not for long.

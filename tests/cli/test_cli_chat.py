@@ -47,8 +47,8 @@ BIAS = {token: -float("inf") for token in range(259)}
 def test_a_pipe_is_one_conversation(mlxrun_cli, model, llm):
     result = mlxrun_cli("chat", model, *GREEDY, *LETTERS, stdin=b"one\n\ntwo\r\n/stats\nlast")
     assert (result.code, result.err) == (0, "")
-    wanted = answers(llm, "one", "two", "/stats", "last", logit_bias=BIAS)
-    assert result.out == "".join(f"{answer}\n" for answer in wanted)
+    expected = answers(llm, "one", "two", "/stats", "last", logit_bias=BIAS)
+    assert result.out == "".join(f"{answer}\n" for answer in expected)
 
 
 def test_a_pipe_gets_no_control_characters(mlxrun_cli, model):
@@ -161,7 +161,7 @@ class Terminal:
             self._descriptor = -1
 
     def expect(self, pattern: str, timeout: float = PATIENCE) -> str:
-        """Wait until the pattern is shown; forgets what came before it."""
+        """Wait until the pattern is shown; drops the output before it."""
         until = time.monotonic() + timeout
         while not (match := re.search(pattern, self.shown, re.DOTALL)):
             assert time.monotonic() < until, f"{pattern!r} is not in {self.shown!r}"
@@ -182,7 +182,7 @@ def terminal(tmp_path: Path, *args: object, program: str = "mlxrun") -> Iterator
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     environment = os.environ | {
         "TERM": "xterm",
-        "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
+        "PROMPT_TOOLKIT_NO_CPR": "1",  # no terminal here reports the cursor
         "XDG_STATE_HOME": str(tmp_path / "state"),
     }
     process = subprocess.Popen(
@@ -246,7 +246,7 @@ def test_a_terminal(endless, tmp_path):
     assert "hello" in (tmp_path / "state" / "mlxrun" / "chat_history").read_text()
 
 
-def test_typing_during_a_reply_waits_for_the_next_prompt(model, tmp_path):
+def test_typing_during_a_completion_waits_for_the_next_prompt(model, tmp_path):
     with terminal(tmp_path, "chat", model, "--temp", "0", *LETTERS) as screen:
         screen.expect("/help lists the commands.*>")
         screen.type("/set max_tokens none\r")
@@ -265,7 +265,7 @@ def test_typing_during_a_reply_waits_for_the_next_prompt(model, tmp_path):
         assert screen.process.wait(30) == 0
 
 
-def test_a_terminal_that_closes_during_a_reply(mlxrun_cli, model, tmp_path):
+def test_a_terminal_that_closes_during_a_completion(mlxrun_cli, model, tmp_path):
     file = tmp_path / "talk.json"
     with terminal(
         tmp_path, "chat", model, "--temp", "0", *LETTERS, "-n", "200", "--save", file
@@ -343,7 +343,7 @@ def test_a_chat_typed_into_a_pipe_has_a_prompt(model, tmp_path):
     assert log.read_text() and "Talking" not in log.read_text()
 
 
-def test_a_chat_that_was_saved_goes_on_without_another_prefill(mlxrun_cli, model, tmp_path):
+def test_a_saved_chat_continues_without_another_prefill(mlxrun_cli, model, tmp_path):
     file = tmp_path / "talk.json"
     options = [*GREEDY, *LETTERS, "--stats"]
     whole = mlxrun_cli("chat", model, *options, stdin=b"one\ntwo\nthree\n")

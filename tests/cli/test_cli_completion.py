@@ -50,7 +50,7 @@ def test_models_of_the_folder_and_of_the_cache(folder, command):
         ("org/r", [("plain", "org/repo-GGUF")]),
         ("sub/", [("plain", "sub/deep.gguf")]),
         ("./t", [("plain", "./tiny.gguf")]),
-        ("su", [("file", "su")]),  # the shell goes on into folders
+        ("su", [("file", "su")]),  # the shell continues into folders
         ("no/such/folder/", [("file", "no/such/folder/")]),
         ("a\0b", [("file", "a\0b")]),
     ],

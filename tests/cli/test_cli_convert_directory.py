@@ -16,7 +16,7 @@ from mlxrun import convert
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory of floats, with code that nobody runs."""
+    """A model directory of floats, with code that is never run."""
     folder = tmp_path_factory.mktemp("source")
     source = Tiny(hidden=128, ffn=192, kinds={"*": "F16"}).write(folder / "x.gguf")
     convert(source, folder / "m")
@@ -45,7 +45,7 @@ def test_a_directory_that_cannot_be_talked_with(mlxrun_cli, directory, tmp_path)
     assert f"Wrote {tmp_path / 'out'}" in result.out and "Next:" not in result.out
 
 
-def test_many_of_one_reason_are_told_as_one(mlxrun_cli, directory, tmp_path):
+def test_many_of_one_reason_are_reported_as_one(mlxrun_cli, directory, tmp_path):
     result = mlxrun_cli(
         "convert", directory, "-o", tmp_path / "o", "--bits", 4, "--group-size", 128
     )

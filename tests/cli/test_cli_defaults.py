@@ -232,7 +232,7 @@ def test_a_panic_of_the_tokenizer_is_one_line_of_ours(panicking):
     assert len([line for line in panic if line]) <= 3  # Rust's own hook, without a backtrace
 
 
-def test_a_chat_goes_on_after_a_panic(panicking, capfd):
+def test_a_chat_continues_after_a_panic(panicking, capfd):
     llm = mlxrun.load(panicking)
     lines = iter(["one", "a" * 50 + "!", "two"])
     chat = TerminalChat(

@@ -11,7 +11,7 @@ from mlx_lm_models import CONFIGS, save, stock
 import mlxrun
 from mlxrun.cli.inspection import inspect_model
 
-# A state beside keys and values; windows.
+# A state and keys and values; windows.
 NAMES = ("falcon_h1", "recurrent_gemma")
 
 

@@ -157,7 +157,7 @@ CATALOGUE = {
 _DIFFUSION = "fills in masked text; has no next token"
 _RECURRENT = "a recurrence that neither MLX-LM nor this project has"
 
-#: Why an architecture does not run, where more is to be said than that nobody has added it.
+#: Why an architecture does not run, unless it is only not added yet.
 REASONS = {
     "arwkv7": _RECURRENT,
     "dream": _DIFFUSION,

@@ -65,7 +65,7 @@ def worst(models: list[Skeleton]) -> float:
     with tempfile.TemporaryDirectory() as folder, on_cpu():
         for skeleton in models:
             loaded = load(skeleton.write(Path(folder) / f"{skeleton.name}.gguf"))
-            found += measure(loaded, skeleton.token_ids(), skeletons.wanted(skeleton)).values()
+            found += measure(loaded, skeleton.token_ids(), skeletons.expected(skeleton)).values()
     return max(found)
 
 

@@ -79,7 +79,7 @@ def check(skeleton: Skeleton, folder: Path) -> bool:
     try:
         with on_cpu():
             loaded = load(path)
-            found = measure(loaded, skeleton.token_ids(), skeletons.wanted(skeleton))
+            found = measure(loaded, skeleton.token_ids(), skeletons.expected(skeleton))
     except MlxrunError as error:
         print(f"  mlxrun: {error}")
         return False
@@ -91,10 +91,10 @@ def check(skeleton: Skeleton, folder: Path) -> bool:
 
 def sensitivity(skeleton: Skeleton, folder: Path) -> None:
     """Name the tensors that llama.cpp's logits do not depend on: they prove nothing."""
-    wanted = skeletons.wanted(skeleton)
+    expected = skeletons.expected(skeleton)
     for pattern in skeleton.tensors:
         path = skeleton.write(folder / "zeroed.gguf", zero=pattern)
-        if np.array_equal(judge(path, skeleton.token_ids()), wanted):
+        if np.array_equal(judge(path, skeleton.token_ids()), expected):
             print(f"  WARNING: {pattern} makes no difference")
 
 

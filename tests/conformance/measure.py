@@ -16,7 +16,7 @@ from mlxrun.loader import Loaded, load_model
 #: Between two float32 implementations of the same model.
 SAME = 1e-8
 
-#: Lengths of the first pieces that a number of tokens are fed in; the rest follows at once.
+#: Lengths of the first chunks of a prompt; the rest follows at once.
 WAYS: dict[str, Callable[[int], list[int]]] = {
     "one pass": lambda count: [],
     "chunks": lambda count: [1, 7, 1, 1, 2, 13],
@@ -35,9 +35,9 @@ def on_cpu() -> Iterator[None]:
         mx.set_default_device(before)
 
 
-def nmse(got: np.ndarray, wanted: np.ndarray) -> float:
-    """``mean((got - wanted)^2) / mean(wanted^2)``."""
-    return float(np.mean((got - wanted) ** 2) / np.mean(wanted**2))
+def nmse(got: np.ndarray, expected: np.ndarray) -> float:
+    """``mean((got - expected)^2) / mean(expected^2)``."""
+    return float(np.mean((got - expected) ** 2) / np.mean(expected**2))
 
 
 def load(path: Path, dtype: str = "float32") -> Loaded:
@@ -46,20 +46,20 @@ def load(path: Path, dtype: str = "float32") -> Loaded:
 
 
 def logits(model: Any, tokens: list[int], lengths: Sequence[int] = ()) -> np.ndarray:
-    """Logits (T, V) of tokens put through one cache in pieces of these lengths, then the rest."""
+    """Logits (T, V) of tokens put through one cache in chunks of these lengths, then the rest."""
     cache, parts, start = model.make_cache(), [], 0
     for length in [*lengths, len(tokens)]:
-        piece = tokens[start : start + length]
-        if piece:
-            parts.append(np.array(model(mx.array([piece]), cache)[0], np.float64))
-        start += len(piece)
+        chunk = tokens[start : start + length]
+        if chunk:
+            parts.append(np.array(model(mx.array([chunk]), cache)[0], np.float64))
+        start += len(chunk)
     return np.concatenate(parts)
 
 
-def measure(loaded: Loaded, tokens: list[int], wanted: np.ndarray) -> dict[str, float]:
+def measure(loaded: Loaded, tokens: list[int], expected: np.ndarray) -> dict[str, float]:
     """NMSE by way of feeding."""
     return {
-        way: nmse(logits(loaded.model, tokens, lengths(len(tokens))), wanted)
+        way: nmse(logits(loaded.model, tokens, lengths(len(tokens))), expected)
         for way, lengths in WAYS.items()
     }
 

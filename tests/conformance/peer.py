@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# What the listings hold for every architecture alike, needed or not.
+# Entries of the listings for every architecture, needed or not.
 _NOISE = re.compile(
     r"general\..*|vocab_size|pooling_type|decoder_start_token_id|token_shift_count|.*situ_beta"
     r"|expert_group_scale|swiglu_clamp.*|attn_logit_softcapping|(router|final)_logit_softcapping"

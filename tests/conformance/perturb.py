@@ -4,7 +4,7 @@ usage: python -m tests.conformance.perturb NAME ...
 
 Changes one key at a time, leaves it out, or adds what any file may have, and compares both again on
 the changed file. A key that one of the two ignores shows as a large error; a file that mlxrun
-refuses is told, and is no error. Needs llama.cpp, as ``make`` does.
+refuses is reported, and is no error. Needs llama.cpp, as ``make`` does.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ def compare(skeleton: Skeleton, folder: Path) -> str:
     tokens = skeleton.token_ids()
     try:
         path = skeleton.write(folder / "changed.gguf")
-        wanted = judge(path, tokens)
+        expected = judge(path, tokens)
     except (JudgeError, SkeletonError):
         return ""  # not a model
     try:
         with on_cpu():
-            error = nmse(logits(load(path).model, tokens), wanted.astype(float))
+            error = nmse(logits(load(path).model, tokens), expected.astype(float))
     except MlxrunError as refused:
         return f"refused: {refused}"
     return "" if error <= SAME else f"NMSE {error:.1e}"

@@ -32,7 +32,7 @@ _KINDS = {
 }  # fmt: skip
 _STORED = {"F32": np.float32, "F16": np.float16, "I32": np.int32}
 
-#: How values are drawn where a skeleton does not say: the first pattern that fits a name.
+#: The distribution of values unless a skeleton sets it: the first pattern that fits a name.
 #: Norms stay near one, projections keep the variance, what is added is small, states decay.
 DEFAULT_VALUES: dict[str, Rule] = {
     "*norm*.weight": {"normal": [1, 0.1]},
@@ -59,7 +59,7 @@ class Skeleton:
         arch: ``general.architecture``.
         keys: metadata; names without a namespace are the architecture's.
         tensors: shapes by name or by a pattern over layers.
-        values: how to draw them, by pattern; before :data:`DEFAULT_VALUES`.
+        values: their distribution, by pattern; before :data:`DEFAULT_VALUES`.
         seed: of the values and of the tokens.
         tokens: how many there are.
         about: what this one shows, for readers.
@@ -120,9 +120,9 @@ class Skeleton:
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
         for pattern, rule in [*self.values.items(), *DEFAULT_VALUES.items()]:
             if fnmatchcase(name, pattern):
-                return drawn(rule, shape, rng).astype(_STORED[kind])
+                return random_values(rule, shape, rng).astype(_STORED[kind])
         rule = {"normal": [0, 0.1]} if len(shape) == 1 else {"gain": 1}
-        return drawn(rule, shape, rng).astype(_STORED[kind])
+        return random_values(rule, shape, rng).astype(_STORED[kind])
 
     def write(self, path: Path, zero: str | None = None) -> Path:
         """Write the GGUF file.
@@ -146,7 +146,7 @@ class Skeleton:
         return path
 
 
-def drawn(rule: Rule, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def random_values(rule: Rule, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Values as a rule of ``README.md`` says, float64."""
     ((kind, given),) = rule.items()
     if kind == "constant":
@@ -221,7 +221,7 @@ def read(name: str) -> Skeleton:
         raise SkeletonError(f"{path.name}: {error}") from None
 
 
-def wanted(skeleton: Skeleton) -> np.ndarray:
+def expected(skeleton: Skeleton) -> np.ndarray:
     """llama.cpp's logits (T, V) of a skeleton.
 
     Raises:

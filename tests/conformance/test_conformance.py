@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from .measure import SAME, left_out, load, measure, on_cpu
-from .skeleton import LOGITS, SKELETONS, names, read, wanted
+from .skeleton import LOGITS, SKELETONS, expected, names, read
 
 
 @pytest.mark.parametrize("name", names())
@@ -15,7 +15,7 @@ def test_logits_are_llama_cpps(name: str, tmp_path: Path) -> None:
     skeleton = read(name)
     with on_cpu():
         loaded = load(skeleton.write(tmp_path / f"{name}.gguf"))
-        found = measure(loaded, skeleton.token_ids(), wanted(skeleton))
+        found = measure(loaded, skeleton.token_ids(), expected(skeleton))
     assert left_out(loaded) == []
     assert {way: value for way, value in found.items() if not value <= SAME} == {}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from . import skeleton as skeletons
 from .peer import draft
-from .skeleton import Skeleton, SkeletonError, drawn
+from .skeleton import Skeleton, SkeletonError, random_values
 
 TINY = Skeleton(
     "tiny",
@@ -74,13 +74,13 @@ def test_rules_keep_their_bounds(one: float, other: float, sign: int) -> None:
         {"uniform": sorted((sign * low, sign * high))},
         {"log": [sign * low, sign * high]},
     ):
-        found = sign * drawn(rule, (50,), np.random.default_rng(0))
+        found = sign * random_values(rule, (50,), np.random.default_rng(0))
         assert np.all((found >= low - 1e-9) & (found <= high + 1e-9)), rule
 
 
 def test_an_unknown_rule_is_an_error() -> None:
     with pytest.raises(SkeletonError, match="no such rule"):
-        drawn({"gauss": [0, 1]}, (2,), np.random.default_rng(0))
+        random_values({"gauss": [0, 1]}, (2,), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(
@@ -91,12 +91,12 @@ def test_logits_of_another_skeleton_are_refused(
 ) -> None:
     monkeypatch.setattr(skeletons, "LOGITS", tmp_path)
     with pytest.raises(SkeletonError, match="has no logits"):
-        skeletons.wanted(TINY)
+        skeletons.expected(TINY)
     logits = np.ones((2, 3), np.float32)
     np.savez_compressed(tmp_path / "tiny.npz", logits=logits, skeleton=np.array(TINY.digest()))
-    assert np.array_equal(skeletons.wanted(replace(TINY, about="changes nothing")), logits)
+    assert np.array_equal(skeletons.expected(replace(TINY, about="changes nothing")), logits)
     with pytest.raises(SkeletonError, match="has changed since"):
-        skeletons.wanted(replace(TINY, **change))
+        skeletons.expected(replace(TINY, **change))
 
 
 def test_drafts_can_be_read(oracle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

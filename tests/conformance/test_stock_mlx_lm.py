@@ -15,7 +15,7 @@ from converters.gguf.source import open_gguf
 from mlxrun import convert
 
 from .measure import SAME, nmse
-from .skeleton import names, read, wanted
+from .skeleton import expected, names, read
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def test_stock_mlx_lm_computes_llama_cpps_logits(name: str, tmp_path: Path) -> N
     convert(source, tmp_path / "out", policy="exact")
     limit = LIMITS.get(name, Limit("none", SAME))
     logits = mlx_lm_logits(tmp_path / "out", skeleton.token_ids())
-    assert nmse(logits, wanted(skeleton)) <= limit.error, limit.reason
+    assert nmse(logits, expected(skeleton)) <= limit.error, limit.reason
 
 
 def mlx_lm_logits(path: Path, tokens: list[int]) -> np.ndarray:

@@ -113,7 +113,7 @@ def test_kept_codes_state_the_error_of_their_rounded_scales(
 
 
 @pytest.mark.parametrize("spread", [1, 3, 22])
-def test_errors_of_weights_that_are_small_beside_their_biases(spread: int) -> None:
+def test_errors_of_weights_that_are_small_relative_to_their_biases(spread: int) -> None:
     """Codes near ``-bias / scale``: what is summed cancels, and float32 alone would not do."""
     rng = np.random.default_rng(spread)
     q = rng.integers(128 - spread, 129 + spread, (512, 1024), dtype=np.uint8)
@@ -170,7 +170,7 @@ def test_requantized_products_are_as_near_as_their_floats(
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_products_that_a_form_holds_are_told_from_those_that_it_nearly_holds(bits: int) -> None:
+def test_products_that_a_form_holds_are_distinguished_from_near_ones(bits: int) -> None:
     p = np.random.default_rng(bits).integers(0, 1 << bits, (2, 64)).astype(np.int16)
     p[:, :2] = 0, (1 << bits) - 1
     p[1] = 0  # a group of one value

@@ -112,11 +112,11 @@ def test_every_form_loads_in_both_and_has_the_error_that_the_report_says(
     module = "model.layers.1.self_attn.k_proj"
     (record,) = [t for t in report.tensors if t.target == f"{module}.weight"]
     assert (record.type, record.fidelity, record.form) == ("bfloat16", "requantized", str(form))
-    wanted = np.array(weights()[f"{module}.weight"].astype(mx.float32))
+    expected = np.array(weights()[f"{module}.weight"].astype(mx.float32))
     got = dequantized(tmp_path / "out", module, form)
-    relative = np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum())
+    relative = np.sqrt(((got - expected) ** 2).sum() / (expected**2).sum())
     assert record.rmse == pytest.approx(relative, rel=1e-4)
-    assert record.max_error == pytest.approx(np.abs(got - wanted).max(), rel=1e-4)
+    assert record.max_error == pytest.approx(np.abs(got - expected).max(), rel=1e-4)
     norms = [t for t in report.tensors if "norm" in t.target]
     assert len(norms) == 5
     assert {(t.form, t.fidelity) for t in norms} == {("bfloat16", "exact")}
@@ -161,12 +161,12 @@ def test_widths_that_do_not_divide_stay_floats_with_a_reason(tmp_path: Path, sou
 def test_plain_copies(tmp_path: Path, own: mx.Dtype, dtype: str) -> None:
     path = save(tmp_path / "m", weights(own))
     report = mlxrun.convert(path, tmp_path / "out", dtype=dtype)
-    wanted = {name: a.astype(getattr(mx, dtype)) for name, a in weights(own).items()}
+    expected = {name: a.astype(getattr(mx, dtype)) for name, a in weights(own).items()}
     found = stored(tmp_path / "out")
-    assert set(found) == set(wanted)
-    assert all(bool(mx.array_equal(found[name], wanted[name])) for name in wanted)
+    assert set(found) == set(expected)
+    assert all(bool(mx.array_equal(found[name], expected[name])) for name in expected)
     same = all(
-        bool(mx.array_equal(wanted[name].astype(mx.float32), a.astype(mx.float32)))
+        bool(mx.array_equal(expected[name].astype(mx.float32), a.astype(mx.float32)))
         for name, a in weights(own).items()
     )
     assert (set(report.fidelity()) == {"exact"}) == same
@@ -174,7 +174,7 @@ def test_plain_copies(tmp_path: Path, own: mx.Dtype, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "declared", "wanted"),
+    ("own", "declared", "expected"),
     [
         (mx.bfloat16, "float32", "bfloat16"),
         (mx.float16, "bfloat16", "float16"),
@@ -184,12 +184,12 @@ def test_plain_copies(tmp_path: Path, own: mx.Dtype, dtype: str) -> None:
     ],
 )
 def test_the_half_precision_is_that_of_the_weights_or_of_the_config(
-    tmp_path: Path, own: mx.Dtype, declared: str, wanted: str
+    tmp_path: Path, own: mx.Dtype, declared: str, expected: str
 ) -> None:
     report = mlxrun.convert(
         save(tmp_path / "m", weights(own), torch_dtype=declared), tmp_path / "o"
     )
-    assert {t.form for t in report.tensors} == {wanted}
+    assert {t.form for t in report.tensors} == {expected}
 
 
 def test_packed_weights_stay_bit_for_bit_where_the_forms_agree(
@@ -389,7 +389,7 @@ def test_packed_weights_of_bytes_that_are_ones(
         ('{"model": []}', "is damaged"),
     ],
 )
-def test_a_tokenizer_of_no_use_is_told(
+def test_an_unusable_tokenizer_is_reported(
     tmp_path: Path, source: Path, content: str | None, said: str
 ) -> None:
     path = shutil.copytree(source, tmp_path / "m")

@@ -44,7 +44,7 @@ def test_stock_mlx_lm_computes_llama_cpps_logits(tmp_path: Path, name: str) -> N
         )
     )
     tokens = mx.array([skeleton.token_ids()])
-    assert nmse(np.array(model(tokens)[0]), skeletons.wanted(skeleton)) < STOCK[name]
+    assert nmse(np.array(model(tokens)[0]), skeletons.expected(skeleton)) < STOCK[name]
 
 
 def config_of(

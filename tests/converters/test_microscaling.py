@@ -48,8 +48,8 @@ def test_mlx_reads_repacked_blocks_as_ggml_does(
         blocks[:, 0] = np.clip(blocks[:, 0], 4, 250)
     packed = repack(blocks.reshape(rows, -1), kind, fixed(FIXED[kind]))
     assert packed.error.equal
-    wanted = gguf.quants.dequantize(blocks, Kind[kind.name]).reshape(rows, -1)
-    np.testing.assert_array_equal(dequantized(packed), wanted)
+    expected = gguf.quants.dequantize(blocks, Kind[kind.name]).reshape(rows, -1)
+    np.testing.assert_array_equal(dequantized(packed), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -61,11 +61,11 @@ def test_every_scale_byte_is_right_or_known_to_be_wrong(kind: GGMLType) -> None:
         block[:, :head] = byte
         packed = repack(block, kind, fixed(FIXED[kind]))
         with np.errstate(over="ignore"):
-            wanted = gguf.quants.dequantize(block, Kind[kind.name])
+            expected = gguf.quants.dequantize(block, Kind[kind.name])
         got = dequantized(packed)
-        tiny = np.abs(wanted).max() < 1e-37  # MLX may flush subnormal numbers to zero
-        same = np.array_equal(got, wanted) or (tiny and np.abs(got).max() < 1e-37)
-        assert packed.error.equal <= same, (byte, got[0, :4], wanted[0, :4])
+        tiny = np.abs(expected).max() < 1e-37  # MLX may flush subnormal numbers to zero
+        same = np.array_equal(got, expected) or (tiny and np.abs(got).max() < 1e-37)
+        assert packed.error.equal <= same, (byte, got[0, :4], expected[0, :4])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -74,7 +74,7 @@ def test_plain_floats_are_what_ggml_reads_for_every_scale_byte(kind: GGMLType) -
     head = 1 if kind is GGMLType.MXFP4 else 4
     blocks[:, :head] = np.arange(256, dtype=np.uint8)[:, None]
     with np.errstate(over="ignore"):
-        wanted = gguf.quants.dequantize(blocks, Kind[kind.name])
+        expected = gguf.quants.dequantize(blocks, Kind[kind.name])
     with np.errstate(over="ignore", invalid="ignore"):
         got = repack(blocks, kind, dense("float32")).arrays["weight"]
-    np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(got, expected)

@@ -42,14 +42,14 @@ def test_keys_are_spelt_as_hugging_face_spells_them(tmp_path: Path) -> None:
     model = Tiny(arch="qwen3", head_dim=32, tied=True, keys={"rope.freq_base": 1e6})
     config = config_of(tmp_path, model)
     assert config["architectures"] == ["Qwen3ForCausalLM"]
-    wanted = {
+    expected = {
         "model_type": "qwen3", "vocab_size": 288, "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
         "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
         "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
         "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
-    assert {key: config[key] for key in wanted} == wanted
+    assert {key: config[key] for key in expected} == expected
     assert "rope_scaling" not in config
 
 
@@ -108,8 +108,8 @@ def test_yarn_keeps_its_attention_factor(tmp_path: Path, attention: float, facto
     }
     scaling = config_of(tmp_path, Tiny(keys=keys))["rope_scaling"]
     assert scaling["original_max_position_embeddings"] == 2048
-    wanted = attention * (1 + 0.1 * np.log(factor))
-    assert yarn_attention_factor(scaling) == pytest.approx(wanted, rel=1e-6)
+    expected = attention * (1 + 0.1 * np.log(factor))
+    assert yarn_attention_factor(scaling) == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_original_context_of_zero_is_none(tmp_path: Path) -> None:

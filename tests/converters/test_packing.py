@@ -25,11 +25,11 @@ def some_bytes(seed: int, rows: int, columns: int) -> np.ndarray:
 @given(st.integers(0, 2**32), st.integers(1, 5), st.sampled_from([8, 16, 32]), st.integers(1, 4))
 def test_nibbles_of_a_run_become_neighbors(seed: int, rows: int, run: int, runs: int) -> None:
     x = some_bytes(seed, rows, run * runs)
-    wanted = []
+    expected = []
     for row in x.reshape(rows, runs, run):
         codes = [code for part in row for code in (*(part & 15), *(part >> 4))]
-        wanted.append([a | b << 4 for a, b in zip(codes[::2], codes[1::2], strict=True)])
-    np.testing.assert_array_equal(pair_nibbles(x, run), np.array(wanted, np.uint8))
+        expected.append([a | b << 4 for a, b in zip(codes[::2], codes[1::2], strict=True)])
+    np.testing.assert_array_equal(pair_nibbles(x, run), np.array(expected, np.uint8))
     np.testing.assert_array_equal(
         spread_nibbles(pair_nibbles(x, run)), bit_fields(x, 4, run), strict=True
     )
@@ -43,12 +43,12 @@ def test_nibbles_of_a_run_become_neighbors(seed: int, rows: int, run: int, runs:
 )
 def test_fields_of_a_run_follow_one_another(seed: int, width: int, run: int, runs: int) -> None:
     x = some_bytes(seed, 3, run * runs)
-    wanted = [
+    expected = [
         [part[k] >> shift & (1 << width) - 1 for part in row for shift in range(0, 8, width)
          for k in range(run)]
         for row in x.reshape(3, runs, run).tolist()
     ]  # fmt: skip
-    np.testing.assert_array_equal(bit_fields(x, width, run), np.array(wanted, np.uint8))
+    np.testing.assert_array_equal(bit_fields(x, width, run), np.array(expected, np.uint8))
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
@@ -87,11 +87,11 @@ def test_halves_are_rounded_as_mlx_rounds(values: list[float], dtype: str) -> No
 
 def assert_as_numpy(x: np.ndarray) -> None:
     with np.errstate(over="ignore"):
-        wanted = x.astype(np.float16)
+        expected = x.astype(np.float16)
     stored, values = rounded(x, "float16")
     assert stored.dtype == np.float16
-    np.testing.assert_array_equal(stored.view(np.uint16), wanted.view(np.uint16))
-    np.testing.assert_array_equal(values, wanted.astype(np.float32))
+    np.testing.assert_array_equal(stored.view(np.uint16), expected.view(np.uint16))
+    np.testing.assert_array_equal(values, expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("exponent", range(256))

@@ -1,4 +1,4 @@
-"""What each policy promises, held against the weights that it writes, type by type."""
+"""The promises of each policy, checked against the weights that it writes, type by type."""
 
 from __future__ import annotations
 
@@ -62,27 +62,27 @@ def truth(tensor: GGUFTensor) -> np.ndarray:
     return gguf.quants.dequantize(raw, Kind[tensor.type.name]).reshape(tensor.shape)
 
 
-def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    got, wanted = got.astype(np.float64), wanted.astype(np.float64)
-    return float(np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum()))
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    got, expected = got.astype(np.float64), expected.astype(np.float64)
+    return float(np.sqrt(((got - expected) ** 2).sum() / (expected**2).sum()))
 
 
 def assert_promise(policy: str, tensor: GGUFTensor, converted: Converted) -> None:
     layout, arrays, record = converted.layout, converted.arrays, converted.record
     assert record is not None
-    got, wanted = values(layout, arrays), truth(tensor)
-    assert got.shape == wanted.shape
-    error, largest = relative(got, wanted), float(np.abs(got - wanted).max())
+    got, expected = values(layout, arrays), truth(tensor)
+    assert got.shape == expected.shape
+    error, largest = relative(got, expected), float(np.abs(got - expected).max())
     assert record.rmse == pytest.approx(error, rel=1e-3, abs=1e-7)
     assert record.max_error == pytest.approx(
-        largest, rel=1e-3, abs=1e-7 * float(np.abs(wanted).max())
+        largest, rel=1e-3, abs=1e-7 * float(np.abs(expected).max())
     )
     stored = sum(array.nbytes for array in arrays.values()) * 8 / tensor.elements
     assert record.bits_after == pytest.approx(stored)
     assert record.bits_before == pytest.approx(tensor.nbytes * 8 / tensor.elements)
     if policy == "exact" or record.fidelity == "exact":
         assert record.fidelity == "exact"
-        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(got, expected)
     else:
         assert largest > 0
     if policy == "near":
@@ -140,7 +140,7 @@ def test_scales_of_any_size(tmp_path: Path, kind: str, policy: str, scale: float
     count = 4 * max(1, 512 // BLOCKS[GGMLType[kind]][0])
     blocks = random_blocks(kind, count, BLOCKS[GGMLType[kind]][1], np.random.default_rng(1), scale)
     file = one(tmp_path, kind, blocks)
-    wanted = truth(file.tensors[0])
+    expected = truth(file.tensors[0])
     for half in HALVES:
         try:
             result = encoded(file, Policy(policy, half))
@@ -150,11 +150,11 @@ def test_scales_of_any_size(tmp_path: Path, kind: str, policy: str, scale: float
             continue
         got = values(result.layout, result.arrays)
         assert np.isfinite(got).all()
-        assert result.error.rmse == pytest.approx(relative(got, wanted), rel=1e-3, abs=1e-6)
+        assert result.error.rmse == pytest.approx(relative(got, expected), rel=1e-3, abs=1e-6)
         if policy == "exact":
-            np.testing.assert_array_equal(got, wanted)
+            np.testing.assert_array_equal(got, expected)
         if policy == "near":
-            assert relative(got, wanted) <= 0.01
+            assert relative(got, expected) <= 0.01
 
 
 @pytest.mark.parametrize("kind", BLOCKED)
@@ -164,10 +164,10 @@ def test_blocks_of_zeros(tmp_path: Path, kind: str, policy: str) -> None:
     blocks = random_blocks(kind, 16, size, np.random.default_rng(2), 0.01)
     blocks[:8] = random_blocks(kind, 8, size, np.random.default_rng(3), 0.0)
     file = one(tmp_path, kind, blocks)
-    wanted = truth(file.tensors[0])
-    assert not wanted[:2].any()
+    expected = truth(file.tensors[0])
+    assert not expected[:2].any()
     got = encoded(file, Policy(policy))
-    np.testing.assert_array_equal(values(got.layout, got.arrays)[:2], wanted[:2])
+    np.testing.assert_array_equal(values(got.layout, got.arrays)[:2], expected[:2])
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
@@ -242,13 +242,13 @@ def test_large_matrices_are_converted_in_chunks_with_the_same_result(
 
 
 def test_half_dtype_follows_the_file(tmp_path: Path) -> None:
-    for kinds, wanted in (
+    for kinds, expected in (
         ({"*": "BF16"}, "bfloat16"),
         ({"*": "F16"}, "float16"),
         ({"*": "BF16", "output.weight": "Q8_0"}, "float16"),
         ({}, "float16"),
     ):
-        assert half_dtype(read_gguf(Tiny(kinds=kinds).write(tmp_path / "x.gguf"))) == wanted
+        assert half_dtype(read_gguf(Tiny(kinds=kinds).write(tmp_path / "x.gguf"))) == expected
 
 
 def test_unknown_policies_are_refused(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_a_failure_is_raised_in_its_turn() -> None:
         next(results)
 
 
-def test_tasks_run_beside_the_one_in_turn() -> None:
+def test_tasks_run_while_the_current_one_does() -> None:
     second = threading.Event()
 
     def first() -> bool:
@@ -69,13 +69,13 @@ def test_tasks_run_beside_the_one_in_turn() -> None:
     assert list(prefetch([first, other], [1, 1], 2)) == [True, True]
 
 
-def test_what_has_not_begun_never_begins_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_task_starts_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both threads are at work when the next task cannot even be made; a third task waits."""
     begun: list[int] = []
     busy, given_up = threading.Barrier(3), threading.Event()
 
     class Pool(ThreadPoolExecutor):
-        """Lets its threads finish when nobody wants their results any more."""
+        """Lets its threads finish when their results are no longer needed."""
 
         def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
             super().shutdown(wait=False, cancel_futures=cancel_futures)

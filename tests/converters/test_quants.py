@@ -35,9 +35,9 @@ def truth(kind: GGMLType, blocks: np.ndarray) -> np.ndarray:
     return gguf.quants.dequantize(blocks, Kind[kind.name])
 
 
-def equal(got: np.ndarray, wanted: np.ndarray) -> None:
-    assert got.dtype == wanted.dtype == np.float32
-    np.testing.assert_array_equal(got, wanted)
+def equal(got: np.ndarray, expected: np.ndarray) -> None:
+    assert got.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_there_is_a_codec_or_a_float_for_all_that_gguf_can_dequantize() -> None:
@@ -69,10 +69,10 @@ def test_every_value_of_every_byte(kind: GGMLType) -> None:
         swept[position, :, position] = np.arange(256)
     swept = swept.reshape(-1, size)
     with np.errstate(invalid="ignore"):
-        wanted = truth(kind, swept)
-    finite = np.isfinite(wanted).all(axis=1)
+        expected = truth(kind, swept)
+    finite = np.isfinite(expected).all(axis=1)
     assert finite.mean() > 0.95
-    equal(CODECS[kind].decode(swept[finite]).values(), wanted[finite])
+    equal(CODECS[kind].decode(swept[finite]).values(), expected[finite])
 
 
 def test_products_are_the_same_weights() -> None:

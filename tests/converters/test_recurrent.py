@@ -115,9 +115,9 @@ def test_packed_rows_of_values_change_places(tmp_path: Path, pack: Callable[[str
     path = model.write(tmp_path / "x.gguf")
     stored = model.value("blk.0.attn_qkv.weight", "F32", (160, 64))
     kept = dequantize(quantize(stored, Q8_0), Q8_0)
-    wanted = np.concatenate([kept[:64], in_turns(kept[64:], 0, 16)])
+    expected = np.concatenate([kept[:64], in_turns(kept[64:], 0, 16)])
     found = converted(path, "language_model.model.layers.0.linear_attn.in_proj_qkv.weight")
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_columns_that_share_a_scale_cannot_be_parted(
@@ -148,11 +148,11 @@ def test_rows_of_a_fused_matrix_go_to_their_keys(
     kept = dequantize(quantize(stored, Q8_0), Q8_0).reshape(2, 96, 64)  # keys, rows, columns
     query, key, value, gate = np.split(kept, [12, 24, 60], axis=1)
     layer = "language_model.model.layers.0.linear_attn"
-    for name, wanted in {
+    for name, expected in {
         "in_proj_qkv": np.concatenate([x.reshape(-1, 64) for x in (query, key, value)]),
         "in_proj_z": gate.reshape(-1, 64),
     }.items():
-        np.testing.assert_allclose(converted(path, f"{layer}.{name}.weight"), wanted, atol=1e-6)
+        np.testing.assert_allclose(converted(path, f"{layer}.{name}.weight"), expected, atol=1e-6)
 
 
 #: One skeleton of each class of mlx-lm's that files of these architectures become.
@@ -173,7 +173,7 @@ def test_stock_mlx_lm_computes_llama_cpps_logits(tmp_path: Path, name: str) -> N
     stock, _ = load_model(tmp_path / "out", lazy=False, strict=True)
     tokens = mx.array([model.token_ids()])
     logits = np.array(stock(tokens, cache=stock.make_cache())[0], np.float64)
-    assert nmse(logits, skeletons.wanted(model)) <= SAME
+    assert nmse(logits, skeletons.expected(model)) <= SAME
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [

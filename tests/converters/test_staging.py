@@ -205,7 +205,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o755])
-def test_another_users_link_in_a_folder_for_everybody_is_not_followed(
+def test_another_users_link_in_a_shared_folder_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
     tmp_path.chmod(mode)

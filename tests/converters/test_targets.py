@@ -116,11 +116,11 @@ def test_a_target_holds_no_shard_of_its_source(target: Path, tmp_path: Path) -> 
 
 
 def test_a_source_may_lie_next_to_or_around_its_target(source: Path, target: Path) -> None:
-    beside = copy(source, target.with_name(f"{TARGET}-source"))
-    mlxrun.convert(beside, target, overwrite=True)
+    copied = copy(source, target.with_name(f"{TARGET}-source"))
+    mlxrun.convert(copied, target, overwrite=True)
     assert not (target / "LICENSE").exists()
-    if beside.is_dir():
-        mlxrun.convert(beside, beside / "inside")
+    if copied.is_dir():
+        mlxrun.convert(copied, copied / "inside")
 
 
 def test_no_thread_outlives_a_failed_write(
@@ -133,7 +133,7 @@ def test_no_thread_outlives_a_failed_write(
     before = set(threading.enumerate())
     with pytest.raises(OSError, match="full") as failure:
         mlxrun.convert(source, tmp_path / TARGET)
-    # The failure's frames are held, as by whoever is about to print it.
+    # The failure's frames are kept alive, as by a caller that prints it.
     assert set(threading.enumerate()) <= before, failure
 
 

@@ -255,12 +255,12 @@ def test_the_system_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_flush_that_failed_while_more_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The system tells it once, to whoever flushes first."""
-    real, told = os.fsync, []
+    """The system reports it once, to the first flush."""
+    real, reported = os.fsync, []
 
     def fsync(descriptor: int) -> None:
-        if not told:
-            told.append(descriptor)
+        if not reported:
+            reported.append(descriptor)
             raise OSError(errno.ENOSPC, "full")
         real(descriptor)
 

@@ -72,7 +72,7 @@ def engine_of(
 
 @dataclass
 class Ask:
-    """A request of a test, and what it got."""
+    """A request of a test, and its output."""
 
     prompt: list[int]
     limit: int

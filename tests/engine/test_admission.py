@@ -94,7 +94,7 @@ def test_requests_that_grow_out_of_memory_are_preempted(
     assert got == [llm.generate([5 + i, 6, 7], **long).tokens for i in range(8)]
 
 
-def test_what_never_fits_is_refused_with_both_numbers(
+def test_requests_that_never_fit_are_refused_with_both_numbers(
     llm: mlxrun.LLM, room_for: dict[str, int]
 ) -> None:
     prompt = [5] * 1500
@@ -119,7 +119,7 @@ def test_fewer_sequences_may_be_longer(llm: mlxrun.LLM, room_for: dict[str, int]
     assert contexts[0] > contexts[1] > contexts[2] > 0
 
 
-def test_what_is_not_given_is_chosen(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
+def test_sizes_that_are_not_given_are_chosen(llm: mlxrun.LLM, room_for: dict[str, int]) -> None:
     room_for["bytes"] += 12 * room_for["cost"]
     assert llm.room(context=600, prefix_bytes=0).context == 600
     with llm.engine(context=600, prefix_bytes=0) as engine:
@@ -148,7 +148,7 @@ def test_a_context_that_is_given_bounds_each_request(llm: mlxrun.LLM) -> None:
         engine.submit([5] * 41)
 
 
-def test_what_others_hold_is_no_room(
+def test_memory_of_other_models_is_no_room(
     llm: mlxrun.LLM, room_for: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room_for["bytes"] += 1 << 23
@@ -158,14 +158,14 @@ def test_what_others_hold_is_no_room(
     assert budget(llm, PLAIN, 4, context=200).memory == before - 1000
 
 
-def test_a_kind_of_cache_is_charged_for_what_it_takes(llm: mlxrun.LLM) -> None:
+def test_a_type_of_cache_costs_its_own_bytes(llm: mlxrun.LLM) -> None:
     own = budget(llm, PLAIN, 4)
     plain = own.cost(400, PLAIN)
     assert own.cost(400, CacheConfig(cache_type_k="q8/32", cache_type_v="q4/32")) < plain
     assert own.cost(5200, CacheConfig(window=64, keep=4)) < own.cost(5200, PLAIN)
 
 
-def test_what_a_kind_computes_beyond_what_is_set_aside_is_charged(llm: mlxrun.LLM) -> None:
+def test_scratch_beyond_the_reserve_costs_as_well(llm: mlxrun.LLM) -> None:
     """Room is set aside for passes of the usual kind; another's may take more, not less."""
     windowed = CacheConfig(window=64, keep=4)
     plain, sparing = (budget(llm, kind, 4) for kind in (PLAIN, windowed))

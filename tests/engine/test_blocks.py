@@ -1,4 +1,4 @@
-"""Blocks of rows: idle rows and blocks that are not needed go, and no row loses what it holds."""
+"""Blocks of rows: idle rows and unneeded blocks are dropped, and no row loses its tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row:
         return cache
 
     def check(self) -> None:
-        """It has a row, which holds what it came with."""
+        """It has a row, with the tokens of its caches."""
         assert self.block is not None
         assert self.block.rows[self.row] is self
         for cache in self.block.caches:
@@ -121,7 +121,7 @@ def test_rows_that_come_together_fill_blocks() -> None:
         row.check()
 
 
-def test_a_block_that_nobody_has_a_row_of_goes() -> None:
+def test_a_block_without_sequences_is_dropped() -> None:
     blocks: Blocks = Blocks()
     leave(joined(blocks, 3))
     blocks.compact()

@@ -1,4 +1,4 @@
-"""An engine that ends, whatever goes wrong meanwhile: everybody is told, and nothing is kept."""
+"""An engine that ends, whatever goes wrong meanwhile: all callers are notified, nothing is kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = list(range(3, 103))
 
 
 class BrokenError(Exception):
-    """What no engine expects."""
+    """An error that no engine expects."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def fail_after(call: Callable[..., Any], calls: int) -> Callable[..., Any]:
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_close_that_fails_tells_everybody(
+def test_a_close_that_fails_reaches_all_callers(
     llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = llm.engine(parallel=2)

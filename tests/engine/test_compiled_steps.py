@@ -1,4 +1,4 @@
-"""A compiled step computes what the same step computes when it is built anew."""
+"""A compiled step computes the same as one that is built anew."""
 
 from __future__ import annotations
 
@@ -84,19 +84,19 @@ def test_a_compiled_step_is_the_step(
     """Across the wrap of a window, and across a bucket's edge: 37 + 230 tokens."""
     count = 40 if "window" in options else 230
     decode_step.compile_after = NEVER
-    wanted, held = generated(llm, params, count, options)
+    expected, held = generated(llm, params, count, options)
     assert not decode_step.compiled
     decode_step.compile_after = 0
     got, also = generated(llm, params, count, options)
     assert decode_step.compiled
     assert len(got) == count
-    assert [chunk.tokens for chunk in got] == [chunk.tokens for chunk in wanted]
+    assert [chunk.tokens for chunk in got] == [chunk.tokens for chunk in expected]
     for one, other in zip(held, also, strict=True):
         used = one.shape[2] if "window" in options else len(PROMPT) + count - 1
         assert mx.allclose(
             one[:, :, :used].astype(mx.float32), other[:, :, :used].astype(mx.float32), atol=1e-5
         ) or one.dtype == mx.uint32  # fmt: skip
-    for a, b in zip(wanted, got, strict=True):
+    for a, b in zip(expected, got, strict=True):
         for report, other_report in zip(a.logprobs, b.logprobs, strict=True):
             assert report.logprob == pytest.approx(other_report.logprob, abs=1e-4)
 
@@ -117,7 +117,7 @@ def test_every_kind_of_layer(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_rows_come_and_go_beside_compiled_steps(
+def test_rows_join_and_leave_between_compiled_steps(
     tiny: Any, monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
     monkeypatch.setattr(model_runner, "COMPILE_AFTER", 2)
@@ -125,13 +125,13 @@ def test_rows_come_and_go_beside_compiled_steps(
         Ask(prompt, 5 + 7 * i, ELABORATE if i % 2 else GREEDY)
         for i, prompt in enumerate(prompts(6, 30, seed=3))
     ]
-    wanted = [alone(tiny, ask) for ask in asks]
+    expected = [alone(tiny, ask) for ask in asks]
     engine = engine_of(tiny, rows=4, deterministic=deterministic)
     for ask in asks:
         ask.submit(engine)
     play(engine)
     assert engine.runner.decode_step.compiled
-    assert [ask.tokens for ask in asks] == wanted
+    assert [ask.tokens for ask in asks] == expected
 
 
 def test_a_step_is_compiled_after_a_few_equal_ones(llm: mlxrun.LLM, decode_step: Any) -> None:
@@ -145,15 +145,15 @@ def test_a_step_is_compiled_after_a_few_equal_ones(llm: mlxrun.LLM, decode_step:
 def test_where_steps_cannot_be_compiled_they_are_built(
     llm: mlxrun.LLM, decode_step: DecodeStep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted, _ = generated(llm, GREEDY, 9, {})
+    expected, _ = generated(llm, GREEDY, 9, {})
     decode_step.compiled.clear()
     monkeypatch.setattr(decode_step, "compile_error", "no compiler")
     got, _ = generated(llm, GREEDY, 9, {})
     assert not decode_step.compiled
-    assert [chunk.tokens for chunk in got] == [chunk.tokens for chunk in wanted]
+    assert [chunk.tokens for chunk in got] == [chunk.tokens for chunk in expected]
 
 
-def test_what_cannot_be_a_pure_function_is_not_compiled(tiny: Any, tmp_path: Path) -> None:
+def test_steps_that_are_no_pure_function_are_not_compiled(tiny: Any, tmp_path: Path) -> None:
     assert not DecodeRows.possible(tiny.make_cache())  # empty
     cases: list[tuple[Any, CacheConfig, bool]] = [
         (tiny, CacheConfig(), True),
@@ -209,7 +209,7 @@ def test_the_step_that_was_used_least_recently_goes_first(
 
 
 def test_a_step_copies_no_capacity(tmp_path: Path) -> None:
-    """What a compiled step allocates does not grow with what its caches hold.
+    """The allocations of a compiled step do not grow with its caches.
 
     Of a model with few layers it may: MLX queues some hundred operations ahead, and while those of
     the step before still wait to read a cache, it is not written in place.

@@ -46,7 +46,7 @@ def llm(path: Path) -> mlxrun.LLM:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> mlxrun.LLM:
-    """One whose longest reply no thread that is kept waiting misses the end of."""
+    """One whose longest completion no thread that is kept waiting misses the end of."""
     path = tmp_path_factory.mktemp("engine") / "m.gguf"
     return mlxrun.load(Tiny(keys={"context_length": 1 << 16}).write(path))
 
@@ -68,7 +68,7 @@ def same(a: mlxrun.Completion, b: mlxrun.Completion) -> bool:
     return (a.text, a.tokens, a.finish_reason) == (b.text, b.tokens, b.finish_reason)
 
 
-def test_batch_returns_in_order_what_generate_returns(llm: mlxrun.LLM) -> None:
+def test_batch_returns_the_completions_of_generate_in_order(llm: mlxrun.LLM) -> None:
     heard: list[list[int]] = [[] for _ in PROMPTS]
     got = llm.batch(
         PROMPTS,
@@ -78,11 +78,11 @@ def test_batch_returns_in_order_what_generate_returns(llm: mlxrun.LLM) -> None:
         on_token=lambda i, chunk: heard[i].extend(chunk.tokens),
         **OPTIONS,
     )
-    assert all(same(reply, alone(llm, i)) for i, reply in enumerate(got))
-    assert heard == [reply.tokens for reply in got]
-    for i, reply in enumerate(got):
-        assert reply.usage.completion_tokens == 9 + i
-        assert 0 < reply.usage.time_to_first_token <= reply.usage.total_time
+    assert all(same(completion, alone(llm, i)) for i, completion in enumerate(got))
+    assert heard == [completion.tokens for completion in got]
+    for i, completion in enumerate(got):
+        assert completion.usage.completion_tokens == 9 + i
+        assert 0 < completion.usage.time_to_first_token <= completion.usage.total_time
 
 
 def test_batch_takes_messages_ids_stops_and_nothing(llm: mlxrun.LLM) -> None:
@@ -92,8 +92,8 @@ def test_batch_takes_messages_ids_stops_and_nothing(llm: mlxrun.LLM) -> None:
     assert same(text, tokens)
     stop = text.text[3:5]
     (stopped,) = llm.batch(["tea"], max_tokens=12, temperature=0, ignore_eos=True, stop=stop)
-    wanted = llm.generate("tea", max_tokens=12, temperature=0, ignore_eos=True, stop=stop)
-    assert same(stopped, wanted)
+    expected = llm.generate("tea", max_tokens=12, temperature=0, ignore_eos=True, stop=stop)
+    assert same(stopped, expected)
     assert stopped.finish_reason == "stop"
 
 
@@ -109,7 +109,7 @@ def test_batch_takes_messages_ids_stops_and_nothing(llm: mlxrun.LLM) -> None:
         (["tea", [5] * 300], {}, ContextLengthError),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_anything_is_computed(
+def test_requests_that_cannot_be_served_are_refused_before_anything_is_computed(
     llm: mlxrun.LLM, prompts: Any, options: dict[str, Any], error: type[MlxrunError]
 ) -> None:
     heard: list[int] = []
@@ -160,7 +160,7 @@ def test_a_thread_that_has_a_handles_lock_may_compute(
             handle = engine.submit("tea", max_tokens=4, ignore_eos=True)
             handle._sequence.changed.acquire()
         try:
-            time.sleep(0.2)  # the engine's thread gets to what it has to deliver
+            time.sleep(0.2)  # the engine's thread gets to its deliveries
             thread.start()
             assert computed.wait(PATIENCE)
         finally:
@@ -172,7 +172,7 @@ def test_a_thread_that_has_a_handles_lock_may_compute(
             assert len(handle.result(PATIENCE).tokens) == 4
 
 
-def test_a_loop_that_was_closed_is_told_nothing(engine: mlxrun.Engine) -> None:
+def test_a_closed_event_loop_is_not_notified(engine: mlxrun.Engine) -> None:
     sequence = engine.prepare(mlxrun.Request([5]))
     handle = mlxrun.Handle(sequence)
 
@@ -203,17 +203,19 @@ def test_many_threads_share_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engine) ->
 
     with ThreadPoolExecutor(6) as pool:
         got = list(pool.map(ask, range(18)))
-    wanted = [alone(llm, i) for i in range(6)]
-    assert all(same(reply, wanted[n % 6]) for n, reply in enumerate(got))
+    expected = [alone(llm, i) for i in range(6)]
+    assert all(same(completion, expected[n % 6]) for n, completion in enumerate(got))
 
 
-def test_streams_and_batches_go_on_beside_an_engine(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
+def test_streams_and_batches_run_while_an_engine_does(
+    llm: mlxrun.LLM, engine: mlxrun.Engine
+) -> None:
     handles = [engine.submit(PROMPTS[i], seed=i, max_tokens=9 + i, **OPTIONS) for i in range(6)]
     assert same(llm.batch([PROMPTS[2]], seed=2, max_tokens=11, **OPTIONS)[0], alone(llm, 2))
     for i, handle in enumerate(handles):
         chunks = list(handle)
         assert "".join(map(str, chunks)) == alone(llm, i).text
-        assert chunks == list(handle), "each reader begins at the beginning"
+        assert chunks == list(handle), "each reader starts with the first chunk"
 
 
 def test_tasks_read_while_others_run(llm: mlxrun.LLM, engine: mlxrun.Engine) -> None:
@@ -234,11 +236,11 @@ def test_cancelling_while_waiting_and_while_decoding(endless: mlxrun.LLM) -> Non
         next(iter(handles[0]))
         for handle in handles[::2]:
             handle.cancel()
-        wanted = endless.generate("tea", **ending).tokens
+        expected = endless.generate("tea", **ending).tokens
         for number, handle in enumerate(handles):
-            reply = handle.result(PATIENCE)
-            assert reply.finish_reason == ("length" if number % 2 else "cancelled")
-            assert reply.tokens[:100] == wanted[: len(reply.tokens)]
+            completion = handle.result(PATIENCE)
+            assert completion.finish_reason == ("length" if number % 2 else "cancelled")
+            assert completion.tokens[:100] == expected[: len(completion.tokens)]
             handle.cancel()  # of one that has ended: nothing happens
             assert handle.done
 
@@ -304,8 +306,8 @@ def test_a_dropped_handle_frees_its_row_or_its_place(endless: mlxrun.LLM, rows: 
         del handles
         assert idle(engine)
         assert engine.figures.computed < 60_000, "cut short"
-        reply = engine.submit("x", seed=2, max_tokens=11, **OPTIONS).result(PATIENCE)
-        assert same(reply, endless.generate("x", seed=2, max_tokens=11, **OPTIONS))
+        completion = engine.submit("x", seed=2, max_tokens=11, **OPTIONS).result(PATIENCE)
+        assert same(completion, endless.generate("x", seed=2, max_tokens=11, **OPTIONS))
 
 
 def test_a_handle_that_is_dropped_while_its_request_is_taken_in_frees_its_row(
@@ -423,7 +425,7 @@ def test_figures_tell_the_size_and_the_work(llm: mlxrun.LLM) -> None:
         figures = engine.figures
         assert (figures.parallel, figures.context) == (3, llm.context_length)
         assert (figures.live, figures.waiting) == (0, 0)
-        # The second prompt's beginning was known: only its last token, and those that were drawn.
+        # The second prompt's prefix was cached: only its last token, and the sampled ones.
         assert figures.computed - figures.wasted == len(prompt) + 3 + 1 + 3
         assert (figures.prefixes.hits, figures.prefixes.tokens) == (1, len(prompt) - 1)
     with llm.engine(parallel=4, prefix_bytes=0) as engine:
@@ -435,7 +437,7 @@ def test_figures_tell_the_size_and_the_work(llm: mlxrun.LLM) -> None:
         assert figures.computed - figures.wasted == useful
 
 
-def test_closing_ends_what_runs_and_refuses_the_rest(endless: mlxrun.LLM) -> None:
+def test_closing_ends_running_requests_and_refuses_the_rest(endless: mlxrun.LLM) -> None:
     engine = endless.engine(parallel=1)
     running = engine.submit("tea", **ENDLESS)
     waiting = engine.submit("tea", max_tokens=5)
@@ -457,7 +459,7 @@ def test_a_result_that_takes_too_long(endless: mlxrun.LLM) -> None:
         assert handle.result(PATIENCE).finish_reason == "cancelled"
 
 
-def test_what_is_wrong_is_refused_at_once(engine: mlxrun.Engine) -> None:
+def test_invalid_requests_are_refused_at_once(engine: mlxrun.Engine) -> None:
     for options in ({"temperature": -1}, {"deadline": -1}, {"nonsense": 1}):
         with pytest.raises(MlxrunError):
             engine.submit("tea", **options)

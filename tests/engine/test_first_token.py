@@ -77,8 +77,8 @@ def test_a_long_conversation_of_which_most_is_known_counts_as_short(tiny: Any) -
     assert turn.cached == 180
 
 
-def test_one_that_waits_for_a_beginning_is_ranked_by_what_it_need_not_read(tiny: Any) -> None:
-    """It waits until the beginning has been read, not until the other has read all of its own."""
+def test_one_that_waits_for_a_prefix_is_ranked_without_its_tokens(tiny: Any) -> None:
+    """It waits until the prefix is prefilled, not until the whole prompt of the other is."""
     prefixes = PrefixCache(1 << 30, min_prefix_len=8)
     engine = engine_of(tiny, rows=4, prefill=16, stall=60.0, prefixes=prefixes)
     long = ask(400, seed=1)

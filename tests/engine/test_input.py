@@ -1,4 +1,4 @@
-"""From what a caller asks for to what an engine takes."""
+"""From a caller's options to an engine's request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_the_vocabulary_is_looked_through_once_for_the_same_breakers(
 
 
 @pytest.mark.parametrize("name", ["parallel", "deterministic", "temperature"])
-def test_a_misspelt_option_of_a_batch_is_told_its_name(llm: mlxrun.LLM, name: str) -> None:
+def test_the_error_of_a_misspelt_option_of_a_batch_names_the_nearest(
+    llm: mlxrun.LLM, name: str
+) -> None:
     with pytest.raises(ParameterError, match=rf"such as {name}"):
         llm.batch(["a"], **{f"{name}s": 1})  # type: ignore[arg-type]
 
@@ -67,7 +69,7 @@ USER = {"role": "user", "content": "tea"}
         ),
     ],
 )
-def test_what_is_wrong_with_a_conversation_is_said(
+def test_errors_name_the_problem_of_a_conversation(
     llm: mlxrun.LLM, messages: list[Any], says: str
 ) -> None:
     with pytest.raises(ParameterError) as caught:
@@ -79,7 +81,7 @@ def test_what_is_wrong_with_a_conversation_is_said(
         assert str(caught.value).startswith(says)
 
 
-def test_what_is_wrong_with_a_prompt_is_said(llm: mlxrun.LLM) -> None:
+def test_errors_name_the_problem_of_a_prompt(llm: mlxrun.LLM) -> None:
     with pytest.raises(ParameterError, match="prompt must be a list of messages"):
         llm.generate(USER)  # type: ignore[arg-type]
     for empty in ([], ()):
@@ -100,10 +102,10 @@ def test_a_turn_that_calls_a_tool_needs_no_content(llm: mlxrun.LLM) -> None:
 
 def test_parts_of_text_are_a_text(llm: mlxrun.LLM) -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    wanted = llm.chat([{"role": "user", "content": "one\ntwo"}], max_tokens=4, seed=1)
+    expected = llm.chat([{"role": "user", "content": "one\ntwo"}], max_tokens=4, seed=1)
     got = llm.chat([{"role": "user", "content": parts}], max_tokens=4, seed=1)
-    assert got.tokens == wanted.tokens
-    assert got.usage.prompt_tokens == wanted.usage.prompt_tokens
+    assert got.tokens == expected.tokens
+    assert got.usage.prompt_tokens == expected.usage.prompt_tokens
 
 
 @pytest.mark.parametrize(

@@ -108,13 +108,13 @@ def test_a_batch_of_all_kinds(llm: mlxrun.LLM, temperature: float, deterministic
         **{name: [c.get(name) for c in each] for name in NAMES},
         **options,
     )
-    for i, (reply, prompt, choice) in enumerate(zip(got, prompts, each, strict=True)):
+    for i, (completion, prompt, choice) in enumerate(zip(got, prompts, each, strict=True)):
         alone = llm.generate(prompt, max_tokens=lengths[i], seed=i, **choice, **options)
-        assert reply.tokens == alone.tokens, choice
+        assert completion.tokens == alone.tokens, choice
 
 
-def test_nobody_takes_the_kind_of_the_first(llm: mlxrun.LLM) -> None:
-    """None is what it is for a prompt alone, whoever comes first."""
+def test_no_request_gets_the_cache_type_of_the_first(llm: mlxrun.LLM) -> None:
+    """Without a type each prompt has the default, whichever comes first."""
     prompts = [[7, 9, 11 + i] * 20 for i in range(3)]
     options: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 30}
     kinds = {"attention": "window:24+4", "cache_type_k": "q8", "cache_type_v": "q4"}
@@ -123,7 +123,7 @@ def test_nobody_takes_the_kind_of_the_first(llm: mlxrun.LLM) -> None:
     )
     alone = [llm.generate(prompts[0], **options, **kinds)]
     alone += [llm.generate(prompt, **options) for prompt in prompts[1:]]
-    assert [reply.tokens for reply in got] == [reply.tokens for reply in alone]
+    assert [completion.tokens for completion in got] == [completion.tokens for completion in alone]
 
 
 def test_an_engine_serves_all_kinds_at_once(llm: mlxrun.LLM) -> None:
@@ -135,9 +135,9 @@ def test_an_engine_serves_all_kinds_at_once(llm: mlxrun.LLM) -> None:
         handles = [engine.submit(prompt, **choice, **options) for choice in each]
         usual = engine.submit(prompt, **options)
         made = mlxrun.Request(prompt, mlxrun.SamplingParams(temperature=0), 30, ignore_eos=True)
-        wanted = llm.generate(prompt, attention="window:24+4", **options).tokens
+        expected = llm.generate(prompt, attention="window:24+4", **options).tokens
         assert (
-            usual.result(PATIENCE).tokens == engine.submit(made).result(PATIENCE).tokens == wanted
+            usual.result(PATIENCE).tokens == engine.submit(made).result(PATIENCE).tokens == expected
         )
         for handle, choice in zip(handles, each, strict=True):
             assert (
@@ -149,7 +149,7 @@ def test_an_engine_serves_all_kinds_at_once(llm: mlxrun.LLM) -> None:
     "wrong",
     [{"attention": "odd"}, {"cache_type_k": "q9"}, {"cache_type_v": "q4c"}, {"cache_type_k": 8}],
 )
-def test_what_no_cache_can_be_is_refused_at_once(llm: mlxrun.LLM, wrong: dict[str, Any]) -> None:
+def test_impossible_caches_are_refused_at_once(llm: mlxrun.LLM, wrong: dict[str, Any]) -> None:
     with pytest.raises(ParameterError):
         llm.batch(["tea", "coffee"], **{name: [None, value] for name, value in wrong.items()})
     with llm.engine(parallel=2) as engine, pytest.raises(ParameterError):

@@ -192,7 +192,7 @@ def test_rewinding_a_session_wakes_the_reader_of_its_request(llm: mlxrun.LLM) ->
 
 
 def test_a_request_waits_for_the_prefill_of_another_and_not_for_its_completion(tiny: Any) -> None:
-    """Even where it cannot take over the prefix, as that was prefilled beside decoding rows."""
+    """Even where it cannot reuse the prefix, as that was prefilled together with decoding rows."""
     engine = engine_of(tiny, mode="direct", prefixes=PrefixCache(1 << 30, min_prefix_len=8))
     decoding = Ask([5], 1500)
     decoding.submit(engine)
@@ -209,10 +209,12 @@ def test_a_request_waits_for_the_prefill_of_another_and_not_for_its_completion(t
     assert [len(ask.tokens) for ask in (decoding, first, second)] == [1500, 600, 4]
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_only_prefills_of_whole_chunks_are_stored_for_cold_starts(tiny: Any, beside: bool) -> None:
+@pytest.mark.parametrize("with_decoding", [False, True])
+def test_only_prefills_of_whole_chunks_are_stored_for_cold_starts(
+    tiny: Any, with_decoding: bool
+) -> None:
     engine = engine_of(tiny, mode="direct", prefixes=PrefixCache(1 << 30, min_prefix_len=8))
-    if beside:
+    if with_decoding:
         Ask([5], 100).submit(engine)
         for _ in range(3):
             engine.step()
@@ -221,7 +223,7 @@ def test_only_prefills_of_whole_chunks_are_stored_for_cold_starts(tiny: Any, bes
     ask.submit(engine).reuse_step = PREFILL_CHUNK
     play(engine)
     stored = engine.prefix_cache.num_cached(prompt, tiny.make_cache(), PREFILL_CHUNK)
-    assert stored == (0 if beside else PREFILL_CHUNK)
+    assert stored == (0 if with_decoding else PREFILL_CHUNK)
 
 
 def test_memory_is_planned_for_requests_that_arrive_together(llm: mlxrun.LLM) -> None:

@@ -116,7 +116,7 @@ class Prefixes:
 
 
 class World:
-    """Computes what a scheduler decides, and asserts what must hold in every step.
+    """Executes the decisions of a scheduler, and asserts the invariants of every step.
 
     Args:
         budget: prompt tokens of a step, or a budget.
@@ -396,7 +396,7 @@ def test_who_arrives_behind_one_that_was_alone_is_prefilled_next_and_by_itself()
         assert world.step().prefill == [(short, 5)]
 
 
-def test_prompts_are_ranked_by_what_is_left_to_compute() -> None:
+def test_prompts_are_ranked_by_their_remaining_tokens() -> None:
     """A long conversation of which all but a few tokens are known is a short prompt."""
     world = World()
     known = Sequence(2000, known=1995)
@@ -414,7 +414,7 @@ def test_where_no_first_token_is_waited_for_steps_are_filled() -> None:
     assert world.step().prefill == [(short, 5), (long, 3)]
 
 
-def test_a_sequence_does_not_prefill_what_another_is_prefilling() -> None:
+def test_a_sequence_waits_for_another_that_prefills_its_prefix() -> None:
     world = World()
     first, second = Sequence(20), Sequence(9, waits_for_prefix=True)
     world.add(first, second)

@@ -97,7 +97,7 @@ def test_every_kind_of_memory(tmp_path: Path, name: str) -> None:
 
 
 def test_random_schedules(tiny: Any) -> None:
-    """Joins, leaves and cancellations at any step: nobody's tokens change."""
+    """Joins, leaves and cancellations at any step: no sequence's tokens change."""
     pool = [
         Ask(prompt, 2 + 3 * i % 11, PARAMS["mixed"](i), end=7 if i % 3 == 0 else None)
         for i, prompt in enumerate(prompts(14, longest=40, seed=5))

@@ -51,8 +51,8 @@ def tokens_of(
 
 def cached(llm: mlxrun.LLM, session: Session, prompt: list[int]) -> int:
     """Tokens of a prompt that a session has not computed again."""
-    reply = llm.generate(prompt, session=session, max_tokens=1, temperature=0, ignore_eos=True)
-    return reply.usage.cached_tokens
+    completion = llm.generate(prompt, session=session, max_tokens=1, temperature=0, ignore_eos=True)
+    return completion.usage.cached_tokens
 
 
 def random_prompt(length: int, seed: int = 0) -> list[int]:
@@ -146,8 +146,8 @@ def test_reusing_and_interrupting_never_changes_tokens(
 
 def test_only_new_tokens_are_computed(llm: mlxrun.LLM) -> None:
     session, prompt = llm.session(), random_prompt(20)
-    reply = tokens_of(llm, session, prompt, 5)
-    assert cached(llm, session, [*prompt, *reply, 7, 8]) == 24  # the last was never fed back
+    completion = tokens_of(llm, session, prompt, 5)
+    assert cached(llm, session, [*prompt, *completion, 7, 8]) == 24  # the last was never fed back
     before = llm.direct_engine.runner.num_computed
     assert cached(llm, session, [*prompt[:11], 9, 9]) == 11
     assert llm.direct_engine.runner.num_computed == before + 2

@@ -1,4 +1,4 @@
-"""What sessions, batches and engines of one model share of their beginnings."""
+"""Prefixes that sessions, batches and engines of one model share."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def llm(tmp_path: Path) -> mlxrun.LLM:
     return mlxrun.load(Tiny(hidden=32, ffn=48).write(tmp_path / "x.gguf"))
 
 
-def test_a_new_session_starts_from_what_another_computed(llm: mlxrun.LLM) -> None:
+def test_a_new_session_starts_from_the_prefix_of_another(llm: mlxrun.LLM) -> None:
     first = llm.session()
-    reply = llm.generate(PROMPT, session=first, **GREEDY)
-    assert reply.usage.cached_tokens == 0
-    following = [*PROMPT, *reply.tokens, 7, 8]
+    completion = llm.generate(PROMPT, session=first, **GREEDY)
+    assert completion.usage.cached_tokens == 0
+    following = [*PROMPT, *completion.tokens, 7, 8]
     again = llm.generate(following, session=llm.session(), **GREEDY)
     assert again.usage.cached_tokens == len(PROMPT) + 4
     assert again.tokens == llm.generate(following, session=first, **GREEDY).tokens
@@ -63,13 +63,13 @@ def test_who_finds_nothing_has_asked(llm: mlxrun.LLM, kept: bool) -> None:
         llm.generate([9 + first, *PROMPT], session=session, **GREEDY)
     figures = llm.prefix_cache.figures
     assert (figures.lookups, figures.hits, figures.tokens) == (5, 0, 0)
-    reply = llm.generate([9, *PROMPT], session=llm.session() if kept else None, **GREEDY)
+    completion = llm.generate([9, *PROMPT], session=llm.session() if kept else None, **GREEDY)
     figures = llm.prefix_cache.figures
-    assert (figures.lookups, figures.hits, figures.tokens) == (6, 1, reply.usage.cached_tokens)
+    assert (figures.lookups, figures.hits, figures.tokens) == (6, 1, completion.usage.cached_tokens)
 
 
-def test_what_a_session_took_over_is_not_in_use(llm: mlxrun.LLM) -> None:
-    """They are copies: the cache may drop what they were copied from."""
+def test_a_prefix_that_a_session_copied_is_not_in_use(llm: mlxrun.LLM) -> None:
+    """They are copies: the cache may evict the originals."""
     sessions = [llm.session(), llm.session(), None, None]
     for session in sessions:
         llm.generate(PROMPT, session=session, **GREEDY)
@@ -81,12 +81,12 @@ def test_what_a_session_took_over_is_not_in_use(llm: mlxrun.LLM) -> None:
 def test_batches_and_engines_share_with_sessions(llm: mlxrun.LLM) -> None:
     cold = llm.generate(PROMPT, session=llm.session(), **GREEDY)
     prompts = [[*PROMPT, 5], [*PROMPT[:50], 6, 7]]
-    cached = [reply.usage.cached_tokens for reply in llm.batch(prompts, **GREEDY)]
+    cached = [completion.usage.cached_tokens for completion in llm.batch(prompts, **GREEDY)]
     assert cached == [len(PROMPT), 50]
     with llm.engine() as engine:
-        reply = engine.submit(PROMPT, **GREEDY).result()
-    assert reply.usage.cached_tokens == len(PROMPT) - 1
-    assert reply.tokens == cold.tokens
+        completion = engine.submit(PROMPT, **GREEDY).result()
+    assert completion.usage.cached_tokens == len(PROMPT) - 1
+    assert completion.tokens == cold.tokens
     figures = llm.prefix_cache.figures
     assert figures.hits == 3 and figures.tokens == len(PROMPT) + 50 + len(PROMPT) - 1
     assert 0 < figures.nbytes <= figures.budget
@@ -122,12 +122,12 @@ def test_a_session_is_not_touched_while_another_thread_computes(
 
 def test_it_can_be_turned_off_or_kept_apart(llm: mlxrun.LLM) -> None:
     for _ in range(2):
-        (reply,) = llm.batch([PROMPT], prefix_bytes=0, **GREEDY)
-        assert reply.usage.cached_tokens == 0
+        (completion,) = llm.batch([PROMPT], prefix_bytes=0, **GREEDY)
+        assert completion.usage.cached_tokens == 0
     assert llm.prefix_cache.nbytes == 0
     with llm.engine(prefix_bytes=10**7) as engine:
-        replies = [engine.submit(PROMPT, **GREEDY).result() for _ in range(2)]
-    assert [r.usage.cached_tokens for r in replies] == [0, len(PROMPT) - 1]
+        completions = [engine.submit(PROMPT, **GREEDY).result() for _ in range(2)]
+    assert [r.usage.cached_tokens for r in completions] == [0, len(PROMPT) - 1]
     assert llm.prefix_cache.nbytes == 0
     llm.generate(PROMPT, session=llm.session(), **GREEDY)
     assert llm.prefix_cache.nbytes > 0

@@ -1,4 +1,4 @@
-"""Rows that begin alike hold their beginning once, and get the tokens that each gets alone."""
+"""Rows with one prefix store it once, and sample the same tokens as alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlxrun.kv_cache.prefix_cache import PrefixCache
 from mlxrun.kv_cache.shared_prefix import SharedPrefixCache
 from mlxrun.loader import load_model
 
-#: Grouped queries, bounded scores, sinks beside windows, latents, falling scores, windows, a state.
+#: Grouped queries, bounded scores, sinks with windows, latents, ALiBi, windows, a state.
 FAMILIES = (
     "llama-mqa",
     "gemma2-caps",
@@ -47,7 +47,7 @@ FORMATS: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let short beginnings be shared."""
+    """Let short prefixes be shared."""
     monkeypatch.setattr(prefix_reuse, "MIN_SHARED", 12)
 
 
@@ -75,13 +75,13 @@ def asks(count: int, common: int, seed: int = 0) -> list[Ask]:
 
 
 def branches(engine: Engine) -> list[SharedPrefixCache]:
-    """The caches of rows that share a beginning."""
+    """The caches of rows that share a prefix."""
     caches = [cache for block in engine.runner.blocks for cache in block.caches]
     return [cache for cache in caches if isinstance(cache, SharedPrefixCache)]
 
 
 def serve(model: Any, given: list[Ask], rows: int = 4, **formats: Any) -> int:
-    """Serve requests together; the most rows that ever shared a beginning."""
+    """Serve requests together; the most rows that ever shared a prefix."""
     engine = engine_of(model, rows=rows, prefixes=PrefixCache(1 << 30, min_prefix_len=2))
     for ask in given:
         ask.submit(engine, caching(**formats))
@@ -114,24 +114,24 @@ def test_recorded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: s
     engine = engine_of(model, rows=4, prefixes=prefixes)
     for ask in given:
         ask.submit(engine)
-    beginnings: weakref.WeakSet[Any] = weakref.WeakSet()
+    prefixes_seen: weakref.WeakSet[Any] = weakref.WeakSet()
     seen = 0
     while engine.busy:
         engine.step()
-        beginnings.update(cache.prefix for cache in branches(engine))
-        seen = max(seen, len(beginnings))
+        prefixes_seen.update(cache.prefix for cache in branches(engine))
+        seen = max(seen, len(prefixes_seen))
     assert [ask.tokens for ask in given] == wanted
     assert engine.runner.decode_step.compiled
     assert seen
     prefixes.clear()
     gc.collect()
-    assert not beginnings
+    assert not prefixes_seen
 
 
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
 def test_every_format(tiny: Any, formats: dict[str, Any]) -> None:
     wanted, given = asks(5, 40), asks(5, 40)
-    for ask in wanted:  # one after the other: nobody to share with
+    for ask in wanted:  # one after the other: none to share with
         assert serve(tiny, [ask], **formats) == 0
     assert serve(tiny, given, **formats) > 1
     assert [ask.tokens for ask in given] == [ask.tokens for ask in wanted]
@@ -158,7 +158,7 @@ def test_joins_leaves_cancellations_and_evictions_at_random(
         elif running and rng.random() < 0.05:
             cancel(engine, running[rng.integers(len(running))])
         elif rng.random() < 0.05:
-            prefixes.clear()  # whoever uses something keeps it
+            prefixes.clear()  # prefixes in use stay
         else:
             engine.step()
         assert prefixes.nbytes <= budget
@@ -166,10 +166,10 @@ def test_joins_leaves_cancellations_and_evictions_at_random(
         expected = wanted[tuple(ask.prompt)]
         assert ask.tokens == expected[: len(ask.tokens) if ask.reason == "cancelled" else None]
     prefixes.clear()
-    assert prefixes.nbytes == 0, "somebody still uses something"
+    assert prefixes.nbytes == 0, "a prefix is still in use"
 
 
-def test_rows_take_one_copy_of_their_beginning(tiny: Any) -> None:
+def test_rows_share_one_copy_of_their_prefix(tiny: Any) -> None:
     common, rows = 1000, 20
     given = [Ask(ask.prompt, 40, ask.params) for ask in asks(rows, common)]
     engine = engine_of(tiny, rows=rows, prefill=512, prefixes=PrefixCache(1 << 30))
@@ -183,8 +183,8 @@ def test_rows_take_one_copy_of_their_beginning(tiny: Any) -> None:
         if sum(len(block.rows) for block in blocks) == rows:
             together += 1
             shared = {cache.prefix for cache in branches(engine)}
-            assert [beginning.nbytes for beginning in shared] == [common * token]
-            # Besides, each row has what it was asked beyond the beginning, in a bucket.
+            assert [prefix.nbytes for prefix in shared] == [common * token]
+            # In addition, each row has its own tokens after the prefix, in a bucket.
             assert engine.runner.blocks.nbytes == (common + rows * BUCKET) * token
     assert together
 
@@ -202,7 +202,7 @@ def test_deterministic_rows_copy(tiny: Any) -> None:
     assert sum(ask.cached for ask in given) > 0
 
 
-def test_what_is_shared_goes_with_the_last_that_uses_it(tiny: Any) -> None:
+def test_a_shared_prefix_is_freed_with_its_last_user(tiny: Any) -> None:
     prefixes = PrefixCache(1 << 30, min_prefix_len=2)
     engine = engine_of(tiny, rows=4, prefixes=prefixes)
     for ask in asks(5, 40):
@@ -214,7 +214,7 @@ def test_what_is_shared_goes_with_the_last_that_uses_it(tiny: Any) -> None:
 
 
 @given(st.lists(st.integers(0, 60)), st.lists(st.integers(0, 60)))
-def test_what_saves_about_the_most_is_held_together(common: list[int], held: list[int]) -> None:
+def test_the_prefix_that_saves_about_the_most_is_shared(common: list[int], held: list[int]) -> None:
     def saved(length: int) -> int:
         return length * sum(n >= length for n in common)
 

@@ -1,4 +1,4 @@
-"""What sequences share of their beginnings changes no tokens, and stays within its bytes."""
+"""Shared prefixes change no tokens, and stay within their budget."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def asks_of(prompts: list[list[int]], limit: int = 6) -> list[Ask]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_memory_goes_on_from_what_was_kept(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_cache_continues_from_a_stored_prefix(tmp_path: Path, name: str) -> None:
     model = model_of(name, tmp_path)
     prompts = family(np.random.default_rng(1), 8, 60)
     prefixes = PrefixCache(1 << 30, min_prefix_len=2)
@@ -77,7 +77,7 @@ def test_every_kind_of_memory_goes_on_from_what_was_kept(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("formats", FORMATS, ids=str)
-def test_every_format_and_window_goes_on_from_what_was_kept(
+def test_every_format_and_window_continues_from_a_stored_prefix(
     tiny: Any, formats: dict[str, Any]
 ) -> None:
     prompts = family(np.random.default_rng(2), 8, 60)
@@ -119,7 +119,7 @@ def test_random_budgets_arrivals_and_cancellations(tiny: Any, tmp_path: Path, na
             cut = len(ask.tokens) if ask.reason == "cancelled" else None
             assert ask.tokens == expected[:cut], (seed, number)
         prefixes.clear()
-        assert prefixes.nbytes == 0, "somebody still uses something"
+        assert prefixes.nbytes == 0, "a prefix is still in use"
 
 
 @pytest.mark.parametrize("name", ["tiny", "gemma3-windows", "falcon-h1-500m"])
@@ -155,7 +155,7 @@ def test_deterministic_hits_have_the_logits_of_a_cold_start(
         np.testing.assert_array_equal(one, other)
 
 
-def test_requests_that_come_together_read_what_they_share_once(tiny: Any) -> None:
+def test_concurrent_requests_prefill_their_common_prefix_once(tiny: Any) -> None:
     rng = np.random.default_rng(5)
     base = rng.integers(3, VOCABULARY, 600).tolist()
     asks = [Ask([*base, 3 + i, 40], 3, PARAMS["greedy"](0)) for i in range(8)]
@@ -167,7 +167,7 @@ def test_requests_that_come_together_read_what_they_share_once(tiny: Any) -> Non
     assert engine.runner.num_computed - engine.runner.num_idle == 600 + 8 * (2 + 3 - 1)
 
 
-def test_one_that_waits_goes_on_when_the_other_is_cancelled(tiny: Any) -> None:
+def test_one_that_waits_continues_when_the_other_is_cancelled(tiny: Any) -> None:
     rng = np.random.default_rng(6)
     base = rng.integers(3, VOCABULARY, 300).tolist()
     first, second = (Ask([*base, 5 + i], 3, PARAMS["greedy"](0)) for i in range(2))
@@ -181,7 +181,7 @@ def test_one_that_waits_goes_on_when_the_other_is_cancelled(tiny: Any) -> None:
     assert second.tokens == alone(tiny, second)
 
 
-def test_a_conversation_finds_its_reply_again(tmp_path: Path) -> None:
+def test_a_conversation_reuses_its_completion(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     prefixes = PrefixCache(1 << 30)
     model = model_of("llama-mqa", tmp_path)
@@ -211,20 +211,20 @@ def test_many_requests_stay_within_the_budget(tiny: Any, monkeypatch: pytest.Mon
     before = active()  # what only the first requests make is there by now
     for _ in range(3):
         serve(60)
-        assert engine.runner.blocks.nbytes == 0, "rows that nobody has"
+        assert engine.runner.blocks.nbytes == 0, "rows without a sequence"
         assert active() - before <= budget + budget // 10
     assert prefixes.figures.evicted > 100
 
 
 def active() -> int:
-    """Bytes of all arrays, less those in cycles that nobody refers to."""
+    """Bytes of all arrays, less those in unreferenced cycles."""
     gc.collect()
     mx.synchronize()
     mx.clear_cache()
     return mx.get_active_memory()
 
 
-def test_nobody_waits_for_what_memories_of_another_kind_read(tiny: Any) -> None:
+def test_no_sequence_waits_for_caches_of_another_kind(tiny: Any) -> None:
     rng = np.random.default_rng(9)
     base = rng.integers(3, VOCABULARY, 300).tolist()
     plain, packed, like = (Ask([*base, 5 + i], 3, PARAMS["greedy"](0)) for i in range(3))

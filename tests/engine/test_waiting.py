@@ -28,7 +28,7 @@ def alive(*kinds: type) -> int:
     return sum(isinstance(thing, kinds) for thing in gc.get_objects())
 
 
-def test_what_waits_holds_neither_caches_nor_samplers(
+def test_waiting_requests_have_neither_caches_nor_samplers(
     llm: mlxrun.LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, most, before = Engine.step, 0, alive(RowCache, Sampler)
@@ -66,13 +66,18 @@ def test_a_deadline_counts_from_when_an_engine_was_asked(llm: mlxrun.LLM) -> Non
         with device_lock:
             handle = engine.submit([5, 6, 7], max_tokens=5, ignore_eos=True, deadline=0.05)
             time.sleep(0.1)
-        reply = handle.result(PATIENCE)
-    assert (reply.finish_reason, reply.tokens) == ("deadline", [])
+        completion = handle.result(PATIENCE)
+    assert (completion.finish_reason, completion.tokens) == ("deadline", [])
 
 
-def test_a_deadline_counts_from_the_beginning_of_the_batch(llm: mlxrun.LLM) -> None:
+def test_a_deadline_counts_from_the_start_of_the_batch(llm: mlxrun.LLM) -> None:
     deadlines = [None, 0.001, None, 600]
     got = llm.batch([[5, 6, 7]] * 4, parallel=1, deadline=deadlines, max_tokens=20, **OPTIONS)
-    assert [reply.finish_reason for reply in got] == ["length", "deadline", "length", "length"]
+    assert [completion.finish_reason for completion in got] == [
+        "length",
+        "deadline",
+        "length",
+        "length",
+    ]
     assert got[1].tokens == []
     assert got[0].tokens == got[2].tokens == got[3].tokens

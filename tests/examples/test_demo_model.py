@@ -1,4 +1,4 @@
-"""The demo model: its corpus, what its export writes, and the two files that are shipped."""
+"""The demo model: its corpus, the output of its export, and the two files that are shipped."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class TestCorpus:
 
     def test_sums_are_right(self) -> None:
         operations = {"plus": int.__add__, "minus": int.__sub__, "times": int.__mul__}
-        replies = " ".join(turn["content"] for chat in chats(800) for turn in chat)
-        sums = re.findall(r"(\d) (plus|minus|times) (\d) is (minus )?(\d+)\.", replies)
+        completions = " ".join(turn["content"] for chat in chats(800) for turn in chat)
+        sums = re.findall(r"(\d) (plus|minus|times) (\d) is (minus )?(\d+)\.", completions)
         assert len(sums) > 100
         for a, word, b, minus, result in sums:
             assert operations[word](int(a), int(b)) == int(result) * (-1 if minus else 1)
@@ -121,8 +121,10 @@ def test_both_files_have_the_same_vocabulary() -> None:
 def test_it_says_what_it_is_whatever_the_seed(question: str) -> None:
     llm = mlxrun.load(DEMO)
     prompts = [[{"role": "user", "content": question}]] * 25
-    replies = llm.batch(prompts, seed=list(range(25)), max_tokens=8, progress=False)
-    assert {reply.text.split(",")[0] for reply in replies} == {"I am the mlxrun demo model"}
+    completions = llm.batch(prompts, seed=list(range(25)), max_tokens=8, progress=False)
+    assert {completion.text.split(",")[0] for completion in completions} == {
+        "I am the mlxrun demo model"
+    }
 
 
 def test_nine_of_ten_basics_are_answered() -> None:

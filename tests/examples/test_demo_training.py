@@ -83,7 +83,7 @@ def test_only_what_the_assistant_says_is_learned(tokenizer) -> None:  # type: ig
         [token for token, weight in zip(ids, weights, strict=True) if weight],
         skip_special_tokens=False,
     )
-    assert learned == "".join(text for text, wanted in document if wanted)
+    assert learned == "".join(text for text, expected in document if expected)
 
 
 def test_batches_hold_whole_documents_and_their_next_tokens(tokenizer) -> None:  # type: ignore[no-untyped-def]

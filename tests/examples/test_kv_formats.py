@@ -1,4 +1,4 @@
-"""The example that compares types of caches runs, and says what is so."""
+"""The example that compares types of caches runs, and its figures are right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example that compares patterns of attention runs, and says what is so."""
+"""The example that compares patterns of attention runs, and its figures are right."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from examples import long_context
 DRAFT = Path(mlxrun.__file__).parent / "assets" / "demo-draft.gguf"
 
 
-def test_what_is_read_and_how_far_off_it_is(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_bytes_read_and_divergence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A fox is an animal. A hen is a bird. " * 40)
     patterns = "dense,blocks:16x16,blocks:12x16,blocks:3x16,strided:16/8,window:64+4"

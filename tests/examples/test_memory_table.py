@@ -36,8 +36,8 @@ def llm(path: Path) -> mlxrun.LLM:
     ],
     ids=str,
 )
-def test_peaks_are_foretold(llm: mlxrun.LLM, path: Path, cell: Cell) -> None:
-    """Never less than what is measured, and at most 15% more."""
+def test_peaks_are_predicted(llm: mlxrun.LLM, path: Path, cell: Cell) -> None:
+    """Never less than the measured peak, and at most 15% more."""
     measured, prompt = measure(llm, cell)
     assert measured <= predict(path, cell, prompt) <= 1.15 * measured
 

@@ -43,7 +43,7 @@ class Seen:
 
 @dataclass
 class Switches:
-    """What goes wrong, or is unusual.
+    """Faults and oddities.
 
     ``drops`` says after how many bytes each of the next blobs breaks off; ``busy`` answers the next
     requests to either host with a status and Retry-After; ``renamed`` redirects from old names;
@@ -105,7 +105,7 @@ def sha256(content: bytes) -> str:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """A client that hangs up in the middle is what some tests are about."""
+        """A client that hangs up in the middle is the subject of some tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):

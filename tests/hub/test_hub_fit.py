@@ -94,7 +94,7 @@ def test_nothing_is_too_large_if_the_memory_is_unknown(
 
 
 @pytest.mark.usefixtures("machine")
-def test_lists_mark_what_is_too_large() -> None:
+def test_lists_mark_models_that_are_too_large() -> None:
     files = [HubFile("m-Q5_0.gguf", 10 * GB), HubFile("m-Q8_0.gguf", 16 * GB)]
     marked = r"Q5_0 \(10\.0 GB\); Q8_0 \(16\.0 GB, too large for this machine\)"
     with pytest.raises(HubError, match=marked):

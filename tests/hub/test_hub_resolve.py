@@ -1,4 +1,4 @@
-"""What counts as a path, what as a hub name; and huggingface_hub's own settings, end to end."""
+"""Paths and hub names; and huggingface_hub's own settings, end to end."""
 
 from __future__ import annotations
 

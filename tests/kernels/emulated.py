@@ -41,7 +41,7 @@ class Emulator:
     """Stands for ``mx.fast.metal_kernel``; kernels that are new are compiled by :meth:`compile`.
 
     Args:
-        folder: for what is compiled.
+        folder: for compiled objects.
         flags: more of the compiler's.
     """
 

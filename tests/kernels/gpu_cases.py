@@ -1,4 +1,4 @@
-"""What the kernels of a GPU must do, run through an emulator: products of every form with a type.
+"""Requirements of a GPU's kernels, run through an emulator: products of every form with a type.
 
 As a script (under a sanitizer, which must be loaded before Python): ``gpu_cases.py TYPE ... FLAG``.
 """
@@ -30,16 +30,16 @@ LISTED = [
 
 @dataclass
 class Case:
-    """A result beside the one in float64, (..., rows)."""
+    """A result and the one in float64, (..., rows)."""
 
     name: str
     got: mx.array
-    wanted: np.ndarray
+    expected: np.ndarray
     dtype: mx.Dtype
 
     def error(self) -> float:
-        got = np.array(self.got.astype(mx.float32)).astype(np.float64).reshape(self.wanted.shape)
-        return float(np.linalg.norm(got - self.wanted) / np.linalg.norm(self.wanted))
+        got = np.array(self.got.astype(mx.float32)).astype(np.float64).reshape(self.expected.shape)
+        return float(np.linalg.norm(got - self.expected) / np.linalg.norm(self.expected))
 
     def check(self) -> None:
         assert self.error() <= TOLERANCES[self.dtype], (self.name, self.error())
@@ -66,7 +66,7 @@ class Weights:
 
 
 def inputs(rng: np.random.Generator, dtype: mx.Dtype, *shape: int) -> tuple[mx.array, np.ndarray]:
-    """Random activations in a dtype, and what they are in float64."""
+    """Random activations in a dtype, and their values in float64."""
     x = mx.array(rng.standard_normal(shape).astype(np.float32)).astype(dtype)
     return x, np.array(x.astype(mx.float32)).astype(np.float64)
 
@@ -84,13 +84,13 @@ def gathered(
     rng = np.random.default_rng(tokens)
     x, plain = inputs(rng, dtype, 1, tokens, used if own else 1, 1, weights.matrix.columns)
     chosen = rng.integers(0, len(weights.values), (1, tokens, used))
-    wanted = np.einsum(
+    expected = np.einsum(
         "btsoc,btsrc->btsr",
         np.broadcast_to(plain, (1, tokens, used, 1, plain.shape[-1])),
         weights.values[chosen],
     )
     got = kernels.experts([weights.matrix])(x, mx.array(chosen.astype(np.uint32)))[0]
-    yield Case(f"{tokens} tokens of {used} experts, own={own}", got, wanted[..., None, :], dtype)
+    yield Case(f"{tokens} tokens of {used} experts, own={own}", got, expected[..., None, :], dtype)
 
 
 def cases(

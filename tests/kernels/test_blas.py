@@ -9,7 +9,7 @@ import pytest
 from mlxrun.kernels import blas
 
 
-def test_a_blas_multiplies_on_one_thread_when_told_so() -> None:
+def test_a_blas_multiplies_on_one_thread_if_asked() -> None:
     program = ctypes.CDLL(None)
     if not blas.loaded or not hasattr(program, "openblas_get_num_threads"):
         pytest.skip("no OpenBLAS was loaded")

@@ -24,12 +24,12 @@ def decoders(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
     return Decoders(tmp_path_factory.mktemp("rows"))
 
 
-def same_bits(got: np.ndarray, wanted: np.ndarray) -> None:
+def same_bits(got: np.ndarray, expected: np.ndarray) -> None:
     """Equal numbers with equal signs (of zero, too); NaN where NaN is."""
-    got, wanted = got.reshape(-1), wanted.astype(np.float32).reshape(-1)
-    odd = np.isnan(wanted)
+    got, expected = got.reshape(-1), expected.astype(np.float32).reshape(-1)
+    odd = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(got), odd)
-    np.testing.assert_array_equal(got[~odd].view(np.uint32), wanted[~odd].view(np.uint32))
+    np.testing.assert_array_equal(got[~odd].view(np.uint32), expected[~odd].view(np.uint32))
 
 
 def raw_bytes(kind: GGMLType, blocks: int, seed: int) -> np.ndarray:
@@ -53,8 +53,8 @@ def test_any_bytes_are_the_gguf_packages_weights(decoders: Decoders, kind: GGMLT
     blocks = 4000 if BLOCKS[kind][0] > 1 else 160000
     raw = raw_bytes(kind, blocks, seed=int(kind))
     with np.errstate(all="ignore"):
-        wanted = gguf.quants.dequantize(raw, Kind[kind.name])
-    same_bits(decoders.values(kind, raw.reshape(1, -1)), wanted)
+        expected = gguf.quants.dequantize(raw, Kind[kind.name])
+    same_bits(decoders.values(kind, raw.reshape(1, -1)), expected)
 
 
 @pytest.mark.parametrize("scale", [0x0000, 0x8000, 0x0001, 0x83FF, 0x7BFF, 0x7C00, 0xFC00, 0x7E00])
@@ -65,8 +65,8 @@ def test_every_kind_of_half(decoders: Decoders, scale: int) -> None:
         for start in HALF_SCALES[kind.name]:
             raw[:, start : start + 2] = np.array([scale], "<u2").view(np.uint8)
         with np.errstate(all="ignore"):
-            wanted = gguf.quants.dequantize(raw, Kind[kind.name])
-        same_bits(decoders.values(kind, raw.reshape(1, -1)), wanted)
+            expected = gguf.quants.dequantize(raw, Kind[kind.name])
+        same_bits(decoders.values(kind, raw.reshape(1, -1)), expected)
 
 
 @pytest.mark.parametrize("kind", CODED, ids=named(CODED))
@@ -76,10 +76,10 @@ def test_the_converters_own_weights(decoders: Decoders, kind: GGMLType) -> None:
         head, group = (1, 32) if kind is GGMLType.MXFP4 else (4, 16)
         codes = spread_nibbles(pair_nibbles(np.ascontiguousarray(raw[:, head:]), group // 2))
         with np.errstate(over="ignore"):  # the greatest scales
-            wanted = microscaled(codes, raw[:, :head], kind)
+            expected = microscaled(codes, raw[:, :head], kind)
     else:
-        wanted = CODECS[kind].decode(raw).values()
-    np.testing.assert_array_equal(decoders.values(kind, raw), wanted)
+        expected = CODECS[kind].decode(raw).values()
+    np.testing.assert_array_equal(decoders.values(kind, raw), expected)
 
 
 @pytest.mark.parametrize("kind", CODED, ids=named(CODED))

@@ -59,7 +59,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """A compiler that knows its version and does what a shell script says."""
+    """A compiler that knows its version and runs a shell script."""
     path = tmp_path / "other-c++"
     path.write_text(f'#!/bin/sh\nif [ "$1" = --version ]; then echo 1.0; exit; fi\n{script}\n')
     path.chmod(0o755)
@@ -70,7 +70,7 @@ def lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
-# ---- objects are kept, and only what is whole is used --------------------------------------------
+# ---- objects are kept, and only complete ones are used -------------------------------------------
 
 
 @pytest.mark.usefixtures("untried")
@@ -277,7 +277,7 @@ def test_a_compiler_that_hangs_is_ended_with_its_children(
         except ProcessLookupError:
             return
         if "Z" in Path(f"/proc/{int(pid.read_text())}/stat").read_text().rpartition(")")[2][:3]:
-            return  # ended, and nobody has asked yet
+            return  # ended, not yet waited for
         time.sleep(0.1)
     pytest.fail("the compiler's child lives on")
 
@@ -383,7 +383,7 @@ print(json.dumps({"said": said, "reason": reason}))
 
 
 def ask(kind: str = "F16", **environment: str) -> tuple[str | None, list[str]]:
-    """Why kernels are missing in a new process, if they are, and what it says meanwhile."""
+    """Why kernels are missing in a new process, if they are, and its output."""
     done = subprocess.run(
         [sys.executable, "-c", ASK, kind],
         capture_output=True,

@@ -28,7 +28,7 @@ SETTINGS = (
 
 @pytest.fixture
 def again() -> Iterator[None]:
-    """What is known of MLX's compiler is found out anew, in the test and after it."""
+    """Facts about MLX's compiler are determined anew, in the test and after it."""
     compilation._recorded_unfused.cache_clear()
     compilation._switched = False
     yield
@@ -39,7 +39,7 @@ def again() -> Iterator[None]:
 
 
 def written(folder: Path, code: str) -> list[str]:
-    """What a process with an empty temporary directory leaves there."""
+    """Files that a process leaves in an empty temporary directory."""
     folder.mkdir()
     environment = {**os.environ, "TMPDIR": str(folder)}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True)

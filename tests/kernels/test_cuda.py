@@ -56,7 +56,7 @@ def function(name: str, number: int, template: dict[str, str | int]) -> str:
 
 
 def unit(kinds: Sequence[GGMLType]) -> str:
-    """One translation unit: what all types share once, then each type in a namespace."""
+    """One translation unit: the common part once, then each type in a namespace."""
     shared = header(CUDA, GGMLType.IQ1_S).split("#define DECODE")[0]
     text = PRELUDE + shared
     for kind in kinds:

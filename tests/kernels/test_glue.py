@@ -191,7 +191,7 @@ def test_threads_with_streams_of_their_own(k: Kernels) -> None:
     assert not problems
 
 
-def test_inputs_that_nobody_else_refers_to(k: Kernels) -> None:
+def test_inputs_without_other_references(k: Kernels) -> None:
     m, w = matrix(1, rows=COLUMNS)
     product, x = k.product([m], 3), normal(2, COLUMNS)
     y = x

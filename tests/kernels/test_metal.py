@@ -60,7 +60,7 @@ def test_the_order_of_threads_does_not_matter(emulator: Emulator, decoders: Deco
         assert mx.array_equal(one.got, other.got), one.name
 
 
-def test_no_byte_is_read_or_written_beside_the_arrays() -> None:
+def test_no_byte_is_read_or_written_outside_the_arrays() -> None:
     """With the address and undefined behavior sanitizers, which Python must be started with."""
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all"
     names = [

@@ -239,7 +239,7 @@ def test_an_earlier_handler_gets_faults_elsewhere(tmp_path: Path) -> None:
     assert "Fatal Python error: Bus error" in done.stderr
 
 
-def test_a_signal_that_somebody_sends_is_not_taken_for_a_fault(tmp_path: Path) -> None:
+def test_a_signal_that_was_sent_is_not_taken_for_a_fault(tmp_path: Path) -> None:
     done = run(tmp_path, "os.kill(os.getpid(), signal.SIGBUS)\nprint('alive')")
     assert done.returncode == -7
     assert "alive" not in done.stdout

@@ -1,4 +1,4 @@
-"""The self-test of kernels: what it finds, keeps and believes later."""
+"""The self-test of kernels: its findings, and the records that it trusts later."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_metals_kernels_through_the_shim(tmp_path: Path) -> None:
 
 
 def results(**fastest: str) -> list[Result]:
-    """Made-up ones: of each type, what is fastest for all works."""
+    """Made-up ones: of each type, the fastest one for all works."""
     names = ("blocks", "expanded", "repacked")
     return [
         Result(

@@ -1,4 +1,4 @@
-"""Random lives of a cache, each step held against the naive one."""
+"""Random lives of a cache, each step compared with the naive one."""
 
 from __future__ import annotations
 

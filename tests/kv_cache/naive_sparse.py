@@ -1,4 +1,4 @@
-"""A cache that keeps everything and shows each query what a sparse pattern's rule says."""
+"""A cache that keeps everything and masks it by a sparse pattern's rule."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class NaiveSparse(NaiveCache):
 
     def __init__(
         self,
-        wanted: Sparse,
+        pattern: Sparse,
         prompt: int = 0,
         keys: Stored = as_given,
         values: Stored = as_given,
         shared: bool = False,
     ) -> None:
         super().__init__(keys=keys, values=values)
-        self.wanted, self.prompt, self.shared = wanted, prompt, shared
+        self.pattern, self.prompt, self.shared = pattern, prompt, shared
 
     def visible(self, queries: np.ndarray) -> np.ndarray:
         b, heads, t, _ = queries.shape
@@ -30,10 +30,10 @@ class NaiveSparse(NaiveCache):
         for i, at in enumerate(range(self.offset - t, self.offset)):
             if at < self.prompt:
                 seen[:, :, i, : at + 1] = True
-            elif isinstance(self.wanted, Strided):
+            elif isinstance(self.pattern, Strided):
                 past = np.arange(at + 1)
-                near = past > at - self.wanted.last
-                seen[:, :, i, : at + 1] = near | (past < SINKS) | (past % self.wanted.stride == 0)
+                near = past > at - self.pattern.last
+                seen[:, :, i, : at + 1] = near | (past < SINKS) | (past % self.pattern.stride == 0)
             else:
                 for row in range(b):
                     self._blocks(seen[row, :, i], queries[row, :, i], self.keys[row], at)
@@ -41,8 +41,8 @@ class NaiveSparse(NaiveCache):
 
     def _blocks(self, seen: np.ndarray, q: np.ndarray, keys: np.ndarray, at: int) -> None:
         """Mark what queries (heads, D) of one token see, ``seen``: (heads, S)."""
-        assert isinstance(self.wanted, Blocks)
-        size, last = self.wanted.size, at // self.wanted.size
+        assert isinstance(self.pattern, Blocks)
+        size, last = self.pattern.size, at // self.pattern.size
         group = q.shape[0] // (1 if self.shared else keys.shape[0])
         for first in range(0, q.shape[0], group):
             bounds = np.zeros(last + 1)
@@ -53,7 +53,7 @@ class NaiveSparse(NaiveCache):
                     for h in range(first, first + group)
                 )
             bounds[[0, last, max(0, last - 1)]] = np.inf
-            for block in np.argsort(-bounds)[: self.wanted.count]:
+            for block in np.argsort(-bounds)[: self.pattern.count]:
                 seen[first : first + group, block * size : min(at + 1, (block + 1) * size)] = True
 
     @staticmethod

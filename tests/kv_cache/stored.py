@@ -15,7 +15,7 @@ STORED = StoredKV, PrefixedKV
 
 
 class _Recorder(AttentionOp):
-    """Attention that is not computed: what it is asked to attend to."""
+    """Attention that is not computed: it records its arguments."""
 
     keys: mx.array
     values: mx.array

@@ -75,7 +75,7 @@ def test_errors_are_those_by_hand() -> None:
     assert got[2] == 0
 
 
-def test_the_model_goes_on_with_the_plain_result() -> None:
+def test_the_model_continues_with_the_plain_result() -> None:
     judged, alone = Layers(), Layers()
     attention_error(judged, TOKENS[:50], [types("q2", "q2")])
     alone(mx.array([TOKENS[:50]]), alone.make_cache(types(None, None)))

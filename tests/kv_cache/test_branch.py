@@ -1,4 +1,4 @@
-"""A cache with a shared beginning against one that keeps everything itself."""
+"""A cache with a shared prefix against one that keeps every token itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def some(rng: np.random.Generator, rows: int, tokens: int, heads: int = KV_HEADS
 def pair(
     rng: np.random.Generator, length: int, keys: Format = PLAIN, values: Format = PLAIN
 ) -> tuple[DenseCache, SharedPrefixCache]:
-    """Two caches that remember the same tokens, the second's held as a beginning."""
+    """Two caches of the same tokens; the second shares them as a prefix."""
     dense = DenseCache(keys, values)
     append(dense, some(rng, 1, length), some(rng, 1, length))
     branch = SharedPrefixCache(
@@ -136,7 +136,7 @@ def test_rows_come_and_go(seed: int, length: int, life: list[tuple[str, int]]) -
             apart.place(row, one)
             together.place(row, other)
             rows = max(rows, row + 1)
-        elif what == "leave":  # an idle row begins anew; what it shows is nobody's
+        elif what == "leave":  # an idle row starts again; its output is unused
             apart.place(which % rows, dense.fork())
             together.clear(which % rows)
         elif what == "pack":
@@ -157,7 +157,7 @@ def test_is_not_counted_with_the_rows() -> None:
     assert branch.prefix.nbytes == 1000 * token
 
 
-def test_goes_back_to_the_end_of_the_beginning_and_no_further() -> None:
+def test_truncates_to_the_end_of_the_prefix_and_no_further() -> None:
     rng = np.random.default_rng(4)
     dense, branch = pair(rng, 20)
     same_attention(rng, dense, branch, 7, PRODUCTS["plain"])
@@ -170,7 +170,7 @@ def test_goes_back_to_the_end_of_the_beginning_and_no_further() -> None:
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_cuts_what_a_dense_cache_cuts(one: int, other: int) -> None:
+def test_slices_as_a_dense_cache_does(one: int, other: int) -> None:
     rng = np.random.default_rng(5)
     dense, branch = pair(rng, 30)
     same_attention(rng, dense, branch, 30, PRODUCTS["plain"])
@@ -182,7 +182,7 @@ def test_cuts_what_a_dense_cache_cuts(one: int, other: int) -> None:
 
 
 def remembered(count: int, seed: int = 0) -> list[KVCache]:
-    """Two layers that remember so many tokens."""
+    """Two layers with so many tokens."""
     rng, layers = np.random.default_rng(seed), [DenseCache(), DenseCache()]
     for layer in layers:
         append(layer, some(rng, 1, count), some(rng, 1, count))
@@ -221,7 +221,9 @@ def shows(memories: list[KVCache], like: list[KVCache], length: int) -> None:
 
 @pytest.mark.parametrize("ends", [[60], [20, 40, 60], [10, 60]])
 @pytest.mark.parametrize("share", [60, 40, 33])
-def test_all_that_take_over_the_same_hold_what_the_tree_holds(ends: list[int], share: int) -> None:
+def test_sequences_with_one_prefix_share_the_arrays_of_the_tree(
+    ends: list[int], share: int
+) -> None:
     tokens, prefixes = list(range(60)), PrefixCache(1 << 30)
     whole = kept(prefixes, tokens, ends)
     before = prefixes.nbytes
@@ -229,15 +231,15 @@ def test_all_that_take_over_the_same_hold_what_the_tree_holds(ends: list[int], s
     assert first is second
     assert first.length == share
     assert prefixes.nbytes == before
-    held = [segment for node in prefixes._tree if (segment := node.segment) is not None]
-    assert any(all(map(operator.is_, segment.arrays, first.arrays)) for segment in held), (
+    segments = [segment for node in prefixes._tree if (segment := node.segment) is not None]
+    assert any(all(map(operator.is_, segment.arrays, first.arrays)) for segment in segments), (
         "the tree has a copy"
     )
     shows(one, whole, 60)
     shows(other, whole, 60)
 
 
-def test_the_tree_keeps_a_copy_where_others_need_what_lies_before() -> None:
+def test_the_tree_keeps_a_copy_where_prefixes_branch() -> None:
     tokens, prefixes = list(range(60)), PrefixCache(1 << 30)
     whole = kept(prefixes, tokens, [20, 60])
     kept(prefixes, [*tokens[:20], 99, 98], [22])
@@ -247,7 +249,7 @@ def test_the_tree_keeps_a_copy_where_others_need_what_lies_before() -> None:
     assert first.length == 50
 
 
-def test_what_is_evicted_stays_with_those_that_hold_it() -> None:
+def test_evicted_arrays_stay_with_their_users() -> None:
     tokens, prefixes = list(range(60)), PrefixCache(1 << 30)
     whole = kept(prefixes, tokens, [20, 60])
     memories = empty()
@@ -270,14 +272,14 @@ def test_a_sequence_that_read_by_itself_joins() -> None:
     own = kept(prefixes, tokens, [60])
     like: list[KVCache] = [memory.fork() for memory in own]
     prefixes.share(tokens[:40], own)
-    _, beginning = take(prefixes, tokens, 40)
+    _, prefix = take(prefixes, tokens, 40)
     assert all(isinstance(memory, SharedPrefixCache) for memory in own)
     assert isinstance(own[0], SharedPrefixCache)
-    assert own[0].prefix is beginning
+    assert own[0].prefix is prefix
     shows(own, like, 60)
 
 
-def test_what_the_tree_does_not_know_is_not_shared() -> None:
+def test_uncached_tokens_are_not_shared() -> None:
     own, prefixes = remembered(30), PrefixCache(1 << 30)
     prefixes.share(list(range(20)), own)
     assert [type(memory) for memory in own] == [DenseCache, DenseCache]

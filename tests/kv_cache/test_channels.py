@@ -1,4 +1,4 @@
-"""Keys packed by channel: each query sees what it would have seen token by token."""
+"""Keys packed by channel: each query attends to the same keys as token by token."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_rows_of_a_batch(lengths: list[int], seed: int) -> None:
     batch, naive = PerChannelCache(PerChannel(4, GROUP)), [NaiveChannels(4) for _ in lengths]
     for row, (length, reference) in enumerate(zip(lengths, naive, strict=True)):
         alone = PerChannelCache(PerChannel(4, GROUP))
-        q, k, v = drawn(rng, 1, length)
+        q, k, v = random_qkv(rng, 1, length)
         reference.update(k, v)
         alone.attend(mx.array(q), mx.array(k), mx.array(v), PRODUCT)
         batch.place(row, alone)
@@ -96,7 +96,7 @@ def test_rows_of_a_batch(lengths: list[int], seed: int) -> None:
             order = [*reversed(range(1, len(naive)))]
             batch.take_rows(order)
             naive = [naive[row] for row in order]
-        q, k, v = drawn(rng, len(naive), 1)
+        q, k, v = random_qkv(rng, len(naive), 1)
         got = np.array(batch.attend(mx.array(q), mx.array(k), mx.array(v), PRODUCT))
         for row, reference in enumerate(naive):
             one = slice(row, row + 1)
@@ -104,7 +104,7 @@ def test_rows_of_a_batch(lengths: list[int], seed: int) -> None:
             np.testing.assert_allclose(got[one], reference.attend(q[one]), atol=2e-5)
 
 
-def drawn(rng: np.random.Generator, rows: int, tokens: int) -> list[np.ndarray]:
+def random_qkv(rng: np.random.Generator, rows: int, tokens: int) -> list[np.ndarray]:
     heads = (HEADS, KV_HEADS, KV_HEADS)
     return [rng.standard_normal((rows, h, tokens, WIDTH)).astype(np.float32) for h in heads]
 
@@ -114,12 +114,12 @@ def test_a_row_is_used_again() -> None:
     batch, naive = PerChannelCache(PerChannel(4, GROUP)), NaiveChannels(4)
     for row in range(2):
         alone = PerChannelCache(PerChannel(4, GROUP))
-        q, k, v = drawn(rng, 1, 130)
+        q, k, v = random_qkv(rng, 1, 130)
         alone.attend(mx.array(q), mx.array(k), mx.array(v), PRODUCT)
         batch.place(row, alone)
     batch.clear(0)
     for _ in range(2 * GROUP + 3):
-        q, k, v = drawn(rng, 2, 1)
+        q, k, v = random_qkv(rng, 2, 1)
         got = np.array(batch.attend(mx.array(q), mx.array(k), mx.array(v), PRODUCT))
         naive.update(k[:1], v[:1])
         np.testing.assert_allclose(got[:1], naive.attend(q[:1]), atol=2e-5)
@@ -139,7 +139,7 @@ def test_going_back_a_group_always_works(tokens: int) -> None:
     assert cache.offset == tokens - GROUP
 
 
-def test_going_back_into_packed_groups_is_an_error_but_not_to_the_beginning() -> None:
+def test_truncation_into_packed_groups_is_an_error_but_not_to_nothing() -> None:
     cache = filled(400)
     with pytest.raises(CacheError, match="cannot go back 200 tokens: keys before them are packed"):
         cache.truncate(0, 200)
@@ -149,7 +149,7 @@ def test_going_back_into_packed_groups_is_an_error_but_not_to_the_beginning() ->
     cache.truncate(0, 400)
 
 
-def test_one_that_went_back_to_the_beginning_is_as_new() -> None:
+def test_a_cache_truncated_to_nothing_is_like_a_new_one() -> None:
     cache = filled(400)
     cache.truncate(0, 400)
     x = mx.random.normal((1, KV_HEADS, 3 * GROUP, WIDTH))
@@ -160,7 +160,7 @@ def test_one_that_went_back_to_the_beginning_is_as_new() -> None:
 
 @given(tokens=st.integers(1, 300), back=st.integers(0, GROUP), seed=st.integers(0, 99))
 @settings(max_examples=20)
-def test_what_is_restored_goes_on_as_before(tokens: int, back: int, seed: int) -> None:
+def test_a_restored_cache_continues_as_before(tokens: int, back: int, seed: int) -> None:
     rng, length = np.random.default_rng(seed), max(1, tokens - back)
     cache, other = filled(tokens), PerChannelCache(PerChannel(4, GROUP))
     other.restore([], cache.snapshot(), length)
@@ -170,7 +170,7 @@ def test_what_is_restored_goes_on_as_before(tokens: int, back: int, seed: int) -
         pair.place(row, cache)
     third = pair.only(1)
     for tokens in (1, 3, 70):
-        q, k, v = (mx.array(x) for x in drawn(rng, 1, tokens))
+        q, k, v = (mx.array(x) for x in random_qkv(rng, 1, tokens))
         expected = np.array(cache.attend(q, k, v, PRODUCT))
         for one in (other, third):
             np.testing.assert_array_equal(np.array(one.attend(q, k, v, PRODUCT)), expected)
@@ -186,7 +186,7 @@ def test_bytes_grow_as_predicted() -> None:
     assert sizes[0] == 2 * BUCKET * (each + values) + ring
 
 
-def test_what_cannot_be_by_channel_is_refused() -> None:
+def test_impossible_keys_per_channel_are_refused() -> None:
     shape = Shape(2, 64, 64)
     assert formats(shape, caching(keys="q4c", values="q8"))[0] == PerChannel(4, 64)
     assert formats(shape, caching(keys="q2c/32", values=None))[0] == PerChannel(2, 32)

@@ -1,4 +1,4 @@
-"""The dense cache against one that keeps everything, and what it costs."""
+"""The dense cache against one that keeps everything, and its cost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_keeps_the_dtype_it_is_given(dtype: mx.Dtype) -> None:
 
 
 @pytest.mark.parametrize("n", [-1, 4])
-def test_forgetting_what_is_not_there_is_an_error(n: int) -> None:
+def test_truncating_more_tokens_than_there_are_is_an_error(n: int) -> None:
     cache = DenseCache()
     append(cache, tokens(3), tokens(3))
     with pytest.raises(CacheError, match=f"cannot truncate {n} of 3"):
@@ -66,7 +66,7 @@ def test_an_empty_cache_forks_and_trims() -> None:
 
 
 def peak_of_a_step(cache: DenseCache) -> int:
-    """Bytes that one decode step needs beyond what is there already."""
+    """Bytes that one decode step allocates."""
     key = mx.random.normal((1, 2, 1, 4))
     mx.eval(key, cache.state)
     before = mx.get_active_memory()

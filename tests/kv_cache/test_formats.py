@@ -66,7 +66,7 @@ def test_rotating(case: Case, life: Life, window: int, keep: int, seed: int) -> 
 @given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=4), seed=st.integers(0, 1000))
 @settings(max_examples=6)
 def test_rows_of_a_batch(case: Case, window: int | None, lengths: list[int], seed: int) -> None:
-    """Sequences that join with what they remember go on as they would alone."""
+    """Sequences that join a block with their caches continue as alone."""
     rng, width = np.random.default_rng(seed), case[2]
     batch = cache(case, window, 2)
     naive = [NaiveCache(window, 2 if window else 0, case[3], case[4]) for _ in lengths]
@@ -144,12 +144,12 @@ def test_heads_that_no_group_divides_are_refused() -> None:
 def test_few_queries_read_packed_codes_many_unpack_them() -> None:
     made = Quantized(4, 32)
     x = mx.ones((1, 2, 9, 32))
-    held = StoredKV(made, made.pack(x), 2, x.dtype)
-    assert reads_packed(held, held, mx.ones((1, 2, 1, 32)))
-    assert not reads_packed(held, held, mx.ones((1, 8, 64, 32)))
+    stored = StoredKV(made, made.pack(x), 2, x.dtype)
+    assert reads_packed(stored, stored, mx.ones((1, 2, 1, 32)))
+    assert not reads_packed(stored, stored, mx.ones((1, 8, 64, 32)))
 
 
-def test_trimming_and_forking_keep_what_is_packed() -> None:
+def test_truncation_and_forks_keep_packed_tokens() -> None:
     made = RotatingCache(40, keep=2, keys=Quantized(8, 32), values=Quantized(2, 32))
     x = mx.random.normal((1, KV_HEADS, 30, 32))
     append(made, x, x)

@@ -1,4 +1,4 @@
-"""What earlier sequences computed stays within its bytes, and as long as somebody uses it."""
+"""The prefix cache stays within its budget; nodes in use stay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRODUCT = scaled(1.0, None, None)
 
 
 def window(tokens: int) -> list[KVCache]:
-    """A window that has seen so many of the tokens: what it holds is kept as a snapshot."""
+    """A window after so many of the tokens, stored as a snapshot."""
     cache = RotatingCache(8, keep=2)
     if tokens:
         x = mx.broadcast_to(mx.arange(tokens, dtype=mx.float32)[:, None], (1, 2, tokens, 4))
@@ -25,7 +25,7 @@ def window(tokens: int) -> list[KVCache]:
 
 
 def found(prefixes: PrefixCache, tokens: list[int]) -> int:
-    """How many of some tokens are taken over, with what a cold start leaves."""
+    """How many of some tokens are restored; the cache equals that of a cold start."""
     memories = window(0)
     lease = prefixes.restore(tokens, memories)
     if lease is None:
@@ -38,7 +38,7 @@ def found(prefixes: PrefixCache, tokens: list[int]) -> int:
 
 
 def test_a_snapshot_that_is_too_much_is_not_kept_where_all_else_is_in_use() -> None:
-    """Its place lies before what somebody uses, and cannot go either."""
+    """It is an ancestor of a node in use, so it stays as well."""
     prefixes = PrefixCache(1 << 20)
     prefixes.insert(TOKENS, window(60))
     lease = prefixes.restore(TOKENS, window(0))
@@ -58,8 +58,8 @@ def test_a_snapshot_for_which_there_is_room_is_kept() -> None:
     assert found(prefixes, TOKENS) == 60
 
 
-def test_what_is_reused_after_a_rollback_is_that_of_a_cold_start_to_the_bit() -> None:
-    """The next chunk attends to the window alone, not to what the slack happens to have."""
+def test_reuse_after_a_rollback_equals_a_cold_start_to_the_bit() -> None:
+    """The next chunk attends to the window alone, not to the content of the slack."""
     prefixes, x = PrefixCache(1 << 20), mx.random.normal((1, 2, 80, 4))
     made, tokens = RotatingCache(8, keep=2), list(range(60))
     append(made, x[:, :, :60], x[:, :, :60])

@@ -1,4 +1,4 @@
-"""Attention over packed keys and values gives what it gives over the unpacked ones."""
+"""Attention over packed keys and values equals attention over the unpacked ones."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def masks(queries: int) -> dict[str, Mask]:
     rng = np.random.default_rng(queries)
     seen = rng.random((queries, KEYS)) < 0.5
     seen[:, 0] = True
-    held = mx.arange(KEYS) < mx.array([4, KEYS]).reshape(-1, 1, 1, 1)
-    return {"none": None, "causal": "causal", "booleans": mx.array(seen), "rows": held}
+    row_lengths = mx.arange(KEYS) < mx.array([4, KEYS]).reshape(-1, 1, 1, 1)
+    return {"none": None, "causal": "causal", "booleans": mx.array(seen), "rows": row_lengths}
 
 
-def held(form: Format, heads: int, width: int, seed: int) -> StoredKV:
+def stored_kv(form: Format, heads: int, width: int, seed: int) -> StoredKV:
     x = mx.array(np.random.default_rng(seed).standard_normal((ROWS, heads, KEYS, width)))
     x = x.astype(mx.float32)
     return StoredKV(form, form.pack(x), heads, x.dtype)
@@ -54,16 +54,19 @@ def assert_same(
 @pytest.mark.parametrize("form", FORMATS)
 def test_grouped_queries(form: str, dot: str, mask: str, queries: int) -> None:
     q = mx.random.normal((ROWS, HEADS, queries, WIDTH), key=mx.random.key(1))
-    keys, values = (held(FORMATS[form], KV_HEADS, WIDTH, seed) for seed in (2, 3))
+    keys, values = (stored_kv(FORMATS[form], KV_HEADS, WIDTH, seed) for seed in (2, 3))
     assert_same(PRODUCTS[dot], q, keys, values, masks(queries)[mask])
 
 
 @pytest.mark.parametrize("dot", PRODUCTS)
 def test_keys_and_values_of_two_formats(dot: str) -> None:
     q = mx.random.normal((ROWS, HEADS, 3, WIDTH), key=mx.random.key(1))
-    keys, values = held(FORMATS["q8"], KV_HEADS, WIDTH, 2), held(FORMATS["f16"], KV_HEADS, 32, 3)
+    keys, values = (
+        stored_kv(FORMATS["q8"], KV_HEADS, WIDTH, 2),
+        stored_kv(FORMATS["f16"], KV_HEADS, 32, 3),
+    )
     assert_same(PRODUCTS[dot], q, keys, values, "causal")
-    values = held(FORMATS["across"], KV_HEADS, 32, 3)
+    values = stored_kv(FORMATS["across"], KV_HEADS, 32, 3)
     assert_same(PRODUCTS[dot], q, keys, values, "causal")
 
 
@@ -71,7 +74,7 @@ def test_keys_and_values_of_two_formats(dot: str) -> None:
 @pytest.mark.parametrize("mask", ["none", "causal", "booleans", "rows"])
 @pytest.mark.parametrize("form", ["q8", "q3", "mxfp8"])
 def test_latent_attention(form: str, mask: str, queries: int) -> None:
-    keys, latents = held(FORMATS[form], 1, 64, 2), held(FORMATS[form], 1, 128, 3)
+    keys, latents = stored_kv(FORMATS[form], 1, 64, 2), stored_kv(FORMATS[form], 1, 128, 3)
     q = mx.random.normal((ROWS, HEADS, queries, 192), key=mx.random.key(1))
     assert_same(LatentOp(0.2, 64), q, keys, latents, masks(queries)[mask])
 

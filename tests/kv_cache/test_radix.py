@@ -1,4 +1,4 @@
-"""The radix tree against a list of what was inserted, in any order of use."""
+"""The radix tree against a list of inserted sequences, in any order of use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlxrun.kv_cache.prefix_cache import TOKEN_BYTES, Node, RadixTree, Segment, 
 SIZE = 4  # bytes of a token's K/V
 
 
-def held(tokens: tuple[int, ...]) -> Segment:
+def segment_of(tokens: tuple[int, ...]) -> Segment:
     """Stands for keys and values: the tokens themselves."""
     return Segment(({"0": mx.array(tokens, mx.int32).reshape(1, 1, -1, 1)},))
 
@@ -21,7 +21,7 @@ sequences = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 
 
 def insert(tree: RadixTree, tokens: tuple[int, ...], name: str = "") -> Node:
-    return tree.insert(name, tokens, lambda start, stop: held(tokens[start:stop]))
+    return tree.insert(name, tokens, lambda start, stop: segment_of(tokens[start:stop]))
 
 
 def spelled(node: Node) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ def check(tree: RadixTree) -> None:
 
 
 @given(st.lists(sequences), sequences)
-def test_a_match_is_the_longest_beginning_of_what_was_inserted(
+def test_a_match_is_the_longest_inserted_prefix(
     known: list[tuple[int, ...]], wanted: tuple[int, ...]
 ) -> None:
     tree: RadixTree = RadixTree()
@@ -60,7 +60,7 @@ def test_a_match_is_the_longest_beginning_of_what_was_inserted(
 
 
 @given(st.data())
-def test_what_goes_is_what_was_used_least_recently_and_by_nobody(data: st.DataObject) -> None:
+def test_the_least_recently_used_node_without_users_is_evicted(data: st.DataObject) -> None:
     tree: RadixTree = RadixTree()
     used: list[Node] = []
     for _ in range(data.draw(st.integers(1, 12))):
@@ -102,10 +102,10 @@ def test_trees_of_other_names_share_the_order_but_no_tokens() -> None:
     assert tree.evicted == 1
 
 
-def test_nodes_merge_unless_somebody_needs_those_before() -> None:
+def test_nodes_merge_unless_their_ancestors_have_users() -> None:
     tree: RadixTree = RadixTree()
     first, last = insert(tree, (1, 2)), insert(tree, (1, 2, 3, 4))
-    whole = held((1, 2, 3, 4))
+    whole = segment_of((1, 2, 3, 4))
     first.users += 1
     assert not tree.merge(last, whole)
     first.users -= 1

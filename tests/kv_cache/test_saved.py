@@ -1,4 +1,4 @@
-"""Sessions in files: they go on as if never written, and a file that is damaged is of no use."""
+"""Sessions in files: they continue as if never written; a damaged file is not used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def written(llm: mlxrun.LLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(llm: mlxrun.LLM, file: Path, **options: Any) -> tuple[int, str]:
-    """Tokens that a file brings, and what is said of it."""
+    """Tokens that a file restores, and the warning about it."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         session = llm.load_session(file, **options)
@@ -72,21 +72,21 @@ def goes_on(source: Path, folder: Path, **options: Any) -> None:
     """A session that was saved and one that was not give the same, without reading again."""
     llm, file = mlxrun.load(source), folder / "talk.cache"
     session = llm.session(**options)
-    reply = llm.generate(PROMPT, session=session, **GREEDY)
+    completion = llm.generate(PROMPT, session=session, **GREEDY)
     session.save(file)
-    held = len(session.tokens)
-    following = [*PROMPT, *reply.tokens, 5, 6, 7]
+    cached = len(session.tokens)
+    following = [*PROMPT, *completion.tokens, 5, 6, 7]
     wanted = llm.generate(following, session=session, **GREEDY)
     other = mlxrun.load(source)
     again = other.load_session(file)
     assert again.options == session.options
     got = other.generate(following, session=again, **GREEDY)
     assert got.tokens == wanted.tokens
-    assert got.usage.cached_tokens == wanted.usage.cached_tokens == held
+    assert got.usage.cached_tokens == wanted.usage.cached_tokens == cached
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_saved_session_goes_on(path: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_saved_session_continues(path: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     goes_on(path, tmp_path, **options)
 
 
@@ -176,7 +176,7 @@ def test_a_file_cut_short_is_a_miss(llm: mlxrun.LLM, written: Path, size: int) -
     assert loaded(llm, file)[0] == 0
 
 
-def test_what_is_no_file_of_ours_is_a_miss(llm: mlxrun.LLM, path: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_a_miss(llm: mlxrun.LLM, path: Path, tmp_path: Path) -> None:
     assert "No such file" in loaded(llm, tmp_path / "none")[1]
     assert "no saved session" in loaded(llm, path)[1]
     assert loaded(llm, tmp_path)[0] == 0
@@ -212,7 +212,7 @@ def test_other_options_than_were_saved_are_a_miss(llm: mlxrun.LLM, written: Path
 def test_another_pattern_of_attention_than_was_saved_is_a_miss(
     llm: mlxrun.LLM, written: Path, tmp_path: Path
 ) -> None:
-    """Prompts leave the same in dense and sparse caches, drawn tokens do not."""
+    """Prompts have the same K/V in dense and sparse caches, sampled tokens do not."""
     for pattern in ("strided:8/4", "blocks:4x16"):
         assert "other options" in loaded(llm, written, attention=pattern)[1]
     session, file = llm.session(attention="strided:8/4"), tmp_path / "sparse.cache"
@@ -278,9 +278,7 @@ def test_files_that_changed_since_they_were_loaded_tell_nothing(tmp_path: Path) 
         session.save(tmp_path / "talk.cache")
 
 
-def test_what_cannot_be_written_leaves_what_was_there(
-    llm: mlxrun.LLM, written: Path, tmp_path: Path
-) -> None:
+def test_a_failed_write_leaves_the_old_file(llm: mlxrun.LLM, written: Path, tmp_path: Path) -> None:
     before = hashlib.sha256(written.read_bytes()).hexdigest()
     with pytest.raises(CacheError, match="no tokens"):
         llm.session().save(written)
@@ -292,7 +290,7 @@ def test_what_cannot_be_written_leaves_what_was_there(
     assert {file.name for file in written.parent.iterdir()} <= {"talk.cache", "damaged", "short"}
 
 
-def test_a_file_of_version_1_goes_on() -> None:
+def test_a_file_of_version_1_continues() -> None:
     """Written before rings had slack and classes their names of today."""
     file = Path(__file__).with_name("session_version_1.safetensors")
     caches = [

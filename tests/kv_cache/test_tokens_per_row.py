@@ -89,7 +89,7 @@ def joined(*parts: Triple) -> Triple:
 
 
 def afresh(kind: Kind, history: Triple, step: Triple) -> tuple[RowCache, np.ndarray]:
-    """A cache that has seen a history in one pass, and what the tokens of a step then attend to."""
+    """A cache after a prefill in one pass, and the output of the tokens of a step after it."""
     cache = kind.make()
     cache.attend(*history, kind.op)
     return cache, np.array(cache.attend(*step, kind.op))
@@ -103,7 +103,7 @@ def flat(parts: list[Triple]) -> Triple:
 
 
 def together(cache: RowCache, kind: Kind, parts: list[Triple]) -> list[np.ndarray]:
-    """One pass over the tokens of all rows: what those of each attend to, (1, H, T, D)."""
+    """One pass over the tokens of all rows: the output of each, (1, H, T, D)."""
     counts = [x[0].shape[2] for x in parts]
     ragged = BatchCache(
         [Part(cache, len(parts), max(counts), tuple(counts))], mx.zeros(sum(counts))

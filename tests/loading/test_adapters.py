@@ -1,4 +1,4 @@
-"""Adapters of mlx-lm's format beside the weights of our models, against mlx-lm's own layers."""
+"""Adapters of mlx-lm's format on our models, against mlx-lm's own layers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def mlx_lm_logits(base: Path, adapter: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_mlx_lms_adapters_do_what_mlx_lm_does(base: Path, tmp_path: Path, kind: str) -> None:
+def test_mlx_lms_adapters_compute_the_same_as_in_mlx_lm(
+    base: Path, tmp_path: Path, kind: str
+) -> None:
     adapter = write_mlx_lm(base, tmp_path / "a", EVERYWHERE + ends(base), kind=kind, layers=1)
     found = logits(base, adapter)
     assert nmse(found, mlx_lm_logits(base, adapter)) < SAME
@@ -129,7 +131,7 @@ def elsewhere(tensors: dict[str, mx.array], name: str) -> None:
         (lambda t, c: c.update(fine_tune_type="full"), "no model.layers.*lora_. to replace"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_adapters_that_do_not_fit_are_refused(
     base: Path, tmp_path: Path, change: Change, message: str
 ) -> None:
     path = write_mlx_lm(base, tmp_path / "a", ["self_attn.q_proj"])
@@ -142,7 +144,7 @@ def test_what_does_not_fit_is_refused(
         logits(base, path)
 
 
-def test_what_is_no_adapter_is_refused(base: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_adapter_are_refused(base: Path, tmp_path: Path) -> None:
     adapter = write_mlx_lm(base, tmp_path / "a", ["self_attn.q_proj"])
     assert "no adapter at" in refused(base, tmp_path / "none")
     assert "adapter_config.json" in refused(base, base)

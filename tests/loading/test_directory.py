@@ -94,7 +94,7 @@ def logits(path: Path, dtype: str = "float32") -> np.ndarray:
     return np.array(model(TOKENS, model.make_cache())[0].astype(mx.float32))
 
 
-def wanted(model: nn.Module) -> np.ndarray:
+def expected(model: nn.Module) -> np.ndarray:
     model.apply(lambda a: a.astype(mx.float32) if mx.issubdtype(a.dtype, mx.floating) else a)
     return np.array(model(TOKENS)[0])
 
@@ -102,7 +102,7 @@ def wanted(model: nn.Module) -> np.ndarray:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_plain_directories_give_mlx_lms_logits(tmp_path: Path, name: str) -> None:
     model = stock(CONFIGS[name])
-    assert nmse(logits(save(tmp_path / "m", CONFIGS[name], model)), wanted(model)) < 1e-9
+    assert nmse(logits(save(tmp_path / "m", CONFIGS[name], model)), expected(model)) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -110,7 +110,7 @@ def test_plain_directories_give_mlx_lms_logits(tmp_path: Path, name: str) -> Non
 def test_half_precision_directories(tmp_path: Path, dtype: mx.Dtype, shards: int) -> None:
     model = stock(BASE, dtype)
     path = save(tmp_path / "m", BASE, model, shards)
-    assert nmse(logits(path), wanted(model)) < 1e-9
+    assert nmse(logits(path), expected(model)) < 1e-9
 
 
 MODES: dict[str, dict[str, Any]] = {
@@ -134,7 +134,7 @@ def test_quantized_directories(
     model = stock(CONFIGS[name])
     nn.quantize(model, **MODES[mode])
     config = CONFIGS[name] | {"quantization": MODES[mode]}
-    assert nmse(logits(save(tmp_path / "m", config, model)), wanted(model)) < 1e-9
+    assert nmse(logits(save(tmp_path / "m", config, model)), expected(model)) < 1e-9
 
 
 @pytest.mark.parametrize("section", ["quantization", "quantization_config"])
@@ -156,7 +156,7 @@ def test_modules_quantized_each_in_its_way(tmp_path: Path, section: str) -> None
 
     nn.quantize(model, class_predicate=form)
     path = save(tmp_path / "m", BASE | {section: common | own}, model)
-    assert nmse(logits(path), wanted(model)) < 1e-9
+    assert nmse(logits(path), expected(model)) < 1e-9
 
 
 OWN = "model.layers.1.mlp.down_proj"
@@ -187,7 +187,7 @@ def test_what_a_modules_own_entry_leaves_out(
 
     nn.quantize(model, **common, class_predicate=form)
     path = save(tmp_path / "m", BASE | {"quantization": common | {OWN: own}}, model)
-    assert nmse(logits(path), wanted(load_stock(path)[0])) < 1e-9
+    assert nmse(logits(path), expected(load_stock(path)[0])) < 1e-9
     assert open_model(path).storage().nbytes == load_model(path).model.nbytes
     facts = inspect_model(path, context=None)
     assert {t["name"]: tuple(t["shape"]) for t in facts["tensors"]} == shapes
@@ -201,10 +201,10 @@ def test_mlx_lms_own_conversion_of_ours(tmp_path: Path) -> None:
     mlx_lm.convert(str(tmp_path / "ours"), str(tmp_path / "theirs"), quantize=True, q_group_size=32)
     model, _ = mlx_lm.load(str(tmp_path / "theirs"))
     assert load_model(tmp_path / "theirs").unused == []
-    assert nmse(logits(tmp_path / "theirs"), wanted(model)) < 1e-9
+    assert nmse(logits(tmp_path / "theirs"), expected(model)) < 1e-9
 
 
-def test_what_a_model_has_no_place_for_is_named(tmp_path: Path) -> None:
+def test_unused_parameters_are_named(tmp_path: Path) -> None:
     model = stock(BASE)
     path = save(tmp_path / "m", BASE, model)
     extra = {"model.layers.0.self_attn.rotary_emb.extra": mx.zeros(8)}

@@ -1,4 +1,4 @@
-"""Adapters that know the parts of what a model has fused, and the other way round."""
+"""Adapters of the parts of projections that a model has fused, and the other way round."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ def load(path: Path, adapter: AdapterChoice = ()) -> Model[Any]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_are_llama_cpps(tmp_path: Path, name: str) -> None:
-    case, wanted = CASES[name], np.load(LOGITS)[name]
+    case, expected = CASES[name], np.load(LOGITS)[name]
     tokens = token_ids(case)
     base, adapter = write(case, tmp_path)
-    assert nmse(logits(load(base), tokens), wanted) > 1e-3
-    assert nmse(logits(load(base, [(adapter, case.strength)]), tokens), wanted) < SAME
+    assert nmse(logits(load(base), tokens), expected) > 1e-3
+    assert nmse(logits(load(base, [(adapter, case.strength)]), tokens), expected) < SAME
     convert(base, tmp_path / "out", policy="exact")
     found = logits(load(tmp_path / "out", [(adapter, case.strength)]), tokens)
-    assert nmse(found, wanted) < SAME
+    assert nmse(found, expected) < SAME
 
 
 def test_a_packed_model_adds_the_same(tmp_path: Path) -> None:
@@ -52,11 +52,11 @@ def test_a_packed_model_adds_the_same(tmp_path: Path) -> None:
     shapes = {n: s for n, s in Tiny().shapes().items() if len(s) == 2}
     adapter = write_adapter(tmp_path / "a.gguf", "llama", shapes)
     tokens = np.random.default_rng(0).integers(3, 288, 20).tolist()
-    wanted = logits(load(plain, adapter), tokens)
+    expected = logits(load(plain, adapter), tokens)
     packed = load_model(read_gguf(base), dtype="float32", policy="exact", adapter=adapter).model
     cache = packed.make_cache()
     parts = [np.array(packed(mx.array([part]), cache)[0]) for part in (tokens[:17], tokens[17:])]
-    assert nmse(np.concatenate(parts), wanted) < SAME
+    assert nmse(np.concatenate(parts), expected) < SAME
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
@@ -129,7 +129,7 @@ class File:
         (lambda f: f.rename("output"), "do not fit lm_head, which is 288 x 64"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, change: Any, message: str) -> None:
+def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     base = Tiny().write(tmp_path / "x.gguf")
     file = File()
     assert load(base, file.write(tmp_path / "good.gguf"))

@@ -1,4 +1,4 @@
-"""A GGUF on the CPU: its matrices stay what they are in the file, which is mapped."""
+"""A GGUF on the CPU: its matrices stay the blocks of the file, which is mapped."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _with_experts(path: Path, names: list[str], weights: dict[str, np.ndarray]) 
     return _Experts(kinds=kinds, keys=keys, weights=weights).write(path)
 
 
-def test_what_cannot_stay_is_converted_and_named(
+def test_matrices_that_cannot_stay_blocks_are_converted_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = replace(WIDE, kinds={"*": "Q4_K"}).write(tmp_path / "m.gguf")
@@ -256,7 +256,9 @@ sys.exit(run(command))
         ["perplexity", "MODEL", "TEXT", "--context", "32"],
     ],
 )
-def test_a_file_that_is_cut_while_it_is_mapped_is_told(tmp_path: Path, command: list[str]) -> None:
+def test_a_file_that_is_cut_while_it_is_mapped_is_reported(
+    tmp_path: Path, command: list[str]
+) -> None:
     path = Tiny(hidden=256, ffn=1024, layers=4, kinds={"*": "Q8_0"}).write(tmp_path / "m.gguf")
     (tmp_path / "t.txt").write_text("a text that is long enough " * 20)
     words = {"MODEL": str(path), "TEXT": str(tmp_path / "t.txt")}
@@ -278,9 +280,9 @@ def test_every_command_that_loads_has_the_option(
 ) -> None:
     for command in ("chat", "generate", "perplexity", "check-batch", "bench"):
         assert run([command, "--help"]) == 0
-        told = " ".join(capsys.readouterr().out.split())
-        assert "--products [fast|near|exact]" in told
-        assert "fast 8, near 16, exact 24. [default: near]" in told
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "--products [fast|near|exact]" in printed
+        assert "fast 8, near 16, exact 24. [default: near]" in printed
     assert run(["compare", "--help"]) == 0
     assert "--b-products" in capsys.readouterr().out
 

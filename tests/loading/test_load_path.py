@@ -1,4 +1,4 @@
-"""What a load works out, it works out once."""
+"""A load determines each fact once."""
 
 from __future__ import annotations
 

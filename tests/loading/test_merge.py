@@ -1,4 +1,4 @@
-"""Merged models against the same adapters applied beside the weights."""
+"""Merged models against the same adapters applied in addition to the weights."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def test_the_reported_error_is_against_the_exact_sum(tmp_path: Path, policy: str
     whole, kept = load_model(tmp_path / "exact"), load_model(tmp_path / "out")
     assert nmse(logits(tmp_path / "exact"), logits(base, [(adapter, 0.5)])) < SAME
     assert kept.config["quantization"]["bits"] == 4
-    wanted, _ = load_stock(tmp_path / "exact")
+    expected, _ = load_stock(tmp_path / "exact")
     found, _ = load_stock(tmp_path / "out")
     for name in ("q_proj", "o_proj"):
         (record,) = [r for r in report.tensors if r.target.endswith(f"{name}.weight")]
         ours = found.layers[0].self_attn[name]
-        exact = np.array(wanted.layers[0].self_attn[name].weight.astype(mx.float32))
+        exact = np.array(expected.layers[0].self_attn[name].weight.astype(mx.float32))
         plain = ours.weight
         if "scales" in ours:
             scales, biases = (ours[k].astype(mx.float32) for k in ("scales", "biases"))
@@ -110,7 +110,7 @@ def test_the_reported_error_is_against_the_exact_sum(tmp_path: Path, policy: str
     assert whole.unused == kept.unused == []
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_adapters_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     base = Tiny().write(tmp_path / "x.gguf")
     for name, shape in (("blk.9.attn_q.weight", (64, 64)), ("blk.0.attn_k.weight", (64, 64))):
         adapter = write_adapter(tmp_path / "a.gguf", "llama", {name: shape})
@@ -132,10 +132,10 @@ def test_adapters_are_merged_into_directories(tmp_path: Path, kind: str) -> None
     mlxrun.convert(Tiny(layers=1).write(tmp_path / "x.gguf"), base, policy="exact")
     keys = [*MODULES, "model.embed_tokens"]
     one = write_mlx_lm(base, tmp_path / "one", keys, kind=kind, layers=1)
-    wanted = logits(base, [(one, 0.5)])
+    expected = logits(base, [(one, 0.5)])
     report = mlxrun.convert(base, tmp_path / "out", dtype="float32", adapter=[(one, 0.5)])
     assert report.fidelity()["merged"] == len(keys)
-    assert nmse(logits(tmp_path / "out"), wanted) < SAME
+    assert nmse(logits(tmp_path / "out"), expected) < SAME
     # Packed weights stay packed, at the cost that the report states.
     mlxrun.convert(base, tmp_path / "packed", bits=8, group_size=32, dtype="float32")
     report = mlxrun.convert(tmp_path / "packed", tmp_path / "merged", adapter=one)

@@ -40,19 +40,19 @@ def suitable(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["helium", "jamba", "mamba2", "qwen3_next"])
-def test_they_do_what_they_do_in_mlx_lm(tmp_path: Path, name: str) -> None:
+def test_they_compute_the_same_as_in_mlx_lm(tmp_path: Path, name: str) -> None:
     base = save(tmp_path / "base", CONFIGS[name], stock(CONFIGS[name]), tokenizer=False)
     adapter = write_mlx_lm(base, tmp_path / "a", suitable(base))
     model, _ = load_stock(base)
-    wanted = stock_logits(load_adapters(model, str(adapter)).eval(), [TOKENS])
-    assert nmse(logits(base, adapter), wanted) < SAME
+    expected = stock_logits(load_adapters(model, str(adapter)).eval(), [TOKENS])
+    assert nmse(logits(base, adapter), expected) < SAME
     other = write_mlx_lm(base, tmp_path / "b", suitable(base)[:2], seed=1, rank=2)
     both = logits(base, [adapter, (other, 0.25), (other, 0.5), (other, -0.75)])
-    assert nmse(both, wanted) < SAME
-    assert nmse(logits(base), wanted) > 1e-3
+    assert nmse(both, expected) < SAME
+    assert nmse(logits(base), expected) > 1e-3
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     base = save(tmp_path / "base", CONFIGS["helium"], stock(CONFIGS["helium"]), tokenizer=False)
     q = "model.layers.0.self_attn.q_proj"
     good = write_mlx_lm(base, tmp_path / "a", ["self_attn.q_proj"])

@@ -22,7 +22,7 @@ from mlxrun.models.transformer import Transformer
 from mlxrun.weights.parameters import Parameters
 
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(3, 288, 40)]
-# Keys and values; windows of 16; a state; a state beside keys and values in each layer.
+# Keys and values; windows of 16; a state; a state and keys and values in each layer.
 KINDS = ("helium", "recurrent_gemma", "mamba2", "falcon_h1")
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
@@ -49,23 +49,23 @@ def test_logits_are_mlx_lms_in_one_pass_in_chunks_and_token_by_token(
 ) -> None:
     stock_model = stock(CONFIGS[name])
     model = load_model(save(tmp_path, CONFIGS[name], stock_model, tokenizer=False)).model
-    wanted = stock_logits(stock_model, [TOKENS])
-    assert np.array_equal(passes(model, model.make_cache(), [40]), wanted)
+    expected = stock_logits(stock_model, [TOKENS])
+    assert np.array_equal(passes(model, model.make_cache(), [40]), expected)
     for sizes in ([7] * 5 + [5], [1] * 40):
-        assert nmse(passes(model, model.make_cache(), sizes), wanted) < 1e-8
+        assert nmse(passes(model, model.make_cache(), sizes), expected) < 1e-8
     last = model(mx.array([TOKENS]), model.make_cache(), last_only=True)
     assert last.shape == (1, 1, 288)
-    assert nmse(np.array(last[0]), wanted[-1:]) < 1e-8
+    assert nmse(np.array(last[0]), expected[-1:]) < 1e-8
 
 
 def test_a_conversation_gives_the_tokens_of_a_fresh_session(llm: mlxrun.LLM) -> None:
     session, prompt = llm.session(), TOKENS[:11]
     for turn in range(3):
         options = {**GREEDY, "max_tokens": 70}
-        reply = llm.generate(prompt, session=session, **options)
-        assert reply.tokens == llm.generate(prompt, **options).tokens
-        assert turn == 0 or reply.usage.cached_tokens == len(prompt) - 8
-        prompt = [*prompt, *reply.tokens, *TOKENS[turn : turn + 7]]
+        completion = llm.generate(prompt, session=session, **options)
+        assert completion.tokens == llm.generate(prompt, **options).tokens
+        assert turn == 0 or completion.usage.cached_tokens == len(prompt) - 8
+        prompt = [*prompt, *completion.tokens, *TOKENS[turn : turn + 7]]
 
 
 def test_a_stream_that_was_closed_leaves_the_tokens_it_yielded(llm: mlxrun.LLM) -> None:
@@ -77,9 +77,9 @@ def test_a_stream_that_was_closed_leaves_the_tokens_it_yielded(llm: mlxrun.LLM) 
     assert session.cache[0].offset == 25
     # The last token gives way to another one: one step back, and no further.
     prompt = [*prompt, *seen[:-1], 7]
-    reply = llm.generate(prompt, session=session, max_tokens=10, **GREEDY)
-    assert reply.tokens == llm.generate(prompt, max_tokens=10, **GREEDY).tokens
-    assert reply.usage.cached_tokens == 24
+    completion = llm.generate(prompt, session=session, max_tokens=10, **GREEDY)
+    assert completion.tokens == llm.generate(prompt, max_tokens=10, **GREEDY).tokens
+    assert completion.usage.cached_tokens == 24
 
 
 def test_going_back_over_one_step_is_exact_and_further_back_starts_afresh(llm: mlxrun.LLM) -> None:
@@ -88,12 +88,12 @@ def test_going_back_over_one_step_is_exact_and_further_back_starts_afresh(llm: m
     model(mx.array([TOKENS[:20]]), [memory])
     for _ in range(25):  # past every window
         model(mx.array([[5]]), [memory])
-    wanted = np.array(model(mx.array([[9]]), [memory.fork()]))
+    expected = np.array(model(mx.array([[9]]), [memory.fork()]))
     memory.truncate(0, 0)
     model(mx.array([[8]]), [memory])
     memory.truncate(0, 1)
     assert memory.offset == 45
-    assert np.array_equal(np.array(model(mx.array([[9]]), [memory])), wanted)
+    assert np.array_equal(np.array(model(mx.array([[9]]), [memory])), expected)
     if llm.model.summary.family == "helium":
         memory.truncate(0, 30)
     else:
@@ -110,12 +110,12 @@ def test_forks_go_their_own_ways(llm: mlxrun.LLM) -> None:
     assert fork.tokens == session.tokens
     ways = [(session, [*session.tokens, 5]), (fork, [*session.tokens, 9, 11])]
     streams = [llm.stream(prompt, session=own, max_tokens=30, **GREEDY) for own, prompt in ways]
-    replies: list[list[int]] = [[], []]
+    completions: list[list[int]] = [[], []]
     for chunks in zip(*streams, strict=True):  # interleaved
-        for reply, chunk in zip(replies, chunks, strict=True):
-            reply.extend(chunk.tokens)
-    for (_, prompt), reply in zip(ways, replies, strict=True):
-        assert reply == llm.generate(prompt, max_tokens=30, **GREEDY).tokens
+        for completion, chunk in zip(completions, chunks, strict=True):
+            completion.extend(chunk.tokens)
+    for (_, prompt), completion in zip(ways, completions, strict=True):
+        assert completion == llm.generate(prompt, max_tokens=30, **GREEDY).tokens
 
 
 def test_an_interrupt_in_a_pass_does_no_harm(
@@ -131,14 +131,14 @@ def test_an_interrupt_in_a_pass_does_no_harm(
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     prompt = [*session.tokens, 4]
-    reply = llm.generate(prompt, session=session, max_tokens=10, **GREEDY)
-    assert reply.tokens == llm.generate(prompt, max_tokens=10, **GREEDY).tokens
+    completion = llm.generate(prompt, session=session, max_tokens=10, **GREEDY)
+    assert completion.tokens == llm.generate(prompt, max_tokens=10, **GREEDY).tokens
     with monkeypatch.context() as patch:
         patch.setattr(layer, "__call__", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate([*prompt, 3, 4, 5], session=session)
-    reply = llm.generate([*prompt, 3, 4], session=session, max_tokens=10, **GREEDY)
-    assert reply.tokens == llm.generate([*prompt, 3, 4], max_tokens=10, **GREEDY).tokens
+    completion = llm.generate([*prompt, 3, 4], session=session, max_tokens=10, **GREEDY)
+    assert completion.tokens == llm.generate([*prompt, 3, 4], max_tokens=10, **GREEDY).tokens
 
 
 def _interrupted(*args: object, **options: object) -> None:
@@ -159,7 +159,7 @@ def test_a_session_knows_its_size(llm: mlxrun.LLM) -> None:
     assert 0 < size <= before - mx.get_active_memory() <= 1.5 * size + 10_000
 
 
-def test_states_do_not_hold_on_to_what_a_prompt_computed(llm: mlxrun.LLM) -> None:
+def test_states_do_not_keep_the_arrays_of_a_prompt_alive(llm: mlxrun.LLM) -> None:
     mx.eval(llm.model(mx.zeros((1, 1), mx.int32), llm.model.make_cache()))  # what classes keep
     gc.collect()
     before = mx.get_active_memory()
@@ -186,19 +186,19 @@ def test_a_prompt_takes_the_memory_of_a_few_layers(tmp_path: Path, name: str) ->
 
 
 @pytest.mark.parametrize(("window", "keep"), [(8, 0), (8, 3), (1, 0), (5, 1), (100, 4)])
-def test_windows_forget_as_our_transformers_do(window: int, keep: int) -> None:
+def test_windows_evict_as_our_transformers_do(window: int, keep: int) -> None:
     config = CONFIGS["helium"] | {"model_type": "llama"}
     module = stock(config)
     theirs = MLXLMModel(module, config, mx.float32)
     arrays = named_arrays(module)
     ours = Transformer(model_config(config), Parameters(arrays, {}, mx.float32))
-    wanted = passes(ours, ours.make_cache(caching(window=window, keep=keep)), [1] * 40)
+    expected = passes(ours, ours.make_cache(caching(window=window, keep=keep)), [1] * 40)
     for sizes in ([40], [7] * 5 + [5], [20, 1, 1, 9, 1, 1, 7], [1] * 30 + [3, 1, 6]):
         found = passes(theirs, theirs.make_cache(caching(window=window, keep=keep)), sizes)
-        assert nmse(found, wanted) < 1e-8
+        assert nmse(found, expected) < 1e-8
 
 
-def test_a_window_bounds_what_is_remembered(llm: mlxrun.LLM) -> None:
+def test_a_window_bounds_the_cache(llm: mlxrun.LLM) -> None:
     session = llm.session(window=12, keep=2)
     for _ in range(3):
         llm.generate([*session.tokens, *TOKENS], session=session, max_tokens=20, **GREEDY)
@@ -210,7 +210,7 @@ def test_a_window_bounds_what_is_remembered(llm: mlxrun.LLM) -> None:
     )
 
 
-def test_models_that_cannot_forget_say_so(tmp_path: Path) -> None:
+def test_models_that_cannot_evict_are_refused(tmp_path: Path) -> None:
     config = CONFIGS["llama4"]
     model = load_model(save(tmp_path, config, stock(config), tokenizer=False)).model
     with pytest.raises(CacheError, match="ChunkedKVCache, which cannot forget all but 8 tokens"):
@@ -229,7 +229,7 @@ def test_types_of_caches_are_refused(llm: mlxrun.LLM) -> None:
 @pytest.mark.parametrize(
     "name", ["falcon_h1", "gemma3n", "helium", "mamba", "mamba2", "plamo2", "qwen3_5", "rwkv7"]
 )
-def test_what_is_planned_for_a_sequence_is_what_it_takes(
+def test_the_planned_bytes_of_a_sequence_are_the_allocated_ones(
     tmp_path: Path, name: str, dtype: str
 ) -> None:
     path = save(tmp_path, CONFIGS[name], stock(CONFIGS[name]), tokenizer=False)

@@ -115,7 +115,7 @@ def configure(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps(config | changes))
 
 
-def test_a_missing_parameter_is_named_with_what_is_there_instead(mamba2: Path) -> None:
+def test_a_missing_parameter_is_named_with_similar_ones(mamba2: Path) -> None:
     def change(arrays: dict[str, mx.array]) -> None:
         arrays["other.weight"] = arrays.pop("backbone.norm_f.weight")
 
@@ -130,7 +130,7 @@ def test_a_shape_that_contradicts_the_config_is_named(mamba2: Path) -> None:
         load_model(mamba2)
 
 
-def test_what_the_class_has_no_place_for_is_reported(mamba2: Path) -> None:
+def test_parameters_that_the_class_does_not_use_are_reported(mamba2: Path) -> None:
     rewrite(mamba2, lambda arrays: arrays.update({"stray.weight": mx.ones(3)}))
     assert load_model(mamba2).unused == ["stray.weight"]
 
@@ -198,13 +198,13 @@ def test_mlx_lms_other_names_are_known_and_ours_come_first() -> None:
     assert isinstance(definition(CONFIGS["helium"] | {"model_type": "llama"}), ModelConfig)
 
 
-def test_an_unknown_type_is_told_the_nearest() -> None:
+def test_the_error_of_an_unknown_type_names_the_nearest() -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"'mamba9'.*mamba"):
         definition({"model_type": "mamba9"})
 
 
 def test_conv_weights_as_torch_has_them_are_turned(mamba2: Path) -> None:
-    wanted = logits(mamba2)
+    expected = logits(mamba2)
 
     def change(arrays: dict[str, mx.array]) -> None:
         for name in arrays:
@@ -212,7 +212,7 @@ def test_conv_weights_as_torch_has_them_are_turned(mamba2: Path) -> None:
                 arrays[name] = mx.contiguous(arrays[name].swapaxes(1, 2))
 
     rewrite(mamba2, change)
-    assert np.array_equal(logits(mamba2), wanted)
+    assert np.array_equal(logits(mamba2), expected)
 
 
 def test_text_of_a_model_with_a_vision_tower(tmp_path: Path) -> None:
@@ -254,5 +254,5 @@ def test_a_matrix_that_the_class_keeps_plain_is_unpacked() -> None:
     packed = dict(zip(names, parts, strict=True))
     fill(model, Parameters(arrays | packed, {}, mx.float32))
     found = np.array(named_arrays(model)[f"{module}.weight"])
-    wanted = np.array(mx.dequantize(*parts, group_size=32, bits=8))
-    assert np.array_equal(found, wanted)
+    expected = np.array(mx.dequantize(*parts, group_size=32, bits=8))
+    assert np.array_equal(found, expected)

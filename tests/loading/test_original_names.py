@@ -37,9 +37,9 @@ from mlxrun.loader import load_model
 TOKENS = mx.array([[1, *range(5, 285, 7)]])
 
 
-def agree(name: str, ours: np.ndarray, wanted: np.ndarray) -> bool:
+def agree(name: str, ours: np.ndarray, expected: np.ndarray) -> bool:
     """Float noise; gemma's GELU is rounded to half precision as ggml does it, mlx-lm's is not."""
-    return nmse(ours, wanted) < (1e-6 if name.startswith("gemma") else 1e-9)
+    return nmse(ours, expected) < (1e-6 if name.startswith("gemma") else 1e-9)
 
 
 # Name: (config, what its repository looks like, whether mlx-lm reads that).
@@ -128,8 +128,8 @@ def source(path: Path, name: str, dtype: mx.Dtype = mx.float32, *, judged: bool 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_original_repositories_load_directly(tmp_path: Path, name: str) -> None:
-    wanted = theirs(source(tmp_path / "judge", name, judged=True))
-    assert agree(name, logits(source(tmp_path / "m", name)), wanted)
+    expected = theirs(source(tmp_path / "judge", name, judged=True))
+    assert agree(name, logits(source(tmp_path / "m", name)), expected)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -270,8 +270,8 @@ def test_eight_bit_floats_with_one_scale(tmp_path: Path) -> None:
     path = save_arrays(tmp_path / "m", CONFIGS["llama"] | how, coded)
     scale = mx.array(0.01, mx.bfloat16).astype(mx.float32)
     plain = arrays | {name: mx.from_fp8(coded[name], dtype=mx.float32) * scale}
-    wanted = logits(save_arrays(tmp_path / "plain", CONFIGS["llama"], plain))
-    assert nmse(logits(path), wanted) < 1e-4
+    expected = logits(save_arrays(tmp_path / "plain", CONFIGS["llama"], plain))
+    assert nmse(logits(path), expected) < 1e-4
 
 
 LAYER = "model.layers.0"

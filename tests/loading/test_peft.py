@@ -100,7 +100,7 @@ def dora(tensors: Tensors, config: Config) -> None:
 
 
 @pytest.mark.parametrize("change", [identity, stabilized, patterns, named, of_a_larger_model, dora])
-def test_it_does_what_mlx_lms_does(
+def test_it_computes_the_same_as_mlx_lms(
     base: Path, tmp_path: Path, change: Callable[[Tensors, Config], None]
 ) -> None:
     kind = "dora" if change is dora else "lora"
@@ -120,12 +120,12 @@ def test_modules_that_were_saved_whole_replace_the_models(base: Path, tmp_path: 
     whole = write_directory(
         tmp_path / "whole", "adapters.safetensors", saved, {"fine_tune_type": "full"}
     )
-    wanted = logits(base, [tmp_path / "a", whole])
+    expected = logits(base, [tmp_path / "a", whole])
     plain = {part + name: array for name, array in saved.items()}
-    assert nmse(logits(base, write(tmp_path / "b", tensors | plain, config)), wanted) < SAME
+    assert nmse(logits(base, write(tmp_path / "b", tensors | plain, config)), expected) < SAME
     inner = {f"{part}lm_head.base_layer.weight": head}
     inner[f"{part}model.norm.modules_to_save.weight"] = saved["model.norm.weight"]
-    assert nmse(logits(base, write(tmp_path / "c", tensors | inner, config)), wanted) < SAME
+    assert nmse(logits(base, write(tmp_path / "c", tensors | inner, config)), expected) < SAME
 
 
 def test_adapted_experts_become_a_stack(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t, c: t.pop(f"{Q}.lora_B.weight"), "missing"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_adapters_that_do_not_fit_are_refused(
     base: Path, tmp_path: Path, change: Callable[[Tensors, Config], Any], message: str
 ) -> None:
     mlx_lms = write_mlx_lm(base, tmp_path / "a", ["self_attn.q_proj"], rank=RANK)

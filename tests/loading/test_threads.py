@@ -15,7 +15,7 @@ from tiny_models import Tiny
 from converters.gguf.reader import read_gguf
 from mlxrun.loader import load_model
 
-#: One of each kind of constant that a model may keep beside its weights.
+#: One of each kind of constant that a model may keep in addition to its weights.
 KINDS = (
     "arcee-tied", "bloom-560m", "deepseek2-lite", "falcon-h1-500m", "gemma3-windows",
     "gpt-oss-small", "gpt2-small", "granitemoe-ten", "llama-factors", "mamba2-130m",

@@ -53,7 +53,7 @@ def test_half_precision_stays_half_and_near(oracle: Path, skeleton: tuple[str, P
     assert nmse(np.array(got[0].astype(mx.float32)), wanted) < 2e-2
 
 
-def test_windowed_layers_remember_their_window_only(skeleton: tuple[str, Path]) -> None:
+def test_windowed_layers_cache_their_window_only(skeleton: tuple[str, Path]) -> None:
     name, path = skeleton
     cache = load(path).model.make_cache()
     everything = {i for i, memory in enumerate(cache) if not isinstance(memory, RotatingCache)}

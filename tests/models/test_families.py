@@ -72,7 +72,7 @@ def windows(**config: Any) -> list[int | None]:
 
 
 @pytest.mark.parametrize(
-    ("config", "wanted"),
+    ("config", "expected"),
     [
         ({"model_type": "mistral", "sliding_window": 32}, [32] * 4),
         ({"model_type": "mistral", "sliding_window": None}, [None] * 4),
@@ -93,8 +93,8 @@ def windows(**config: Any) -> list[int | None]:
         ),
     ],
 )
-def test_windows(config: dict[str, Any], wanted: list[int | None]) -> None:
-    assert windows(**config) == wanted
+def test_windows(config: dict[str, Any], expected: list[int | None]) -> None:
+    assert windows(**config) == expected
 
 
 def test_transformers_5_keeps_everything_rotary_in_one_section() -> None:

@@ -47,8 +47,8 @@ def test_stories_continue_as_in_llama_cpp(oracle: Path, tmp_path: Path, source: 
     options = {"temperature": 0, "ignore_eos": True}
     for story in json.loads((oracle / "stories" / "greedy.json").read_text()):
         wanted = story["tokens"]
-        reply = llm.generate(story["prompt_tokens"], max_tokens=len(wanted), **options)
-        assert list(reply.tokens) == wanted
+        completion = llm.generate(story["prompt_tokens"], max_tokens=len(wanted), **options)
+        assert list(completion.tokens) == wanted
 
 
 BIASED = ("attn_q", "attn_k", "attn_v")

@@ -15,7 +15,7 @@ from mlxrun.errors import CacheError
 
 
 @pytest.mark.parametrize("name", ["bloom-six", "refact-mqa"])
-def test_a_model_whose_scores_go_by_distance_cannot_forget(tmp_path: Path, name: str) -> None:
+def test_a_model_with_alibi_cannot_evict(tmp_path: Path, name: str) -> None:
     model = load(read(name).write(tmp_path / "x.gguf")).model
     with pytest.raises(CacheError, match="ALiBi"):
         model.make_cache(caching(window=8))

@@ -90,8 +90,8 @@ def test_experts_of_different_types_meet_as_floats(tmp_path: Path) -> None:
         yield name, data.astype(np.float16).astype(np.float32) if up else data, Kind.F32
 
     apart = rewritten(stacked, tmp_path / "apart.gguf", mixed)
-    wanted = rewritten(stacked, tmp_path / "rounded.gguf", rounded)
-    np.testing.assert_array_equal(logits(load(apart)), logits(load(wanted)))
+    expected = rewritten(stacked, tmp_path / "rounded.gguf", rounded)
+    np.testing.assert_array_equal(logits(load(apart)), logits(load(expected)))
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_factor_on_a_fused_matrix_is_one_on_each_part(tmp_path: Path) -> None:
                 yield made.replace("weight", "scale"), np.full(1, 2, np.float32), Kind.F32
 
     fused = load(rewritten(apart, tmp_path / "fused.gguf", factored))
-    wanted = load(rewritten(apart, tmp_path / "doubled.gguf", doubled))
-    np.testing.assert_array_equal(logits(fused), logits(wanted))
+    expected = load(rewritten(apart, tmp_path / "doubled.gguf", doubled))
+    np.testing.assert_array_equal(logits(fused), logits(expected))
 
 
 def test_parts_are_joined_where_the_model_has_them_fused(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def factored(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path
 
 
 @pytest.mark.parametrize("policy", ["exact", "near"])
-def test_a_factor_on_a_whole_matrix_stays_beside_its_codes(
+def test_a_factor_on_a_whole_matrix_stays_separate_from_its_codes(
     factored: tuple[Path, Path], policy: str
 ) -> None:
     loaded = load_model(read_gguf(factored[0]), dtype="float32", policy=policy)
@@ -246,12 +246,12 @@ def test_a_factor_on_a_whole_matrix_stays_beside_its_codes(
 def test_a_checkpoint_has_the_factor_in_its_weights(
     factored: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    wanted = logits(load(factored[1]))
+    expected = logits(load(factored[1]))
     for policy, bound in (("exact", 1e-12), ("near", 1e-2)):
         report = convert(factored[0], tmp_path / policy, policy=policy)
         assert all(t.rmse <= (0 if policy == "exact" else 0.01) for t in report.tensors)
         got = logits(load_model(tmp_path / policy, dtype="float32"))
-        assert nmse(got, wanted) <= bound
+        assert nmse(got, expected) <= bound
 
 
 def test_a_factor_of_another_shape_or_of_no_matrix_is_refused(tmp_path: Path) -> None:

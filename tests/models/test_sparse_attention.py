@@ -45,12 +45,12 @@ def tokens(model: Any, length: int = LENGTH) -> list[int]:
     return np.random.default_rng(1).integers(0, model.vocab_size, length).tolist()
 
 
-def fed(model: Any, pieces: list[int], **wanted: Any) -> np.ndarray:
-    """Logits (T, V) after all tokens, given in pieces of these lengths."""
-    ids, cache, rows = tokens(model, sum(pieces)), model.make_cache(caching(**wanted)), []
+def fed(model: Any, chunks: list[int], **options: Any) -> np.ndarray:
+    """Logits (T, V) after all tokens, prefilled in chunks of these lengths."""
+    ids, cache, rows = tokens(model, sum(chunks)), model.make_cache(caching(**options)), []
     for layer in cache:
         layer.prompt = PROMPT
-    for n in pieces:
+    for n in chunks:
         start = sum(len(row) for row in rows)
         rows.append(np.array(model(mx.array([ids[start : start + n]]), cache)[0]))
     return np.concatenate(rows)
@@ -67,20 +67,20 @@ def test_logits_do_not_depend_on_how_tokens_are_fed(
     assert nmse(one_by_one[:PROMPT], dense[:PROMPT]) < 1e-9
     if any(layer.attention.window is None for layer in model.config.layers):
         assert nmse(one_by_one[PROMPT:], dense[PROMPT:]) > 1e-6
-    for pieces in ([LENGTH], [PROMPT - 1, 1, 13, LENGTH - PROMPT - 13]):
-        assert nmse(fed(model, pieces, sparse=sparse), one_by_one) < 1e-9
+    for chunks in ([LENGTH], [PROMPT - 1, 1, 13, LENGTH - PROMPT - 13]):
+        assert nmse(fed(model, chunks, sparse=sparse), one_by_one) < 1e-9
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_enough_blocks_are_dense_to_the_bit(model_of: Any, name: str) -> None:
     model = model_of(name)
-    pieces = [30, 1, 11, *[1] * 8]
-    wanted = fed(model, pieces)
+    chunks = [30, 1, 11, *[1] * 8]
+    options = fed(model, chunks)
     for sparse in (Blocks(7, 8), Strided(46, 3)):
-        assert np.array_equal(fed(model, pieces, sparse=sparse), wanted)
+        assert np.array_equal(fed(model, chunks, sparse=sparse), options)
 
 
-def test_what_needs_everything_says_so(model_of: Any) -> None:
+def test_models_that_need_every_token_refuse_patterns(model_of: Any) -> None:
     with pytest.raises(CacheError, match="ALiBi"):
         model_of("mpt-7b").make_cache(caching(sparse=SMALL[1]))
     with pytest.raises(CacheError, match="attends to all cached tokens"):
@@ -140,29 +140,29 @@ def test_bytes_are_those_that_attention_is_given(
     model_of: Any, counted: list[int], name: str, written: str
 ) -> None:
     model = model_of(name)
-    wanted = CacheConfig(attention=written)
+    options = CacheConfig(attention=written)
     layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
-    cache, ids = model.make_cache(wanted), tokens(model)
+    cache, ids = model.make_cache(options), tokens(model)
     for layer in cache:
         layer.prompt = 9
     model(mx.array([ids[:9]]), cache)
     for length in range(10, LENGTH):
         counted.clear()
         model(mx.array([[ids[length - 1]]]), cache)
-        assert sum(counted) == read_bytes(wanted, layers, mx.float32, length)
+        assert sum(counted) == read_bytes(options, layers, mx.float32, length)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_memory_plan_counts_bounds(model_of: Any, name: str) -> None:
-    model, wanted = model_of(name), caching(None, 0, None, None, Blocks(4, 8))
-    cache = model.make_cache(wanted)
+    model, options = model_of(name), caching(None, 0, None, None, Blocks(4, 8))
+    cache = model.make_cache(options)
     model(mx.array([tokens(model)]), cache)
     taken = sum(layer.nbytes for layer in cache)
-    assert footprint(model.config, Execution(cache=wanted)).stored(LENGTH) == taken
+    assert footprint(model.config, Execution(cache=options)).stored(LENGTH) == taken
 
 
 def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
-    """Read once, then drawn from with every pattern: bytes as foretold, within reach as dense."""
+    """One prefill, decoded with every pattern: bytes as predicted, short contexts as dense."""
     length = 32_768
     tiny = Tiny(hidden=32, heads=2, kv_heads=1, layers=1, keys={"context_length": 2 * length})
     model = load_model(read_gguf(tiny.write(tmp_path / "tiny.gguf")), dtype="float32").model
@@ -173,7 +173,7 @@ def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
         mx.eval([array for layer in read for array in layer.state])
     layers = [(one.attention.cache_shape, one.attention.window) for one in model.config.layers]
 
-    def drawn(sparse: Sparse | None) -> tuple[np.ndarray, int]:
+    def decoded(sparse: Sparse | None) -> tuple[np.ndarray, int]:
         cache = model.make_cache(caching(sparse=sparse))
         for mine, its in zip(read, cache, strict=True):
             its.restore([mine.slice_tokens(0, length)], None, length)
@@ -185,11 +185,11 @@ def test_32_thousand_tokens(tmp_path: Path, counted: list[int]) -> None:
         assert sum(counted) == nbytes
         return np.stack(rows), nbytes
 
-    dense, all_bytes = drawn(None)
+    dense, all_bytes = decoded(None)
     assert all_bytes == 2 * 16 * 4 * (length + 5)
-    assert np.array_equal(drawn(Blocks(1025, 32))[0], dense)
-    few, few_bytes = drawn(Blocks(32, 64))
+    assert np.array_equal(decoded(Blocks(1025, 32))[0], dense)
+    few, few_bytes = decoded(Blocks(32, 64))
     assert few_bytes < all_bytes / 12
     # More blocks come closer.
-    assert nmse(drawn(Blocks(448, 64))[0], dense) < nmse(few, dense)
-    assert drawn(Strided(512, 8))[1] < all_bytes / 6
+    assert nmse(decoded(Blocks(448, 64))[0], dense) < nmse(few, dense)
+    assert decoded(Strided(512, 8))[1] < all_bytes / 6

@@ -1,4 +1,4 @@
-"""What is refused and warned of before weights are read, and MLX's own limits."""
+"""Refusals and warnings before weights are read, and MLX's own limits."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_weights_beyond_all_memory_are_refused(path: Path, monkeypatch: pytest.M
         mlxrun.load(converted)
 
 
-def test_tight_memory_is_told_and_tried(
+def test_tight_memory_is_reported_and_tried(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(memory.LIMIT, "10MB")
     mlxrun.load(path)
-    told = capsys.readouterr().err
-    assert told.startswith("warning: memory is tight: ")
-    assert f" for a context of {mlxrun.load(path).context_length} tokens" in told
+    printed = capsys.readouterr().err
+    assert printed.startswith("warning: memory is tight: ")
+    assert f" for a context of {mlxrun.load(path).context_length} tokens" in printed
     capsys.readouterr()
     monkeypatch.setenv(memory.LIMIT, "none")
     mlxrun.load(path)
@@ -60,7 +60,7 @@ def test_the_environment_says_how_much_there_is(
 
 
 @pytest.mark.parametrize("text", ["much", "-1GB", "0", "1e9", "GB"])
-def test_what_the_environment_cannot_say(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_invalid_values_in_the_environment(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(memory.LIMIT, text)
     with pytest.raises(ParameterError, match="MLXRUN_MEMORY_LIMIT must be a number of bytes"):
         memory.room()

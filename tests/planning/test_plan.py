@@ -1,4 +1,4 @@
-"""The memory plan: what weights and caches take, what fits, what is refused."""
+"""The memory plan: bytes of weights and caches, requests that fit, requests that are refused."""
 
 from __future__ import annotations
 
@@ -58,21 +58,21 @@ def llm(path: Path) -> mlxrun.LLM:
 @pytest.mark.parametrize("window", [None, 300])
 @pytest.mark.parametrize("types", [(None, None), ("f16", "f16"), ("q8", "q4")], ids=str)
 @pytest.mark.parametrize("tokens", [5, 256, 257, 700])
-def test_stored_is_what_caches_allocate(
+def test_stored_bytes_are_those_that_caches_allocate(
     llm: mlxrun.LLM,
     path: Path,
     tokens: int,
     types: tuple[str | None, str | None],
     window: int | None,
 ) -> None:
-    wanted = caching(window, 4 if window else 0, *types)
+    expected = caching(window, 4 if window else 0, *types)
     caches = llm.model.make_cache(
-        caching(window=window, keep=wanted.keep, keys=types[0], values=types[1])
+        caching(window=window, keep=expected.keep, keys=types[0], values=types[1])
     )
     llm.model(mx.zeros((1, tokens), mx.int32), caches, last_only=True)
-    plan = planned(path, wanted)
+    plan = planned(path, expected)
     assert plan.footprint.stored(tokens) == sum(cache.nbytes for cache in caches)
-    loaded = plan_loaded(llm.model, llm.config, llm.storage, cache=wanted)
+    loaded = plan_loaded(llm.model, llm.config, llm.storage, cache=expected)
     assert (loaded.footprint, loaded.weights) == (plan.footprint, plan.weights)
 
 
@@ -102,20 +102,20 @@ def test_the_largest_that_fits(
 def test_more_takes_more(footprint: Footprint, context: int, parallel: int) -> None:
     plan = MemoryPlan(footprint, weights=0, limit=0)
     terms = plan.terms(context, parallel)
-    assert terms.fits  # nobody says how much there is
+    assert terms.fits  # the limit is unknown
     assert terms.scratch > 0
     assert terms.total == terms.sequence * parallel + terms.scratch + terms.reserve
     assert plan.terms(context, parallel + 1).sequence == terms.sequence
     assert plan.terms(2 * context, parallel).sequence >= terms.sequence
 
 
-def test_windows_bound_what_is_remembered() -> None:
+def test_windows_bound_the_cache() -> None:
     layer = LayerFootprint(token=10, window=300)
     assert [layer.stored(n) for n in (0, 1, 256, 257, 10**6)] == [0, 2560, 2560, 3000, 3000]
     assert [LayerFootprint(token=1, step=256).stored(n) for n in (1, 513)] == [256, 768]
 
 
-def test_what_can_never_run_is_refused_at_once() -> None:
+def test_requests_that_never_fit_are_refused_at_once() -> None:
     plan = MemoryPlan(Footprint((LayerFootprint(token=1000),), 0), 20 * MB, 220 * MB)
     memory = plan.available(context=4096, parallel=4)
     assert plan.cost(200) <= (memory or 0) < plan.cost(100_100)
@@ -124,12 +124,12 @@ def test_what_can_never_run_is_refused_at_once() -> None:
     assert plan.check(1000).fits
 
 
-def test_what_a_request_costs_is_what_its_own_tokens_take() -> None:
+def test_a_request_costs_the_bytes_of_its_own_tokens() -> None:
     plan = MemoryPlan(Footprint((LayerFootprint(token=1),), 0), 0, 0)
     assert (plan.cost(20), plan.cost(1000)) == (256, 1024)
 
 
-def test_prompts_are_planned_for_in_the_pieces_that_they_are_read_in() -> None:
+def test_prompts_are_planned_for_in_the_chunks_of_their_prefill() -> None:
     assert ALONE == PREFILL_CHUNK
 
 

@@ -78,8 +78,8 @@ class Judge:
 
     @property
     def bos(self) -> list[int]:
-        wanted = llama_cpp.llama_vocab_get_add_bos(self.vocabulary)
-        return [llama_cpp.llama_vocab_bos(self.vocabulary)] if wanted else []
+        expected = llama_cpp.llama_vocab_get_add_bos(self.vocabulary)
+        return [llama_cpp.llama_vocab_bos(self.vocabulary)] if expected else []
 
 
 def logsumexp(logits: np.ndarray) -> np.ndarray:
@@ -127,14 +127,14 @@ def continuation(judge: Judge, prompt: str) -> dict[str, Any]:
         gaps.append(float(best - second))
         tokens.append(int(logits.argmax()))
         judge.llama.eval(tokens[-1:])
-    reply = tokens[start:]
-    ends = [llama_cpp.llama_vocab_is_eog(judge.vocabulary, token) for token in reply]
+    completion = tokens[start:]
+    ends = [llama_cpp.llama_vocab_is_eog(judge.vocabulary, token) for token in completion]
     return {
         "prompt": tokens[:start],
-        "tokens": reply,
+        "tokens": completion,
         "gaps": [round(gap, 4) for gap in gaps],
         "ends": ends.index(True) if True in ends else None,
-        "text": judge.spell(reply).decode(errors="replace"),
+        "text": judge.spell(completion).decode(errors="replace"),
     }
 
 

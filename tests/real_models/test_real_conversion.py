@@ -96,12 +96,12 @@ def test_its_tokens_are_the_files(exact: Path, path: Path) -> None:
 
 
 def test_it_continues_as_llama_cpp_does(exact: Path, figures: Figures) -> None:
-    wanted = [figures.continuations[name] for name in ("story", "science")]
+    expected = [figures.continuations[name] for name in ("story", "science")]
     converted = mlxrun.load(exact, dtype="float32")
     got = converted.batch(
-        [each.prompt for each in wanted], max_tokens=16, temperature=0, ignore_eos=True
+        [each.prompt for each in expected], max_tokens=16, temperature=0, ignore_eos=True
     )
-    for one, own in zip(got, wanted, strict=True):
+    for one, own in zip(got, expected, strict=True):
         certain = own.certain[:16]
         assert one.tokens[: len(certain)] == certain
 

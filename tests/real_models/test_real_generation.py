@@ -47,7 +47,9 @@ def test_a_batch_continues_as_llama_cpp_does(llm: mlxrun.LLM, figures: Figures) 
         assert one.tokens[: len(own.certain)] == own.certain
 
 
-def test_seeds_in_a_batch_draw_what_they_draw_alone(llm: mlxrun.LLM, figures: Figures) -> None:
+def test_seeds_in_a_batch_sample_the_same_tokens_as_alone(
+    llm: mlxrun.LLM, figures: Figures
+) -> None:
     prompts = [figures.continuations[name].prompt for name in ("story", "science", "code", "news")]
     own = {
         "temperature": [0.2, 0.8, 1.0, 1.5],
@@ -75,7 +77,7 @@ def test_stop_strings_across_tokens(
     assert (got.text, got.finish_reason) == (expected, "stop")
 
 
-def test_a_session_goes_on_as_a_fresh_run(
+def test_a_session_continues_as_a_fresh_run(
     llm: mlxrun.LLM, figures: Figures, tmp_path: Path
 ) -> None:
     """In a second request, from a file, in a fork, and after another continuation was tried."""

@@ -15,21 +15,21 @@ from mlxrun.cli.inspection import inspect_model
 FACTOR = 1.1
 
 
-@pytest.mark.parametrize(("prompt", "reply"), [(40, 8), (580, 4)])
-def test_a_run_takes_what_is_planned(
+@pytest.mark.parametrize(("prompt", "completion"), [(40, 8), (580, 4)])
+def test_a_run_takes_the_planned_memory(
     llm: mlxrun.LLM,
     path: Path,
     figures: Figures,
     monkeypatch: pytest.MonkeyPatch,
     prompt: int,
-    reply: int,
+    completion: int,
 ) -> None:
     tokens = figures.arrays["story"][:prompt].tolist()
     monkeypatch.setattr(llm.prefix_cache, "budget", 0)
     others = mx.get_active_memory() - (llm.model.nbytes - llm.model.mapped)
-    got = llm.generate(tokens, max_tokens=reply, temperature=0, ignore_eos=True)
+    got = llm.generate(tokens, max_tokens=completion, temperature=0, ignore_eos=True)
     peak = got.usage.peak_memory - others
-    plan = inspect_model(path, context=prompt + reply)["plan"]
+    plan = inspect_model(path, context=prompt + completion)["plan"]
     planned = plan["weights"] + plan["sequence"] + plan["scratch"]
     assert plan["weights"] == llm.model.nbytes
     assert peak <= planned <= FACTOR * peak

@@ -18,20 +18,22 @@ LOG_PROBABILITY = {"smollm2": 1e-3, "gemma": 2e-2}
 
 
 def test_perplexity_is_llama_cpps(llm: mlxrun.LLM, model: RealModel, figures: Figures) -> None:
-    wanted = figures.facts["perplexity"]
-    got = llm.perplexity(STORY, context=wanted["context"])
-    assert got.tokens == wanted["tokens"]
-    assert got.perplexity.value == pytest.approx(wanted["perplexity"], rel=PERPLEXITY[model.name])
+    expected = figures.facts["perplexity"]
+    got = llm.perplexity(STORY, context=expected["context"])
+    assert got.tokens == expected["tokens"]
+    assert got.perplexity.value == pytest.approx(expected["perplexity"], rel=PERPLEXITY[model.name])
     assert got.surprise.value == pytest.approx(
-        wanted["surprise"]["value"], rel=PERPLEXITY[model.name]
+        expected["surprise"]["value"], rel=PERPLEXITY[model.name]
     )
-    assert got.surprise.error == pytest.approx(wanted["surprise"]["error"], rel=1e-4)
+    assert got.surprise.error == pytest.approx(expected["surprise"]["error"], rel=1e-4)
 
 
 def test_log_probabilities_are_of_probabilities_that_sum_to_one(llm: mlxrun.LLM) -> None:
     size = llm.tokenizer.vocab_size
-    reply = llm.generate("The capital of France is", max_tokens=2, temperature=0, logprobs=size)
-    for entry in reply.logprobs:
+    completion = llm.generate(
+        "The capital of France is", max_tokens=2, temperature=0, logprobs=size
+    )
+    for entry in completion.logprobs:
         assert len(entry.top) == size
         assert math.fsum(math.exp(each.logprob) for each in entry.top) == pytest.approx(1, abs=2e-6)
         assert (entry.top[0].token, entry.top[0].logprob) == (entry.token, entry.logprob)
@@ -45,7 +47,7 @@ def test_log_probabilities_are_llama_cpps(
     index = kept["positions"].tolist().index(position)
     prompt = kept["story"][: position + 1].tolist()
     (entry,) = llm.generate(prompt, max_tokens=1, temperature=0, logprobs=8).logprobs
-    wanted = kept["top_logits"][index].astype(np.float64) - kept["logsumexp"][index]
+    expected = kept["top_logits"][index].astype(np.float64) - kept["logsumexp"][index]
     got = {each.token: each.logprob for each in entry.top}
-    for token, value in zip(kept["top_tokens"][index][:4].tolist(), wanted[:4], strict=True):
+    for token, value in zip(kept["top_tokens"][index][:4].tolist(), expected[:4], strict=True):
         assert got[token] == pytest.approx(value, abs=LOG_PROBABILITY[model.name])

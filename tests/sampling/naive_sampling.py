@@ -182,7 +182,7 @@ def pipeline(
     breakers: Collection[tuple[int, ...]],
     chance: float,
 ) -> Candidates:
-    """What the draw chooses from: every stage in the documented order, for XTC's dice at chance."""
+    """The distribution to sample from: all stages in order, with XTC's dice at ``chance``."""
     p = params
     adjusted = [value + p.logit_bias.get(token, 0.0) for token, value in enumerate(logits)]
     adjusted = penalize(

@@ -1,4 +1,4 @@
-"""Chance: draws follow the distribution, seeds decide, noise belongs to tokens and steps."""
+"""Random numbers: samples follow the distribution; noise depends on seed, step and token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draw(sampler: Sampler, logits: list[mx.array]) -> list[int]:
 
 
 @pytest.mark.parametrize("params", [OPEN, OPEN | {"top_k": 5}, OPEN | {"temperature": 0.6}])
-def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
+def test_samples_follow_the_distribution(params: dict[str, Any]) -> None:
     """Chi-square over 4,000 steps: below the 99.9% quantile of 4 degrees of freedom."""
     row, steps = [1.0, 0.0, -0.5, 2.0, 0.7], 4000
     sampler = Sampler(SamplingParams(**params, seed=7), len(row))

@@ -125,7 +125,7 @@ STAGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("params", STAGES)
-def test_rows_of_a_batch_draw_what_they_draw_alone(params: dict[str, Any]) -> None:
+def test_rows_of_a_batch_sample_the_same_tokens_as_alone(params: dict[str, Any]) -> None:
     samplers = [
         Sampler(
             SamplingParams(**{"temperature": 0.5 + i, **params}, seed=i),
@@ -149,7 +149,7 @@ def test_rows_of_a_batch_draw_what_they_draw_alone(params: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("params", STAGES)
 def test_steps_need_no_evaluation(params: dict[str, Any]) -> None:
-    """Thirty steps queued at once draw what thirty evaluated steps draw."""
+    """Thirty steps queued at once sample the same as thirty evaluated ones."""
     logits = [random_logits(i) for i in range(30)]
     params = SamplingParams(**params, seed=9)
     queued = draw(Sampler(params, VOCABULARY, context_tokens=[1, 2, 1]), logits)
@@ -203,7 +203,7 @@ def test_carried_state_equals_state_from_scratch(stages: dict[str, Any]) -> None
     np.testing.assert_allclose(np.array(left)[0], by_id, rtol=1e-4, atol=1e-3)
 
 
-def test_a_copy_goes_on_alone() -> None:
+def test_a_copy_continues_independently() -> None:
     logits = [random_logits(i) for i in range(20)]
     sampler = Sampler(SamplingParams(seed=2, mirostat=2, dry_multiplier=1.0), VOCABULARY)
     draw(sampler, logits[:10])

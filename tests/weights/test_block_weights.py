@@ -1,4 +1,4 @@
-"""Matrices of GGUF blocks do what their plain matrices do, in every way that a model uses one."""
+"""Matrices of GGUF blocks against their plain matrices, in every way that a model uses one."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def made(
     return BlockWeight("m", matrix, native, 3, None if by is None else mx.array(by)), plain
 
 
-def close(found: mx.array, wanted: np.ndarray) -> None:
-    assert found.shape == wanted.shape
-    error = ((np.array(found, np.float64) - wanted) ** 2).mean()
-    assert error <= 1e-11 * (wanted**2).mean()
+def close(found: mx.array, expected: np.ndarray) -> None:
+    assert found.shape == expected.shape
+    error = ((np.array(found, np.float64) - expected) ** 2).mean()
+    assert error <= 1e-11 * (expected**2).mean()
 
 
 @pytest.mark.parametrize("factor", [False, True])
@@ -92,10 +92,10 @@ def test_a_stack(native: kernels.Kernels, kind: str, factor: bool) -> None:
     chosen = rng.integers(0, COUNT, (2, 5, 2))
     for same in (1, 2):  # the same input for all chosen, or one for each
         x = rng.standard_normal((2, 5, same, 1, COLUMNS)).astype(np.float32)
-        wanted = x @ plain[chosen].swapaxes(-1, -2)
-        close(form.gathered_product()(mx.array(x), mx.array(chosen)), wanted)
+        expected = x @ plain[chosen].swapaxes(-1, -2)
+        close(form.gathered_product()(mx.array(x), mx.array(chosen)), expected)
         biased = form.gathered_product(mx.array(bias))(mx.array(x), mx.array(chosen))
-        close(biased, wanted + bias[chosen][..., None, :])
+        close(biased, expected + bias[chosen][..., None, :])
     x = rng.standard_normal((2, COUNT, 4, COLUMNS)).astype(np.float32)
     close(form.product()(mx.array(x)), x @ plain.swapaxes(-1, -2))
     np.testing.assert_array_equal(np.array(form.dequantize(mx.float32)), plain.astype(np.float32))
@@ -141,11 +141,11 @@ def test_adapters_add_to_blocks(native: kernels.Kernels, stretched: bool) -> Non
 def test_planes_say_how_exact_a_product_is(native: kernels.Kernels) -> None:
     form, plain = made(native, "Q4_K")
     x = np.random.default_rng(1).standard_normal((4, COLUMNS)).astype(np.float32)
-    wanted = x @ plain.T
+    expected = x @ plain.T
     errors = []
     for planes in (1, 2, 3):
         found = np.array(BlockWeight("m", form.matrix, native, planes).product()(mx.array(x)))
-        errors.append(((found - wanted) ** 2).mean() / (wanted**2).mean())
+        errors.append(((found - expected) ** 2).mean() / (expected**2).mean())
     assert 1e-8 < errors[0] <= 1e-3
     assert 1e-12 < errors[1] <= 1e-8
     assert errors[2] <= 1e-12

@@ -1,4 +1,4 @@
-"""Projections fused into one product give what each gives alone, and take no memory twice."""
+"""Projections fused into one product equal each alone, and take no memory twice."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_adapted_projections_stay_apart_and_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("join", "expand"), [(True, False), (True, True), (False, True)])
-def test_no_more_than_a_layer_is_held_twice(join: bool, expand: bool, tmp_path: Path) -> None:
+def test_no_more_than_a_layer_is_in_memory_twice(join: bool, expand: bool, tmp_path: Path) -> None:
     folder, layers = tmp_path / "model", 8
     tiny = Tiny(hidden=128, ffn=512, layers=layers, kinds={"*": "Q8_0"})
     convert(tiny.write(tmp_path / "m.gguf"), folder, policy="near")

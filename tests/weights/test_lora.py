@@ -65,9 +65,9 @@ def _stored(values: np.ndarray, layout: Layout) -> MLXWeight:
     return MLXWeight(layout, *mx.quantize(mx.array(values), **form))
 
 
-def close(found: mx.array, wanted: np.ndarray) -> None:
-    error = np.abs(np.array(found, np.float64) - wanted).max()
-    assert error <= 2e-5 * max(1.0, np.abs(wanted).max())
+def close(found: mx.array, expected: np.ndarray) -> None:
+    error = np.abs(np.array(found, np.float64) - expected).max()
+    assert error <= 2e-5 * max(1.0, np.abs(expected).max())
 
 
 @given(case=sums(), tokens=st.integers(1, 12))
@@ -87,8 +87,8 @@ def test_experts_are_those_of_the_merged_stack(case: Sum, seed: int) -> None:
     x = rng.standard_normal((2, 5, 1, 1, COLUMNS))
     chosen = rng.integers(0, EXPERTS, (2, 5, 2))
     product = case.weight.gathered_product()
-    wanted = np.einsum("btnoc,btkrc->btkor", x, case.plain[chosen])
-    close(product(mx.array(x, mx.float32), mx.array(chosen)), wanted)
+    expected = np.einsum("btnoc,btkrc->btkor", x, case.plain[chosen])
+    close(product(mx.array(x, mx.float32), mx.array(chosen)), expected)
 
 
 @given(case=sums(stacked=True))
