@@ -66,7 +66,7 @@ def make_cache(config: CacheConfig, shape: Shape, own: int | None) -> KVCache:
             )
         if own is not None or config.window is not None:
             raise CacheError(
-                "keys packed by channel cannot forget old tokens, as a window wants it",
+                "keys packed by channel cannot evict old tokens, as a window does",
                 hint="Take a type of keys without c",
             )
         return PerChannelCache(keys, values)

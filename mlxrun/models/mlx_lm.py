@@ -446,7 +446,7 @@ class MLXLMModel:
                 self._forward(mx.zeros((1, tokens), mx.int32), own)
         except ValueError as error:
             raise CacheError(
-                f"{self.summary.family} cannot forget old tokens: mlx-lm's class needs them all",
+                f"{self.summary.family} cannot evict old tokens: mlx-lm's class needs them all",
                 hint="Use a session without a window",
             ) from error
 
@@ -780,7 +780,7 @@ def _windowed(entry: Any, window: int, make: Callable[[], WindowCache]) -> Any:
         return entry
     if isinstance(entry, CacheList):
         if sum(isinstance(part, KVCache) for part in entry.caches) > 1:
-            raise CacheError("this model's layers have several caches each and cannot forget")
+            raise CacheError("this model's layers have several caches each and cannot evict tokens")
         parts = (_windowed(part, window, make) for part in entry.caches)
         return CacheList(*parts)  # type: ignore[no-untyped-call]
     if isinstance(entry, RotatingKVCache | ChunkedKVCache):
@@ -790,7 +790,7 @@ def _windowed(entry: Any, window: int, make: Callable[[], WindowCache]) -> Any:
     if isinstance(entry, KVCache | RotatingKVCache):
         return make()
     raise CacheError(
-        f"some layers of this model have a {type(entry).__name__}, which cannot forget all "
+        f"some layers of this model have a {type(entry).__name__}, which cannot evict all "
         f"but {window} tokens"
     )
 

@@ -62,14 +62,14 @@ def test_what_does_not_fit_is_one_line(mlxrun_cli, model):
     assert wrong.code == 2  # before anything is loaded
     assert "without c, which is for keys" in wrong.err
     windowed = mlxrun_cli("chat", model, "--window", "9", "--cache-type-k", "q4c", stdin=b"a\n")
-    assert "cannot forget old tokens" in windowed.error
+    assert "cannot evict old tokens" in windowed.error
 
 
 def test_a_session_has_its_types_already(llm):
     session = llm.session()
     with pytest.raises(ParameterError, match="session must be left out"):
         llm.stream("a", session=session, **TYPES)
-    with pytest.raises(CacheError, match="cannot forget"):
+    with pytest.raises(CacheError, match="cannot evict"):
         llm.session(window=9, cache_type_k="q4c")
 
 

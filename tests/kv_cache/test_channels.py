@@ -193,7 +193,7 @@ def test_impossible_keys_per_channel_are_refused() -> None:
     with pytest.raises(ParameterError, match="cache_type_v must be without c"):
         formats(shape, caching(keys=None, values="q4c"))
     for window, own in ((8, None), (None, 8)):
-        with pytest.raises(CacheError, match="cannot forget old tokens"):
+        with pytest.raises(CacheError, match="cannot evict old tokens"):
             make_cache(caching(window, 0, "q4c", None), shape, own)
     with pytest.raises(CacheError, match="use attend"):
         PerChannel(4, 32).unpack((), mx.float32)

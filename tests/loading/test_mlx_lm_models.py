@@ -213,7 +213,7 @@ def test_a_window_bounds_the_cache(llm: mlxrun.LLM) -> None:
 def test_models_that_cannot_evict_are_refused(tmp_path: Path) -> None:
     config = CONFIGS["llama4"]
     model = load_model(save(tmp_path, config, stock(config), tokenizer=False)).model
-    with pytest.raises(CacheError, match="ChunkedKVCache, which cannot forget all but 8 tokens"):
+    with pytest.raises(CacheError, match="ChunkedKVCache, which cannot evict all but 8 tokens"):
         model.make_cache(caching(window=8))
     memory = model.make_cache(caching(window=20))
     assert passes(model, memory, [30, 1, 9]).shape == (40, 288)
