@@ -176,8 +176,9 @@ class DecodeRows:
 
     def advance(self, arrays: Sequence[LayerArrays], tokens: int = 1) -> None:
         """Take over the arrays that a step of T tokens per row returned."""
+        offsets = [offset + tokens for offset in self.caches[0].offsets]
         for cache, own in zip(self.caches, arrays, strict=True):
-            cache.advance(own, tokens)
+            cache.advance(own, offsets)
 
 
 class DecodeSlots(StepCache):

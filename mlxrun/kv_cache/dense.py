@@ -284,10 +284,9 @@ class RowCache(KVCache):
         need = self._capacity(self.slots_after(tokens))
         self._store.reserve(self._store.arrays, self.slots_after(0), need)
 
-    def advance(self, arrays: Sequence[mx.array], tokens: int = 1) -> None:
+    def advance(self, arrays: Sequence[mx.array], offsets: Sequence[int]) -> None:
         """Replace the arrays by those to which a step has written more tokens of each row."""
-        self._store.arrays = list(arrays)
-        self.offsets = [offset + tokens for offset in self.offsets]
+        self._store.arrays, self.offsets = list(arrays), list(offsets)
 
     def longest(self, row: int) -> int:
         """The most tokens that a row has had since it was empty, truncated ones included."""
