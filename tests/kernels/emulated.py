@@ -107,7 +107,7 @@ class Emulator:
 
     def _compile(self, name: str, source: Path, *more: str) -> ctypes.CDLL:
         out = self.folder / name
-        fixed = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", f"-I{SHIM}", *self.flags]
+        fixed = ["-std=c++17", "-O0", "-w", "-fPIC", "-shared", f"-I{SHIM}", *self.flags]
         files = [str(source), *more, "-o", str(out), f"-Wl,-rpath,{self.folder}"]
         subprocess.run([compiler(), *fixed, *files], check=True)
         return ctypes.CDLL(str(out), mode=ctypes.RTLD_GLOBAL)
