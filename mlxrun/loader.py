@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -326,11 +326,11 @@ class GGUFStorage(WeightStorage):
         step: the CPU's kernels for plain float32 and the operations of a step, or None.
     """
 
-    blocks: tuple[Mapped, ...]
-    others: NameMap
+    blocks: tuple[Mapped, ...] = field(repr=False)
+    others: NameMap = field(repr=False)
     policy: Policy
-    block_kernels: Kernels | GPUKernels | None
-    step: Kernels | None
+    block_kernels: Kernels | GPUKernels | None = field(repr=False)
+    step: Kernels | None = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class WeightStorage:
     dtype: str
     packed: bool
     how: str
-    modules: Mapping[str, float] = field(default_factory=dict)
+    modules: Mapping[str, float] = field(default_factory=dict, repr=False)
     mapped: int = 0
     fused: bool = False
     reason: str = ""

@@ -230,7 +230,7 @@ class Engine:
             score_from=score_from,
             reuse_step=self._reuse_step if reuse_step is None else reuse_step,
         )
-        sequence.plan = partial(self._cost, cache_config)
+        sequence.kv_cost = partial(self._cost, cache_config)
         if self._kv_budget is not None and self._mode != "direct":
             self._kv_budget.check(sequence.longest, cache_config)
         if request.deadline is not None:

@@ -136,7 +136,8 @@ class ModelRunner:
         self.decode_step = DecodeStep(model)
         self._samplers = SamplerBatch()
         self._last: mx.array | None = None  # tokens of the last step
-        # States of the samplers before each of the last steps, to undo those that are never read.
+        # States of the samplers before each of the last steps, to undo those that are never read:
+        # one is on the device while the next is queued, and an interrupt may have queued a third.
         self._undo: deque[list[tuple[SamplerState, list[Sequence], list[int]]]] = deque(maxlen=3)
         self.num_computed = self.num_idle = 0
 

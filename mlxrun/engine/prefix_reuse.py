@@ -48,7 +48,9 @@ class PrefixReuse:
         self._stale = False
         for sequence in prefilling:
             if not sequence.prefix_loaded and sequence in self._running:
-                sequence.num_cached = self._reach(sequence)
+                sequence.num_reusable = self.cache.num_reusable(
+                    tuple(sequence.ids[:-1]), sequence.caches, sequence.reuse_step
+                )
                 sequence.waits_for_prefix = self._waits(sequence)
 
     def load_prefix(self, sequence: Sequence) -> bool:
@@ -60,11 +62,12 @@ class PrefixReuse:
         step, session = sequence.reuse_step, sequence.session
         prompt = tuple(sequence.ids[:-1])  # the last token's logits are needed
         length = sequence.num_computed  # of a session
-        known = self.cache.num_cached(prompt, sequence.caches, step)
+        known = self.cache.matched_len(prompt, sequence.caches, step)
         share = 0 if session else self._shared_length(sequence)
         caches = session.empty() if session else sequence.caches
-        least = length + self.cache.min_prefix_len if session else 1
-        lease = self.cache.restore(prompt, caches, step, share=share, least=least)
+        # What a session has is copied again only for a prefix that is clearly longer.
+        min_len = length + self.cache.min_prefix_len if session else 1
+        lease = self.cache.restore(prompt, caches, step, share_len=share, min_len=min_len)
         if lease is not None:
             sequence.caches, sequence.num_computed = caches, lease.length
             if session:
@@ -113,7 +116,7 @@ class PrefixReuse:
             sequence.lease.release()
         sequence.lease = sequence.prefix = None
         sequence.prefix_loaded = sequence.waits_for_prefix = False
-        sequence.num_cached = sequence.num_stored = 0
+        sequence.num_reusable = sequence.num_stored = 0
         sequence.store_at.clear()
 
     def _store(self, sequence: Sequence, caches: list[KVCache], ids: ListLike[int]) -> None:
@@ -127,11 +130,6 @@ class PrefixReuse:
     def store_session(self, ids: ListLike[int], caches: list[KVCache]) -> None:
         if len(ids) >= self.cache.min_prefix_len:
             self.cache.insert(ids, caches)
-
-    def _reach(self, sequence: Sequence) -> int:
-        return self.cache.num_reusable(
-            tuple(sequence.ids[:-1]), sequence.caches, sequence.reuse_step
-        )
 
     def _others(self, sequence: Sequence) -> Iterator[Sequence]:
         """Those whose caches are of the same kinds."""
@@ -149,7 +147,7 @@ class PrefixReuse:
             min(common_prefix_len(prompt, other.request.prompt), len(other.request.prompt) - 1)
             for other in self._others(sequence)
         ]
-        known = self.cache.num_cached(prompt, sequence.caches)
+        known = self.cache.matched_len(prompt, sequence.caches)
         held = self.cache.shared_lens(prompt, sequence.caches)
         return shared_length([min(n, known) for n in common], held)
 
@@ -162,7 +160,7 @@ class PrefixReuse:
             if not other.prefix_loaded or other.is_prefilled or not _is_reproducible(other):
                 continue
             common = common_prefix_len(prompt, other.request.prompt) // step * step
-            missing = common - max(sequence.num_cached, sequence.num_computed)
+            missing = common - max(sequence.num_reusable, sequence.num_computed)
             if missing >= self.cache.min_prefix_len and other.num_computed < common:
                 other.store_at.add(common)
                 return True

@@ -50,7 +50,7 @@ class Schedulable(Protocol):
         deadline: time at which it ends, or None.
         arrival: its number, set by the scheduler.
         num_computed: tokens in its KV cache.
-        num_cached: tokens that the prefix cache is expected to supply.
+        num_reusable: tokens that the prefix cache is expected to supply.
         waits_for_prefix: another sequence is prefilling their prefix.
         awaits_progress: it looks up its prefix, but does not prefill yet.
         reserved: bytes, and ``reserved_slots`` the cache slots they are for; set by the scheduler.
@@ -63,7 +63,7 @@ class Schedulable(Protocol):
     arrival: int
     num_tokens: int
     num_computed: int
-    num_cached: int
+    num_reusable: int
     waits_for_prefix: bool
     awaits_progress: bool
     reserved: int
@@ -108,7 +108,7 @@ class Prefixes(Protocol[C]):
         """Bytes of prefixes that running sequences hold in common."""
 
     def estimate(self, prefilling: Iterable[C]) -> None:
-        """Set ``num_cached`` and ``waits_for_prefix``."""
+        """Set ``num_reusable`` and ``waits_for_prefix``."""
 
     def load_prefix(self, sequence: C) -> bool:
         """Load the cached prefix, once per sequence; whether its cost has changed."""
@@ -379,7 +379,7 @@ class Scheduler(Generic[S]):
     def _load_prefix(self, sequence: S) -> None:
         if self._prefixes is not None and self._prefixes.load_prefix(sequence):
             self._reserve(sequence, sequence.reserved_slots)
-        sequence.num_cached = 0
+        sequence.num_reusable = 0
 
     def _order(self, prefilling: Collection[S]) -> list[S]:
         """The shortest remainder first, or the oldest sequence where it is its turn."""
@@ -397,7 +397,7 @@ def _rank(sequence: Schedulable) -> int:
 
 
 def _computed(sequence: Schedulable) -> int:
-    return max(sequence.num_computed, min(sequence.num_cached, sequence.num_tokens - 1))
+    return max(sequence.num_computed, min(sequence.num_reusable, sequence.num_tokens - 1))
 
 
 def _remaining(sequence: Schedulable) -> int:

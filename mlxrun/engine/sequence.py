@@ -42,9 +42,10 @@ class Sequence:
         limit: the most tokens to sample; 0 for one that is scored.
         cache_config: of its KV cache.
         output_processor: makes chunks of its tokens; None for one that is scored.
-        plan: bytes of its KV cache by number of tokens.
+        kv_cost: bytes of its KV cache by number of tokens.
         session: the session that it continues, or None.
-        reuse_step: it takes over prefixes at multiples of so many tokens.
+        reuse_step: prefixes are reused at multiples of so many tokens. With that of a prefill chunk
+            the passes have the shapes, and so the bits, of a run without a prefix cache.
         score_from: a scored sequence yields the hidden states of positions from there on.
         score_rows: at most so many of them at once, where the model has no output matrix apart.
         streams: its reader waits for each chunk, not for the last one.
@@ -56,7 +57,7 @@ class Sequence:
     limit: int
     cache_config: CacheConfig
     output_processor: OutputProcessor | None
-    plan: Callable[[int], int] = field(default=_free, repr=False)
+    kv_cost: Callable[[int], int] = field(default=_free, repr=False)
     session: Session | None = None
     reuse_step: int = 1
     score_from: int | None = None
@@ -78,7 +79,7 @@ class Sequence:
     arrival: int = field(default=0, init=False)
     num_tokens: int = field(default=0, init=False)
     num_computed: int = field(default=0, init=False)
-    num_cached: int = field(default=0, init=False)
+    num_reusable: int = field(default=0, init=False)
     waits_for_prefix: bool = field(default=False, init=False)
     reserved: int = field(default=0, init=False)
     reserved_slots: int = field(default=0, init=False)
@@ -134,9 +135,9 @@ class Sequence:
     def cost(self, slots: int) -> int:
         slots = min(slots, self.longest)
         if self.prefix is None or slots <= self.prefix.length:
-            return self.plan(slots)
+            return self.kv_cost(slots)
         saved_slots = bucket(slots) - bucket(slots - self.prefix.length)
-        return self.plan(slots) - saved_slots * self.prefix.nbytes // self.prefix.length
+        return self.kv_cost(slots) - saved_slots * self.prefix.nbytes // self.prefix.length
 
     def find_prefix(self) -> None:
         """Note the prefix that its caches share with others."""
@@ -154,7 +155,7 @@ class Sequence:
             self.error = last
         elif last is not None:
             self.chunks.append(last)
-        self.finished, self.engine, self.plan = True, None, _free
+        self.finished, self.engine, self.kv_cost = True, None, _free
 
     def notify(self) -> None:
         """Wake readers; not while computing, as one that waits for that may hold the lock."""

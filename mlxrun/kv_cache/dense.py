@@ -112,7 +112,7 @@ def places(
 
 
 class Store:
-    """Arrays (R, heads, slots, width), alike but for their widths and dtypes.
+    """Arrays (R, heads, slots, width), that differ only in width and dtype.
 
     Attributes:
         arrays: none before the first token.

@@ -328,7 +328,7 @@ class PrefixCache:
         """How many of some tokens :meth:`restore` would reuse."""
         return max((length for length, _ in self._candidates(tokens, like, step)), default=0)
 
-    def num_cached(self, tokens: Sequence[int], like: Sequence[KVCache], step: int = 1) -> int:
+    def matched_len(self, tokens: Sequence[int], like: Sequence[KVCache], step: int = 1) -> int:
         """How many of some tokens are in the tree, reusable or not."""
         return self._tree.match(_tree_of(like, step), tokens)[1]
 
@@ -338,24 +338,24 @@ class PrefixCache:
         caches: list[KVCache],
         step: int = 1,
         *,
-        share: int = 0,
-        least: int = 1,
+        share_len: int = 0,
+        min_len: int = 1,
     ) -> Lease | None:
         """Replace empty caches by ones with the longest reusable prefix of some tokens.
 
         Args:
-            share: how many of the first tokens to share with other sequences instead of copying.
-            least: how many must be reusable.
+            share_len: how many of the first tokens to share with others instead of copying.
+            min_len: how many must be reusable.
 
         Returns:
             None if too few are.
         """
         self._lookups += 1
         for length, node in self._candidates(tokens, caches, step):
-            if length < least:
+            if length < min_len:
                 break
-            shared = 0 < share <= length
-            empty = self._sharing(tokens[:share], caches, step) if shared else caches
+            shared = 0 < share_len <= length
+            empty = self._sharing(tokens[:share_len], caches, step) if shared else caches
             try:
                 caches[:] = _restored(empty, node, length)
             except CacheError:  # a state that cannot be truncated to the length
@@ -368,7 +368,7 @@ class PrefixCache:
 
     def share(self, tokens: Sequence[int], caches: list[KVCache], step: int = 1) -> None:
         """Replace caches with some first tokens, and more, by ones that share those tokens."""
-        if self.num_cached(tokens, caches, step) < len(tokens):
+        if self.matched_len(tokens, caches, step) < len(tokens):
             return
         for i, other in enumerate(self._sharing(tokens, caches, step)):
             own = caches[i]

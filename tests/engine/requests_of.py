@@ -92,7 +92,7 @@ class Ask:
         request = Request(self.prompt, self.params, self.limit, ignore_eos=ignore, **more)
         self.sequence = engine.prepare(request, session=session, cache_config=cache)
         if plan is not None:
-            self.sequence.plan = plan
+            self.sequence.kv_cost = plan
         engine._inbox.put(self.sequence)
         return self.sequence
 

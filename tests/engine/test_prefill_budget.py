@@ -27,7 +27,7 @@ class Prompt:
     deadline: float | None = None
     arrival: int = 0
     num_computed: int = 0
-    num_cached: int = 0
+    num_reusable: int = 0
     waits_for_prefix: bool = False
     awaits_progress: bool = False
     reserved: int = 0

@@ -222,7 +222,7 @@ def test_only_prefills_of_whole_chunks_are_stored_for_cold_starts(
     ask = Ask(prompt, 2)
     ask.submit(engine).reuse_step = PREFILL_CHUNK
     play(engine)
-    stored = engine.prefix_cache.num_cached(prompt, tiny.make_cache(), PREFILL_CHUNK)
+    stored = engine.prefix_cache.matched_len(prompt, tiny.make_cache(), PREFILL_CHUNK)
     assert stored == (0 if with_decoding else PREFILL_CHUNK)
 
 

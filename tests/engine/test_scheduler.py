@@ -47,7 +47,7 @@ class Sequence:
     waits_for_prefix: bool = False
     arrival: int = field(default=0, init=False)
     num_computed: int = field(default=0, init=False)
-    num_cached: int = field(default=0, init=False)
+    num_reusable: int = field(default=0, init=False)
     reserved: int = field(default=0, init=False)
     reserved_slots: int = field(default=0, init=False)
     sampled: int = field(default=0, init=False)
@@ -79,7 +79,7 @@ class Sequence:
         """Forget its cache, which stays in the prefix cache."""
         self.known = self.num_computed
         self.num_tokens = max(self.num_tokens, self.num_computed)
-        self.num_computed = self.num_cached = 0
+        self.num_computed = self.num_reusable = 0
         self.taken_over = False
 
 
@@ -100,8 +100,8 @@ class Prefixes:
         self.starts = {}
         for sequence in prefilling:
             if not sequence.taken_over:
-                sequence.num_cached = sequence.known
-            known = min(sequence.num_cached, sequence.num_tokens - 1)
+                sequence.num_reusable = sequence.known
+            known = min(sequence.num_reusable, sequence.num_tokens - 1)
             self.starts[sequence] = max(sequence.num_computed, known)
 
     def load_prefix(self, sequence: Sequence) -> bool:

@@ -205,7 +205,7 @@ def take(
     prefixes: PrefixCache, tokens: list[int], share: int
 ) -> tuple[list[KVCache], SharedPrefix]:
     memories = empty()
-    assert prefixes.restore(tokens, memories, share=share) is not None
+    assert prefixes.restore(tokens, memories, share_len=share) is not None
     first = memories[0]
     assert isinstance(first, SharedPrefixCache)
     return memories, first.prefix
@@ -253,14 +253,14 @@ def test_evicted_arrays_stay_with_their_users() -> None:
     tokens, prefixes = list(range(60)), PrefixCache(1 << 30)
     whole = kept(prefixes, tokens, [20, 60])
     memories = empty()
-    lease = prefixes.restore(tokens, memories, share=40)
+    lease = prefixes.restore(tokens, memories, share_len=40)
     assert lease is not None
     prefixes.budget = 0
-    assert prefixes.num_cached(tokens, empty()) == 60, "in use"
+    assert prefixes.matched_len(tokens, empty()) == 60, "in use"
     lease.release()
     lease.release()  # twice is once
     prefixes.clear()
-    assert prefixes.num_cached(tokens, empty()) == 0
+    assert prefixes.matched_len(tokens, empty()) == 0
     shows(memories, whole, 60)
     assert prefixes.shared_lens(tokens, empty()) == [40]
     del memories
