@@ -388,31 +388,31 @@ template <class F> KERNELS_INLINE const uint8_t* float_row(const Piece& t, int n
   return t.blocks + (size_t)(t.order ? t.order[n] : n) * t.columns * F::BYTES;
 }
 
-template <class F, int R> static void few_floats(const Piece& t, int first) {
+// Row n of the matrix times R rows of x.
+template <class F, int R>
+KERNELS_INLINE void few_floats(const Piece& t, int n, int first) {
   const float* x[R];
   for (int r = 0; r < R; r++) x[r] = static_cast<const float*>(t.x[first + r]);
-  for (int n = t.begin; n < t.end; n++) {
-    const uint8_t* w = float_row<F>(t, n);
-    f32x16 acc[R][4] = {};
-    int i = 0;
-    for (; i + 64 <= t.columns; i += 64) {
-      prefetch(w + (size_t)i * F::BYTES + AHEAD);
-      prefetch(w + (size_t)i * F::BYTES + AHEAD + 64);
+  const uint8_t* w = float_row<F>(t, n);
+  f32x16 acc[R][4] = {};
+  int i = 0;
+  for (; i + 64 <= t.columns; i += 64) {
+    prefetch(w + (size_t)i * F::BYTES + AHEAD);
+    prefetch(w + (size_t)i * F::BYTES + AHEAD + 64);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) {
-        const f32x16 v = F::sixteen(w + (size_t)(i + 16 * j) * F::BYTES);
+    for (int j = 0; j < 4; j++) {
+      const f32x16 v = F::sixteen(w + (size_t)(i + 16 * j) * F::BYTES);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++)
-          acc[r][j] = fma(v, load<f32x16>(x[r] + i + 16 * j), acc[r][j]);
-      }
+      for (int r = 0; r < R; r++)
+        acc[r][j] = fma(v, load<f32x16>(x[r] + i + 16 * j), acc[r][j]);
     }
-    for (; i < t.columns; i += 16) {
-      const f32x16 v = floats16<F>(w, i, t.columns);
-      for (int r = 0; r < R; r++) acc[r][0] = fma(v, load<f32x16>(x[r] + i), acc[r][0]);
-    }
-    for (int r = 0; r < R; r++)
-      t.out[first + r][n] = sum((acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
   }
+  for (; i < t.columns; i += 16) {
+    const f32x16 v = floats16<F>(w, i, t.columns);
+    for (int r = 0; r < R; r++) acc[r][0] = fma(v, load<f32x16>(x[r] + i), acc[r][0]);
+  }
+  for (int r = 0; r < R; r++)
+    t.out[first + r][n] = sum((acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]));
 }
 
 template <int M>
@@ -435,6 +435,14 @@ KERNELS_INLINE void float_panel(const f32x16* w, const void* const* rows, int at
   for (int m = 0; m < M; m++) store(sums + 16 * m, load<f32x16>(sums + 16 * m) + acc[m]);
 }
 
+// The last rows together: one alone would wait for each of its sums before the next.
+template <int M>
+KERNELS_INLINE void float_rest(const f32x16* w, const void* const* rows, int left, int at,
+                               int count, float* sums) {
+  if (left == M) return float_panel<M>(w, rows, at, count, sums);
+  if constexpr (M > 1) float_rest<M - 1>(w, rows, left, at, count, sums);
+}
+
 template <class F> static void many_floats(const Piece& t) {
   constexpr int M = PARTS == 1 ? 12 : PARTS == 2 ? 4 : 2;
   alignas(64) f32x16 w[SUPER];
@@ -454,18 +462,21 @@ template <class F> static void many_floats(const Piece& t) {
       int m = 0;
       for (; m + M <= t.rows; m += M)
         float_panel<M>(w, t.x + m, at, here, t.scratch + 16 * m);
-      for (; m < t.rows; m++) float_panel<1>(w, t.x + m, at, here, t.scratch + 16 * m);
+      if (m < t.rows)
+        float_rest<M - 1>(w, t.x + m, t.rows - m, at, here, t.scratch + 16 * m);
     }
     write_panel(t, n, count);
   }
 }
 
 template <class F> static void product_floats(const Piece* t) {
-  if (t->rows > 4) return many_floats<F>(*t);
-  int m = 0;
-  for (; m + 4 <= t->rows; m += 4) few_floats<F, 4>(*t, m);
-  for (; m + 2 <= t->rows; m += 2) few_floats<F, 2>(*t, m);
-  for (; m < t->rows; m++) few_floats<F, 1>(*t, m);
+  if (t->rows > 8) return many_floats<F>(*t);
+  for (int n = t->begin; n < t->end; n++) {  // a row of the matrix stays in the cache meanwhile
+    int m = 0;
+    for (; m + 4 <= t->rows; m += 4) few_floats<F, 4>(*t, n, m);
+    for (; m + 2 <= t->rows; m += 2) few_floats<F, 2>(*t, n, m);
+    for (; m < t->rows; m++) few_floats<F, 1>(*t, n, m);
+  }
 }
 
 template <class F> static void decode_floats(const uint8_t* row, int32_t columns, float* out) {
