@@ -1,7 +1,7 @@
 """The root of every expected failure, and the failures of reading and converting weights.
 
 The lowest package owns the root so that ``converters`` never imports ``mlxrun``. The whole tree is
-drawn in ``mlxrun/errors.py``.
+shown in ``mlxrun/errors.py``.
 """
 
 from __future__ import annotations

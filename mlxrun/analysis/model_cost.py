@@ -192,13 +192,13 @@ def weight_traffic(model: MLXLMModel) -> WeightTraffic:
     head = row = table = 0
     routed: Counter[tuple[int, int]] = Counter()
     for path, module in modules.items():
-        prefix_loaded = [each.size for each in calls[path] if each is not None]
+        looked_up = [each.size for each in calls[path] if each is not None]
         if isinstance(module, SwitchLinear):
             count = int(module.weight.shape[0])
-            routed[count, min(count, max(prefix_loaded, default=0))] += sizes[path]
+            routed[count, min(count, max(looked_up, default=0))] += sizes[path]
         elif isinstance(module, Embedding):
-            row += sum(prefix_loaded) * sizes[path] // int(module.weight.shape[0])
-            multiplied = len(prefix_loaded) < len(calls[path])
+            row += sum(looked_up) * sizes[path] // int(module.weight.shape[0])
+            multiplied = len(looked_up) < len(calls[path])
             head, table = head + sizes[path] * multiplied, table + sizes[path] * (not multiplied)
         elif isinstance(module, Linear) and module.weight.shape[0] == model.vocab_size:
             head += sizes[path]

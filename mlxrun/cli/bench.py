@@ -248,11 +248,7 @@ def bench_command(
     elif as_csv:
         sys.stdout.write(flat(found))
     else:
-        if profile:
-            print_profile(found["dataset"])
-        print_results(found)
-        if limits:
-            print_roofline(found["roofline"])
+        _print_tables(found)
     if plot:
         from mlxrun.analysis.plot import draw
 
@@ -407,3 +403,11 @@ def _profile(
     rates = {result.workload.parallel: result.rate.median for result in results}
     advices = advise(found, rates, memory.parallel_for)
     return advices, profile_facts(path, count, lengths, advices, tried, llm.context_length)
+
+
+def _print_tables(found: Facts) -> None:
+    if "dataset" in found:
+        print_profile(found["dataset"])
+    print_results(found)
+    if "roofline" in found:
+        print_roofline(found["roofline"])

@@ -116,7 +116,7 @@ class Inbox:
 
 
 class Engine:
-    """SequenceOwner requests of one model, many in one forward pass.
+    """Runs requests of one model, many in one forward pass.
 
     Requests join at any step and leave as soon as they end; none gets other tokens because of its
     neighbors in the batch. ``llm.engine()`` makes one with a thread of its own, to be closed or
@@ -171,9 +171,8 @@ class Engine:
         self._completed = 0.0  # when the last step was, seconds of ``time.monotonic``
         self._news: deque[Sequence] = deque()  # with output that their readers wait for
         self._handles: dict[Sequence, weakref.ref[Handle]] = {}
-        self._interrupted: list[
-            SequenceOwner
-        ] = []  # whose sequences ended as a session is used here
+        # Engines whose sequences ended because a session of theirs is used here.
+        self._interrupted: list[SequenceOwner] = []
         self._stepping = False
         # Threads that wait for sequences: one of them steps.
         self._changed = threading.Condition()

@@ -474,16 +474,15 @@ class DecodeStep:
         shapes = [group.tensors.key.shape + group.state.window.shape for group in groups]
         specs = tuple(group.spec for group in groups)
         key = tuple(own.key for own in rows), specs, tuple(present), tuple(shapes)
-        last = self._of_thread.__dict__.get("last")
-        if last is not None and key == last[0]:  # hashes the kinds of all layers otherwise
-            return cast(StepFunction, last[1])
         compiled = self.compiled
+        latest = next(reversed(compiled.items()), None)
+        if latest is not None and key == latest[0]:  # a look-up would hash the kinds of all layers
+            return latest[1]
         step = compiled.pop(key, None)
         if step is None:
             views, likes = [own.views for own in rows], [own.templates() for own in rows]
             step = cast(StepFunction, mx.compile(_step(self.model, likes, views, specs, present)))
         compiled[key] = step  # the latest used last
-        self._of_thread.last = key, step
         if len(compiled) > COMPILED_STEPS:
             compiled.popitem(last=False)
         return step

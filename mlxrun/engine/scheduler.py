@@ -132,10 +132,9 @@ class PrefillBudget:
     def __init__(self, stall: float, most: int) -> None:
         self._stall, self.most = stall, most
         self._decoding = 0.0  # seconds of a step without prefill, smoothed
-        self._costs: deque[float] = deque(maxlen=WINDOW)  # seconds of a token without context
-        self._context_costs: deque[float] = deque(
-            maxlen=WINDOW
-        )  # of one of context, as a share of that
+        # Seconds of a token without context, and the cost of one of context as a share of that.
+        self._costs: deque[float] = deque(maxlen=WINDOW)
+        self._context_costs: deque[float] = deque(maxlen=WINDOW)
 
     @property
     def tokens(self) -> int:
@@ -216,7 +215,7 @@ class Scheduler(Generic[S]):
         self._deadlines: dict[S, float] = {}
         self._arrivals = 0
         self._reserved = 0
-        self._steps_since_oldest = 0  # steps since the oldest prompt went first
+        self._steps_since_oldest = 0  # since the oldest prompt went first
 
     def __contains__(self, sequence: S) -> bool:
         states = self._waiting, self._prefilling, self._decoding

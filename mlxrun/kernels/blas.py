@@ -17,8 +17,8 @@ from pathlib import Path
 VARIABLE = "MLXRUN_BLAS"
 ACCELERATE = sys.platform == "darwin"
 
-# Debian and Ubuntu (libopenblas0), Fedora (openblas).
 _DEFAULT = "MLX's default, which is slow"
+# Debian and Ubuntu (libopenblas0), Fedora (openblas).
 _NAMES = ("libopenblas.so.0", "libopenblas.so", "libopenblasp.so.0")
 
 loaded: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import mlx.core as mx
@@ -36,6 +37,25 @@ class State(NamedTuple):
     @property
     def nbytes(self) -> int:
         return sum(int(array.nbytes) for array in self.arrays.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """K/V of successive tokens in all caches of a model.
+
+    Attributes:
+        parts: of each cache, arrays (1, H, T, ...) by name; none where it has no such tokens.
+    """
+
+    parts: tuple[Arrays, ...]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [array for part in self.parts for array in part.values()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(array.nbytes) for array in self.arrays)
 
 
 class StepCache(ABC):

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import mlx.core as mx
 
 from mlxrun.errors import CacheError
-from mlxrun.kv_cache.base import Arrays, KVCache, State
+from mlxrun.kv_cache.base import Arrays, KVCache, Segment, State
 from mlxrun.kv_cache.dense import DenseCache, copied, joined
 from mlxrun.kv_cache.shared_prefix import SharedPrefix, SharedPrefixCache, can_share
 
@@ -26,35 +26,6 @@ MIN_PREFIX_LEN = 16
 TOKEN_BYTES = 32
 # Tokens that are compared at once.
 STRIDE = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """K/V of a node's tokens in each cache: arrays (1, H, T, ...)."""
-
-    parts: tuple[Arrays, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in self.arrays)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [array for part in self.parts for array in part.values()]
-
-    def split(self, at: int) -> tuple[Segment, Segment]:
-        """The first ``at`` tokens, and the others."""
-        first, second = (
-            Segment(
-                tuple(
-                    {n: copied(a, start, stop or a.shape[2]) for n, a in part.items()}
-                    for part in self.parts
-                )
-            )
-            for start, stop in ((0, at), (at, 0))
-        )
-        _evaluate([*first.arrays, *second.arrays])
-        return first, second
 
 
 @dataclass(eq=False, slots=True)
@@ -160,7 +131,7 @@ class RadixTree:
         """
         self._roots.setdefault(tree, Node((), 0, None, None))
         length = self.match(tree, tokens)[1]
-        node = self.end(tree, tokens[:length])
+        node = self.split_at(tree, tokens[:length])
         if length < len(tokens):
             new = Node(tuple(tokens[length:]), len(tokens), segment(length, len(tokens)), node)
             # An interrupt in between must not leave a node in the tree that is not in the order.
@@ -171,7 +142,7 @@ class RadixTree:
         self.use(node)
         return node
 
-    def end(self, tree: Hashable, tokens: Sequence[int]) -> Node:
+    def split_at(self, tree: Hashable, tokens: Sequence[int]) -> Node:
         """Make a node end after some tokens, all of which are cached."""
         node, length = self.match(tree, tokens)
         return self._split(node, length) if length < node.end else node
@@ -232,7 +203,7 @@ class RadixTree:
         assert node.parent is not None and node.segment is not None
         at = end - node.start
         before = node.nbytes
-        first, second = node.segment.split(at)
+        first, second = _split_segment(node.segment, at)
         upper = Node(node.tokens[:at], end, first, node.parent)
         node.parent.children[upper.tokens[0]] = upper
         node.tokens, node.segment, node.parent = node.tokens[at:], second, upper
@@ -299,7 +270,7 @@ class PrefixCache:
 
     def __init__(self, budget: int, *, min_prefix_len: int = MIN_PREFIX_LEN) -> None:
         self._budget, self.min_prefix_len = budget, min_prefix_len
-        self._tree: RadixTree = RadixTree()
+        self._tree = RadixTree()
         # Alive as long as some cache uses them.
         self._shared: WeakValueDictionary[tuple[Hashable, tuple[int, ...]], SharedPrefix]
         self._shared = WeakValueDictionary()
@@ -392,16 +363,16 @@ class PrefixCache:
         tree = _tree_of(like, step)
         prefix = self._shared.get((tree, tuple(tokens)))
         if prefix is None:
-            node = self._tree.end(tree, tokens)
+            node = self._tree.split_at(tree, tokens)
             segments = zip(*_segments(node), strict=True)
-            parts = [
+            parts = tuple(
                 _chain(segment) if can_share(cache) else {}
                 for cache, segment in zip(like, segments, strict=True)
-            ]
-            # With the same arrays in the tree, what sequences share is in memory once.
+            )
+            # With the same arrays in the tree, a shared prefix is in memory once.
             if all(map(can_share, like)):
-                self._tree.merge(node, Segment(tuple(parts)))
-            prefix = self._shared[tree, tuple(tokens)] = SharedPrefix(len(tokens), parts)
+                self._tree.merge(node, Segment(parts))
+            prefix = self._shared[tree, tuple(tokens)] = SharedPrefix(parts, len(tokens))
             _evaluate(prefix.arrays)
         return [
             SharedPrefixCache(prefix, layer, cache.keys, cache.values)
@@ -484,6 +455,21 @@ def _restored(empty: Sequence[KVCache], node: Node, length: int) -> list[KVCache
 def _segments(node: Node) -> list[tuple[Arrays, ...]]:
     """K/V of the tokens up to the end of a node, one part per node."""
     return [one.segment.parts for one in node.path() if one.segment]
+
+
+def _split_segment(segment: Segment, at: int) -> tuple[Segment, Segment]:
+    """The first ``at`` tokens, and the others."""
+    first, second = (
+        Segment(
+            tuple(
+                {n: copied(a, start, stop or a.shape[2]) for n, a in part.items()}
+                for part in segment.parts
+            )
+        )
+        for start, stop in ((0, at), (at, 0))
+    )
+    _evaluate([*first.arrays, *second.arrays])
+    return first, second
 
 
 def _chain(parts: Sequence[Arrays]) -> Arrays:

@@ -8,13 +8,14 @@ softmax, so that nothing needs to be merged afterwards.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import mlx.core as mx
 
 from mlxrun.errors import CacheError
 from mlxrun.kv_cache.attention import AttentionOp, Mask
-from mlxrun.kv_cache.base import Arrays, KVCache, State
+from mlxrun.kv_cache.base import Arrays, KVCache, Segment, State
 from mlxrun.kv_cache.dense import DenseCache, Line, copied
 from mlxrun.kv_cache.formats import PLAIN, Format, StoredKV, as_stored, reads_packed
 
@@ -23,24 +24,15 @@ from mlxrun.kv_cache.formats import PLAIN, Format, StoredKV, as_stored, reads_pa
 CONCATENATE_FROM = 32
 
 
-class SharedPrefix:
+@dataclass(frozen=True, eq=False)
+class SharedPrefix(Segment):
     """K/V of the first tokens of some sequences, shared by all of them and never changed.
 
     Attributes:
         length: in tokens.
-        parts: of each cache of a model, arrays (1, H, length, ...); none where it is not shared.
     """
 
-    def __init__(self, length: int, parts: Sequence[Arrays]) -> None:
-        self.length, self.parts = length, tuple(parts)
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [array for part in self.parts for array in part.values()]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(int(array.nbytes) for array in self.arrays)
+    length: int
 
 
 class SharedPrefixCache(DenseCache):
@@ -63,7 +55,7 @@ class SharedPrefixCache(DenseCache):
         return type(self)(self.prefix, self._layer, self.keys, self.values)
 
     def template(self) -> Self:
-        without = SharedPrefix(self.prefix.length, ())
+        without = SharedPrefix((), self.prefix.length)
         return type(self)(without, self._layer, self.keys, self.values)
 
     @property

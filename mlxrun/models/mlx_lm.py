@@ -896,25 +896,14 @@ def _window_of(part: Any) -> int | None:
     return int(part.chunk_size) if isinstance(part, ChunkedKVCache) else None
 
 
-def _kept(part: Any) -> list[mx.array]:
-    """The arrays of a layer's cache; none of a layer that reads another's."""
-    if not isinstance(part, _KV):
-        return list(_arrays(part))
-    return [array for array in (part.keys, part.values) if array is not None]
-
-
-def _token_values(array: mx.array) -> int:
-    """Numbers of a token among keys or values (B, H, T, D)."""
-    return int(array.shape[1] * array.shape[3])
-
-
 def _layer_footprint(part: Any, stream: int, pair: int) -> LayerFootprint:
-    kept = _kept(part)
     if not isinstance(part, _KV):  # a state never grows
-        nbytes = sum(int(array.nbytes) for array in kept)
+        nbytes = sum(int(array.nbytes) for array in _arrays(part))
         return LayerFootprint(fixed=nbytes, twice=True, stream=stream)
+    # A layer that reads another's has none.
+    kept = [array for array in (part.keys, part.values) if array is not None]
     return LayerFootprint(
-        token=sum(_token_values(array) * array.itemsize for array in kept),
+        token=sum(int(a.shape[1] * a.shape[3]) * a.itemsize for a in kept),  # (B, H, T, D)
         window=_window_of(part),
         twice=isinstance(part, RotatingKVCache),  # only a ring is written over
         step=_STEP,

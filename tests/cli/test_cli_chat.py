@@ -265,29 +265,24 @@ def test_typing_during_a_completion_waits_for_the_next_prompt(model, tmp_path):
         assert screen.process.wait(30) == 0
 
 
-def test_a_terminal_that_closes_during_a_completion(endless, tmp_path):
+@pytest.mark.parametrize(
+    ("most", "before", "after"),
+    [
+        ("none", r"hello\s+\w\w", r"\nsaved 2 messages"),
+        ("2", r"hello\s+\w\w.*>", r"saved 2 messages"),
+    ],
+    ids=["during a completion", "at the prompt"],
+)
+def test_a_terminal_that_closes(endless, tmp_path, most, before, after):
     file = tmp_path / "talk.json"
     with terminal(
-        tmp_path, "chat", endless, "--temp", "0", *LETTERS, "-n", "none", "--save", file
+        tmp_path, "chat", endless, "--temp", "0", *LETTERS, "-n", most, "--save", file
     ) as screen:
         screen.expect("/help lists the commands.*>")
         screen.type("hello\r")
-        screen.expect(r"hello\s+\w\w")
+        screen.expect(before)
         screen.process.send_signal(signal.SIGHUP)
-        screen.expect(r"\nsaved 2 messages")
-        assert screen.process.wait(30) == 129
-
-
-def test_a_terminal_that_closes_at_the_prompt(model, tmp_path):
-    file = tmp_path / "talk.json"
-    with terminal(
-        tmp_path, "chat", model, "--temp", "0", *LETTERS, "-n", "2", "--save", file
-    ) as screen:
-        screen.expect("/help lists the commands.*>")
-        screen.type("hello\r")
-        screen.expect(r"hello\s+\w\w.*>")
-        screen.process.send_signal(signal.SIGHUP)
-        screen.expect(r"saved 2 messages")
+        screen.expect(after)
         assert screen.process.wait(30) == 129
 
 

@@ -46,7 +46,7 @@ def pair(
     dense = DenseCache(keys, values)
     append(dense, some(rng, 1, length), some(rng, 1, length))
     branch = SharedPrefixCache(
-        SharedPrefix(length, [dense.slice_tokens(0, length)]), 0, keys, values
+        SharedPrefix((dense.slice_tokens(0, length),), length), 0, keys, values
     )
     return dense, branch
 
@@ -99,7 +99,7 @@ def test_latents(form: str) -> None:
     dense = DenseCache(FORMATS[form], FORMATS[form])
     append(dense, keys.astype(mx.float32), values.astype(mx.float32))
     branch = SharedPrefixCache(
-        SharedPrefix(50, [dense.slice_tokens(0, 50)]), 0, FORMATS[form], FORMATS[form]
+        SharedPrefix((dense.slice_tokens(0, 50),), 50), 0, FORMATS[form], FORMATS[form]
     )
     caches: list[DenseCache] = [dense, branch]
     for tokens in (CONCATENATE_FROM, 1, 3):

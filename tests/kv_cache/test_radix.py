@@ -6,8 +6,8 @@ import mlx.core as mx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxrun.kv_cache.base import State
-from mlxrun.kv_cache.prefix_cache import TOKEN_BYTES, Node, RadixTree, Segment, common_prefix_len
+from mlxrun.kv_cache.base import Segment, State
+from mlxrun.kv_cache.prefix_cache import TOKEN_BYTES, Node, RadixTree, common_prefix_len
 
 SIZE = 4  # bytes of a token's K/V
 

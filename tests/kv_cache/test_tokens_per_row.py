@@ -37,7 +37,7 @@ PLAIN_KIND = Kind(DenseCache)
 
 def shared_prefix() -> RowCache:
     x = tokens(np.random.default_rng(5), SHARED)
-    return SharedPrefixCache(SharedPrefix(SHARED, [{"0": x[1], "1": x[2]}]), 0)
+    return SharedPrefixCache(SharedPrefix(({"0": x[1], "1": x[2]},), SHARED), 0)
 
 
 def dense(keys: Format, values: Format) -> Kind:
