@@ -37,8 +37,12 @@ def llm(path: Path) -> mlxrun.LLM:
     ids=str,
 )
 def test_peaks_are_predicted(llm: mlxrun.LLM, path: Path, cell: Cell) -> None:
-    """Never less than the measured peak, and at most 15% more."""
-    measured, prompt = measure(llm, cell)
+    """Never less than the measured peak, and at most 15% more.
+
+    The peak of a run depends on how far the device is behind Python; the plan is for the highest.
+    """
+    runs = [measure(llm, cell) for _ in range(4)]
+    measured, prompt = max(runs)
     assert measured <= predict(path, cell, prompt) <= 1.15 * measured
 
 
